@@ -1,0 +1,297 @@
+"""The shared flags, and the only translation from flags to arguments.
+
+An experiment is a module with a function `run(*, ...)`, whose defaults are the defaults of its flags, and a table
+`FLAGS` that gives each argument its parser and its help. Both doors go through the parsers: the command line by
+`main`, Python and notebooks by `check`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import operator
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from seqjax.run import UserError
+
+FLAGFILES = Path(__file__).parent / 'flags'
+MISTAKE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+
+
+# --- parsers: from a flag's text, or from a plain value ------------------------------------------------------------
+
+
+class Whole(flags.ArgumentParser):
+    """A whole number from `minimum` to `maximum`."""
+
+    def __init__(self, minimum: int, maximum: int = 2**31 - 1):
+        self.minimum, self.maximum = minimum, maximum
+
+    def parse(self, argument: Any) -> int:
+        try:
+            value = int(argument) if isinstance(argument, str) else operator.index(argument)
+        except (TypeError, ValueError):
+            value = None
+        if value is None or isinstance(argument, bool) or not self.minimum <= value <= self.maximum:
+            raise ValueError(f'must be a whole number from {self.minimum} to {self.maximum}')
+        return value
+
+    def flag_type(self) -> str:
+        return 'whole number'
+
+
+class Positive(flags.ArgumentParser):
+    """A positive number that float32 can hold."""
+
+    def parse(self, argument: Any) -> float:
+        limits = np.finfo(np.float32)
+        try:
+            value = math.nan if isinstance(argument, bool) else float(argument)
+        except (TypeError, ValueError, OverflowError):
+            value = math.nan
+        if not float(limits.tiny) <= value <= float(limits.max):
+            raise ValueError(f'must be a positive and finite number, from {limits.tiny:.1e} to {limits.max:.1e}')
+        return value
+
+    def flag_type(self) -> str:
+        return 'positive number'
+
+
+class Choice(flags.ArgumentParser):
+    """One of a few words."""
+
+    def __init__(self, *words: str):
+        self.words = words
+
+    def parse(self, argument: Any) -> str:
+        if argument not in self.words:
+            raise ValueError(f'must be one of {", ".join(self.words)}{_nearest(str(argument), self.words)}')
+        return argument
+
+    def flag_type(self) -> str:
+        return ' | '.join(self.words)
+
+
+class Folder(flags.ArgumentParser):
+    """The path of a folder."""
+
+    def parse(self, argument: Any) -> str:
+        text = os.fspath(argument) if isinstance(argument, str | os.PathLike) else ''
+        if not text.strip() or '\0' in text:
+            raise ValueError('must be the path of a folder')
+        return text
+
+    def flag_type(self) -> str:
+        return 'folder'
+
+
+class Switch(flags.BooleanParser):
+    """True or false."""
+
+    def parse(self, argument: Any) -> bool:
+        try:
+            return super().parse(argument)
+        except (TypeError, ValueError, AttributeError):
+            raise ValueError('must be true or false') from None
+
+
+class Flag(NamedTuple):
+    parser: flags.ArgumentParser
+    help: str
+
+
+SHARED = {
+    'learning_rate': Flag(Positive(), "Adam's step size"),
+    'adam_epsilon': Flag(Positive(), "Adam's epsilon, where Keras puts it: before the bias correction"),
+    'seed': Flag(Whole(0, 2**32 - 1), 'decides every random number; the first seed with --replicas'),
+    'replicas': Flag(Whole(1), 'train this many seeds side by side: --seed and those that follow'),
+    'workdir': Flag(Folder(), 'where the results stay; made if missing'),
+    'overwrite': Flag(Switch(), 'replace the results that --workdir holds'),
+    'picture': Flag(Switch(), 'draw curve.png (needs matplotlib, the extra "plots")'),
+    'chunk': Flag(Whole(1), 'steps on the device between two visits of the host; changes no number'),
+}
+
+
+def check(table: Mapping[str, Flag], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values through the parsers; None stays None.
+
+    Raises:
+      UserError: a value is refused; the sentence names the flag and the value.
+    """
+    checked = {}
+    for name, flag in table.items():
+        value = values[name]
+        try:
+            checked[name] = None if value is None else flag.parser.parse(value)
+        except ValueError as error:
+            raise UserError(f'--{name}={value} {error}') from error
+    return checked
+
+
+def check_seeds(seed: int, replicas: int | None) -> None:
+    """Raises UserError where the last of the seeds is no 32-bit number."""
+    last = seed + (replicas or 1) - 1
+    if last >= 2**32:
+        raise UserError(f'--seed={seed} with --replicas={replicas} ends at seed {last}; the last must be below {2**32}')
+
+
+def check_memory(numbers: int, sizes: Mapping[str, Any]) -> None:
+    """Raises UserError where a run of so many float32 numbers cannot fit this machine's memory."""
+    has = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    if 4 * numbers > has:
+        named = ' '.join(f'--{name}={value}' for name, value in sizes.items() if value is not None)
+        raise UserError(
+            f'{named} would need about {4 * numbers / 1e9:,.0f} GB of memory and this machine has {has / 1e9:,.0f}; '
+            'choose smaller ones'
+        )
+
+
+def _nearest(word: str, words: Any) -> str:
+    near = difflib.get_close_matches(word, list(words), 1)
+    return f'; did you mean {near[0]}?' if near else ''
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+def define(table: Mapping[str, Flag], defaults: Mapping[str, Any]) -> flags.FlagValues:
+    """The flags of an experiment, on values of its own: nothing global."""
+    values = flags.FlagValues()
+    for name, flag in table.items():
+        if isinstance(flag.parser, Switch):
+            flags.DEFINE_boolean(name, defaults[name], flag.help, flag_values=values)
+        else:
+            flags.DEFINE(flag.parser, name, defaults[name], flag.help, flag_values=values)
+    return values
+
+
+def parse(table: Mapping[str, Flag], defaults: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
+    """argv (without the program) -> the value of every flag.
+
+    Raises:
+      UserError: a flag, a value or a flagfile is wrong.
+    """
+    values = define(table, defaults)
+    values.set_gnu_getopt(True)
+    try:
+        rest = values(['', *_find_flagfiles(argv)])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown(error.flagname, table)) from error
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_plain(str(error))) from error
+    except (flags.Error, OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{_plain(str(error))}; --help lists the flags') from error
+    if rest:
+        raise UserError(f'{rest[0]!r} is no flag: flags are written --name=value; --help lists them')
+    return {name: values[name].value for name in table}
+
+
+def _unknown(name: str, table: Mapping[str, Flag]) -> str:
+    near = difflib.get_close_matches(name.removeprefix('no'), list(table), 1) or difflib.get_close_matches(name, table, 1)
+    return f'unknown flag --{name}' + (f'; did you mean --{near[0]}?' if near else '; --help lists the flags')
+
+
+def _plain(message: str) -> str:
+    """One line, without absl's lead."""
+    return ' '.join(message.split()).removeprefix('flag ').replace(': must be', ' must be')
+
+
+def _find_flagfiles(argv: list[str]) -> list[str]:
+    """Lets --flagfile name one that comes with the package where there is no such file here."""
+    found = []
+    words = iter(argv)
+    for word in words:
+        name, equals, path = word.partition('=')
+        if name not in ('--flagfile', '-flagfile'):
+            found.append(word)
+            continue
+        if not equals:
+            path = next(words, '')
+        found.append(f'--flagfile={_find_flagfile(path)}')
+    return found
+
+
+def _find_flagfile(path: str) -> str:
+    name = Path(path).name
+    for candidate in (Path(path).expanduser(), FLAGFILES / name, FLAGFILES / f'{name}.flags'):
+        if candidate.is_file():
+            return str(candidate)
+    known = sorted(file.name for file in FLAGFILES.glob('*.flags'))
+    raise UserError(f'flagfile {path!r} is not a file; those that come with the package: {", ".join(known)}')
+
+
+def help_text(run: Callable[..., Any], table: Mapping[str, Flag], name: str) -> str:
+    """The experiment's flags, with their kinds and defaults."""
+    defaults = default_values(run)
+    lines = [inspect.getdoc(run).splitlines()[0], '', f'python -m {name} [--flagfile=FILE] [flags]', '']
+    for flag, (parser, text) in table.items():
+        switch = isinstance(parser, Switch)
+        head = f'  --[no]{flag}' if switch else f'  --{flag}=({parser.flag_type()})'
+        default = '' if defaults[flag] is None else f' (default: {str(defaults[flag]).lower() if switch else defaults[flag]})'
+        lines += [head, textwrap.indent(textwrap.fill(text + default, 92), ' ' * 8)]
+    lines += ['  --flagfile=(file)', '        read flags from a file, one a line; flags that follow it win']
+    return '\n'.join(lines)
+
+
+def default_values(run: Callable[..., Any]) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(run).parameters.items()}
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs in the user's cache, unless JAX was told where: the second start is seconds faster."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+        jax.config.update('jax_compilation_cache_dir', str(Path(cache) / 'seqjax' / 'jax'))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+
+def main(
+    run: Callable[..., Any],
+    table: Mapping[str, Flag],
+    argv: list[str] | None = None,
+    *,
+    name: str,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> int:
+    """Runs an experiment from the command line.
+
+    Args:
+      run: the experiment.
+      table: its flags.
+      argv: without the program's name; of this process by default.
+      name: the module, for messages.
+      complete: fills in the values that the command line has and Python has not, such as a default --workdir.
+
+    Returns:
+      The exit code: 0 finished, 2 a person's mistake, 130 interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if {'--help', '-help', '-h', '--helpfull', '--helpshort'} & set(argv):
+        print(help_text(run, table, name))
+        return 0
+    try:
+        values = complete(parse(table, default_values(run), argv))
+        keep_compiled()
+        run(**values)
+        sys.stdout.flush()
+    except UserError as error:
+        sys.stdout.flush()
+        print(f'{name}: {error}', file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print(f'\n{name}: interrupted before the end; the same command starts the run again', file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return 0

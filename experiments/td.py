@@ -1,0 +1,303 @@
+"""The notebook's three experiments: an LSTM echoes 0.0 0.2 0.4 0.6 0.8.
+
+    python -m experiments.td --flagfile=experiments/flags/many_to_many.flags
+    python -m experiments.td --setup=many_to_one --replicas=100
+
+From Python: `td.run(setup='many_to_many')`. The task itself is in seqjax/tasks/td.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import launch
+from experiments.launch import Choice, Flag, Whole
+from seqjax import optim, report, sweep
+from seqjax import run as host
+from seqjax.cells import RECURRENT_ACTIVATIONS
+from seqjax.tasks import td as task_td
+
+EPOCHS = {'one_to_one': 1000, 'many_to_one': 500, 'many_to_many': 1000}  # the notebook's
+NOTEBOOK = {'length': 5, 'hidden': 5, 'learning_rate': 1e-3, 'adam_epsilon': 1e-7}
+REFERENCE = Path(__file__).parent / 'reference'
+
+FLAGS = {
+    'setup': Flag(Choice(*task_td.SETUPS), 'how the sequence goes in and comes out'),
+    'length': Flag(Whole(1), 'steps in the sequence i / length'),
+    'hidden': Flag(Whole(1), 'units of the LSTM'),
+    'epochs': Flag(Whole(1), "training steps; the notebook's by default: 1000, for many_to_one 500"),
+    'recurrent_activation': Flag(
+        Choice(*RECURRENT_ACTIVATIONS), "of the gates: Keras 3's is sigmoid, the notebook's was keras2_hard_sigmoid"
+    ),
+    **launch.SHARED,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What `run` returns. With replicas, arrays have a leading axis R."""
+
+    metrics: dict[str, np.ndarray]  # 'loss': [epochs] or [R, epochs]
+    predictions: np.ndarray  # [length] or [R, length]
+    targets: np.ndarray  # [length]
+    summary: dict[str, Any]  # what summary.json holds
+    figure: Any  # matplotlib's, or None
+    state: Any  # seqjax.task.State after the last step; None where a finished run was read back
+
+    def _repr_png_(self) -> bytes | None:
+        """A notebook shows the picture."""
+        if self.figure is None:
+            return None
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format='png', dpi=100)
+        return buffer.getvalue()
+
+
+def run(
+    *,
+    setup: str = 'many_to_many',
+    length: int = 5,
+    hidden: int = 5,
+    epochs: int | None = None,
+    recurrent_activation: str = 'sigmoid',
+    learning_rate: float = 1e-3,
+    adam_epsilon: float = 1e-7,
+    seed: int = 0,
+    replicas: int | None = None,
+    workdir: str | None = None,
+    overwrite: bool = False,
+    picture: bool = True,
+    chunk: int = 100,
+) -> Result:
+    """Trains an LSTM to echo a sequence, and shows the model, the training, the predictions and the loss curve.
+
+    Every argument is a flag of the command line, where `FLAGS` explains it. Without `workdir` nothing is kept.
+
+    Raises:
+      UserError (a ValueError): an argument is refused, the folder holds another run, or the loss is not finite.
+    """
+    settings = launch.check(FLAGS, locals())
+    settings['epochs'] = epochs = settings['epochs'] or EPOCHS[settings['setup']]
+    launch.check_seeds(settings['seed'], settings['replicas'])
+    launch.check_memory(*_sizes(**settings))
+    folder, summary = host.open_workdir(settings['workdir'], settings, settings['overwrite'])
+    targets = task_td.sequence(settings['length'])
+    print(f'{settings["setup"]}: echo {_words(targets)}\n')
+    if summary is None:
+        summary, record = _train(settings, folder, targets)
+        losses, state = record.losses, record.state
+        predictions = _flat(record.outputs, settings)
+    else:
+        print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
+        print(report.format_table([report.Layer(**layer) for layer in summary['layers']]) + '\n')
+        losses, state = host.read_losses(folder, settings['replicas'] is not None), None
+        predictions = _read_predictions(folder, summary)
+    _show_predictions(targets, predictions)
+    figure = _picture(settings, losses, predictions, targets, folder) if settings['picture'] else None
+    if folder.path is not None:
+        print(f'\nresults: {folder.path}{os.sep} {" ".join(sorted(file.name for file in folder.files()))}')
+    print('\n' + _conclusion(summary, targets))
+    return Result({'loss': losses}, predictions, targets, summary, figure, state)
+
+
+def _train(settings: dict[str, Any], folder: host.Workdir, targets: np.ndarray) -> tuple[dict[str, Any], host.Record]:
+    """Trains, and leaves everything but the picture in the folder."""
+    task = task_td.td(
+        settings['setup'],
+        length=settings['length'],
+        hidden=settings['hidden'],
+        recurrent_activation=settings['recurrent_activation'],
+    )
+    tx = optim.adam(settings['learning_rate'], settings['adam_epsilon'])
+    inputs = task.data.inputs
+    summary = host.new_summary('td', settings, report.model_layers(task.model, inputs))
+    print(report.format_table([report.Layer(**layer) for layer in summary['layers']]) + '\n')
+    folder.write_summary(summary)
+    how = {'steps': settings['epochs'], 'chunk': settings['chunk'], 'workdir': folder}
+    seed, replicas = settings['seed'], settings['replicas']
+    if replicas is None:
+        print(f'{settings["epochs"]:,} epochs, seed {seed}, on {summary["device"]}')
+        record = host.run_one(task, tx, inputs, seed, **how)
+    else:
+        print(f'{settings["epochs"]:,} epochs of seeds {seed} to {seed + replicas - 1}, on {summary["device"]}')
+        record = host.run_many(task, tx, inputs, np.arange(seed, seed + replicas), **how)
+        predictions = _flat(record.outputs, settings)
+        host.write_replicas(folder, loss=record.losses, predictions=predictions)
+    print('compiled in {compile:.2f} s, trained in {train:.2f} s\n'.format(**record.seconds))
+    summary |= {'finished': True, 'seconds': record.seconds, **host.loss_summary(record.losses)}
+    summary |= _outcome(record.losses, _flat(record.outputs, settings), targets, settings)
+    folder.write_summary(summary)
+    return summary, record
+
+
+# --- what was reached ----------------------------------------------------------------------------------------------
+
+
+def exact(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Whether every prediction, rounded to one decimal, is its target: [..., length] and [length] -> [...].
+
+    For targets that are no multiples of 0.1 (length 4: 0.25), "rounded" means: no further off than 0.05.
+
+    >>> exact(np.array([[-0.04, 0.24], [0.06, 0.2]]), np.array([0.0, 0.2])).tolist()
+    [True, False]
+    """
+    return (np.rint(10 * (predictions - targets)) == 0).all(axis=-1)
+
+
+def _outcome(losses: np.ndarray, predictions: np.ndarray, targets: np.ndarray, settings: dict[str, Any]) -> dict[str, Any]:
+    """The task's own part of the summary. With replicas, `predictions` and `exact` are those of the first seed."""
+    first = predictions if settings['replicas'] is None else predictions[0]
+    outcome = {
+        'targets': targets.tolist(),
+        'predictions': [x if np.isfinite(x) else None for x in first.tolist()],
+        'exact': bool(exact(first, targets)),
+    }
+    if settings['replicas'] is None:
+        return outcome
+    count, solved = len(predictions), int(exact(predictions, targets).sum())
+    outcome['replicas'] = {
+        'count': count,
+        'exact': solved,
+        'share': solved / count,
+        'interval': report.share_interval(solved, count),
+        'diverged': int((~np.isfinite(losses[:, -1])).sum()),
+    }
+    reference = read_reference(settings)
+    if reference is not None:
+        outcome['notebook'] = within_band(*reference, losses)
+    return outcome
+
+
+def read_reference(settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The epochs and losses that the notebook printed, where the settings are the notebook's."""
+    path = REFERENCE / f'loss_{settings["setup"]}.csv'
+    if not path.exists() or any(settings[name] != value for name, value in NOTEBOOK.items()):
+        return None
+    with path.open(newline='') as lines:
+        rows = [(int(row['epoch']), float(row['loss'])) for row in csv.DictReader(lines)]
+    rows = [row for row in rows if row[0] <= settings['epochs']]
+    return (np.array([epoch for epoch, _ in rows]), np.array([loss for _, loss in rows])) if rows else None
+
+
+def within_band(epochs: np.ndarray, curve: np.ndarray, losses: np.ndarray) -> dict[str, int]:
+    """At how many of `epochs` (counted from 1) the curve lies within the 95% band of losses [R, steps]."""
+    low, *_, high = report.loss_quantiles(losses[:, epochs - 1])
+    return {'epochs': len(epochs), 'inside': int(((low <= curve) & (curve <= high)).sum())}
+
+
+def _conclusion(summary: dict[str, Any], targets: np.ndarray) -> str:
+    """The last line: in words, what was reached."""
+    settings = summary['flags']
+    after = f'{settings["setup"]}: after {settings["epochs"]:,} epochs '
+    if 'replicas' not in summary:
+        loss = f'; the loss fell from {summary["first_loss"]:.3g} to {summary["last_loss"]:.3g}'
+        if summary['last_loss'] >= summary['first_loss']:
+            loss = f'; the loss rose from {summary["first_loss"]:.3g} to {summary["last_loss"]:.3g}'
+        predictions = np.array(summary['predictions'], float)
+        right = int(exact(predictions[:, None], targets[:, None]).sum())
+        many = 'every prediction equals its target' if summary['exact'] else f'{right} of {len(targets)} predictions equal their targets'
+        return f'{after}{many} to one decimal{loss}.'
+    found = summary['replicas']
+    low, high = found['interval']
+    quantiles = summary['last_loss_quantiles']
+    text = (
+        f'{after}{found["exact"]:,} of {found["count"]:,} seeds ({found["share"]:.1%}; 95% interval {low:.1%} to '
+        f'{high:.1%}) predict every target to one decimal; the median last loss is {quantiles["0.5"]:.2g} '
+        f'(95% of seeds: {quantiles["0.025"]:.2g} to {quantiles["0.975"]:.2g})'
+    )
+    if found['diverged']:
+        text += f'; {found["diverged"]:,} seeds diverged'
+    if 'notebook' in summary:
+        text += "; the notebook's curve lies within the 95% band at {inside} of its {epochs} epochs".format(**summary['notebook'])
+    return text + '.'
+
+
+# --- what is shown -------------------------------------------------------------------------------------------------
+
+SHOWN = 10  # numbers of a sequence before the rest is cut
+
+
+def _words(sequence: np.ndarray) -> str:
+    words = [f'{round(float(x), 4):g}' if round(float(x), 1) != round(float(x), 4) else report.tenths(x) for x in sequence[:SHOWN]]
+    return ' '.join(words) + (f' ... ({len(sequence):,} numbers)' if len(sequence) > SHOWN else '')
+
+
+def _show_predictions(targets: np.ndarray, predictions: np.ndarray) -> None:
+    """Targets beside predictions to one decimal; with replicas the first seed's, and the share that is right."""
+    many = predictions.ndim == 2
+    print('target  prediction' + (' of the first seed  right in' if many else ''))
+    for i, target in enumerate(targets[:SHOWN]):
+        values = predictions[..., i]
+        line = f'{_words(targets[i : i + 1]):>6}  {report.tenths(values[0] if many else values):>10}'
+        if many:
+            line += f'{exact(values[:, None], target[None]).mean():>27.1%}'
+        print(line)
+    if len(targets) > SHOWN:
+        print(f'   ... {len(targets) - SHOWN:,} more')
+
+
+def _picture(
+    settings: dict[str, Any], losses: np.ndarray, predictions: np.ndarray, targets: np.ndarray, folder: host.Workdir
+) -> Any:
+    """The loss curve, the notebook's over it, and the predictions; kept as curve.png."""
+    try:
+        figure, (left, right) = report.new_figure(2, f'{settings["setup"]}: echo {_words(targets)}')
+    except ImportError:
+        print('\nno picture: matplotlib is missing; pip install "seqjax[plots]", or --nopicture')
+        return None
+    report.draw_loss(left, losses)
+    reference = read_reference(settings)
+    if reference is not None:
+        left.plot(*reference, '.', color=report.ORANGE, markersize=3, label="the notebook's run")
+        left.legend(frameon=False, fontsize=9)
+    report.draw_predictions(right, targets, predictions)
+    host.write_picture(folder, figure)
+    return figure
+
+
+# --- shapes and files ----------------------------------------------------------------------------------------------
+
+
+def _flat(outputs: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+    """The model's outputs, whatever the setup's shape, as [length], or [R, length] with replicas."""
+    return outputs.reshape((-1, settings['length']) if settings['replicas'] is not None else settings['length'])
+
+
+def _read_predictions(folder: host.Workdir, summary: dict[str, Any]) -> np.ndarray:
+    if summary['flags']['replicas'] is None:
+        return np.array(summary['predictions'], np.float32)
+    return host.read_replicas(folder, 'predictions')
+
+
+def _sizes(
+    *, setup: str, length: int, hidden: int, epochs: int, replicas: int | None, **_: Any
+) -> tuple[int, dict[str, Any]]:
+    """About how many float32 numbers a run holds at once, and the flags that decide it."""
+    outputs = length if setup == 'many_to_one' else 1
+    params = 4 * (2 * hidden + hidden**2) + (hidden + 1) * outputs
+    activations = 16 * length * hidden  # gates and states of every step, and their gradients
+    side_by_side = 1 if replicas is None else sweep.group_width(replicas)
+    numbers = side_by_side * (8 * params + activations) + 3 * (replicas or 1) * epochs
+    return numbers, {'length': length, 'hidden': hidden, 'epochs': epochs, 'replicas': replicas}
+
+
+def main(argv: list[str] | None = None) -> int:
+    return launch.main(
+        run,
+        FLAGS,
+        argv,
+        name='experiments.td',
+        complete=lambda values: {**values, 'workdir': values['workdir'] or os.path.join('runs', 'td', values['setup'])},
+    )
+
+
+if __name__ == '__main__':
+    sys.exit(main())

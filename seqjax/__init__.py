@@ -1,0 +1,25 @@
+"""seqjax: recurrent sequence learning in JAX, as pure functions and Flax Linen modules.
+
+Axes, wherever a shape stands in a comment:
+
+    B batch   T time   F features   H hidden units   O outputs   R replicas (seeds)   N batches
+
+The rooms, each importing only from those above it:
+
+    task      the types that everybody shares: Batch, Mean, Task, State
+    losses    masked losses, each a Mean that is not divided yet
+    cells     one time step: LSTMCell and its initialisers
+    layers    over time: RNN (nn.scan of a cell), TimeDistributed (nn.vmap of any module)
+    models    compositions: sequence to vector, sequence to sequence
+    tasks/    what is learned: td, the notebook's echo task
+    optim     the optimiser that a run asks for
+    train     train_step, and the one loop that scans it
+    sweep     many seeds at once, by vmap, in groups that fit
+    ------    rooms that touch files or print
+    report    parameter table, progress, shares with their intervals, pictures
+    run       the host half of a run: workdir, loop, log; knows no task by name
+
+The library reads no flags; `experiments/` does, and is what is run.
+"""
+
+__version__ = '0.1.0'

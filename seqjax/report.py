@@ -1,0 +1,208 @@
+"""What a person sees: the parameter table, progress, shares with their intervals, pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from seqjax.task import Arrays, Params
+
+Z95 = 1.959964  # the normal distribution's 97.5% quantile
+BANDS = (0.025, 0.25, 0.5, 0.75, 0.975)  # quantiles: the edges of the 95% and 50% bands, and the median
+PLAIN_LINES = 10  # of progress, where there is no terminal
+
+
+# --- the parameter table ---------------------------------------------------------------------------------------
+
+
+class Layer(NamedTuple):
+    """A row of the parameter table."""
+
+    name: str
+    kind: str
+    output_shape: tuple[int | None, ...]  # None for the batch axis, as Keras writes it
+    params: int
+
+
+def count_params(params: Params) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def model_layers(model: nn.Module, inputs: Arrays) -> list[Layer]:
+    """The model's direct parts in the order of their calls; nothing is computed."""
+    outputs: dict[str, tuple[str, Any]] = {}
+
+    def record(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if len(context.module.path) == 1 and context.method_name == '__call__':
+            outputs[context.module.path[0]] = (_kind(context.module), result)
+        return result
+
+    with nn.intercept_methods(record):
+        variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    return [
+        Layer(name, kind, (None, *jax.tree.leaves(output)[0].shape[1:]), count_params(variables['params'].get(name, {})))
+        for name, (kind, output) in outputs.items()
+    ]
+
+
+def _kind(module: nn.Module) -> str:
+    """RNN(LSTMCell): the type, with the type of the module that it wraps."""
+    inner = getattr(module, 'cell', None) or getattr(module, 'module', None)
+    return f'{type(module).__name__}({type(inner).__name__})' if inner is not None else type(module).__name__
+
+
+def format_table(layers: Sequence[Layer]) -> str:
+    """The table that Keras's `model.summary()` prints, as plain text.
+
+    >>> print(format_table([Layer('head', 'Dense', (None, 1), 6)]))
+    Layer (type)    Output Shape    Param #
+    =======================================
+    head (Dense)    (None, 1)             6
+    =======================================
+    Total params: 6
+    """
+    rows = [('Layer (type)', 'Output Shape', 'Param #')]
+    rows += [(f'{layer.name} ({layer.kind})', str(tuple(layer.output_shape)), f'{layer.params:,}') for layer in layers]
+    first, second, third = (max(len(row[i]) for row in rows) for i in range(3))
+    lines = [f'{a:<{first}}    {b:<{second}}    {c:>{third}}' for a, b, c in rows]
+    rule = '=' * len(lines[0])
+    total = f'Total params: {sum(layer.params for layer in layers):,}'
+    return '\n'.join([lines[0], rule, *lines[1:], rule, total])
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------
+
+
+def tenths(x: float) -> str:
+    """One decimal, and never -0.0.
+
+    >>> tenths(-0.04), tenths(0.25), tenths(0.7700233)
+    ('0.0', '0.2', '0.8')
+    """
+    return f'{round(float(x), 1) + 0.0:.1f}'
+
+
+def share_interval(successes: int, count: int) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson 1927, equation 2), which stays within 0 and 1.
+
+    >>> [round(x, 4) for x in share_interval(93, 100)]
+    [0.8625, 0.9657]
+    """
+    share, z = successes / count, Z95**2 / count
+    middle = (share + z / 2) / (1 + z)
+    half = (share * (1 - share) * z + z * z / 4) ** 0.5 / (1 + z)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+# --- progress --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def progress(total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+    """Shows how far a run is: a bar on a terminal, at most PLAIN_LINES lines in a file or a notebook.
+
+    Gives a function of the units done so far and of a few words to show beside them.
+    """
+    show = _bar if sys.stdout.isatty() else _lines
+    with show(total, unit, time.perf_counter()) as update:
+        yield update
+
+
+def _rate(done: int, unit: str, start: float) -> str:
+    return f'{done / max(time.perf_counter() - start, 1e-9):,.0f} {unit}/s'
+
+
+@contextlib.contextmanager
+def _lines(total, unit, start):
+    shown = 0
+
+    def update(done, words):
+        nonlocal shown
+        if done * PLAIN_LINES // total > shown or done == total:
+            shown = done * PLAIN_LINES // total
+            print(f'{unit} {done:>{len(f"{total:,}")},}/{total:,}  {words}  {_rate(done, unit, start)}', flush=True)
+
+    yield update
+
+
+@contextlib.contextmanager
+def _bar(total, unit, start):
+    from rich import progress as rich_progress  # only a terminal needs it, and it takes a tenth of a second
+
+    columns = (
+        rich_progress.TextColumn(unit),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn('{task.fields[words]}'),
+        rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with rich_progress.Progress(*columns) as bar:
+        task = bar.add_task(unit, total=total, words='')
+        yield lambda done, words: bar.update(task, completed=done, words=f'{words}  {_rate(done, unit, start)}')
+
+
+# --- pictures --------------------------------------------------------------------------------------------------
+
+BLUE, ORANGE, GREY = '#2563a8', '#d1601f', '#555555'
+
+
+def new_figure(columns: int, title: str) -> tuple[Any, Any]:
+    """A figure with `columns` pairs of axes beside each other, free of matplotlib's global state.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6 * columns, 4.2), layout='constrained')
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        axis.grid(True, alpha=0.25)
+        axis.spines[['top', 'right']].set_visible(False)
+    return figure, axes
+
+
+def draw_loss(axis: Any, losses: np.ndarray, *, unit: str = 'epoch') -> None:
+    """The loss against the step on a log axis: losses [steps], or [R, steps] as a median with its bands."""
+    steps = np.arange(1, losses.shape[-1] + 1)
+    if losses.ndim == 1:
+        axis.plot(steps, losses, color=BLUE, label='this run')
+    else:
+        low, q1, median, q3, high = loss_quantiles(losses)
+        axis.fill_between(steps, low, high, color=BLUE, alpha=0.15, lw=0, label=f'95% of {len(losses):,} seeds')
+        axis.fill_between(steps, q1, q3, color=BLUE, alpha=0.35, lw=0, label='50%')
+        axis.plot(steps, median, color=BLUE, label='median')
+    axis.set(xlabel=unit, ylabel='mean squared error', yscale='log')
+    axis.legend(frameon=False, fontsize=9)
+
+
+def draw_predictions(axis: Any, targets: np.ndarray, predictions: np.ndarray) -> None:
+    """Predictions [T], or [R, T] as a median with its bands, over targets [T]."""
+    steps = np.arange(len(targets))
+    axis.plot(steps, targets, 'o', color=GREY, fillstyle='none', markersize=9, label='target')
+    if predictions.ndim == 1:
+        axis.plot(steps, predictions, '.-', color=BLUE, label='prediction')
+    else:
+        low, q1, median, q3, high = np.nanquantile(predictions, BANDS, axis=0)
+        axis.vlines(steps, low, high, color=BLUE, alpha=0.35, lw=2, label='95% of seeds')
+        axis.vlines(steps, q1, q3, color=BLUE, alpha=0.8, lw=5, label='50%')
+        axis.plot(steps, median, '_', color=BLUE, markersize=14, label='median prediction')
+    axis.set(xlabel='place in the sequence', ylabel='value', xticks=steps if len(steps) <= 20 else [])
+    axis.legend(frameon=False, fontsize=9)
+
+
+def loss_quantiles(losses: np.ndarray) -> np.ndarray:
+    """losses [R, steps] -> [5, steps], the BANDS over replicas; one that diverged counts as infinite."""
+    finite = np.where(np.isfinite(losses), losses, np.finfo(np.float32).max)
+    return np.quantile(finite, BANDS, axis=0)

@@ -1,0 +1,321 @@
+"""The host half of a run: its folder, its loop, its log. It knows no task by name."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import seqjax
+from seqjax import report, sweep, train
+from seqjax.task import Arrays, Mean, State, Task
+
+METRICS, SUMMARY, CURVE, REPLICAS = 'metrics.csv', 'summary.json', 'curve.png', 'replicas.npz'
+FILES = (METRICS, SUMMARY, CURVE, REPLICAS)
+# Settings that change what is shown or where it is kept, but no number: two runs that differ in them are the same.
+NO_NUMBER = ('workdir', 'overwrite', 'picture', 'chunk')
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'absl-py')
+
+
+class UserError(ValueError):
+    """What a person can mend; its message is one sentence that names the thing, the value and the remedy."""
+
+
+class Record(NamedTuple):
+    """What a run leaves behind."""
+
+    losses: np.ndarray  # [steps], or [R, steps] with replicas
+    outputs: np.ndarray  # of the trained model: [B, ...], or [R, B, ...]
+    state: State  # the last; of the last group with replicas
+    seconds: dict[str, float]  # 'compile' and 'train'
+
+
+# --- the folder ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror or error}; choose another --workdir') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """The folder of a run. With path None nothing is kept."""
+
+    path: Path | None
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def files(self) -> list[Path]:
+        """Those that runs leave here."""
+        return [file for name in FILES if (file := self.file(name)).exists()]
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        target = self.file(SUMMARY)
+        with writing(target):
+            text = json.dumps(summary, indent=2, allow_nan=False)
+            replace(target, lambda path: path.write_text(text + '\n', encoding='utf-8'))
+
+
+def replace(target: Path, write: Any) -> None:
+    """Writes a file beside `target` and moves it there, so that `target` is never half written."""
+    temporary = target.with_name(f'.{os.getpid()}-{target.name}')  # keeps the suffix, by which writers choose
+    try:
+        write(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_workdir(path: str | None, settings: dict[str, Any], overwrite: bool) -> tuple[Workdir, dict[str, Any] | None]:
+    """Makes the folder of a run ready.
+
+    Returns:
+      The folder, and the summary of a finished run with the same settings if it holds one.
+
+    Raises:
+      UserError: it cannot be written, or holds something else and `overwrite` is not set.
+    """
+    if path is None:
+        return Workdir(None), None
+    folder = Path(path).expanduser()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f'.{os.getpid()}-probe'
+        probe.write_bytes(b'')
+        probe.unlink()
+    workdir = Workdir(folder)
+    if overwrite:
+        with writing(folder):
+            for file in workdir.files():
+                file.unlink()
+    if not workdir.files():
+        return workdir, None
+    summary = _read_summary(workdir)
+    _refuse_other_settings(workdir, summary['flags'], settings)
+    return workdir, summary if summary['finished'] else None
+
+
+def _read_summary(workdir: Workdir) -> dict[str, Any]:
+    try:
+        summary = json.loads(workdir.file(SUMMARY).read_text(encoding='utf-8'))
+        summary['flags'], summary['finished']  # a file of ours has both
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{workdir.path} holds files whose {SUMMARY} cannot be read ({error!r}); '
+            'choose another --workdir, or --overwrite to replace them'
+        ) from error
+    return summary
+
+
+def _refuse_other_settings(workdir: Workdir, held: dict[str, Any], settings: dict[str, Any]) -> None:
+    for name in sorted(held.keys() | settings.keys()):
+        old, new = held.get(name), settings.get(name)
+        if name not in NO_NUMBER and old != new:
+            raise UserError(
+                f'{workdir.path} holds a run with --{name}={old}, and this one has --{name}={new}; '
+                'choose another --workdir, or --overwrite to replace it'
+            )
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what is wrong with a file of a finished run into a sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f'{path} of a finished run cannot be read ({error}); --overwrite trains again') from error
+
+
+def read_losses(workdir: Workdir, replicas: bool) -> np.ndarray:
+    """The losses of a finished run, [steps] or [R, steps]."""
+    if replicas:
+        return read_replicas(workdir, 'loss')
+    path = workdir.file(METRICS)
+    with reading(path), path.open(newline='') as lines:
+        return np.array([row['loss'] for row in csv.DictReader(lines)], np.float32)
+
+
+def read_replicas(workdir: Workdir, name: str) -> np.ndarray:
+    """One array of replicas.npz."""
+    path = workdir.file(REPLICAS)
+    with reading(path), np.load(path) as held:
+        return held[name]
+
+
+# --- the summary -----------------------------------------------------------------------------------------------
+
+
+def new_summary(experiment: str, settings: dict[str, Any], layers: Sequence[report.Layer]) -> dict[str, Any]:
+    """What is known of a run before its first step."""
+    device = jax.devices()[0]
+    versions = {'seqjax': seqjax.__version__, 'python': platform.python_version()}
+    return {
+        'experiment': experiment,
+        'finished': False,
+        'flags': settings,
+        'versions': versions | {name: importlib.metadata.version(name) for name in PACKAGES},
+        'device': f'{device.platform} ({device.device_kind})',
+        'layers': [layer._asdict() for layer in layers],
+        'params': sum(layer.params for layer in layers),
+    }
+
+
+def loss_summary(losses: np.ndarray) -> dict[str, Any]:
+    """The first and the last loss; with replicas [R, steps] their medians, and quantiles of the last."""
+    if losses.ndim == 1:
+        return {'first_loss': float(losses[0]), 'last_loss': float(losses[-1])}
+    quantiles = report.loss_quantiles(losses[:, [0, -1]])
+    names = [f'{q:g}' for q in report.BANDS]
+    return {
+        'first_loss': float(quantiles[2, 0]),
+        'last_loss': float(quantiles[2, 1]),
+        'last_loss_quantiles': dict(zip(names, quantiles[:, 1].tolist(), strict=True)),
+    }
+
+
+# --- the loop --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def metrics_file(workdir: Workdir, columns: Sequence[str]) -> Iterator[Callable[[Iterable[Sequence[float]]], None]]:
+    """Opens metrics.csv and gives a function that adds rows: a step, then float32 values, written without loss."""
+    if workdir.path is None:
+        yield lambda rows: None
+        return
+    path = workdir.file(METRICS)
+    with writing(path):
+        file = path.open('w', encoding='utf-8')
+    with file:
+
+        def write(rows):
+            with writing(path):
+                file.writelines(','.join([str(step), *(f'{x:.9g}' for x in values)]) + '\n' for step, *values in rows)
+                file.flush()
+
+        with writing(path):
+            file.write(','.join(columns) + '\n')
+        yield write
+
+
+def _divide(mean: Mean) -> np.ndarray:
+    return (mean.total / np.maximum(mean.count, 1)).astype(np.float32)
+
+
+def _diverged(who: str, step: int, value: float, steps: int) -> str:
+    return f'the loss{who} became {value} at step {step:,} of {steps:,}: try a smaller --learning_rate'
+
+
+def run_one(
+    task: Task, tx: optax.GradientTransformation, inputs: Arrays, seed: int, *, steps: int, chunk: int, workdir: Workdir
+) -> Record:
+    """Trains once, with a row of metrics.csv for every step, and gives the trained model's outputs for `inputs`.
+
+    Raises:
+      UserError: the loss became NaN or infinite; the rows up to that step are kept.
+    """
+    chunk = min(chunk, steps)
+    start = time.perf_counter()
+    programs = train.compile_programs(task, tx, inputs, chunk=chunk)
+    compiled = time.perf_counter()
+    state = programs.init(jax.random.key(seed))
+    losses, done = np.empty(steps, np.float32), 0
+    with metrics_file(workdir, ['step', 'loss']) as write, report.progress(steps, 'epoch') as show:
+        for state, metrics, _ in train.train(task, tx, state, steps=steps, chunk=chunk, advance=programs.advance):
+            new = _divide(metrics['loss'])
+            bad = np.flatnonzero(~np.isfinite(new))
+            new = new[: bad[0] + 1] if bad.size else new
+            write(enumerate_rows(done + 1, new))
+            losses[done : done + len(new)] = new
+            done += len(new)
+            if bad.size:
+                kept = '' if workdir.path is None else f'; the rows up to there are in {workdir.file(METRICS)}'
+                raise UserError(_diverged('', done, new[-1], steps) + kept)
+            show(done, f'loss {new[-1]:.4g}')
+    outputs = np.asarray(programs.predict(state, inputs))
+    seconds = {'compile': compiled - start, 'train': time.perf_counter() - compiled}
+    return Record(losses, outputs, state, seconds)
+
+
+def enumerate_rows(first: int, *columns: np.ndarray) -> Iterator[tuple[float, ...]]:
+    """Rows of metrics.csv: the number of the step, counted from 1, and a value of each column."""
+    return ((first + i, *values) for i, values in enumerate(zip(*columns, strict=True)))
+
+
+def run_many(
+    task: Task,
+    tx: optax.GradientTransformation,
+    inputs: Arrays,
+    seeds: np.ndarray,
+    *,
+    steps: int,
+    chunk: int,
+    workdir: Workdir,
+) -> Record:
+    """Trains one replica for each of `seeds` [R]; metrics.csv gets the median loss and its bands.
+
+    A replica whose loss is not finite stays in the record as one that failed.
+
+    Raises:
+      UserError: the loss of every replica of a group became NaN or infinite.
+    """
+    chunk, width = min(chunk, steps), sweep.group_width(len(seeds))
+    start = time.perf_counter()
+    programs = train.compile_programs(task, tx, inputs, chunk=chunk, replicas=width)
+    compiled = time.perf_counter()
+    losses, outputs, done = np.empty((len(seeds), steps), np.float32), [], 0
+    chunks = sweep.sweep(task, tx, seeds, steps=steps, chunk=chunk, width=width, programs=programs)
+    with report.progress(len(seeds) * steps, 'seed-epoch') as show:
+        for first, step, state, metrics in chunks:
+            new = _divide(metrics['loss']).T
+            alive = np.isfinite(new).any(axis=0)
+            if not alive.all():
+                worst = int(np.argmin(alive))
+                who = f' of seeds {seeds[first]} to {seeds[first + len(new) - 1]}'
+                raise UserError(_diverged(who, step + worst + 1, new[0, worst], steps))
+            losses[first : first + len(new), step : step + new.shape[1]] = new
+            done += new.size
+            show(done, f'median loss {np.median(new[:, -1]):.4g}')
+            if step + new.shape[1] == steps:
+                outputs.append(np.asarray(programs.predict(state, inputs))[: len(new)])
+    seconds = {'compile': compiled - start, 'train': time.perf_counter() - compiled}
+    with metrics_file(workdir, ['step', 'loss', *(f'loss_q{q:g}' for q in report.BANDS if q != 0.5)]) as write:
+        low, q1, median, q3, high = report.loss_quantiles(losses)
+        write(enumerate_rows(1, median, low, q1, q3, high))
+    return Record(losses, np.concatenate(outputs), state, seconds)
+
+
+def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
+    """replicas.npz: arrays with a leading axis R."""
+    if workdir.path is not None:
+        target = workdir.file(REPLICAS)
+        with writing(target):
+            replace(target, lambda path: np.savez(path, **arrays))
+
+
+def write_picture(workdir: Workdir, figure: Any) -> None:
+    """curve.png"""
+    if workdir.path is not None:
+        target = workdir.file(CURVE)
+        with writing(target):
+            replace(target, lambda path: figure.savefig(path, dpi=120))

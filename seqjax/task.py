@@ -1,0 +1,65 @@
+"""The types that every module shares: what is learned, and where a run stands.
+
+The data flow one way: flags -> Task -> State -> [scan of train_step] -> chunk of metrics -> run -> report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+Arrays = Any  # a pytree of arrays
+Params = Any  # the 'params' collection of a Flax module
+
+
+class Batch(NamedTuple):
+    """What one training step sees."""
+
+    inputs: Arrays  # [B, T, F]: what the model is called with
+    targets: Arrays  # [B, T, ...] or [B, ...]
+    mask: jax.Array  # [B, T] or [B], bool: which targets count
+
+
+class Mean(NamedTuple):
+    """A mean that is not divided yet, so that the means of parts add up to the mean of the whole.
+
+    >>> halves = Mean(jnp.array(6.0), jnp.array(3.0)).merge(Mean(jnp.array(2.0), jnp.array(1.0)))
+    >>> float(halves.compute())
+    2.0
+    """
+
+    total: jax.Array  # sum of the values that count
+    count: jax.Array  # how many they are
+
+    def merge(self, other: Mean) -> Mean:
+        """The mean of both parts together. (`+` would join the two tuples.)"""
+        return Mean(self.total + other.total, self.count + other.count)
+
+    def compute(self) -> jax.Array:
+        """total / count, and 0 with gradient 0 where nothing was counted."""
+        return jnp.where(self.count > 0, self.total / jnp.maximum(self.count, 1), 0.0)
+
+
+class Task(NamedTuple):
+    """What is learned: plain data that is handed to `train`."""
+
+    model: nn.Module  # called as model(batch.inputs)
+    loss: Callable[[Arrays, Batch], dict[str, Mean]]  # (outputs, batch) -> named means; training lowers 'loss'
+    batch: Callable[[Arrays, jax.Array, jax.Array], Batch]  # (data, key, step) -> Batch; pure
+    data: Arrays = ()  # an argument of the compiled code, never captured by it
+    evals: Mapping[str, Batch] = {}  # split -> batches, leaves [N, B, ...]
+
+
+class State(NamedTuple):
+    """Where a run stands; the next step is a function of this and the task alone."""
+
+    step: jax.Array  # [] int32: steps taken
+    key: jax.Array  # [] PRNG key: the run's seed, folded with the step and never split
+    params: Params
+    variables: Mapping[str, Arrays]  # mutable Flax collections: carries, statistics
+    opt_state: optax.OptState
