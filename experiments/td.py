@@ -12,7 +12,6 @@ import csv
 import dataclasses
 import io
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +86,8 @@ def run(
     settings = launch.check(FLAGS, locals())
     settings['epochs'] = epochs = settings['epochs'] or EPOCHS[settings['setup']]
     launch.check_seeds(settings['seed'], settings['replicas'])
-    launch.check_memory(*_sizes(**settings))
-    folder, summary = host.open_workdir(settings['workdir'], settings, settings['overwrite'])
+    launch.check_memory(*sizes(**settings))
+    folder, summary = host.open_workdir(settings['workdir'], 'td', settings, settings['overwrite'])
     targets = task_td.sequence(settings['length'])
     print(f'{settings["setup"]}: echo {_words(targets)}\n')
     if summary is None:
@@ -97,7 +96,7 @@ def run(
         predictions = _flat(record.outputs, settings)
     else:
         print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
-        print(report.format_table([report.Layer(**layer) for layer in summary['layers']]) + '\n')
+        print(_table(summary))
         losses, state = host.read_losses(folder, settings['replicas'] is not None), None
         predictions = _read_predictions(folder, summary)
     _show_predictions(targets, predictions)
@@ -119,7 +118,7 @@ def _train(settings: dict[str, Any], folder: host.Workdir, targets: np.ndarray) 
     tx = optim.adam(settings['learning_rate'], settings['adam_epsilon'])
     inputs = task.data.inputs
     summary = host.new_summary('td', settings, report.model_layers(task.model, inputs))
-    print(report.format_table([report.Layer(**layer) for layer in summary['layers']]) + '\n')
+    print(_table(summary))
     folder.write_summary(summary)
     how = {'steps': settings['epochs'], 'chunk': settings['chunk'], 'workdir': folder}
     seed, replicas = settings['seed'], settings['replicas']
@@ -138,7 +137,7 @@ def _train(settings: dict[str, Any], folder: host.Workdir, targets: np.ndarray) 
     return summary, record
 
 
-# --- what was reached ----------------------------------------------------------------------------------------------
+# --- what was reached ------------------------------------------------------------------------------
 
 
 def exact(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -152,7 +151,9 @@ def exact(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return (np.rint(10 * (predictions - targets)) == 0).all(axis=-1)
 
 
-def _outcome(losses: np.ndarray, predictions: np.ndarray, targets: np.ndarray, settings: dict[str, Any]) -> dict[str, Any]:
+def _outcome(
+    losses: np.ndarray, predictions: np.ndarray, targets: np.ndarray, settings: dict[str, Any]
+) -> dict[str, Any]:
     """The task's own part of the summary. With replicas, `predictions` and `exact` are those of the first seed."""
     first = predictions if settings['replicas'] is None else predictions[0]
     outcome = {
@@ -198,13 +199,14 @@ def _conclusion(summary: dict[str, Any], targets: np.ndarray) -> str:
     settings = summary['flags']
     after = f'{settings["setup"]}: after {settings["epochs"]:,} epochs '
     if 'replicas' not in summary:
-        loss = f'; the loss fell from {summary["first_loss"]:.3g} to {summary["last_loss"]:.3g}'
-        if summary['last_loss'] >= summary['first_loss']:
-            loss = f'; the loss rose from {summary["first_loss"]:.3g} to {summary["last_loss"]:.3g}'
+        first, last = summary['first_loss'], summary['last_loss']
         predictions = np.array(summary['predictions'], float)
         right = int(exact(predictions[:, None], targets[:, None]).sum())
-        many = 'every prediction equals its target' if summary['exact'] else f'{right} of {len(targets)} predictions equal their targets'
-        return f'{after}{many} to one decimal{loss}.'
+        return (
+            f'{after}{"all" if summary["exact"] else right} of {len(targets)} predictions equal their targets to one '
+            f'decimal, and the loss {"fell" if last < first else "rose"} from {first:.3g} to {last:.3g}; that is seed '
+            f'{settings["seed"]} alone, and --replicas=100 shows how often it happens.'
+        )
     found = summary['replicas']
     low, high = found['interval']
     quantiles = summary['last_loss_quantiles']
@@ -216,18 +218,27 @@ def _conclusion(summary: dict[str, Any], targets: np.ndarray) -> str:
     if found['diverged']:
         text += f'; {found["diverged"]:,} seeds diverged'
     if 'notebook' in summary:
-        text += "; the notebook's curve lies within the 95% band at {inside} of its {epochs} epochs".format(**summary['notebook'])
+        inside, epochs = summary['notebook']['inside'], summary['notebook']['epochs']
+        text += f"; the notebook's curve lies within the 95% band at {inside} of its {epochs} epochs"
     return text + '.'
 
 
-# --- what is shown -------------------------------------------------------------------------------------------------
+# --- what is shown ---------------------------------------------------------------------------------
 
 SHOWN = 10  # numbers of a sequence before the rest is cut
 
 
 def _words(sequence: np.ndarray) -> str:
-    words = [f'{round(float(x), 4):g}' if round(float(x), 1) != round(float(x), 4) else report.tenths(x) for x in sequence[:SHOWN]]
+    """The first numbers of a sequence, with the decimals that they have, up to four: 0.0 0.25 0.5."""
+    words = []
+    for x in sequence[:SHOWN]:
+        short, long = report.tenths(x), f'{round(float(x), 4):g}'
+        words.append(short if float(short) == float(long) else long)
     return ' '.join(words) + (f' ... ({len(sequence):,} numbers)' if len(sequence) > SHOWN else '')
+
+
+def _table(summary: dict[str, Any]) -> str:
+    return report.format_table([report.Layer(**layer) for layer in summary['layers']]) + '\n'
 
 
 def _show_predictions(targets: np.ndarray, predictions: np.ndarray) -> None:
@@ -251,7 +262,7 @@ def _picture(
     try:
         figure, (left, right) = report.new_figure(2, f'{settings["setup"]}: echo {_words(targets)}')
     except ImportError:
-        print('\nno picture: matplotlib is missing; pip install "seqjax[plots]", or --nopicture')
+        print('\n' + report.NO_PICTURE)
         return None
     report.draw_loss(left, losses)
     reference = read_reference(settings)
@@ -263,7 +274,7 @@ def _picture(
     return figure
 
 
-# --- shapes and files ----------------------------------------------------------------------------------------------
+# --- shapes and files ------------------------------------------------------------------------------
 
 
 def _flat(outputs: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
@@ -277,7 +288,7 @@ def _read_predictions(folder: host.Workdir, summary: dict[str, Any]) -> np.ndarr
     return host.read_replicas(folder, 'predictions')
 
 
-def _sizes(
+def sizes(
     *, setup: str, length: int, hidden: int, epochs: int, replicas: int | None, **_: Any
 ) -> tuple[int, dict[str, Any]]:
     """About how many float32 numbers a run holds at once, and the flags that decide it."""
@@ -295,9 +306,9 @@ def main(argv: list[str] | None = None) -> int:
         FLAGS,
         argv,
         name='experiments.td',
-        complete=lambda values: {**values, 'workdir': values['workdir'] or os.path.join('runs', 'td', values['setup'])},
+        complete=lambda values: launch.default_workdir(values, 'td', values['setup']),
     )
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    launch.leave(main())

@@ -19,7 +19,7 @@ BANDS = (0.025, 0.25, 0.5, 0.75, 0.975)  # quantiles: the edges of the 95% and 5
 PLAIN_LINES = 10  # of progress, where there is no terminal
 
 
-# --- the parameter table ---------------------------------------------------------------------------------------
+# --- the parameter table ---------------------------------------------------------------------------
 
 
 class Layer(NamedTuple):
@@ -48,7 +48,9 @@ def model_layers(model: nn.Module, inputs: Arrays) -> list[Layer]:
     with nn.intercept_methods(record):
         variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
     return [
-        Layer(name, kind, (None, *jax.tree.leaves(output)[0].shape[1:]), count_params(variables['params'].get(name, {})))
+        Layer(
+            name, kind, (None, *jax.tree.leaves(output)[0].shape[1:]), count_params(variables['params'].get(name, {}))
+        )
         for name, (kind, output) in outputs.items()
     ]
 
@@ -78,7 +80,7 @@ def format_table(layers: Sequence[Layer]) -> str:
     return '\n'.join([lines[0], rule, *lines[1:], rule, total])
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------
+# --- numbers ---------------------------------------------------------------------------------------
 
 
 def tenths(x: float) -> str:
@@ -102,7 +104,7 @@ def share_interval(successes: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-# --- progress --------------------------------------------------------------------------------------------------
+# --- progress --------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -149,13 +151,21 @@ def _bar(total, unit, start):
         yield lambda done, words: bar.update(task, completed=done, words=f'{words}  {_rate(done, unit, start)}')
 
 
-# --- pictures --------------------------------------------------------------------------------------------------
+# --- pictures --------------------------------------------------------------------------------------
 
 BLUE, ORANGE, GREY = '#2563a8', '#d1601f', '#555555'
+NO_PICTURE = 'no picture: matplotlib is missing; pip install "seqjax[plots]", or --nopicture'
 
 
-def new_figure(columns: int, title: str) -> tuple[Any, Any]:
-    """A figure with `columns` pairs of axes beside each other, free of matplotlib's global state.
+def shade(x: float) -> Any:
+    """A colour for a place from 0 to 1 in an order."""
+    from matplotlib import colormaps
+
+    return colormaps['viridis'](0.9 * x)
+
+
+def new_figure(columns: int, title: str, width: float = 5.6) -> tuple[Any, Any]:
+    """A figure with `columns` pairs of axes, each `width` inches wide, free of matplotlib's global state.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -163,9 +173,12 @@ def new_figure(columns: int, title: str) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6 * columns, 4.2), layout='constrained')
+    width, height = width * columns, 4.2
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
+    # Margins by hand, in inches: matplotlib's own layout draws everything three times.
+    figure.subplots_adjust(0.75 / width, 0.6 / height, 1 - 0.15 / width, 1 - 0.45 / height, wspace=0.18)
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for axis in axes:
         axis.grid(True, alpha=0.25)
@@ -188,16 +201,17 @@ def draw_loss(axis: Any, losses: np.ndarray, *, unit: str = 'epoch') -> None:
 
 
 def draw_predictions(axis: Any, targets: np.ndarray, predictions: np.ndarray) -> None:
-    """Predictions [T], or [R, T] as a median with its bands, over targets [T]."""
+    """Predictions [T], or [R, T] as a median with its bands, over targets [T] and what rounds to them."""
     steps = np.arange(len(targets))
-    axis.plot(steps, targets, 'o', color=GREY, fillstyle='none', markersize=9, label='target')
+    axis.bar(steps, 0.1, 0.5, targets - 0.05, color=ORANGE, alpha=0.25, label='equal to one decimal')
+    axis.hlines(targets, steps - 0.25, steps + 0.25, color=ORANGE, label='target')
     if predictions.ndim == 1:
-        axis.plot(steps, predictions, '.-', color=BLUE, label='prediction')
+        axis.plot(steps, predictions, 'o', color=BLUE, markersize=5, label='prediction')
     else:
         low, q1, median, q3, high = np.nanquantile(predictions, BANDS, axis=0)
-        axis.vlines(steps, low, high, color=BLUE, alpha=0.35, lw=2, label='95% of seeds')
-        axis.vlines(steps, q1, q3, color=BLUE, alpha=0.8, lw=5, label='50%')
-        axis.plot(steps, median, '_', color=BLUE, markersize=14, label='median prediction')
+        axis.vlines(steps, low, high, color=BLUE, alpha=0.5, lw=2, label='95% of seeds')
+        axis.vlines(steps, q1, q3, color=BLUE, lw=5, label='50%')
+        axis.plot(steps, median, 'o', color='white', mec=BLUE, markersize=5, label='median prediction')
     axis.set(xlabel='place in the sequence', ylabel='value', xticks=steps if len(steps) <= 20 else [])
     axis.legend(frameon=False, fontsize=9)
 

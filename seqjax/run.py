@@ -24,7 +24,7 @@ from seqjax import report, sweep, train
 from seqjax.task import Arrays, Mean, State, Task
 
 METRICS, SUMMARY, CURVE, REPLICAS = 'metrics.csv', 'summary.json', 'curve.png', 'replicas.npz'
-FILES = (METRICS, SUMMARY, CURVE, REPLICAS)
+FILES = (METRICS, SUMMARY, CURVE, REPLICAS)  # what a run leaves in its folder
 # Settings that change what is shown or where it is kept, but no number: two runs that differ in them are the same.
 NO_NUMBER = ('workdir', 'overwrite', 'picture', 'chunk')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'absl-py')
@@ -43,7 +43,7 @@ class Record(NamedTuple):
     seconds: dict[str, float]  # 'compile' and 'train'
 
 
-# --- the folder ------------------------------------------------------------------------------------------------
+# --- the folder ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -60,13 +60,14 @@ class Workdir:
     """The folder of a run. With path None nothing is kept."""
 
     path: Path | None
+    names: Sequence[str] = FILES  # the files that are ours; nothing else there is touched
 
     def file(self, name: str) -> Path:
         return self.path / name
 
     def files(self) -> list[Path]:
         """Those that runs leave here."""
-        return [file for name in FILES if (file := self.file(name)).exists()]
+        return [file for name in self.names if (file := self.file(name)).exists()]
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         if self.path is None:
@@ -87,8 +88,17 @@ def replace(target: Path, write: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def open_workdir(path: str | None, settings: dict[str, Any], overwrite: bool) -> tuple[Workdir, dict[str, Any] | None]:
+def open_workdir(
+    path: str | None, experiment: str, settings: dict[str, Any], overwrite: bool, names: Sequence[str] = FILES
+) -> tuple[Workdir, dict[str, Any] | None]:
     """Makes the folder of a run ready.
+
+    Args:
+      path: the folder; None to keep nothing.
+      experiment: what is run.
+      settings: its flags, as JSON would give them back.
+      overwrite: whether files of ours that are there may be removed.
+      names: the files that the experiment leaves.
 
     Returns:
       The folder, and the summary of a finished run with the same settings if it holds one.
@@ -104,7 +114,7 @@ def open_workdir(path: str | None, settings: dict[str, Any], overwrite: bool) ->
         probe = folder / f'.{os.getpid()}-probe'
         probe.write_bytes(b'')
         probe.unlink()
-    workdir = Workdir(folder)
+    workdir = Workdir(folder, names)
     if overwrite:
         with writing(folder):
             for file in workdir.files():
@@ -112,6 +122,11 @@ def open_workdir(path: str | None, settings: dict[str, Any], overwrite: bool) ->
     if not workdir.files():
         return workdir, None
     summary = _read_summary(workdir)
+    if summary.get('experiment') != experiment:
+        raise UserError(
+            f'{folder} holds a run of {summary.get("experiment")}, and this one is of {experiment}; '
+            'choose another --workdir, or --overwrite to replace it'
+        )
     _refuse_other_settings(workdir, summary['flags'], settings)
     return workdir, summary if summary['finished'] else None
 
@@ -132,8 +147,9 @@ def _refuse_other_settings(workdir: Workdir, held: dict[str, Any], settings: dic
     for name in sorted(held.keys() | settings.keys()):
         old, new = held.get(name), settings.get(name)
         if name not in NO_NUMBER and old != new:
+            before, now = (f'without --{name}' if x is None else f'with --{name}={x}' for x in (old, new))
             raise UserError(
-                f'{workdir.path} holds a run with --{name}={old}, and this one has --{name}={new}; '
+                f'{workdir.path} holds a run {before}, and this one is {now}; '
                 'choose another --workdir, or --overwrite to replace it'
             )
 
@@ -163,7 +179,7 @@ def read_replicas(workdir: Workdir, name: str) -> np.ndarray:
         return held[name]
 
 
-# --- the summary -----------------------------------------------------------------------------------------------
+# --- the summary -----------------------------------------------------------------------------------
 
 
 def new_summary(experiment: str, settings: dict[str, Any], layers: Sequence[report.Layer]) -> dict[str, Any]:
@@ -194,7 +210,7 @@ def loss_summary(losses: np.ndarray) -> dict[str, Any]:
     }
 
 
-# --- the loop --------------------------------------------------------------------------------------------------
+# --- the loop --------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -238,10 +254,11 @@ def run_one(
     start = time.perf_counter()
     programs = train.compile_programs(task, tx, inputs, chunk=chunk)
     compiled = time.perf_counter()
-    state = programs.init(jax.random.key(seed))
+    initial = programs.init(jax.random.key(seed))
     losses, done = np.empty(steps, np.float32), 0
     with metrics_file(workdir, ['step', 'loss']) as write, report.progress(steps, 'epoch') as show:
-        for state, metrics, _ in train.train(task, tx, state, steps=steps, chunk=chunk, advance=programs.advance):
+        chunks = train.train(task, tx, initial, steps=steps, chunk=chunk, advance=programs.advance)
+        for state, metrics, _ in chunks:
             new = _divide(metrics['loss'])
             bad = np.flatnonzero(~np.isfinite(new))
             new = new[: bad[0] + 1] if bad.size else new
@@ -313,9 +330,8 @@ def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
             replace(target, lambda path: np.savez(path, **arrays))
 
 
-def write_picture(workdir: Workdir, figure: Any) -> None:
-    """curve.png"""
+def write_picture(workdir: Workdir, figure: Any, name: str = CURVE) -> None:
     if workdir.path is not None:
-        target = workdir.file(CURVE)
+        target = workdir.file(name)
         with writing(target):
             replace(target, lambda path: figure.savefig(path, dpi=120))

@@ -57,8 +57,8 @@ def sweep(
     for first in range(0, len(seeds), width):
         group = seeds[first : first + width]
         count = len(group)
-        state = programs.init(make_keys(np.pad(group, (0, width - count), mode='edge')))
+        initial = programs.init(make_keys(np.pad(group, (0, width - count), mode='edge')))
         step = 0
-        for state, metrics, _ in train.train(task, tx, state, steps=steps, chunk=chunk, advance=programs.advance):
+        for state, metrics, _ in train.train(task, tx, initial, steps=steps, chunk=chunk, advance=programs.advance):
             yield Progress(first, step, state, jax.tree.map(lambda x, count=count: x[:, :count], metrics))
             step += chunk

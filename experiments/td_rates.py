@@ -1,0 +1,220 @@
+"""How many epochs each learning rate needs until an experiment works, as a share of seeds.
+
+    python -m experiments.td_rates
+    python -m experiments.td_rates --setup=one_to_one --rates=0.001,0.01 --epochs=1500
+
+The fewest epochs that bring the share to --share are chosen on one set of seeds and confirmed on as many others.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import launch, td
+from experiments.launch import Flag, Many, Positive, Share, Whole
+from seqjax import optim, report, sweep, train
+from seqjax import run as host
+from seqjax.tasks import td as task_td
+
+SHARES, PICTURE = 'shares.csv', 'shares.png'
+FILES = (host.SUMMARY, SHARES, PICTURE)
+
+FLAGS = {
+    **{name: td.FLAGS[name] for name in ('setup', 'length', 'hidden', 'recurrent_activation', 'adam_epsilon', 'seed')},
+    'rates': Flag(Many(Positive()), 'learning rates, separated by commas'),
+    'epochs': Flag(Whole(1), 'training steps at most'),
+    'every': Flag(Whole(1), 'epochs between two looks at the predictions'),
+    'share': Flag(Share(), 'of seeds that must predict every target to one decimal: the low end of its 95% interval'),
+    'replicas': Flag(Whole(1), 'seeds to choose on, and as many others to confirm on'),
+    **{name: launch.SHARED[name] for name in ('workdir', 'overwrite', 'picture')},
+}
+
+
+class Point(NamedTuple):
+    """A share of seeds, a row of shares.csv."""
+
+    learning_rate: float
+    epochs: int
+    exact: int
+    count: int
+
+
+def run(
+    *,
+    setup: str = 'many_to_many',
+    length: int = 5,
+    hidden: int = 5,
+    recurrent_activation: str = 'sigmoid',
+    adam_epsilon: float = 1e-7,
+    seed: int = 0,
+    rates: Sequence[float] = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1),
+    epochs: int = 2000,
+    every: int = 5,
+    share: float = 0.99,
+    replicas: int = 1000,
+    workdir: str | None = None,
+    overwrite: bool = False,
+    picture: bool = True,
+) -> list[Point]:
+    """How many epochs each learning rate needs until the experiment works.
+
+    Every argument is a flag of the command line, where `FLAGS` explains it. Without `workdir` nothing is kept.
+
+    Returns:
+      The points of the curves, on the first `replicas` seeds.
+
+    Raises:
+      UserError (a ValueError): an argument is refused, or the folder holds another study.
+    """
+    settings = launch.check(FLAGS, locals())
+    launch.check_seeds(settings['seed'], 2 * settings['replicas'])
+    launch.check_memory(*td.sizes(**settings))
+    folder, summary = host.open_workdir(settings['workdir'], 'td_rates', settings, settings['overwrite'], FILES)
+    if summary is None:
+        summary = _study(settings, folder)
+    else:
+        print(f'{folder.path} holds this study, finished: shown again (--overwrite does it anew)')
+    points = [Point(*point) for point in summary['points']]
+    if settings['picture']:
+        _picture(folder, points, settings)
+    print()
+    for rate in settings['rates']:
+        print(_needs(rate, fewest([p for p in points if p.learning_rate == rate], settings['share']), settings))
+    if folder.path is not None:
+        print(f'results: {folder.path}{os.sep} {" ".join(sorted(file.name for file in folder.files()))}')
+    print('\n' + _conclusion(summary, settings))
+    return points
+
+
+def _study(settings: dict[str, Any], folder: host.Workdir) -> dict[str, Any]:
+    """All curves, and the confirmation of the best point; left in the folder."""
+    first, count = settings['seed'], settings['replicas']
+    names = ('length', 'hidden', 'recurrent_activation')
+    task = task_td.td(settings['setup'], **{name: settings[name] for name in names})
+    study = Study(task, task_td.sequence(settings['length']), settings['adam_epsilon'], settings['every'])
+    layers = report.model_layers(task.model, task.data.inputs)
+    summary = host.new_summary('td_rates', settings, layers)
+    folder.write_summary(summary)
+    points = []
+    for rate in settings['rates']:
+        print(f'learning rate {rate:g}, seeds {first} to {first + count - 1}')
+        points += study.curve(rate, np.arange(first, first + count), settings['epochs'])
+    best, confirmed = fewest(points, settings['share']), None
+    if best is not None:
+        print('confirming on other seeds')
+        others = np.arange(first + count, first + 2 * count)
+        confirmed = study.curve(best.learning_rate, others, best.epochs)[-1]
+    write_points(folder, points)
+    summary |= {'finished': True, 'points': points, 'fewest': best, 'confirmed': confirmed}
+    folder.write_summary(summary)
+    return summary
+
+
+def _conclusion(summary: dict[str, Any], settings: dict[str, Any]) -> str:
+    if summary['fewest'] is None:
+        return f'{settings["setup"]}: no learning rate reaches a share of {settings["share"]:.1%}.'
+    first, count = settings['seed'] + settings['replicas'], settings['replicas']
+    return (
+        f'{settings["setup"]}: {_in_words(Point(*summary["fewest"]))}; on seeds {first} to {first + count - 1}, '
+        f'which chose nothing, {_in_words(Point(*summary["confirmed"]))}.'
+    )
+
+
+class Study(NamedTuple):
+    """What all curves share."""
+
+    task: Any  # seqjax.task.Task
+    targets: np.ndarray  # [length]
+    adam_epsilon: float
+    every: int
+
+    def curve(self, rate: float, seeds: np.ndarray, epochs: int) -> list[Point]:
+        """Trains `seeds`, and counts every few epochs those that are exact."""
+        tx, inputs = optim.adam(rate, self.adam_epsilon), self.task.data.inputs
+        width, chunk = sweep.group_width(len(seeds)), min(self.every, epochs)
+        programs = train.compile_programs(self.task, tx, inputs, chunk=chunk, replicas=width)
+        exact = np.zeros(-(-epochs // chunk), int)
+        how = {'steps': epochs, 'chunk': chunk, 'width': width, 'programs': programs}
+        with report.progress(len(seeds) * epochs, 'seed-epoch') as show:
+            for part in sweep.sweep(self.task, tx, seeds, **how):
+                steps, replicas = part.metrics['loss'].total.shape
+                predictions = np.asarray(programs.predict(part.state, inputs))[:replicas]
+                exact[part.step // chunk] += td.exact(predictions.reshape(replicas, -1), self.targets).sum()
+                show(part.first * epochs + (part.step + steps) * replicas, f'{exact[part.step // chunk]:,} exact')
+        return [Point(rate, min((i + 1) * chunk, epochs), int(n), len(seeds)) for i, n in enumerate(exact)]
+
+
+def fewest(points: Sequence[Point], share: float) -> Point | None:
+    """The point with the fewest epochs that reaches the share; among equals the one with the most exact seeds.
+
+    Its whole 95% interval must: of many points that are looked at, the first to touch the share is often a lucky one.
+    """
+    reached = [p for p in points if report.share_interval(p.exact, p.count)[0] >= share]
+    return min(reached, key=lambda p: (p.epochs, -p.exact)) if reached else None
+
+
+def _in_words(point: Point) -> str:
+    low, high = report.share_interval(point.exact, point.count)
+    return (
+        f'learning rate {point.learning_rate:g} makes {point.exact:,} of {point.count:,} seeds '
+        f'({point.exact / point.count:.1%}; 95% interval {low:.1%} to {high:.1%}) exact in {point.epochs:,} epochs'
+    )
+
+
+def _needs(rate: float, point: Point | None, settings: dict[str, Any]) -> str:
+    if point is None:
+        return f'learning rate {rate:g} does not reach {settings["share"]:.1%} within {settings["epochs"]:,} epochs'
+    return _in_words(point)
+
+
+def write_points(folder: host.Workdir, points: Sequence[Point]) -> None:
+    """shares.csv: a row for every point."""
+    if folder.path is None:
+        return
+    target = folder.file(SHARES)
+
+    def write(path):
+        with path.open('w', newline='', encoding='utf-8') as file:
+            rows = csv.writer(file, lineterminator='\n')
+            rows.writerow([*Point._fields, 'share', 'low', 'high'])
+            rows.writerows([*p, p.exact / p.count, *report.share_interval(p.exact, p.count)] for p in points)
+
+    with host.writing(target):
+        host.replace(target, write)
+
+
+def _picture(folder: host.Workdir, points: Sequence[Point], settings: dict[str, Any]) -> None:
+    """The share of seeds against the epochs, a curve for each learning rate."""
+    title = f'{settings["setup"]}: share of {settings["replicas"]:,} seeds that predict every target to one decimal'
+    try:
+        figure, (axis,) = report.new_figure(1, title, width=8)
+    except ImportError:
+        print(report.NO_PICTURE)
+        return
+    for i, rate in enumerate(settings['rates']):
+        curve = [p for p in points if p.learning_rate == rate]
+        color = report.shade(i / max(len(settings['rates']) - 1, 1))
+        axis.plot([p.epochs for p in curve], [p.exact / p.count for p in curve], color=color, label=f'{rate:g}')
+    axis.axhline(settings['share'], color=report.GREY, lw=1, ls=':')
+    axis.set(xlabel='epochs', ylabel='share of seeds', xscale='log', ylim=(0, 1.02))
+    axis.legend(title='learning rate', frameon=False, fontsize=9)
+    host.write_picture(folder, figure, PICTURE)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return launch.main(
+        run,
+        FLAGS,
+        argv,
+        name='experiments.td_rates',
+        complete=lambda values: launch.default_workdir(values, 'td_rates', values['setup']),
+    )
+
+
+if __name__ == '__main__':
+    launch.leave(main())

@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Sets seqjax up in .venv beside this file, and runs it. It works from any folder; results go to ./runs.
+#
+#   ./run.sh                     the three experiments, 100 seeds each (flags that follow reach all three)
+#   ./run.sh EXPERIMENT [flags]  python -m experiments.EXPERIMENT [flags]
+#   ./run.sh test [arguments]    the tests (arguments go to pytest)
+#   ./run.sh versions            the tests under the oldest and the newest versions, on every Python from 3.11 to 3.13
+#   ./run.sh check               the linter
+#
+# PYTHON=python3.12 ./run.sh names another interpreter.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+say() { printf 'run.sh: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 2; }
+
+# Prints the path of the interpreter $1 names; fails in a sentence where it is missing or too old.
+interpreter() {
+  local python
+  python=$(command -v "$1") || fail "$1 is not on the PATH; install Python 3.11 or newer, or name one with PYTHON="
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+    fail "$1 is $("$python" --version 2>&1 || true), and seqjax needs Python 3.11 or newer; name one with PYTHON="
+  printf '%s\n' "$python"
+}
+
+# Without PYTHON=, the first of these that is new enough.
+default_interpreter() {
+  local name
+  for name in python3 python3.13 python3.12 python3.11 python; do
+    if command -v "$name" >/dev/null && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      command -v "$name"
+      return
+    fi
+  done
+  fail "$(python3 --version 2>&1 || echo 'no Python') is what this machine has, and seqjax needs Python 3.11 or newer; name one with PYTHON="
+}
+
+# ready VENV PYTHON EXTRAS: makes the environment, or mends one that an earlier installation left unfinished.
+# A stamp is written last; it holds all that the environment depends on.
+ready() {
+  local venv=$1 python=$2 extras=$3 stamp
+  stamp="$("$python" -c 'import sys; print(sys.version, sys.base_prefix)') [$extras] $root $(cat "$root/setup.cfg")"
+  [ -f "$venv/stamp-$extras" ] && [ "$(cat "$venv/stamp-$extras")" = "$stamp" ] && [ -x "$venv/bin/python" ] && return
+  if ! "$venv/bin/python" -c "import sys; sys.exit(sys.base_prefix != '$("$python" -c 'import sys; print(sys.base_prefix)')')" \
+    2>/dev/null || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    rm -rf "$venv"
+    "$python" -m venv "$venv" || fail "$python cannot make $venv; on Debian, install python3-venv"
+  fi
+  say "installing into $venv (once; about a minute)"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$extras]" ||
+    fail "pip could not install into $venv; the message above says why, and the same command tries again"
+  printf '%s\n' "$stamp" >"$venv/stamp-$extras"
+}
+
+set_up() {
+  local python
+  if [ -n "${PYTHON:-}" ]; then
+    python=$(interpreter "$PYTHON")
+  elif [ -f "$root/.venv/interpreter" ] && [ -x "$(cat "$root/.venv/interpreter")" ]; then
+    python=$(cat "$root/.venv/interpreter") # what an earlier PYTHON= named
+  else
+    python=$(default_interpreter)
+  fi
+  ready "$root/.venv" "$python" "$1"
+  printf '%s\n' "$python" >"$root/.venv/interpreter"
+}
+
+experiment() { "$root/.venv/bin/python" -m "experiments.$1" "${@:2}"; }
+
+run_tests() { (cd "$root" && "$1" -m pytest "${@:2}"); }
+
+test_versions() {
+  local python venv versions found=0
+  for version in 3.11 3.12 3.13; do
+    python=$(find_python "$version") || { say "Python $version is not here: left out"; continue; }
+    found=1
+    for versions in oldest newest; do
+      venv=$root/.venvs/$version-$versions
+      say "Python $version, $versions versions"
+      if [ "$versions" = oldest ]; then ready "$venv" "$python" test,oldest; else ready "$venv" "$python" test; fi
+      "$venv/bin/python" -m pip list --disable-pip-version-check 2>/dev/null |
+        grep -iE '^(jax|jaxlib|flax|optax|numpy|absl-py|keras) ' | tr -s ' ' | paste -sd, -
+      run_tests "$venv/bin/python" "$@" || fail "the tests fail on Python $version with the $versions versions"
+    done
+  done
+  [ "$found" = 1 ] || fail 'no Python from 3.11 to 3.13 is here'
+}
+
+# Prints the path of Python $1: from the PATH, or one that pyenv has.
+find_python() {
+  local candidate
+  for candidate in "$(command -v "python$1" || true)" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python3; do
+    if [ -x "$candidate" ] && "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null; then
+      printf '%s\n' "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
+case "${1:-}" in
+  '' | --*)
+    case " $* " in *' --help '*) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
+    set_up plots
+    for setup in one_to_one many_to_one many_to_many; do
+      experiment td "--flagfile=$root/experiments/flags/$setup.flags" --replicas=100 "$@"
+      echo
+    done
+    ;;
+  help | -h) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
+  test) set_up test; run_tests "$root/.venv/bin/python" "${@:2}" ;;
+  versions) test_versions "${@:2}" ;;
+  check)
+    set_up lint
+    cd "$root"
+    .venv/bin/ruff check --select E,F,I,UP,B,SIM,W,RUF100 --ignore B007 --line-length 120 .
+    .venv/bin/ruff format --diff --line-length 120 --config 'format.quote-style="single"' .
+    ;;
+  *)
+    [ -f "$root/experiments/$1.py" ] && [ "$1" != launch ] || fail "there is no experiment $1; there are: $(
+      cd "$root/experiments" && ls *.py | grep -vE '^(__init__|launch)\.py$' | sed 's/\.py$//' | paste -sd' ' -
+    )"
+    set_up plots
+    experiment "$@"
+    ;;
+esac
