@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from seqjax.task import Mean
+from seqjax.task import Batch, Mean
 
 
 def squared_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array) -> Mean:
@@ -38,3 +38,8 @@ def squared_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array) -> Me
     # The mask goes inside the square: a NaN in padding must not reach the gradient either.
     errors = jnp.where(weights, outputs - targets, 0)
     return Mean(jnp.sum(errors**2), jnp.sum(weights, dtype=errors.dtype))
+
+
+def mean_squared_error(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+    """A Task's loss: the squared error over all targets of the batch that count."""
+    return {'loss': squared_error(outputs, batch.targets, batch.mask)}

@@ -24,12 +24,24 @@ INIT = 2**32 - 1  # the "step" whose key draws the initial parameters; a real st
 
 
 def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> State:
-    """The state before the first step. Pure, so that it can be compiled and mapped over many keys."""
-    params_key, batch_key, other_key = jax.random.split(jax.random.fold_in(key, jnp.uint32(INIT)), 3)
-    batch = task.batch(task.data, batch_key, jnp.int32(0))
-    variables = task.model.init({'params': params_key, 'default': other_key}, batch.inputs)
-    params = variables.pop('params')
-    return State(jnp.int32(0), key, params, variables, tx.init(params))
+    """The state before the first step, from nothing but the key and the shapes of the data.
+
+    Args:
+      task: what is learned.
+      tx: the optimiser.
+      key: the run's seed, jax.random.key(seed).
+    """
+    shapes = jax.eval_shape(task.batch, task.data, key, jnp.int32(0)).inputs
+
+    @jax.jit
+    def init(key):
+        params_key, other_key = jax.random.split(jax.random.fold_in(key, jnp.uint32(INIT)))
+        inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        variables = task.model.init({'params': params_key, 'default': other_key}, inputs)
+        params = variables.pop('params')
+        return State(jnp.int32(0), key, params, variables, tx.init(params))
+
+    return init(key)
 
 
 def apply(task: Task, state: State, inputs: Arrays) -> Arrays:

@@ -17,7 +17,7 @@ from seqjax import losses
 from seqjax.cells import RECURRENT_ACTIVATIONS, LSTMCell
 from seqjax.layers import RNN, TimeDistributed
 from seqjax.models import SequenceToSequence, SequenceToVector
-from seqjax.task import Batch, Mean, Task
+from seqjax.task import Batch, Task
 
 SETUPS = ('one_to_one', 'many_to_one', 'many_to_many')
 UNROLL = 8  # T = 5 as one iteration of the loop: no loop, a third faster under vmap
@@ -60,7 +60,7 @@ def td(
     }[setup]
     data = Batch(numbers.reshape(shape), numbers.reshape(targets), np.ones(targets[:1], bool))
     rnn = RNN(cell, unroll=min(unroll, shape[1]))
-    return Task(model(rnn=rnn, head=head), echo_loss, whole_batch, data)
+    return Task(model(rnn=rnn, head=head), losses.mean_squared_error, whole_batch, data)
 
 
 GLOROT = nn.initializers.glorot_uniform()  # Keras's default for Dense; Flax's is LeCun normal
@@ -70,8 +70,3 @@ def whole_batch(data: Batch, key: jax.Array, step: jax.Array) -> Batch:
     """The whole data set at every step, so that a step is an epoch."""
     del key, step
     return data
-
-
-def echo_loss(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
-    """Mean squared error over the whole batch."""
-    return {'loss': losses.squared_error(outputs, batch.targets, batch.mask)}
