@@ -254,7 +254,7 @@ def run_one(
     start = time.perf_counter()
     programs = train.compile_programs(task, tx, inputs, chunk=chunk)
     compiled = time.perf_counter()
-    initial = programs.init(jax.random.key(seed))
+    initial = programs.init(np.uint32(seed))
     losses, done = np.empty(steps, np.float32), 0
     with metrics_file(workdir, ['step', 'loss']) as write, report.progress(steps, 'epoch') as show:
         chunks = train.train(task, tx, initial, steps=steps, chunk=chunk, advance=programs.advance)

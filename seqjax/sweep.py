@@ -34,11 +34,6 @@ def group_width(count: int, max_width: int = MAX_WIDTH) -> int:
     return -(-count // groups)
 
 
-def make_keys(seeds: np.ndarray) -> jax.Array:
-    """seeds [R] -> PRNG keys [R], each equal to jax.random.key(seed)."""
-    return jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
-
-
 def sweep(
     task: Task,
     tx: optax.GradientTransformation,
@@ -57,7 +52,7 @@ def sweep(
     for first in range(0, len(seeds), width):
         group = seeds[first : first + width]
         count = len(group)
-        initial = programs.init(make_keys(np.pad(group, (0, width - count), mode='edge')))
+        initial = programs.init(np.pad(group, (0, width - count), mode='edge').astype(np.uint32))
         step = 0
         for state, metrics, _ in train.train(task, tx, initial, steps=steps, chunk=chunk, advance=programs.advance):
             yield Progress(first, step, state, jax.tree.map(lambda x, count=count: x[:, :count], metrics))

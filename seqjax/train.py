@@ -113,7 +113,7 @@ def make_advance(task: Task, tx: optax.GradientTransformation, *, chunk: int, re
 class Programs(NamedTuple):
     """All that a run executes, compiled before its first step, so that compiling is timed apart from training."""
 
-    init: jax.stages.Compiled  # key -> State
+    init: jax.stages.Compiled  # seed, uint32 -> State
     advance: jax.stages.Compiled  # see make_advance
     predict: jax.stages.Compiled  # (state, inputs) -> outputs
 
@@ -126,10 +126,8 @@ def compile_programs(
     def mapped(f, **axes):
         return jax.jit(f if replicas is None else jax.vmap(f, **axes))
 
-    key = jax.random.key(0)
-    if replicas is not None:
-        key = jnp.broadcast_to(key, (replicas,))
-    init = mapped(partial(init_state, task, tx)).lower(key)
+    seed = jax.ShapeDtypeStruct(() if replicas is None else (replicas,), jnp.uint32)
+    init = mapped(lambda seed: init_state(task, tx, jax.random.key(seed))).lower(seed)
     advance = make_advance(task, tx, chunk=chunk, replicas=replicas is not None)
     advance = advance.lower(task.data, task.evals, init.out_info, 0)
     predict = mapped(partial(apply, task), in_axes=(0, None)).lower(init.out_info, inputs)

@@ -1,0 +1,26 @@
+"""What all tests share: strict shapes, float64 where a test asks for it, Keras on its JAX backend."""
+
+import os
+
+import jax
+import pytest
+
+os.environ['KERAS_BACKEND'] = 'jax'  # read when Keras is imported, which only the fixture below does
+
+# A mask [B, T] against outputs [B, T, O], or a bias against a batch, must not be broadcast by accident.
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture
+def x64():
+    """Turns float64 on for one test."""
+    before = jax.config.jax_enable_x64
+    jax.config.update('jax_enable_x64', True)
+    yield
+    jax.config.update('jax_enable_x64', before)
+
+
+@pytest.fixture(scope='session')
+def keras():
+    """Keras, imported by the first test that compares with it. Its calls need `numpy_rank_promotion('allow')`."""
+    return pytest.importorskip('keras', reason='Keras is the reference here: pip install "seqjax[test]"')

@@ -1,0 +1,305 @@
+"""One LSTM against hand-written references: outputs, carries and all gradients, and how its weights begin."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.linen import initializers
+from tests import reference
+
+from seqjax.cells import RECURRENT_ACTIVATIONS, LSTMCarry, LSTMCell, forget_bias_init, keras2_hard_sigmoid
+from seqjax.layers import RNN
+
+B, T, F, H = 3, 6, 2, 5
+ONE_TWO_THREE = np.array([[[1], [2], [3]]])
+
+
+def draw(seed=0):
+    """Random values that take the gates both into and out of saturation: arguments of `reference.lstm`."""
+    rng = np.random.default_rng(seed)
+    inputs, c, h = rng.normal(size=(B, T, F)), rng.normal(size=(B, H)), rng.uniform(-0.9, 0.9, size=(B, H))
+    weights = [rng.normal(scale=1.2, size=shape) for shape in ((F, 4 * H), (H, 4 * H), (4 * H,))]
+    cotangents = rng.normal(size=(B, T, H)), rng.normal(size=(B, H)), rng.normal(size=(B, H))
+    return [inputs, c, h, *weights], cotangents
+
+
+def variables(kernel, recurrent_kernel, bias):
+    return {'params': {'cell': {'kernel': kernel, 'recurrent_kernel': recurrent_kernel, 'bias': bias}}}
+
+
+def t1(forget_bias=0, **options):
+    """One unit, one feature, all weights 0.5: the layer and its variables."""
+    half = initializers.constant(0.5)
+    bias_init = forget_bias_init if forget_bias else initializers.zeros
+    cell = LSTMCell(1, kernel_init=half, recurrent_kernel_init=half, bias_init=bias_init, **options)
+    return RNN(cell), RNN(cell).init(jax.random.key(0), jnp.ones((1, 1, 1)))
+
+
+# --- the reference itself --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('activation', reference.ACTIVATIONS)
+def test_reference_gradients_equal_finite_differences(activation):
+    """The hand-written backward pass is the derivative of the hand-written forward pass, away from kinks."""
+    args, cotangents = draw()
+    *_, tape = reference.lstm(*args, activation)
+    z = reference.preactivations(tape)
+    for kink in reference.ACTIVATIONS[activation][2]:
+        assert np.abs(z - kink).min() > 1e-3
+        assert 0.05 < (np.abs(z) > abs(kink)).mean() < 0.6  # both sides of it are tried
+    grads = reference.lstm_backward(tape, *cotangents)
+
+    def objective():
+        outputs, (c, h), _ = reference.lstm(*args, activation)
+        return sum(np.sum(x * y) for x, y in zip((outputs, c, h), cotangents, strict=True))
+
+    for name, x in zip(('inputs', 'c', 'h', 'kernel', 'recurrent_kernel', 'bias'), args, strict=True):
+        slopes = np.zeros_like(x)
+        for index in np.ndindex(x.shape):
+            value, x[index] = x[index], x[index] + 1e-6
+            above, x[index] = objective(), value - 1e-6
+            slopes[index], x[index] = (above - objective()) / 2e-6, value
+        reference.assert_close(grads[name], slopes, 1e-6, name)
+
+
+# --- the LSTM --------------------------------------------------------------------------------------
+
+
+def compare_lstm(activation, unroll, dtype, rtol, default_carry):
+    """Everything that `RNN(LSTMCell)` gives and every gradient of it, against the reference."""
+    args, cotangents = draw()
+    if default_carry:
+        args[1:3] = np.zeros((2, B, H))
+    want_outputs, want_carry, tape = reference.lstm(*args, activation)
+    want_grads = reference.lstm_backward(tape, *cotangents)
+    layer = RNN(LSTMCell(H, recurrent_activation=RECURRENT_ACTIVATIONS[activation], param_dtype=dtype), unroll=unroll)
+
+    def run(args):
+        carry = None if default_carry else LSTMCarry(args['c'], args['h'])
+        weights = variables(args['kernel'], args['recurrent_kernel'], args['bias'])
+        carry, outputs = layer.apply(weights, args['inputs'], initial_carry=carry, return_carry=True)
+        total = sum(jnp.sum(x * y) for x, y in zip((outputs, *carry), cotangents, strict=True))
+        return total, (outputs, carry)
+
+    names = ('inputs', 'c', 'h', 'kernel', 'recurrent_kernel', 'bias')
+    args = {name: x.astype(dtype) for name, x in zip(names, args, strict=True)}
+    cotangents = [x.astype(dtype) for x in cotangents]
+    grads, (outputs, carry) = jax.jit(jax.grad(run, has_aux=True))(args)
+    assert outputs.dtype == carry.c.dtype == grads['kernel'].dtype == dtype
+    reference.assert_close(outputs, want_outputs, rtol, 'outputs')
+    reference.assert_close(carry.c, want_carry[0], rtol, 'c')
+    reference.assert_close(carry.h, want_carry[1], rtol, 'h')
+    for name in names:
+        if not (default_carry and name in ('c', 'h')):
+            reference.assert_close(grads[name], want_grads[name], rtol, f'gradient of {name}')
+
+
+@pytest.mark.parametrize('unroll', [1, 4])
+@pytest.mark.parametrize('activation', RECURRENT_ACTIVATIONS)
+def test_lstm_and_all_gradients_equal_the_reference_in_float32(activation, unroll):
+    """Relative 1e-5 for outputs, both halves of the carry, and gradients of inputs, carry and all weights."""
+    compare_lstm(activation, unroll, np.dtype('float32'), 1e-5, default_carry=False)
+
+
+@pytest.mark.parametrize('activation', RECURRENT_ACTIVATIONS)
+def test_lstm_and_all_gradients_equal_the_reference_in_float64(activation, x64):
+    """Relative 1e-10: what is left of the difference in float32 is rounding."""
+    compare_lstm(activation, 1, np.dtype('float64'), 1e-10, default_carry=False)
+
+
+@pytest.mark.parametrize('unroll', [1, 4])
+def test_lstm_begins_at_zeros_by_default(unroll, x64):
+    """Without a given carry, what the reference gives from c = h = 0."""
+    compare_lstm('sigmoid', unroll, np.dtype('float64'), 1e-10, default_carry=True)
+
+
+@pytest.mark.parametrize(
+    ('forget_bias', 'outputs', 'c'),
+    [(0, [0.17426972, 0.50085938, 0.77002330], 1.49245676), (1, [0.17426972, 0.51722486, 0.78675252], 1.60419241)],
+)
+def test_C04_one_unit_of_weights_one_half(forget_bias, outputs, c, x64):
+    """T1 on x = 1, 2, 3, with forget bias 0 and 1, to all eight decimals."""
+    layer, weights = t1(forget_bias, param_dtype=jnp.float64)
+    carry, got = layer.apply(weights, ONE_TWO_THREE.astype(float), return_carry=True)
+    np.testing.assert_allclose(got[0, :, 0], outputs, rtol=0, atol=6e-9)
+    np.testing.assert_allclose(carry.c, [[c]], rtol=0, atol=6e-9)
+    np.testing.assert_allclose(carry.h, got[:, -1], rtol=0, atol=0)
+
+
+def test_S04_a_sequence_in_two_halves_with_the_carry_is_the_sequence():
+    """T1: x = 1 leaves h = .17426972 and c = .28764914; 2, 3 go on to .50085938 .77002330."""
+    layer, weights = t1()
+    x = ONE_TWO_THREE.astype(np.float32)
+    carry, first = layer.apply(weights, x[:, :1], return_carry=True)
+    np.testing.assert_allclose([carry.h[0, 0], carry.c[0, 0]], [0.17426972, 0.28764914], rtol=1e-6)
+    second = layer.apply(weights, x[:, 1:], initial_carry=carry)
+    np.testing.assert_allclose(second[0, :, 0], [0.50085938, 0.77002330], rtol=1e-6)
+    whole = layer.apply(weights, x)
+    np.testing.assert_allclose(np.concatenate([first, second], 1), whole, rtol=1e-6)
+
+
+def test_S04_holds_wherever_the_sequence_is_cut():
+    """Random weights, inputs and first carry; every cut gives the outputs and the last carry of the whole."""
+    (inputs, c, h, *weights), _ = jax.tree.map(np.float32, draw())
+    layer = RNN(LSTMCell(H))
+    run = jax.jit(lambda x, carry: layer.apply(variables(*weights), x, initial_carry=carry, return_carry=True))
+    last, whole = run(inputs, LSTMCarry(c, h))
+    for cut in (1, 4):
+        carry, first = run(inputs[:, :cut], LSTMCarry(c, h))
+        carry, second = run(inputs[:, cut:], carry)
+        reference.assert_close(np.concatenate([first, second], 1), whole, 1e-6)
+        reference.assert_close(carry.c, last.c, 1e-6)
+        reference.assert_close(carry.h, last.h, 1e-6)
+
+
+def test_S07_gradients_reach_the_initial_carry(x64):
+    """T1 on 1, 2, 3: dh3/dc0 = .09368770, dh3/dh0 = .04649498, dc3/dc0 = .50908322."""
+    layer, weights = t1(param_dtype=jnp.float64)
+
+    def last(c, h):
+        return layer.apply(weights, ONE_TWO_THREE.astype(float), initial_carry=LSTMCarry(c, h), return_carry=True)[0]
+
+    slopes = jax.jacobian(last, argnums=(0, 1))(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+    got = [slopes.h[0].item(), slopes.h[1].item(), slopes.c[0].item()]
+    np.testing.assert_allclose(got, [0.09368770, 0.04649498, 0.50908322], rtol=0, atol=6e-9)
+
+
+def test_S08_the_carry_is_c_then_h():
+    """Zero weights: c0 = 1, h0 = 0 gives c = .5, h = .23105858; swapped, both are 0."""
+    cell = LSTMCell(1)
+    weights = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), LSTMCarry(*jnp.ones((2, 1, 1))), jnp.ones((1, 1))))
+    one, zero, x = jnp.ones((1, 1)), jnp.zeros((1, 1)), jnp.full((1, 1), 0.7)
+    carry, y = cell.apply(weights, (one, zero), x)
+    np.testing.assert_allclose([carry.c.item(), carry.h.item(), y.item()], [0.5, 0.23105858, 0.23105858], rtol=1e-6)
+    carry, _ = cell.apply(weights, LSTMCarry(c=zero, h=one), x)
+    assert carry == LSTMCarry(c=0, h=0)
+    assert LSTMCarry._fields == ('c', 'h')
+
+
+def test_keras2_hard_sigmoid_is_not_hard_sigmoid():
+    """clip(0.2 x + 0.5, 0, 1): 0.7 at 1 where Keras 3's is 2/3, and saturated from 2.5, not from 3."""
+    x = jnp.array([-2.6, -2.4, 1.0, 2.4, 2.6])
+    np.testing.assert_allclose(keras2_hard_sigmoid(x), [0, 0.02, 0.7, 0.98, 1], atol=1e-6)
+    np.testing.assert_allclose(RECURRENT_ACTIVATIONS['hard_sigmoid'](x), (x + 3) / 6, atol=1e-6)
+
+
+# --- the same as Keras's ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('activation', ['sigmoid', 'hard_sigmoid'])
+def test_lstm_and_its_gradients_equal_keras(keras, activation):
+    """With the very same arrays as weights: the gates stand in the same order, and nothing is rearranged."""
+    (inputs, c, h, *weights), (weighting, *_) = jax.tree.map(np.float32, draw())
+    layer = RNN(LSTMCell(H, recurrent_activation=RECURRENT_ACTIVATIONS[activation]))
+
+    def ours(weights, inputs, c, h):
+        outputs = layer.apply(variables(*weights), inputs, initial_carry=LSTMCarry(c, h))
+        return jnp.sum(outputs * weighting), outputs
+
+    grads, outputs = jax.jit(jax.grad(ours, argnums=(0, 1, 2, 3), has_aux=True))(weights, inputs, c, h)
+    with jax.numpy_rank_promotion('allow'):
+        theirs = keras.layers.LSTM(H, recurrent_activation=activation, return_sequences=True)
+        theirs.build((B, T, F))
+        assert [v.name for v in theirs.trainable_variables] == ['kernel', 'recurrent_kernel', 'bias']
+        state = [v.value for v in theirs.non_trainable_variables]
+
+        def reference_loss(weights, inputs, c, h):
+            outputs, _ = theirs.stateless_call(weights, state, inputs, initial_state=[h, c])
+            return jnp.sum(outputs * weighting), outputs
+
+        want = jax.jit(jax.grad(reference_loss, argnums=(0, 1, 2, 3), has_aux=True))(weights, inputs, c, h)
+    reference.assert_close(outputs, want[1], 1e-5)
+    names = ('kernel', 'recurrent_kernel', 'bias', 'inputs', 'c', 'h')
+    for name, got, expected in zip(names, jax.tree.leaves(grads), jax.tree.leaves(want[0]), strict=True):
+        reference.assert_close(got, expected, 1e-5, name)
+
+
+# --- how the weights begin -------------------------------------------------------------------------
+
+
+def draw_weights(features, units, count):
+    """The LSTM's initial weights from `count` seeds: leaves [count, ...]."""
+    cell = LSTMCell(units)
+    carry, x = LSTMCarry(*jnp.zeros((2, 1, units))), jnp.zeros((1, features))
+    keys = jax.random.split(jax.random.key(0), count)
+    return jax.jit(jax.vmap(lambda key: cell.init(key, carry, x)))(keys)['params']
+
+
+@pytest.mark.parametrize(('features', 'units'), [(1, 5), (7, 4)])
+def test_kernels_begin_as_keras_glorot_uniform(keras, features, units):
+    """Bound sqrt(6 / (F + 4H)), and mean, variance and fourth moment as Keras's own draws have them.
+
+    A LeCun normal initialiser fails: its draws pass the bound, and its variance is 1 / F.
+    """
+    bound = np.sqrt(6 / (features + 4 * units))
+    ours = np.asarray(draw_weights(features, units, 1000)['kernel'])
+    with jax.numpy_rank_promotion('allow'):
+        theirs = np.stack(
+            [keras.initializers.GlorotUniform(seed=seed)((features, 4 * units)) for seed in range(1, 201)]
+        )
+    for draws in (ours, theirs):
+        assert draws.shape[1:] == (features, 4 * units)
+        assert 0.99 * bound < np.abs(draws).max() <= bound * (1 + 1e-6)
+        assert abs(draws.mean()) < 0.03 * bound
+        np.testing.assert_allclose((draws**2).mean(), bound**2 / 3, rtol=0.05)
+        np.testing.assert_allclose((draws**4).mean(), bound**4 / 5, rtol=0.05)
+    lecun = np.asarray(initializers.lecun_normal()(jax.random.key(0), (features, 4 * units, 50)[:2]))
+    assert np.abs(lecun).max() > bound
+
+
+def test_recurrent_kernels_begin_orthogonal_and_uniformly_so(keras):
+    """[H, 4H] with orthonormal rows; entries with the moments of a coordinate of a uniform unit vector in 4H."""
+    units, count = 3, 2000
+    ours = np.asarray(draw_weights(2, units, count)['recurrent_kernel'], np.float64)
+    with jax.numpy_rank_promotion('allow'):
+        theirs = np.stack([keras.initializers.Orthogonal(seed=seed)((units, 4 * units)) for seed in range(1, 101)])
+    for draws, noise in ((ours, 1), (theirs, np.sqrt(count / 100))):
+        n = 4 * units
+        gram = draws @ draws.swapaxes(1, 2)
+        np.testing.assert_allclose(gram, np.broadcast_to(np.eye(units), gram.shape), atol=1e-5)
+        assert np.abs(draws.mean(0)).max() < 4 * noise / np.sqrt(n * count)  # no sign is preferred anywhere
+        np.testing.assert_allclose((draws**4).mean(), 3 / (n * (n + 2)), rtol=0.02 * noise)
+
+
+@pytest.mark.parametrize('shape', [(1, 4), (5, 20), (4, 4), (20, 3)])
+def test_orthogonal_init_is_orthogonal_in_every_shape_and_precision(shape, x64):
+    """Orthonormal rows, or columns where those are shorter; to the last digits in float32 and in float64."""
+    init = LSTMCell(1).recurrent_kernel_init
+    keys = jax.random.split(jax.random.key(1), 50)
+    for dtype, atol in ((jnp.float32, 4e-6), (jnp.float64, 1e-14)):
+        draws = jax.jit(jax.vmap(lambda key, dtype=dtype: init(key, shape, dtype)))(keys)
+        assert draws.shape == (50, *shape) and draws.dtype == dtype
+        short = np.asarray(draws if shape[0] <= shape[1] else draws.swapaxes(1, 2), np.float64)
+        gram = short @ short.swapaxes(1, 2)
+        np.testing.assert_allclose(gram, np.broadcast_to(np.eye(min(shape)), gram.shape), atol=atol)
+        assert len(np.unique(short[:, 0, 0].round(6))) > 1
+
+
+def test_C04_biases_begin_at_0_and_those_of_the_forget_gate_at_1():
+    """For every seed and size; the forget gate has the second quarter."""
+    for units in (1, 4):
+        bias = np.asarray(draw_weights(3, units, 2)['bias'])
+        assert bias.dtype == np.float32
+        np.testing.assert_array_equal(bias, [[0] * units + [1] * units + [0] * 2 * units] * 2)
+
+
+@pytest.mark.parametrize(('features', 'units', 'count'), [(1, 5, 140), (1, 1, 12), (3, 7, 308), (6, 2, 72)])
+def test_parameter_count_is_4_times_F_plus_1_times_H_plus_H_squared(features, units, count):
+    """140 for the notebook's LSTM, and the formula for other sizes."""
+    weights = jax.eval_shape(LSTMCell(units).init, jax.random.key(0), jnp.ones((2, 1, units)), jnp.ones((1, features)))
+    shapes = jax.tree.map(lambda x: x.shape, weights['params'])
+    assert shapes == {
+        'kernel': (features, 4 * units),
+        'recurrent_kernel': (units, 4 * units),
+        'bias': (4 * units,),
+    }
+    assert sum(x.size for x in jax.tree.leaves(weights)) == count == 4 * ((features + 1) * units + units**2)
+
+
+def test_cell_follows_the_protocol_of_flax():
+    """flax.linen.RNN runs our cell, and gives what our RNN gives."""
+    (inputs, _, _, *weights), _ = jax.tree.map(np.float32, draw())
+    want = RNN(LSTMCell(H)).apply(variables(*weights), inputs)
+    got = nn.RNN(LSTMCell(H)).apply(variables(*weights), inputs)
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
