@@ -40,16 +40,33 @@ default_interpreter() {
 ready() {
   local venv=$1 python=$2 extras=$3 stamp
   stamp="$("$python" -c 'import sys; print(sys.version, sys.base_prefix)') [$extras] $root $(cat "$root/setup.cfg")"
-  [ -f "$venv/stamp-$extras" ] && [ "$(cat "$venv/stamp-$extras")" = "$stamp" ] && [ -x "$venv/bin/python" ] && return
-  if ! "$venv/bin/python" -c "import sys; sys.exit(sys.base_prefix != '$("$python" -c 'import sys; print(sys.base_prefix)')')" \
-    2>/dev/null || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-    rm -rf "$venv"
-    "$python" -m venv "$venv" || fail "$python cannot make $venv; on Debian, install python3-venv"
-  fi
+  [ "$(cat "$venv/stamp-$extras" 2>/dev/null)" = "$stamp" ] && complete "$venv" && return
   say "installing into $venv (once; about a minute)"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$extras]" ||
-    fail "pip could not install into $venv; the message above says why, and the same command tries again"
+  if ! { of_interpreter "$venv" "$python" && install "$venv" "$extras" && complete "$venv"; }; then
+    rm -rf "$venv" # pip does not see what is missing inside a package: begin anew
+    "$python" -m venv "$venv" || fail "$python cannot make $venv; on Debian, install python3-venv"
+    install "$venv" "$extras" ||
+      fail "pip could not install into $venv; the message above says why, and the same command tries again"
+  fi
   printf '%s\n' "$stamp" >"$venv/stamp-$extras"
+}
+
+install() { "$1/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$2]"; }
+
+# Whether the environment VENV belongs to the interpreter PYTHON, and has a pip that works.
+of_interpreter() {
+  "$1/bin/python" -m pip --version >/dev/null 2>&1 &&
+    [ "$("$1/bin/python" -c "$prefix")" = "$("$2" -c "$prefix")" ]
+}
+prefix='import sys; print(sys.base_prefix, sys.version)'
+
+# Whether the core packages are really there.
+complete() {
+  "$1/bin/python" - 2>/dev/null <<'END'
+import importlib.util, sys
+specs = map(importlib.util.find_spec, ('absl', 'flax', 'jax', 'jaxlib', 'numpy', 'optax', 'seqjax'))
+sys.exit(any(spec is None or spec.origin is None for spec in specs))
+END
 }
 
 set_up() {

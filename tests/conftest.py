@@ -22,5 +22,5 @@ def x64():
 
 @pytest.fixture(scope='session')
 def keras():
-    """Keras, imported by the first test that compares with it. Its calls need `numpy_rank_promotion('allow')`."""
+    """Keras, imported by the first test that needs it. Its calls need `jax.numpy_rank_promotion('allow')`."""
     return pytest.importorskip('keras', reason='Keras is the reference here: pip install "seqjax[test]"')

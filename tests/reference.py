@@ -95,8 +95,23 @@ def adam(param, grads, learning_rate, epsilon, b1=0.9, b2=0.999):
     return np.stack(path)
 
 
+def random_variables(module, *args, seed=1):
+    """Variables of a Flax module, drawn without its initialisers: all numbers distinct, biases too."""
+    leaves, tree = jax.tree.flatten(jax.eval_shape(module.init, jax.random.key(0), *args))
+    rng = np.random.default_rng(seed)
+    return tree.unflatten([rng.normal(size=leaf.shape).astype(leaf.dtype) for leaf in leaves])
+
+
+def is_uniform(draws, bound):
+    """Whether draws fill -bound .. bound evenly: by their edge, mean, second and fourth moment."""
+    x = np.asarray(draws, np.float64) / bound
+    moments = np.abs([x.mean(), (x**2).mean() * 3 - 1, (x**4).mean() * 5 - 1])
+    noise = 4 / np.sqrt(x.size)  # at least four standard errors
+    return bool(0.98 < np.abs(x).max() <= 1 + 1e-6 and (moments < noise).all())
+
+
 def assert_close(got, want, rtol, name=''):
-    """Every element within `rtol` of it, or within a tenth of `rtol` of the largest one: zeros are not exact."""
+    """Each element to `rtol`, or to a tenth of `rtol` of the largest one, as sums near 0 are not exact."""
     want = np.asarray(want)
     np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol / 10 * np.abs(want).max(), err_msg=name)
 

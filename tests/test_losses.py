@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests import reference
 
 from seqjax.losses import squared_error
 from seqjax.task import Mean
+from tests import reference
 
 SHAPES = [((4,), 1), ((4, 3), 1), ((4, 3), 2), ((4, 3, 2), 1), ((4, 3, 2), 2), ((4, 3, 2), 3)]
 
@@ -59,14 +59,16 @@ def test_padding_changes_neither_value_nor_gradient(shape, mask_ndim):
         spoilt_outputs, spoilt_targets = outputs.copy(), targets.copy()
         spoilt_outputs[~mask] = padding
         spoilt_targets[~mask] = padding
-        for spoilt in ((spoilt_outputs, targets), (outputs, spoilt_targets), (spoilt_outputs, spoilt_targets)):
-            reference.assert_trees_equal(step(*spoilt, mask), want)
+        spoilt = (spoilt_outputs, targets), (outputs, spoilt_targets), (spoilt_outputs, spoilt_targets)
+        for args in spoilt:
+            reference.assert_trees_equal(step(*args, mask), want)
 
 
 @pytest.mark.parametrize('content', [1.5, np.nan, np.inf])
 def test_E07_nothing_counted_is_loss_0_with_gradient_0(content):
     """Finite zeros, not 0/0, also where everything that is not counted is NaN."""
-    outputs, targets, mask = np.full((2, 3), content, np.float32), np.zeros((2, 3), np.float32), np.zeros((2, 3), bool)
+    outputs, targets = np.full((2, 3), content, np.float32), np.zeros((2, 3), np.float32)
+    mask = np.zeros((2, 3), bool)
     value, grads = jax.value_and_grad(loss, argnums=(0, 1))(outputs, targets, mask)
     assert value == 0
     for grad in grads:

@@ -1,0 +1,137 @@
+"""The rooms and their doors: who may import whom, who may print, and what the map says. Files are parsed, not run."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import seqjax
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = ROOT / 'seqjax'
+
+# What each room may import of the library. A new room is entered here, and in the map of seqjax/__init__.py.
+ALLOWED = {
+    'task': set(),
+    'losses': {'task'},
+    'cells': set(),
+    'layers': {'cells'},
+    'models': {'cells', 'layers'},
+    'tasks': {'task', 'losses', 'cells', 'layers', 'models'},
+    'optim': set(),
+    'train': {'task'},
+    'sweep': {'task', 'train'},
+    'report': {'task'},
+    'run': {'task', 'optim', 'train', 'sweep', 'report'},
+}
+FORBIDDEN = {'absl', 'experiments', 'tests'}  # to the whole library
+
+# Names of modules, functions and methods by which code reaches files or a terminal.
+WORLD = {'os', 'sys', 'io', 'pathlib', 'shutil', 'tempfile', 'subprocess', 'logging', 'csv', 'json', 'pickle'}
+TOUCHES = {'print', 'open', 'input', 'read_text', 'write_text', 'read_bytes', 'write_bytes', 'savez', 'savetxt'}
+
+
+def rooms():
+    """name -> files, as they are on disk."""
+    found = {file.stem: [file] for file in LIBRARY.glob('*.py') if file.stem != '__init__'}
+    return found | {
+        folder.name: sorted(folder.glob('*.py')) for folder in LIBRARY.iterdir() if list(folder.glob('*.py'))
+    }
+
+
+def mapped():
+    """The rooms in the order of the map in seqjax/__init__.py, and how many of them stand above its line."""
+    text = seqjax.__doc__.split('The rooms', 1)[1]
+    above, below = (
+        re.findall(r'^    ([a-z_]\w*)/? +\S', part, re.M) for part in re.split(r'^    -{3,}', text, flags=re.M)
+    )
+    return above + below, len(above)
+
+
+def imported(file):
+    """Full names of all that a file imports, inside functions too; a relative import made absolute."""
+    package = file.relative_to(ROOT).with_suffix('').parts[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = '.'.join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
+            base = base if node.level else node.module
+            yield from (f'{base}.{alias.name}' for alias in node.names)
+
+
+def called(file):
+    """Names of the functions and methods that a file calls."""
+    for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Call):
+            yield getattr(node.func, 'id', None) or getattr(node.func, 'attr', None)
+
+
+def test_the_table_and_the_map_name_exactly_the_rooms_there_are():
+    """A room that is new, gone or renamed is so here, in the map and on disk."""
+    names, _ = mapped()
+    assert set(ALLOWED) == set(rooms())
+    assert sorted(names) == sorted(rooms())
+
+
+def test_the_map_lists_each_room_below_those_it_imports():
+    names, _ = mapped()
+    for room, others in ALLOWED.items():
+        assert all(names.index(other) < names.index(room) for other in others), room
+
+
+@pytest.mark.parametrize('room', ALLOWED)
+def test_rooms_import_only_what_the_table_allows(room):
+    """Of the library: the table. Of other packages: no flags, no experiments, no tests."""
+    for file in rooms()[room]:
+        for name in imported(file):
+            package, *rest = name.split('.')
+            assert package not in FORBIDDEN, f'{file.name} imports {name}'
+            if package == 'seqjax' and rest:  # `import seqjax` alone is for its version
+                assert rest[0] in ALLOWED[room] | {'__version__'}, f'{file.name} imports {name}'
+        assert not {'import_module', '__import__', 'exec', 'eval'} & set(called(file)), file.name
+
+
+@pytest.mark.parametrize('room', ['train', 'sweep', 'report', 'run'])
+def test_the_machinery_names_no_task(room):
+    """Neither as a word in the code nor in a comment."""
+    words = set(re.findall(r'\w+', (LIBRARY / f'{room}.py').read_text(encoding='utf-8')))
+    tasks = {file.stem for file in rooms()['tasks']} - {'__init__'}
+    assert tasks and not tasks & words
+
+
+def test_rooms_above_the_line_neither_print_nor_touch_files():
+    """They compute: no call that prints, reads or writes, and no import of a module that could."""
+    names, count = mapped()
+    quiet = names[:count]
+    assert {'task', 'losses', 'cells', 'layers', 'models', 'tasks', 'optim', 'train', 'sweep'} <= set(quiet)
+    for file in (file for room in quiet for file in rooms()[room]):
+        assert not TOUCHES & set(called(file)), file.name
+        assert not WORLD & {name.split('.')[0] for name in imported(file)}, file.name
+
+
+def test_X03_importing_every_experiment_defines_no_flag():
+    """All in one process: absl's global flags are afterwards what absl itself made them."""
+    code = """
+import importlib, pkgutil
+from absl import app, flags, logging
+before = set(flags.FLAGS)
+import experiments
+names = [module.name for module in pkgutil.iter_modules(experiments.__path__)]
+for name in names:
+    importlib.import_module(f'experiments.{name}')
+print(' '.join(names))
+print('defined:', *sorted(set(flags.FLAGS) - before))
+"""
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    names, defined = done.stdout.splitlines()
+    assert set(names.split()) == {file.stem for file in (ROOT / 'experiments').glob('*.py')} - {'__init__'}
+    assert defined == 'defined:'

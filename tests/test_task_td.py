@@ -1,0 +1,156 @@
+"""The three setups: what goes in, what comes out, and the same training as in Keras."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.linen import initializers
+
+from seqjax import optim, train
+from seqjax.report import count_params
+from seqjax.task import Batch
+from seqjax.tasks.td import SETUPS, sequence, td
+from tests import reference
+
+SHAPES = {  # setup -> inputs, targets, mask for length L
+    'one_to_one': lambda n: ((n, 1, 1), (n, 1), (n,)),
+    'many_to_one': lambda n: ((1, n, 1), (1, n), (1,)),
+    'many_to_many': lambda n: ((1, n, 1), (1, n, 1), (1,)),
+}
+COUNTS = {'one_to_one': 146, 'many_to_one': 170, 'many_to_many': 146}
+OUTPUTS = {'one_to_one': 1, 'many_to_one': 5, 'many_to_many': 1}
+
+
+def dense(setup, params):
+    return params['head']['module'] if setup == 'many_to_many' else params['head']
+
+
+@pytest.mark.parametrize('length', [5, 4, 1])
+@pytest.mark.parametrize('setup', SETUPS)
+def test_batches_hold_the_sequence_in_the_shapes_of_the_setup(setup, length):
+    """Inputs and targets are both i / length, everything counts, and the model answers in the targets' shape."""
+    task = td(setup, length=length, hidden=3)
+    batch = task.batch(task.data, jax.random.key(0), jnp.int32(7))
+    assert isinstance(batch, Batch)
+    assert tuple(x.shape for x in batch) == SHAPES[setup](length)
+    np.testing.assert_array_equal(np.ravel(batch.inputs), np.float32([i / length for i in range(length)]))
+    np.testing.assert_array_equal(np.ravel(batch.targets), np.ravel(batch.inputs))
+    assert batch.inputs.dtype == batch.targets.dtype == np.float32
+    assert batch.mask.dtype == bool and batch.mask.all()
+    outputs, variables = jax.eval_shape(task.model.init_with_output, jax.random.key(0), batch.inputs)
+    assert outputs.shape == batch.targets.shape
+    width = length if setup == 'many_to_one' else 1
+    assert count_params(variables['params']) == 4 * ((1 + 1) * 3 + 3 * 3) + (3 + 1) * width
+
+
+def test_sequence_is_i_over_length():
+    np.testing.assert_array_equal(sequence(4), [0, 0.25, 0.5, 0.75])
+    assert sequence(5).dtype == np.float32
+
+
+@pytest.mark.parametrize('setup', SETUPS)
+def test_the_loss_is_the_mean_squared_error_of_the_whole_batch(setup):
+    """Against NumPy, for outputs that are drawn at random."""
+    task = td(setup)
+    outputs = np.random.default_rng(0).normal(size=task.data.targets.shape).astype(np.float32)
+    got = task.loss(outputs, task.data)['loss']
+    assert got.count == 5
+    reference.assert_close(got.compute(), np.mean((outputs - task.data.targets) ** 2), 1e-6)
+
+
+@pytest.mark.parametrize('setup', SETUPS)
+def test_parameter_counts_are_the_notebooks(setup):
+    """146, 170 and 146: 140 for the LSTM, 6 or 30 for the dense layer."""
+    task = td(setup)
+    params = jax.eval_shape(task.model.init, jax.random.key(0), task.data.inputs)['params']
+    assert count_params(params) == COUNTS[setup]
+    assert count_params(params['rnn']) == 140
+    assert count_params(params['head']) == 6 * OUTPUTS[setup]
+
+
+@pytest.mark.parametrize('setup', SETUPS)
+def test_weights_begin_as_keras_layers_do(setup):
+    """The dense kernel is Glorot uniform, which a LeCun normal is not; its bias 0; the LSTM's forget bias 1."""
+    task = td(setup)
+    keys = jax.random.split(jax.random.key(0), 2000)
+    params = jax.jit(jax.vmap(lambda key: task.model.init(key, task.data.inputs)))(keys)['params']
+    head = dense(setup, params)
+    shape = (5, OUTPUTS[setup])
+    assert head['kernel'].shape == (2000, *shape)
+    bound = np.sqrt(6 / sum(shape))
+    assert reference.is_uniform(head['kernel'], bound)
+    assert not reference.is_uniform(jax.vmap(lambda key: initializers.lecun_normal()(key, shape))(keys), bound)
+    np.testing.assert_array_equal(head['bias'], 0)
+    np.testing.assert_array_equal(params['rnn']['cell']['bias'][-1], np.repeat([0, 1, 0, 0], 5))
+
+
+@pytest.mark.parametrize(
+    ('setup', 'activation', 'theirs'),
+    [
+        ('one_to_one', 'sigmoid', 'sigmoid'),
+        ('many_to_one', 'hard_sigmoid', 'hard_sigmoid'),
+        ('many_to_many', 'sigmoid', 'sigmoid'),
+    ],
+)
+def test_twenty_steps_of_training_equal_keras(keras, setup, activation, theirs):
+    """From the same initial weights, Keras's losses to relative 1e-5 at every step, and its last predictions."""
+    task, tx = td(setup, recurrent_activation=activation), optim.adam(1e-3, 1e-7)
+    state = train.init_state(task, tx, jax.random.key(1))
+    inputs, targets, _ = task.data
+    with jax.numpy_rank_promotion('allow'):
+        layers = keras.layers
+        head = layers.Dense(OUTPUTS[setup])
+        model = keras.Sequential(
+            [
+                layers.Input(inputs.shape[1:]),
+                layers.LSTM(5, return_sequences=setup == 'many_to_many', recurrent_activation=theirs),
+                layers.TimeDistributed(head) if setup == 'many_to_many' else head,
+            ]
+        )
+        cell, final = state.params['rnn']['cell'], dense(setup, state.params)
+        weights = [cell['kernel'], cell['recurrent_kernel'], cell['bias'], final['kernel'], final['bias']]
+        model.set_weights([np.asarray(x) for x in weights])
+        assert model.count_params() == COUNTS[setup]
+        model.compile(loss='mean_squared_error', optimizer=keras.optimizers.Adam(1e-3, epsilon=1e-7))
+        want = []
+        for _ in range(20):
+            model.reset_metrics()  # or each loss is the mean of all so far
+            want.append(float(model.train_on_batch(inputs, targets)))
+        want_outputs = model(inputs)
+    ((state, metrics, _),) = train.train(task, tx, state, steps=20, chunk=20)
+    losses = metrics['loss'].total / metrics['loss'].count
+    assert abs(want[-1] / want[0] - 1) > 0.02  # it moves by far more than the tolerance
+    np.testing.assert_allclose(losses, want, rtol=1e-5)
+    reference.assert_close(train.apply(task, state, inputs), want_outputs, 1e-4)
+
+
+def test_unroll_changes_no_number():
+    """However the loop over time is compiled, the model answers the same."""
+    task = td('many_to_many')
+    variables = reference.random_variables(task.model, task.data.inputs)
+    want = task.model.apply(variables, task.data.inputs)
+    for unroll in (1, 2):
+        got = td('many_to_many', unroll=unroll).model.apply(variables, task.data.inputs)
+        reference.assert_close(got, want, 1e-6)
+
+
+def test_recurrent_activation_reaches_the_gates():
+    """Each of the three gives other outputs from the same weights."""
+    tasks = [td('many_to_one', recurrent_activation=f'{name}sigmoid') for name in ('', 'hard_', 'keras2_hard_')]
+    variables = reference.random_variables(tasks[0].model, tasks[0].data.inputs)
+    outputs = [np.asarray(task.model.apply(variables, task.data.inputs)) for task in tasks]
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert np.abs(outputs[one] - outputs[other]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        ({'setup': 'one_to_two'}, ("'one_to_two'", *SETUPS)),
+        ({'setup': 'one_to_one', 'recurrent_activation': 'relu'}, ("'relu'", 'sigmoid', 'keras2_hard_sigmoid')),
+    ],
+)
+def test_unknown_names_are_refused_with_the_known_ones(arguments, words):
+    with pytest.raises(ValueError, match='must be one of') as error:
+        td(**arguments)
+    assert all(word in str(error.value) for word in words)
