@@ -1,9 +1,13 @@
 """What all tests share: strict shapes, float64 where a test asks for it, Keras on its JAX backend."""
 
+import functools
 import os
 
 import jax
 import pytest
+
+from seqjax import optim, train
+from seqjax.tasks.td import td
 
 os.environ['KERAS_BACKEND'] = 'jax'  # read when Keras is imported, which only the fixture below does
 
@@ -24,3 +28,16 @@ def x64():
 def keras():
     """Keras, imported by the first test that needs it. Its calls need `jax.numpy_rank_promotion('allow')`."""
     return pytest.importorskip('keras', reason='Keras is the reference here: pip install "seqjax[test]"')
+
+
+@pytest.fixture(scope='session')
+def compiled_td():
+    """setup -> the td task, an optimiser, and programs for up to 200 steps of it: compiled once for all tests."""
+
+    @functools.cache
+    def compiled(setup, replicas=None):
+        task, tx = td(setup), optim.adam(1e-3, 1e-7)
+        programs = train.compile_programs(task, tx, task.data.inputs, chunk=200, replicas=replicas)
+        return task, tx, programs
+
+    return compiled

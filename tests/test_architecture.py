@@ -1,4 +1,4 @@
-"""The rooms and their doors: who may import whom, who may print, and what the map says. Files are parsed, not run."""
+"""The rooms and their doors: who may import whom, who may print, what the map says. Files are parsed, not run."""
 
 import ast
 import os
@@ -31,24 +31,22 @@ ALLOWED = {
 FORBIDDEN = {'absl', 'experiments', 'tests'}  # to the whole library
 
 # Names of modules, functions and methods by which code reaches files or a terminal.
-WORLD = {'os', 'sys', 'io', 'pathlib', 'shutil', 'tempfile', 'subprocess', 'logging', 'csv', 'json', 'pickle'}
+WORLD = {'os', 'sys', 'io', 'pathlib', 'shutil', 'tempfile', 'subprocess', 'logging', 'csv', 'json', 'rich'}
 TOUCHES = {'print', 'open', 'input', 'read_text', 'write_text', 'read_bytes', 'write_bytes', 'savez', 'savetxt'}
 
 
 def rooms():
     """name -> files, as they are on disk."""
     found = {file.stem: [file] for file in LIBRARY.glob('*.py') if file.stem != '__init__'}
-    return found | {
-        folder.name: sorted(folder.glob('*.py')) for folder in LIBRARY.iterdir() if list(folder.glob('*.py'))
-    }
+    folders = {file.parent for file in LIBRARY.glob('*/*.py')}
+    return found | {folder.name: sorted(folder.glob('*.py')) for folder in folders}
 
 
 def mapped():
     """The rooms in the order of the map in seqjax/__init__.py, and how many of them stand above its line."""
     text = seqjax.__doc__.split('The rooms', 1)[1]
-    above, below = (
-        re.findall(r'^    ([a-z_]\w*)/? +\S', part, re.M) for part in re.split(r'^    -{3,}', text, flags=re.M)
-    )
+    parts = re.split(r'^ +-{3,}.*$', text, flags=re.MULTILINE)
+    above, below = (re.findall(r'^    ([a-z]\w*)/? +\S', part, re.MULTILINE) for part in parts)
     return above + below, len(above)
 
 
@@ -59,8 +57,8 @@ def imported(file):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = '.'.join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
-            base = base if node.level else node.module
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = '.'.join([*above, *([node.module] if node.module else [])])
             yield from (f'{base}.{alias.name}' for alias in node.names)
 
 

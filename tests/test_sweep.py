@@ -4,71 +4,69 @@ import jax
 import numpy as np
 import pytest
 
-from seqjax import optim, sweep, train
-from seqjax.tasks.td import SETUPS, td
+from seqjax import sweep, train
+from seqjax.tasks.td import SETUPS
 from tests import reference
 
-TX = optim.adam(0.003, 1e-7)
+WIDTH = 6
 
 
-def run(task, seeds, *, steps, chunk, width, programs=None):
-    """Losses [R, steps], and the parameters of all replicas."""
-    programs = programs or compiled(task, chunk, width)
-    losses, params = np.full((len(seeds), steps), np.nan, np.float32), []
-    for part in sweep.sweep(task, TX, seeds, steps=steps, chunk=chunk, width=width, programs=programs):
-        new = part.metrics['loss'].compute().T
+def run(compiled, seeds, *, steps, chunk):
+    """The losses [R, steps] of groups of WIDTH, and the parameters and predictions of all replicas after them."""
+    task, tx, programs = compiled
+    losses, ends = np.full((len(seeds), steps), np.nan, np.float32), []
+    for part in sweep.sweep(task, tx, seeds, steps=steps, chunk=chunk, width=WIDTH, programs=programs):
+        new = (part.metrics['loss'].total / part.metrics['loss'].count).T
         losses[part.first : part.first + len(new), part.step : part.step + new.shape[1]] = new
         if part.step + new.shape[1] == steps:
-            params.append(jax.tree.map(lambda x, n=len(new): np.asarray(x[:n]), part.state.params))
-    return losses, jax.tree.map(lambda *groups: np.concatenate(groups), *params)
-
-
-def compiled(task, chunk, width):
-    return train.compile_programs(task, TX, task.data.inputs, chunk=chunk, replicas=width)
+            end = part.state.params, programs.predict(part.state, task.data.inputs)
+            ends.append(jax.tree.map(lambda x, count=len(new): np.asarray(x)[:count], end))
+    return losses, *jax.tree.map(lambda *groups: np.concatenate(groups), *ends)
 
 
 @pytest.mark.parametrize('setup', SETUPS)
-def test_replicas_agree_with_single_runs(setup):
-    """Six seeds, 200 steps: losses to absolute 1e-6 always, and to relative 1e-5 while they are above 1e-3."""
-    task, seeds, steps = td(setup), np.array([0, 1, 2, 7, 100, 2**32 - 1]), 200
-    losses, params = run(task, seeds, steps=steps, chunk=80, width=6)
-    assert losses[:, -1].max() < 0.5 * losses[:, 0].min()  # they learn, so the losses are of many sizes
-    programs = train.compile_programs(task, TX, task.data.inputs, chunk=steps)
+def test_replicas_agree_with_single_runs(compiled_td, setup):
+    """Six seeds, 200 steps: losses to absolute 1e-6, and to relative 1e-5 while they are above 1e-3."""
+    seeds = np.array([0, 1, 2, 7, 100, 2**32 - 1])
+    losses, params, predictions = run(compiled_td(setup, WIDTH), seeds, steps=200, chunk=80)
+    assert (losses[:, -1] < 0.8 * losses[:, 0]).all()
+    assert len(np.unique(losses[:, 0])) == 6
+    task, tx, programs = compiled_td(setup)
     for n, seed in enumerate(seeds):
-        state = programs.init(jax.random.key(int(seed)))
-        ((state, metrics, _),) = train.train(task, TX, state, steps=steps, chunk=steps, advance=programs.advance)
+        state = programs.init(np.uint32(seed))
+        reference.assert_trees_equal(state.key, jax.random.key(int(seed)))
+        ((state, metrics, _),) = train.train(task, tx, state, steps=200, chunk=200, advance=programs.advance)
         want = metrics['loss'].total / metrics['loss'].count
         np.testing.assert_allclose(losses[n], want, rtol=0, atol=1e-6)
         large = want > 1e-3
         assert large.sum() > 50
         np.testing.assert_allclose(losses[n][large], want[large], rtol=1e-5)
-        jax.tree.map(lambda x, y, n=n: np.testing.assert_allclose(x[n], y, rtol=1e-3, atol=1e-4), params, state.params)
+        np.testing.assert_allclose(predictions[n], programs.predict(state, task.data.inputs), rtol=0, atol=1e-5)
+        for got, weights in zip(jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True):
+            np.testing.assert_allclose(got[n], weights, rtol=0, atol=1e-5)
 
 
-def test_a_last_group_that_was_filled_up_gives_the_same_numbers():
-    """Five seeds in groups of three: seeds 3 and 4 bit for bit as in a group with a sixth; all steps come back."""
-    task, how = td('many_to_one'), {'steps': 11, 'chunk': 4, 'width': 3}
-    programs = compiled(task, 4, 3)
-    losses, params = run(task, np.arange(5), **how, programs=programs)
-    full_losses, full_params = run(task, np.arange(6), **how, programs=programs)
-    assert losses.shape == (5, 11) and np.isfinite(losses).all()
-    assert len(np.unique(full_losses)) == full_losses.size
-    np.testing.assert_array_equal(losses, full_losses[:5])
-    reference.assert_trees_equal(params, jax.tree.map(lambda x: x[:5], full_params))
+def test_a_last_group_that_was_filled_up_gives_the_same_numbers(compiled_td):
+    """Eight seeds in groups of six: the last two bit for bit as in a full group; losses of all steps come back."""
+    compiled = compiled_td('many_to_one', WIDTH)
+    got = run(compiled, np.arange(8), steps=11, chunk=4)
+    full = run(compiled, np.arange(12), steps=11, chunk=4)
+    assert got[0].shape == (8, 11) and np.isfinite(full[0]).all()
+    assert len(np.unique(full[0])) == full[0].size
+    reference.assert_trees_equal(got, jax.tree.map(lambda x: x[:8], full))
 
 
-def test_every_chunk_of_every_group_is_yielded_with_its_place():
+def test_every_chunk_of_every_group_is_yielded_with_its_place(compiled_td):
     """Groups in turn, chunks in turn; the last ones shorter, their metrics without what filled them up."""
-    task = td('one_to_one')
-    programs = compiled(task, 4, 3)
-    parts = list(sweep.sweep(task, TX, np.arange(5), steps=6, chunk=4, width=3, programs=programs))
+    task, tx, programs = compiled_td('one_to_one', WIDTH)
+    parts = list(sweep.sweep(task, tx, np.arange(8), steps=6, chunk=4, width=WIDTH, programs=programs))
     places = [(part.first, part.step, *part.metrics['loss'].total.shape) for part in parts]
-    assert places == [(0, 0, 4, 3), (0, 4, 2, 3), (3, 0, 4, 2), (3, 4, 2, 2)]
-    np.testing.assert_array_equal([part.state.step for part in parts], [[4] * 3, [6] * 3, [4] * 3, [6] * 3])
+    assert places == [(0, 0, 4, 6), (0, 4, 2, 6), (6, 0, 4, 2), (6, 4, 2, 2)]
+    np.testing.assert_array_equal([part.state.step for part in parts], [[4] * 6, [6] * 6, [4] * 6, [6] * 6])
 
 
 @pytest.mark.parametrize('max_width', [1, 2, 7, 256])
-def test_group_width_splits_into_the_fewest_groups_and_fills_up_as_little_as_can_be(max_width):
+def test_group_width_splits_into_the_fewest_and_narrowest_groups(max_width):
     """No wider than allowed; as few groups as that allows; no narrower width gives as few."""
     for count in range(1, 600, 7):
         width = sweep.group_width(count, max_width)
@@ -76,10 +74,3 @@ def test_group_width_splits_into_the_fewest_groups_and_fills_up_as_little_as_can
         assert 1 <= width <= min(max_width, count)
         assert groups == -(-count // max_width)
         assert width == 1 or -(-count // (width - 1)) > groups
-
-
-def test_keys_are_those_of_the_seeds():
-    """Bit for bit jax.random.key(seed), up to the largest seed."""
-    seeds = [0, 1, 12345, 2**31, 2**32 - 1]
-    for got, seed in zip(sweep.make_keys(np.array(seeds)), seeds, strict=True):
-        reference.assert_trees_equal(got, jax.random.key(seed))
