@@ -113,9 +113,10 @@ def test_rooms_above_the_line_neither_print_nor_touch_files():
 
 
 def test_X03_importing_every_experiment_defines_no_flag():
-    """All in one process: absl's global flags are afterwards what absl itself made them."""
+    """All in one process: absl's global flags are afterwards what absl and the core packages made them."""
     code = """
 import importlib, pkgutil
+import flax.linen, jax, optax
 from absl import app, flags, logging
 before = set(flags.FLAGS)
 import experiments

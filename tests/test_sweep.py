@@ -19,8 +19,8 @@ def run(compiled, seeds, *, steps, chunk):
         new = (part.metrics['loss'].total / part.metrics['loss'].count).T
         losses[part.first : part.first + len(new), part.step : part.step + new.shape[1]] = new
         if part.step + new.shape[1] == steps:
-            end = part.state.params, programs.predict(part.state, task.data.inputs)
-            ends.append(jax.tree.map(lambda x, count=len(new): np.asarray(x)[:count], end))
+            end, count = (part.state.params, programs.predict(part.state, task.data.inputs)), len(new)
+            ends.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], end))
     return losses, *jax.tree.map(lambda *groups: np.concatenate(groups), *ends)
 
 
