@@ -109,17 +109,18 @@ def open_workdir(
     if path is None:
         return Workdir(None), None
     folder = Path(path).expanduser()
+    workdir = Workdir(folder, names)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f'.{os.getpid()}-probe'
-        probe.write_bytes(b'')
-        probe.unlink()
-    workdir = Workdir(folder, names)
-    if overwrite:
-        with writing(folder):
+        if overwrite:
             for file in workdir.files():
                 file.unlink()
-    if not workdir.files():
+        held = workdir.files()
+        if not held:
+            probe = folder / f'.{os.getpid()}-probe'  # refuse before the training, not after it
+            probe.write_bytes(b'')
+            probe.unlink()
+    if not held:
         return workdir, None
     summary = _read_summary(workdir)
     if summary.get('experiment') != experiment:
