@@ -284,8 +284,9 @@ def test_the_notebook_is_compared_at_its_own_settings_alone():
 
 
 def test_within_band_counts():
-    losses = np.array([[1.0, 10.0, 5.0]]) + np.linspace(0, 1, 41)[:, None]
-    assert td.within_band(np.array([1, 2, 3]), np.array([1.5, 9.0, 5.01]), losses) == {'epochs': 3, 'inside': 1}
+    losses = np.array([[1.0, 10.0, 5.0, 3.0]]) + np.linspace(0, 1, 41)[:, None]
+    curve = np.array([1.5, 9.0, 5.01, 4.5])  # within; below; below the 2.5% quantile; above
+    assert td.within_band(np.array([1, 2, 3, 4]), curve, losses) == {'epochs': 4, 'inside': 1}
 
 
 def test_exact():
@@ -391,7 +392,13 @@ def test_the_study_counts_what_runs_of_their_own_count(in_tmp, capsys):
         alone = td.run(learning_rate=float(rate), epochs=epochs, replicas=20, picture=False)
         row = next(row for row in rows if row['learning_rate'] == rate and int(row['epochs']) == epochs)
         assert int(row['exact']) == alone.summary['replicas']['exact'] and int(row['count']) == 20
+    capsys.readouterr()
     assert 'on seeds 20 to 39, which chose nothing' in last
+    summary = json.loads((folder / 'summary.json').read_text())
+    rate, epochs, exact, count = summary['confirmed']
+    others = td.run(learning_rate=rate, epochs=epochs, seed=20, replicas=20, picture=False)
+    assert summary['fewest'][:2] == [rate, epochs]
+    assert (exact, count) == (others.summary['replicas']['exact'], 20)
     capsys.readouterr()
     assert td_rates.main(flags) == 0
     again = capsys.readouterr().out
