@@ -14,9 +14,10 @@ import inspect
 import math
 import operator
 import os
+import signal
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -33,6 +34,13 @@ MISTAKE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 # --- parsers: from a flag's text, or from a plain value --------------------------------------------
 
 
+def _plain_digits(argument: Any) -> Any:
+    """Python's numbers may hold underscores and the digits of every script; a flag's may not."""
+    if isinstance(argument, str) and (not argument.isascii() or '_' in argument):
+        raise ValueError
+    return argument
+
+
 class Whole(flags.ArgumentParser):
     """A whole number from `minimum` to `maximum`."""
 
@@ -41,10 +49,12 @@ class Whole(flags.ArgumentParser):
 
     def parse(self, argument: Any) -> int:
         try:
-            value = int(argument) if isinstance(argument, str) else operator.index(argument)
+            if isinstance(argument, bool | np.bool_):
+                raise ValueError
+            value = int(_plain_digits(argument)) if isinstance(argument, str) else operator.index(argument)
         except (TypeError, ValueError):
             value = None
-        if value is None or isinstance(argument, bool) or not self.minimum <= value <= self.maximum:
+        if value is None or not self.minimum <= value <= self.maximum:
             raise ValueError(f'must be a whole number from {self.minimum} to {self.maximum}')
         return value
 
@@ -58,7 +68,7 @@ class Positive(flags.ArgumentParser):
     def parse(self, argument: Any) -> float:
         limits = np.finfo(np.float32)
         try:
-            value = math.nan if isinstance(argument, bool) else float(argument)
+            value = math.nan if isinstance(argument, bool | np.bool_) else float(_plain_digits(argument))
         except (TypeError, ValueError, OverflowError):
             value = math.nan
         if not float(limits.tiny) <= value <= float(limits.max):
@@ -89,8 +99,8 @@ class Share(flags.ArgumentParser):
 
     def parse(self, argument: Any) -> float:
         try:
-            value = float(argument)
-        except (TypeError, ValueError):
+            value = math.nan if isinstance(argument, bool | np.bool_) else float(_plain_digits(argument))
+        except (TypeError, ValueError, OverflowError):
             value = math.nan
         if not 0 < value <= 1:
             raise ValueError('must be a number over 0 and at most 1')
@@ -138,7 +148,7 @@ class Switch(flags.BooleanParser):
 
     def parse(self, argument: Any) -> bool:
         try:
-            return super().parse(argument)
+            return super().parse(bool(argument) if isinstance(argument, np.bool_) else argument)
         except (TypeError, ValueError, AttributeError):
             raise ValueError('must be true or false') from None
 
@@ -160,8 +170,8 @@ SHARED = {
 }
 
 
-def check(table: Mapping[str, Flag], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values through the parsers; None stays None.
+def check(table: Mapping[str, Flag], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values through the parsers; None stays None where it is the default.
 
     Raises:
       UserError: a value is refused; the sentence names the flag and the value.
@@ -170,15 +180,15 @@ def check(table: Mapping[str, Flag], values: Mapping[str, Any]) -> dict[str, Any
     for name, flag in table.items():
         value = values[name]
         try:
-            checked[name] = None if value is None else flag.parser.parse(value)
+            checked[name] = None if value is None and defaults[name] is None else flag.parser.parse(value)
         except ValueError as error:
             raise UserError(f'--{name}={value} {error}') from error
     return checked
 
 
-def check_seeds(seed: int, replicas: int | None) -> None:
+def check_seeds(seed: int, replicas: int | None, sets: int = 1) -> None:
     """Raises UserError where the last of the seeds is no 32-bit number."""
-    last = seed + (replicas or 1) - 1
+    last = seed + sets * (replicas or 1) - 1
     if last >= 2**32:
         raise UserError(f'--seed={seed} with --replicas={replicas} ends at seed {last}; the last must be below {2**32}')
 
@@ -208,6 +218,7 @@ def define(table: Mapping[str, Flag], defaults: Mapping[str, Any]) -> flags.Flag
     for name, flag in table.items():
         if isinstance(flag.parser, Switch):
             flags.DEFINE_boolean(name, defaults[name], flag.help, flag_values=values)
+            values[name].parser = flag.parser  # absl's own has no sentence for what it refuses
         else:
             flags.DEFINE(flag.parser, name, defaults[name], flag.help, flag_values=values)
     return values
@@ -227,7 +238,7 @@ def parse(table: Mapping[str, Flag], defaults: Mapping[str, Any], argv: list[str
         raise UserError(_unknown(error.flagname, table)) from error
     except flags.IllegalFlagValueError as error:
         raise UserError(_plain(str(error))) from error
-    except (flags.Error, OSError, UnicodeDecodeError) as error:
+    except (flags.Error, ValueError) as error:  # a ValueError: --nopicture=true
         raise UserError(f'{_plain(str(error))}; --help lists the flags') from error
     if rest:
         raise UserError(f'{rest[0]!r} is no flag: flags are written --name=value; --help lists them')
@@ -244,8 +255,8 @@ def _plain(message: str) -> str:
     return ' '.join(message.split()).removeprefix('flag ').replace(': must be', ' must be')
 
 
-def _find_flagfiles(argv: list[str]) -> list[str]:
-    """Lets --flagfile name one that comes with the package where there is no such file here."""
+def _find_flagfiles(argv: Iterable[str], within: tuple[Path, ...] = ()) -> list[str]:
+    """Puts the lines of a flagfile in its place; it may name one that comes with the package, or another flagfile."""
     found = []
     words = iter(argv)
     for word in words:
@@ -255,15 +266,26 @@ def _find_flagfiles(argv: list[str]) -> list[str]:
             continue
         if not equals:
             path = next(words, '')
-        found.append(f'--flagfile={_find_flagfile(path)}')
+        file = _find_flagfile(path)
+        if file in within:
+            raise UserError(f'flagfile {path!r} reads itself; take that line out')
+        try:
+            lines = [line.strip() for line in file.read_text(encoding='utf-8').splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f'flagfile {path!r} cannot be read as text; it holds one --name=value a line') from error
+        lines = [line for line in lines if line and not line.startswith(('#', '//'))]
+        found += _find_flagfiles(lines, (*within, file))
     return found
 
 
-def _find_flagfile(path: str) -> str:
+def _find_flagfile(path: str) -> Path:
     name = Path(path).name
-    for candidate in (Path(path).expanduser(), FLAGFILES / name, FLAGFILES / f'{name}.flags'):
+    candidates = [Path(path).expanduser()]
+    if Path(path).parent in (Path('.'), Path('experiments/flags')):  # a path to elsewhere means that place alone
+        candidates += [FLAGFILES / name, FLAGFILES / f'{name}.flags']
+    for candidate in candidates:
         if candidate.is_file():
-            return str(candidate)
+            return candidate
     known = sorted(file.name for file in FLAGFILES.glob('*.flags'))
     raise UserError(f'flagfile {path!r} is not a file; those that come with the package: {", ".join(known)}')
 
@@ -326,11 +348,14 @@ def main(
     if not gc.isenabled():  # see experiments/__init__.py
         gc.freeze()
         gc.enable()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.stdout is None:  # closed by whoever called
+        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
     argv = sys.argv[1:] if argv is None else list(argv)
-    if {'--help', '-help', '-h', '--helpfull', '--helpshort'} & set(argv):
-        print(help_text(run, table, name))
-        return 0
     try:
+        if {'--help', '-help', '-h', '--helpfull', '--helpshort'} & set(argv):
+            print(help_text(run, table, name), flush=True)
+            return 0
         values = complete(parse(table, default_values(run), argv))
         keep_compiled()
         run(**values)
@@ -345,6 +370,12 @@ def main(
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:
+        if error.filename is not None:  # a file: ours to handle, and not handled
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f'{name}: cannot write the output: {error.strerror}; send it elsewhere', file=sys.stderr)
+        return MISTAKE
     return 0
 
 

@@ -83,7 +83,7 @@ def run(
     Raises:
       UserError (a ValueError): an argument is refused, the folder holds another run, or the loss is not finite.
     """
-    settings = launch.check(FLAGS, locals())
+    settings = launch.check(FLAGS, locals(), launch.default_values(run))
     settings['epochs'] = epochs = settings['epochs'] or EPOCHS[settings['setup']]
     launch.check_seeds(settings['seed'], settings['replicas'])
     launch.check_memory(*sizes(**settings))
@@ -96,8 +96,10 @@ def run(
         predictions = _flat(record.outputs, settings)
     else:
         print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
-        print(_table(summary))
-        losses, state = host.read_losses(folder, settings['replicas'] is not None), None
+        with host.reading(folder.file(host.SUMMARY)):
+            print(_table(summary))
+            _conclusion(summary, targets)
+        losses, state = host.read_losses(folder, settings['epochs'], settings['replicas']), None
         predictions = _read_predictions(folder, summary)
     _show_predictions(targets, predictions)
     figure = _picture(settings, losses, predictions, targets, folder) if settings['picture'] else None
@@ -283,9 +285,11 @@ def _flat(outputs: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
 
 
 def _read_predictions(folder: host.Workdir, summary: dict[str, Any]) -> np.ndarray:
-    if summary['flags']['replicas'] is None:
-        return np.array(summary['predictions'], np.float32)
-    return host.read_replicas(folder, 'predictions')
+    settings = summary['flags']
+    if settings['replicas'] is None:
+        with host.reading(folder.file(host.SUMMARY)):
+            return np.array(summary['predictions'], np.float32).reshape(settings['length'])
+    return host.read_replicas(folder, 'predictions', (settings['replicas'], settings['length']))
 
 
 def sizes(

@@ -71,8 +71,8 @@ def run(
     Raises:
       UserError (a ValueError): an argument is refused, or the folder holds another study.
     """
-    settings = launch.check(FLAGS, locals())
-    launch.check_seeds(settings['seed'], 2 * settings['replicas'])
+    settings = launch.check(FLAGS, locals(), launch.default_values(run))
+    launch.check_seeds(settings['seed'], settings['replicas'], sets=2)
     launch.check_memory(*td.sizes(**settings))
     folder, summary = host.open_workdir(settings['workdir'], 'td_rates', settings, settings['overwrite'], FILES)
     if summary is None:

@@ -108,7 +108,10 @@ def open_workdir(
     """
     if path is None:
         return Workdir(None), None
-    folder = Path(path).expanduser()
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f'--workdir={path} is in the home of somebody who is not here; choose another') from error
     workdir = Workdir(folder, names)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,8 +138,8 @@ def open_workdir(
 def _read_summary(workdir: Workdir) -> dict[str, Any]:
     try:
         summary = json.loads(workdir.file(SUMMARY).read_text(encoding='utf-8'))
-        summary['flags'], summary['finished']  # a file of ours has both
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        summary['flags'].keys(), summary['finished']  # a file of ours has both
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f'{workdir.path} holds files whose {SUMMARY} cannot be read ({error!r}); '
             'choose another --workdir, or --overwrite to replace them'
@@ -160,24 +163,24 @@ def reading(path: Path) -> Iterator[None]:
     """Turns what is wrong with a file of a finished run into a sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f'{path} of a finished run cannot be read ({error}); --overwrite trains again') from error
 
 
-def read_losses(workdir: Workdir, replicas: bool) -> np.ndarray:
+def read_losses(workdir: Workdir, steps: int, replicas: int | None) -> np.ndarray:
     """The losses of a finished run, [steps] or [R, steps]."""
-    if replicas:
-        return read_replicas(workdir, 'loss')
+    if replicas is not None:
+        return read_replicas(workdir, 'loss', (replicas, steps))
     path = workdir.file(METRICS)
     with reading(path), path.open(newline='') as lines:
-        return np.array([row['loss'] for row in csv.DictReader(lines)], np.float32)
+        return np.array([float(row['loss']) for row in csv.DictReader(lines)], np.float32).reshape(steps)
 
 
-def read_replicas(workdir: Workdir, name: str) -> np.ndarray:
+def read_replicas(workdir: Workdir, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """One array of replicas.npz."""
     path = workdir.file(REPLICAS)
     with reading(path), np.load(path) as held:
-        return held[name]
+        return held[name].reshape(shape)
 
 
 # --- the summary -----------------------------------------------------------------------------------
@@ -222,17 +225,22 @@ def metrics_file(workdir: Workdir, columns: Sequence[str]) -> Iterator[Callable[
         return
     path = workdir.file(METRICS)
     with writing(path):
-        file = path.open('w', encoding='utf-8')
+        file = path.open('wb', buffering=0)  # no buffer whose rest would be refused again when it closes
     with file:
 
         def write(rows):
-            with writing(path):
-                file.writelines(','.join([str(step), *(f'{x:.9g}' for x in values)]) + '\n' for step, *values in rows)
-                file.flush()
+            lines = [','.join([str(step), *(f'{x:.9g}' for x in values)]) + '\n' for step, *values in rows]
+            _write_all(path, file, ''.join(lines))
 
-        with writing(path):
-            file.write(','.join(columns) + '\n')
+        _write_all(path, file, ','.join(columns) + '\n')
         yield write
+
+
+def _write_all(path: Path, file: Any, text: str) -> None:
+    rest = text.encode()
+    with writing(path):
+        while rest:  # a disk that is nearly full takes a part
+            rest = rest[file.write(rest) :]
 
 
 def _divide(mean: Mean) -> np.ndarray:

@@ -1,0 +1,324 @@
+"""From flags to arguments: parsers, flagfiles, messages, exit codes."""
+
+import functools
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags as absl_flags
+
+from experiments import launch, td, td_rates
+from seqjax import run as host
+from seqjax.run import UserError
+
+ROOT = Path(__file__).parent.parent
+DEFAULTS = launch.default_values(td.run)
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """What reaches td.run from the command line; nothing is trained, and the folder is empty."""
+    seen = []
+
+    @functools.wraps(td.run)
+    def run(**values):
+        seen.append(values)
+
+    monkeypatch.setattr(td, 'run', run)
+    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
+    monkeypatch.chdir(tmp_path)
+    return seen
+
+
+def refused(argv, asked, capsys):
+    """The sentence that td.main(argv) ends in."""
+    assert td.main(argv) == 2 and asked == []
+    out, err = capsys.readouterr()
+    assert out == '' and err.startswith('experiments.td: ') and err.count('\n') == 1, err
+    return err
+
+
+# --- values ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['length', 'hidden', 'epochs', 'chunk', 'replicas', 'seed'])
+@pytest.mark.parametrize('value', ['５', '٣', '1_0', 'True', '1e3', '0x10', 'nan', '- 1', '3.0', '9' * 5000])
+def test_a_whole_number_is_written_in_plain_digits(name, value, asked, capsys):
+    told = refused([f'--{name}={value}'], asked, capsys)
+    assert f'--{name}={value}'[:50] in told and 'whole number' in told
+
+
+@pytest.mark.parametrize('name', ['learning_rate', 'adam_epsilon'])
+@pytest.mark.parametrize('value', ['-0', 'true', '１', '1_0', '-inf', '1e', '1,5', '3.5e38', '1e-38', '0x1p-3'])
+def test_a_positive_number_is_written_in_plain_digits(name, value, asked, capsys):
+    told = refused([f'--{name}={value}'], asked, capsys)
+    assert f'--{name}={value}' in told and 'positive and finite' in told
+
+
+@pytest.mark.parametrize(('text', 'value'), [('1e-3', 0.001), ('.5', 0.5), ('2', 2.0), ('1E+2', 100.0)])
+def test_a_positive_number_that_is_taken(text, value, asked):
+    assert td.main([f'--learning_rate={text}']) == 0
+    assert asked[0]['learning_rate'] == value
+
+
+@pytest.mark.parametrize('flag', ['--overwrite=maybe', '--overwrite=', '--picture=2', '--picture=None'])
+def test_a_switch_that_is_neither_on_nor_off(flag, asked, capsys):
+    told = refused([flag], asked, capsys)
+    assert flag in told and 'must be true or false' in told and '(' not in told
+
+
+@pytest.mark.parametrize('flag', ['--nopicture=true', '--nooverwrite=1', '--nopicture='])
+def test_a_switch_turned_off_takes_no_value(flag, asked, capsys):
+    assert flag.split('=')[0] in refused([flag], asked, capsys)
+
+
+@pytest.mark.parametrize(
+    ('argv', 'values'),
+    [
+        (['--overwrite', '--nopicture'], (True, False)),
+        (['--overwrite=false', '--picture=true'], (False, True)),
+        (['--overwrite=1', '--overwrite=no', '--nopicture', '--picture'], None),
+        (['--nooverwrite'], (False, True)),
+    ],
+)
+def test_switches(argv, values, asked, capsys):
+    if values is None:
+        assert '--overwrite=no' in refused(argv, asked, capsys)
+    else:
+        assert td.main(argv) == 0 and (asked[0]['overwrite'], asked[0]['picture']) == values
+
+
+@pytest.mark.parametrize('name', [name for name, value in DEFAULTS.items() if value is not None])
+def test_python_cannot_leave_out_a_value_that_is_needed(name):
+    """Only --epochs, --replicas and --workdir may be None."""
+    with pytest.raises(UserError, match=f'--{name}=None'):
+        td.run(**{'epochs': 1, 'picture': False, name: None})
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('length', 5.0),
+        ('length', np.float32(5)),
+        ('length', True),
+        ('length', np.True_),
+        ('length', np.array([5, 6])),
+        ('learning_rate', True),
+        ('learning_rate', np.True_),
+        ('learning_rate', 10**400),
+        ('learning_rate', 1j),
+        ('learning_rate', [0.1]),
+        ('setup', 5),
+        ('setup', ['many_to_one']),
+        ('workdir', 5),
+        ('workdir', b'x'),
+        ('picture', 2),
+        ('picture', 'maybe'),
+    ],
+)
+def test_python_values_of_another_kind_are_refused(name, value):
+    with pytest.raises(UserError, match=f'--{name}='):
+        td.run(**{'epochs': 1, 'picture': False, name: value})
+
+
+def test_numpys_numbers_become_pythons(monkeypatch):
+    """So that summary.json and the comparison with a run that is there do not tell them apart."""
+    seen = {}
+
+    def open_workdir(path, experiment, settings, *_):
+        seen.update(settings)
+        raise UserError('far enough')
+
+    monkeypatch.setattr(host, 'open_workdir', open_workdir)
+    given = {
+        'length': np.int64(4),
+        'seed': np.uint32(123),
+        'replicas': np.int8(2),
+        'learning_rate': np.float32(0.25),
+        'picture': np.False_,
+        'workdir': Path('a'),
+    }
+    with pytest.raises(UserError, match='far enough'):
+        td.run(**given)
+    assert {name: seen[name] for name in given} == {
+        'length': 4,
+        'seed': 123,
+        'replicas': 2,
+        'learning_rate': 0.25,
+        'picture': False,
+        'workdir': 'a',
+    }
+    assert {type(seen[name]) for name in given} == {int, float, bool, str}
+
+
+def test_a_run_that_no_memory_holds_is_refused_by_its_sizes(monkeypatch):
+    with pytest.raises(UserError, match='--hidden=2147483647 .*GB of memory'):
+        td.run(hidden=2**31 - 1)
+    monkeypatch.setattr(os, 'sysconf', {'SC_PHYS_PAGES': 1000, 'SC_PAGE_SIZE': 4}.__getitem__)
+    launch.check_memory(1000, {'length': 5})
+    with pytest.raises(UserError, match='^--length=5 would need'):
+        launch.check_memory(1001, {'length': 5, 'replicas': None})
+
+
+def test_the_last_seed_may_be_the_last_that_there_is():
+    launch.check_seeds(2**32 - 1, None)
+    launch.check_seeds(2**32 - 3, 3)
+    with pytest.raises(UserError, match='--seed=4294967293 with --replicas=4'):
+        launch.check_seeds(2**32 - 3, 4)
+
+
+def test_the_study_names_the_replicas_that_were_asked_for():
+    """It trains twice as many, and nobody wrote that number."""
+    with pytest.raises(UserError, match='--seed=4294967290 with --replicas=4 '):
+        td_rates.run(seed=2**32 - 6, replicas=4)
+
+
+# --- names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('flag', 'near'),
+    [
+        ('--lenght=4', 'did you mean --length?'),
+        ('--learning-rate=1', 'did you mean --learning_rate?'),
+        ('--replica=4', 'did you mean --replicas?'),
+        ('--nooverwrit', 'did you mean --overwrite?'),
+        ('--setup=many_to_meny', 'did you mean many_to_many?'),
+        ('--setup=one_to_on', 'did you mean one_to_one?'),
+        ('--recurrent_activation=hard_sigmod', 'did you mean hard_sigmoid?'),
+        ('--recurrent_activation=sigmiod', 'did you mean sigmoid?'),
+        ('-x', 'unknown flag'),
+    ],
+)
+def test_the_nearest_name_is_offered(flag, near, asked, capsys):
+    assert near in refused([flag], asked, capsys)
+
+
+@pytest.mark.parametrize('argv', [['--', '--epochs=3'], ['3'], ['-'], ['--epochs=3', 'many_to_one']])
+def test_a_word_that_is_no_flag(argv, asked, capsys):
+    assert f'{argv[-1]!r} is no flag' in refused(argv, asked, capsys)
+
+
+# --- flagfiles -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        (b'--lenght=5\n', ['--lenght', 'did you mean --length?']),
+        (b'# many\n--epochs=3\n--epochs=0\n', ['--epochs=0', 'whole number']),
+        (b'\x7fELF\x80\xff\x00', ['mine.flags']),
+        (b'--flagfile=inner.flags\n', ['inner.flags']),
+        (b'word\n', ["'word'"]),
+    ],
+)
+def test_a_mistake_in_a_flagfile(content, words, asked, capsys, tmp_path):
+    """The sentence is ours: none of absl's words, and no error number."""
+    (tmp_path / 'mine.flags').write_bytes(content)
+    told = refused(['--flagfile=mine.flags'], asked, capsys)
+    assert all(word in told for word in words)
+    assert 'ERROR' not in told and 'Errno' not in told
+
+
+@pytest.mark.parametrize('name', ['nowhere.flags', '.', '/dev/null', '', 'mine/many_to_one.flags'])
+def test_a_flagfile_that_is_no_file(name, asked, capsys):
+    told = refused([f'--flagfile={name}'], asked, capsys)
+    assert repr(name) in told and 'many_to_many_solved.flags' in told
+
+
+def test_a_file_here_comes_before_one_of_the_package(asked, tmp_path):
+    assert td.main(['--flagfile=many_to_one.flags']) == 0
+    (tmp_path / 'many_to_one.flags').write_text('--epochs=7\n')
+    assert td.main(['--flagfile', 'many_to_one.flags']) == 0
+    assert td.main(['--flagfile=experiments/flags/many_to_one.flags', '--epochs=8']) == 0
+    got = [(values['setup'], values['epochs']) for values in asked]
+    assert got == [('many_to_one', 500), ('many_to_many', 7), ('many_to_one', 8)]
+
+
+def test_results_go_to_a_folder_of_the_setup(asked):
+    assert td.main(['--setup=one_to_one']) == td.main(['--workdir=mine']) == 0
+    assert [values['workdir'] for values in asked] == [os.path.join('runs', 'td', 'one_to_one'), 'mine']
+
+
+# --- the door itself -------------------------------------------------------------------------------
+
+
+def test_no_flag_is_defined_for_everybody():
+    assert not any(module.startswith('experiments') for module in absl_flags.FLAGS.flags_by_module_dict())
+    assert not {*td.FLAGS, *td_rates.FLAGS} & set(absl_flags.FLAGS)
+
+
+@pytest.mark.parametrize('module', [td, td_rates])
+def test_every_argument_is_a_flag_with_a_help(module):
+    assert list(inspect.signature(module.run).parameters) == list(module.FLAGS)
+    text = launch.help_text(module.run, module.FLAGS, 'name')
+    places = [text.index(f'--{name}=(' if f'--{name}=(' in text else f'--[no]{name}') for name in module.FLAGS]
+    assert places == sorted(places)
+    for name, flag in module.FLAGS.items():
+        assert flag.help.split()[0] in text.split(name, 1)[1]
+
+
+def test_our_own_faults_are_not_hidden(asked, monkeypatch):
+    @functools.wraps(td.run)
+    def run(**values):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(td, 'run', run)
+    with pytest.raises(ZeroDivisionError):
+        td.main([])
+
+
+@pytest.mark.parametrize('argv', [['--help'], ['--epochs=0', '--help']])
+def test_help_comes_whatever_else_is_said(argv, asked, capsys):
+    assert td.main(argv) == 0 and asked == []
+    out, err = capsys.readouterr()
+    assert '--learning_rate=(' in out and err == ''
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='pipes of POSIX')
+def test_help_into_a_pipe_that_closed_ends_without_a_traceback(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, 'wb') as closed:
+        done = subprocess.run(
+            [sys.executable, '-m', 'experiments.td', '--help'],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            env=os.environ | {'PYTHONPATH': str(ROOT)},
+            cwd=tmp_path,
+            check=False,
+            timeout=120,
+        )
+    assert b'Traceback' not in done.stderr and done.returncode in (0, launch.BROKEN_PIPE)
+
+
+def start(tmp_path, *flags, shell):
+    """`python -m experiments.td FLAGS` with its output sent as the shell's words say."""
+    command = ' '.join([sys.executable, '-m', 'experiments.td', *flags, shell])
+    env = os.environ | {'PYTHONPATH': str(ROOT)}
+    return subprocess.run(command, shell=True, stderr=subprocess.PIPE, env=env, cwd=tmp_path, check=False, timeout=120)
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
+def test_an_output_that_takes_nothing_ends_in_a_sentence(tmp_path):
+    done = start(tmp_path, '--epochs=1', '--nopicture', shell='> /dev/full')
+    assert done.returncode == 2 and b'Traceback' not in done.stderr
+    assert b'cannot write the output: No space left' in done.stderr
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='a shell of POSIX')
+def test_a_closed_output_is_as_good_as_none(tmp_path):
+    done = start(tmp_path, '--epochs=1', '--nopicture', shell='>&-')
+    assert (done.returncode, done.stderr) == (0, b'')
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
+def test_an_interrupt_during_the_imports_shows_no_traceback(tmp_path):
+    """jax imports numpy early: it is our own module here that sends the signal while the imports go on."""
+    (tmp_path / 'optax.py').write_text('import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n')
+    done = start(tmp_path, shell='')
+    assert (done.returncode, done.stderr) == (130, b'')

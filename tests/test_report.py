@@ -1,0 +1,131 @@
+"""What a person sees: numbers, the parameter table, intervals, quantiles, progress and pictures."""
+
+import contextlib
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from seqjax import report
+from seqjax.tasks.td import td
+
+TABLES = {
+    'one_to_one': ['rnn (RNN(LSTMCell)) (None, 5) 140', 'head (Dense) (None, 1) 6', 'Total params: 146'],
+    'many_to_one': ['rnn (RNN(LSTMCell)) (None, 5) 140', 'head (Dense) (None, 5) 30', 'Total params: 170'],
+    'many_to_many': [
+        'rnn (RNN(LSTMCell)) (None, 5, 5) 140',
+        'head (TimeDistributed(Dense)) (None, 5, 1) 6',
+        'Total params: 146',
+    ],
+}
+
+
+@pytest.mark.parametrize('setup', TABLES)
+def test_the_table_of_each_setup(setup):
+    """The notebook's shapes and counts, the rows in the order of the calls, all lines as wide as the rules."""
+    task = td(setup)
+    lines = report.format_table(report.model_layers(task.model, task.data.inputs)).splitlines()
+    assert [' '.join(line.split()) for line in lines if '=' not in line][1:] == TABLES[setup]
+    assert lines[1] == lines[-2] == '=' * len(lines[0]) == '=' * len(lines[2]) == '=' * len(lines[3])
+
+
+@pytest.mark.parametrize(
+    ('x', 'shown'),
+    [(-0.04, '0.0'), (-0.0, '0.0'), (-0.06, '-0.1'), (0.96, '1.0'), (np.float32(0.2), '0.2'), (-12.34, '-12.3')],
+)
+def test_tenths(x, shown):
+    assert report.tenths(x) == shown
+
+
+# Wilson score intervals at 95% as statsmodels' proportion_confint(..., method='wilson') gives them.
+WILSON = {
+    (0, 10): (0.0, 0.27753280),
+    (1, 10): (0.01787621, 0.40415003),
+    (5, 10): (0.23659309, 0.76340691),
+    (10, 10): (0.72246720, 1.0),
+}
+
+
+@pytest.mark.parametrize('case', WILSON)
+def test_share_interval(case):
+    assert report.share_interval(*case) == pytest.approx(WILSON[case], abs=1e-6)
+
+
+@pytest.mark.parametrize(('successes', 'count'), [(0, 1), (1, 1), (0, 10**6), (10**6, 10**6)])
+def test_share_interval_stays_a_share(successes, count):
+    low, high = report.share_interval(successes, count)
+    assert 0 <= low <= successes / count <= high <= 1 and low < high
+
+
+def test_loss_quantiles_count_a_diverged_seed_as_the_worst():
+    """NumPy's own quantiles of each step; NaN and infinity stand above all finite losses and nothing becomes NaN."""
+    losses = np.random.default_rng(0).uniform(1, 2, size=(41, 3)).astype(np.float32)
+    np.testing.assert_allclose(
+        report.loss_quantiles(losses), [np.quantile(losses, q, axis=0) for q in (0.025, 0.25, 0.5, 0.75, 0.975)]
+    )
+    sick = losses.copy()
+    sick[:10, 0], sick[:10, 1], sick[0, 2] = np.nan, np.inf, -np.inf
+    got = report.loss_quantiles(sick)
+    assert np.isfinite(got).all() and (got[4, :2] > 1e38).all()
+    worst = losses.copy()
+    worst[:10, :2], worst[0, 2] = 1e30, 1e30
+    np.testing.assert_allclose(got[:3], np.quantile(worst, [0.025, 0.25, 0.5], axis=0), rtol=1e-6)
+
+
+def test_plain_progress_is_sparse_and_ends_at_the_total(capsys):
+    with report.progress(12_345, 'epoch') as show:
+        for done in [*range(7, 12_345, 7), 12_345]:
+            show(done, f'loss {done}')
+    lines = capsys.readouterr().out.splitlines()
+    assert 5 <= len(lines) <= 10 and lines[-1].startswith('epoch 12,345/12,345  loss 12345  ')
+    assert len({line.index('/') for line in lines}) == 1  # one column
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
+    pty = pytest.importorskip('pty', reason='a terminal needs POSIX')
+    monkeypatch.setenv('TERM', 'xterm')
+    monkeypatch.setenv('COLUMNS', '100')
+    master, slave = pty.openpty()
+    with open(slave, 'w', encoding='utf-8') as terminal:
+        monkeypatch.setattr(sys, 'stdout', terminal)
+        with report.progress(40, 'epoch') as show:
+            show(20, 'loss 0.5')
+            show(40, 'loss 0.25')
+    shown = b''
+    with contextlib.suppress(OSError):  # the end, on Linux
+        while part := os.read(master, 4096):
+            shown += part
+    os.close(master)
+    shown = shown.decode()
+    assert '━' in shown and '40/40' in shown and 'loss 0.25' in shown and '\r' in shown
+
+
+@pytest.mark.parametrize('shape', [(7,), (3, 7)])
+@pytest.mark.parametrize('value', [0.0, 1e-30, 3e38])
+def test_a_loss_curve_is_drawn_whatever_its_size(shape, value):
+    """A warning is an error here: losses of exactly 0 (--length=1 has them) fit no logarithmic axis."""
+    pytest.importorskip('matplotlib')
+    figure, (axis,) = report.new_figure(1, 'title')
+    report.draw_loss(axis, np.full(shape, value, np.float32))
+    figure.canvas.draw()
+
+
+def test_pictures_show_the_numbers_they_were_given():
+    pytest.importorskip('matplotlib')
+    rng = np.random.default_rng(1)
+    losses, predictions, targets = rng.uniform(1, 2, (30, 4)), rng.normal(size=(30, 3)), np.array([0.0, 0.3, 0.7])
+    _, (left, right) = report.new_figure(2, 'title')
+    report.draw_loss(left, losses)
+    report.draw_predictions(right, targets, predictions)
+    (median,) = [line for line in left.lines if line.get_label() == 'median']
+    np.testing.assert_array_equal(median.get_xdata(), [1, 2, 3, 4])
+    np.testing.assert_allclose(median.get_ydata(), np.median(losses, axis=0))
+    (dots,) = [line for line in right.lines if line.get_label() == 'median prediction']
+    np.testing.assert_allclose(dots.get_ydata(), np.median(predictions, axis=0))
+    assert '95% of 30 seeds' in [text.get_text() for text in left.get_legend().get_texts()]
+    _, (left, right) = report.new_figure(2, 'title')
+    report.draw_loss(left, losses[0])
+    report.draw_predictions(right, targets, predictions[0])
+    np.testing.assert_array_equal(left.lines[0].get_ydata(), losses[0])
+    np.testing.assert_array_equal(right.lines[0].get_ydata(), predictions[0])
