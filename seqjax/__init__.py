@@ -2,15 +2,17 @@
 
 Axes, wherever a shape stands in a comment:
 
-    B batch   T time   F features   H hidden units   O outputs   R replicas (seeds)   N batches
+    B batch   T time   F features   H hidden units   O outputs   V vocabulary   R replicas (seeds)   N batches
 
 The rooms, each importing only from those above it:
 
-    task      the types that everybody shares: Batch, Mean, Task, State
-    losses    masked losses, each a Mean that is not divided yet
-    cells     one time step: LSTMCell and its initialisers
-    layers    over time: RNN (nn.scan of a cell), TimeDistributed (nn.vmap of any module)
-    models    compositions: sequence to vector, sequence to sequence
+    task      the types that everybody shares: Sequences, Batch, Mean, Task, State
+    masks     which steps are real: lengths and masks, their checks, and what they mean along time
+    losses    masked losses and metrics, each a Mean that is not divided yet
+    cells     one time step: LSTMCell, GRUCell, SimpleRNNCell and their initialisers
+    layers    over time: RNN (nn.scan of a cell), Bidirectional, Stack, Stateful, TimeDistributed (nn.vmap of any module)
+    models    compositions: sequence to vector, sequence to sequence, and a constructor for the usual ones
+    data      ways to feed a task: streams, windows of a long series
     tasks/    what is learned: td, the notebook's echo task
     optim     the optimiser that a run asks for
     train     train_step, and the one loop that scans it

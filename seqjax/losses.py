@@ -1,17 +1,93 @@
-"""Masked losses, each a Mean that is not divided yet.
+"""Masked losses and metrics, each a Mean that is not divided yet.
 
-A masked element changes nothing: not the value, not the count, not the gradient, whatever it holds.
+A masked element changes nothing: not the value, not the count, not the gradient, whatever it holds. Where everything
+is masked the mean is 0 and so is its gradient. Axes beyond those in `seqjax`: V classes or words, N labels.
+
+Each takes (outputs, targets, mask); the mask is bool, [B] or [B, T], a leading part of the targets' shape, or None.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
+from seqjax import masks
 from seqjax.task import Batch, Mean
 
+Loss = Callable[[jax.Array, jax.Array, jax.Array | None], Mean]
 
-def squared_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array) -> Mean:
+
+# --- what they share -------------------------------------------------------------------------------
+
+
+def _weights(mask: jax.Array | None, shape: tuple[int, ...], name: str) -> jax.Array:
+    """The mask over an array of `shape`, bool."""
+    if mask is None:
+        return jnp.ones(shape, bool)
+    mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    if mask.ndim > len(shape):
+        raise ValueError(f'mask {mask.shape} must be a leading part of the shape of {name} {shape}')
+    mask = masks.as_flags(mask, shape[: mask.ndim], of=f'{name} {shape}')
+    return jnp.broadcast_to(masks.expand(mask, len(shape)), shape)
+
+
+def _mean(values: jax.Array, weights: jax.Array) -> Mean:
+    """Sum and count where the weights are True."""
+    return Mean(jnp.sum(jnp.where(weights, values, 0)), jnp.sum(weights, dtype=values.dtype))
+
+
+def _floats(outputs: jax.Array, name: str = 'outputs') -> jax.Array:
+    outputs = jnp.asarray(outputs)
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise ValueError(f'{name} {outputs.shape} are {outputs.dtype} and must be floating')
+    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))  # half precision is no place for a loss
+
+
+def _same_shape(outputs: jax.Array, targets: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+    outputs, targets = _floats(outputs, name), jnp.asarray(targets)
+    # A silent broadcast would average over pairs that nobody meant.
+    masks.check_shape(name, outputs.shape, targets.shape, 'the same shape as targets')
+    return outputs, targets.astype(outputs.dtype)
+
+
+def _labels(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """logits [..., V], labels [...] with 0 where they are masked, weights [...].
+
+    Raises:
+      ValueError: shapes or dtypes do not fit; or, where the values are known, a label that counts is none of 0 to V-1.
+    """
+    logits, labels = _floats(logits, 'logits'), jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f'labels {labels.shape} are {labels.dtype} and must be integers, the index of a class')
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f'logits {logits.shape} must have classes on their last axis')
+    masks.check_shape('labels', labels.shape, logits.shape[:-1], f'the shape of logits {logits.shape} without classes')
+    weights, classes = _weights(mask, labels.shape, 'labels'), logits.shape[-1]
+    labels = jnp.where(weights, labels, 0)
+    if masks.is_concrete(labels):
+        values = np.asarray(labels)
+        for index in np.argwhere((values < 0) | (values >= classes))[:1]:
+            place = ', '.join(map(str, index))
+            raise ValueError(
+                f'labels[{place}] is {values[tuple(index)]} and must be from 0 to {classes - 1}, the classes on the last '
+                f'axis of logits {logits.shape}; mask it if it is padding'
+            )
+    return logits, labels, weights
+
+
+def _hide(outputs: jax.Array, weights: jax.Array) -> jax.Array:
+    """0 where it is masked: NaN in padding must not meet the loss, or its gradient would be NaN too."""
+    return jnp.where(masks.expand(weights, outputs.ndim), outputs, jnp.zeros((), outputs.dtype))
+
+
+# --- losses ----------------------------------------------------------------------------------------
+
+
+def squared_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array | None = None) -> Mean:
     """Squared error over every element that the mask lets through.
 
     Args:
@@ -30,16 +106,175 @@ def squared_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array) -> Me
     >>> round(float(squared_error(outputs, targets, mask).compute()), 6)
     2.0
     """
-    if outputs.shape != targets.shape:
-        raise ValueError(f'outputs {outputs.shape} and targets {targets.shape} must have the same shape')
-    if mask.shape != outputs.shape[: mask.ndim]:
-        raise ValueError(f'mask {mask.shape} must be a leading part of the shape of outputs {outputs.shape}')
-    weights = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (outputs.ndim - mask.ndim)), outputs.shape)
-    # The mask goes inside the square: a NaN in padding must not reach the gradient either.
-    errors = jnp.where(weights, outputs - targets, 0)
-    return Mean(jnp.sum(errors**2), jnp.sum(weights, dtype=errors.dtype))
+    outputs, targets = _same_shape(outputs, targets, 'outputs')
+    weights = _weights(mask, outputs.shape, 'outputs')
+    errors = jnp.where(weights, outputs - targets, 0)  # inside the square, for the gradient's sake
+    return _mean(errors**2, weights)
+
+
+def absolute_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array | None = None) -> Mean:
+    """Absolute error over every element that the mask lets through; shapes and errors as `squared_error`."""
+    outputs, targets = _same_shape(outputs, targets, 'outputs')
+    weights = _weights(mask, outputs.shape, 'outputs')
+    return _mean(jnp.abs(jnp.where(weights, outputs - targets, 0)), weights)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Mean:
+    """Softmax cross-entropy in nats: logits [B, T, V] or [B, V], integer labels [B, T] or [B]; counts labels.
+
+    Under a transformation, where labels cannot be looked at, a label that is no class makes the total NaN.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit; or a label that counts is no class.
+    """
+    logits, labels, weights = _labels(logits, labels, mask)
+    fine = (labels >= 0) & (labels < logits.shape[-1])
+    values = optax.softmax_cross_entropy_with_integer_labels(_hide(logits, weights), jnp.where(fine, labels, 0))
+    return _mean(jnp.where(fine, values, jnp.nan), weights)
+
+
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array | None = None) -> Mean:
+    """Sigmoid cross-entropy in nats: logits and targets (0 to 1, or bool) of one shape; counts elements.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    logits, targets = _same_shape(logits, targets, 'logits')
+    weights = _weights(mask, logits.shape, 'logits')
+    values = optax.sigmoid_binary_cross_entropy(_hide(logits, weights), _hide(targets, weights))
+    return _mean(values, weights)
+
+
+def frame_nll(logits: jax.Array, targets: jax.Array, mask: jax.Array | None = None) -> Mean:
+    """Negative log-likelihood of frames of independent bits: logits and targets [B, T, N]; counts frames.
+
+    Summed over the N notes of a frame and averaged over frames, as polyphonic music is scored (Boulanger-Lewandowski et
+    al. 2012).
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    logits, targets = _same_shape(logits, targets, 'logits')
+    if logits.ndim < 2:
+        raise ValueError(f'logits {logits.shape} must have frames, whose bits are the last axis')
+    weights = _weights(mask, logits.shape[:-1], 'frames')
+    values = optax.sigmoid_binary_cross_entropy(_hide(logits, weights), _hide(targets, weights))
+    return _mean(values.sum(axis=-1), weights)
+
+
+def ctc(
+    logits: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array | None = None,
+    label_mask: jax.Array | None = None,
+    blank: int = 0,
+) -> Mean:
+    """Connectionist temporal classification (Graves et al. 2006), by optax; counts sequences that have a frame.
+
+    Args:
+      logits: [B, T, V].
+      labels: [B, N] integers, none of them `blank`.
+      mask: [B, T]: which frames are real; padding on the right.
+      label_mask: [B, N]: which labels are; padding on the right.
+      blank: the class that stands for no label.
+
+    Returns:
+      Mean(sum of negative log-likelihoods in nats, number of sequences).
+
+    Raises:
+      ValueError: shapes or dtypes do not fit; or, where the values are known, a mask is not padding on the right, a
+        label is no class or the blank, or a sequence has fewer frames than its labels need.
+    """
+    logits, labels = _floats(logits, 'logits'), jnp.asarray(labels)
+    if logits.ndim != 3 or labels.ndim != 2 or labels.shape[:1] != logits.shape[:1]:
+        raise ValueError(
+            f'logits {logits.shape} must be [B, T, V] and labels {labels.shape} [B, N], with one B on axis 0'
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or not 0 <= blank < logits.shape[-1]:
+        raise ValueError(
+            f'labels ({labels.dtype}) must be integers, and blank={blank} from 0 to {logits.shape[-1] - 1}'
+        )
+    frames = _weights(mask, logits.shape[:2], 'frames')
+    real = _weights(label_mask, labels.shape, 'labels')
+    labels = jnp.where(real, labels, blank)
+    _check_ctc(frames, labels, real, logits.shape[-1], blank)
+    values = optax.ctc_loss(
+        _hide(logits, frames), (~frames).astype(logits.dtype), labels, (~real).astype(logits.dtype), blank_id=blank
+    )
+    return _mean(values, frames.any(axis=1))
+
+
+def _check_ctc(frames: jax.Array, labels: jax.Array, real: jax.Array, classes: int, blank: int) -> None:
+    for name, mask in (('mask', frames), ('label_mask', real)):
+        if masks.is_concrete(mask) and (np.diff(np.asarray(mask).astype(int), axis=1) > 0).any():
+            raise ValueError(f'{name} has a real step after a masked one; CTC needs the padding on the right')
+    if not all(map(masks.is_concrete, (frames, labels, real))):
+        return
+    frames, labels, real = map(np.asarray, (frames, labels, real))
+    for row, place in np.argwhere(real & ((labels < 0) | (labels >= classes) | (labels == blank)))[:1]:
+        raise ValueError(
+            f'labels[{row}, {place}] is {labels[row, place]} and must be a class from 0 to {classes - 1} that is not '
+            f'blank={blank}'
+        )
+    # Between two equal labels stands a blank.
+    repeats = (real[:, 1:] & (labels[:, 1:] == labels[:, :-1])).sum(axis=1)
+    given, needed = frames.sum(axis=1), real.sum(axis=1) + repeats
+    for (row,) in np.argwhere((given > 0) & (given < needed))[:1]:
+        raise ValueError(f'row {row} has {given[row]} frames, and its labels need {needed[row]}; no alignment exists')
+
+
+# --- metrics ---------------------------------------------------------------------------------------
+
+
+def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Mean:
+    """Share of labels whose logit is the largest; shapes and errors as `cross_entropy`. NaN is never right."""
+    logits, labels, weights = _labels(logits, labels, mask)
+    return _mean(_right(logits, labels).astype(jnp.float32), weights)
+
+
+def exact_match(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Mean:
+    """Share of sequences all of whose labels are right; one without a label that counts is not counted.
+
+    Shapes and errors as `cross_entropy`, with labels [B, T].
+    """
+    logits, labels, weights = _labels(logits, labels, mask)
+    if labels.ndim < 2:
+        raise ValueError(f'labels {labels.shape} must be [B, T]: a sequence has more than one')
+    axes = tuple(range(1, labels.ndim))
+    right = (_right(logits, labels) | ~weights).all(axis=axes)
+    return _mean(right.astype(jnp.float32), weights.any(axis=axes))
+
+
+def _right(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
+
+
+def perplexity(mean: Mean) -> jax.Array:
+    """exp of the cross-entropy in nats, of a Mean that all parts were merged into first.
+
+    >>> parts = Mean(jnp.array(0.0), jnp.array(3.0)), Mean(jnp.log(16.0), jnp.array(1.0))
+    >>> round(float(perplexity(parts[0].merge(parts[1]))), 5)
+    2.0
+    """
+    return jnp.exp(mean.compute())
+
+
+def bits_per_character(mean: Mean) -> jax.Array:
+    """The cross-entropy of characters in bits, of a Mean in nats that all parts were merged into first."""
+    return mean.compute() / jnp.log(2.0)
+
+
+# --- for a Task ------------------------------------------------------------------------------------
 
 
 def mean_squared_error(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
     """A Task's loss: the squared error over all targets of the batch that count."""
     return {'loss': squared_error(outputs, batch.targets, batch.mask)}
+
+
+def classification(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
+    """A Task's loss: cross-entropy, with the accuracy beside it."""
+    return {
+        'loss': cross_entropy(logits, batch.targets, batch.mask),
+        'accuracy': accuracy(logits, batch.targets, batch.mask),
+    }

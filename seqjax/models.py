@@ -1,28 +1,186 @@
-"""Compositions of layers: a sequence to one vector, a sequence to a sequence."""
+"""Compositions of layers: a sequence to one vector, a sequence to a sequence; and a constructor for the usual ones."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax import masks
+from seqjax.cells import CELLS
+from seqjax.layers import RNN, Bidirectional, Stack, Stateful, TimeDistributed, check_dropout
+from seqjax.task import Arrays, Sequences
 
 
-class SequenceToVector(nn.Module):
-    """Reads a sequence and answers once, from the last output."""
+class _Model(nn.Module):
+    """What the models share: tokens are embedded, and what is known of the steps reaches the recurrent layer."""
 
-    rnn: nn.Module  # [B, T, F] -> [B, H], called with return_sequences=False
-    head: nn.Module  # [B, H] -> [B, O]
+    rnn: nn.Module  # [B, T, F] -> [B, T, H]: any layer of `seqjax.layers`
+    head: nn.Module
+    embed: nn.Embed | None = None  # of tokens [B, T]
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """inputs [B, T, F] -> [B, O]."""
-        return self.head(self.rnn(inputs, return_sequences=False))
+    def _read(self, inputs: Arrays, options: dict[str, Any]) -> tuple[Any, Any, jax.Array | None]:
+        """-> carry (None unless it is asked for), outputs, and which steps are real (None for all)."""
+        sequences = Sequences(*inputs) if isinstance(inputs, tuple | list) else Sequences(inputs)
+        values, seq_lengths, mask, resets = sequences
+        values = jnp.asarray(values)
+        if self.embed is None and values.ndim < 3:
+            raise ValueError(f'inputs {values.shape} must be [B, T, F]; tokens [B, T] need embed=nn.Embed(...)')
+        real = masks.real_steps(seq_lengths, mask, values.shape[:1], values.shape[1], of=f'inputs {values.shape}')
+        if self.embed is not None:
+            values = self.embed(as_tokens(values, self.embed.num_embeddings, real))
+        options |= {'mask': real, 'resets': resets}
+        read = self.rnn(values, **{name: value for name, value in options.items() if value is not None})
+        return (*read, real) if options.get('return_carry') else (None, read, real)
 
 
-class SequenceToSequence(nn.Module):
-    """Answers at every step."""
+class SequenceToVector(_Model):
+    """Reads a sequence and answers once, from the summary: what each direction has at its last real step."""
 
-    rnn: nn.Module  # [B, T, F] -> [B, T, H]
-    head: nn.Module  # [B, T, H] -> [B, T, O]: usually TimeDistributed(nn.Dense(O))
+    def __call__(self, inputs: Arrays, *, initial_carry: Any = None, return_carry: bool | None = None) -> Any:
+        """Answers each sequence.
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """inputs [B, T, F] -> [B, T, O]."""
-        return self.head(self.rnn(inputs))
+        Args:
+          inputs: [B, T, F], or tokens [B, T]; alone or in `Sequences`, or in a tuple (values, lengths).
+          initial_carry: what a call with `return_carry` gave.
+          return_carry: also return the carry after the last step.
+
+        Returns:
+          [B, O], or (carry, [B, O]).
+
+        Raises:
+          ValueError: an argument does not fit the others; the message names it.
+        """
+        options = {'initial_carry': initial_carry, 'return_carry': return_carry, 'return_sequences': False}
+        carry, summary, _ = self._read(inputs, options)
+        outputs = self.head(summary)
+        return (carry, outputs) if return_carry else outputs
+
+
+class SequenceToSequence(_Model):
+    """Answers at every step, and with a `TimeDistributed` head 0 at masked ones."""
+
+    def __call__(self, inputs: Arrays, *, initial_carry: Any = None, return_carry: bool | None = None) -> Any:
+        """As `SequenceToVector`, with [B, T, O] for [B, O]."""
+        carry, outputs, real = self._read(inputs, {'initial_carry': initial_carry, 'return_carry': return_carry})
+        if real is not None and isinstance(self.head, TimeDistributed):
+            outputs = self.head(outputs, mask=real)
+        else:
+            outputs = self.head(outputs)
+        return (carry, outputs) if return_carry else outputs
+
+
+def as_tokens(tokens: jax.Array, vocabulary: int, real: jax.Array | None) -> jax.Array:
+    """Tokens [B, T] with 0 where a step is masked, so that padding may hold any number.
+
+    Raises:
+      ValueError: they are no integers [B, T]; or, where the values are known, one is below 0 or not below `vocabulary`.
+    """
+    if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != 2:
+        raise ValueError(f'tokens {tokens.shape} of {tokens.dtype} must be integers [B, T]')
+    if real is not None:
+        tokens = jnp.where(real, tokens, 0)
+    if masks.is_concrete(tokens):
+        values = np.asarray(tokens)
+        for row, step in np.argwhere((values < 0) | (values >= vocabulary))[:1]:
+            raise ValueError(
+                f'tokens[{row}, {step}] is {values[row, step]} and must be from 0 to {vocabulary - 1}, '
+                'the last row of the embedding'
+            )
+    return tokens
+
+
+def recurrent(
+    cell: str | Callable[..., nn.RNNCellBase],
+    features: int,
+    *,
+    layers: int = 1,
+    bidirectional: bool = False,
+    merge_mode: str = 'concat',
+    dropout: float = 0.0,
+    residual: bool = False,
+    learn_initial_carry: bool = False,
+    unroll: int = 1,
+    **cell_options: Any,
+) -> nn.Module:
+    """The usual recurrent layers: an RNN, both directions of one, or a stack of either.
+
+    Args:
+      cell: a key of `CELLS`, or what makes a cell when it is called with `features`.
+      features: H.
+      layers: how many of them, one on the other.
+      bidirectional: whether each reads in both directions.
+      merge_mode: how the directions are merged, a key of `layers.MERGES`.
+      dropout: the share of values that is dropped between two layers.
+      residual: whether layers from the second on add their inputs to their outputs.
+      learn_initial_carry: whether each direction of each layer learns where it begins.
+      unroll: steps in one iteration of the compiled loop.
+      cell_options: further arguments of the cell.
+
+    Raises:
+      ValueError: an argument is none of the known ones, or does not go with another.
+    """
+    if isinstance(cell, str) and cell not in CELLS:
+        raise ValueError(f'cell={cell!r} must be one of {", ".join(CELLS)}, or make a cell when called with features')
+    if layers < 1:
+        raise ValueError(f'layers={layers} must be at least 1')
+    if bidirectional and layers > 1 and merge_mode == 'none':
+        raise ValueError("merge_mode='none' gives a pair of outputs, which no further layer reads; layers must be 1")
+    check_dropout(dropout, layers)
+
+    def one() -> RNN:
+        make = CELLS[cell] if isinstance(cell, str) else cell
+        return RNN(make(features, **cell_options), unroll=unroll, learn_initial_carry=learn_initial_carry)
+
+    parts = [Bidirectional(one(), one(), merge_mode) if bidirectional else one() for _ in range(layers)]
+    return parts[0] if layers == 1 else Stack(parts, dropout, residual)
+
+
+def sequence_model(
+    answer: str,
+    outputs: int,
+    *,
+    cell: str | Callable[..., nn.RNNCellBase] = 'lstm',
+    features: int,
+    vocabulary: int | None = None,
+    embedding: int | None = None,
+    stateful: bool = False,
+    **options: Any,
+) -> SequenceToVector | SequenceToSequence:
+    """The usual sequence models: an embedding for tokens, recurrent layers, a dense head.
+
+    Args:
+      answer: 'vector', one for each sequence, or 'sequence', one at every step.
+      outputs: O, how many numbers an answer has.
+      cell: see `recurrent`, as for further options.
+      features: H.
+      vocabulary: how many tokens there are; None for inputs [B, T, F].
+      embedding: how many numbers a token becomes; `features` by default.
+      stateful: whether the carry goes on from call to call; see `Stateful`.
+      options: further arguments of `recurrent`, and through it of the cell.
+
+    Raises:
+      ValueError: an argument is none of the known ones, or does not go with another.
+
+    >>> model = sequence_model('sequence', 10, features=16, vocabulary=10, layers=2, bidirectional=True)
+    >>> tokens = jnp.zeros((2, 7), int)
+    >>> model.init_with_output(jax.random.key(0), tokens)[0].shape
+    (2, 7, 10)
+    """
+    kinds = {'vector': SequenceToVector, 'sequence': SequenceToSequence}
+    if answer not in kinds:
+        raise ValueError(f'answer={answer!r} must be one of {", ".join(map(repr, kinds))}')
+    if vocabulary is None and embedding is not None:
+        raise ValueError(f'embedding={embedding} needs vocabulary, the number of tokens')
+    if stateful and options.get('bidirectional'):
+        raise ValueError('stateful and bidirectional do not go together: a stream has no end to begin at')
+    rnn = recurrent(cell, features, **options)
+    head = nn.Dense(outputs)
+    embed = None if vocabulary is None else nn.Embed(vocabulary, embedding or features)
+    return kinds[answer](
+        Stateful(rnn) if stateful else rnn, TimeDistributed(head) if answer == 'sequence' else head, embed
+    )

@@ -17,10 +17,19 @@ Arrays = Any  # a pytree of arrays
 Params = Any  # the 'params' collection of a Flax module
 
 
+class Sequences(NamedTuple):
+    """Sequences with what is known of their steps; a plain tuple (values, lengths) says as much."""
+
+    values: jax.Array  # [B, T, F], or tokens [B, T]
+    seq_lengths: jax.Array | None = None  # [B] integers: how many steps of a row are real
+    mask: jax.Array | None = None  # [B, T] bool: which steps are real
+    resets: jax.Array | None = None  # [B, T] bool: where a row starts anew
+
+
 class Batch(NamedTuple):
     """What one training step sees."""
 
-    inputs: Arrays  # [B, T, F]: what the model is called with
+    inputs: Arrays  # [B, T, F], tokens [B, T], or Sequences: what the model is called with
     targets: Arrays  # [B, T, ...] or [B, ...]
     mask: jax.Array  # [B, T] or [B], bool: which targets count
 

@@ -6,7 +6,7 @@ numbers do not depend on the length of its chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seqjax.task import Arrays, Mean, State, Task
+from seqjax.task import Arrays, Batch, Mean, Params, State, Task
 
 Metrics = dict[str, Mean]
+Variables = Mapping[str, Arrays]
 Advance = Callable[..., tuple[State, Metrics, dict[str, Metrics]]]
 
+CARRY = 'carry'  # the collection in which a stateful model keeps where its stream stands, leaves [B, ...]
 INIT = 2**32 - 1  # the "step" whose key draws the initial parameters; a real step is an int32
 
 
@@ -35,9 +37,9 @@ def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> 
 
     @jax.jit
     def init(key):
-        params_key, other_key = jax.random.split(jax.random.fold_in(key, jnp.uint32(INIT)))
+        params_key, _ = jax.random.split(jax.random.fold_in(key, jnp.uint32(INIT)))
         inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        variables = task.model.init({'params': params_key, 'default': other_key}, inputs)
+        variables = task.model.init({'params': params_key}, inputs)
         params = variables.pop('params')
         return State(jnp.int32(0), key, params, variables, tx.init(params))
 
@@ -45,56 +47,148 @@ def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> 
 
 
 def apply(task: Task, state: State, inputs: Arrays) -> Arrays:
-    """The model's outputs; the state's variables stay as they are."""
-    return task.model.apply({'params': state.params, **state.variables}, inputs)
+    """The model's outputs, without dropout; a stateful model starts anew, and the state's variables stay as they are."""
+    return task.model.apply({'params': state.params, **_without_carry(state.variables)}, inputs)
 
 
-def train_step(task: Task, tx: optax.GradientTransformation, state: State) -> tuple[State, Metrics]:
-    """One step: the old state in, the new state out, with the metrics of the parameters before the update."""
+def predict(task: Task, state: State, inputs: Arrays, *, batch_size: int) -> Arrays:
+    """The model's outputs for inputs [N, ...], `batch_size` rows at a time; any N, whatever the batch in training was.
+
+    Raises:
+      ValueError: the arrays of `inputs` differ in N, or `batch_size` is below 1.
+    """
+    counts = sorted({len(x) for x in jax.tree.leaves(inputs)})
+    if len(counts) != 1 or batch_size < 1:
+        raise ValueError(
+            f'inputs must have one N on axis 0 and have {counts}; batch_size={batch_size} must be at least 1'
+        )
+    count, batches = counts[0], max(1, -(-counts[0] // batch_size))
+
+    def split(x):  # padded with zeros, which no other row sees
+        x = jnp.pad(jnp.asarray(x), [(0, batches * batch_size - count), *[(0, 0)] * (np.ndim(x) - 1)])
+        return x.reshape(batches, batch_size, *x.shape[1:])
+
+    outputs = jax.lax.map(partial(apply, task, state), jax.tree.map(split, inputs))
+    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], outputs)
+
+
+def train_step(
+    task: Task, tx: optax.GradientTransformation, state: State, *, accumulate: int = 1
+) -> tuple[State, Metrics]:
+    """One step: the old state in, the new state out, with the metrics of the parameters before the update.
+
+    With `accumulate` the batch is taken in that many parts, whose gradients are weighted by what they count: the step
+    is that of the whole batch, in the memory of a part.
+    """
     batch_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     batch = task.batch(task.data, batch_key, state.step)
-
-    def loss_fn(params):
-        outputs, variables = task.model.apply(
-            {'params': params, **state.variables},
-            batch.inputs,
-            rngs={'default': model_key},
-            mutable=list(state.variables),
-        )
-        metrics = task.loss(outputs, batch)
-        return metrics['loss'].compute(), (metrics, variables)
-
-    grads, (metrics, variables) = jax.grad(loss_fn, has_aux=True)(state.params)
+    if accumulate == 1:
+        grads, metrics, variables = _gradients(task, state.params, state.variables, batch, model_key)
+    else:
+        grads, metrics, variables = _accumulate(task, state, batch, model_key, accumulate)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return State(state.step + 1, state.key, params, variables, opt_state), metrics
 
 
+def _gradients(
+    task: Task, params: Params, variables: Variables, batch: Batch, key: jax.Array, *, divide: bool = True
+) -> tuple[Params, Metrics, Variables]:
+    """Gradients of the mean loss, or of its total; metrics; and the variables after the batch."""
+
+    def loss_fn(params):
+        # 'dropout' is the stream that says "training"; whatever else a model draws comes from 'params'.
+        rngs = dict(zip(('params', 'dropout'), jax.random.split(key), strict=True))
+        outputs, new = task.model.apply(
+            {'params': params, **variables}, batch.inputs, rngs=rngs, mutable=list(variables)
+        )
+        metrics = task.loss(outputs, batch)
+        loss = metrics['loss']
+        return loss.compute() if divide else loss.total, (metrics, new)
+
+    grads, (metrics, new) = jax.grad(loss_fn, has_aux=True)(params)
+    return grads, metrics, new
+
+
+def _accumulate(
+    task: Task, state: State, batch: Batch, key: jax.Array, parts: int
+) -> tuple[Params, Metrics, Variables]:
+    """As `_gradients`, the batch in `parts` one after the other. Sums are kept in float32 or wider."""
+    rows = {len(x) for x in jax.tree.leaves(batch)}
+    if any(count % parts for count in rows):
+        raise ValueError(f'accumulate={parts} must divide the rows of the batch, {sorted(rows)}')
+    carries, others = _rows_of(state.variables), _without_carry(state.variables)
+
+    def split(tree):
+        return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
+
+    def part(carry, x):
+        sums, others, i = carry
+        batch, carries = x
+        grads, metrics, new = _gradients(
+            task, state.params, {**others, **carries}, batch, jax.random.fold_in(key, i), divide=False
+        )
+        sums = jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, (grads, metrics))
+        return (sums, _without_carry(new), i + 1), _rows_of(new)
+
+    xs = split((batch, carries))
+    first = jax.tree.map(lambda x: x[0], xs)
+    shapes = jax.eval_shape(partial(_gradients, task, state.params), {**others, **first[1]}, first[0], key)[:2]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
+    (sums, others, _), carries = jax.lax.scan(part, (zeros, others, 0), xs)
+    grads, metrics = sums
+    count = jnp.maximum(metrics['loss'].count, 1)
+    grads = jax.tree.map(lambda total, x: (total / count).astype(x.dtype), grads, state.params)
+    carries = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carries)
+    return grads, metrics, {**others, **carries}
+
+
+def _without_carry(variables: Variables) -> Variables:
+    return {name: value for name, value in variables.items() if name != CARRY}
+
+
+def _rows_of(variables: Variables) -> Variables:
+    """The carries, whose leaves are [B, ...]."""
+    return {name: value for name, value in variables.items() if name == CARRY}
+
+
 def evaluate(task: Task, state: State) -> dict[str, Metrics]:
-    """The metrics of every split of `task.evals`, summed over its batches on the device."""
+    """The metrics of every split of `task.evals`, summed over its batches on the device.
 
-    def metrics(batch):
-        return task.loss(apply(task, state, batch.inputs), batch)
+    A stateful model starts anew and goes on from batch to batch: the windows of one stream. Training's carry is
+    neither read nor written.
+    """
+    fixed = {'params': state.params, **_without_carry(state.variables)}
 
-    return {
-        split: jax.tree.map(partial(jnp.sum, axis=0), jax.lax.map(metrics, batches))
-        for split, batches in task.evals.items()
-    }
+    def metrics(carry, batch):
+        outputs, new = task.model.apply({**fixed, **carry}, batch.inputs, mutable=[CARRY])
+        return _rows_of(new), task.loss(outputs, batch)
+
+    def split_metrics(batches):
+        first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches)
+        # All zeros is a stream that has not begun; for a model without one there is nothing to carry.
+        carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(partial(metrics, {}), first)[0])
+        _, each = jax.lax.scan(metrics, carry, batches)
+        return jax.tree.map(partial(jnp.sum, axis=0), each)
+
+    return {split: split_metrics(batches) for split, batches in task.evals.items()}
 
 
-def make_advance(task: Task, tx: optax.GradientTransformation, *, chunk: int, replicas: bool = False) -> Advance:
+def make_advance(
+    task: Task, tx: optax.GradientTransformation, *, chunk: int, replicas: bool = False, accumulate: int = 1
+) -> Advance:
     """Compiles `chunk` steps into one call: advance(data, evals, state, n) -> (state, metrics, evals).
 
     It takes n <= chunk steps, n being an argument, so that the last and shorter chunk needs no second compilation.
     The leaves of the metrics are [chunk], of which the first n mean something. With `replicas`, the state has a
-    leading axis R, and the metrics are [chunk, R].
+    leading axis R, and the metrics are [chunk, R]. For `accumulate` see `train_step`.
     """
     static = task._replace(data=(), evals={})
 
     def advance(data, evals, state, n):
         full = static._replace(data=data, evals=evals)
         # Its own jit, so that the shapes of the metrics and the loop's body come from a single trace.
-        step = jax.jit(partial(train_step, full, tx))
+        step = jax.jit(partial(train_step, full, tx, accumulate=accumulate))
         metrics = jax.tree.map(lambda x: jnp.zeros((chunk, *x.shape), x.dtype), jax.eval_shape(step, state)[1])
 
         def body(i, carry):
@@ -141,6 +235,7 @@ def train(
     *,
     steps: int,
     chunk: int,
+    accumulate: int = 1,
     advance: Advance | None = None,
 ) -> Iterator[tuple[State, Metrics, dict[str, Metrics]]]:
     """Trains until `steps` steps have been taken in all, and yields after every `chunk` of them.
@@ -151,13 +246,14 @@ def train(
       state: from `init_state`, or where a run was left.
       steps: the step to reach, counted from the run's beginning.
       chunk: steps between two visits of the host.
-      advance: what `make_advance` gave for the same task, optimiser and chunk; made here by default.
+      accumulate: parts in which a step takes its batch, see `train_step`.
+      advance: what `make_advance` gave for the same task, optimiser, chunk and accumulate; made here by default.
 
     Yields:
       The state, the metrics of every step of the chunk (NumPy, [n] or [n, R]), the metrics of every split.
     """
     if advance is None:
-        advance = make_advance(task, tx, chunk=chunk)
+        advance = make_advance(task, tx, chunk=chunk, accumulate=accumulate)
     done = int(np.max(state.step))  # replicas march in step
     while done < steps:
         n = min(chunk, steps - done)

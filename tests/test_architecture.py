@@ -17,11 +17,13 @@ LIBRARY = ROOT / 'seqjax'
 # What each room may import of the library. A new room is entered here, and in the map of seqjax/__init__.py.
 ALLOWED = {
     'task': set(),
-    'losses': {'task'},
-    'cells': set(),
-    'layers': {'cells'},
-    'models': {'cells', 'layers'},
-    'tasks': {'task', 'losses', 'cells', 'layers', 'models'},
+    'masks': set(),
+    'losses': {'task', 'masks'},
+    'cells': {'masks'},
+    'layers': {'masks', 'cells'},
+    'models': {'task', 'masks', 'cells', 'layers'},
+    'data': set(),
+    'tasks': {'task', 'losses', 'cells', 'layers', 'models', 'data'},
     'optim': set(),
     'train': {'task'},
     'sweep': {'task', 'train'},

@@ -84,14 +84,6 @@ def test_rnn_runs_another_cell_as_flax_does():
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), got, want)
 
 
-@pytest.mark.parametrize('shape', [(T, F), (B, T), (B, T, F, 1), (B, 0, F)])
-def test_inputs_that_are_no_sequences_are_refused(shape):
-    """Not three axes, or no step; the message names the shape that was given."""
-    with pytest.raises(ValueError, match='must be') as error:
-        RNN(LSTMCell(H)).init(jax.random.key(0), jnp.ones(shape))
-    assert str(shape) in str(error.value)
-
-
 @pytest.mark.parametrize('steps', [1, 2, 7])
 def test_D03_the_parameters_of_an_rnn_do_not_depend_on_the_number_of_steps(steps):
     """One copy of the cell's, 140 for F = 1 and H = 5 and any T, with no axis for time."""
