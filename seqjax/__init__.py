@@ -10,7 +10,7 @@ The rooms, each importing only from those above it:
     masks     which steps are real: lengths and masks, their checks, and what they mean along time
     losses    masked losses and metrics, each a Mean that is not divided yet
     cells     one time step: LSTMCell, GRUCell, SimpleRNNCell and their initialisers
-    layers    over time: RNN (nn.scan of a cell), Bidirectional, Stack, Stateful, TimeDistributed (nn.vmap of any module)
+    layers    over time: RNN (nn.scan of a cell), Bidirectional, Stack, Stateful, TimeDistributed (nn.vmap)
     models    compositions: sequence to vector, sequence to sequence, and a constructor for the usual ones
     data      ways to feed a task: streams, windows of a long series
     tasks/    what is learned: td, the notebook's echo task

@@ -83,9 +83,9 @@ class RNN(nn.Module):
     What `flax.linen.RNN` takes goes by the same names here, and means the same where no step is masked. The cell is any
     that follows the protocol of `flax.linen.RNNCellBase`.
 
-    A masked step (`seq_lengths`, `mask`) leaves the carry as it was; its output is 0, or with `masked_output='hold'` the
-    last real output before it in the order of processing, and 0 before the first. A row without a real step, be it of
-    length 0, has outputs 0 and hands its initial carry on.
+    A masked step (`seq_lengths`, `mask`) leaves the carry as it was; its output is 0, or with `masked_output='hold'`
+    the last real output before it in the order of processing, and 0 before the first. A row without a real step, be it
+    of length 0, has outputs 0 and hands its initial carry on.
 
     With `reverse` each row's real steps are processed from last to first; padding keeps its place wherever it is. The
     outputs come in the order of processing, or with `keep_order` in the order of the inputs: one is the other with the
@@ -149,7 +149,7 @@ class RNN(nn.Module):
           return_carry: also return the carry after the last step.
           return_sequences: all outputs [B, T, H], or the last real one in the order of processing [B, H] alone.
           carry_history: the carry that is returned has a time axis of T + 1, where outputs have theirs: before the
-            first step and after each, in the order of processing.
+            first step and after each, masked ones too; with `reverse` from the last step to the first.
           time_major, reverse, keep_order, masked_output: as the fields of these names, which they override.
 
         Returns:
@@ -172,8 +172,7 @@ class RNN(nn.Module):
         last, outputs, carries = self._scan(carry, fresh, steps, reverse, carry_history)
 
         if carry_history:
-            carries = masks.flip(carries, real) if reverse else carries
-            last = _history(carry, carries, real, axes)
+            last = _history(carry, carries, reverse, axes)
         if return_sequences:
             outputs = _sequence(outputs, real, reverse, _either(keep_order, self.keep_order), masked_output)
             outputs = jax.tree.map(lambda y: jnp.moveaxis(y, 0, axes.time), outputs)
@@ -295,9 +294,10 @@ def _last(outputs: Any, real: jax.Array | None, reverse: bool) -> Any:
     return jax.tree.map(last, outputs)
 
 
-def _history(first: Carry, carries: Carry, real: jax.Array | None, axes: _Axes) -> Carry:
-    if real is not None:
-        carries = masks.hold(carries, real, first)
+def _history(first: Carry, carries: Carry, reverse: bool, axes: _Axes) -> Carry:
+    """The first carry and those after every step [T, *B, ...], in the order in which steps are visited."""
+    if reverse:
+        carries = masks.flip(carries, None)
     return jax.tree.map(lambda x, y: jnp.moveaxis(jnp.concatenate([x[None], y]), 0, axes.time), first, carries)
 
 
@@ -451,7 +451,7 @@ def _add(i: int, new: Any, inputs: jax.Array, layer: nn.Module, whole: bool, opt
     if not whole:
         if not isinstance(layer, RNN):
             raise ValueError(
-                f'residual with return_sequences=False needs an RNN as the last layer, and it is a {type(layer).__name__}: '
+                f'residual with return_sequences=False needs an RNN as the last layer, not a {type(layer).__name__}: '
                 'its summary is of two steps, and its inputs are of one'
             )
         inputs = _summary(inputs, layer, options)

@@ -73,8 +73,8 @@ def _labels(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tup
         for index in np.argwhere((values < 0) | (values >= classes))[:1]:
             place = ', '.join(map(str, index))
             raise ValueError(
-                f'labels[{place}] is {values[tuple(index)]} and must be from 0 to {classes - 1}, the classes on the last '
-                f'axis of logits {logits.shape}; mask it if it is padding'
+                f'labels[{place}] is {values[tuple(index)]} and must be from 0 to {classes - 1}, the classes on the '
+                f'last axis of logits {logits.shape}; mask it if it is padding'
             )
     return logits, labels, weights
 

@@ -55,7 +55,7 @@ def as_lengths(lengths: Any, batch: Shape, steps: int, *, of: str, name: str = '
         for row in np.argwhere((values < 0) | (values > steps))[:1]:
             place = ', '.join(map(str, row))
             raise ValueError(
-                f'{name}[{place}] is {values[tuple(row)]} and must be from 0 to {steps}, the steps on the time axis of {of}'
+                f'{name}[{place}] is {values[tuple(row)]} and must be from 0 to {steps}, the time axis of {of}'
             )
     return jnp.asarray(lengths, jnp.int32)
 

@@ -47,7 +47,7 @@ def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> 
 
 
 def apply(task: Task, state: State, inputs: Arrays) -> Arrays:
-    """The model's outputs, without dropout; a stateful model starts anew, and the state's variables stay as they are."""
+    """The model's outputs, without dropout; a stateful model starts anew, and the state stays as it is."""
     return task.model.apply({'params': state.params, **_without_carry(state.variables)}, inputs)
 
 
