@@ -1,10 +1,14 @@
 """Masked elements change nothing, and means of parts are the mean of the whole."""
 
+import inspect
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seqjax import losses
 from seqjax.losses import squared_error
 from seqjax.task import Mean
 from tests import reference
@@ -118,3 +122,228 @@ def test_mean_computes_under_jit_grad_and_vmap():
     np.testing.assert_allclose(got, [1.75, 1.45, 0], rtol=1e-6)
     np.testing.assert_allclose(slopes, [0.5, 0.2, 0], rtol=1e-6)
     np.testing.assert_array_equal(jax.grad(compute)(np.float32('nan'), np.float32(0)), 0)
+
+
+# --- classes and bits ------------------------------------------------------------------------------
+
+V = 5
+PADDING = (np.nan, np.inf, -np.inf, 1e30)
+
+
+def softmax_case(shape=(4, 6), seed=0):
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.normal(size=(*shape, V)).astype(np.float32)
+    labels, mask = rng.integers(0, V, shape), rng.random(shape) < 0.6
+    mask.flat[0], mask.flat[1] = True, False
+    return logits, labels, mask
+
+
+def bits_case(shape=(4, 6, 3), seed=0):
+    rng = np.random.default_rng(seed)
+    mask = rng.random(shape[:2]) < 0.6
+    mask[0, 0], mask[0, 1] = True, False
+    return 2 * rng.normal(size=shape).astype(np.float32), rng.random(shape) < 0.4, mask
+
+
+def log_softmax(logits):
+    z = logits.astype(np.float64)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def log_sigmoid(x):
+    return -np.log1p(np.exp(-x.astype(np.float64)))
+
+
+def test_cross_entropy_equals_its_formula():
+    """Total, count and gradient: softmax minus one-hot where a label counts, 0 elsewhere."""
+    logits, labels, mask = softmax_case()
+    logp = log_softmax(logits)
+    want = -np.take_along_axis(logp, labels[..., None], -1)[..., 0]
+    got = losses.cross_entropy(logits, labels, mask)
+    reference.assert_close(got.total, want[mask].sum(), 1e-6)
+    assert got.count == mask.sum()
+    grads = jax.grad(lambda logits: losses.cross_entropy(logits, labels, mask).total)(logits)
+    reference.assert_close(grads, np.where(mask[..., None], np.exp(logp) - np.eye(V)[labels], 0), 1e-5)
+
+
+def test_binary_cross_entropy_and_frame_nll_equal_their_formulas():
+    """The one counts bits, the other frames; targets may be bool or numbers from 0 to 1."""
+    logits, targets, mask = bits_case()
+    want = -np.where(targets, log_sigmoid(logits), log_sigmoid(-logits))[mask].sum()
+    for given in (targets, targets.astype(np.float32)):
+        bits, frames = losses.binary_cross_entropy(logits, given, mask), losses.frame_nll(logits, given, mask)
+        reference.assert_close(bits.total, want, 1e-5)
+        reference.assert_close(frames.total, want, 1e-5)
+        assert (bits.count, frames.count) == (3 * mask.sum(), mask.sum())
+    soft = np.full_like(logits, 0.25)
+    want = -(0.25 * log_sigmoid(logits) + 0.75 * log_sigmoid(-logits))[mask].sum()
+    reference.assert_close(losses.binary_cross_entropy(logits, soft, mask).total, want, 1e-5)
+
+
+def test_absolute_error_equals_its_formula():
+    outputs, targets, mask = draw((4, 3, 2), 2)
+    got = losses.absolute_error(outputs, targets, mask)
+    reference.assert_close(got.total, np.abs(outputs - targets)[mask].sum(), 1e-6)
+    assert got.count == 2 * mask.sum()
+    grads = jax.grad(lambda outputs: losses.absolute_error(outputs, targets, mask).total)(outputs)
+    np.testing.assert_array_equal(grads, np.where(mask[..., None], np.sign(outputs - targets), 0))
+
+
+def test_accuracy_and_exact_match():
+    """By hand: rows with every counted label right, one wrong, wrong only where masked, and none counted."""
+    labels = np.array([[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]])
+    answers = np.array([[0, 1, 2], [0, 1, 1], [0, 1, 1], [1, 1, 1]])
+    mask = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 0], [0, 0, 0]], bool)
+    logits = np.eye(3, dtype=np.float32)[answers]
+    assert losses.accuracy(logits, labels, mask) == (7, 8)
+    assert losses.exact_match(logits, labels, mask) == (2, 3)
+    assert losses.exact_match(logits, labels) == (1, 4)
+    logits[0, 0] = np.nan  # a model that has diverged is right about nothing, though argmax of NaN is 0
+    assert losses.accuracy(logits, labels, mask) == (6, 8)
+
+
+def brute_ctc(logits, labels, blank=0):
+    """Sums over every path of classes that collapses to the labels."""
+    logp, total = log_softmax(logits), 0.0
+    for path in itertools.product(range(logits.shape[1]), repeat=logits.shape[0]):
+        merged = [c for i, c in enumerate(path) if i == 0 or c != path[i - 1]]
+        if [c for c in merged if c != blank] == list(labels):
+            total += np.exp(sum(logp[t, c] for t, c in enumerate(path)))
+    return -np.log(total)
+
+
+def test_ctc_sums_over_all_alignments():
+    """Rows of their own lengths, a repeated label among them, no labels, and no frames; against enumeration."""
+    logits = np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32)
+    labels, frames, counts = np.array([[1, 2, 1], [2, 2, 0], [0, 0, 0], [1, 0, 0]]), [5, 4, 3, 0], [3, 2, 0, 0]
+    mask, label_mask = np.arange(5) < np.array(frames)[:, None], np.arange(3) < np.array(counts)[:, None]
+    want = [brute_ctc(logits[b, : frames[b]], labels[b, : counts[b]]) for b in range(3)]
+    got = losses.ctc(logits, labels, mask, label_mask)
+    reference.assert_close(got.total, sum(want), 1e-5)
+    assert got.count == 3
+    grad = jax.grad(lambda logits: losses.ctc(logits, labels, mask, label_mask).compute())
+    spoilt = np.where(mask[..., None], logits, np.nan)
+    np.testing.assert_array_equal(grad(spoilt), grad(logits))
+    assert np.isfinite(grad(logits)).all() and (np.asarray(grad(logits))[~mask] == 0).all()
+    swapped = losses.ctc(logits[..., [1, 2, 0]], np.where(label_mask, labels - 1, 7), mask, label_mask, blank=2)
+    reference.assert_close(swapped.total, got.total, 1e-6)
+
+
+MASKED = {
+    'squared_error': (losses.squared_error, lambda: draw((4, 6, 3), 2)),
+    'absolute_error': (losses.absolute_error, lambda: draw((4, 6, 3), 2)),
+    'cross_entropy': (losses.cross_entropy, softmax_case),
+    'binary_cross_entropy': (losses.binary_cross_entropy, bits_case),
+    'frame_nll': (losses.frame_nll, bits_case),
+    'accuracy': (losses.accuracy, softmax_case),
+    'exact_match': (losses.exact_match, softmax_case),
+}
+
+
+def test_every_loss_is_among_those_that_are_tested():
+    functions = {name: f for name, f in vars(losses).items() if inspect.isfunction(f) and not name.startswith('_')}
+    assert {name for name, f in functions.items() if 'mask' in f.__annotations__} == {*MASKED, 'ctc'}
+
+
+@pytest.mark.parametrize('name', MASKED)
+def test_padding_changes_no_loss_and_no_gradient(name):
+    """NaN, infinite, huge outputs, and labels that are no class: bit for bit as before, gradient 0 there."""
+    loss, case = MASKED[name]
+    outputs, targets, mask = case()
+    step = jax.jit(jax.value_and_grad(lambda outputs, targets: loss(outputs, targets, mask).compute()))
+    want = step(outputs, targets)
+    assert (np.asarray(want[1])[~mask] == 0).all()
+    for padding in PADDING:
+        spoilt = np.where(mask.reshape(mask.shape + (1,) * (outputs.ndim - 2)), outputs, np.float32(padding))
+        wrong = np.where(mask.reshape(mask.shape + (1,) * (targets.ndim - 2)), targets, -1)
+        jax.tree.map(np.testing.assert_array_equal, step(spoilt, wrong.astype(targets.dtype)), want)
+        loss(spoilt, wrong.astype(targets.dtype), mask)  # nor is it refused
+
+
+@pytest.mark.parametrize('name', MASKED)
+def test_E07_all_masked_is_0_with_gradient_0(name):
+    loss, case = MASKED[name]
+    outputs, targets, mask = case()
+    value, grads = jax.value_and_grad(lambda outputs: loss(outputs, targets, 0 * mask.astype(int)).compute())(
+        np.full_like(outputs, np.nan)
+    )
+    assert value == 0 and (grads == 0).all()
+
+
+@pytest.mark.parametrize('name', MASKED)
+def test_parts_merge_into_the_whole(name):
+    """Totals and counts add up, however unequal the parts; without a mask everything counts."""
+    loss, case = MASKED[name]
+    outputs, targets, mask = case()
+    whole = loss(outputs, targets, mask)
+    parts = [loss(outputs[rows], targets[rows], mask[rows]) for rows in (slice(0, 1), slice(1, 4))]
+    merged = parts[0].merge(parts[1])
+    reference.assert_close(merged.total, whole.total, 1e-6)
+    assert merged.count == whole.count
+    full, ones = loss(outputs, targets), loss(outputs, targets, np.ones_like(mask))
+    assert full == ones and full.count >= whole.count
+
+
+def test_perplexity_and_bits_come_from_totals():
+    """Of two parts with 3 labels at 0 nats and one at log 16: 2, where the mean of perplexities would be 8.5."""
+    parts = [Mean(jnp.float32(0), jnp.float32(3)), Mean(jnp.log(16.0), jnp.float32(1))]
+    merged = parts[0].merge(parts[1])
+    np.testing.assert_allclose(losses.perplexity(merged), 2, rtol=1e-6)
+    np.testing.assert_allclose(losses.bits_per_character(merged), 1, rtol=1e-6)
+    assert np.mean([losses.perplexity(part) for part in parts]) > 8
+    uniform = losses.cross_entropy(np.zeros((1, 4, V), np.float32), np.zeros((1, 4), int))
+    np.testing.assert_allclose(losses.perplexity(uniform), V, rtol=1e-6)
+    np.testing.assert_allclose(losses.bits_per_character(uniform), np.log2(V), rtol=1e-6)
+
+
+def test_N03_half_precision_is_summed_in_float32():
+    """Ten thousand errors of 1 in bfloat16 are 10,000, which bfloat16 has no number near."""
+    outputs = jnp.ones((10_001, 1), jnp.bfloat16)
+    got = losses.squared_error(outputs, jnp.zeros_like(outputs))
+    assert got.total.dtype == jnp.float32 and got == (10_001, 10_001)
+
+
+def test_a_label_that_is_no_class_makes_nan_where_it_cannot_be_looked_at():
+    logits, labels, mask = softmax_case()
+    for wrong in (V, -1):
+        labels[0, 0] = wrong
+        with pytest.raises(ValueError, match=rf'labels\[0, 0\] is {wrong} and must be from 0 to 4'):
+            losses.cross_entropy(logits, labels, mask)
+        assert np.isnan(jax.jit(losses.cross_entropy)(logits, labels, mask).total)
+
+
+FLOATS = np.ones((2, 3, V), np.float32)
+REFUSED = [
+    (losses.squared_error, (FLOATS, FLOATS[:, :2]), r'outputs \(2, 3, 5\) must be \(2, 2, 5\).*axis 1 is 3, not 2'),
+    (losses.absolute_error, (FLOATS, FLOATS[..., 0]), r'outputs \(2, 3, 5\) must be \(2, 3\).*3 axes, not 2'),
+    (losses.squared_error, (FLOATS, FLOATS, np.ones((2, 4), bool)), r'mask \(2, 4\) must be \(2, 3\).*axis 1 is 4'),
+    (losses.squared_error, (FLOATS, FLOATS, np.ones((2, 3))), 'mask is float64 and must be bool'),
+    (losses.squared_error, (FLOATS.astype(int), FLOATS), r'outputs \(2, 3, 5\) are int32 and must be floating'),
+    (
+        losses.squared_error,
+        (FLOATS[0, 0], FLOATS[0, 0], np.ones((5, 1), bool)),
+        r'mask \(5, 1\) must be a leading part',
+    ),
+    (losses.cross_entropy, (FLOATS, np.ones((2, 3))), r'labels \(2, 3\) are float32 and must be integers'),
+    (losses.cross_entropy, (FLOATS, np.ones((2, 4), int)), r'labels \(2, 4\) must be \(2, 3\).*axis 1 is 4, not 3'),
+    (losses.accuracy, (FLOATS[..., :0], np.ones((2, 3), int)), r'logits \(2, 3, 0\) must have classes'),
+    (losses.exact_match, (FLOATS[:, 0], np.ones(2, int)), r'labels \(2,\) must be \[B, T\]'),
+    (losses.frame_nll, (FLOATS[0, 0], FLOATS[0, 0]), r'logits \(5,\) must have frames'),
+    (losses.ctc, (FLOATS, np.ones((3, 2), int)), r'logits \(2, 3, 5\) must be \[B, T, V\] and labels \(3, 2\)'),
+    (losses.ctc, (FLOATS, np.ones((2, 2))), r'labels \(float32\) must be integers'),
+    (losses.ctc, (FLOATS, np.ones((2, 2), int), None, None, V), 'blank=5 from 0 to 4'),
+    (losses.ctc, (FLOATS, np.zeros((2, 2), int)), r'labels\[0, 0\] is 0 .* not blank=0'),
+    (losses.ctc, (FLOATS, np.full((2, 2), 9)), r'labels\[0, 0\] is 9 and must be a class from 0 to 4'),
+    (losses.ctc, (FLOATS[:, :2], np.ones((2, 2), int)), 'row 0 has 2 frames, and its labels need 3'),
+    (
+        losses.ctc,
+        (FLOATS, np.array([[1, 2], [1, 2]]), np.array([[1, 0, 1], [1, 1, 1]], bool)),
+        'mask has a real step after a masked one',
+    ),
+]
+
+
+@pytest.mark.parametrize(('loss', 'args', 'message'), REFUSED)
+def test_what_does_not_fit_a_loss_is_refused_by_name(loss, args, message):
+    with pytest.raises(ValueError, match=message):
+        loss(*args)

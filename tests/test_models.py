@@ -5,9 +5,10 @@ import jax
 import numpy as np
 import pytest
 
-from seqjax.cells import LSTMCell
-from seqjax.layers import RNN, TimeDistributed
-from seqjax.models import SequenceToSequence, SequenceToVector
+from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
+from seqjax.layers import RNN, Stack, Stateful, TimeDistributed
+from seqjax.models import SequenceToSequence, SequenceToVector, recurrent, sequence_model
+from seqjax.task import Sequences
 from tests import reference
 
 B, T, F, H, O = 2, 7, 3, 5, 4  # noqa: E741
@@ -67,3 +68,107 @@ def test_a_model_answers_sequences_of_another_length():
     longer = apply(variables, np.concatenate([x, x], 1))
     assert longer.shape == (B, 2 * T, O)
     reference.assert_close(longer[:, :T], whole, 1e-5)
+
+
+# --- tokens, lengths and the constructor -----------------------------------------------------------
+
+VOCABULARY = 9
+LENGTHS = np.array([7, 3])
+
+
+def tokens(seed=0):
+    return np.random.default_rng(seed).integers(0, VOCABULARY, (B, T))
+
+
+@pytest.mark.parametrize('answer', ['vector', 'sequence'])
+@pytest.mark.parametrize(
+    'options', [{}, {'bidirectional': True}, {'layers': 2, 'cell': 'gru', 'learn_initial_carry': True}]
+)
+def test_padding_reaches_no_answer(answer, options):
+    """Tokens with lengths, as a tuple or as Sequences: what stands behind them, even no token at all, is not read."""
+    model = sequence_model(answer, O, features=H, vocabulary=VOCABULARY, embedding=4, **options)
+    x = tokens()
+    variables = reference.random_variables(model, x)
+    want = model.apply(variables, (x, LENGTHS))
+    mask = np.arange(T) < LENGTHS[:, None]
+    for padding in (0, -1, 10**6):
+        padded = np.where(mask, x, padding)
+        np.testing.assert_array_equal(model.apply(variables, Sequences(padded, LENGTHS)), want)
+        np.testing.assert_array_equal(model.apply(variables, Sequences(padded, mask=mask)), want)
+    for row, length in enumerate(LENGTHS):
+        alone = model.apply(variables, x[row : row + 1, :length])
+        got = want[row] if answer == 'vector' else want[row, :length]
+        reference.assert_close(got, alone[0], 1e-5)
+    if answer == 'sequence':
+        np.testing.assert_array_equal(np.asarray(want)[~mask], 0)
+
+
+@pytest.mark.parametrize('answer', ['vector', 'sequence'])
+def test_a_models_carry_goes_out_and_in(answer):
+    """Of a stack in both directions too; and a reset forgets it."""
+    model = sequence_model(answer, O, features=H, layers=2)
+    x = np.random.default_rng(0).normal(size=(B, T, F)).astype(np.float32)
+    variables = reference.random_variables(model, x)
+    carry, outputs = model.apply(variables, x, return_carry=True)
+    np.testing.assert_array_equal(outputs, model.apply(variables, x))
+    again = model.apply(variables, x, initial_carry=carry)
+    assert np.abs(again - outputs).max() > 1e-3
+    resets = np.zeros((B, T), bool)
+    resets[:, 0] = True
+    fresh = model.apply(variables, Sequences(x, resets=resets), initial_carry=carry)
+    reference.assert_close(fresh, outputs, 1e-6)
+    middle, _ = model.apply(variables, x[:, :3], return_carry=True)
+    rest = model.apply(variables, x[:, 3:], initial_carry=middle)
+    reference.assert_close(rest, outputs if answer == 'vector' else outputs[:, 3:], 1e-5)
+
+
+def test_the_constructor_builds_what_it_says():
+    """Kinds and sizes of all parts, cells of Flax among them."""
+    both = sequence_model('vector', O, features=H, layers=2, bidirectional=True, merge_mode='sum', dropout=0.1)
+    assert isinstance(both, SequenceToVector) and isinstance(both.rnn, Stack) and both.rnn.dropout == 0.1
+    assert [layer.merge_mode for layer in both.rnn.layers] == ['sum', 'sum'] and both.embed is None
+    stream = sequence_model('sequence', O, features=H, vocabulary=VOCABULARY, stateful=True, cell=nn.GRUCell)
+    assert isinstance(stream.rnn, Stateful) and isinstance(stream.rnn.rnn.cell, nn.GRUCell)
+    assert (stream.embed.num_embeddings, stream.embed.features) == (VOCABULARY, H)
+    plain = recurrent('simple_rnn', H, activation=nn.relu, unroll=3)
+    assert isinstance(plain, RNN) and plain.unroll == 3 and plain.cell.activation is nn.relu
+    for cell, kind in (('lstm', LSTMCell), ('gru', GRUCell), ('simple_rnn', SimpleRNNCell)):
+        assert type(recurrent(cell, H).cell) is kind
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'answer': 'sequences'}, "answer='sequences' must be one of 'vector', 'sequence'"),
+        ({'cell': 'lsmt'}, "cell='lsmt' must be one of lstm, gru, simple_rnn"),
+        ({'layers': 0}, 'layers=0 must be at least 1'),
+        ({'features': 0}, 'features=0 must be a whole number from 1'),
+        ({'embedding': 4}, 'embedding=4 needs vocabulary'),
+        ({'stateful': True, 'bidirectional': True}, 'stateful and bidirectional do not go together'),
+        ({'bidirectional': True, 'layers': 2, 'merge_mode': 'none'}, "merge_mode='none' gives a pair"),
+        ({'dropout': 2, 'layers': 2}, 'dropout=2 must be from 0 to below 1'),
+    ],
+)
+def test_models_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        sequence_model(**{'answer': 'vector', 'outputs': O, 'features': H, **options})
+
+
+@pytest.mark.parametrize(
+    ('inputs', 'message'),
+    [
+        (np.full((B, T), VOCABULARY), r'tokens\[0, 0\] is 9 and must be from 0 to 8'),
+        (np.full((B, T), -1), r'tokens\[0, 0\] is -1 and must be from 0 to 8'),
+        (np.ones((B, T)), r'tokens \(2, 7\) of float32 must be integers \[B, T\]'),
+        (np.ones((B, T, 1), int), r'tokens \(2, 7, 1\) of int32 must be integers \[B, T\]'),
+        ((np.ones((B, T), int), np.array([8, 1])), r'seq_lengths\[0\] is 8 and must be from 0 to 7'),
+    ],
+)
+def test_tokens_that_are_none_are_refused(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        sequence_model('vector', O, features=H, vocabulary=VOCABULARY).init(jax.random.key(0), inputs)
+
+
+def test_tokens_without_an_embedding_are_refused():
+    with pytest.raises(ValueError, match=r'inputs \(2, 7\) must be \[B, T, F\]; tokens \[B, T\] need embed='):
+        sequence_model('vector', O, features=H).init(jax.random.key(0), tokens())

@@ -1,0 +1,65 @@
+"""Streams: nothing is left out, nothing is seen twice, rows keep their places."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqjax.data import stream_rows, stream_window
+
+
+def test_S01_row_i_goes_on_in_row_i():
+    rows = stream_rows(np.arange(12), batch_size=2, window=3)
+    windows = [stream_window(rows, step, 3) for step in range(3)]
+    np.testing.assert_array_equal(windows[0][0], [[0, 1, 2], [6, 7, 8]])
+    np.testing.assert_array_equal(windows[1][0], [[3, 4, 5], [9, 10, 11]])
+    np.testing.assert_array_equal(windows[2][0], windows[0][0])
+    assert all(mask.all() for _, mask, _ in windows)
+    starts = [resets.tolist() for _, _, resets in windows]
+    begun, going = [[True, False, False]] * 2, [[False] * 3] * 2
+    assert starts == [begun, going, begun]
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 40), batch=st.integers(1, 6), window=st.integers(1, 9))
+def test_S03_every_number_of_the_series_is_read_once_in_its_order(count, batch, window):
+    """Whatever N, B and T are: row after row, the real steps are the series."""
+    rows = stream_rows(np.arange(count), batch, window)
+    steps = rows.mask.shape[1] // window
+    parts = [stream_window(rows, step, window) for step in range(steps)]
+    values = np.concatenate([values for values, _, _ in parts], axis=1)
+    mask = np.concatenate([mask for _, mask, _ in parts], axis=1)
+    np.testing.assert_array_equal(values[mask], np.arange(count))
+    assert (np.diff(mask.astype(int), axis=1) <= 0).all()  # padding on the right alone
+    assert mask.shape == (batch, steps * window)
+
+
+def test_a_window_is_cut_on_the_device_and_compiled_once():
+    """Trees of arrays with further axes go together; the step is an argument."""
+    series = {'x': np.random.default_rng(0).normal(size=(11, 2)).astype(np.float32), 'y': np.arange(11)}
+    rows = stream_rows(series, batch_size=3, window=2)
+    cut = jax.jit(lambda step: stream_window(rows, step, 2))
+    for step in range(4):
+        values, mask, _ = cut(step)
+        np.testing.assert_array_equal(values['x'][mask], series['x'][values['y'][mask]])
+    assert cut._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ('series', 'batch', 'window', 'message'),
+    [
+        (np.ones(0), 1, 1, r'at least 1 on axis 0; its arrays have \[0\]'),
+        ((np.ones(3), np.ones(4)), 1, 1, r'its arrays have \[3, 4\]'),
+        (np.ones(3), 0, 1, 'batch_size=0'),
+        (np.ones(3), 1, 0, 'window=0'),
+    ],
+)
+def test_what_is_no_stream_is_refused(series, batch, window, message):
+    with pytest.raises(ValueError, match=message):
+        stream_rows(series, batch, window)
+
+
+def test_rows_of_another_window_are_refused():
+    with pytest.raises(ValueError, match='window=4 must divide the 6 steps'):
+        stream_window(stream_rows(np.arange(12), 2, 3), 0, 4)

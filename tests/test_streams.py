@@ -1,0 +1,258 @@
+"""Truncated backpropagation through the one training loop: windows of a stream, the carry in the State."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from seqjax import losses, train
+from seqjax.cells import LSTMCell
+from seqjax.data import stream_rows, stream_window
+from seqjax.layers import RNN
+from seqjax.models import sequence_model
+from seqjax.task import Batch, Sequences, Task
+from tests import reference
+
+V, H, B, T = 7, 6, 3, 4
+SERIES = np.random.default_rng(0).integers(0, V, 61)
+TX = optax.adam(1e-2)
+
+
+def rows_of(series, batch=B):
+    return stream_rows((series[:-1], series[1:]), batch, T)
+
+
+def window_batch(rows, key, step):
+    (inputs, targets), mask, resets = stream_window(rows, step, T)
+    return Batch(Sequences(inputs, mask=mask, resets=resets), targets, mask)
+
+
+def eval_batches(series, batch):
+    """A stream's windows as batches [N, B, ...] of a split."""
+    rows = rows_of(series, batch)
+    windows = [window_batch(rows, None, step) for step in range(rows.mask.shape[1] // T)]
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *windows)
+
+
+def stream_task(stateful=True):
+    model = sequence_model('sequence', V, features=H, vocabulary=V, layers=2, stateful=stateful)
+    evals = {'valid': eval_batches(SERIES[:30], 2)}
+    return Task(model, losses.classification, window_batch, rows_of(SERIES), evals)
+
+
+TASK = stream_task()
+WINDOWS = TASK.data.mask.shape[1] // T
+
+
+@functools.cache
+def compiled(accumulate=1):
+    return train.make_advance(TASK, TX, chunk=3, accumulate=accumulate)
+
+
+def start(seed=0):
+    return train.init_state(TASK, TX, jax.random.key(seed))
+
+
+def run(state, steps, accumulate=1):
+    """-> the last state, the metrics of all steps, the evaluations of all chunks."""
+    parts = list(
+        train.train(TASK, TX, state, steps=steps, chunk=3, accumulate=accumulate, advance=compiled(accumulate))
+    )
+    metrics = jax.tree.map(lambda *xs: np.concatenate(xs), *[metrics for _, metrics, _ in parts])
+    return parts[-1][0], metrics, [evals for _, _, evals in parts]
+
+
+def by_hand(steps):
+    """The same training with no State, no stream and no windows of ours: the carry is handed on in a Python loop."""
+    model, rows = stream_task(stateful=False).model, TASK.data
+    params = {**start().params}
+    params['rnn'] = params['rnn']['rnn']
+    opt_state, carry, totals = TX.init(params), None, []
+
+    @jax.jit
+    def step(params, opt_state, inputs, targets, mask, carry):
+        def loss_fn(params):
+            new, logits = model.apply(
+                {'params': params}, Sequences(inputs, mask=mask), initial_carry=carry, return_carry=True
+            )
+            logp = jnp.where(mask, jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0], 0)
+            return -logp.sum() / mask.sum(), (new, -logp.sum())
+
+        grads, (new, total) = jax.grad(loss_fn, has_aux=True)(params)
+        updates, opt_state = TX.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, new, total
+
+    for n in range(steps):
+        place = n % WINDOWS
+        carry = None if place == 0 else jax.lax.stop_gradient(carry)
+        (inputs, targets), mask = rows.values, rows.mask
+        cut = slice(place * T, place * T + T)
+        params, opt_state, carry, total = step(params, opt_state, inputs[:, cut], targets[:, cut], mask[:, cut], carry)
+        totals.append(total)
+    return params, carry, np.array(totals)
+
+
+def test_training_on_a_stream_is_the_loop_that_hands_the_carry_on():
+    """Losses, parameters and carry, over more than one reading of the series: at its beginning rows start anew."""
+    steps = 2 * WINDOWS + 1
+    params, carry, totals = by_hand(steps)
+    state, metrics, _ = run(start(), steps)
+    reference.assert_close(metrics['loss'].total, totals, 1e-5)
+    mine = {**state.params, 'rnn': state.params['rnn']['rnn']}
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), mine, params)
+    stream = state.variables['carry']['rnn']['stream']
+    assert stream.started.all()
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), stream.carry, carry)
+
+
+def test_what_the_stream_carries_matters():
+    """Without it the losses differ from the second window on, and not in the first."""
+    plain = stream_task(stateful=False)
+    params = {**start().params, 'rnn': start().params['rnn']['rnn']}
+    state = train.init_state(plain, TX, jax.random.key(0))._replace(params=params)
+    _, metrics, _ = next(iter(train.train(plain, TX, state, steps=3, chunk=3)))
+    want = run(start(), 3)[1]
+    reference.assert_close(metrics['loss'].total[0], want['loss'].total[0], 1e-6)
+    assert (np.abs(metrics['loss'].total[1:] - want['loss'].total[1:]) > 1e-5).all()
+
+
+def test_a_stream_that_was_stopped_goes_on_bit_for_bit():
+    """After a State of any step, chunks or none."""
+    whole, metrics, _ = run(start(), 8)
+    middle, first, _ = run(start(), 5)
+    end, second, _ = run(middle, 8)
+    reference.assert_trees_equal(end, whole)
+    joined = jax.tree.map(lambda x, y: np.concatenate([x, y]), first, second)
+    reference.assert_trees_equal(joined, metrics)
+
+
+def test_evaluation_reads_its_own_stream_and_leaves_trainings_alone():
+    """Its batches are windows of one run from a fresh carry, in another batch size; training does not notice."""
+    state, _, evals = run(start(), 5)
+    model = stream_task(stateful=False).model
+    params = {**state.params, 'rnn': state.params['rnn']['rnn']}
+    (inputs, targets), mask = rows_of(SERIES[:30], 2)
+    want = losses.classification(
+        model.apply({'params': params}, Sequences(jnp.asarray(inputs), mask=mask)), Batch(None, targets, mask)
+    )
+    for name in ('loss', 'accuracy'):
+        reference.assert_close(evals[-1]['valid'][name].total, want[name].total, 1e-5)
+        assert evals[-1]['valid'][name].count == want[name].count
+    unseen = TASK._replace(evals={})
+    parts = list(train.train(unseen, TX, start(), steps=5, chunk=3))
+    reference.assert_trees_equal(parts[-1][0], state)
+
+
+@pytest.mark.parametrize('accumulate', [3])
+def test_E05_parts_of_a_stream_are_its_rows(accumulate):
+    """Each part of the batch goes on from its own rows: losses, parameters and carry as with the whole batch."""
+    state, metrics, _ = run(start(), 5, accumulate)
+    want, wanted, _ = run(start(), 5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), metrics, wanted)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), state.params, want.params)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), state.variables, want.variables)
+
+
+def test_predictions_start_anew_in_any_batch():
+    """As a fresh run, whatever training's stream holds."""
+    state, _, _ = run(start(), 3)
+    tokens = jnp.asarray(np.random.default_rng(1).integers(0, V, (10, 5)))
+    model = stream_task(stateful=False).model
+    want = model.apply({'params': {**state.params, 'rnn': state.params['rnn']['rnn']}}, tokens)
+    reference.assert_close(train.apply(TASK, state, tokens), want, 1e-5)
+    reference.assert_close(train.predict(TASK, state, tokens, batch_size=4), want, 1e-5)
+
+
+# --- parts of a batch, and predictions in batches --------------------------------------------------
+
+
+class Dropping(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = RNN(LSTMCell(8))(x)
+        return nn.Dense(1)(nn.Dropout(0.5)(x, deterministic=not self.has_rng('dropout')))
+
+
+def fixed_task(model, rows=8):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(rows, 5, 2)).astype(np.float32), rng.normal(size=(rows, 5, 1)).astype(np.float32)
+    mask = np.arange(5) < rng.integers(0, 6, rows)[:, None]  # parts count differently, and one nothing
+    mask[:2] = False
+    return Task(model, losses.mean_squared_error, lambda data, key, step: data, Batch(x, y, mask))
+
+
+@pytest.mark.parametrize('parts', [2, 4, 8])
+def test_E05_a_batch_in_parts_is_the_batch(parts):
+    """Weighted by what they count, one part counting nothing: loss and gradients to 1e-6."""
+    task = fixed_task(sequence_model('sequence', 1, features=8, cell='gru'))
+    tx = optax.sgd(1.0)  # the step is the gradient
+    state = train.init_state(task, tx, jax.random.key(0))
+    whole, wanted = train.train_step(task, tx, state)
+    step = jax.jit(lambda state: train.train_step(task, tx, state, accumulate=parts))
+    got, metrics = step(state)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), metrics, wanted)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=2e-7), got.params, whole.params)
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max() > 1e-3, got.params, state.params)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_N04_gradients_in_half_precision_are_summed_in_float32():
+    """256 parts whose gradients are about 1: bfloat16 stops counting at 256."""
+
+    class Weight(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x * self.param('w', nn.initializers.zeros_init(), (), jnp.bfloat16)
+
+    x = np.full((512, 1), 0.5, np.float32)
+    task = Task(Weight(), losses.mean_squared_error, lambda data, key, step: data, Batch(x, x, np.ones(512, bool)))
+    tx = optax.sgd(1.0)
+    state = train.init_state(task, tx, jax.random.key(0))
+    got, _ = jax.jit(lambda state: train.train_step(task, tx, state, accumulate=512))(state)
+    np.testing.assert_allclose(np.float32(got.params['w']), 0.5, rtol=1e-2)
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused():
+    task = fixed_task(nn.Dense(1))
+    state = train.init_state(task, TX, jax.random.key(0))
+    with pytest.raises(ValueError, match=r'accumulate=3 must divide the rows of the batch, \[8\]'):
+        train.train_step(task, TX, state, accumulate=3)
+
+
+def test_D05_training_drops_and_evaluation_does_not():
+    """The stream 'dropout' is there in a training step alone."""
+    task = fixed_task(Dropping())
+    task = task._replace(evals={'same': jax.tree.map(lambda x: x[None], task.data)})
+    state = train.init_state(task, TX, jax.random.key(0))
+    _, metrics = train.train_step(task, TX, state)
+    still = train.evaluate(task, state)['same']['loss']
+    assert abs(still.total - metrics['loss'].total) > 1e-3
+    assert train.evaluate(task, state)['same']['loss'].total == still.total
+    _, other = train.train_step(task, TX, state._replace(step=jnp.int32(1)))
+    assert abs(other['loss'].total - metrics['loss'].total) > 1e-4
+
+
+@pytest.mark.parametrize('batch_size', [1, 4, 10, 64])
+def test_S03_ten_rows_in_batches_of_any_size_are_ten_predictions(batch_size):
+    """The last batch need not be full; sequences bring their lengths along."""
+    model = sequence_model('vector', 2, features=4)
+    x, lengths = np.random.default_rng(0).normal(size=(10, 6, 3)).astype(np.float32), np.arange(10) % 7
+    task = Task(
+        model, losses.mean_squared_error, lambda data, key, step: data, Batch((x, lengths), x[:, 0, :2], x[:, 0, 0] < 9)
+    )
+    state = train.init_state(task, TX, jax.random.key(0))
+    want = train.apply(task, state, (x, lengths))
+    got = train.predict(task, state, (x, lengths), batch_size=batch_size)
+    assert got.shape == (10, 2)
+    reference.assert_close(got, want, 1e-6)
+
+
+@pytest.mark.parametrize(('inputs', 'size'), [((np.ones((3, 2)), np.ones(4)), 2), (np.ones((3, 2)), 0)])
+def test_inputs_that_cannot_be_cut_into_batches_are_refused(inputs, size):
+    state = train.init_state(fixed_task(nn.Dense(1)), TX, jax.random.key(0))
+    with pytest.raises(ValueError, match='inputs must have one N on axis 0'):
+        train.predict(fixed_task(nn.Dense(1)), state, inputs, batch_size=size)
