@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import launch, td
@@ -14,18 +15,53 @@ TABLE = re.compile(r'^\| `?(\w+)`? \|.*?\| \**([\d.]+)%\**(?: \||) ?\(?([\d.]+)%
 CLAIM = re.compile(r'from (?:only )?(\d+|[\d.]+)% of 1,000 seeds \(95% interval ([\d.]+)% to ([\d.]+)%')
 
 
-def test_the_readmes_python_runs_and_learns(capsys):
-    """Every python block of the README runs as it stands, and the one that trains ends far below a constant's loss."""
-    blocks = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
-        names = {}
-        # Whoever copies the block has JAX's defaults.
-        with jax.numpy_rank_promotion('allow'):
-            exec(compile(block, 'README.md', 'exec'), names)
+def run_block(containing):
+    """Executes the README's python block with these words, as whoever copies it would."""
+    (block,) = (text for text in re.findall(r'```python\n(.*?)```', README, re.DOTALL) if containing in text)
+    names = {}
+    with jax.numpy_rank_promotion('allow'):  # JAX's default
+        exec(compile(block, 'README.md', 'exec'), names)
+    return names
+
+
+def test_every_python_block_of_the_readme_is_run():
+    assert README.count('```python') == 4
+
+
+def test_the_readmes_experiment_runs():
+    assert run_block('td.run(')['result'].metrics['loss'].shape == (65,)
+
+
+def test_the_readmes_training_learns(capsys):
+    """It ends far below the loss of a constant."""
+    names = run_block('mean_squared_error')
     assert names['predictions'].shape == names['y'].shape == (64, 20, 1)
     last = float(re.findall(r'loss ([\d.]+)', capsys.readouterr().out)[-1])
     assert last < names['y'].var() / 20
+
+
+def test_the_readmes_classifier_of_tokens_drops_in_training_alone():
+    names = run_block("sequence_model('vector'")
+    assert names['logits'].shape == names['noisy'].shape == (2, 3)
+    assert np.abs(names['logits'] - names['noisy']).max() > 1e-4
+
+
+def test_the_readmes_stream_learns_its_sentence(capsys):
+    """Far below the 4.3 bits of a model that knows how often each character comes, and no more."""
+    text = run_block('stream_rows')['text']
+    share = np.bincount(text) / len(text)
+    entropy = -np.sum(share[share > 0] * np.log2(share[share > 0]))
+    bits = [float(x) for x in re.findall(r'([\d.]+) bits', capsys.readouterr().out)]
+    assert len(bits) == 4 and bits[-1] < entropy / 10
+
+
+def test_the_tests_that_the_readme_links_to_are_there():
+    """Each link with a test's name leads to a file that defines it, and each row of the table has one."""
+    links = re.findall(r'\]\((tests/\w+\.py) "(test_\w+)"\)', README)
+    for file, name in links:
+        assert f'\ndef {name}(' in (ROOT / file).read_text(encoding='utf-8'), name
+    table = README.split('| | seqjax |', 1)[1].split('\n\n', 1)[0]
+    assert len(links) == len(table.splitlines()) - 2 >= 15
 
 
 def test_the_shares_of_readme_docs_and_flagfiles_are_the_same():
@@ -65,5 +101,5 @@ def test_the_readmes_map_names_the_rooms():
 
 def test_every_picture_and_page_that_is_linked_is_there():
     for page in (ROOT / 'README.md', ROOT / 'docs/notebook.md'):
-        for link in re.findall(r'\]\(([^)#:]+)\)', page.read_text(encoding='utf-8')):
+        for link in re.findall(r'\]\(([^)#: ]+)(?: "\w+")?\)', page.read_text(encoding='utf-8')):
             assert (page.parent / link).is_file(), link
