@@ -47,7 +47,7 @@ def test_the_readmes_classifier_of_tokens_drops_in_training_alone():
 
 
 def test_the_readmes_stream_learns_its_sentence(capsys):
-    """Far below the 4.3 bits of a model that knows how often each character comes, and no more."""
+    """Far below the 4.4 bits of a model that knows how often each character comes, and no more."""
     text = run_block('stream_rows')['text']
     share = np.bincount(text) / len(text)
     entropy = -np.sum(share[share > 0] * np.log2(share[share > 0]))

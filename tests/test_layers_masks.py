@@ -65,8 +65,9 @@ def compiled(layer, **options):
     return jax.jit(functools.partial(layer.apply, **options))
 
 
-def assert_same(got, want, rtol=1e-6):
-    jax.tree.map(lambda x, y: reference.assert_close(x, y, rtol), got, want)
+def assert_same(got, want, atol=1e-6):
+    """To `atol`, and to ten times as much of what is above 1."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=10 * atol, atol=atol), got, want)
 
 
 def assert_equal(got, want):
@@ -639,7 +640,7 @@ def test_a_reset_at_a_masked_step_counts():
 
 # --- properties ------------------------------------------------------------------------------------
 
-MANY = settings(max_examples=25, deadline=None)
+MANY = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 SEEDS = st.integers(0, 2**32 - 1)
 NAMES = st.sampled_from(['lstm', 'gru', 'relu'])
 OPTIONS = st.sampled_from(
