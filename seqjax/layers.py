@@ -164,8 +164,10 @@ class RNN(nn.Module):
         inputs = jnp.asarray(inputs)
         axes = _Axes.of(inputs, self.cell.num_feature_axes, time_major)
         real, resets = _flags(axes, seq_lengths, mask, resets, f'inputs {inputs.shape}')
-        fresh = self._fresh_carry(axes, init_key)
+        fresh = self._fresh_carry(axes, init_key, needed=initial_carry is None or resets is not None)
         carry = fresh if initial_carry is None else _fit(initial_carry, fresh)
+        if real is not None or resets is not None:
+            _check_rows(carry, axes)
         steps = (jnp.moveaxis(inputs, axes.time, 0), real, _before(resets, reverse))
         if real is not None:
             steps = (masks.zero(steps[0], real), *steps[1:])  # so that NaN in padding never meets a weight
@@ -185,17 +187,18 @@ class RNN(nn.Module):
         """Whether an output depends on no later input."""
         return not self.reverse
 
-    def _fresh_carry(self, axes: _Axes, init_key: jax.Array | None) -> Carry:
+    def _fresh_carry(self, axes: _Axes, init_key: jax.Array | None, needed: bool) -> Carry | None:
+        """What a row begins with; None where the cell does not say, and it need not, for a carry is given."""
         key = jax.random.key(0) if init_key is None else init_key
-        fresh = self.cell.initialize_carry(key, axes.batch + axes.features)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(fresh):
-            if leaf.shape[: len(axes.batch)] != axes.batch:
-                name = jax.tree_util.keystr(path) or 'carry'
-                raise ValueError(
-                    f'the cell begins with {name} {leaf.shape}, whose first axes must be the batch {axes.batch}'
-                )
+        try:
+            fresh = self.cell.initialize_carry(key, axes.batch + axes.features)
+        except NotImplementedError:
+            if needed or self.learn_initial_carry:
+                raise
+            return None
         if not self.learn_initial_carry:
             return fresh
+        _check_rows(fresh, axes)
         one = self.cell.initialize_carry(key, (1,) * len(axes.batch) + axes.features)
 
         def learned(path, leaf, many):
@@ -250,8 +253,20 @@ def _before(resets: jax.Array | None, reverse: bool) -> jax.Array | None:
     return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
 
 
-def _fit(given: Carry, want: Carry) -> Carry:
+def _check_rows(carry: Carry, axes: _Axes) -> None:
+    """Raises ValueError where a part of the carry is not of rows, which masks and resets treat one by one."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+        if leaf.shape[: len(axes.batch)] != axes.batch:
+            name = 'carry' + jax.tree_util.keystr(path)
+            raise ValueError(
+                f'the {name} {leaf.shape} of the cell must begin with the batch axes {axes.batch} of inputs'
+            )
+
+
+def _fit(given: Carry, want: Carry | None) -> Carry:
     """The given carry in the structure of the cell's own: a plain tuple (c, h) or an array is taken too."""
+    if want is None:
+        return jax.tree.map(jnp.asarray, given)
     if jax.tree.structure(given) != jax.tree.structure(want):
         leaves = list(given) if isinstance(given, tuple | list) else [given]
         if not all(hasattr(leaf, 'shape') for leaf in leaves) or len(leaves) != len(jax.tree.leaves(want)):
@@ -396,6 +411,7 @@ class Stack(nn.Module):
                 kind = type(layer).__name__
                 raise ValueError(f'layers[{i}] is a cell, {kind}: write RNN({kind}(...)), which carries it over time')
         check_dropout(self.dropout, len(self.layers))
+        object.__setattr__(self, 'layers', tuple(self.layers))  # a list could not be hashed
         super().__post_init__()
 
     @nn.compact
@@ -421,13 +437,19 @@ class Stack(nn.Module):
         options = {**options, 'time_major': _either(time_major, self.time_major), 'return_carry': True}
         if deterministic is None:
             deterministic = not self.has_rng('dropout')
+        if self.residual and options.get('reverse') and return_sequences and not options.get('keep_order'):
+            raise ValueError('residual with reverse=True needs keep_order=True, so that inputs and outputs line up')
         outputs, last_carries = inputs, []
         for i, (layer, carry, key) in enumerate(zip(self.layers, carries, keys, strict=True)):
             if i:
                 outputs = nn.Dropout(self.dropout)(outputs, deterministic=deterministic)
             whole = return_sequences or i < count - 1
+            # Told to go backward, all layers but the last hand on what they made in the order that they were given it.
+            order = {'keep_order': True} if options.get('reverse') and i < count - 1 else {}
             inner = {'deterministic': deterministic} if isinstance(layer, Stack) else {}
-            carry, new = layer(outputs, initial_carry=carry, init_key=key, return_sequences=whole, **options, **inner)
+            carry, new = layer(
+                outputs, initial_carry=carry, init_key=key, return_sequences=whole, **(options | order), **inner
+            )
             outputs = _add(i, new, outputs, layer, whole, options) if self.residual and i else new
             last_carries.append(carry)
         carry = tuple(last_carries)
@@ -512,7 +534,7 @@ class Stateful(nn.Module):
         time_major = _either(options.get('time_major'), getattr(self.rnn, 'time_major', False))
         shape = inputs.shape[:2][::-1] if time_major else inputs.shape[:2]  # [B, T]
         if initial_carry is None and self.has_variable('carry', 'stream'):
-            stream = jax.lax.stop_gradient(self.get_variable('carry', 'stream'))
+            stream = self.get_variable('carry', 'stream')
             masks.check_shape('inputs', shape[:1], stream.started.shape, 'the rows of the stream whose carry is kept')
             resets = (
                 jnp.zeros(shape, bool)

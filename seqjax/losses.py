@@ -190,7 +190,7 @@ def ctc(
         raise ValueError(
             f'logits {logits.shape} must be [B, T, V] and labels {labels.shape} [B, N], with one B on axis 0'
         )
-    if not jnp.issubdtype(labels.dtype, jnp.integer) or not 0 <= blank < logits.shape[-1]:
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or blank not in range(logits.shape[-1]):
         raise ValueError(
             f'labels ({labels.dtype}) must be integers, and blank={blank} from 0 to {logits.shape[-1] - 1}'
         )

@@ -845,8 +845,35 @@ def test_a_carry_without_the_axes_of_the_batch_is_refused():
         def initialize_carry(self, rng, input_shape):
             return jnp.zeros(())
 
-    with pytest.raises(ValueError, match=r'carry \(\), whose first axes must be the batch \(4,\)'):
-        RNN(Counter()).init(jax.random.key(0), draw(B, T, F))
+        def __call__(self, carry, inputs):
+            return carry + 1, inputs + carry
+
+    x = draw(B, T, F)
+    got = RNN(Counter()).apply({}, x, return_carry=True)  # without a mask there is nothing to do row by row
+    assert got[0] == T
+    reference.assert_close(got[1], x + np.arange(T, dtype=np.float32)[:, None], 1e-6)
+    for options in ({'mask': np.ones((B, T), bool)}, {'resets': np.ones((B, T), bool)}):
+        with pytest.raises(ValueError, match=r'the carry \(\) of the cell must begin with the batch axes \(4,\)'):
+            RNN(Counter()).apply({}, x, **options)
+    with pytest.raises(ValueError, match=r'the carry \(\) of the cell'):
+        RNN(Counter(), learn_initial_carry=True).init(jax.random.key(0), x)
+
+
+def test_a_cell_that_does_not_say_where_it_begins_takes_a_carry_that_is_given():
+    class Unsaid(nn.RNNCellBase):
+        def __call__(self, carry, inputs):
+            return carry + inputs, carry + inputs
+
+        @property
+        def num_feature_axes(self):
+            return 1
+
+    x = draw(B, T, F)
+    got = RNN(Unsaid()).apply({}, x, initial_carry=jnp.zeros((B, F)), mask=MASKS['right'])
+    reference.assert_close(got, RNN(Sum()).apply({}, x, mask=MASKS['right']), 1e-6)
+    for options in ({}, {'initial_carry': jnp.zeros((B, F)), 'resets': MASKS['right']}):
+        with pytest.raises(NotImplementedError):
+            RNN(Unsaid()).apply({}, x, **options)
 
 
 def test_the_carry_keeps_its_dtype(x64):

@@ -225,6 +225,25 @@ def test_M13_a_stack_is_its_layers_in_turn(return_sequences, residual):
     assert_same(got, ((first_carry, second_carry), jnp.asarray(outputs)))
 
 
+@pytest.mark.parametrize('keep_order', [False, True])
+def test_a_stack_told_to_go_backward_is_the_stack_over_flipped_inputs(keep_order):
+    """Each layer goes through the sequence backward, not every other one."""
+    layer = Stack([RNN(LSTMCell(H)), RNN(GRUCell(H))])
+    variables, x = start(layer)
+    carry, want = layer.apply(variables, x[:, ::-1], return_carry=True)
+    got = layer.apply(variables, x, reverse=True, keep_order=keep_order, return_carry=True)
+    assert_same(got, (carry, want[:, ::-1] if keep_order else want))
+
+
+def test_a_residual_stack_cannot_add_what_does_not_line_up():
+    layer = Stack([RNN(LSTMCell(H)), RNN(LSTMCell(H))], residual=True)
+    variables, x = start(layer)
+    with pytest.raises(ValueError, match='residual with reverse=True needs keep_order=True'):
+        layer.apply(variables, x, reverse=True)
+    assert_same(layer.apply(variables, x, reverse=True, keep_order=True)[:, ::-1], layer.apply(variables, x[:, ::-1]))
+    hash(layer)
+
+
 def dropped(**options):
     layer = Stack([RNN(LSTMCell(32)), RNN(LSTMCell(H)), RNN(LSTMCell(H))], **options)
     variables, x = start(layer)

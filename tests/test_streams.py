@@ -35,6 +35,8 @@ def eval_batches(series, batch):
     """A stream's windows as batches [N, B, ...] of a split."""
     rows = rows_of(series, batch)
     windows = [window_batch(rows, None, step) for step in range(rows.mask.shape[1] // T)]
+    # No resets: that evaluation starts anew is not the data's doing.
+    windows = [window._replace(inputs=window.inputs._replace(resets=None)) for window in windows]
     return jax.tree.map(lambda *xs: jnp.stack(xs), *windows)
 
 
