@@ -588,6 +588,7 @@ class TimeDistributed(nn.Module):
         Raises:
           ValueError: the inputs have no time axis; or the mask does not fit them, or goes to a module that takes none.
         """
+        inputs = jnp.asarray(inputs)
         if inputs.ndim < 2:
             raise ValueError(f'inputs {inputs.shape} must be [B, T, ...]: the time axis is axis 1')
         real, passed = self._masks(inputs, mask)
