@@ -60,8 +60,9 @@ def orthogonal_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.flo
     distribution that a QR factorisation gives (Mezzadri 2007), from products alone. `initializers.orthogonal` takes
     LAPACK, whose bindings alone take 0.2 s of every start to import, and which accelerators emulate step by step.
     """
-    wide = jax.random.normal(key, (min(shape), max(shape)), dtype)
-    eye = jnp.eye(min(shape), dtype=dtype)
+    work = jnp.promote_types(dtype, jnp.float32)  # in half precision the norm overflows
+    wide = jax.random.normal(key, (min(shape), max(shape)), work)
+    eye = jnp.eye(min(shape), dtype=work)
 
     def gram(x):
         return jnp.matmul(x, x.T, precision='highest')
@@ -72,12 +73,12 @@ def orthogonal_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.flo
 
     def far(carry):
         x, count = carry
-        tolerance = 10 * jnp.finfo(dtype).eps
+        tolerance = 10 * jnp.finfo(work).eps
         return (jnp.max(jnp.abs(gram(x) - eye)) > tolerance) & (count < 100)
 
     # Divided by its Frobenius norm no singular value is above 1, and each rises to 1.
     rows, _ = jax.lax.while_loop(far, improve, (wide / jnp.linalg.norm(wide), 0))
-    return rows if shape[0] <= shape[1] else rows.T
+    return (rows if shape[0] <= shape[1] else rows.T).astype(dtype)
 
 
 def _check_features(features: int) -> None:

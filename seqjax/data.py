@@ -67,7 +67,7 @@ def stream_window(rows: Rows, step: jax.Array, window: int) -> tuple[Any, jax.Ar
     [[[0, 1, 2], [6, 7, 8]], [[3, 4, 5], [9, 10, 11]]]
     """
     batch, steps = rows.mask.shape
-    if steps % window:
+    if window < 1 or steps % window:
         raise ValueError(
             f'window={window} must divide the {steps} steps of the rows, which were made for another window'
         )

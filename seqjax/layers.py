@@ -161,6 +161,8 @@ class RNN(nn.Module):
         time_major, reverse = _either(time_major, self.time_major), _either(reverse, self.reverse)
         masked_output = _either(masked_output, self.masked_output)
         _one_of('masked_output', masked_output, MASKED_OUTPUTS)
+        if isinstance(inputs, tuple):
+            raise ValueError(f"inputs are {len(inputs)} arrays and must be one; merge_mode='none' gives such a pair")
         inputs = jnp.asarray(inputs)
         axes = _Axes.of(inputs, self.cell.num_feature_axes, time_major)
         real, resets = _flags(axes, seq_lengths, mask, resets, f'inputs {inputs.shape}')
@@ -352,6 +354,13 @@ class Bidirectional(nn.Module):
             raise ValueError(
                 'forward_rnn and backward_rnn are one object; give two, for the directions have their own weights'
             )
+        if getattr(self.forward_rnn, 'cell', None) is getattr(self.backward_rnn, 'cell', self):
+            raise ValueError(
+                'forward_rnn and backward_rnn have one cell; give two, or clone it: each has its own weights'
+            )
+        options.pop('keep_order', None)  # its outputs are always in the order of the inputs
+        if options.pop('reverse', None):
+            raise ValueError('reverse: a Bidirectional layer reads both ways already')
         if not getattr(self.forward_rnn, 'causal', True):
             raise ValueError('forward_rnn goes backward itself; give it reverse=False')
         carries, keys = _pair('initial_carry', initial_carry), _split(init_key, 2)
@@ -437,16 +446,19 @@ class Stack(nn.Module):
         options = {**options, 'time_major': _either(time_major, self.time_major), 'return_carry': True}
         if deterministic is None:
             deterministic = not self.has_rng('dropout')
-        if self.residual and options.get('reverse') and return_sequences and not options.get('keep_order'):
+        backward, kept = (
+            _either(options.get(name), getattr(self.layers[-1], name, False)) for name in ('reverse', 'keep_order')
+        )
+        if self.residual and count > 1 and return_sequences and backward and not kept:
             raise ValueError('residual with reverse=True needs keep_order=True, so that inputs and outputs line up')
         outputs, last_carries = inputs, []
         for i, (layer, carry, key) in enumerate(zip(self.layers, carries, keys, strict=True)):
             if i:
                 outputs = nn.Dropout(self.dropout)(outputs, deterministic=deterministic)
             whole = return_sequences or i < count - 1
-            # Told to go backward, all layers but the last hand on what they made in the order that they were given it.
-            order = {'keep_order': True} if options.get('reverse') and i < count - 1 else {}
-            inner = {'deterministic': deterministic} if isinstance(layer, Stack) else {}
+            # All layers but the last hand on what they made in the order of their inputs: that of mask and resets.
+            order = {'keep_order': True} if i < count - 1 else {}
+            inner = {'deterministic': deterministic} if _drops(layer) else {}
             carry, new = layer(
                 outputs, initial_carry=carry, init_key=key, return_sequences=whole, **(options | order), **inner
             )
@@ -458,6 +470,13 @@ class Stack(nn.Module):
     @property
     def causal(self) -> bool:
         return all(getattr(layer, 'causal', True) for layer in self.layers)
+
+
+def _drops(layer: nn.Module) -> bool:
+    """Whether the layer has dropout of its own, and so takes `deterministic`."""
+    if isinstance(layer, Bidirectional):
+        return _drops(layer.forward_rnn) and _drops(layer.backward_rnn)
+    return isinstance(layer, Stack) or (isinstance(layer, Stateful) and _drops(layer.rnn))
 
 
 def check_dropout(rate: float, layers: int) -> None:
@@ -529,10 +548,14 @@ class Stateful(nn.Module):
         """
         if not getattr(self.rnn, 'causal', True) or options.get('reverse'):
             raise ValueError(f'a stream has no end to begin at: {type(self.rnn).__name__} must read forward alone')
-        if jnp.ndim(inputs) < 3:
-            raise ValueError(f'inputs {jnp.shape(inputs)} must be [B, T, F]: a stream has rows')
+        inputs = jnp.asarray(inputs)
+        if inputs.ndim < 3:
+            raise ValueError(f'inputs {inputs.shape} must be [B, T, F]: a stream has rows')
+        if options.get('carry_history'):
+            raise ValueError('carry_history: a Stateful layer keeps one carry, the last; ask the layer within')
         time_major = _either(options.get('time_major'), getattr(self.rnn, 'time_major', False))
         shape = inputs.shape[:2][::-1] if time_major else inputs.shape[:2]  # [B, T]
+        begun = jnp.full(shape[:1], initial_carry is not None)
         if initial_carry is None and self.has_variable('carry', 'stream'):
             stream = self.get_variable('carry', 'stream')
             masks.check_shape('inputs', shape[:1], stream.started.shape, 'the rows of the stream whose carry is kept')
@@ -542,10 +565,12 @@ class Stateful(nn.Module):
                 else masks.as_flags(resets, shape, of=f'inputs {inputs.shape}', name='resets')
             )
             resets = resets.at[:, :1].set(resets[:, :1] | ~stream.started[:, None])
-            initial_carry = stream.carry
+            initial_carry, begun = stream.carry, stream.started
         carry, outputs = self.rnn(inputs, initial_carry=initial_carry, resets=resets, return_carry=True, **options)
         if self.is_mutable_collection('carry'):
-            stream = Stream(jnp.full(shape[:1], shape[1] > 0), jax.lax.stop_gradient(carry))
+            real = masks.real_steps(options.get('seq_lengths'), options.get('mask'), shape[:1], shape[1], of='inputs')
+            begun |= shape[1] > 0 if real is None else real.any(axis=1)  # not by steps that are none
+            stream = Stream(begun, jax.lax.stop_gradient(carry))
             if self.is_initializing():
                 stream = jax.tree.map(jnp.zeros_like, stream)
             self.put_variable('carry', 'stream', stream)
@@ -610,7 +635,9 @@ class TimeDistributed(nn.Module):
             return None, None
         axes = max(2, jnp.ndim(mask))
         mask = masks.as_flags(mask, inputs.shape[:axes], of=f'inputs {inputs.shape}')
-        takes = 'mask' in inspect.signature(type(self.module).__call__).parameters
+        # The `mask` of a normalisation is over the features.
+        norm = isinstance(self.module, nn.BatchNorm | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
+        takes = 'mask' in inspect.signature(type(self.module).__call__).parameters and not norm
         if axes > 2 and not takes:
             raise ValueError(
                 f'mask {mask.shape} goes to {type(self.module).__name__}, which takes none; give one [B, T]'

@@ -76,7 +76,12 @@ def _labels(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tup
                 f'labels[{place}] is {values[tuple(index)]} and must be from 0 to {classes - 1}, the classes on the '
                 f'last axis of logits {logits.shape}; mask it if it is padding'
             )
-    return logits, labels, weights
+    return logits, _wide(labels), weights
+
+
+def _wide(labels: jax.Array) -> jax.Array:
+    """Labels in at least 32 bits: a byte cannot be compared with 256 classes."""
+    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
 
 
 def _hide(outputs: jax.Array, weights: jax.Array) -> jax.Array:
@@ -108,7 +113,7 @@ def squared_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array | None
     """
     outputs, targets = _same_shape(outputs, targets, 'outputs')
     weights = _weights(mask, outputs.shape, 'outputs')
-    errors = jnp.where(weights, outputs - targets, 0)  # inside the square, for the gradient's sake
+    errors = _hide(outputs, weights) - _hide(targets, weights)  # inside the square, for the gradient's sake
     return _mean(errors**2, weights)
 
 
@@ -116,7 +121,7 @@ def absolute_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array | Non
     """Absolute error over every element that the mask lets through; shapes and errors as `squared_error`."""
     outputs, targets = _same_shape(outputs, targets, 'outputs')
     weights = _weights(mask, outputs.shape, 'outputs')
-    return _mean(jnp.abs(jnp.where(weights, outputs - targets, 0)), weights)
+    return _mean(jnp.abs(_hide(outputs, weights) - _hide(targets, weights)), weights)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Mean:
@@ -198,10 +203,13 @@ def ctc(
     real = _weights(label_mask, labels.shape, 'labels')
     labels = jnp.where(real, labels, blank)
     _check_ctc(frames, labels, real, logits.shape[-1], blank)
+    if logits.shape[1] == 0:  # no sequence has a frame
+        return _mean(jnp.zeros(logits.shape[:1], logits.dtype), frames.any(axis=1))
+    labels = _wide(labels)
     values = optax.ctc_loss(
         _hide(logits, frames), (~frames).astype(logits.dtype), labels, (~real).astype(logits.dtype), blank_id=blank
     )
-    return _mean(values, frames.any(axis=1))
+    return _mean(values.astype(logits.dtype), frames.any(axis=1))
 
 
 def _check_ctc(frames: jax.Array, labels: jax.Array, real: jax.Array, classes: int, blank: int) -> None:

@@ -25,17 +25,20 @@ class _Model(nn.Module):
 
     def _read(self, inputs: Arrays, options: dict[str, Any]) -> tuple[Any, Any, jax.Array | None]:
         """-> carry (None unless it is asked for), outputs, and which steps are real (None for all)."""
-        sequences = Sequences(*inputs) if isinstance(inputs, tuple | list) else Sequences(inputs)
-        values, seq_lengths, mask, resets = sequences
+        if isinstance(inputs, tuple) and not 1 <= len(inputs) <= 4:
+            raise ValueError(f'inputs of {len(inputs)} parts must be an array or (values, seq_lengths, mask, resets)')
+        values, seq_lengths, mask, resets = Sequences(*inputs) if isinstance(inputs, tuple) else Sequences(inputs)
         values = jnp.asarray(values)
+        if self.embed is not None and values.ndim != 2:
+            raise ValueError(f'tokens {values.shape} of {values.dtype} must be integers [B, T]')
         if self.embed is None and values.ndim < 3:
             raise ValueError(f'inputs {values.shape} must be [B, T, F]; tokens [B, T] need embed=nn.Embed(...)')
         real = masks.real_steps(seq_lengths, mask, values.shape[:1], values.shape[1], of=f'inputs {values.shape}')
         if self.embed is not None:
             values = self.embed(as_tokens(values, self.embed.num_embeddings, real))
-        options |= {'mask': real, 'resets': resets}
+        options |= {'mask': real, 'resets': resets, 'return_carry': bool(options['return_carry'])}
         read = self.rnn(values, **{name: value for name, value in options.items() if value is not None})
-        return (*read, real) if options.get('return_carry') else (None, read, real)
+        return (*read, real) if options['return_carry'] else (None, read, real)
 
 
 class SequenceToVector(_Model):
@@ -80,7 +83,7 @@ def as_tokens(tokens: jax.Array, vocabulary: int, real: jax.Array | None) -> jax
     Raises:
       ValueError: they are no integers [B, T]; or, where the values are known, one is below 0 or not below `vocabulary`.
     """
-    if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != 2:
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f'tokens {tokens.shape} of {tokens.dtype} must be integers [B, T]')
     if real is not None:
         tokens = jnp.where(real, tokens, 0)
@@ -91,7 +94,7 @@ def as_tokens(tokens: jax.Array, vocabulary: int, real: jax.Array | None) -> jax
                 f'tokens[{row}, {step}] is {values[row, step]} and must be from 0 to {vocabulary - 1}, '
                 'the last row of the embedding'
             )
-    return tokens
+    return tokens.astype(jnp.promote_types(tokens.dtype, jnp.int32))
 
 
 def recurrent(
@@ -178,6 +181,10 @@ def sequence_model(
         raise ValueError(f'embedding={embedding} needs vocabulary, the number of tokens')
     if stateful and options.get('bidirectional'):
         raise ValueError('stateful and bidirectional do not go together: a stream has no end to begin at')
+    if options.get('bidirectional') and options.get('merge_mode') == 'none':
+        raise ValueError("merge_mode='none' gives a pair of outputs, and the head reads one array")
+    if embedding is not None and embedding < 1:
+        raise ValueError(f'embedding={embedding} must be at least 1: how many numbers a token becomes')
     rnn = recurrent(cell, features, **options)
     head = nn.Dense(outputs)
     embed = None if vocabulary is None else nn.Embed(vocabulary, embedding or features)

@@ -69,7 +69,7 @@ def predict(task: Task, state: State, inputs: Arrays, *, batch_size: int) -> Arr
         return x.reshape(batches, batch_size, *x.shape[1:])
 
     outputs = jax.lax.map(partial(apply, task, state), jax.tree.map(split, inputs))
-    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], outputs)
+    return jax.tree.map(lambda y: y.reshape(batches * batch_size, *y.shape[2:])[:count], outputs)
 
 
 def train_step(
@@ -115,12 +115,14 @@ def _accumulate(
 ) -> tuple[Params, Metrics, Variables]:
     """As `_gradients`, the batch in `parts` one after the other. Sums are kept in float32 or wider."""
     rows = {len(x) for x in jax.tree.leaves(batch)}
+    if parts < 1:
+        raise ValueError(f'accumulate={parts} must be at least 1: the parts in which a step takes its batch')
     if any(count % parts for count in rows):
         raise ValueError(f'accumulate={parts} must divide the rows of the batch, {sorted(rows)}')
     carries, others = _rows_of(state.variables), _without_carry(state.variables)
 
     def split(tree):
-        return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
+        return jax.tree.map(lambda x: x.reshape(parts, len(x) // parts, *x.shape[1:]), tree)
 
     def part(carry, x):
         sums, others, i = carry
@@ -139,7 +141,7 @@ def _accumulate(
     grads, metrics = sums
     count = jnp.maximum(metrics['loss'].count, 1)
     grads = jax.tree.map(lambda total, x: (total / count).astype(x.dtype), grads, state.params)
-    carries = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carries)
+    carries = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), carries)
     return grads, metrics, {**others, **carries}
 
 

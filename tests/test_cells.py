@@ -315,3 +315,9 @@ def test_cell_follows_the_protocol_of_flax():
     want = RNN(LSTMCell(H)).apply(variables(*weights), inputs)
     got = nn.RNN(LSTMCell(H)).apply(variables(*weights), inputs)
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
+
+
+def test_the_orthogonal_matrix_of_half_precision_is_orthogonal():
+    """Its norm is beyond float16's largest number."""
+    k = np.asarray(orthogonal_init(jax.random.key(0), (128, 512), jnp.float16), np.float32)
+    np.testing.assert_allclose(k @ k.T, np.eye(128), atol=1e-2)

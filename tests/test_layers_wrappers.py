@@ -474,3 +474,69 @@ def test_a_mask_that_does_not_fit_a_time_distributed_module_is_refused(mask, mes
 def test_time_distributed_works_without_rows_and_without_steps(shape):
     y, variables = TimeDistributed(nn.Dense(2)).init_with_output(jax.random.key(0), jnp.ones(shape))
     assert y.shape == (*shape[:2], 2) and shapes(variables['params']['module']) == {'kernel': (F, 2), 'bias': (2,)}
+
+
+# --- layers within layers --------------------------------------------------------------------------
+
+
+def test_a_pair_of_outputs_is_not_read_as_a_batch():
+    pair = Bidirectional(RNN(GRUCell(H)), RNN(GRUCell(H)), 'none')
+    with pytest.raises(ValueError, match="inputs are 2 arrays and must be one; merge_mode='none'"):
+        Stack([pair, RNN(GRUCell(H))]).init(jax.random.key(0), draw(B, T, F))
+
+
+def test_a_layer_that_goes_backward_within_a_stack_keeps_resets_in_their_places():
+    """What it hands on is in the order of the inputs; no output depends on both sides of a reset."""
+    layer = Stack([RNN(GRUCell(H), reverse=True), RNN(GRUCell(H))])
+    variables, x = start(layer)
+    resets = np.zeros((B, T), bool)
+    resets[:, 2] = True
+    slopes = jax.jit(jax.jacrev(lambda x: layer.apply(variables, x, resets=resets).sum((0, -1))))(x)
+    reach = np.abs(slopes).max((1, 3)) > 1e-7
+    np.testing.assert_array_equal(
+        reach, np.block([[np.ones((2, 2)), np.zeros((2, 4))], [np.zeros((4, 2)), np.ones((4, 4))]]) > 0
+    )
+
+
+@pytest.mark.parametrize(
+    ('layer', 'options', 'message'),
+    [
+        (Bidirectional(RNN(GRUCell(H)), RNN(GRUCell(H))), {'reverse': True}, 'reads both ways already'),
+        (Bidirectional(*[RNN(cell) for cell in [GRUCell(H)] * 2]), {}, 'have one cell; give two'),
+        (Stack([RNN(GRUCell(F)), RNN(GRUCell(F), reverse=True)], residual=True), {}, 'needs keep_order=True'),
+        (Stateful(RNN(GRUCell(H))), {'carry_history': True}, 'keeps one carry, the last'),
+    ],
+)
+def test_layers_that_would_mislead_are_refused(layer, options, message):
+    with pytest.raises(ValueError, match=message):
+        layer.init(jax.random.key(0), draw(B, T, F), **options)
+
+
+def test_deterministic_reaches_every_stack_within():
+    def inner():
+        return Stack([RNN(GRUCell(H)), RNN(GRUCell(H))], dropout=0.5)
+
+    layer = Stack([Bidirectional(inner(), inner()), inner(), Stateful(inner())], dropout=0.5)
+    variables, x = start(layer)
+    variables, rngs = {'params': variables['params']}, {'dropout': jax.random.key(0)}
+    still = layer.apply(variables, x)
+    np.testing.assert_array_equal(layer.apply(variables, x, deterministic=True, rngs=rngs), still)
+    assert (layer.apply(variables, x, rngs=rngs) != still).any()
+
+
+def test_a_window_without_a_real_step_neither_begins_a_stream_nor_ends_it():
+    """Of no steps, or masked in some rows; a row begins with its first real step."""
+    layer, x = Stateful(RNN(LSTMCell(H))), draw(B, T, F)
+    variables = layer.init(jax.random.key(0), x)
+    _, state = layer.apply(variables, x[:, :3], seq_lengths=np.array([3, 1, 0, 2]), mutable=['carry'])
+    assert state['carry']['stream'].started.tolist() == [True, True, False, True]
+    _, after = layer.apply({**variables, **state}, x[:, :0], mutable=['carry'])
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+@pytest.mark.parametrize('norm', [nn.LayerNorm, nn.RMSNorm])
+def test_a_normalisation_over_features_is_not_given_the_mask_of_steps(norm):
+    layer, x = TimeDistributed(norm()), draw(B, T, F)
+    variables = layer.init(jax.random.key(0), x)
+    want = np.where(MASK[..., None], layer.apply(variables, x), 0)
+    np.testing.assert_array_equal(layer.apply(variables, x, mask=MASK), want)

@@ -347,3 +347,17 @@ REFUSED = [
 def test_what_does_not_fit_a_loss_is_refused_by_name(loss, args, message):
     with pytest.raises(ValueError, match=message):
         loss(*args)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.int16, np.int32])
+def test_labels_of_few_bits_are_compared_with_as_many_classes_as_there_are(dtype):
+    """A byte has no 256, the number of bytes."""
+    logits = np.random.default_rng(0).normal(size=(4, 256)).astype(np.float32)
+    labels = np.array([0, 100, 200, 255])
+    want = losses.cross_entropy(logits, labels).total
+    assert np.isfinite(want) and losses.cross_entropy(logits, labels.astype(dtype)).total == want
+    assert jax.jit(losses.cross_entropy)(logits, labels.astype(dtype)).total == pytest.approx(float(want), rel=1e-6)
+
+
+def test_ctc_without_a_frame_counts_nothing():
+    assert losses.ctc(np.zeros((2, 0, 5), np.float32), np.ones((2, 2), int)) == (0, 0)

@@ -146,6 +146,8 @@ def test_the_constructor_builds_what_it_says():
         ({'embedding': 4}, 'embedding=4 needs vocabulary'),
         ({'stateful': True, 'bidirectional': True}, 'stateful and bidirectional do not go together'),
         ({'bidirectional': True, 'layers': 2, 'merge_mode': 'none'}, "merge_mode='none' gives a pair"),
+        ({'bidirectional': True, 'merge_mode': 'none'}, "merge_mode='none' gives a pair"),
+        ({'vocabulary': 5, 'embedding': 0}, 'embedding=0 must be at least 1'),
         ({'dropout': 2, 'layers': 2}, 'dropout=2 must be from 0 to below 1'),
     ],
 )
@@ -161,6 +163,8 @@ def test_models_that_cannot_be_are_refused(options, message):
         (np.full((B, T), -1), r'tokens\[0, 0\] is -1 and must be from 0 to 8'),
         (np.ones((B, T)), r'tokens \(2, 7\) of float32 must be integers \[B, T\]'),
         (np.ones((B, T, 1), int), r'tokens \(2, 7, 1\) of int32 must be integers \[B, T\]'),
+        (np.ones(T, int), r'tokens \(7,\) of int32 must be integers \[B, T\]'),
+        ((np.ones((B, T), int),) * 5, 'inputs of 5 parts must be an array or'),
         ((np.ones((B, T), int), np.array([8, 1])), r'seq_lengths\[0\] is 8 and must be from 0 to 7'),
     ],
 )

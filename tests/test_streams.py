@@ -258,3 +258,16 @@ def test_inputs_that_cannot_be_cut_into_batches_are_refused(inputs, size):
     state = train.init_state(fixed_task(nn.Dense(1)), TX, jax.random.key(0))
     with pytest.raises(ValueError, match='inputs must have one N on axis 0'):
         train.predict(fixed_task(nn.Dense(1)), state, inputs, batch_size=size)
+
+
+@pytest.mark.parametrize('parts', [0, -1])
+def test_fewer_than_one_part_is_refused(parts):
+    task = fixed_task(nn.Dense(1))
+    with pytest.raises(ValueError, match=f'accumulate={parts} must be at least 1'):
+        train.train_step(task, TX, train.init_state(task, TX, jax.random.key(0)), accumulate=parts)
+
+
+def test_predictions_of_no_steps_have_none():
+    task = fixed_task(sequence_model('sequence', 1, features=4))
+    state = train.init_state(task, TX, jax.random.key(0))
+    assert train.predict(task, state, np.ones((3, 0, 2), np.float32), batch_size=2).shape == (3, 0, 1)
