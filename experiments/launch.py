@@ -34,11 +34,19 @@ MISTAKE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 # --- parsers: from a flag's text, or from a plain value --------------------------------------------
 
 
-def _plain_digits(argument: Any) -> Any:
-    """Python's numbers may hold underscores and the digits of every script; a flag's may not."""
-    if isinstance(argument, str) and (not argument.isascii() or '_' in argument):
+def _plain_number(argument: Any) -> Any:
+    """Python's numbers may hold underscores and the digits of every script, and bool is one; a flag's are plain."""
+    odd = isinstance(argument, str) and (not argument.isascii() or '_' in argument)
+    if odd or isinstance(argument, bool | np.bool_):
         raise ValueError
     return argument
+
+
+def _float_or_nan(argument: Any) -> float:
+    try:
+        return float(_plain_number(argument))
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 class Whole(flags.ArgumentParser):
@@ -49,9 +57,8 @@ class Whole(flags.ArgumentParser):
 
     def parse(self, argument: Any) -> int:
         try:
-            if isinstance(argument, bool | np.bool_):
-                raise ValueError
-            value = int(_plain_digits(argument)) if isinstance(argument, str) else operator.index(argument)
+            argument = _plain_number(argument)
+            value = int(argument) if isinstance(argument, str) else operator.index(argument)
         except (TypeError, ValueError):
             value = None
         if value is None or not self.minimum <= value <= self.maximum:
@@ -66,11 +73,7 @@ class Positive(flags.ArgumentParser):
     """A positive number that float32 can hold."""
 
     def parse(self, argument: Any) -> float:
-        limits = np.finfo(np.float32)
-        try:
-            value = math.nan if isinstance(argument, bool | np.bool_) else float(_plain_digits(argument))
-        except (TypeError, ValueError, OverflowError):
-            value = math.nan
+        limits, value = np.finfo(np.float32), _float_or_nan(argument)
         if not float(limits.tiny) <= value <= float(limits.max):
             raise ValueError(f'must be a positive and finite number, from {limits.tiny:.1e} to {limits.max:.1e}')
         return value
@@ -98,10 +101,7 @@ class Share(flags.ArgumentParser):
     """A share: over 0, at most 1."""
 
     def parse(self, argument: Any) -> float:
-        try:
-            value = math.nan if isinstance(argument, bool | np.bool_) else float(_plain_digits(argument))
-        except (TypeError, ValueError, OverflowError):
-            value = math.nan
+        value = _float_or_nan(argument)
         if not 0 < value <= 1:
             raise ValueError('must be a number over 0 and at most 1')
         return value
@@ -367,13 +367,12 @@ def main(
     except KeyboardInterrupt:
         print(f'\n{name}: interrupted before the end; the same command starts the run again', file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
     except OSError as error:
         if error.filename is not None:  # a file: ours to handle, and not handled
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader of our output went away, as `| head` does
+            return BROKEN_PIPE
         print(f'{name}: cannot write the output: {error.strerror}; send it elsewhere', file=sys.stderr)
         return MISTAKE
     return 0

@@ -93,19 +93,19 @@ def run(
     if summary is None:
         summary, record = _train(settings, folder, targets)
         losses, state = record.losses, record.state
-        predictions = _flat(record.outputs, settings)
+        predictions, conclusion = _flat(record.outputs, settings), _conclusion(summary, targets)
     else:
         print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
         with host.reading(folder.file(host.SUMMARY)):
             print(_table(summary))
-            _conclusion(summary, targets)
+            conclusion = _conclusion(summary, targets)
         losses, state = host.read_losses(folder, settings['epochs'], settings['replicas']), None
         predictions = _read_predictions(folder, summary)
     _show_predictions(targets, predictions)
     figure = _picture(settings, losses, predictions, targets, folder) if settings['picture'] else None
     if folder.path is not None:
         print(f'\nresults: {folder.path}{os.sep} {" ".join(sorted(file.name for file in folder.files()))}')
-    print('\n' + _conclusion(summary, targets))
+    print('\n' + conclusion)
     return Result({'loss': losses}, predictions, targets, summary, figure, state)
 
 

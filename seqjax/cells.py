@@ -188,19 +188,17 @@ class GRUCell(_Cell):
         """carry of [B, H], inputs [B, F] -> new carry, outputs [B, H]."""
         (h,) = carry = _hidden(carry)
         kernel, recurrent_kernel, bias = self._weights(inputs, carry, 3)
-        act, x = self.recurrent_activation, inputs @ kernel + _row(bias, inputs)
+        act = self.recurrent_activation
+        xz, xr, xn = jnp.split(inputs @ kernel + _row(bias, inputs), 3, axis=-1)
         if self.reset_after:
             recurrent_bias = self.param('recurrent_bias', self.bias_init, bias.shape, self.param_dtype)
             u = h @ recurrent_kernel + _row(recurrent_bias, inputs)
-            (xz, xr, xn), (uz, ur, un) = jnp.split(x, 3, axis=-1), jnp.split(u, 3, axis=-1)
-            z, r = act(xz + uz), act(xr + ur)
-            n = jnp.tanh(xn + r * un)
+            uz, ur, un = jnp.split(u, 3, axis=-1)
         else:
             gates, candidate = jnp.split(recurrent_kernel, [2 * self.features], axis=-1)
-            xz, xr, xn = jnp.split(x, 3, axis=-1)
             uz, ur = jnp.split(h @ gates, 2, axis=-1)
-            z, r = act(xz + uz), act(xr + ur)
-            n = jnp.tanh(xn + (r * h) @ candidate)
+        z, r = act(xz + uz), act(xr + ur)
+        n = jnp.tanh(xn + (r * un if self.reset_after else (r * h) @ candidate))
         h = z * h + (1 - z) * n
         return HiddenCarry(h), h
 

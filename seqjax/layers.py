@@ -618,7 +618,7 @@ class TimeDistributed(nn.Module):
             raise ValueError(f'inputs {inputs.shape} must be [B, T, ...]: the time axis is axis 1')
         real, passed = self._masks(inputs, mask)
         if real is not None:
-            inputs = jnp.where(masks.expand(real, inputs.ndim), inputs, jnp.zeros((), inputs.dtype))
+            inputs = masks.zero(inputs, real)
         spread = nn.vmap(
             lambda module, x, mask: module(x, *args, **kwargs, **({} if mask is None else {'mask': mask})),
             variable_axes={'params': None},

@@ -8,8 +8,6 @@ Each takes (outputs, targets, mask); the mask is bool, [B] or [B, T], a leading 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,9 +15,6 @@ import optax
 
 from seqjax import masks
 from seqjax.task import Batch, Mean
-
-Loss = Callable[[jax.Array, jax.Array, jax.Array | None], Mean]
-
 
 # --- what they share -------------------------------------------------------------------------------
 
@@ -68,25 +63,14 @@ def _labels(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tup
     masks.check_shape('labels', labels.shape, logits.shape[:-1], f'the shape of logits {logits.shape} without classes')
     weights, classes = _weights(mask, labels.shape, 'labels'), logits.shape[-1]
     labels = jnp.where(weights, labels, 0)
-    if masks.is_concrete(labels):
-        values = np.asarray(labels)
-        for index in np.argwhere((values < 0) | (values >= classes))[:1]:
-            place = ', '.join(map(str, index))
-            raise ValueError(
-                f'labels[{place}] is {values[tuple(index)]} and must be from 0 to {classes - 1}, the classes on the '
-                f'last axis of logits {logits.shape}; mask it if it is padding'
-            )
+    reason = f'the classes on the last axis of logits {logits.shape}; mask it if it is padding'
+    masks.check_range('labels', labels, classes - 1, reason)
     return logits, _wide(labels), weights
 
 
 def _wide(labels: jax.Array) -> jax.Array:
     """Labels in at least 32 bits: a byte cannot be compared with 256 classes."""
     return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
-
-
-def _hide(outputs: jax.Array, weights: jax.Array) -> jax.Array:
-    """0 where it is masked: NaN in padding must not meet the loss, or its gradient would be NaN too."""
-    return jnp.where(masks.expand(weights, outputs.ndim), outputs, jnp.zeros((), outputs.dtype))
 
 
 # --- losses ----------------------------------------------------------------------------------------
@@ -113,7 +97,8 @@ def squared_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array | None
     """
     outputs, targets = _same_shape(outputs, targets, 'outputs')
     weights = _weights(mask, outputs.shape, 'outputs')
-    errors = _hide(outputs, weights) - _hide(targets, weights)  # inside the square, for the gradient's sake
+    # The mask goes inside: NaN in padding must not meet the loss, or its gradient would be NaN too.
+    errors = masks.zero(outputs, weights) - masks.zero(targets, weights)
     return _mean(errors**2, weights)
 
 
@@ -121,7 +106,7 @@ def absolute_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array | Non
     """Absolute error over every element that the mask lets through; shapes and errors as `squared_error`."""
     outputs, targets = _same_shape(outputs, targets, 'outputs')
     weights = _weights(mask, outputs.shape, 'outputs')
-    return _mean(jnp.abs(_hide(outputs, weights) - _hide(targets, weights)), weights)
+    return _mean(jnp.abs(masks.zero(outputs, weights) - masks.zero(targets, weights)), weights)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Mean:
@@ -134,7 +119,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None =
     """
     logits, labels, weights = _labels(logits, labels, mask)
     fine = (labels >= 0) & (labels < logits.shape[-1])
-    values = optax.softmax_cross_entropy_with_integer_labels(_hide(logits, weights), jnp.where(fine, labels, 0))
+    values = optax.softmax_cross_entropy_with_integer_labels(masks.zero(logits, weights), jnp.where(fine, labels, 0))
     return _mean(jnp.where(fine, values, jnp.nan), weights)
 
 
@@ -146,7 +131,7 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array 
     """
     logits, targets = _same_shape(logits, targets, 'logits')
     weights = _weights(mask, logits.shape, 'logits')
-    values = optax.sigmoid_binary_cross_entropy(_hide(logits, weights), _hide(targets, weights))
+    values = optax.sigmoid_binary_cross_entropy(masks.zero(logits, weights), masks.zero(targets, weights))
     return _mean(values, weights)
 
 
@@ -163,7 +148,7 @@ def frame_nll(logits: jax.Array, targets: jax.Array, mask: jax.Array | None = No
     if logits.ndim < 2:
         raise ValueError(f'logits {logits.shape} must have frames, whose bits are the last axis')
     weights = _weights(mask, logits.shape[:-1], 'frames')
-    values = optax.sigmoid_binary_cross_entropy(_hide(logits, weights), _hide(targets, weights))
+    values = optax.sigmoid_binary_cross_entropy(masks.zero(logits, weights), masks.zero(targets, weights))
     return _mean(values.sum(axis=-1), weights)
 
 
@@ -207,7 +192,7 @@ def ctc(
         return _mean(jnp.zeros(logits.shape[:1], logits.dtype), frames.any(axis=1))
     labels = _wide(labels)
     values = optax.ctc_loss(
-        _hide(logits, frames), (~frames).astype(logits.dtype), labels, (~real).astype(logits.dtype), blank_id=blank
+        masks.zero(logits, frames), (~frames).astype(logits.dtype), labels, (~real).astype(logits.dtype), blank_id=blank
     )
     return _mean(values.astype(logits.dtype), frames.any(axis=1))
 

@@ -33,6 +33,16 @@ def check_shape(name: str, got: Shape, want: Shape, reason: str) -> None:
     raise ValueError(f'{name} {got} must be {want}, {reason}: {where}')
 
 
+def check_range(name: str, x: Any, last: int, reason: str) -> None:
+    """Raises a ValueError that names the first of the integers that is not from 0 to `last`, where they are known."""
+    if not is_concrete(x):
+        return
+    values = np.asarray(x)
+    for index in np.argwhere((values < 0) | (values > last))[:1]:
+        place = ', '.join(map(str, index))
+        raise ValueError(f'{name}[{place}] is {values[tuple(index)]} and must be from 0 to {last}, {reason}')
+
+
 def as_lengths(lengths: Any, batch: Shape, steps: int, *, of: str, name: str = 'seq_lengths') -> jax.Array:
     """Lengths as int32 [*B].
 
@@ -50,13 +60,7 @@ def as_lengths(lengths: Any, batch: Shape, steps: int, *, of: str, name: str = '
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(f'{name} are {lengths.dtype} and must be integers: the number of real steps of each row')
     check_shape(name, lengths.shape, batch, f'the batch axes of {of}')
-    if is_concrete(lengths):
-        values = np.asarray(lengths)
-        for row in np.argwhere((values < 0) | (values > steps))[:1]:
-            place = ', '.join(map(str, row))
-            raise ValueError(
-                f'{name}[{place}] is {values[tuple(row)]} and must be from 0 to {steps}, the time axis of {of}'
-            )
+    check_range(name, lengths, steps, f'the time axis of {of}')
     return jnp.asarray(lengths, jnp.int32)
 
 

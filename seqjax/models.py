@@ -8,7 +8,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from seqjax import masks
 from seqjax.cells import CELLS
@@ -87,13 +86,7 @@ def as_tokens(tokens: jax.Array, vocabulary: int, real: jax.Array | None) -> jax
         raise ValueError(f'tokens {tokens.shape} of {tokens.dtype} must be integers [B, T]')
     if real is not None:
         tokens = jnp.where(real, tokens, 0)
-    if masks.is_concrete(tokens):
-        values = np.asarray(tokens)
-        for row, step in np.argwhere((values < 0) | (values >= vocabulary))[:1]:
-            raise ValueError(
-                f'tokens[{row}, {step}] is {values[row, step]} and must be from 0 to {vocabulary - 1}, '
-                'the last row of the embedding'
-            )
+    masks.check_range('tokens', tokens, vocabulary - 1, 'the last row of the embedding')
     return tokens.astype(jnp.promote_types(tokens.dtype, jnp.int32))
 
 
