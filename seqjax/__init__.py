@@ -9,8 +9,11 @@ The rooms, each importing only from those above it:
     task      the types that everybody shares: Sequences, Batch, Mean, Task, State
     masks     which steps are real: lengths and masks, their checks, and what they mean along time
     losses    masked losses and metrics, each a Mean that is not divided yet
-    cells     one time step: LSTMCell, GRUCell, SimpleRNNCell and their initialisers
-    layers    over time: RNN (nn.scan of a cell), Bidirectional, Stack, Stateful, TimeDistributed (nn.vmap)
+    initializers  how weights begin: schemes by name, biases that set how long a gate remembers
+    cells     one time step: LSTMCell, GRUCell, SimpleRNNCell and their variants
+    linear    cells whose steps can be taken all at once: MinGRUCell, MinLSTMCell, LRUCell, RGLRUCell
+    recurrence  how a cell is carried over time: nn.scan, associative_scan, segments to save memory
+    layers    over time: RNN, Bidirectional, Stack, Stateful, TimeDistributed (nn.vmap)
     models    compositions: sequence to vector, sequence to sequence, and a constructor for the usual ones
     data      ways to feed a task: streams, windows of a long series
     tasks/    what is learned: td, the notebook's echo task

@@ -1,9 +1,9 @@
-"""Over time: a cell carried by `nn.scan`, both directions, stacks, streams; any module spread by `nn.vmap`.
+"""Over time: a cell carried along, both directions, stacks, streams; any module spread by `nn.vmap`.
 
 Every recurrent layer here is called in the same way, and hands out a carry that it takes back unchanged:
 
     layer(inputs, initial_carry=, init_key=, seq_lengths=, mask=, resets=, return_carry=, return_sequences=,
-          time_major=, masked_output=)
+          time_major=, masked_output=, deterministic=)
 
     layer           carry
     RNN             the cell's: LSTMCarry(c, h), HiddenCarry(h), whatever a cell of Flax's has
@@ -25,8 +25,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from seqjax import masks
-
-Carry = Any  # a tree of arrays [*B, ...]
+from seqjax.recurrence import Carry, Run, Scan, Steps, at_once, in_segments, step_by_step
 
 MASKED_OUTPUTS = ('zero', 'hold')
 MERGES: dict[str, Callable[[jax.Array, jax.Array], Any]] = {
@@ -94,6 +93,10 @@ class RNN(nn.Module):
     `resets` says where in time a sequence begins: nothing passes between such a step and the one before it, in either
     direction. The row starts anew there from the cell's own initial carry (the learned one with `learn_initial_carry`),
     not from the one that was given.
+
+    Cells that drop (`recurrent_dropout`, `drop_connect`, `zoneout_h` of `seqjax.cells`) do so where the call has a
+    random stream 'dropout', as in training, or where `deterministic` is False. What is drawn once for a sequence is
+    drawn once for each row and call. What is drawn anew depends on the number of the step alone.
     """
 
     cell: nn.RNNCellBase
@@ -108,14 +111,36 @@ class RNN(nn.Module):
     split_rngs: Any = None  # by default all but 'params' are split: dropout draws anew at every step
     masked_output: str = 'zero'
     learn_initial_carry: bool = False  # as parameters `initial_carry_...`, which begin at the cell's own
+    parallel: bool = False  # all steps at once: for the cells of `seqjax.linear`
+    remat_segments: int = 1  # above 1: that many segments, each computed again in the backward pass, to save memory
 
     def __post_init__(self) -> None:
         _one_of('masked_output', self.masked_output, MASKED_OUTPUTS)
-        if self.unroll < 1:
-            raise ValueError(
-                f'unroll={self.unroll} must be at least 1: the steps in one iteration of the compiled loop'
-            )
+        for name, meaning in (
+            ('unroll', 'the steps in one iteration of the compiled loop'),
+            ('remat_segments', 'in how many segments the steps are taken'),
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name}={getattr(self, name)} must be at least 1: {meaning}')
+        self._check_parallel(self.parallel)
+        if self.remat_segments > 1 and self.variable_axes:
+            raise ValueError(f'variable_axes={dict(self.variable_axes)} has no time axis with remat_segments above 1')
         super().__post_init__()
+
+    def _check_parallel(self, parallel: bool) -> None:
+        """Raises ValueError where the steps cannot be taken all at once, or something is asked of a loop over them."""
+        if not parallel:
+            return
+        if not hasattr(self.cell, 'affine'):
+            raise ValueError(
+                'parallel=True needs a cell whose recurrence is linear, such as MinGRUCell; '
+                f'{type(self.cell).__name__} goes step by step'
+            )
+        if self.unroll > 1 or self.variable_axes or self.variable_carry or self.split_rngs is not None:
+            raise ValueError(
+                'parallel=True takes no loop over steps, where unroll, variable_axes, variable_carry and split_rngs '
+                'would do anything'
+            )
 
     @nn.compact
     def __call__(
@@ -134,6 +159,8 @@ class RNN(nn.Module):
         reverse: bool | None = None,
         keep_order: bool | None = None,
         masked_output: str | None = None,
+        parallel: bool | None = None,
+        deterministic: bool | None = None,
     ) -> Any:
         """Runs over time.
 
@@ -150,7 +177,8 @@ class RNN(nn.Module):
           return_sequences: all outputs [B, T, H], or the last real one in the order of processing [B, H] alone.
           carry_history: the carry that is returned has a time axis of T + 1, where outputs have theirs: before the
             first step and after each, masked ones too; with `reverse` from the last step to the first.
-          time_major, reverse, keep_order, masked_output: as the fields of these names, which they override.
+          time_major, reverse, keep_order, masked_output, parallel: as the fields of these names, which they override.
+          deterministic: whether cells of `seqjax.cells` drop nothing; by default where there is no stream 'dropout'.
 
         Returns:
           outputs, or (carry, outputs) as `flax.linen.RNN` does.
@@ -159,8 +187,9 @@ class RNN(nn.Module):
           ValueError: an argument does not fit the others; the message names it.
         """
         time_major, reverse = _either(time_major, self.time_major), _either(reverse, self.reverse)
-        masked_output = _either(masked_output, self.masked_output)
+        masked_output, parallel = _either(masked_output, self.masked_output), _either(parallel, self.parallel)
         _one_of('masked_output', masked_output, MASKED_OUTPUTS)
+        self._check_parallel(parallel)
         if isinstance(inputs, tuple):
             raise ValueError(f"inputs are {len(inputs)} arrays and must be one; merge_mode='none' gives such a pair")
         inputs = jnp.asarray(inputs)
@@ -168,12 +197,13 @@ class RNN(nn.Module):
         real, resets = _flags(axes, seq_lengths, mask, resets, f'inputs {inputs.shape}')
         fresh = self._fresh_carry(axes, init_key, needed=initial_carry is None or resets is not None)
         carry = fresh if initial_carry is None else _fit(initial_carry, fresh)
-        if real is not None or resets is not None:
+        if real is not None or resets is not None or self.remat_segments > 1:
             _check_rows(carry, axes)
-        steps = (jnp.moveaxis(inputs, axes.time, 0), real, _before(resets, reverse))
+        x = jnp.moveaxis(inputs, axes.time, 0)
         if real is not None:
-            steps = (masks.zero(steps[0], real), *steps[1:])  # so that NaN in padding never meets a weight
-        last, outputs, carries = self._scan(carry, fresh, steps, reverse, carry_history)
+            x = masks.zero(x, real)  # so that NaN in padding never meets a weight
+        steps = Steps(x, real, _before(resets, reverse))
+        last, outputs, carries = self._run(carry, fresh, steps, axes, reverse, carry_history, parallel, deterministic)
 
         if carry_history:
             last = _history(carry, carries, reverse, axes)
@@ -212,32 +242,41 @@ class RNN(nn.Module):
 
         return jax.tree_util.tree_map_with_path(learned, one, fresh)
 
-    def _scan(self, carry: Carry, fresh: Carry, steps: Any, reverse: bool, history: bool) -> tuple[Carry, Any, Any]:
-        """steps (inputs, real, resets), each [T, *B, ...] or None -> last carry, outputs, carries (or None)."""
+    def _run(
+        self,
+        carry: Carry,
+        fresh: Carry | None,
+        steps: Steps,
+        axes: _Axes,
+        reverse: bool,
+        history: bool,
+        parallel: bool,
+        deterministic: bool | None,
+    ) -> Run:
+        lift = {
+            'variable_axes': self.variable_axes,
+            'variable_broadcast': self.variable_broadcast,
+            'variable_carry': self.variable_carry,
+            'split_rngs': _either(self.split_rngs, {'params': False, nn.DenyList(('params',)): True}),
+        }
+        call = self._call(axes, deterministic)
+        steps = steps._replace(index=jnp.arange(axes.steps))
+        how = Scan(reverse, history, self.unroll, lift, fresh, call)
+        run = at_once if parallel else step_by_step
+        if self.remat_segments == 1:
+            return run(self.cell, carry, steps, how)
+        return in_segments(run, self.cell, carry, steps, how, self.remat_segments, axes.batch)
 
-        def step(cell, carry, x):
-            x, real, reset = x
-            if reset is not None:
-                carry = masks.select(reset, fresh, carry)
-            new, y = cell(carry, x)
-            new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, carry)  # a loop's carry has one dtype
-            if real is not None:
-                new = masks.select(real, new, carry)
-            return new, (y, new if history else None)
-
-        scan = nn.scan(
-            step,
-            variable_axes=self.variable_axes,
-            variable_broadcast=self.variable_broadcast,
-            variable_carry=self.variable_carry,
-            split_rngs=_either(self.split_rngs, {'params': False, nn.DenyList(('params',)): True}),
-            in_axes=0,
-            out_axes=0,
-            reverse=reverse,
-            unroll=self.unroll,
-        )
-        last, (outputs, carries) = scan(self.cell, carry, steps)
-        return last, outputs, carries
+    def _call(self, axes: _Axes, deterministic: bool | None) -> Callable[..., Any]:
+        """(cell, carry, inputs, index) -> (carry, outputs), with what the cell draws for the sequence."""
+        if not hasattr(self.cell, 'noise'):  # Flax's protocol
+            return lambda cell, carry, x, index: cell(carry, x)
+        if deterministic is None:
+            deterministic = not self.has_rng('dropout')
+        noise = None if deterministic else self.cell.noise(axes.batch)
+        if noise is None:
+            return lambda cell, carry, x, index: cell(carry, x, deterministic=True)
+        return lambda cell, carry, x, index: cell(carry, x, noise=noise.at(index), deterministic=False)
 
 
 def _flags(axes: _Axes, seq_lengths: Any, mask: Any, resets: Any, of: str) -> tuple[Any, Any]:
@@ -446,6 +485,8 @@ class Stack(nn.Module):
         options = {**options, 'time_major': _either(time_major, self.time_major), 'return_carry': True}
         if deterministic is None:
             deterministic = not self.has_rng('dropout')
+        else:
+            options['deterministic'] = deterministic
         backward, kept = (
             _either(options.get(name), getattr(self.layers[-1], name, False)) for name in ('reverse', 'keep_order')
         )
@@ -458,10 +499,7 @@ class Stack(nn.Module):
             whole = return_sequences or i < count - 1
             # All layers but the last hand on what they made in the order of their inputs: that of mask and resets.
             order = {'keep_order': True} if i < count - 1 else {}
-            inner = {'deterministic': deterministic} if _drops(layer) else {}
-            carry, new = layer(
-                outputs, initial_carry=carry, init_key=key, return_sequences=whole, **(options | order), **inner
-            )
+            carry, new = layer(outputs, initial_carry=carry, init_key=key, return_sequences=whole, **(options | order))
             outputs = _add(i, new, outputs, layer, whole, options) if self.residual and i else new
             last_carries.append(carry)
         carry = tuple(last_carries)
@@ -470,13 +508,6 @@ class Stack(nn.Module):
     @property
     def causal(self) -> bool:
         return all(getattr(layer, 'causal', True) for layer in self.layers)
-
-
-def _drops(layer: nn.Module) -> bool:
-    """Whether the layer has dropout of its own, and so takes `deterministic`."""
-    if isinstance(layer, Bidirectional):
-        return _drops(layer.forward_rnn) and _drops(layer.backward_rnn)
-    return isinstance(layer, Stack) or (isinstance(layer, Stateful) and _drops(layer.rnn))
 
 
 def check_dropout(rate: float, layers: int) -> None:

@@ -10,9 +10,20 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import masks
-from seqjax.cells import CELLS
+from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from seqjax.layers import RNN, Bidirectional, Stack, Stateful, TimeDistributed, check_dropout
+from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
 from seqjax.task import Arrays, Sequences
+
+CELLS: dict[str, type[nn.RNNCellBase]] = {
+    'lstm': LSTMCell,
+    'gru': GRUCell,
+    'simple': SimpleRNNCell,
+    'mingru': MinGRUCell,
+    'minlstm': MinLSTMCell,
+    'lru': LRUCell,
+    'rglru': RGLRUCell,
+}
 
 
 class _Model(nn.Module):
@@ -101,6 +112,8 @@ def recurrent(
     residual: bool = False,
     learn_initial_carry: bool = False,
     unroll: int = 1,
+    parallel: bool = False,
+    remat_segments: int = 1,
     **cell_options: Any,
 ) -> nn.Module:
     """The usual recurrent layers: an RNN, both directions of one, or a stack of either.
@@ -114,7 +127,7 @@ def recurrent(
       dropout: the share of values that is dropped between two layers.
       residual: whether layers from the second on add their inputs to their outputs.
       learn_initial_carry: whether each direction of each layer learns where it begins.
-      unroll: steps in one iteration of the compiled loop.
+      unroll, parallel, remat_segments: see `RNN`.
       cell_options: further arguments of the cell.
 
     Raises:
@@ -130,7 +143,8 @@ def recurrent(
 
     def one() -> RNN:
         make = CELLS[cell] if isinstance(cell, str) else cell
-        return RNN(make(features, **cell_options), unroll=unroll, learn_initial_carry=learn_initial_carry)
+        how = {'unroll': unroll, 'parallel': parallel, 'remat_segments': remat_segments}
+        return RNN(make(features, **cell_options), learn_initial_carry=learn_initial_carry, **how)
 
     parts = [Bidirectional(one(), one(), merge_mode) if bidirectional else one() for _ in range(layers)]
     return parts[0] if layers == 1 else Stack(parts, dropout, residual)

@@ -12,10 +12,9 @@ from seqjax.cells import (
     RECURRENT_ACTIVATIONS,
     LSTMCarry,
     LSTMCell,
-    forget_bias_init,
     keras2_hard_sigmoid,
-    orthogonal_init,
 )
+from seqjax.initializers import ConstantGate, orthogonal_init
 from seqjax.layers import RNN
 from tests import reference
 
@@ -38,7 +37,7 @@ def variables(kernel, recurrent_kernel, bias):
 
 def t1(forget_bias=0, dtype=jnp.float32):
     """One unit, one feature, all weights 0.5: the layer and its variables."""
-    bias = forget_bias_init(jax.random.key(0), (4,), dtype) if forget_bias else jnp.zeros(4, dtype)
+    bias = ConstantGate()(jax.random.key(0), (4,), dtype) if forget_bias else jnp.zeros(4, dtype)
     half = jnp.full((1, 4), 0.5, dtype)
     return RNN(LSTMCell(1, param_dtype=dtype)), variables(half, half, bias)
 

@@ -130,9 +130,9 @@ def test_the_constructor_builds_what_it_says():
     stream = sequence_model('sequence', O, features=H, vocabulary=VOCABULARY, stateful=True, cell=nn.GRUCell)
     assert isinstance(stream.rnn, Stateful) and isinstance(stream.rnn.rnn.cell, nn.GRUCell)
     assert (stream.embed.num_embeddings, stream.embed.features) == (VOCABULARY, H)
-    plain = recurrent('simple_rnn', H, activation=nn.relu, unroll=3)
+    plain = recurrent('simple', H, activation=nn.relu, unroll=3)
     assert isinstance(plain, RNN) and plain.unroll == 3 and plain.cell.activation is nn.relu
-    for cell, kind in (('lstm', LSTMCell), ('gru', GRUCell), ('simple_rnn', SimpleRNNCell)):
+    for cell, kind in (('lstm', LSTMCell), ('gru', GRUCell), ('simple', SimpleRNNCell)):
         assert type(recurrent(cell, H).cell) is kind
 
 
@@ -140,7 +140,7 @@ def test_the_constructor_builds_what_it_says():
     ('options', 'message'),
     [
         ({'answer': 'sequences'}, "answer='sequences' must be one of 'vector', 'sequence'"),
-        ({'cell': 'lsmt'}, "cell='lsmt' must be one of lstm, gru, simple_rnn"),
+        ({'cell': 'lsmt'}, "cell='lsmt' must be one of lstm, gru, simple,"),
         ({'layers': 0}, 'layers=0 must be at least 1'),
         ({'features': 0}, 'features=0 must be a whole number from 1'),
         ({'embedding': 4}, 'embedding=4 needs vocabulary'),

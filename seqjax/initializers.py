@@ -1,0 +1,201 @@
+"""How weights begin: the schemes of other libraries by name, and biases that set how long a gate remembers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.linen import initializers
+
+Initializer = Callable[..., jax.Array]
+
+# What a gate does to the state; a gate that does none of these has '' for its role.
+KEEP = 'keep'  # multiplies the old state: f of the LSTM, z of the GRU
+WRITE = 'write'  # multiplies what is new, beside a gate that keeps: i of the LSTM
+UPDATE = 'update'  # multiplies what is new, and one minus it the old state: i of the coupled LSTM, z of the minGRU
+LSTM_ROLES = (WRITE, KEEP, '', '')  # i, f, g, o
+
+
+# --- kernels ---------------------------------------------------------------------------------------
+
+
+def orthogonal_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+    """[m, n] with orthonormal rows (columns where m > n), uniformly distributed: Keras's `Orthogonal`.
+
+    The orthogonal polar factor of a Gaussian matrix, by Newton-Schulz iteration (Higham 2008, equation 8.20): the
+    distribution that a QR factorisation gives (Mezzadri 2007), from products alone. `initializers.orthogonal` takes
+    LAPACK, whose bindings alone take 0.2 s of every start to import, and which accelerators emulate step by step.
+    """
+    work = jnp.promote_types(dtype, jnp.float32)  # in half precision the norm overflows
+    wide = jax.random.normal(key, (min(shape), max(shape)), work)
+    eye = jnp.eye(min(shape), dtype=work)
+
+    def gram(x):
+        return jnp.matmul(x, x.T, precision='highest')
+
+    def improve(carry):
+        x, count = carry
+        return jnp.matmul(1.5 * eye - 0.5 * gram(x), x, precision='highest'), count + 1
+
+    def far(carry):
+        x, count = carry
+        tolerance = 10 * jnp.finfo(work).eps
+        return (jnp.max(jnp.abs(gram(x) - eye)) > tolerance) & (count < 100)
+
+    # Divided by its Frobenius norm no singular value is above 1, and each rises to 1.
+    rows, _ = jax.lax.while_loop(far, improve, (wide / jnp.linalg.norm(wide), 0))
+    return (rows if shape[0] <= shape[1] else rows.T).astype(dtype)
+
+
+def uniform_init(bound: float) -> Initializer:
+    """Uniform from -bound to bound."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def blockwise(init: Initializer, width: int) -> Initializer:
+    """`init` for each block of `width` columns by itself: a matrix for each gate."""
+
+    def draw(key, shape, dtype=jnp.float32):
+        blocks = -(-shape[-1] // width)
+        keys = jax.random.split(key, blocks)
+        widths = [min(width, shape[-1] - i * width) for i in range(blocks)]
+        return jnp.concatenate([init(k, (*shape[:-1], w), dtype) for k, w in zip(keys, widths, strict=True)], axis=-1)
+
+    return draw
+
+
+def added(*inits: Initializer) -> Initializer:
+    """The sum of what each gives, from keys of their own."""
+
+    def draw(key, shape, dtype=jnp.float32):
+        keys = jax.random.split(key, len(inits))
+        return sum(init(k, shape, dtype) for k, init in zip(keys, inits, strict=True))
+
+    return draw
+
+
+# --- biases of gates -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class GateBias:
+    """An initialiser of a bias [nH] that depends on what each of the n gates does: its role.
+
+    Called like any other initialiser; without `roles`, those of the LSTM.
+    """
+
+    def keep(self, key: jax.Array, features: int, dtype: Any) -> jax.Array:
+        """[H]: the bias of a gate that keeps the old state; that of an `UPDATE` gate is minus it."""
+        raise NotImplementedError
+
+    def write(self, keep: jax.Array) -> jax.Array:
+        """[H]: the bias of a gate that writes, given that of the one that keeps."""
+        return jnp.zeros_like(keep)
+
+    def __call__(
+        self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, roles: tuple[str, ...] = LSTM_ROLES
+    ) -> jax.Array:
+        if not {KEEP, UPDATE} & set(roles):
+            raise ValueError(f'bias_init={self} sets how long a gate keeps, and this cell has no gate that does')
+        keep = self.keep(key, shape[-1] // len(roles), dtype)
+        parts = {KEEP: keep, UPDATE: -keep, WRITE: self.write(keep)}
+        return jnp.concatenate([parts.get(role, jnp.zeros_like(keep)) for role in roles])
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantGate(GateBias):
+    """The gate that keeps begins at `value`, all others at 0 (Gers et al. 2000; Jozefowicz et al. 2015: 1)."""
+
+    value: float = 1.0
+
+    def keep(self, key: jax.Array, features: int, dtype: Any) -> jax.Array:
+        del key
+        return jnp.full((features,), self.value, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChronoGate(GateBias):
+    """Units remember for 1 to about `span` steps from the start (Tallec and Ollivier 2018, equation 16).
+
+        b_f ~ log U(1, span - 1)    b_i = -b_f
+
+    `span` is the longest dependency that is expected, in steps.
+    """
+
+    span: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.span, bool) or not self.span > 2:
+            raise ValueError(f'span={self.span} must be above 2: the longest dependency that is expected, in steps')
+
+    def keep(self, key: jax.Array, features: int, dtype: Any) -> jax.Array:
+        return jnp.log(jax.random.uniform(key, (features,), dtype, 1, self.span - 1))
+
+    def write(self, keep: jax.Array) -> jax.Array:
+        return -keep
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformGate(GateBias):
+    """Activations of the gate begin spread evenly over (1/H, 1 - 1/H) (Gu et al. 2020, section 3.2).
+
+    b_f = logit(u) with u ~ U(1/H, 1 - 1/H), and b_i = -b_f. It needs H of at least 2.
+    """
+
+    def keep(self, key: jax.Array, features: int, dtype: Any) -> jax.Array:
+        if features < 2:
+            raise ValueError(
+                f'bias_init=UniformGate() needs features of at least 2 and has {features}: it is U(1/H, 1 - 1/H)'
+            )
+        u = jax.random.uniform(key, (features,), dtype, 1 / features, 1 - 1 / features)
+        return jnp.log(u) - jnp.log1p(-u)
+
+    def write(self, keep: jax.Array) -> jax.Array:
+        return -keep
+
+
+GATE_BIASES: dict[str, type[GateBias]] = {'constant': ConstantGate, 'chrono': ChronoGate, 'uniform': UniformGate}
+
+
+# --- schemes ---------------------------------------------------------------------------------------
+
+
+class Scheme(NamedTuple):
+    """How a library begins a recurrent cell. A cell with one bias begins it at the sum of both."""
+
+    kernel: Initializer  # [F, nH]
+    recurrent_kernel: Initializer  # [H, nH]
+    bias: Initializer  # [nH]
+    recurrent_bias: Initializer  # [nH]
+    forget_bias: float  # what an LSTM adds to the bias of its forget gate
+
+
+def _keras(features: int) -> Scheme:
+    del features
+    zeros = initializers.zeros_init()
+    return Scheme(initializers.glorot_uniform(), orthogonal_init, zeros, zeros, 1.0)
+
+
+def _pytorch(features: int) -> Scheme:
+    uniform = uniform_init(features**-0.5)
+    return Scheme(uniform, uniform, uniform, uniform, 0.0)
+
+
+def _flax(features: int) -> Scheme:
+    zeros = initializers.zeros_init()
+    return Scheme(initializers.lecun_normal(), blockwise(orthogonal_init, features), zeros, zeros, 0.0)
+
+
+# By the number of hidden units.
+SCHEMES: dict[str, Callable[[int], Scheme]] = {
+    'keras': _keras,  # Glorot uniform; one orthogonal matrix [H, nH]; zeros; forget bias 1
+    'pytorch': _pytorch,  # everything uniform within 1 / sqrt(H)
+    'flax': _flax,  # LeCun normal; an orthogonal matrix [H, H] for each gate; zeros
+}

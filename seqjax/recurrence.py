@@ -1,0 +1,112 @@
+"""How a cell is carried over time: step by step, all steps at once, in segments that are computed again backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from seqjax import masks
+
+Carry = Any  # a tree of arrays [*B, ...]
+
+
+class Steps(NamedTuple):
+    """What the steps are, time first: each [T, *B, ...], or None for what there is not."""
+
+    inputs: jax.Array  # [T, *B, F]
+    real: jax.Array | None = None  # [T, *B] bool: which steps are none
+    resets: jax.Array | None = None  # [T, *B] bool: before which steps the carry is made new
+    index: jax.Array | None = None  # [T] the number of the step, for a cell that draws
+
+
+class Run(NamedTuple):
+    """What a recurrence gives."""
+
+    last: Carry
+    outputs: Any  # [T, *B, ...]
+    carries: Carry | None  # [T, *B, ...], after each step; None where they are not asked for
+
+
+class Scan(NamedTuple):
+    """How steps are taken; the arguments of `nn.scan` among it."""
+
+    reverse: bool
+    history: bool
+    unroll: int
+    lift: Mapping[str, Any]  # variable_axes, variable_broadcast, variable_carry, split_rngs
+    fresh: Carry | None  # what a reset begins with
+    call: Callable[..., Any]  # (cell, carry, inputs, index) -> (carry, outputs)
+
+
+def step_by_step(cell: nn.Module, carry: Carry, steps: Steps, how: Scan) -> Run:
+    """`nn.scan` of the cell: any cell."""
+
+    def step(cell, carry, x):
+        if x.resets is not None:
+            carry = masks.select(x.resets, how.fresh, carry)
+        new, y = how.call(cell, carry, x.inputs, x.index)
+        new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, carry)  # a loop's carry has one dtype
+        if x.real is not None:
+            new = masks.select(x.real, new, carry)
+        return new, (y, new if how.history else None)
+
+    scan = nn.scan(step, **how.lift, in_axes=0, out_axes=0, reverse=how.reverse, unroll=how.unroll)
+    last, (outputs, carries) = scan(cell, carry, steps)
+    return Run(last, outputs, carries)
+
+
+def at_once(cell: Any, carry: Carry, steps: Steps, how: Scan) -> Run:
+    """`jax.lax.associative_scan` of h' = a h + b, for a cell of `seqjax.linear`: a masked step has a = 1 and b = 0."""
+    decay, update, read = cell.affine(steps.inputs)
+    state, fresh = cell.state(carry), None if how.fresh is None else cell.state(how.fresh)
+    shape = steps.inputs.shape[:1] + state.shape
+    decay, update = (jnp.broadcast_to(x, shape).astype(state.dtype) for x in (decay, update))
+    if steps.real is not None:
+        decay = masks.select(steps.real, decay, jnp.ones_like(decay))
+        update = masks.zero(update, steps.real)
+    if steps.resets is not None:  # what was before such a step is not multiplied by 0 but left out
+        update = masks.select(steps.resets, decay * fresh[None] + update, update)
+        decay = masks.zero(decay, ~steps.resets)
+    if shape[0]:
+        first = -1 if how.reverse else 0
+        update = update.at[first].add(decay[first] * state)
+    _, states = jax.lax.associative_scan(_compose, (decay, update), reverse=how.reverse)
+    last = state if not shape[0] else states[0 if how.reverse else -1]
+    return Run(cell.carry(last), read(states), cell.carry(states) if how.history else None)
+
+
+def _compose(first: Any, second: Any) -> Any:
+    """(a, b) of the map h -> a h + b that takes one step after another."""
+    return first[0] * second[0], first[1] * second[0] + second[1]
+
+
+def in_segments(
+    run: Callable[..., Run], cell: nn.Module, carry: Carry, steps: Steps, how: Scan, count: int, batch: tuple[int, ...]
+) -> Run:
+    """`run` over `count` segments in turn, each computed again in the backward pass (Chen et al. 2016).
+
+    What is kept in between is a carry for each segment, and the outputs. Where `count` does not divide T, masked steps
+    fill the last segment.
+    """
+    total = len(steps.inputs)
+    length = max(1, -(-total // count))
+    count = -(-total // length)
+    if count * length > total and steps.real is None:
+        steps = steps._replace(real=jnp.ones((total, *batch), bool))
+
+    def split(x):
+        x = jnp.pad(x, [(0, count * length - total), *[(0, 0)] * (x.ndim - 1)])
+        return x.reshape(count, length, *x.shape[1:])
+
+    def segment(cell, carry, steps):
+        last, *rest = run(cell, carry, steps, how)
+        return last, rest
+
+    segment = nn.remat(segment, prevent_cse=False)
+    scan = nn.scan(segment, **how.lift, in_axes=0, out_axes=0, reverse=how.reverse)
+    last, rest = scan(cell, carry, jax.tree.map(split, steps))
+    return Run(last, *jax.tree.map(lambda x: x.reshape(count * length, *x.shape[2:])[:total], rest))
