@@ -163,6 +163,11 @@ SHARED = {
     'adam_epsilon': Flag(Positive(), "Adam's epsilon, where Keras puts it: before the bias correction"),
     'seed': Flag(Whole(0, 2**32 - 1), 'decides every random number; the first seed with --replicas'),
     'replicas': Flag(Whole(1), 'train this many seeds side by side: --seed and those that follow'),
+    'matmul_precision': Flag(
+        Choice('default', 'high', 'highest'),
+        "of matrix products, in JAX's words: by default a TPU takes bfloat16 and a recent GPU TensorFloat-32; highest is "
+        'float32, high lies between; a CPU has float32 always',
+    ),
     'workdir': Flag(Folder(), 'where the results stay; made if missing'),
     'overwrite': Flag(Switch(), 'replace the results that --workdir holds'),
     'picture': Flag(Switch(), 'draw curve.png (needs matplotlib, the extra "plots")'),
@@ -184,6 +189,11 @@ def check(table: Mapping[str, Flag], values: Mapping[str, Any], defaults: Mappin
         except ValueError as error:
             raise UserError(f'--{name}={value} {error}') from error
     return checked
+
+
+def matmul_precision(word: str) -> contextlib.AbstractContextManager[None]:
+    """What is traced within has products of that precision; 'default' leaves JAX's own setting as it is."""
+    return contextlib.nullcontext() if word == 'default' else jax.default_matmul_precision(word)
 
 
 def check_seeds(seed: int, replicas: int | None, sets: int = 1) -> None:

@@ -71,6 +71,7 @@ def run(
     adam_epsilon: float = 1e-7,
     seed: int = 0,
     replicas: int | None = None,
+    matmul_precision: str = 'default',
     workdir: str | None = None,
     overwrite: bool = False,
     picture: bool = True,
@@ -91,7 +92,8 @@ def run(
     targets = task_td.sequence(settings['length'])
     print(f'{settings["setup"]}: echo {_words(targets)}\n')
     if summary is None:
-        summary, record = _train(settings, folder, targets)
+        with launch.matmul_precision(settings['matmul_precision']):
+            summary, record = _train(settings, folder, targets)
         losses, state = record.losses, record.state
         predictions, conclusion = _flat(record.outputs, settings), _conclusion(summary, targets)
     else:

@@ -31,7 +31,7 @@ FLAGS = {
     'every': Flag(Whole(1), 'epochs between two looks at the predictions'),
     'share': Flag(Share(), 'of seeds that must predict every target to one decimal: the low end of its 95% interval'),
     'replicas': Flag(Whole(1), 'seeds to choose on, and as many others to confirm on'),
-    **{name: launch.SHARED[name] for name in ('workdir', 'overwrite', 'picture')},
+    **{name: launch.SHARED[name] for name in ('matmul_precision', 'workdir', 'overwrite', 'picture')},
 }
 
 
@@ -57,6 +57,7 @@ def run(
     every: int = 5,
     share: float = 0.99,
     replicas: int = 1000,
+    matmul_precision: str = 'default',
     workdir: str | None = None,
     overwrite: bool = False,
     picture: bool = True,
@@ -76,7 +77,8 @@ def run(
     launch.check_memory(*td.sizes(**settings))
     folder, summary = host.open_workdir(settings['workdir'], 'td_rates', settings, settings['overwrite'], FILES)
     if summary is None:
-        summary = _study(settings, folder)
+        with launch.matmul_precision(settings['matmul_precision']):
+            summary = _study(settings, folder)
     else:
         print(f'{folder.path} holds this study, finished: shown again (--overwrite does it anew)')
     points = [Point(*point) for point in summary['points']]

@@ -127,6 +127,7 @@ class RNN(nn.Module):
             raise ValueError(f'variable_axes={dict(self.variable_axes)} has no time axis with remat_segments above 1')
         super().__post_init__()
 
+    @nn.nowrap
     def _check_parallel(self, parallel: bool) -> None:
         """Raises ValueError where the steps cannot be taken all at once, or something is asked of a loop over them."""
         if not parallel:

@@ -312,7 +312,7 @@ def run_many(
     losses, outputs, done = np.empty((len(seeds), steps), np.float32), [], 0
     chunks = sweep.sweep(task, tx, seeds, steps=steps, chunk=chunk, width=width, programs=programs)
     with report.progress(len(seeds) * steps, 'seed-epoch') as show:
-        for first, step, state, metrics in chunks:
+        for first, step, state, metrics, _ in chunks:
             new = _divide(metrics['loss']).T
             alive = np.isfinite(new).any(axis=0)
             if not alive.all():

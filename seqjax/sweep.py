@@ -22,6 +22,7 @@ class Progress(NamedTuple):
     step: int  # the step that the chunk begins with
     state: State  # leaves [R, ...], after the chunk; a group that was filled up is wider than its metrics
     metrics: train.Metrics  # leaves [steps of the chunk, replicas of the group]
+    evals: dict[str, train.Metrics]  # of every split after the chunk, leaves [replicas of the group]
 
 
 def group_width(count: int, max_width: int = MAX_WIDTH) -> int:
@@ -54,6 +55,7 @@ def sweep(
         count = len(group)
         initial = programs.init(np.pad(group, (0, width - count), mode='edge').astype(np.uint32))
         step = 0
-        for state, metrics, _ in train.train(task, tx, initial, steps=steps, chunk=chunk, advance=programs.advance):
-            yield Progress(first, step, state, jax.tree.map(lambda x, count=count: x[:, :count], metrics))
+        for state, metrics, evals in train.train(task, tx, initial, steps=steps, chunk=chunk, advance=programs.advance):
+            metrics = jax.tree.map(lambda x, count=count: x[:, :count], metrics)
+            yield Progress(first, step, state, metrics, jax.tree.map(lambda x, count=count: x[:count], evals))
             step += chunk

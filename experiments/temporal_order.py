@@ -1,0 +1,322 @@
+"""Temporal order (Hochreiter and Schmidhuber 1997, experiment 6a): how many sequences a cell sees until it is right.
+
+    python -m experiments.temporal_order --flagfile=experiments/flags/temporal_order_chrono.flags
+    python -m experiments.temporal_order --cell=mingru --parallel --length=50 --replicas=3
+
+The task itself is in seqjax/tasks/temporal_order.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import launch
+from experiments.launch import Choice, Flag, Switch, Whole
+from seqjax import optim, report, sweep, train
+from seqjax import run as host
+from seqjax.initializers import GATE_BIASES
+from seqjax.models import CELLS, recurrent
+from seqjax.run import UserError
+from seqjax.task import Batch, State, Task
+from seqjax.tasks import temporal_order as task_order
+
+NAME, ERRORS = 'temporal_order', 'errors.csv'
+FILES = (host.SUMMARY, ERRORS, host.CURVE)
+VALIDATION, TEST = 256, 2560  # sequences; the source tests on as many
+VALIDATION_SEED, TEST_SEED = 2**32 - 1, 2**32 - 2  # of their draws, from keys that no step has
+SHOWN = 20  # seeds of the table before the rest is cut
+
+FLAGS = {
+    'cell': Flag(Choice(*CELLS), 'the recurrent cell'),
+    'hidden': Flag(Whole(1), 'units of the cell'),
+    'length': Flag(Whole(task_order.SHORTEST), 'symbols in the shortest sequences; all spans grow with it'),
+    'gate_bias': Flag(
+        Choice('default', *GATE_BIASES),
+        'how the gate that keeps begins: constant at a bias of 1; chrono so that units keep for 1 step up to the '
+        "longest sequence; uniform spread evenly; default is the cell's own",
+    ),
+    'parallel': Flag(Switch(), 'take all steps at once, for cells whose recurrence is linear'),
+    'batch_size': Flag(Whole(1), 'sequences in a training step'),
+    'steps': Flag(Whole(1), 'training steps at most'),
+    'every': Flag(Whole(1), f'steps between two looks at the {VALIDATION} validation sequences'),
+    **{
+        name: launch.SHARED[name]
+        for name in ('learning_rate', 'adam_epsilon', 'seed', 'replicas', 'matmul_precision', 'workdir', 'overwrite')
+    },
+    'picture': launch.SHARED['picture'],
+}
+
+
+class Seed(NamedTuple):
+    """What became of one seed."""
+
+    seed: int
+    sequences: int | None  # seen until all validation sequences were right; None where that did not happen
+    wrong: int  # of the test's sequences, at that moment or at the end
+
+
+def run(
+    *,
+    cell: str = 'lstm',
+    hidden: int = 32,
+    length: int = 100,
+    gate_bias: str = 'default',
+    parallel: bool = False,
+    batch_size: int = 16,
+    steps: int = 6250,
+    every: int = 25,
+    learning_rate: float = 3e-3,
+    adam_epsilon: float = 1e-7,
+    seed: int = 0,
+    replicas: int = 10,
+    matmul_precision: str = 'default',
+    workdir: str | None = None,
+    overwrite: bool = False,
+    picture: bool = True,
+) -> list[Seed]:
+    """How many sequences a cell sees until it tells the order of two symbols that are far apart.
+
+    Every argument is a flag of the command line, where `FLAGS` explains it. Without `workdir` nothing is kept.
+
+    Raises:
+      UserError (a ValueError): an argument is refused, the folder holds another run, or no loss is finite any more.
+    """
+    settings = launch.check(FLAGS, locals(), launch.default_values(run))
+    launch.check_seeds(settings['seed'], settings['replicas'])
+    launch.check_memory(*sizes(**settings))
+    layer = make_layer(settings)
+    folder, summary = host.open_workdir(settings['workdir'], NAME, settings, settings['overwrite'], FILES)
+    if summary is None:
+        with launch.matmul_precision(settings['matmul_precision']):
+            seeds, looks = _train(layer, settings, folder)
+    else:
+        print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
+        with host.reading(folder.file(host.SUMMARY)):
+            seeds = [Seed(*row) for row in summary['seeds']]
+        looks = _read_errors(folder)
+    _show(seeds)
+    if settings['picture']:
+        _picture(folder, looks, seeds, settings)
+    if folder.path is not None:
+        print(f'\nresults: {folder.path}{os.sep} {" ".join(sorted(file.name for file in folder.files()))}')
+    print('\n' + _conclusion(seeds, settings))
+    return seeds
+
+
+def make_layer(settings: dict[str, Any]) -> nn.Module:
+    """The recurrent layer that the flags ask for; raises UserError where it cannot be."""
+    bias = settings['gate_bias']
+    spans = {'chrono': (task_order.longest(settings['length']),)}
+    options = {} if bias == 'default' else {'bias_init': GATE_BIASES[bias](*spans.get(bias, ()))}
+    try:
+        layer = recurrent(settings['cell'], settings['hidden'], parallel=settings['parallel'], **options)
+        jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 2, len(task_order.SYMBOLS))))
+    except ValueError as error:
+        named = ' '.join(f'--{name}={settings[name]}' for name in ('cell', 'hidden', 'gate_bias', 'parallel'))
+        raise UserError(f'{named} do not go together: {error}') from error
+    return layer
+
+
+# --- training --------------------------------------------------------------------------------------
+
+
+class Look(NamedTuple):
+    """A look at the validation sequences, a row of errors.csv."""
+
+    seed: int
+    sequences: int  # seen until then
+    wrong: int  # of the validation sequences
+
+
+def _train(layer: nn.Module, settings: dict[str, Any], folder: host.Workdir) -> tuple[list[Seed], list[Look]]:
+    """Trains every seed, and leaves everything but the picture in the folder."""
+    length = settings['length']
+    validation = task_order.sample(jax.random.key(VALIDATION_SEED), VALIDATION, length)
+    test = task_order.sample(jax.random.key(TEST_SEED), TEST, length)
+    task = task_order.temporal_order(layer, length=length, batch_size=settings['batch_size'], validation=validation)
+    layers = report.model_layers(task.model, validation.inputs)
+    summary = host.new_summary(NAME, settings, layers)
+    print(report.format_table(layers) + '\n')
+    folder.write_summary(summary)
+    study = Study(task, optim.adam(settings['learning_rate'], settings['adam_epsilon']), validation, test, settings)
+    first, count = settings['seed'], settings['replicas']
+    print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {summary["device"]}')
+    seeds, looks = [], []
+    with report.progress(count * settings['steps'], 'seed-step') as show:
+        for group, its_looks in study.groups(np.arange(first, first + count), show):
+            seeds += group
+            looks += its_looks
+    print()
+    _write_errors(folder, looks)
+    folder.write_summary(summary | {'finished': True, 'seeds': seeds})
+    return seeds, looks
+
+
+class Study(NamedTuple):
+    """What all groups of seeds share."""
+
+    task: Task
+    tx: optax.GradientTransformation
+    validation: Batch
+    test: Batch
+    settings: dict[str, Any]
+
+    def groups(self, seeds: np.ndarray, show: Callable[[int, str], None]) -> Iterator[tuple[list[Seed], list[Look]]]:
+        """What became of each group of seeds that is trained side by side."""
+        steps, width, right = self.settings['steps'], sweep.group_width(len(seeds)), 0
+        chunk = min(self.settings['every'], steps)
+        programs = train.compile_programs(self.task, self.tx, self.validation.inputs, chunk=chunk, replicas=width)
+        how = {'steps': steps, 'chunk': chunk, 'width': width, 'programs': programs}
+        test = jax.jit(self.wrong)
+        for first in range(0, len(seeds), width):
+            group = seeds[first : first + width]
+            found, looks = {}, []
+            for part in sweep.sweep(self.task, self.tx, group, **how):
+                done = part.step + len(part.metrics['loss'].total)
+                looks += self.look(part, group, done)
+                for i, look in enumerate(looks[-len(group) :]):
+                    if look.wrong == 0 and i not in found:
+                        found[i] = Seed(look.seed, look.sequences, _test(test, part.state, i))
+                show(first * steps + done * len(group), f'{right + len(found)} of {len(seeds)} right')
+                if len(found) == len(group):
+                    break
+            right += len(found)
+            show((first + len(group)) * steps, f'{right} of {len(seeds)} right')
+            rest = {
+                i: Seed(int(group[i]), None, _test(test, part.state, i)) for i in range(len(group)) if i not in found
+            }
+            yield [(found | rest)[i] for i in range(len(group))], looks
+
+    def look(self, part: sweep.Progress, group: np.ndarray, done: int) -> list[Look]:
+        """The validation errors of a group after `done` steps.
+
+        Raises:
+          UserError: no loss of the group is finite.
+        """
+        losses = part.metrics['loss'].total[-1]
+        if not np.isfinite(losses).any():
+            raise UserError(
+                f'the losses of seeds {group[0]} to {group[-1]} became {losses[0]} by step {done:,}: try a smaller '
+                '--learning_rate'
+            )
+        wrong, sequences = part.evals['validation']['wrong'].total, done * self.settings['batch_size']
+        return [Look(int(seed), sequences, int(n)) for seed, n in zip(group, wrong, strict=True)]
+
+    def wrong(self, state: State) -> jax.Array:
+        """How many of the test's sequences one seed answers wrongly."""
+        outputs = train.predict(self.task, state, self.test.inputs, batch_size=VALIDATION)
+        return task_order.score(outputs, self.test)['wrong'].total
+
+
+def _test(test: Callable[[State], jax.Array], states: State, i: int) -> int:
+    return int(test(jax.tree.map(lambda x: x[i], states)))
+
+
+# --- what is shown ---------------------------------------------------------------------------------
+
+
+def _show(seeds: Sequence[Seed]) -> None:
+    print(f' seed  sequences until right  wrong of {TEST:,} others')
+    for seed, sequences, wrong in seeds[:SHOWN]:
+        print(f'{seed:>5}  {"-" if sequences is None else f"{sequences:,}":>21}  {wrong:>21,}')
+    if len(seeds) > SHOWN:
+        print(f'  ... {len(seeds) - SHOWN:,} more')
+
+
+def _conclusion(seeds: Sequence[Seed], settings: dict[str, Any]) -> str:
+    """The last line: in words, what was reached."""
+    right, count = [seed for seed in seeds if seed.sequences is not None], len(seeds)
+    low, high = report.share_interval(len(right), count)
+    text = (
+        f'temporal order of length {settings["length"]}, {settings["cell"]} with --gate_bias={settings["gate_bias"]}: '
+        f'{len(right):,} of {count:,} seeds ({len(right) / count:.1%}; 95% interval {low:.1%} to {high:.1%}) come to '
+        f'answer all of {VALIDATION} sequences rightly within {settings["steps"] * settings["batch_size"]:,}'
+    )
+    if not right:
+        return text + '.'
+    needed = [seed.sequences for seed in right]
+    return (
+        f'{text}, after {min(needed):,} to {max(needed):,} (median of these {np.median(needed):,.0f}), and then answer '
+        f'at most {max(seed.wrong for seed in right):,} of {TEST:,} others wrongly.'
+    )
+
+
+def _picture(folder: host.Workdir, looks: Sequence[Look], seeds: Sequence[Seed], settings: dict[str, Any]) -> None:
+    """The share of sequences that each seed answers wrongly, and the share of seeds that are right."""
+    title = f'temporal order, length {settings["length"]}: {settings["cell"]}, --gate_bias={settings["gate_bias"]}'
+    try:
+        figure, (left, right) = report.new_figure(2, title)
+    except ImportError:
+        print('\n' + report.NO_PICTURE)
+        return
+    for i, seed in enumerate(seeds):
+        curve = [look for look in looks if look.seed == seed.seed]
+        curve = [look for look in curve if seed.sequences is None or look.sequences <= seed.sequences]
+        color = report.shade(i / max(len(seeds) - 1, 1))
+        left.plot([look.sequences for look in curve], [look.wrong / VALIDATION for look in curve], color=color, lw=0.8)
+    left.set(xlabel='sequences', ylabel='share answered wrongly', ylim=(0, 1.02), title='until all are right')
+    needed = sorted(seed.sequences for seed in seeds if seed.sequences is not None)
+    end = max(look.sequences for look in looks)
+    right.step([0, *needed, end], [*np.arange(len(needed) + 1) / len(seeds), len(needed) / len(seeds)], where='post')
+    right.set(xlabel='sequences', ylabel='share of seeds that are right', ylim=(0, 1.02))
+    host.write_picture(folder, figure)
+
+
+# --- files and sizes -------------------------------------------------------------------------------
+
+
+def _write_errors(folder: host.Workdir, looks: Sequence[Look]) -> None:
+    """errors.csv: a row for every look at a seed."""
+    if folder.path is None:
+        return
+    target = folder.file(ERRORS)
+
+    def write(path):
+        with path.open('w', newline='', encoding='utf-8') as file:
+            rows = csv.writer(file, lineterminator='\n')
+            rows.writerow(Look._fields)
+            rows.writerows(looks)
+
+    with host.writing(target):
+        host.replace(target, write)
+
+
+def _read_errors(folder: host.Workdir) -> list[Look]:
+    path = folder.file(ERRORS)
+    with host.reading(path), path.open(newline='', encoding='utf-8') as lines:
+        return [Look(**{name: int(row[name]) for name in Look._fields}) for row in csv.DictReader(lines)]
+
+
+def sizes(
+    *, cell: str, hidden: int, length: int, batch_size: int, replicas: int, **_: Any
+) -> tuple[int, dict[str, Any]]:
+    """About how many float32 numbers a run holds at once, and the flags that decide it."""
+    steps, symbols = task_order.longest(length), len(task_order.SYMBOLS)
+    activations = 10 * steps * batch_size * hidden  # states and gates of every step, for the gradient
+    looks = VALIDATION * steps * (hidden + symbols)
+    numbers = sweep.group_width(replicas) * (8 * 4 * hidden * (hidden + symbols) + activations + looks)
+    sizes = {'hidden': hidden, 'length': length, 'batch_size': batch_size, 'replicas': replicas}
+    return numbers + TEST * steps * symbols, sizes
+
+
+def main(argv: list[str] | None = None) -> int:
+    return launch.main(
+        run,
+        FLAGS,
+        argv,
+        name='experiments.temporal_order',
+        complete=lambda values: launch.default_workdir(values, NAME, values['cell'], values['gate_bias']),
+    )
+
+
+if __name__ == '__main__':
+    launch.leave(main())
