@@ -165,8 +165,8 @@ SHARED = {
     'replicas': Flag(Whole(1), 'train this many seeds side by side: --seed and those that follow'),
     'matmul_precision': Flag(
         Choice('default', 'high', 'highest'),
-        "of matrix products, in JAX's words: by default a TPU takes bfloat16 and a recent GPU TensorFloat-32; highest is "
-        'float32, high lies between; a CPU has float32 always',
+        "of matrix products, in JAX's words: by default a TPU takes bfloat16 and a recent GPU TensorFloat-32; highest "
+        'is float32, high lies between; a CPU has float32 always',
     ),
     'workdir': Flag(Folder(), 'where the results stay; made if missing'),
     'overwrite': Flag(Switch(), 'replace the results that --workdir holds'),

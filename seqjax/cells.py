@@ -134,6 +134,12 @@ def check_count(name: str, value: Any, meaning: str) -> None:
         raise ValueError(f'{name}={value!r} must be a whole number from 1: {meaning}')
 
 
+def _check_rate(name: str, value: Any, meaning: str, below_one: bool = False) -> None:
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1 or (below_one and value == 1):
+        raise ValueError(f'{name}={value!r} must be a number from 0 {meaning}')
+
+
 def row(bias: jax.Array, like: jax.Array) -> jax.Array:
     """bias [n] with as many axes as `like` [*B, n]."""
     return bias.reshape((1,) * (like.ndim - 1) + bias.shape)
@@ -171,12 +177,12 @@ class RecurrentCell(Cell):
     def __post_init__(self) -> None:
         if self.init_scheme not in SCHEMES:
             raise ValueError(f'init_scheme={self.init_scheme!r} must be one of {", ".join(map(repr, SCHEMES))}')
+        if self.init_scheme != 'keras' and None not in (self.kernel_init, self.recurrent_kernel_init, self.bias_init):
+            raise ValueError(f'init_scheme={self.init_scheme!r} does nothing where every initialiser is given')
         for name in ('recurrent_dropout', 'drop_connect'):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f'{name}={getattr(self, name)} must be from 0 to below 1: the share that is dropped')
+            _check_rate(name, getattr(self, name), 'to below 1: the share that is dropped', below_one=True)
         for name in ('zoneout_h', 'zoneout_c'):
-            if not 0 <= getattr(self, name, 0) <= 1:
-                raise ValueError(f'{name}={getattr(self, name)} must be from 0 to 1: the share that stays as it was')
+            _check_rate(name, getattr(self, name, 0.0), 'to 1: the share that stays as it was')
         if self.recurrent_dropout_mask not in DROPOUT_MASKS:
             raise ValueError(
                 f'recurrent_dropout_mask={self.recurrent_dropout_mask!r} must be one of '
@@ -267,7 +273,7 @@ class RecurrentCell(Cell):
             return new
         if noise is None:
             return rate * old + (1 - rate) * new
-        return jnp.where(jax.random.bernoulli(jax.random.fold_in(noise.key, part), rate, old.shape), old, new)
+        return jnp.where(jax.random.bernoulli(jax.random.fold_in(noise.key, part), float(rate), old.shape), old, new)
 
 
 class LSTMCell(RecurrentCell):
@@ -299,13 +305,15 @@ class LSTMCell(RecurrentCell):
     recurrent_activation: Activation = nn.sigmoid  # of the gates i, f, o
     forget: str = 'gate'
     peepholes: bool = False
-    peephole_init: Initializer = nn.initializers.zeros_init()
+    peephole_init: Initializer | None = None
     projection: int | None = None
     zoneout_c: float = 0.0
 
     def __post_init__(self) -> None:
         if self.forget not in FORGET:
             raise ValueError(f'forget={self.forget!r} must be one of {", ".join(map(repr, FORGET))}')
+        if self.peephole_init is not None and not self.peepholes:
+            raise ValueError('peephole_init does nothing without peepholes=True')
         if self.projection is not None:
             check_count('projection', self.projection, 'how many numbers the hidden state is projected to')
         super().__post_init__()
@@ -368,7 +376,8 @@ class LSTMCell(RecurrentCell):
         if not self.peepholes:
             return {}
         names = 'ifo' if self.forget == 'gate' else 'io'
-        kernel = self.param('peephole', self.peephole_init, (len(names) * self.features,), self.param_dtype)
+        init = self.peephole_init or nn.initializers.zeros_init()
+        kernel = self.param('peephole', init, (len(names) * self.features,), self.param_dtype)
         parts = jnp.split(kernel.astype(z.dtype), len(names))
         return {name: row(part, z) for name, part in zip(names, parts, strict=True)}
 

@@ -1,4 +1,4 @@
-"""The papers' equations, one time step each, transcribed by hand in NumPy: what `tests/test_variants.py` holds cells to.
+"""The papers' equations, one time step each, transcribed by hand in NumPy: what test_variants.py holds cells to.
 
     step(p, carry, x, drawn) -> (carry, y)
 

@@ -7,11 +7,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from seqjax import losses, train
 from seqjax.cells import GRUCell, HiddenCarry, LSTMCarry, LSTMCell, SimpleRNNCell
-from seqjax.layers import RNN
-from seqjax.linear import ComplexCarry, LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell, positive
+from seqjax.initializers import ConstantGate, uniform_init
+from seqjax.layers import RNN, Bidirectional
+from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell, positive
+from seqjax.models import SequenceToVector
+from seqjax.task import Batch, Task
 from tests import equations, reference
 
 B, T, F, H, P = 2, 4, 2, 3, 2
@@ -158,3 +163,293 @@ def test_a_variant_and_all_its_gradients_equal_the_papers_equations(case, x64):
         for (path, right), value in pairs:
             reference.assert_close(value, right, 1e-10, f'{which}{jax.tree_util.keystr(path)}')
             assert np.abs(right).max() > 1e-4, f'{which}{jax.tree_util.keystr(path)} says nothing'
+
+
+# --- other libraries -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_projection_and_all_gradients_equal_pytorchs_proj_size(packed, x64):
+    """Both directions, from given carries, of rows of several lengths: outputs, states, all gradients."""
+    torch = pytest.importorskip('torch', reason='PyTorch is a reference here, where it is installed')
+    rng = np.random.default_rng(0)
+    layer = Bidirectional(*(RNN(LSTMCell(H, projection=P, param_dtype=jnp.float64)) for _ in range(2)))
+    x, lengths = rng.normal(size=(B, T, F)), np.array([T, 2]) if packed else None
+    params = jax.tree.map(np.asarray, reference.random_variables(layer, x)['params'])
+    h, c = rng.normal(size=(2, B, P)), rng.normal(size=(2, B, H))
+    weights = [rng.normal(size=shape) for shape in ((B, T, 2 * P), (2, B, P), (2, B, H))]
+
+    def ours(params, x, h, c):
+        carry = tuple(LSTMCarry(*pair) for pair in zip(c, h, strict=True))
+        carry, y = layer.apply({'params': params}, x, initial_carry=carry, seq_lengths=lengths, return_carry=True)
+        results = y, jnp.stack([part.h for part in carry]), jnp.stack([part.c for part in carry])
+        return sum((w * y).sum() for w, y in zip(weights, results, strict=True)), results
+
+    grads, got = jax.jit(jax.grad(ours, (0, 1, 2, 3), has_aux=True))(params, x, h, c)
+    names = {
+        'weight_ih': 'kernel',
+        'weight_hh': 'recurrent_kernel',
+        'bias_ih': 'bias',
+        'weight_hr': 'projection_kernel',
+    }
+    module = torch.nn.LSTM(F, H, batch_first=True, bidirectional=True, proj_size=P, dtype=torch.float64)
+    cells = {'_l0': 'forward_rnn', '_l0_reverse': 'backward_rnn'}
+    with torch.no_grad():
+        for suffix, direction in cells.items():
+            getattr(module, f'bias_hh{suffix}').zero_()
+            for theirs, mine in names.items():
+                getattr(module, theirs + suffix).copy_(torch.from_numpy(params[direction]['cell'][mine].T.copy()))
+    leaves = [torch.tensor(leaf, requires_grad=True) for leaf in (x, h, c)]
+    inputs = leaves[0]
+    if packed:
+        inputs = torch.nn.utils.rnn.pack_padded_sequence(inputs, torch.from_numpy(lengths), batch_first=True)
+    y, state = module(inputs, tuple(leaves[1:]))
+    if packed:
+        y, _ = torch.nn.utils.rnn.pad_packed_sequence(y, batch_first=True, total_length=T)
+    sum((torch.from_numpy(w) * y).sum() for w, y in zip(weights, (y, *state), strict=True)).backward()
+    for mine, theirs in zip(got, (y, *state), strict=True):
+        reference.assert_close(mine, theirs.detach().numpy(), 1e-10)
+    for mine, theirs in zip(grads[1:], leaves, strict=True):
+        reference.assert_close(mine, theirs.grad.numpy(), 1e-10)
+    for suffix, direction in cells.items():
+        for theirs, mine in names.items():
+            want = getattr(module, theirs + suffix).grad.numpy().T
+            reference.assert_close(grads[0][direction]['cell'][mine], want, 1e-10, theirs + suffix)
+
+
+def test_C06_peepholes_have_the_numbers_of_onnx():
+    """ONNX's published test lstm_with_peepholes: all weights 0.1, no bias."""
+    x = np.array([[[1, 2, 3, 4]], [[5, 6, 7, 8]]], np.float32)
+    layer = RNN(LSTMCell(3, peepholes=True))
+    params = {'kernel': (4, 12), 'recurrent_kernel': (3, 12), 'peephole': (9,)}
+    params = {name: np.full(shape, 0.1, np.float32) for name, shape in params.items()} | {'bias': np.zeros(12)}
+    outputs = layer.apply({'params': {'cell': params}}, x)
+    np.testing.assert_allclose(outputs[:, 0], [[0.3750691] * 3, [0.6801309] * 3], rtol=1e-6)
+
+
+def test_C06_peepholes_equal_onnx_over_time(x64):
+    """Random weights, given states; ONNX has the gates i, o, f, c and the peepholes i, o, f."""
+    onnx = pytest.importorskip('onnx', reason='ONNX is a reference here, where it is installed')
+    pytest.importorskip('onnx.reference')
+    rng = np.random.default_rng(1)
+    layer, x = RNN(LSTMCell(H, peepholes=True, param_dtype=jnp.float64)), rng.normal(size=(B, T, F))
+    params = jax.tree.map(np.asarray, reference.random_variables(layer, x))['params']['cell']
+    c, h = rng.normal(size=(2, B, H))
+
+    def reordered(weights, order):
+        parts = np.split(weights, len(order), axis=-1)
+        return np.concatenate([parts[n] for n in order], axis=-1).T[None]
+
+    bias = reordered(params['bias'], [0, 3, 1, 2])
+    feeds = {
+        'X': x.swapaxes(0, 1),
+        'W': reordered(params['kernel'], [0, 3, 1, 2]),
+        'R': reordered(params['recurrent_kernel'], [0, 3, 1, 2]),
+        'B': np.concatenate([bias, np.zeros_like(bias)], axis=-1),
+        'initial_h': h[None],
+        'initial_c': c[None],
+        'P': reordered(params['peephole'], [0, 2, 1]),
+    }
+    helper, double = onnx.helper, onnx.TensorProto.DOUBLE
+    names = ['X', 'W', 'R', 'B', '', 'initial_h', 'initial_c', 'P']
+    graph = helper.make_graph(
+        [helper.make_node('LSTM', names, ['Y', 'Y_h', 'Y_c'], hidden_size=H)],
+        'one_node',
+        [helper.make_tensor_value_info(name, double, value.shape) for name, value in feeds.items()],
+        [helper.make_tensor_value_info(name, double, None) for name in ('Y', 'Y_h', 'Y_c')],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 14)])
+    y, y_h, *_ = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
+    carry, outputs = layer.apply({'params': {'cell': params}}, x, initial_carry=(c, h), return_carry=True)
+    reference.assert_close(outputs.swapaxes(0, 1), y[:, 0], 1e-10)
+    reference.assert_close(carry.h, y_h[0], 1e-10)
+
+
+# --- limit laws ------------------------------------------------------------------------------------
+
+KINDS = {'lstm': LSTMCell, 'gru': GRUCell, 'gru_before': functools.partial(GRUCell, reset_after=False)}
+KINDS['simple'] = SimpleRNNCell
+DROPS = {
+    'sequence': {'recurrent_dropout': 0.5},
+    'step': {'recurrent_dropout': 0.5, 'recurrent_dropout_mask': 'step'},
+    'drop_connect': {'drop_connect': 0.5},
+    'zoneout': {'zoneout_h': 0.5},
+}
+
+
+@functools.cache
+def plain(kind):
+    layer = RNN(KINDS[kind](H))
+    x = np.random.default_rng(0).normal(size=(B, T, F)).astype(np.float32)
+    return layer, jax.tree.map(np.asarray, reference.random_variables(layer, x)), x
+
+
+def run(layer, variables, x, key=None, **options):
+    rngs = {} if key is None else {'dropout': key}
+    return layer.apply(variables, x, rngs=rngs, return_carry=True, **options)
+
+
+@pytest.mark.parametrize('drop', ['sequence', 'step', 'drop_connect'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_D05_without_training_a_cell_that_drops_is_plain_bit_for_bit(kind, drop):
+    """No stream, or `deterministic`; and where there is nothing to drop, a stream changes nothing."""
+    layer, variables, x = plain(kind)
+    want = run(layer, variables, x)
+    dropping = RNN(KINDS[kind](H, **DROPS[drop]))
+    for got in (
+        run(dropping, variables, x),
+        run(dropping, variables, x, KEY, deterministic=True),
+        run(layer, variables, x, KEY),
+    ):
+        reference.assert_trees_equal(got, want)
+    assert np.abs(run(dropping, variables, x, KEY)[1] - want[1]).max() > 1e-2
+    with pytest.raises(Exception, match='dropout'):  # Flax's own: there is no such stream
+        run(dropping, variables, x, deterministic=False)
+
+
+@pytest.mark.parametrize('key', [None, KEY])
+@pytest.mark.parametrize('kind', KINDS)
+def test_C10_zoneout_0_is_plain_and_1_keeps_the_initial_carry(kind, key):
+    layer, variables, x = plain(kind)
+    rates = ['zoneout_h', 'zoneout_c'] if kind == 'lstm' else ['zoneout_h']
+    nothing, all_of_it = (RNN(KINDS[kind](H, **dict.fromkeys(rates, rate))) for rate in (0, 1))
+    reference.assert_trees_equal(run(nothing, variables, x, key), run(layer, variables, x, key))
+    own = layer.cell.initialize_carry(KEY, (B, F))
+    first = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf) + np.arange(1.0, 1 + H, dtype=np.float32)), own)
+    carry, outputs = run(all_of_it, variables, x, key, initial_carry=first)
+    reference.assert_trees_equal(carry, first)
+    np.testing.assert_array_equal(outputs, np.broadcast_to(np.arange(1.0, 1 + H), (B, T, H)))
+
+
+def test_C10_zoneout_in_evaluation_is_the_mean_of_training():
+    """Of one step: over 4,000 draws, within five standard errors, and no state between old and new is ever drawn."""
+    rate, rows = 0.3, 4000
+    _, variables, x = plain('gru')
+    layer, old = RNN(GRUCell(H, zoneout_h=rate)), jnp.full((rows, H), 0.7)
+    x = jnp.broadcast_to(x[:1, :1], (rows, 1, F))
+    drawn = np.asarray(run(layer, variables, x, KEY, initial_carry=old)[1][:, 0])
+    new = np.asarray(RNN(GRUCell(H)).apply(variables, x, initial_carry=old)[0, 0])
+    assert ((drawn == np.float32(0.7)) | (np.abs(drawn - new) < 1e-6)).all()
+    expected = run(layer, variables, x, initial_carry=old)[1][0, 0]
+    np.testing.assert_allclose(expected, rate * 0.7 + (1 - rate) * new, rtol=1e-6)
+    error = np.abs(0.7 - new) * np.sqrt(rate * (1 - rate) / rows)
+    assert (np.abs(drawn.mean(0) - expected) < 5 * error).all()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_C10_layer_normalisation_does_not_see_the_scale_of_its_input(kind):
+    """Scaled weights of inputs and of states give the same outputs, and without it they do not."""
+    layer, x = RNN(KINDS[kind](H, layer_norm=True)), plain(kind)[2]
+    variables = jax.tree.map(np.asarray, reference.random_variables(layer, x))
+    variables['params']['cell'] |= {
+        name: 10 * variables['params']['cell'][name] for name in ('kernel', 'recurrent_kernel')
+    }
+
+    def scaled(variables, kernel, recurrent):
+        cell = variables['params']['cell']
+        new = {'kernel': kernel * cell['kernel'], 'recurrent_kernel': recurrent * cell['recurrent_kernel']}
+        return {'params': {'cell': {**cell, **new}}}
+
+    factors = (50, 50) if kind == 'simple' else (50, 7)  # there the sum is normalised
+    want = layer.apply(variables, x)
+    np.testing.assert_allclose(layer.apply(scaled(variables, *factors), x), want, atol=1e-4)
+    bare, weights, _ = plain(kind)
+    assert np.abs(bare.apply(scaled(weights, *factors), x) - bare.apply(weights, x)).max() > 0.1
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_D03_masks_of_a_sequence_stay_over_time_and_differ_over_rows(kind):
+    rows, units = 64, 32
+    cell = KINDS[kind](units, recurrent_dropout=0.5)
+    noise = RNN(cell).apply({}, method=lambda layer: layer.cell.noise((rows,)), rngs={'dropout': KEY})
+    assert noise.hidden.shape == (rows, units) and noise.kernel is None
+    assert set(np.unique(noise.hidden)) == {0.0, 2.0} and abs(np.mean(noise.hidden) - 1) < 0.1
+    assert len(np.unique(np.asarray(noise.hidden), axis=0)) == rows
+    np.testing.assert_array_equal(noise.at(3).hidden, noise.at(7).hidden)
+    np.testing.assert_array_equal(noise.at(3).hidden, noise.hidden)
+    assert (jax.random.key_data(noise.at(3).key) != jax.random.key_data(noise.at(7).key)).any()
+
+
+def test_a_dropped_unit_is_seen_by_no_later_step_of_its_row_and_by_every_step_of_others():
+    """The gradient of the last output with respect to the first carry is 0 for dropped units, of each row by itself."""
+    units, rows = 6, 5
+    layer = RNN(SimpleRNNCell(units, recurrent_dropout=0.5))
+    x = np.random.default_rng(0).normal(size=(rows, T, F)).astype(np.float32)
+    variables = reference.random_variables(layer, x)
+    noise = layer.apply(variables, method=lambda layer: layer.cell.noise((rows,)), rngs={'dropout': KEY})
+    history = jnp.zeros((rows, units))
+
+    def reach(first):
+        return layer.apply(variables, x[:, :1], initial_carry=HiddenCarry(first), rngs={'dropout': KEY}).sum()
+
+    slopes = jax.grad(reach)(history)
+    np.testing.assert_array_equal(slopes != 0, noise.hidden != 0)
+
+
+@pytest.mark.parametrize('drop', DROPS)
+@pytest.mark.parametrize('kind', ['lstm', 'gru', 'simple'])
+def test_two_training_steps_draw_different_masks_and_one_key_the_same(kind, drop):
+    """Through `train.train_step`, with an optimiser that stands still: what differs from step to step is the draw."""
+    x = np.random.default_rng(0).normal(size=(8, T, F)).astype(np.float32)
+    model = SequenceToVector(RNN(KINDS[kind](8, **DROPS[drop])), nn.Dense(1))
+    data = Batch(x, np.ones((8, 1), np.float32), np.ones(8, bool))
+    task, still = Task(model, losses.mean_squared_error, lambda data, key, step: data, data), optax.sgd(0.0)
+    first = train.init_state(task, still, KEY)
+    step = jax.jit(functools.partial(train.train_step, task, still))
+
+    def walk(state):
+        found = []
+        for _ in range(3):
+            state, metrics = step(state)
+            found.append(float(metrics['loss'].compute()))
+        return found
+
+    found = walk(first)
+    assert len(set(found)) == 3
+    assert walk(first) == found
+    assert walk(first._replace(key=jax.random.key(6))) != found
+
+
+@pytest.mark.parametrize('drop', ['step', 'zoneout'])
+def test_what_is_drawn_at_a_step_depends_on_its_number_alone(drop):
+    """A run over the first steps of a longer sequence draws the same there."""
+    layer, (_, variables, x) = RNN(LSTMCell(H, **DROPS[drop])), plain('lstm')
+    whole, part = (run(layer, variables, inputs, KEY)[1] for inputs in (x, x[:, :2]))
+    np.testing.assert_array_equal(whole[:, :2], part)
+
+
+# --- what is refused -------------------------------------------------------------------------------
+
+INITS = ('kernel_init', 'recurrent_kernel_init', 'bias_init')
+
+
+@pytest.mark.parametrize(
+    ('make', 'options', 'message'),
+    [
+        (LSTMCell, {'forget': 'no'}, "forget='no' must be one of 'gate', 'coupled', 'none'"),
+        (LSTMCell, {'projection': 0}, 'projection=0 must be a whole number from 1'),
+        (LSTMCell, {'zoneout_c': 1.5}, r'zoneout_c=1.5 must be a number from 0 to 1: the share that stays'),
+        (LSTMCell, {'zoneout_h': None}, 'zoneout_h=None must be a number from 0 to 1'),
+        (GRUCell, {'zoneout_h': -0.1}, 'zoneout_h=-0.1 must be a number from 0 to 1'),
+        (GRUCell, {'recurrent_dropout': 1.0}, 'recurrent_dropout=1.0 must be a number from 0 to below 1'),
+        (SimpleRNNCell, {'drop_connect': float('nan')}, 'drop_connect=nan must be a number from 0 to below 1'),
+        (LSTMCell, {**HALF, 'recurrent_dropout_mask': 'row'}, "mask='row' must be one of 'sequence', 'step'"),
+        (LSTMCell, {'recurrent_dropout_mask': 'step'}, "'step' does nothing with recurrent_dropout=0"),
+        (GRUCell, {'init_scheme': 'glorot'}, "init_scheme='glorot' must be one of 'keras', 'pytorch', 'flax'"),
+        (LSTMCell, {'peephole_init': uniform_init(1.0)}, 'peephole_init does nothing without peepholes'),
+        (SimpleRNNCell, {'init_scheme': 'flax', **dict.fromkeys(INITS, uniform_init(1.0))}, "'flax' does nothing where every"),
+        (LRUCell, {'bias_init': ConstantGate()}, 'bias_init does nothing in an LRUCell'),
+        (LRUCell, {'r_min': 0.9, 'r_max': 0.5}, 'r_min=0.9 and r_max=0.5 must be'),
+        (LRUCell, {'max_phase': 7.0}, 'max_phase=7.0 must be above 0 and at most 2 pi'),
+        (LRUCell, {'outputs': 0}, 'outputs=0 must be a whole number from 1'),
+    ],
+)
+def test_an_option_that_cannot_be_or_does_nothing_is_refused(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(H, **options)
+
+
+@pytest.mark.parametrize('make', [LSTMCell, GRUCell, SimpleRNNCell])
+def test_layer_normalisation_of_one_unit_is_refused_where_it_leaves_nothing(make):
+    with pytest.raises(ValueError, match='layer_norm=True with features=1'):
+        make(1, layer_norm=True)
