@@ -437,7 +437,11 @@ INITS = ('kernel_init', 'recurrent_kernel_init', 'bias_init')
         (LSTMCell, {'recurrent_dropout_mask': 'step'}, "'step' does nothing with recurrent_dropout=0"),
         (GRUCell, {'init_scheme': 'glorot'}, "init_scheme='glorot' must be one of 'keras', 'pytorch', 'flax'"),
         (LSTMCell, {'peephole_init': uniform_init(1.0)}, 'peephole_init does nothing without peepholes'),
-        (SimpleRNNCell, {'init_scheme': 'flax', **dict.fromkeys(INITS, uniform_init(1.0))}, "'flax' does nothing where every"),
+        (
+            SimpleRNNCell,
+            {'init_scheme': 'flax', **dict.fromkeys(INITS, uniform_init(1.0))},
+            "'flax' does nothing where every",
+        ),
         (LRUCell, {'bias_init': ConstantGate()}, 'bias_init does nothing in an LRUCell'),
         (LRUCell, {'r_min': 0.9, 'r_max': 0.5}, 'r_min=0.9 and r_max=0.5 must be'),
         (LRUCell, {'max_phase': 7.0}, 'max_phase=7.0 must be above 0 and at most 2 pi'),
