@@ -84,7 +84,7 @@ set_up() {
 
 experiment() { "$root/.venv/bin/python" -m "experiments.$1" "${@:2}"; }
 
-run_tests() { (cd "$root" && "$1" -m pytest "${@:2}"); }
+run_tests() { (cd "$root" && "$1" -m pytest -n auto --maxprocesses 4 --dist worksteal "${@:2}"); }
 
 test_versions() {
   local python venv versions found=0

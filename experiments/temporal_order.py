@@ -263,10 +263,15 @@ def _picture(folder: host.Workdir, looks: Sequence[Look], seeds: Sequence[Seed],
         curve = [look for look in curve if seed.sequences is None or look.sequences <= seed.sequences]
         color = report.shade(i / max(len(seeds) - 1, 1))
         left.plot([look.sequences for look in curve], [look.wrong / VALIDATION for look in curve], color=color, lw=0.8)
-    left.set(xlabel='sequences', ylabel='share answered wrongly', ylim=(0, 1.02), title='until all are right')
+    left.set(xlabel='sequences', ylabel='share answered wrongly, a line for each seed', ylim=(0, 1.02))
     needed = sorted(seed.sequences for seed in seeds if seed.sequences is not None)
     end = max(look.sequences for look in looks)
-    right.step([0, *needed, end], [*np.arange(len(needed) + 1) / len(seeds), len(needed) / len(seeds)], where='post')
+    right.step(
+        [0, *needed, end],
+        [*np.arange(len(needed) + 1) / len(seeds), len(needed) / len(seeds)],
+        where='post',
+        color=report.BLUE,
+    )
     right.set(xlabel='sequences', ylabel='share of seeds that are right', ylim=(0, 1.02))
     host.write_picture(folder, figure)
 

@@ -211,9 +211,14 @@ class RecurrentCell(Cell):
         """Of a cell with one bias, which is the sum of both."""
         return added(self._scheme.bias, self._scheme.recurrent_bias)
 
+    @property
+    def drops(self) -> bool:
+        """Whether training differs from evaluation."""
+        return any((self.recurrent_dropout, self.drop_connect, self.zoneout_h, getattr(self, 'zoneout_c', 0)))
+
     def noise(self, batch: tuple[int, ...]) -> Noise | None:
         """What holds for a whole sequence of rows [*B], from the stream 'dropout'; None where nothing is drawn."""
-        if not (self.recurrent_dropout or self.drop_connect or self.zoneout_h or getattr(self, 'zoneout_c', 0)):
+        if not self.drops:
             return None
         step, hidden, kernel = jax.random.split(self.make_rng('dropout'), 3)
         by_sequence = self.recurrent_dropout if self.recurrent_dropout_mask == 'sequence' else 0

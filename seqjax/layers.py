@@ -270,13 +270,13 @@ class RNN(nn.Module):
 
     def _call(self, axes: _Axes, deterministic: bool | None) -> Callable[..., Any]:
         """(cell, carry, inputs, index) -> (carry, outputs), with what the cell draws for the sequence."""
-        if not hasattr(self.cell, 'noise'):  # Flax's protocol
-            return lambda cell, carry, x, index: cell(carry, x)
+        if not getattr(self.cell, 'drops', False):
+            return lambda cell, carry, x, index: cell(carry, x)  # Flax's protocol
         if deterministic is None:
             deterministic = not self.has_rng('dropout')
-        noise = None if deterministic else self.cell.noise(axes.batch)
-        if noise is None:
+        if deterministic:
             return lambda cell, carry, x, index: cell(carry, x, deterministic=True)
+        noise = self.cell.noise(axes.batch)
         return lambda cell, carry, x, index: cell(carry, x, noise=noise.at(index), deterministic=False)
 
 

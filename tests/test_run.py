@@ -241,7 +241,7 @@ def replay(monkeypatch):
             for first in range(0, len(seeds), width):
                 for step in range(0, steps, chunk):
                     new = losses[first : first + width, step : step + chunk].T
-                    yield Progress(first, step, step, {'loss': Mean(new * 4, np.full_like(new, 4))})
+                    yield Progress(first, step, step, {'loss': Mean(new * 4, np.full_like(new, 4))}, {})
 
         monkeypatch.setattr(train, 'train', fake_train)
         monkeypatch.setattr('seqjax.sweep.sweep', fake_sweep)

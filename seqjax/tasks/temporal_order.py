@@ -48,12 +48,12 @@ def sample(key: jax.Array, count: int, length: int = 100) -> Batch:
     >>> batch = sample(jax.random.key(0), 1, length=20)
     >>> text = ''.join(SYMBOLS[i] for i in batch.inputs.values[0].argmax(-1))[: int(batch.inputs.seq_lengths[0])]
     >>> text, ANSWERS[int(batch.targets[0])]
-    ('', '')
+    ('EbbcYbbddbYcbcaadbbaB', 'YY')
     """
     if length < SHORTEST:
         raise ValueError(f'length={length} must be at least {SHORTEST}: both symbols need room')
     keys = jax.random.split(key, 5)
-    tenth, steps = length // 10, jnp.arange(longest(length))
+    tenth, steps = length // 10, jnp.arange(longest(length))[None]
 
     def between(key, low, high):  # both included
         return jax.random.randint(key, (count, 1), low, high + 1)
@@ -61,7 +61,7 @@ def sample(key: jax.Array, count: int, length: int = 100) -> Batch:
     ends = between(keys[0], length, length + tenth)
     first, second = between(keys[1], tenth, 2 * tenth), between(keys[2], length // 2, length // 2 + tenth)
     answers = jax.random.randint(keys[3], (count,), 0, len(ANSWERS))
-    noise = jax.random.randint(keys[4], (count, len(steps)), 2, 6)
+    noise = jax.random.randint(keys[4], (count, steps.size), 2, 6)
     x_or_y = SYMBOLS.index('X') + jnp.stack([answers // 2, answers % 2], 1)
     symbols = jnp.where(steps == 0, SYMBOLS.index('E'), noise)
     symbols = jnp.where(steps == first, x_or_y[:, :1], symbols)
