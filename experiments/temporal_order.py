@@ -140,14 +140,15 @@ class Look(NamedTuple):
 def _train(layer: nn.Module, settings: dict[str, Any], folder: host.Workdir) -> tuple[list[Seed], list[Look]]:
     """Trains every seed, and leaves everything but the picture in the folder."""
     length = settings['length']
-    validation = task_order.sample(jax.random.key(VALIDATION_SEED), VALIDATION, length)
-    test = task_order.sample(jax.random.key(TEST_SEED), TEST, length)
+    sample = jax.jit(task_order.sample, static_argnums=(1, 2))
+    validation = sample(jax.random.key(VALIDATION_SEED), VALIDATION, length)
+    test = sample(jax.random.key(TEST_SEED), TEST, length)
     task = task_order.temporal_order(layer, length=length, batch_size=settings['batch_size'], validation=validation)
     layers = report.model_layers(task.model, validation.inputs)
     summary = host.new_summary(NAME, settings, layers)
     print(report.format_table(layers) + '\n')
     folder.write_summary(summary)
-    study = Study(task, optim.adam(settings['learning_rate'], settings['adam_epsilon']), validation, test, settings)
+    study = Study(task, optim.adam(settings['learning_rate'], settings['adam_epsilon']), test, settings)
     first, count = settings['seed'], settings['replicas']
     print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {summary["device"]}')
     seeds, looks = [], []
@@ -166,7 +167,6 @@ class Study(NamedTuple):
 
     task: Task
     tx: optax.GradientTransformation
-    validation: Batch
     test: Batch
     settings: dict[str, Any]
 
@@ -174,7 +174,7 @@ class Study(NamedTuple):
         """What became of each group of seeds that is trained side by side."""
         steps, width, right = self.settings['steps'], sweep.group_width(len(seeds)), 0
         chunk = min(self.settings['every'], steps)
-        programs = train.compile_programs(self.task, self.tx, self.validation.inputs, chunk=chunk, replicas=width)
+        programs = train.compile_programs(self.task, self.tx, None, chunk=chunk, replicas=width)
         how = {'steps': steps, 'chunk': chunk, 'width': width, 'programs': programs}
         test = jax.jit(self.wrong)
         for first in range(0, len(seeds), width):

@@ -211,13 +211,16 @@ class Programs(NamedTuple):
 
     init: jax.stages.Compiled  # seed, uint32 -> State
     advance: jax.stages.Compiled  # see make_advance
-    predict: jax.stages.Compiled  # (state, inputs) -> outputs
+    predict: jax.stages.Compiled | None  # (state, inputs) -> outputs
 
 
 def compile_programs(
-    task: Task, tx: optax.GradientTransformation, inputs: Arrays, *, chunk: int, replicas: int | None = None
+    task: Task, tx: optax.GradientTransformation, inputs: Arrays | None, *, chunk: int, replicas: int | None = None
 ) -> Programs:
-    """Compiles the programs of a run, or with `replicas` those of that many runs side by side (leading axis R)."""
+    """Compiles the programs of a run, or with `replicas` those of that many runs side by side (leading axis R).
+
+    Without `inputs` there is no program for predictions.
+    """
 
     def mapped(f, **axes):
         return jax.jit(f if replicas is None else jax.vmap(f, **axes))
@@ -226,8 +229,10 @@ def compile_programs(
     init = mapped(lambda seed: init_state(task, tx, jax.random.key(seed))).lower(seed)
     advance = make_advance(task, tx, chunk=chunk, replicas=replicas is not None)
     advance = advance.lower(task.data, task.evals, init.out_info, 0)
-    predict = mapped(partial(apply, task), in_axes=(0, None)).lower(init.out_info, inputs)
-    return Programs(init.compile(), advance.compile(), predict.compile())
+    predict = None
+    if inputs is not None:
+        predict = mapped(partial(apply, task), in_axes=(0, None)).lower(init.out_info, inputs).compile()
+    return Programs(init.compile(), advance.compile(), predict)
 
 
 def train(

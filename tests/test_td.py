@@ -326,7 +326,7 @@ def test_every_flagfile_opens_with_a_claim_whose_command_parses():
             assert sum(word in line for line in header) == 1, (path, word)
         words = next(line for line in header if 'Command:' in line).split('Command:')[1].split()
         assert words[:2] == ['python', '-m'] and words[2].startswith('experiments.')
-        assert words[3:] == [f'--flagfile=experiments/flags/{path.name}']
+        assert words[3] == f'--flagfile=experiments/flags/{path.name}'
         module = importlib.import_module(words[2])
         values = launch.parse(module.FLAGS, launch.default_values(module.run), words[3:])
         assert values['replicas'] >= 10

@@ -10,8 +10,10 @@ import pytest
 
 from experiments import launch, temporal_order
 from seqjax import optim, train
+from seqjax.initializers import GATE_BIASES
 from seqjax.layers import RNN
 from seqjax.linear import MinGRUCell
+from seqjax.models import CELLS
 from seqjax.run import UserError
 from seqjax.task import Batch
 from seqjax.tasks.temporal_order import SYMBOLS, longest, sample, score
@@ -128,11 +130,14 @@ def test_what_a_run_leaves_and_shows(in_tmp, capsys):
 
 
 def test_same_flags_same_bytes_and_replicas_are_seeds_of_their_own(in_tmp):
-    temporal_order.run(**SHORT, workdir='a')
-    temporal_order.run(**SHORT, workdir='b')
-    assert (in_tmp / 'a/errors.csv').read_bytes() == (in_tmp / 'b/errors.csv').read_bytes()
-    (first, second), (alone,) = temporal_order.run(**SHORT), temporal_order.run(**SHORT | {'seed': 1, 'replicas': 1})
+    (first, second), (alone,) = (
+        temporal_order.run(**SHORT, workdir='a'),
+        temporal_order.run(**SHORT | {'seed': 1, 'replicas': 1}, workdir='b'),
+    )
     assert second == alone and first.seed == 0
+    before = (in_tmp / 'a/errors.csv').read_bytes()
+    temporal_order.run(**SHORT, workdir='a', overwrite=True)
+    assert (in_tmp / 'a/errors.csv').read_bytes() == before
 
 
 def test_training_stops_where_all_seeds_are_right(in_tmp):
@@ -163,7 +168,7 @@ def test_training_stops_where_all_seeds_are_right(in_tmp):
         (['--hidden=100000000'], 'would need about'),
         (['--matmul_precision=float16'], '--matmul_precision=float16 must be one of default, high, highest'),
         (['--seed=4294967295'], 'ends at seed 4294967304'),
-        (['--learning_rate=1e30', '--steps=50', '--length=10', '--replicas=1'], 'try a smaller --learning_rate'),
+        (['--learning_rate=3e38', '--steps=50', '--length=10', '--replicas=1'], 'try a smaller --learning_rate'),
     ],
 )
 def test_a_mistake_ends_in_a_sentence_and_exit_code_2(flags, words, in_tmp, capsys):
@@ -172,13 +177,21 @@ def test_a_mistake_ends_in_a_sentence_and_exit_code_2(flags, words, in_tmp, caps
     assert words in err.replace('flag ', '') and err.count('\n') == 1
 
 
-@pytest.mark.parametrize('cell', ['gru', 'simple', 'mingru', 'minlstm', 'lru', 'rglru'])
-def test_every_cell_runs(cell, in_tmp):
-    """And those that can be taken all at once give the same errors in both forms."""
-    want = temporal_order.run(**SHORT, cell=cell)
-    assert len(want) == 2
-    if cell in ('mingru', 'minlstm', 'lru', 'rglru'):
-        assert temporal_order.run(**SHORT, cell=cell, parallel=True) == want
+@pytest.mark.parametrize('cell', CELLS)
+@pytest.mark.parametrize('gate_bias', ['default', *GATE_BIASES])
+def test_every_cell_is_made_or_refused_in_a_sentence(cell, gate_bias):
+    """Those without a gate that keeps have no bias of it; the others have it."""
+    settings = {'cell': cell, 'hidden': 4, 'length': 20, 'gate_bias': gate_bias, 'parallel': False}
+    if gate_bias != 'default' and cell in ('simple', 'lru', 'rglru'):
+        with pytest.raises(UserError, match=f'--gate_bias={gate_bias} --parallel=False do not go together: bias_init'):
+            temporal_order.make_layer(settings)
+    else:
+        temporal_order.make_layer(settings)
+
+
+def test_both_forms_of_a_linear_cell_find_the_same(in_tmp):
+    want = temporal_order.run(**SHORT, cell='mingru')
+    assert temporal_order.run(**SHORT, cell='mingru', parallel=True) == want
 
 
 def test_python_refuses_with_a_value_error():
