@@ -48,20 +48,20 @@ def sample(key: jax.Array, count: int, length: int = 100) -> Batch:
     >>> batch = sample(jax.random.key(0), 1, length=20)
     >>> text = ''.join(SYMBOLS[i] for i in batch.inputs.values[0].argmax(-1))[: int(batch.inputs.seq_lengths[0])]
     >>> text, ANSWERS[int(batch.targets[0])]
-    ('EbbcYbbddbYcbcaadbbaB', 'YY')
+    ('EabcXadaccYddccaadcdcB', 'XY')
     """
     if length < SHORTEST:
         raise ValueError(f'length={length} must be at least {SHORTEST}: both symbols need room')
-    keys = jax.random.split(key, 5)
     tenth, steps = length // 10, jnp.arange(longest(length))[None]
+    # All from one draw: each takes most of a second to compile.
+    draws = jax.random.uniform(key, (count, 4 + steps.size))
 
-    def between(key, low, high):  # both included
-        return jax.random.randint(key, (count, 1), low, high + 1)
+    def between(draw, low, high):  # both included
+        return low + jnp.floor(draw * (high + 1 - low)).astype(jnp.int32)
 
-    ends = between(keys[0], length, length + tenth)
-    first, second = between(keys[1], tenth, 2 * tenth), between(keys[2], length // 2, length // 2 + tenth)
-    answers = jax.random.randint(keys[3], (count,), 0, len(ANSWERS))
-    noise = jax.random.randint(keys[4], (count, steps.size), 2, 6)
+    ends = between(draws[:, :1], length, length + tenth)
+    first, second = between(draws[:, 1:2], tenth, 2 * tenth), between(draws[:, 2:3], length // 2, length // 2 + tenth)
+    answers, noise = between(draws[:, 3], 0, len(ANSWERS) - 1), between(draws[:, 4:], *map(SYMBOLS.index, 'ad'))
     x_or_y = SYMBOLS.index('X') + jnp.stack([answers // 2, answers % 2], 1)
     symbols = jnp.where(steps == 0, SYMBOLS.index('E'), noise)
     symbols = jnp.where(steps == first, x_or_y[:, :1], symbols)
