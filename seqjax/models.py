@@ -159,6 +159,8 @@ def sequence_model(
     vocabulary: int | None = None,
     embedding: int | None = None,
     stateful: bool = False,
+    dtype: Any = None,
+    param_dtype: Any = None,
     **options: Any,
 ) -> SequenceToVector | SequenceToSequence:
     """The usual sequence models: an embedding for tokens, recurrent layers, a dense head.
@@ -171,6 +173,8 @@ def sequence_model(
       vocabulary: how many tokens there are; None for inputs [B, T, F].
       embedding: how many numbers a token becomes; `features` by default.
       stateful: whether the carry goes on from call to call; see `Stateful`.
+      dtype: of the computation, in every part; by default what inputs and parameters promote to.
+      param_dtype: of the parameters and the carry, in every part; float32 by default.
       options: further arguments of `recurrent`, and through it of the cell.
 
     Raises:
@@ -192,9 +196,11 @@ def sequence_model(
         raise ValueError("merge_mode='none' gives a pair of outputs, and the head reads one array")
     if embedding is not None and embedding < 1:
         raise ValueError(f'embedding={embedding} must be at least 1: how many numbers a token becomes')
-    rnn = recurrent(cell, features, **options)
-    head = nn.Dense(outputs)
-    embed = None if vocabulary is None else nn.Embed(vocabulary, embedding or features)
+    given = {'dtype': dtype, 'param_dtype': param_dtype}
+    types = {name: value for name, value in given.items() if value is not None}
+    rnn = recurrent(cell, features, **types, **options)
+    head = nn.Dense(outputs, **types)
+    embed = None if vocabulary is None else nn.Embed(vocabulary, embedding or features, **types)
     return kinds[answer](
         Stateful(rnn) if stateful else rnn, TimeDistributed(head) if answer == 'sequence' else head, embed
     )
