@@ -51,8 +51,9 @@ def test_N03_bfloat16_is_within_2e_2_of_float32_over_50_steps(name, parallel):
     carry, outputs = half.apply(variables, x, return_carry=True)
     exact_carry, exact = layer.apply(variables, x, return_carry=True)
     assert outputs.dtype == HALF and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(carry))
-    np.testing.assert_allclose(np.float32(outputs), exact, atol=2e-2 * max(1, np.abs(exact).max()))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-2 * max(1, np.abs(b).max())), carry, exact_carry)
+    if not getattr(cell, 'layer_norm', False):  # see the next test
+        for got, want in zip(jax.tree.leaves((carry, outputs)), jax.tree.leaves((exact_carry, exact)), strict=True):
+            np.testing.assert_allclose(np.float32(got), want, atol=2e-2 * max(1, np.abs(want).max()))
     grads = jax.grad(lambda v: jnp.sum(half.apply(v, x).astype(jnp.float32) ** 2))(variables)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
 
