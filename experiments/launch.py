@@ -82,6 +82,19 @@ class Positive(flags.ArgumentParser):
         return 'positive number'
 
 
+class Number(flags.ArgumentParser):
+    """A finite number."""
+
+    def parse(self, argument: Any) -> float:
+        value = _float_or_nan(argument)
+        if not abs(value) <= float(np.finfo(np.float32).max):
+            raise ValueError('must be a finite number')
+        return value
+
+    def flag_type(self) -> str:
+        return 'number'
+
+
 class Choice(flags.ArgumentParser):
     """One of a few words."""
 
@@ -113,8 +126,8 @@ class Share(flags.ArgumentParser):
 class Many(flags.ArgumentParser):
     """Values that another parser takes, separated by commas."""
 
-    def __init__(self, parser: flags.ArgumentParser):
-        self.parser = parser
+    def __init__(self, parser: flags.ArgumentParser, distinct: bool = True):
+        self.parser, self.distinct = parser, distinct
 
     def parse(self, argument: Any) -> list[Any]:
         values = argument.split(',') if isinstance(argument, str) else argument
@@ -122,8 +135,9 @@ class Many(flags.ArgumentParser):
             parsed = [self.parser.parse(value) for value in values]
         except TypeError:
             parsed = []
-        if not parsed or len(set(parsed)) < len(parsed):
-            raise ValueError('must be one or more values, all different, separated by commas')
+        if not parsed or (self.distinct and len(set(parsed)) < len(parsed)):
+            different = ', all different' if self.distinct else ''
+            raise ValueError(f'must be one or more values{different}, separated by commas')
         return parsed
 
     def flag_type(self) -> str:

@@ -156,11 +156,11 @@ class RecurrentCell(Cell):
     In training alone:
       recurrent_dropout: the share that is dropped. With `recurrent_dropout_mask='sequence'` one mask a sequence on the
         hidden state in every product h U (Gal and Ghahramani 2016, equation 7, the tied weights); with 'step' a mask a
-        step on the candidate alone, so that memory is not lost (Semeniuta et al. 2016, equations 13 to 16).
+        step on the candidate alone, so that memory is not lost (Semeniuta et al. 2016, equation 9).
       drop_connect: the share of the recurrent kernel that is dropped, one mask for the whole batch and all steps
-        (Merity et al. 2018, section 2).
-      zoneout_h: the share of hidden units that stay as they were, drawn at every step (Krueger et al. 2017, equation
-        2); without the stream 'dropout' its expectation. (`zoneout_c` of the LSTM: the same of the cell state.)
+        (Merity et al. 2018).
+      zoneout_h: the share of hidden units that stay as they were, drawn at every step (Krueger et al. 2017, section
+        3.2); without the stream 'dropout' its expectation. (`zoneout_c` of the LSTM: the same of the cell state.)
 
     With `layer_norm` the products x W and h U are normalised over all gates together before they are added (Ba et al.
     2016); scales are parameters, and shifts only where they would not add to the bias.
@@ -294,8 +294,9 @@ class LSTMCell(RecurrentCell):
     is their sum; under plain gradient descent two biases move twice as far.
 
     Variants:
-      forget: 'gate'; or 'coupled', f = 1 - i (Greff et al. 2017, CIFG); or 'none', f = 1, the cell of 1997. The last
-        two have the gates i, g, o alone, three quarters of the weights.
+      forget: 'gate'; or 'coupled', f = 1 - i (Greff et al. 2017, CIFG); or 'none', f = 1, the cell of 1997
+        (section 4; its squashing functions reached from -2 to 2 and from -1 to 1). The last two have the gates i, g, o
+        alone, three quarters of the weights.
       peepholes: `peephole` [3H] (i, f, o), each gate also sees its own cell: i and f the old c, o the new one (Gers et
         al. 2002). They begin at 0.
       layer_norm: Ba et al. 2016, equations 20 to 22: also of c' before the last activation.
@@ -408,7 +409,7 @@ FORGET = {
 
 
 class GRUCell(RecurrentCell):
-    """Gated recurrent unit (Cho et al. 2014), with the reset gate after the product or before it.
+    """Gated recurrent unit (Cho et al. 2014, equations 5 to 8), with the reset gate after the product or before it.
 
         z, r = recurrent_activation(x W + b + h U + d) each with its own third of W, U, b and d
         n    = activation(x W + b + r * (h U + d))  with `reset_after`: PyTorch; Keras's default; ONNX
@@ -421,7 +422,7 @@ class GRUCell(RecurrentCell):
     bias of ONNX only adds to the first. The default initialisers are Keras's.
 
     Variants: those of `RecurrentCell`. With `layer_norm` the gates z and r are normalised together, and n by itself (Ba
-    et al. 2016). Masks of a step (Semeniuta et al. 2016) fall on n.
+    et al. 2016, equations 26 to 28; biases are kept). Masks of a step (Semeniuta et al. 2016) fall on n.
     """
 
     reset_after: bool = True

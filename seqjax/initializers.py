@@ -144,7 +144,7 @@ class ChronoGate(GateBias):
 
 @dataclasses.dataclass(frozen=True)
 class UniformGate(GateBias):
-    """Activations of the gate begin spread evenly over (1/H, 1 - 1/H) (Gu et al. 2020, section 3.2).
+    """Activations of the gate begin spread evenly over (1/H, 1 - 1/H) (Gu et al. 2020).
 
     b_f = logit(u) with u ~ U(1/H, 1 - 1/H), and b_i = -b_f. It needs H of at least 2.
     """

@@ -87,7 +87,7 @@ def positive(x: jax.Array) -> jax.Array:
 
 
 class MinGRUCell(LinearCell):
-    """The minimal GRU (Feng et al. 2024, section 3.1).
+    """The minimal GRU (Feng et al. 2024, section 3).
 
         z  = sigmoid(x W + b)   n = activation(x W + b) each with its own half of W and b
         h' = (1 - z) * h + z * n
@@ -110,7 +110,7 @@ class MinGRUCell(LinearCell):
 
 
 class MinLSTMCell(LinearCell):
-    """The minimal LSTM (Feng et al. 2024, section 3.2).
+    """The minimal LSTM (Feng et al. 2024, section 3).
 
         f, i = sigmoid(x W + b)   n = activation(x W + b) each with its own third of W and b
         h'   = f / (f + i) * h + i / (f + i) * n
@@ -142,7 +142,7 @@ class LRUCell(LinearCell):
     Parameters: `nu_log`, `theta_log`, `gamma_log` [H]; `kernel` [F, 2H] and `output_kernel` [2H, O], the real and the
     imaginary parts of B and C side by side; `skip` [F, O] (D); that is 3 H + 2 H (F + O) + F O numbers. The eigenvalues
     begin spread evenly over the ring from `r_min` to `r_max`, with phases up to `max_phase` (Lemma 3.2); gamma begins
-    at sqrt(1 - |lambda|^2). B, C and D begin normal, their parts with variances 1 / (2F), 1 / H and 1 / F.
+    at sqrt(1 - |lambda|^2) (section 3.4); B, C and D begin normal, with variances 1 / (2F), 1 / H and 1 / F.
     """
 
     outputs: int | None = None  # O; H by default
@@ -209,7 +209,7 @@ class LRUCell(LinearCell):
 
 
 class RGLRUCell(LinearCell):
-    """The real-gated linear recurrent unit (De et al. 2024, section 2.4), with the linear layer before it.
+    """The real-gated linear recurrent unit (De et al. 2024, equations 1 to 4), with the linear layer before it.
 
         u    = x W + b
         r, i = sigmoid(u V + d) each with its own half of V and d

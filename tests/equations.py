@@ -18,7 +18,7 @@ def gates(x, count):
 
 
 def normalised(x, scale, shift=0):
-    """Ba et al. 2016, equation 4 and the supplement's LN: over the last axis."""
+    """Ba et al. 2016, equation 4, as the supplement's LN (equations 15 and 16): over the last axis."""
     mean = x.mean(-1, keepdims=True)
     variance = ((x - mean) ** 2).mean(-1, keepdims=True)
     return scale * (x - mean) / np.sqrt(variance + 1e-5) + shift
@@ -28,7 +28,7 @@ def normalised(x, scale, shift=0):
 
 
 def gers_2000(p, carry, x, drawn, squash=np.tanh, act=sigmoid):
-    """With a forget gate."""
+    """Gers, Schmidhuber and Cummins 2000: with a forget gate."""
     c, h = carry
     i, f, g, o = gates(x @ p['kernel'] + h @ p['recurrent_kernel'] + p['bias'], 4)
     c = act(f) * c + act(i) * squash(g)
@@ -42,7 +42,7 @@ def arctan(p, carry, x, drawn):
 
 
 def hochreiter_1997(p, carry, x, drawn):
-    """Without a forget gate: the cell adds up."""
+    """Hochreiter and Schmidhuber 1997, section 4: without a forget gate, the cell adds up."""
     c, h = carry
     i, g, o = gates(x @ p['kernel'] + h @ p['recurrent_kernel'] + p['bias'], 3)
     c = c + sigmoid(i) * np.tanh(g)
@@ -51,7 +51,7 @@ def hochreiter_1997(p, carry, x, drawn):
 
 
 def greff_2017(p, carry, x, drawn):
-    """CIFG: f = 1 - i."""
+    """Greff et al. 2017, the variant CIFG: f = 1 - i."""
     c, h = carry
     i, g, o = gates(x @ p['kernel'] + h @ p['recurrent_kernel'] + p['bias'], 3)
     c = (1 - sigmoid(i)) * c + sigmoid(i) * np.tanh(g)
@@ -60,7 +60,7 @@ def greff_2017(p, carry, x, drawn):
 
 
 def gers_2002(p, carry, x, drawn):
-    """Peepholes: i and f see the old cell, o the new one."""
+    """Gers, Schraudolph and Schmidhuber 2002, peepholes: i and f see the old cell, o the new one."""
     c, h = carry
     look_i, look_f, look_o = gates(p['peephole'], 3)
     i, f, g, o = gates(x @ p['kernel'] + h @ p['recurrent_kernel'] + p['bias'], 4)
@@ -89,7 +89,7 @@ def greff_2017_peepholes(p, carry, x, drawn):
 
 
 def sak_2014(p, carry, x, drawn):
-    """LSTMP, with the peepholes of the paper: the output is projected, and that is what recurs."""
+    """Sak et al. 2014, LSTMP with its peepholes: the output is projected, and that is what recurs."""
     c, r = carry
     look_i, look_f, look_o = gates(p['peephole'], 3)
     i, f, g, o = gates(x @ p['kernel'] + r @ p['recurrent_kernel'] + p['bias'], 4)
@@ -100,7 +100,7 @@ def sak_2014(p, carry, x, drawn):
 
 
 def ba_2016_lstm(p, carry, x, drawn):
-    """Layer normalisation of both products over all gates, and of the cell before it is squashed."""
+    """Equations 20 to 22: both products are normalised over all gates, and the cell before it is squashed."""
     c, h = carry
     z = normalised(h @ p['recurrent_kernel'], p['recurrent_norm']['scale'])
     z = z + normalised(x @ p['kernel'], p['input_norm']['scale']) + p['bias']
@@ -111,13 +111,13 @@ def ba_2016_lstm(p, carry, x, drawn):
 
 
 def gal_2016_lstm(p, carry, x, drawn):
-    """One mask on h for the whole sequence, the same in all four products."""
+    """Equation 7: one mask on h for the whole sequence, the same in all four products."""
     c, h = carry
     return gers_2000(p, (c, h * drawn['hidden']), x, drawn)
 
 
 def semeniuta_2016_lstm(p, carry, x, drawn):
-    """A mask a step on the candidate, so that the cell is never dropped."""
+    """Equation 9: a mask a step on the candidate, so that the cell is never dropped."""
     c, h = carry
     i, f, g, o = gates(x @ p['kernel'] + h @ p['recurrent_kernel'] + p['bias'], 4)
     c = sigmoid(f) * c + sigmoid(i) * (drawn['candidate'] * np.tanh(g))
@@ -126,12 +126,15 @@ def semeniuta_2016_lstm(p, carry, x, drawn):
 
 
 def merity_2018_lstm(p, carry, x, drawn):
-    """DropConnect on the recurrent kernel, the same for all rows and steps."""
+    """Weight-dropped: DropConnect on the recurrent kernel, the same for all rows and steps."""
     return gers_2000({**p, 'recurrent_kernel': p['recurrent_kernel'] * drawn['kernel']}, carry, x, drawn)
 
 
 def krueger_2017_lstm(p, carry, x, drawn):
-    """Zoneout: units of cell and hidden state stay as they were; in evaluation their mean."""
+    """Section 3.2: units of cell and hidden state stay as they were; in evaluation their mean.
+
+    What h is made of is the cell that was not zoned out.
+    """
     (c, h), _ = gers_2000(p, carry, x, drawn)
     c = drawn['keep_c'] * carry[0] + (1 - drawn['keep_c']) * c
     h = drawn['keep_h'] * carry[1] + (1 - drawn['keep_h']) * h
@@ -153,7 +156,7 @@ def gru_candidate_before(p, h, x, r):
 
 
 def cho_2014(p, carry, x, drawn, candidate=gru_candidate_before, dropped=None):
-    """z h + (1 - z) n; what is dropped of h is not seen by the products, and kept by z."""
+    """Equations 5 to 8: z h + (1 - z) n; what is dropped of h is not seen by the products, and kept by z."""
     (h,) = carry
     seen = h if dropped is None else dropped
     both = p['bias'] + p.get('recurrent_bias', 0)
@@ -187,7 +190,7 @@ def krueger_2017_gru(p, carry, x, drawn):
 
 
 def ba_2016_gru(p, carry, x, drawn):
-    """Layer normalisation: gates together, candidate by itself; the candidate's recurrent product inside r."""
+    """Equations 26 to 28, with biases: gates together, candidate by itself, its recurrent product inside r."""
     (h,) = carry
     w, w_n = np.split(p['kernel'], [2 * h.shape[1]], axis=1)
     u, u_n = np.split(p['recurrent_kernel'], [2 * h.shape[1]], axis=1)
@@ -226,7 +229,7 @@ def elman_1990(p, carry, x, drawn):
 
 
 def ba_2016_simple(p, carry, x, drawn):
-    """The sum of both products is normalised."""
+    """Equation 4: the sum of both products is normalised."""
     (h,) = carry
     h = np.tanh(normalised(x @ p['kernel'] + h @ p['recurrent_kernel'], p['norm']['scale']) + p['bias'])
     return (h,), h
@@ -255,6 +258,7 @@ def krueger_2017_simple(p, carry, x, drawn):
 
 
 def feng_2024_mingru(p, carry, x, drawn, candidate=lambda n: n):
+    """Section 3, minGRU."""
     (h,) = carry
     z, n = gates(x @ p['kernel'] + p['bias'], 2)
     h = (1 - sigmoid(z)) * h + sigmoid(z) * candidate(n)
@@ -262,6 +266,7 @@ def feng_2024_mingru(p, carry, x, drawn, candidate=lambda n: n):
 
 
 def feng_2024_minlstm(p, carry, x, drawn, candidate=lambda n: n):
+    """Section 3, minLSTM."""
     (h,) = carry
     f, i, n = gates(x @ p['kernel'] + p['bias'], 3)
     f, i = sigmoid(f), sigmoid(i)
@@ -270,7 +275,7 @@ def feng_2024_minlstm(p, carry, x, drawn, candidate=lambda n: n):
 
 
 def positive(n):
-    """The function g of the appendix."""
+    """The function g of appendix B."""
     return np.where(n.real >= 0, n + 0.5, sigmoid(n))
 
 
@@ -283,7 +288,7 @@ def feng_2024_minlstm_positive(p, carry, x, drawn):
 
 
 def orvieto_2023(p, carry, x, drawn):
-    """The LRU; the complex state by its two real parts, as a complex step leaves the axis."""
+    """The LRU, sections 3.3 and 3.4; the complex state by its two real parts, as a complex step leaves the axis."""
     re, im = carry
     size, phase = np.exp(-np.exp(p['nu_log'])), np.exp(p['theta_log'])
     gamma = np.exp(p['gamma_log'])
@@ -297,7 +302,7 @@ def orvieto_2023(p, carry, x, drawn):
 
 
 def de_2024(p, carry, x, drawn):
-    """The RG-LRU, after a linear layer."""
+    """Equations 1 to 4, the RG-LRU, after a linear layer."""
     (h,) = carry
     u = x @ p['kernel'] + p['bias']
     r, i = gates(sigmoid(u @ p['gate_kernel'] + p['gate_bias']), 2)

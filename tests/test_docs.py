@@ -1,5 +1,6 @@
 """What README, docs and flagfiles say is run, or compared with what is there."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import launch, td
+from experiments import launch, lstm_step, td
+from seqjax import cells, linear, models, report
+from seqjax.initializers import GATE_BIASES, SCHEMES
+from seqjax.layers import RNN
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -99,7 +103,64 @@ def test_the_readmes_map_names_the_rooms():
     assert listed == there - {'__init__'}
 
 
+CELLS_PAGE = (ROOT / 'docs/cells.md').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize(
+    ('name', 'code', 'formula', 'parallel'),
+    re.findall(r'^\| (?:`(\w+)`)? ?\| `(\w+\(H.*?\))` \| `(.*?)` \| (yes|no) \|', CELLS_PAGE, re.MULTILINE),
+)
+@pytest.mark.parametrize('sizes', [{'F': 3, 'H': 5, 'P': 2}, {'F': 1, 'H': 4, 'P': 4}])
+def test_the_gallery_tells_the_true_count_of_parameters(name, code, formula, parallel, sizes):
+    """Each row's code is run, and its formula; the name is what --cell calls it."""
+    cell = eval(code, {**vars(cells), **vars(linear)}, dict(sizes))
+    params = RNN(cell).init(jax.random.key(0), np.zeros((1, 2, sizes['F']), np.float32))
+    assert report.count_params(params) == eval(formula, {}, dict(sizes))
+    assert not name or models.CELLS[name] is type(cell)
+    assert hasattr(cell, 'affine') == (parallel == 'yes')
+
+
+def test_the_gallery_has_every_cell_and_every_option():
+    named = set(re.findall(r'^\| `(\w+)` \| `\w+\(H\)`', CELLS_PAGE, re.MULTILINE))
+    assert named == set(models.CELLS)
+    plain = {field.name for field in dataclasses.fields(cells.Cell)} | {'name', 'parent'}
+    for cell in models.CELLS.values():
+        for field in dataclasses.fields(cell):
+            assert (
+                field.name in plain
+                or field.name in ('recurrent_kernel_init', 'peephole_init')
+                or (f'{field.name}' in CELLS_PAGE)
+            ), field.name
+    for word in (*SCHEMES, *(bias.__name__ for bias in GATE_BIASES.values())):
+        assert word in CELLS_PAGE
+
+
+def test_the_gallery_shows_what_the_step_prints(capsys):
+    """Every word and, to a hundredth, every number."""
+    lstm_step.run(x=[0.2])
+    printed = capsys.readouterr().out
+    printed = printed[printed.index('step 1') :].split()
+    shown = CELLS_PAGE[CELLS_PAGE.index('\nstep 1: x = 0.2') :].split('```', 1)[0].split()
+    assert len(printed) == len(shown) > 100
+    for ours, theirs in zip(printed, shown, strict=True):
+        if re.fullmatch(r'-?\d+\.\d+[);]*', ours):
+            assert abs(float(ours.strip(');')) - float(theirs.strip(');'))) < 0.01
+        else:
+            assert ours == theirs
+
+
+def test_the_gallery_and_the_flagfiles_tell_the_same_of_temporal_order():
+    for name, bias in (('chrono', 'ChronoGate(110)'), ('forget_bias', 'ConstantGate(1.0)')):
+        row = next(line for line in CELLS_PAGE.splitlines() if line.startswith(f'| `{bias}` |') and 'of 20' in line)
+        header = ' '.join((launch.FLAGFILES / f'temporal_order_{name}.flags').read_text().replace('#', '').split())
+        expect = header[header.index('Expect:') : header.index('--cell')]
+        for number in re.findall(
+            r'[\d,.]*\d%?', row.split('|', 2)[2].replace('20 of 20', '20').replace('0 of 20', '20')
+        ):
+            assert number in expect + 'ConstantGate', (name, number)
+
+
 def test_every_picture_and_page_that_is_linked_is_there():
-    for page in (ROOT / 'README.md', ROOT / 'docs/notebook.md'):
+    for page in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')):
         for link in re.findall(r'\]\(([^)#: ]+)(?: "\w+")?\)', page.read_text(encoding='utf-8')):
             assert (page.parent / link).is_file(), link

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
-from experiments import launch, td, td_rates
+from experiments import launch, lstm_step, td, td_rates, temporal_order
 from seqjax import run as host
 from seqjax.run import UserError
 
@@ -252,7 +252,7 @@ def test_no_flag_is_defined_for_everybody():
     assert not {*td.FLAGS, *td_rates.FLAGS} & set(absl_flags.FLAGS)
 
 
-@pytest.mark.parametrize('module', [td, td_rates])
+@pytest.mark.parametrize('module', [lstm_step, td, td_rates, temporal_order])
 def test_every_argument_is_a_flag_with_a_help(module):
     assert list(inspect.signature(module.run).parameters) == list(module.FLAGS)
     text = launch.help_text(module.run, module.FLAGS, 'name')

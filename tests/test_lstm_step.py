@@ -1,0 +1,70 @@
+"""The step-through of an LSTM: the numbers that it prints against the reference in NumPy."""
+
+import re
+
+import numpy as np
+import pytest
+
+from experiments import lstm_step
+from tests import reference
+
+
+@pytest.mark.parametrize('activation', ['sigmoid', 'hard_sigmoid', 'keras2_hard_sigmoid'])
+def test_every_number_of_every_step_is_the_references(activation, capsys):
+    """Weights are read from what is printed; from them alone follow all gates and states, to their four decimals."""
+    x = [0.2, -1.5, 0.2]
+    steps = lstm_step.run(x=x, hidden=3, recurrent_activation=activation, seed=4)
+    lines = capsys.readouterr().out.splitlines()
+    rows = [(line.split()[0], [float(n) for n in re.findall(r'-?\d+\.\d{4}', line)]) for line in lines if '.' in line]
+
+    def block(kind):
+        return np.concatenate([np.array([row for name, row in rows if name == f'{kind}_{gate}']) for gate in 'ifgo'], 1)
+
+    kernel, recurrent, bias = block('W'), block('U'), block('b')[0]
+    assert kernel.shape == (1, 12) and recurrent.shape == (3, 12)
+    inputs, zeros = np.array(x)[None, :, None], np.zeros((1, 3))
+    outputs, _, tape = reference.lstm(inputs, zeros, zeros, kernel, recurrent, bias, activation)
+    act = reference.ACTIVATIONS[activation][0]
+    for t, (step, (z, _, _, c)) in enumerate(zip(steps, tape[-1], strict=True)):
+        i, f, g, o = np.split(z[0], 4)
+        want = {'i': act(i), 'f': act(f), 'g': np.tanh(g), 'o': act(o), 'c': c[0], 'h': outputs[0, t]}
+        for name, value in want.items():
+            np.testing.assert_allclose(getattr(step, name), value, atol=5e-4, err_msg=name)
+        first = next(n for n, line in enumerate(lines) if line.startswith(f'step {t + 1}:'))
+        printed = dict(
+            (line.split()[0], [float(n) for n in re.findall(r'-?\d+\.\d{4}', line)]) for line in lines[first + 3 :][:10]
+        )
+        want |= {f'z_{gate}': value for gate, value in zip('ifgo', (i, f, g, o), strict=True)}
+        assert printed.keys() == want.keys()
+        for name, value in want.items():
+            np.testing.assert_allclose(printed[name], value, atol=6e-4, err_msg=name)
+        assert lines[first + 13].startswith('unit 1: c = ')
+        assert lines[first + 13].endswith(f'= {step.h[0]:.4f}')
+
+
+@pytest.mark.parametrize(
+    ('flag', 'words'),
+    [
+        ('--x=', 'must be a finite number'),
+        ('--x=0.2,nan', 'must be a finite number'),
+        ('--x=0.2,,1', 'must be a finite number'),
+        ('--x=1e39', 'must be a finite number'),
+        ('--hidden=11', 'must be a whole number from 1 to 10'),
+        ('--recurrent_activation=tanh', 'must be one of sigmoid'),
+        ('--seed=-1', 'must be a whole number from 0'),
+        ('--workdir=w', 'unknown flag --workdir'),
+    ],
+)
+def test_a_mistake_ends_in_a_sentence_and_exit_code_2(flag, words, capsys, monkeypatch):
+    monkeypatch.setattr('experiments.launch.keep_compiled', lambda: None)
+    assert lstm_step.main([flag]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count('\n') == 1
+
+
+def test_the_command_prints_the_notebooks_step(capsys, monkeypatch):
+    """An input may come twice; extreme ones print numbers too."""
+    monkeypatch.setattr('experiments.launch.keep_compiled', lambda: None)
+    assert lstm_step.main(['--x=0.2,0.2,-3e38', '--hidden=5']) == 0
+    out = capsys.readouterr().out
+    assert '4 ((1 + 1) 5 + 5^2) = 140 weights' in out and out.count('\nstep ') == 3 and 'nan' not in out
