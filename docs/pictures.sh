@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the pictures and the shares of the README anew: 1,000 seeds of each experiment, and the study of rates.
+# Makes the pictures and the shares of the README and the gallery anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for setup in one_to_one many_to_one many_to_many; do
@@ -9,3 +9,7 @@ done
 ./run.sh td --flagfile=many_to_many_solved --workdir=runs/1000/many_to_many_solved --overwrite | tail -n 1
 ./run.sh td_rates --workdir=runs/1000/rates --overwrite | tail -n 1
 cp runs/1000/rates/shares.png docs/rates.png
+for bias in chrono forget_bias; do
+  ./run.sh temporal_order --flagfile="temporal_order_$bias" --workdir="runs/1000/temporal_order_$bias" --overwrite | tail -n 1
+done
+cp runs/1000/temporal_order_chrono/curve.png docs/temporal_order.png

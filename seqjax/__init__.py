@@ -6,23 +6,23 @@ Axes, wherever a shape stands in a comment:
 
 The rooms, each importing only from those above it:
 
-    task      the types that everybody shares: Sequences, Batch, Mean, Task, State
-    masks     which steps are real: lengths and masks, their checks, and what they mean along time
-    losses    masked losses and metrics, each a Mean that is not divided yet
+    task          the types that everybody shares: Sequences, Batch, Mean, Task, State
+    masks         which steps are real: lengths and masks, their checks, and what they mean along time
+    losses        masked losses and metrics, each a Mean that is not divided yet
     initializers  how weights begin: schemes by name, biases that set how long a gate remembers
-    cells     one time step: LSTMCell, GRUCell, SimpleRNNCell and their variants
-    linear    cells whose steps can be taken all at once: MinGRUCell, MinLSTMCell, LRUCell, RGLRUCell
-    recurrence  how a cell is carried over time: nn.scan, associative_scan, segments to save memory
-    layers    over time: RNN, Bidirectional, Stack, Stateful, TimeDistributed (nn.vmap)
-    models    compositions: sequence to vector, sequence to sequence, and a constructor for the usual ones
-    data      ways to feed a task: streams, windows of a long series
-    tasks/    what is learned: td, the notebook's echo task
-    optim     the optimiser that a run asks for
-    train     train_step, and the one loop that scans it
-    sweep     many seeds at once, by vmap, in groups that fit
-    ------    rooms that touch files or print
-    report    parameter table, progress, shares with their intervals, pictures
-    run       the host half of a run: workdir, loop, log; knows no task by name
+    cells         one time step: LSTMCell, GRUCell, SimpleRNNCell and their variants
+    linear        cells whose steps can be taken all at once: MinGRUCell, MinLSTMCell, LRUCell, RGLRUCell
+    recurrence    how a cell is carried over time: nn.scan, associative_scan, segments to save memory
+    layers        over time: RNN, Bidirectional, Stack, Stateful, TimeDistributed (nn.vmap)
+    models        compositions: sequence to vector, sequence to sequence, and a constructor for the usual ones
+    data          ways to feed a task: streams, windows of a long series
+    tasks/        what is learned: td, the notebook's echo task; temporal_order
+    optim         the optimiser that a run asks for
+    train         train_step, and the one loop that scans it
+    sweep         many seeds at once, by vmap, in groups that fit
+    ------        rooms that touch files or print
+    report        parameter table, progress, shares with their intervals, pictures
+    run           the host half of a run: workdir, loop, log; knows no task by name
 
 The library reads no flags; `experiments/` does, and is what is run.
 """
