@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from absl import flags as absl_flags
@@ -322,3 +323,19 @@ def test_an_interrupt_during_the_imports_shows_no_traceback(tmp_path):
     (tmp_path / 'optax.py').write_text('import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n')
     done = start(tmp_path, shell='')
     assert (done.returncode, done.stderr) == (130, b'')
+
+
+@pytest.mark.parametrize(('word', 'want'), [('highest', 'highest'), ('high', 'high'), ('default', 'bfloat16')])
+@pytest.mark.parametrize('module', [td, td_rates, temporal_order])
+def test_matmul_precision_holds_while_a_run_is_compiled(module, word, want, monkeypatch, capsys):
+    """In every experiment that trains; by default JAX's own setting stays."""
+
+    class Reached(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise Reached(jax.config.jax_default_matmul_precision)
+
+    monkeypatch.setattr('seqjax.train.compile_programs', stop)
+    with jax.default_matmul_precision('bfloat16'), pytest.raises(Reached, match=f'^{want}$'):
+        module.run(matmul_precision=word, picture=False)

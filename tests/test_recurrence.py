@@ -82,6 +82,14 @@ def test_N03_products_are_computed_in_half_precision():
     assert f'tensor<{B}x{H}xf32>' in text[text.index(loop) :].split('cond', 1)[0]
 
 
+def test_N03_a_carry_keeps_its_dtype_through_the_loop_whatever_a_cell_makes_of_it():
+    """Flax's GRU of bfloat16 parameters computes its state in float32 here, which a loop would refuse."""
+    layer = RNN(nn.GRUCell(H, dtype=jnp.float32, param_dtype=HALF))
+    variables, x = layer.init(KEY, jnp.ones((B, T, F))), jnp.ones((B, T, F))
+    carry, _ = layer.apply(variables, x, return_carry=True)
+    assert carry.dtype == HALF
+
+
 @pytest.mark.parametrize('cell', CELLS)
 def test_N03_a_model_in_half_precision_trains_with_a_loss_in_float32(cell):
     """Tokens through embedding, cell and head, all told by one argument; parameters and optimiser stay float32."""
