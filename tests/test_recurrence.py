@@ -84,8 +84,12 @@ def test_N03_products_are_computed_in_half_precision():
 
 def test_N03_a_carry_keeps_its_dtype_through_the_loop_whatever_a_cell_makes_of_it():
     """Flax's GRU of bfloat16 parameters computes its state in float32 here, which a loop would refuse."""
-    layer = RNN(nn.GRUCell(H, dtype=jnp.float32, param_dtype=HALF))
-    variables, x = layer.init(KEY, jnp.ones((B, T, F))), jnp.ones((B, T, F))
+    normal = nn.initializers.lecun_normal()  # its own, orthogonal, is not to be had in half precision
+    layer, x = (
+        RNN(nn.GRUCell(H, recurrent_kernel_init=normal, dtype=jnp.float32, param_dtype=HALF)),
+        jnp.ones((B, T, F)),
+    )
+    variables = layer.init(KEY, x)
     carry, _ = layer.apply(variables, x, return_carry=True)
     assert carry.dtype == HALF
 
