@@ -1,7 +1,10 @@
 """What all tests share: strict shapes, float64 where a test asks for it, Keras on its JAX backend."""
 
 import functools
+import gc
+import itertools
 import os
+from pathlib import Path
 
 import jax
 import pytest
@@ -13,6 +16,21 @@ os.environ['KERAS_BACKEND'] = 'jax'  # read when Keras is imported, which only t
 
 # A mask [B, T] against outputs [B, T, O], or a bias against a batch, must not be broadcast by accident.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+MAPS, MAX_MAPS, finished = Path('/proc/self/maps'), 30_000, itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def room_for_programs():
+    """Lets go of compiled programs before there are too many.
+
+    Each is some mappings of memory, of which Linux gives a process 65,530 by default; the next one aborts it.
+    """
+    yield
+    if next(finished) % 20 == 0 and MAPS.exists() and MAPS.read_bytes().count(b'\n') > MAX_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
