@@ -1,7 +1,9 @@
 """One step of an LSTM, number by number.
 
-python -m experiments.lstm_step --x=0.2
-python -m experiments.lstm_step --x=0.0,0.2,0.4 --hidden=3 --seed=7
+    python -m experiments.lstm_step --x=0.2
+    python -m experiments.lstm_step --x=0.0,0.2,0.4 --hidden=3 --seed=7
+
+Nothing is trained, and nothing is kept.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ def run(
     _show_predictions(targets, predictions)
     figure = _picture(settings, losses, predictions, targets, folder) if settings['picture'] else None
     if folder.path is not None:
-        print(f'\nresults: {folder.path}{os.sep} {" ".join(sorted(file.name for file in folder.files()))}')
+        print('\n' + folder.listing())
     print('\n' + conclusion)
     return Result({'loss': losses}, predictions, targets, summary, figure, state)
 

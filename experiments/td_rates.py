@@ -8,8 +8,6 @@ The fewest epochs that bring the share to --share are chosen on one set of seeds
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -88,7 +86,7 @@ def run(
     for rate in settings['rates']:
         print(_needs(rate, fewest([p for p in points if p.learning_rate == rate], settings['share']), settings))
     if folder.path is not None:
-        print(f'results: {folder.path}{os.sep} {" ".join(sorted(file.name for file in folder.files()))}')
+        print(folder.listing())
     print('\n' + _conclusion(summary, settings))
     return points
 
@@ -176,18 +174,8 @@ def _needs(rate: float, point: Point | None, settings: dict[str, Any]) -> str:
 
 def write_points(folder: host.Workdir, points: Sequence[Point]) -> None:
     """shares.csv: a row for every point."""
-    if folder.path is None:
-        return
-    target = folder.file(SHARES)
-
-    def write(path):
-        with path.open('w', newline='', encoding='utf-8') as file:
-            rows = csv.writer(file, lineterminator='\n')
-            rows.writerow([*Point._fields, 'share', 'low', 'high'])
-            rows.writerows([*p, p.exact / p.count, *report.share_interval(p.exact, p.count)] for p in points)
-
-    with host.writing(target):
-        host.replace(target, write)
+    rows = ([*p, p.exact / p.count, *report.share_interval(p.exact, p.count)] for p in points)
+    host.write_table(folder, SHARES, [*Point._fields, 'share', 'low', 'high'], rows)
 
 
 def _picture(folder: host.Workdir, points: Sequence[Point], settings: dict[str, Any]) -> None:

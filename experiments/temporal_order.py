@@ -9,7 +9,6 @@ The task itself is in seqjax/tasks/temporal_order.py.
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -107,7 +106,7 @@ def run(
     if settings['picture']:
         _picture(folder, looks, seeds, settings)
     if folder.path is not None:
-        print(f'\nresults: {folder.path}{os.sep} {" ".join(sorted(file.name for file in folder.files()))}')
+        print('\n' + folder.listing())
     print('\n' + _conclusion(seeds, settings))
     return seeds
 
@@ -157,7 +156,7 @@ def _train(layer: nn.Module, settings: dict[str, Any], folder: host.Workdir) -> 
             seeds += group
             looks += its_looks
     print()
-    _write_errors(folder, looks)
+    host.write_table(folder, ERRORS, Look._fields, looks)
     folder.write_summary(summary | {'finished': True, 'seeds': seeds})
     return seeds, looks
 
@@ -179,22 +178,23 @@ class Study(NamedTuple):
         test = jax.jit(self.wrong)
         for first in range(0, len(seeds), width):
             group = seeds[first : first + width]
-            found, looks = {}, []
+            found, looks = {}, []  # by the place in the group
             for part in sweep.sweep(self.task, self.tx, group, **how):
                 done = part.step + len(part.metrics['loss'].total)
-                looks += self.look(part, group, done)
-                for i, look in enumerate(looks[-len(group) :]):
+                new = self.look(part, group, done)
+                looks += new
+                for i, look in enumerate(new):
                     if look.wrong == 0 and i not in found:
                         found[i] = Seed(look.seed, look.sequences, _test(test, part.state, i))
-                show(first * steps + done * len(group), f'{right + len(found)} of {len(seeds)} right')
-                if len(found) == len(group):
+                finished = len(found) == len(group)
+                taken = first * steps + (steps if finished else done) * len(group)
+                show(taken, f'{right + len(found)} of {len(seeds)} right')
+                if finished:
                     break
             right += len(found)
-            show((first + len(group)) * steps, f'{right} of {len(seeds)} right')
-            rest = {
-                i: Seed(int(group[i]), None, _test(test, part.state, i)) for i in range(len(group)) if i not in found
-            }
-            yield [(found | rest)[i] for i in range(len(group))], looks
+            for i in set(range(len(group))) - found.keys():
+                found[i] = Seed(int(group[i]), None, _test(test, part.state, i))
+            yield [found[i] for i in range(len(group))], looks
 
     def look(self, part: sweep.Progress, group: np.ndarray, done: int) -> list[Look]:
         """The validation errors of a group after `done` steps.
@@ -279,31 +279,13 @@ def _picture(folder: host.Workdir, looks: Sequence[Look], seeds: Sequence[Seed],
 # --- files and sizes -------------------------------------------------------------------------------
 
 
-def _write_errors(folder: host.Workdir, looks: Sequence[Look]) -> None:
-    """errors.csv: a row for every look at a seed."""
-    if folder.path is None:
-        return
-    target = folder.file(ERRORS)
-
-    def write(path):
-        with path.open('w', newline='', encoding='utf-8') as file:
-            rows = csv.writer(file, lineterminator='\n')
-            rows.writerow(Look._fields)
-            rows.writerows(looks)
-
-    with host.writing(target):
-        host.replace(target, write)
-
-
 def _read_errors(folder: host.Workdir) -> list[Look]:
     path = folder.file(ERRORS)
     with host.reading(path), path.open(newline='', encoding='utf-8') as lines:
         return [Look(**{name: int(row[name]) for name in Look._fields}) for row in csv.DictReader(lines)]
 
 
-def sizes(
-    *, cell: str, hidden: int, length: int, batch_size: int, replicas: int, **_: Any
-) -> tuple[int, dict[str, Any]]:
+def sizes(*, hidden: int, length: int, batch_size: int, replicas: int, **_: Any) -> tuple[int, dict[str, Any]]:
     """About how many float32 numbers a run holds at once, and the flags that decide it."""
     steps, symbols = task_order.longest(length), len(task_order.SYMBOLS)
     activations = 10 * steps * batch_size * hidden  # states and gates of every step, for the gradient

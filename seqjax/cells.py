@@ -21,7 +21,7 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from seqjax.initializers import KEEP, LSTM_ROLES, SCHEMES, UPDATE, ConstantGate, GateBias, Initializer, Scheme, added
-from seqjax.masks import check_shape
+from seqjax.masks import check_choice, check_shape
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -97,7 +97,11 @@ class Cell(nn.RNNCellBase):
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
         """Zeros for inputs of `input_shape` [B, F]; `rng` is not used."""
         del rng
-        return HiddenCarry(jnp.zeros((*input_shape[:-1], self.features), self.param_dtype))
+        return HiddenCarry(jnp.zeros((*input_shape[:-1], self.features), self._carry_dtype))
+
+    @property
+    def _carry_dtype(self) -> Any:
+        return self.param_dtype
 
     def _input_weights(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """kernel and bias; raises ValueError where inputs do not fit them."""
@@ -175,19 +179,13 @@ class RecurrentCell(Cell):
     zoneout_h: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.init_scheme not in SCHEMES:
-            raise ValueError(f'init_scheme={self.init_scheme!r} must be one of {", ".join(map(repr, SCHEMES))}')
+        check_choice('init_scheme', self.init_scheme, SCHEMES)
         if self.init_scheme != 'keras' and None not in (self.kernel_init, self.recurrent_kernel_init, self.bias_init):
             raise ValueError(f'init_scheme={self.init_scheme!r} does nothing where every initialiser is given')
         for name in ('recurrent_dropout', 'drop_connect'):
             _check_rate(name, getattr(self, name), 'to below 1: the share that is dropped', below_one=True)
-        for name in ('zoneout_h', 'zoneout_c'):
-            _check_rate(name, getattr(self, name, 0.0), 'to 1: the share that stays as it was')
-        if self.recurrent_dropout_mask not in DROPOUT_MASKS:
-            raise ValueError(
-                f'recurrent_dropout_mask={self.recurrent_dropout_mask!r} must be one of '
-                f'{", ".join(map(repr, DROPOUT_MASKS))}'
-            )
+        _check_rate('zoneout_h', self.zoneout_h, 'to 1: the share that stays as it was')
+        check_choice('recurrent_dropout_mask', self.recurrent_dropout_mask, DROPOUT_MASKS)
         if self.recurrent_dropout_mask != 'sequence' and not self.recurrent_dropout:
             raise ValueError(
                 f'recurrent_dropout_mask={self.recurrent_dropout_mask!r} does nothing with recurrent_dropout=0'
@@ -214,7 +212,7 @@ class RecurrentCell(Cell):
     @property
     def drops(self) -> bool:
         """Whether training differs from evaluation."""
-        return any((self.recurrent_dropout, self.drop_connect, self.zoneout_h, getattr(self, 'zoneout_c', 0)))
+        return any((self.recurrent_dropout, self.drop_connect, self.zoneout_h))
 
     def noise(self, batch: tuple[int, ...]) -> Noise | None:
         """What holds for a whole sequence of rows [*B], from the stream 'dropout'; None where nothing is drawn."""
@@ -316,8 +314,8 @@ class LSTMCell(RecurrentCell):
     zoneout_c: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.forget not in FORGET:
-            raise ValueError(f'forget={self.forget!r} must be one of {", ".join(map(repr, FORGET))}')
+        check_choice('forget', self.forget, FORGET)
+        _check_rate('zoneout_c', self.zoneout_c, 'to 1: the share that stays as it was')
         if self.peephole_init is not None and not self.peepholes:
             raise ValueError('peephole_init does nothing without peepholes=True')
         if self.projection is not None:
@@ -331,6 +329,10 @@ class LSTMCell(RecurrentCell):
     @property
     def _hidden_size(self) -> int:
         return self.projection or self.features
+
+    @property
+    def drops(self) -> bool:
+        return super().drops or self.zoneout_c > 0
 
     def _default_bias(self) -> Initializer:
         both, forget_bias = super()._default_bias(), self._scheme.forget_bias

@@ -42,11 +42,6 @@ def _either(call: Any, field: Any) -> Any:
     return field if call is None else call
 
 
-def _one_of(name: str, value: Any, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f'{name}={value!r} must be one of {", ".join(map(repr, known))}')
-
-
 # --- one cell --------------------------------------------------------------------------------------
 
 
@@ -115,7 +110,7 @@ class RNN(nn.Module):
     remat_segments: int = 1  # above 1: that many segments, each computed again in the backward pass, to save memory
 
     def __post_init__(self) -> None:
-        _one_of('masked_output', self.masked_output, MASKED_OUTPUTS)
+        masks.check_choice('masked_output', self.masked_output, MASKED_OUTPUTS)
         for name, meaning in (
             ('unroll', 'the steps in one iteration of the compiled loop'),
             ('remat_segments', 'in how many segments the steps are taken'),
@@ -189,7 +184,7 @@ class RNN(nn.Module):
         """
         time_major, reverse = _either(time_major, self.time_major), _either(reverse, self.reverse)
         masked_output, parallel = _either(masked_output, self.masked_output), _either(parallel, self.parallel)
-        _one_of('masked_output', masked_output, MASKED_OUTPUTS)
+        masks.check_choice('masked_output', masked_output, MASKED_OUTPUTS)
         self._check_parallel(parallel)
         if isinstance(inputs, tuple):
             raise ValueError(f"inputs are {len(inputs)} arrays and must be one; merge_mode='none' gives such a pair")
@@ -419,7 +414,7 @@ class Bidirectional(nn.Module):
         if callable(self.merge_mode):
             return self.merge_mode
         mode = 'none' if self.merge_mode is None else self.merge_mode
-        _one_of('merge_mode', mode, tuple(MERGES))
+        masks.check_choice('merge_mode', mode, MERGES)
         return MERGES[mode]
 
 

@@ -46,14 +46,8 @@ class LinearCell(Cell):
         state = (decay * state + update).astype(state.dtype)
         return self.carry(state), read(state)
 
-    @nn.nowrap
-    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
-        """Zeros for inputs of `input_shape` [B, F], in float32 or wider; `rng` is not used."""
-        del rng
-        return HiddenCarry(jnp.zeros((*input_shape[:-1], self.features), self._state_dtype))
-
     @property
-    def _state_dtype(self) -> Any:
+    def _carry_dtype(self) -> Any:
         """The recurrence is never computed in half precision, where its rounding would add up over time."""
         return jnp.promote_types(self.param_dtype, jnp.float32)
 
@@ -74,7 +68,7 @@ class LinearCell(Cell):
         return jnp.split(self._widen(z), len(self.roles), axis=-1), z.dtype
 
     def _widen(self, x: jax.Array) -> jax.Array:
-        return x.astype(jnp.promote_types(x.dtype, self._state_dtype))
+        return x.astype(jnp.promote_types(x.dtype, self._carry_dtype))
 
 
 def identity(x: jax.Array) -> jax.Array:
@@ -197,7 +191,7 @@ class LRUCell(LinearCell):
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> ComplexCarry:
         """Zeros for inputs of `input_shape` [B, F], in float32 or wider; `rng` is not used."""
         del rng
-        return ComplexCarry(*(jnp.zeros((*input_shape[:-1], self.features), self._state_dtype) for _ in range(2)))
+        return ComplexCarry(*(jnp.zeros((*input_shape[:-1], self.features), self._carry_dtype) for _ in range(2)))
 
     @nn.nowrap
     def state(self, carry: Any) -> jax.Array:

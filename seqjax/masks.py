@@ -6,6 +6,7 @@ it leaves the carry as it was, and whatever stands there (1e30, NaN, infinity) r
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -31,6 +32,12 @@ def check_shape(name: str, got: Shape, want: Shape, reason: str) -> None:
         axis = next(i for i, (a, b) in enumerate(zip(got, want, strict=True)) if a != b)
         where = f'axis {axis} is {got[axis]}, not {want[axis]}'
     raise ValueError(f'{name} {got} must be {want}, {reason}: {where}')
+
+
+def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
+    """Raises a ValueError that names the argument and lists what is known, where the value is none of that."""
+    if value not in tuple(known):  # not by its hash, which a wrong one may lack
+        raise ValueError(f'{name}={value!r} must be one of {", ".join(map(repr, known))}')
 
 
 def check_range(name: str, x: Any, last: int, reason: str) -> None:

@@ -186,8 +186,7 @@ def sequence_model(
     (2, 7, 10)
     """
     kinds = {'vector': SequenceToVector, 'sequence': SequenceToSequence}
-    if answer not in kinds:
-        raise ValueError(f'answer={answer!r} must be one of {", ".join(map(repr, kinds))}')
+    masks.check_choice('answer', answer, kinds)
     if vocabulary is None and embedding is not None:
         raise ValueError(f'embedding={embedding} needs vocabulary, the number of tokens')
     if stateful and options.get('bidirectional'):

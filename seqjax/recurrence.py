@@ -18,7 +18,7 @@ class Steps(NamedTuple):
     """What the steps are, time first: each [T, *B, ...], or None for what there is not."""
 
     inputs: jax.Array  # [T, *B, F]
-    real: jax.Array | None = None  # [T, *B] bool: which steps are none
+    real: jax.Array | None = None  # [T, *B] bool: which steps are real
     resets: jax.Array | None = None  # [T, *B] bool: before which steps the carry is made new
     index: jax.Array | None = None  # [T] the number of the step, for a cell that draws
 

@@ -69,6 +69,10 @@ class Workdir:
         """Those that runs leave here."""
         return [file for name in self.names if (file := self.file(name)).exists()]
 
+    def listing(self) -> str:
+        """For a person: the folder, and what runs left there."""
+        return f'results: {self.path}{os.sep} {" ".join(sorted(file.name for file in self.files()))}'
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         if self.path is None:
             return
@@ -337,6 +341,22 @@ def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
         target = workdir.file(REPLICAS)
         with writing(target):
             replace(target, lambda path: np.savez(path, **arrays))
+
+
+def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A CSV file with a header."""
+    if workdir.path is None:
+        return
+    target = workdir.file(name)
+
+    def write(path):
+        with path.open('w', newline='', encoding='utf-8') as file:
+            table = csv.writer(file, lineterminator='\n')
+            table.writerow(columns)
+            table.writerows(rows)
+
+    with writing(target):
+        replace(target, write)
 
 
 def write_picture(workdir: Workdir, figure: Any, name: str = CURVE) -> None:

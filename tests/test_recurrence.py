@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import FrozenDict
 
 from seqjax import losses, train
 from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from seqjax.layers import RNN, Bidirectional
-from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
+from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell
 from seqjax.models import CELLS, sequence_model
 from seqjax.task import Batch, Task
 from tests import reference
@@ -197,9 +198,7 @@ def test_what_segments_do_not_go_with_is_refused():
 
 def test_gates_can_be_looked_at_over_time():
     """They are sown by every step; a scan stacks them where it is told to."""
-    layer, variables, x = begun(RGLRUCell(H))
-    layer = RNN(LSTMCell(H), variable_axes={'intermediates': 0})
-    variables = layer.init(KEY, x)
+    layer, variables, x = begun(LSTMCell(H), variable_axes=FrozenDict(intermediates=0))
     outputs, sown = layer.apply({'params': variables['params']}, x, mutable=['intermediates'])
     gates = {name: values[0] for name, values in sown['intermediates']['cell'].items()}
     assert {name: value.shape for name, value in gates.items()} == dict.fromkeys('ifgo', (T, B, H))
@@ -243,8 +242,7 @@ def test_a_cell_that_is_wrapped_by_both_directions_has_its_own_draws():
     """Forward and backward drop by masks of their own."""
     layer = Bidirectional(*(RNN(SimpleRNNCell(H, recurrent_dropout=0.5)) for _ in range(2)), merge_mode='none')
     x = jnp.ones((1, 2, F))
-    variables = layer.init(KEY, x)
-    same = jax.tree.map(lambda w: w, variables['params']['forward_rnn'])
+    same = layer.init(KEY, x)['params']['forward_rnn']
     variables = {'params': {'forward_rnn': same, 'backward_rnn': same}}
     forward, backward = layer.apply(variables, x, rngs={'dropout': KEY})
     assert np.abs(forward[:, 1] - backward[:, 0]).max() > 1e-3
