@@ -25,10 +25,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from seqjax.run import UserError
+from seqjax import signals
+from seqjax.files import UserError
+from seqjax.run import Saving
 
 FLAGFILES = Path(__file__).parent / 'flags'
-MISTAKE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+MISTAKE, BROKEN_PIPE = 2, 141
 
 
 # --- parsers: from a flag's text, or from a plain value --------------------------------------------
@@ -157,6 +159,18 @@ class Folder(flags.ArgumentParser):
         return 'folder'
 
 
+class Name(flags.ArgumentParser):
+    """A word that the run must know."""
+
+    def parse(self, argument: Any) -> str:
+        if not isinstance(argument, str) or not argument.strip():
+            raise ValueError('must be a name')
+        return argument
+
+    def flag_type(self) -> str:
+        return 'name'
+
+
 class Switch(flags.BooleanParser):
     """True or false."""
 
@@ -185,6 +199,13 @@ SHARED = {
     'workdir': Flag(Folder(), 'where the results stay; made if missing'),
     'overwrite': Flag(Switch(), 'replace the results that --workdir holds'),
     'picture': Flag(Switch(), 'draw curve.png (needs matplotlib, the extra "plots")'),
+    'checkpoint_every': Flag(Whole(1), 'steps between two checkpoints; there is one at the end, too'),
+    'keep': Flag(Whole(1), 'how many of the newest checkpoints stay'),
+    'best': Flag(
+        Name(),
+        'keep the checkpoint with the lowest value of this metric, too, or with max:NAME the highest; the median of '
+        'replicas decides',
+    ),
     'chunk': Flag(Whole(1), 'steps on the device between two visits of the host; changes no number'),
 }
 
@@ -205,6 +226,11 @@ def check(table: Mapping[str, Flag], values: Mapping[str, Any], defaults: Mappin
     return checked
 
 
+def saving(settings: Mapping[str, Any]) -> Saving:
+    """When a run saves, as its flags say."""
+    return Saving(settings['checkpoint_every'], settings['keep'], settings['best'])
+
+
 def matmul_precision(word: str) -> contextlib.AbstractContextManager[None]:
     """What is traced within has products of that precision; 'default' leaves JAX's own setting as it is."""
     return contextlib.nullcontext() if word == 'default' else jax.default_matmul_precision(word)
@@ -215,6 +241,12 @@ def check_seeds(seed: int, replicas: int | None, sets: int = 1) -> None:
     last = seed + sets * (replicas or 1) - 1
     if last >= 2**32:
         raise UserError(f'--seed={seed} with --replicas={replicas} ends at seed {last}; the last must be below {2**32}')
+
+
+def check_every(every: int, name: str, steps: int) -> None:
+    """Raises UserError where nothing would ever be looked at."""
+    if every > steps:
+        raise UserError(f'--every={every} is more than --{name}={steps}, so nothing would be looked at; choose fewer')
 
 
 def check_memory(numbers: int, sizes: Mapping[str, Any]) -> None:
@@ -367,12 +399,13 @@ def main(
       complete: fills in the values that the command line has and Python has not, such as a default --workdir.
 
     Returns:
-      The exit code: 0 finished, 2 a person's mistake, 130 interrupted.
+      The exit code: 0 finished, 2 a person's mistake, 75 stopped by SIGTERM, 130 by SIGINT.
     """
     if not gc.isenabled():  # see experiments/__init__.py
         gc.freeze()
         gc.enable()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.stdout is None:  # closed by whoever called
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -382,15 +415,16 @@ def main(
             return 0
         values = complete(parse(table, default_values(run), argv))
         keep_compiled()
-        run(**values)
-        sys.stdout.flush()
+        with signals.asked(later=False):
+            run(**values)
+            sys.stdout.flush()
     except UserError as error:
         sys.stdout.flush()
         print(f'{name}: {error}', file=sys.stderr)
         return MISTAKE
-    except KeyboardInterrupt:
-        print(f'\n{name}: interrupted before the end; the same command starts the run again', file=sys.stderr)
-        return INTERRUPTED
+    except (signals.Terminated, signals.Interrupted) as stopped:
+        print(f'\n{name}: {stopped.message}', file=sys.stderr)
+        return signals.code(stopped)
     except OSError as error:
         if error.filename is not None:  # a file: ours to handle, and not handled
             raise

@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments import launch
 from experiments.launch import Choice, Flag, Whole
-from seqjax import optim, report, sweep
+from seqjax import files, optim, report, sweep
 from seqjax import run as host
 from seqjax.cells import RECURRENT_ACTIVATIONS
 from seqjax.tasks import td as task_td
@@ -74,6 +74,9 @@ def run(
     workdir: str | None = None,
     overwrite: bool = False,
     picture: bool = True,
+    checkpoint_every: int = 100_000,
+    keep: int = 2,
+    best: str | None = None,
     chunk: int = 100,
 ) -> Result:
     """Trains an LSTM to echo a sequence, and shows the model, the training, the predictions and the loss curve.
@@ -87,7 +90,12 @@ def run(
     settings['epochs'] = epochs = settings['epochs'] or EPOCHS[settings['setup']]
     launch.check_seeds(settings['seed'], settings['replicas'])
     launch.check_memory(*sizes(**settings))
-    folder, summary = host.open_workdir(settings['workdir'], 'td', settings, settings['overwrite'])
+    with files.open_workdir(settings, 'td', steps='epochs') as (folder, summary):
+        return _run(settings, folder, summary)
+
+
+def _run(settings: dict[str, Any], folder: files.Workdir, summary: dict[str, Any] | None) -> Result:
+    """Trains, or reads what a finished run left, and shows it."""
     targets = task_td.sequence(settings['length'])
     print(f'{settings["setup"]}: echo {_words(targets)}\n')
     if summary is None:
@@ -97,10 +105,10 @@ def run(
         predictions, conclusion = _flat(record.outputs, settings), _conclusion(summary, targets)
     else:
         print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
-        with host.reading(folder.file(host.SUMMARY)):
+        with files.reading(folder.file(files.SUMMARY)):
             print(_table(summary))
             conclusion = _conclusion(summary, targets)
-        losses, state = host.read_losses(folder, settings['epochs'], settings['replicas']), None
+        losses, state = files.read_losses(folder, settings['epochs'], settings['replicas']), None
         predictions = _read_predictions(folder, summary)
     _show_predictions(targets, predictions)
     figure = _picture(settings, losses, predictions, targets, folder) if settings['picture'] else None
@@ -110,7 +118,7 @@ def run(
     return Result({'loss': losses}, predictions, targets, summary, figure, state)
 
 
-def _train(settings: dict[str, Any], folder: host.Workdir, targets: np.ndarray) -> tuple[dict[str, Any], host.Record]:
+def _train(settings: dict[str, Any], folder: files.Workdir, targets: np.ndarray) -> tuple[dict[str, Any], host.Record]:
     """Trains, and leaves everything but the picture in the folder."""
     task = task_td.td(
         settings['setup'],
@@ -123,7 +131,12 @@ def _train(settings: dict[str, Any], folder: host.Workdir, targets: np.ndarray) 
     summary = host.new_summary('td', settings, report.model_layers(task.model, inputs))
     print(_table(summary))
     folder.write_summary(summary)
-    how = {'steps': settings['epochs'], 'chunk': settings['chunk'], 'workdir': folder}
+    how = {
+        'steps': settings['epochs'],
+        'chunk': settings['chunk'],
+        'workdir': folder,
+        'saving': launch.saving(settings),
+    }
     seed, replicas = settings['seed'], settings['replicas']
     if replicas is None:
         print(f'{settings["epochs"]:,} epochs, seed {seed}, on {summary["device"]}')
@@ -132,7 +145,7 @@ def _train(settings: dict[str, Any], folder: host.Workdir, targets: np.ndarray) 
         print(f'{settings["epochs"]:,} epochs of seeds {seed} to {seed + replicas - 1}, on {summary["device"]}')
         record = host.run_many(task, tx, inputs, np.arange(seed, seed + replicas), **how)
         predictions = _flat(record.outputs, settings)
-        host.write_replicas(folder, loss=record.losses, predictions=predictions)
+        files.write_replicas(folder, loss=record.losses, predictions=predictions)
     print('compiled in {compile:.2f} s, trained in {train:.2f} s\n'.format(**record.seconds))
     summary |= {'finished': True, 'seconds': record.seconds, **host.loss_summary(record.losses)}
     summary |= _outcome(record.losses, _flat(record.outputs, settings), targets, settings)
@@ -259,7 +272,7 @@ def _show_predictions(targets: np.ndarray, predictions: np.ndarray) -> None:
 
 
 def _picture(
-    settings: dict[str, Any], losses: np.ndarray, predictions: np.ndarray, targets: np.ndarray, folder: host.Workdir
+    settings: dict[str, Any], losses: np.ndarray, predictions: np.ndarray, targets: np.ndarray, folder: files.Workdir
 ) -> Any:
     """The loss curve, the notebook's over it, and the predictions; kept as curve.png."""
     try:
@@ -273,7 +286,7 @@ def _picture(
         left.plot(*reference, '.', color=report.ORANGE, markersize=3, label="the notebook's run")
         left.legend(frameon=False, fontsize=9)
     report.draw_predictions(right, targets, predictions)
-    host.write_picture(folder, figure)
+    files.write_picture(folder, figure)
     return figure
 
 
@@ -285,12 +298,12 @@ def _flat(outputs: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     return outputs.reshape((-1, settings['length']) if settings['replicas'] is not None else settings['length'])
 
 
-def _read_predictions(folder: host.Workdir, summary: dict[str, Any]) -> np.ndarray:
+def _read_predictions(folder: files.Workdir, summary: dict[str, Any]) -> np.ndarray:
     settings = summary['flags']
     if settings['replicas'] is None:
-        with host.reading(folder.file(host.SUMMARY)):
+        with files.reading(folder.file(files.SUMMARY)):
             return np.array(summary['predictions'], np.float32).reshape(settings['length'])
-    return host.read_replicas(folder, 'predictions', (settings['replicas'], settings['length']))
+    return files.read_replicas(folder, 'predictions', (settings['replicas'], settings['length']))
 
 
 def sizes(

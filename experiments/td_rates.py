@@ -8,28 +8,31 @@ The fewest epochs that bring the share to --share are chosen on one set of seeds
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import launch, td
 from experiments.launch import Flag, Many, Positive, Share, Whole
-from seqjax import optim, report, sweep, train
+from seqjax import files, optim, report, sweep
 from seqjax import run as host
+from seqjax.task import Task
 from seqjax.tasks import td as task_td
 
 SHARES, PICTURE = 'shares.csv', 'shares.png'
-FILES = (host.SUMMARY, SHARES, PICTURE)
+EXACT = 'exact.csv'  # of each group of seeds, beside its checkpoints
+FILES = (files.SUMMARY, SHARES, PICTURE)
 
 FLAGS = {
     **{name: td.FLAGS[name] for name in ('setup', 'length', 'hidden', 'recurrent_activation', 'adam_epsilon', 'seed')},
     'rates': Flag(Many(Positive()), 'learning rates, separated by commas'),
     'epochs': Flag(Whole(1), 'training steps at most'),
-    'every': Flag(Whole(1), 'epochs between two looks at the predictions'),
+    'every': Flag(Whole(1), 'epochs between two looks at the predictions; the last look is at a multiple of it'),
     'share': Flag(Share(), 'of seeds that must predict every target to one decimal: the low end of its 95% interval'),
     'replicas': Flag(Whole(1), 'seeds to choose on, and as many others to confirm on'),
     **{name: launch.SHARED[name] for name in ('matmul_precision', 'workdir', 'overwrite', 'picture')},
+    **{name: launch.SHARED[name] for name in ('checkpoint_every', 'keep', 'best')},
 }
 
 
@@ -59,6 +62,9 @@ def run(
     workdir: str | None = None,
     overwrite: bool = False,
     picture: bool = True,
+    checkpoint_every: int = 10_000,
+    keep: int = 2,
+    best: str | None = None,
 ) -> list[Point]:
     """How many epochs each learning rate needs until the experiment works.
 
@@ -73,42 +79,44 @@ def run(
     settings = launch.check(FLAGS, locals(), launch.default_values(run))
     launch.check_seeds(settings['seed'], settings['replicas'], sets=2)
     launch.check_memory(*td.sizes(**settings))
-    folder, summary = host.open_workdir(settings['workdir'], 'td_rates', settings, settings['overwrite'], FILES)
-    if summary is None:
-        with launch.matmul_precision(settings['matmul_precision']):
-            summary = _study(settings, folder)
-    else:
-        print(f'{folder.path} holds this study, finished: shown again (--overwrite does it anew)')
-    points = [Point(*point) for point in summary['points']]
-    if settings['picture']:
-        _picture(folder, points, settings)
-    print()
-    for rate in settings['rates']:
-        print(_needs(rate, fewest([p for p in points if p.learning_rate == rate], settings['share']), settings))
-    if folder.path is not None:
-        print(folder.listing())
-    print('\n' + _conclusion(summary, settings))
-    return points
+    launch.check_every(settings['every'], 'epochs', settings['epochs'])
+    with files.open_workdir(settings, 'td_rates', names=FILES, steps='epochs') as (folder, summary):
+        if summary is None:
+            with launch.matmul_precision(settings['matmul_precision']):
+                summary = _study(settings, folder)
+        else:
+            print(f'{folder.path} holds this study, finished: shown again (--overwrite does it anew)')
+        points = [Point(*point) for point in summary['points']]
+        if settings['picture']:
+            _picture(folder, points, settings)
+        print()
+        for rate in settings['rates']:
+            print(_needs(rate, fewest([p for p in points if p.learning_rate == rate], settings['share']), settings))
+        if folder.path is not None:
+            print(folder.listing())
+        print('\n' + _conclusion(summary, settings))
+        return points
 
 
-def _study(settings: dict[str, Any], folder: host.Workdir) -> dict[str, Any]:
+def _study(settings: dict[str, Any], folder: files.Workdir) -> dict[str, Any]:
     """All curves, and the confirmation of the best point; left in the folder."""
     first, count = settings['seed'], settings['replicas']
     names = ('length', 'hidden', 'recurrent_activation')
     task = task_td.td(settings['setup'], **{name: settings[name] for name in names})
-    study = Study(task, task_td.sequence(settings['length']), settings['adam_epsilon'], settings['every'])
+    study = Study(task, task_td.sequence(settings['length']), settings, folder)
     layers = report.model_layers(task.model, task.data.inputs)
     summary = host.new_summary('td_rates', settings, layers)
     folder.write_summary(summary)
     points = []
     for rate in settings['rates']:
         print(f'learning rate {rate:g}, seeds {first} to {first + count - 1}')
-        points += study.curve(rate, np.arange(first, first + count), settings['epochs'])
+        points += study.curve(f'rate_{rate!r}', rate, np.arange(first, first + count), settings['epochs'])
     best, confirmed = fewest(points, settings['share']), None
     if best is not None:
         print('confirming on other seeds')
         others = np.arange(first + count, first + 2 * count)
-        confirmed = study.curve(best.learning_rate, others, best.epochs)[-1]
+        place = f'confirmed_{best.learning_rate!r}_{best.epochs}'
+        confirmed = study.curve(place, best.learning_rate, others, best.epochs)[-1]
     write_points(folder, points)
     summary |= {'finished': True, 'points': points, 'fewest': best, 'confirmed': confirmed}
     folder.write_summary(summary)
@@ -128,25 +136,41 @@ def _conclusion(summary: dict[str, Any], settings: dict[str, Any]) -> str:
 class Study(NamedTuple):
     """What all curves share."""
 
-    task: Any  # seqjax.task.Task
+    task: Task
     targets: np.ndarray  # [length]
-    adam_epsilon: float
-    every: int
+    settings: dict[str, Any]
+    folder: files.Workdir
 
-    def curve(self, rate: float, seeds: np.ndarray, epochs: int) -> list[Point]:
-        """Trains `seeds`, and counts every few epochs those that are exact."""
-        tx, inputs = optim.adam(rate, self.adam_epsilon), self.task.data.inputs
-        width, chunk = sweep.group_width(len(seeds)), min(self.every, epochs)
-        programs = train.compile_programs(self.task, tx, inputs, chunk=chunk, replicas=width)
-        exact = np.zeros(-(-epochs // chunk), int)
-        how = {'steps': epochs, 'chunk': chunk, 'width': width, 'programs': programs}
+    def curve(self, place: str, rate: float, seeds: np.ndarray, epochs: int) -> list[Point]:
+        """Trains `seeds`, with checkpoints at `place`, and counts every few epochs those that are exact."""
+        every, inputs, width = self.settings['every'], self.task.data.inputs, sweep.group_width(len(seeds))
+        how = {'steps': epochs, 'chunk': every, 'replicas': width}
+        how |= {'workdir': self.folder, 'saving': launch.saving(self.settings)}
+        plan = host.prepare(self.task, optim.adam(rate, self.settings['adam_epsilon']), inputs, **how)
+        exact = np.zeros(epochs // every, int)
         with report.progress(len(seeds) * epochs, 'seed-epoch') as show:
-            for part in sweep.sweep(self.task, tx, seeds, **how):
-                steps, replicas = part.metrics['loss'].total.shape
-                predictions = np.asarray(programs.predict(part.state, inputs))[:replicas]
-                exact[part.step // chunk] += td.exact(predictions.reshape(replicas, -1), self.targets).sum()
-                show(part.first * epochs + (part.step + steps) * replicas, f'{exact[part.step // chunk]:,} exact')
-        return [Point(rate, min((i + 1) * chunk, epochs), int(n), len(seeds)) for i, n in enumerate(exact)]
+            for group in sweep.groups(seeds, width):
+                exact += self.count(plan, f'{place}/{group}', group, show)
+        return [Point(rate, (i + 1) * every, int(n), len(seeds)) for i, n in enumerate(exact)]
+
+    def count(
+        self, plan: host.Plan, place: str, group: sweep.Group, show: Callable[[int, int, str], None]
+    ) -> np.ndarray:
+        """How many seeds of a group are exact after every few epochs, [epochs // every]."""
+        every, count, log = self.settings['every'], len(group.seeds), self.folder.journal(place, EXACT)
+        exact = np.zeros(plan.steps // every, int)
+        with plan.leg(group.filled, {EXACT: log}, count=count, place=place) as leg:
+            for epoch, n in files.whole_numbers(leg.held[EXACT]):
+                exact[epoch // every - 1] = n
+            for part in leg.train():
+                new = len(part.metrics['loss'].total)
+                done = part.step + new
+                if done % every == 0:
+                    predictions = np.asarray(plan.programs.predict(part.state, self.task.data.inputs))[:count]
+                    exact[done // every - 1] = n = td.exact(predictions.reshape(count, -1), self.targets).sum()
+                    log.append(files.format_whole_numbers([(done, n)]))
+                    show(group.first * plan.steps + done * count, new * count, f'{n:,} exact')
+        return exact
 
 
 def fewest(points: Sequence[Point], share: float) -> Point | None:
@@ -172,13 +196,13 @@ def _needs(rate: float, point: Point | None, settings: dict[str, Any]) -> str:
     return _in_words(point)
 
 
-def write_points(folder: host.Workdir, points: Sequence[Point]) -> None:
+def write_points(folder: files.Workdir, points: Sequence[Point]) -> None:
     """shares.csv: a row for every point."""
     rows = ([*p, p.exact / p.count, *report.share_interval(p.exact, p.count)] for p in points)
-    host.write_table(folder, SHARES, [*Point._fields, 'share', 'low', 'high'], rows)
+    files.write_table(folder, SHARES, [*Point._fields, 'share', 'low', 'high'], rows)
 
 
-def _picture(folder: host.Workdir, points: Sequence[Point], settings: dict[str, Any]) -> None:
+def _picture(folder: files.Workdir, points: Sequence[Point], settings: dict[str, Any]) -> None:
     """The share of seeds against the epochs, a curve for each learning rate."""
     title = f'{settings["setup"]}: share of {settings["replicas"]:,} seeds that predict every target to one decimal'
     try:
@@ -193,7 +217,7 @@ def _picture(folder: host.Workdir, points: Sequence[Point], settings: dict[str, 
     axis.axhline(settings['share'], color=report.GREY, lw=1, ls=':')
     axis.set(xlabel='epochs', ylabel='share of seeds', xscale='log', ylim=(0, 1.02))
     axis.legend(title='learning rate', frameon=False, fontsize=9)
-    host.write_picture(folder, figure, PICTURE)
+    files.write_picture(folder, figure, PICTURE)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,27 +9,28 @@ The task itself is in seqjax/tasks/temporal_order.py.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments import launch
 from experiments.launch import Choice, Flag, Switch, Whole
-from seqjax import optim, report, sweep, train
+from seqjax import files, optim, report, sweep, train
 from seqjax import run as host
+from seqjax.files import UserError
 from seqjax.initializers import GATE_BIASES
 from seqjax.models import CELLS, recurrent
-from seqjax.run import UserError
 from seqjax.task import Batch, State, Task
 from seqjax.tasks import temporal_order as task_order
 
 NAME, ERRORS = 'temporal_order', 'errors.csv'
-FILES = (host.SUMMARY, ERRORS, host.CURVE)
+LOOKS, RIGHT = 'looks.csv', 'right.csv'  # of each group, beside its checkpoints
+FILES = (files.SUMMARY, ERRORS, files.CURVE)
 VALIDATION, TEST = 256, 2560  # sequences; the source tests on as many
 VALIDATION_SEED, TEST_SEED = 2**32 - 1, 2**32 - 2  # of their draws, from keys that no step has
 SHOWN = 20  # seeds of the table before the rest is cut
@@ -46,12 +47,14 @@ FLAGS = {
     'parallel': Flag(Switch(), 'take all steps at once, for cells whose recurrence is linear'),
     'batch_size': Flag(Whole(1), 'sequences in a training step'),
     'steps': Flag(Whole(1), 'training steps at most'),
-    'every': Flag(Whole(1), f'steps between two looks at the {VALIDATION} validation sequences'),
+    'every': Flag(
+        Whole(1), f'steps between two looks at the {VALIDATION} validation sequences; the last is at a multiple of it'
+    ),
     **{
         name: launch.SHARED[name]
         for name in ('learning_rate', 'adam_epsilon', 'seed', 'replicas', 'matmul_precision', 'workdir', 'overwrite')
     },
-    'picture': launch.SHARED['picture'],
+    **{name: launch.SHARED[name] for name in ('picture', 'checkpoint_every', 'keep', 'best')},
 }
 
 
@@ -81,6 +84,9 @@ def run(
     workdir: str | None = None,
     overwrite: bool = False,
     picture: bool = True,
+    checkpoint_every: int = 500,
+    keep: int = 2,
+    best: str | None = None,
 ) -> list[Seed]:
     """How many sequences a cell sees until it tells the order of two symbols that are far apart.
 
@@ -92,23 +98,24 @@ def run(
     settings = launch.check(FLAGS, locals(), launch.default_values(run))
     launch.check_seeds(settings['seed'], settings['replicas'])
     launch.check_memory(*sizes(**settings))
+    launch.check_every(settings['every'], 'steps', settings['steps'])
     layer = make_layer(settings)
-    folder, summary = host.open_workdir(settings['workdir'], NAME, settings, settings['overwrite'], FILES)
-    if summary is None:
-        with launch.matmul_precision(settings['matmul_precision']):
-            seeds, looks = _train(layer, settings, folder)
-    else:
-        print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
-        with host.reading(folder.file(host.SUMMARY)):
-            seeds = [Seed(*row) for row in summary['seeds']]
-        looks = _read_errors(folder)
-    _show(seeds)
-    if settings['picture']:
-        _picture(folder, looks, seeds, settings)
-    if folder.path is not None:
-        print('\n' + folder.listing())
-    print('\n' + _conclusion(seeds, settings))
-    return seeds
+    with files.open_workdir(settings, NAME, names=FILES) as (folder, summary):
+        if summary is None:
+            with launch.matmul_precision(settings['matmul_precision']):
+                seeds, looks = _train(layer, settings, folder)
+        else:
+            print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
+            with files.reading(folder.file(files.SUMMARY)):
+                seeds = [Seed(*row) for row in summary['seeds']]
+            looks = _read_errors(folder)
+        _show(seeds)
+        if settings['picture']:
+            _picture(folder, looks, seeds, settings)
+        if folder.path is not None:
+            print('\n' + folder.listing())
+        print('\n' + _conclusion(seeds, settings))
+        return seeds
 
 
 def make_layer(settings: dict[str, Any]) -> nn.Module:
@@ -136,7 +143,7 @@ class Look(NamedTuple):
     wrong: int  # of the validation sequences
 
 
-def _train(layer: nn.Module, settings: dict[str, Any], folder: host.Workdir) -> tuple[list[Seed], list[Look]]:
+def _train(layer: nn.Module, settings: dict[str, Any], folder: files.Workdir) -> tuple[list[Seed], list[Look]]:
     """Trains every seed, and leaves everything but the picture in the folder."""
     length = settings['length']
     sample = jax.jit(task_order.sample, static_argnums=(1, 2))
@@ -147,16 +154,21 @@ def _train(layer: nn.Module, settings: dict[str, Any], folder: host.Workdir) -> 
     summary = host.new_summary(NAME, settings, layers)
     print(report.format_table(layers) + '\n')
     folder.write_summary(summary)
-    study = Study(task, optim.adam(settings['learning_rate'], settings['adam_epsilon']), test, settings)
     first, count = settings['seed'], settings['replicas']
+    how = {'steps': settings['steps'], 'chunk': settings['every'], 'replicas': sweep.group_width(count)}
+    how |= {'workdir': folder, 'saving': launch.saving(settings)}
+    plan = host.prepare(task, optim.adam(settings['learning_rate'], settings['adam_epsilon']), None, **how)
+    study = Study(plan, test, settings['every'], settings['batch_size'], count)
     print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {summary["device"]}')
     seeds, looks = [], []
     with report.progress(count * settings['steps'], 'seed-step') as show:
-        for group, its_looks in study.groups(np.arange(first, first + count), show):
-            seeds += group
+        for group in sweep.groups(np.arange(first, first + count), how['replicas']):
+            right = sum(seed.sequences is not None for seed in seeds)
+            its_seeds, its_looks = study.train(group, right, show)
+            seeds += its_seeds
             looks += its_looks
     print()
-    host.write_table(folder, ERRORS, Look._fields, looks)
+    files.write_table(folder, ERRORS, Look._fields, looks)
     folder.write_summary(summary | {'finished': True, 'seeds': seeds})
     return seeds, looks
 
@@ -164,61 +176,57 @@ def _train(layer: nn.Module, settings: dict[str, Any], folder: host.Workdir) -> 
 class Study(NamedTuple):
     """What all groups of seeds share."""
 
-    task: Task
-    tx: optax.GradientTransformation
+    plan: host.Plan
     test: Batch
-    settings: dict[str, Any]
+    every: int
+    batch_size: int
+    count: int  # of all seeds
 
-    def groups(self, seeds: np.ndarray, show: Callable[[int, str], None]) -> Iterator[tuple[list[Seed], list[Look]]]:
-        """What became of each group of seeds that is trained side by side."""
-        steps, width, right = self.settings['steps'], sweep.group_width(len(seeds)), 0
-        chunk = min(self.settings['every'], steps)
-        programs = train.compile_programs(self.task, self.tx, None, chunk=chunk, replicas=width)
-        how = {'steps': steps, 'chunk': chunk, 'width': width, 'programs': programs}
-        test = jax.jit(self.wrong)
-        for first in range(0, len(seeds), width):
-            group = seeds[first : first + width]
-            found, looks = {}, []  # by the place in the group
-            for part in sweep.sweep(self.task, self.tx, group, **how):
+    def train(
+        self, group: sweep.Group, right: int, show: Callable[[int, int, str], None]
+    ) -> tuple[list[Seed], list[Look]]:
+        """What became of seeds that are trained side by side until all are right; `right` others are already."""
+        place, count, steps = str(group), len(group.seeds), self.plan.steps
+        journals = {name: self.plan.workdir.journal(place, name) for name in (LOOKS, RIGHT)}
+        with self.plan.leg(group.filled, journals, count=count, place=place) as leg:
+            looks = [Look(*row) for row in files.whole_numbers(leg.held[LOOKS])]
+            found = {row[0]: Seed(*row) for row in files.whole_numbers(leg.held[RIGHT])}
+            for part in leg.train() if len(found) < count else ():
                 done = part.step + len(part.metrics['loss'].total)
-                new = self.look(part, group, done)
-                looks += new
-                for i, look in enumerate(new):
-                    if look.wrong == 0 and i not in found:
-                        found[i] = Seed(look.seed, look.sequences, _test(test, part.state, i))
-                finished = len(found) == len(group)
-                taken = first * steps + (steps if finished else done) * len(group)
-                show(taken, f'{right + len(found)} of {len(seeds)} right')
+                if done % self.every == 0:
+                    new = self.look(part, group, done)
+                    looks += new
+                    just = {look.seed: look for look in new if look.wrong == 0 and look.seed not in found}
+                    just = {
+                        seed: look._replace(wrong=self.wrong(part.state, group, seed)) for seed, look in just.items()
+                    }
+                    found |= {seed: Seed(*look) for seed, look in just.items()}
+                    journals[LOOKS].append(files.format_whole_numbers(new))
+                    journals[RIGHT].append(files.format_whole_numbers(just.values()))
+                finished = len(found) == count
+                taken = group.first * steps + (steps if finished else done) * count
+                show(taken, (done - part.step) * count, f'{right + len(found)} of {self.count} right')
                 if finished:
                     break
-            right += len(found)
-            for i in set(range(len(group))) - found.keys():
-                found[i] = Seed(int(group[i]), None, _test(test, part.state, i))
-            yield [found[i] for i in range(len(group))], looks
+            for seed in set(group.seeds.tolist()) - found.keys():
+                found[seed] = Seed(seed, None, self.wrong(leg.state, group, seed))
+        return [found[seed] for seed in group.seeds.tolist()], looks
 
-    def look(self, part: sweep.Progress, group: np.ndarray, done: int) -> list[Look]:
-        """The validation errors of a group after `done` steps.
+    def look(self, part: host.Part, group: sweep.Group, done: int) -> list[Look]:
+        """The validation errors of a group after `done` steps."""
+        wrong, sequences = part.evals['validation']['wrong'].total, done * self.batch_size
+        return [Look(seed, sequences, int(n)) for seed, n in zip(group.seeds.tolist(), wrong, strict=True)]
 
-        Raises:
-          UserError: no loss of the group is finite.
-        """
-        losses = part.metrics['loss'].total[-1]
-        if not np.isfinite(losses).any():
-            raise UserError(
-                f'the losses of seeds {group[0]} to {group[-1]} became {losses[0]} by step {done:,}: try a smaller '
-                '--learning_rate'
-            )
-        wrong, sequences = part.evals['validation']['wrong'].total, done * self.settings['batch_size']
-        return [Look(int(seed), sequences, int(n)) for seed, n in zip(group, wrong, strict=True)]
-
-    def wrong(self, state: State) -> jax.Array:
+    def wrong(self, states: State, group: sweep.Group, seed: int) -> int:
         """How many of the test's sequences one seed answers wrongly."""
-        outputs = train.predict(self.task, state, self.test.inputs, batch_size=VALIDATION)
-        return task_order.score(outputs, self.test)['wrong'].total
+        state = jax.tree.map(lambda x: x[seed - int(group.seeds[0])], states)
+        return int(_wrong(self.plan.task, state, self.test))
 
 
-def _test(test: Callable[[State], jax.Array], states: State, i: int) -> int:
-    return int(test(jax.tree.map(lambda x: x[i], states)))
+@functools.partial(jax.jit, static_argnums=0)
+def _wrong(task: Task, state: State, test: Batch) -> jax.Array:
+    outputs = train.predict(task, state, test.inputs, batch_size=VALIDATION)
+    return task_order.score(outputs, test)['wrong'].total
 
 
 # --- what is shown ---------------------------------------------------------------------------------
@@ -250,7 +258,7 @@ def _conclusion(seeds: Sequence[Seed], settings: dict[str, Any]) -> str:
     )
 
 
-def _picture(folder: host.Workdir, looks: Sequence[Look], seeds: Sequence[Seed], settings: dict[str, Any]) -> None:
+def _picture(folder: files.Workdir, looks: Sequence[Look], seeds: Sequence[Seed], settings: dict[str, Any]) -> None:
     """The share of sequences that each seed answers wrongly, and the share of seeds that are right."""
     title = f'temporal order, length {settings["length"]}: {settings["cell"]}, --gate_bias={settings["gate_bias"]}'
     try:
@@ -273,15 +281,15 @@ def _picture(folder: host.Workdir, looks: Sequence[Look], seeds: Sequence[Seed],
         color=report.BLUE,
     )
     right.set(xlabel='sequences', ylabel='share of seeds that are right', ylim=(0, 1.02))
-    host.write_picture(folder, figure)
+    files.write_picture(folder, figure)
 
 
 # --- files and sizes -------------------------------------------------------------------------------
 
 
-def _read_errors(folder: host.Workdir) -> list[Look]:
+def _read_errors(folder: files.Workdir) -> list[Look]:
     path = folder.file(ERRORS)
-    with host.reading(path), path.open(newline='', encoding='utf-8') as lines:
+    with files.reading(path), path.open(newline='', encoding='utf-8') as lines:
         return [Look(**{name: int(row[name]) for name in Look._fields}) for row in csv.DictReader(lines)]
 
 

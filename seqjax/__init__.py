@@ -22,7 +22,10 @@ The rooms, each importing only from those above it:
     sweep         many seeds at once, by vmap, in groups that fit
     ------        rooms that touch files or print
     report        parameter table, progress, shares with their intervals, pictures
-    run           the host half of a run: workdir, loop, log; knows no task by name
+    files         the folder of a run: its lock, its journals, and files that are never left half written
+    signals       how a run is asked to stop: SIGTERM, SIGINT
+    checkpoint    saves by Orbax, sealed with checksums, verified before use
+    run           the host half of a run: from checkpoint to checkpoint, with a log; knows no task by name
 
 The library reads no flags; `experiments/` does, and is what is run.
 """

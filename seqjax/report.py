@@ -108,35 +108,38 @@ def share_interval(successes: int, count: int) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def progress(total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+def progress(total: int, unit: str) -> Iterator[Callable[[int, int, str], None]]:
     """Shows how far a run is: a bar on a terminal, at most PLAIN_LINES lines in a file or a notebook.
 
-    Gives a function of the units done so far and of a few words to show beside them.
+    Gives a function of the units done so far, of those among them that are new since the last call (others were done
+    before the run was stopped), and of a few words to show beside them.
     """
-    show = _bar if sys.stdout.isatty() else _lines
-    with show(total, unit, time.perf_counter()) as update:
-        yield update
+    start, here = time.perf_counter(), 0
 
+    def show(done, new, words):
+        nonlocal here
+        here += new
+        update(done, f'{words}  {here / max(time.perf_counter() - start, 1e-9):,.0f} {unit}/s')
 
-def _rate(done: int, unit: str, start: float) -> str:
-    return f'{done / max(time.perf_counter() - start, 1e-9):,.0f} {unit}/s'
+    with (_bar if sys.stdout.isatty() else _lines)(total, unit) as update:
+        yield show
 
 
 @contextlib.contextmanager
-def _lines(total, unit, start):
+def _lines(total, unit):
     shown = 0
 
     def update(done, words):
         nonlocal shown
         if done * PLAIN_LINES // total > shown or done == total:
             shown = done * PLAIN_LINES // total
-            print(f'{unit} {done:>{len(f"{total:,}")},}/{total:,}  {words}  {_rate(done, unit, start)}', flush=True)
+            print(f'{unit} {done:>{len(f"{total:,}")},}/{total:,}  {words}', flush=True)
 
     yield update
 
 
 @contextlib.contextmanager
-def _bar(total, unit, start):
+def _bar(total, unit):
     from rich import progress as rich_progress  # only a terminal needs it, and it takes a tenth of a second
 
     columns = (
@@ -148,7 +151,7 @@ def _bar(total, unit, start):
     )
     with rich_progress.Progress(*columns) as bar:
         task = bar.add_task(unit, total=total, words='')
-        yield lambda done, words: bar.update(task, completed=done, words=f'{words}  {_rate(done, unit, start)}')
+        yield lambda done, words: bar.update(task, completed=done, words=words)
 
 
 # --- pictures --------------------------------------------------------------------------------------

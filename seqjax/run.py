@@ -1,37 +1,34 @@
-"""The host half of a run: its folder, its loop, its log. It knows no task by name."""
+"""The host half of a run: from checkpoint to checkpoint, logged, stopped by signals. It knows no task by name."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import dataclasses
-import importlib.metadata
-import json
-import os
 import platform
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import seqjax
-from seqjax import report, sweep, train
+from seqjax import checkpoint, report, signals, sweep, train
+from seqjax.checkpoint import About, Store
+from seqjax.files import CHECKPOINTS, METRICS, Journal, UserError, Workdir, replace, writing
 from seqjax.task import Arrays, Mean, State, Task
 
-METRICS, SUMMARY, CURVE, REPLICAS = 'metrics.csv', 'summary.json', 'curve.png', 'replicas.npz'
-FILES = (METRICS, SUMMARY, CURVE, REPLICAS)  # what a run leaves in its folder
-# Settings that change what is shown or where it is kept, but no number: two runs that differ in them are the same.
-NO_NUMBER = ('workdir', 'overwrite', 'picture', 'chunk')
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'absl-py')
+LOSSES = 'losses.f32'  # of a group of replicas, [steps, replicas], until replicas.npz is written
 
 
-class UserError(ValueError):
-    """What a person can mend; its message is one sentence that names the thing, the value and the remedy."""
+class Saving(NamedTuple):
+    """When a run saves, and what it keeps."""
+
+    every: int  # steps; it saves at the end, too
+    keep: int = 2  # of the newest checkpoints
+    best: str | None = None  # the metric whose best checkpoint stays as well, see `checkpoint.Store`
 
 
 class Record(NamedTuple):
@@ -43,148 +40,13 @@ class Record(NamedTuple):
     seconds: dict[str, float]  # 'compile' and 'train'
 
 
-# --- the folder ------------------------------------------------------------------------------------
+class Part(NamedTuple):
+    """A chunk of training."""
 
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns what the file system refuses into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror or error}; choose another --workdir') from error
-
-
-@dataclasses.dataclass(frozen=True)
-class Workdir:
-    """The folder of a run. With path None nothing is kept."""
-
-    path: Path | None
-    names: Sequence[str] = FILES  # the files that are ours; nothing else there is touched
-
-    def file(self, name: str) -> Path:
-        return self.path / name
-
-    def files(self) -> list[Path]:
-        """Those that runs leave here."""
-        return [file for name in self.names if (file := self.file(name)).exists()]
-
-    def listing(self) -> str:
-        """For a person: the folder, and what runs left there."""
-        return f'results: {self.path}{os.sep} {" ".join(sorted(file.name for file in self.files()))}'
-
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        if self.path is None:
-            return
-        target = self.file(SUMMARY)
-        with writing(target):
-            text = json.dumps(summary, indent=2, allow_nan=False)
-            replace(target, lambda path: path.write_text(text + '\n', encoding='utf-8'))
-
-
-def replace(target: Path, write: Any) -> None:
-    """Writes a file beside `target` and moves it there, so that `target` is never half written."""
-    temporary = target.with_name(f'.{os.getpid()}-{target.name}')  # keeps the suffix, by which writers choose
-    try:
-        write(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def open_workdir(
-    path: str | None, experiment: str, settings: dict[str, Any], overwrite: bool, names: Sequence[str] = FILES
-) -> tuple[Workdir, dict[str, Any] | None]:
-    """Makes the folder of a run ready.
-
-    Args:
-      path: the folder; None to keep nothing.
-      experiment: what is run.
-      settings: its flags, as JSON would give them back.
-      overwrite: whether files of ours that are there may be removed.
-      names: the files that the experiment leaves.
-
-    Returns:
-      The folder, and the summary of a finished run with the same settings if it holds one.
-
-    Raises:
-      UserError: it cannot be written, or holds something else and `overwrite` is not set.
-    """
-    if path is None:
-        return Workdir(None), None
-    try:
-        folder = Path(path).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise UserError(f'--workdir={path} is in the home of somebody who is not here; choose another') from error
-    workdir = Workdir(folder, names)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for file in workdir.files():
-                file.unlink()
-        held = workdir.files()
-        if not held:
-            probe = folder / f'.{os.getpid()}-probe'  # refuse before the training, not after it
-            probe.write_bytes(b'')
-            probe.unlink()
-    if not held:
-        return workdir, None
-    summary = _read_summary(workdir)
-    if summary.get('experiment') != experiment:
-        raise UserError(
-            f'{folder} holds a run of {summary.get("experiment")}, and this one is of {experiment}; '
-            'choose another --workdir, or --overwrite to replace it'
-        )
-    _refuse_other_settings(workdir, summary['flags'], settings)
-    return workdir, summary if summary['finished'] else None
-
-
-def _read_summary(workdir: Workdir) -> dict[str, Any]:
-    try:
-        summary = json.loads(workdir.file(SUMMARY).read_text(encoding='utf-8'))
-        summary['flags'].keys(), summary['finished']  # a file of ours has both
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f'{workdir.path} holds files whose {SUMMARY} cannot be read ({error!r}); '
-            'choose another --workdir, or --overwrite to replace them'
-        ) from error
-    return summary
-
-
-def _refuse_other_settings(workdir: Workdir, held: dict[str, Any], settings: dict[str, Any]) -> None:
-    for name in sorted(held.keys() | settings.keys()):
-        old, new = held.get(name), settings.get(name)
-        if name not in NO_NUMBER and old != new:
-            before, now = (f'without --{name}' if x is None else f'with --{name}={x}' for x in (old, new))
-            raise UserError(
-                f'{workdir.path} holds a run {before}, and this one is {now}; '
-                'choose another --workdir, or --overwrite to replace it'
-            )
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turns what is wrong with a file of a finished run into a sentence."""
-    try:
-        yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f'{path} of a finished run cannot be read ({error}); --overwrite trains again') from error
-
-
-def read_losses(workdir: Workdir, steps: int, replicas: int | None) -> np.ndarray:
-    """The losses of a finished run, [steps] or [R, steps]."""
-    if replicas is not None:
-        return read_replicas(workdir, 'loss', (replicas, steps))
-    path = workdir.file(METRICS)
-    with reading(path), path.open(newline='') as lines:
-        return np.array([float(row['loss']) for row in csv.DictReader(lines)], np.float32).reshape(steps)
-
-
-def read_replicas(workdir: Workdir, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """One array of replicas.npz."""
-    path = workdir.file(REPLICAS)
-    with reading(path), np.load(path) as held:
-        return held[name].reshape(shape)
+    step: int  # steps taken before it
+    state: State  # after it; leaves [R, ...] with replicas, a group that was filled up with what filled it
+    metrics: train.Metrics  # leaves [n], or [n, R] without what filled the group up
+    evals: dict[str, train.Metrics]  # of every split after it, leaves [] or [R]
 
 
 # --- the summary -----------------------------------------------------------------------------------
@@ -198,7 +60,7 @@ def new_summary(experiment: str, settings: dict[str, Any], layers: Sequence[repo
         'experiment': experiment,
         'finished': False,
         'flags': settings,
-        'versions': versions | {name: importlib.metadata.version(name) for name in PACKAGES},
+        'versions': versions | checkpoint.versions(),
         'device': f'{device.platform} ({device.device_kind})',
         'layers': [layer._asdict() for layer in layers],
         'params': sum(layer.params for layer in layers),
@@ -218,78 +80,286 @@ def loss_summary(losses: np.ndarray) -> dict[str, Any]:
     }
 
 
-# --- the loop --------------------------------------------------------------------------------------
+# --- from checkpoint to checkpoint -----------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def metrics_file(workdir: Workdir, columns: Sequence[str]) -> Iterator[Callable[[Iterable[Sequence[float]]], None]]:
-    """Opens metrics.csv and gives a function that adds rows: a step, then float32 values, written without loss."""
-    if workdir.path is None:
-        yield lambda rows: None
-        return
-    path = workdir.file(METRICS)
-    with writing(path):
-        file = path.open('wb', buffering=0)  # no buffer whose rest would be refused again when it closes
-    with file:
+class Plan(NamedTuple):
+    """What all legs of a run share."""
 
-        def write(rows):
-            lines = [','.join([str(step), *(f'{x:.9g}' for x in values)]) + '\n' for step, *values in rows]
-            _write_all(path, file, ''.join(lines))
+    task: Task
+    tx: optax.GradientTransformation
+    programs: train.Programs
+    steps: int
+    chunk: int
+    workdir: Workdir
+    saving: Saving
+    seconds: float  # that compiling took
 
-        _write_all(path, file, ','.join(columns) + '\n')
-        yield write
+    @contextlib.contextmanager
+    def leg(
+        self, seeds: Any, journals: Mapping[str, Journal], *, count: int | None = None, place: str = ''
+    ) -> Iterator[Leg]:
+        """One seed, or one group of them, on its way from where it was left.
+
+        Saves at the end, and ends the run there where a signal asked for it.
+
+        Args:
+          seeds: a seed, or those of a group [width].
+          journals: what is written along the way, by name; each is cut off where the checkpoint found it.
+          count: how many of the group's seeds were asked for.
+          place: the folder of its checkpoints, within that of the run's.
+
+        Raises:
+          UserError: no checkpoint is sound, it is of another run, or the disk refuses to take one.
+        """
+        if self.workdir.path is None:
+            yield Leg(self, None, journals, self.programs.init(seeds), 0, dict.fromkeys(journals, b''), count)
+            return
+        store = Store(self.workdir.path / CHECKPOINTS / place, keep=self.saving.keep, best=self.saving.best)
+        with contextlib.ExitStack() as stack:
+            stack.callback(store.close)
+            found = store.restore(self.programs.shapes[0], partial(self._fault, journals))
+            if found is None:
+                state, taken, marks = self.programs.init(seeds), 0, dict.fromkeys(journals)
+            else:
+                (state, about) = found
+                state, taken, marks = jax.device_put(state), about.step, about.journals
+                self.workdir.refuse_fewer_steps(taken)
+                _tell_versions(about)
+            for journal in journals.values():
+                stack.callback(journal.close)
+            held = {name: journal.begin(marks[name]) for name, journal in journals.items()}
+            asked = stack.enter_context(signals.asked(later=True))
+            leg = Leg(self, store, journals, state, taken, held, count, asked)
+            yield leg
+            leg.save()
+            leg.heed_signals()
+
+    def _fault(self, journals: Mapping[str, Journal], about: About) -> str | None:
+        """Why a sound checkpoint is of no use here."""
+        self.workdir.refuse_another_run(about.experiment, about.flags)
+        faults = [journal.fault(about.journals[name]) for name, journal in journals.items()]
+        return next((fault for fault in faults if fault is not None), None)
 
 
-def _write_all(path: Path, file: Any, text: str) -> None:
-    rest = text.encode()
-    with writing(path):
-        while rest:  # a disk that is nearly full takes a part
-            rest = rest[file.write(rest) :]
+def _tell_versions(about: About) -> None:
+    now = checkpoint.versions()
+    other = [
+        f'{name} {about.versions[name]} (here {now[name]})' for name in now if about.versions.get(name) != now[name]
+    ]
+    if other:
+        print(f'step {about.step:,} was saved with {", ".join(other)}: the numbers may differ in their last bits')
 
 
-def _divide(mean: Mean) -> np.ndarray:
+class Leg:
+    """See `Plan.leg`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store | None,
+        journals: Mapping[str, Journal],
+        state: State,
+        taken: int,
+        held: Mapping[str, bytes],
+        count: int | None,
+        asked: signals.Asked | None = None,
+    ):
+        self.plan, self.store, self.journals, self.count, self.asked = plan, store, journals, count, asked
+        self.state = state
+        self.taken = taken  # steps
+        self.held = held  # what each journal said when the leg began
+        self.values: dict[str, float | None] = {}  # of the metrics at the last step
+
+    def train(self) -> Iterator[Part]:
+        """Goes on to the last step; what the caller logs of a part is in the checkpoint that follows it.
+
+        Raises:
+          UserError: the loss is not finite, of a group that of every seed; the last finite state is saved.
+        """
+        task, tx, programs, steps, chunk = self.plan[:5]
+        visits = () if self.store is None else (self.plan.saving.every,)
+        how = {'steps': steps, 'chunk': chunk, 'visits': visits, 'advance': programs.advance}
+        for state, metrics, evals in train.train(task, tx, self.state, **how):
+            losses = self._only_asked(divide(metrics['loss']))
+            finite = np.isfinite(losses) if losses.ndim == 1 else np.isfinite(losses).any(axis=1)
+            if not finite.all():
+                yield from self._diverged(metrics, int(np.argmin(finite)))
+            yield self._went_on(state, metrics, evals)
+            if self.store is not None:
+                self.store.heed()
+                self.heed_signals()
+                if self.taken % self.plan.saving.every == 0:
+                    self.save()
+
+    def _went_on(self, state: State, metrics: train.Metrics, evals: dict[str, train.Metrics]) -> Part:
+        metrics, evals = (jax.tree.map(self._only_asked, x) for x in (metrics, evals))
+        part = Part(self.taken, state, metrics, evals)
+        self.state, self.taken = state, self.taken + len(metrics['loss'].total)
+        self.values = {name: _typical(divide(mean)[-1]) for name, mean in metrics.items()}
+        for split, means in evals.items():
+            self.values |= {f'{split}/{name}': _typical(divide(mean)) for name, mean in means.items()}
+        return part
+
+    def _only_asked(self, x: np.ndarray) -> np.ndarray:
+        return x[..., : self.count]
+
+    def save(self) -> None:
+        """Begins to save where the leg stands."""
+        if self.store is None:
+            return
+        marks = {name: journal.mark() for name, journal in self.journals.items()}
+        leaves, folder = checkpoint.describe(self.state), self.plan.workdir
+        what = (self.taken, folder.experiment, folder.settings, marks, self.values, leaves, checkpoint.versions())
+        self.store.save(self.state, About(*what))
+
+    def heed_signals(self) -> None:
+        """Saves and ends the run where a signal has asked for it."""
+        if self.asked is None or self.asked.number is None:
+            return
+        self.save()
+        self.store.wait()
+        name = signals.name(self.asked.number)
+        raise signals.stop(
+            self.asked.number,
+            f'stopped by {name} after step {self.taken:,} of {self.plan.steps:,}, which is saved in '
+            f'{self.store.folder}; the same command goes on from there',
+        )
+
+    def _diverged(self, metrics: train.Metrics, good: int) -> Iterator[Part]:
+        """The rest of a leg whose loss stops being finite after `good` steps of a chunk."""
+        before, first, advance, task = self.state, self.taken, self.plan.programs.advance, self.plan.task
+        for n in range(good, -1, -1):  # the update before may already have been too large
+            state, _, evals = advance(task.data, task.evals, before, n)
+            if _any_finite(state, self.count) or n == 0:
+                break
+        evals = jax.device_get(evals)
+        if n:
+            yield self._went_on(state, jax.tree.map(lambda x: x[:n], metrics), evals)
+        self.save()
+        name, size = largest_gradient(task, state, self.count)
+        rest = jax.tree.map(lambda x: x[n : good + 1], metrics)
+        yield Part(self.taken, state, *(jax.tree.map(self._only_asked, x) for x in (rest, evals)))
+        kept = ''
+        if self.store is not None:
+            self.store.wait()
+            kept = f'; the state after step {first + n:,} is saved in {self.store.folder}'
+        value = self._only_asked(divide(metrics['loss']))[good].flat[0]
+        who = '' if self.count is None else f' of all {self.count} seeds'
+        raise UserError(
+            f'the loss{who} became {value} at step {first + good + 1:,} of {self.plan.steps:,}: try a smaller '
+            f'--learning_rate; the largest gradient of step {first + n + 1:,} is {size:.3g}, in {name}{kept}'
+        )
+
+
+def divide(mean: Mean) -> np.ndarray:
     return (mean.total / np.maximum(mean.count, 1)).astype(np.float32)
 
 
-def _diverged(who: str, step: int, value: float, steps: int) -> str:
-    return f'the loss{who} became {value} at step {step:,} of {steps:,}: try a smaller --learning_rate'
+def _typical(values: np.ndarray) -> float | None:
+    """A metric's value for the choice of the best; with replicas the median of those that are finite."""
+    finite = values[np.isfinite(values)] if values.ndim else values
+    return float(np.median(finite)) if finite.size and np.isfinite(finite).all() else None
+
+
+def _any_finite(state: State, count: int | None) -> bool:
+    """Whether all parameters are finite; with replicas, those of one of them."""
+    finite = [np.isfinite(x) for x in jax.tree.leaves(jax.device_get(state.params))]
+    if count is None:
+        return all(x.all() for x in finite)
+    return bool(np.all([x[:count].reshape(count, -1).all(axis=1) for x in finite], axis=0).any())
+
+
+def largest_gradient(task: Task, state: State, count: int | None) -> tuple[str, float]:
+    """The parameter with the largest gradient at the next step, and its size; what is not finite counts as largest."""
+
+    def sizes(state):
+        return jax.tree.map(lambda x: jnp.abs(x).max(initial=0), train.gradients(task, state)[0])
+
+    many = count is not None
+    found = checkpoint.named(jax.device_get(jax.jit(jax.vmap(sizes) if many else sizes)(state)))
+    found = {name: np.max(x[:count] if many else x) for name, x in found.items()}
+    name = max(found, key=lambda name: found[name] if np.isfinite(found[name]) else np.inf)
+    return name, float(found[name])
+
+
+def prepare(
+    task: Task,
+    tx: optax.GradientTransformation,
+    inputs: Arrays | None,
+    *,
+    steps: int,
+    chunk: int,
+    workdir: Workdir,
+    saving: Saving,
+    replicas: int | None = None,
+) -> Plan:
+    """Compiles what a run executes; with `replicas` for that many seeds side by side.
+
+    Raises:
+      UserError: there is no metric of the name that the best checkpoint goes by.
+    """
+    start, chunk = time.perf_counter(), min(chunk, steps)
+    if workdir.path is not None:
+        checkpoint.warm_up()
+    programs = train.compile_programs(task, tx, inputs, chunk=chunk, replicas=replicas)
+    _, metrics, evals = programs.shapes
+    names = [*metrics, *(f'{split}/{name}' for split, found in evals.items() for name in found)]
+    best = saving.best and saving.best.removeprefix('min:').removeprefix('max:')
+    if best is not None and best not in names:
+        raise UserError(f'--best={saving.best} is no metric of this run; there are {", ".join(names)}')
+    return Plan(task, tx, programs, steps, chunk, workdir, saving, time.perf_counter() - start)
+
+
+# --- the loop --------------------------------------------------------------------------------------
 
 
 def run_one(
-    task: Task, tx: optax.GradientTransformation, inputs: Arrays, seed: int, *, steps: int, chunk: int, workdir: Workdir
+    task: Task,
+    tx: optax.GradientTransformation,
+    inputs: Arrays,
+    seed: int,
+    *,
+    steps: int,
+    chunk: int,
+    workdir: Workdir,
+    saving: Saving,
 ) -> Record:
     """Trains once, with a row of metrics.csv for every step, and gives the trained model's outputs for `inputs`.
 
     Raises:
-      UserError: the loss became NaN or infinite; the rows up to that step are kept.
+      UserError: see `Plan.leg` and `Leg.train`.
     """
-    chunk = min(chunk, steps)
+    plan = prepare(task, tx, inputs, steps=steps, chunk=chunk, workdir=workdir, saving=saving)
+    log = Journal(workdir.file(METRICS) if workdir.path is not None else None, 'step,loss\n')
     start = time.perf_counter()
-    programs = train.compile_programs(task, tx, inputs, chunk=chunk)
-    compiled = time.perf_counter()
-    initial = programs.init(np.uint32(seed))
-    losses, done = np.empty(steps, np.float32), 0
-    with metrics_file(workdir, ['step', 'loss']) as write, report.progress(steps, 'epoch') as show:
-        chunks = train.train(task, tx, initial, steps=steps, chunk=chunk, advance=programs.advance)
-        for state, metrics, _ in chunks:
-            new = _divide(metrics['loss'])
-            bad = np.flatnonzero(~np.isfinite(new))
-            new = new[: bad[0] + 1] if bad.size else new
-            write(enumerate_rows(done + 1, new))
-            losses[done : done + len(new)] = new
-            done += len(new)
-            if bad.size:
-                kept = '' if workdir.path is None else f'; the rows up to there are in {workdir.file(METRICS)}'
-                raise UserError(_diverged('', done, new[-1], steps) + kept)
-            show(done, f'loss {new[-1]:.4g}')
-    outputs = np.asarray(programs.predict(state, inputs))
-    seconds = {'compile': compiled - start, 'train': time.perf_counter() - compiled}
-    return Record(losses, outputs, state, seconds)
+    with plan.leg(np.uint32(seed), {METRICS: log}) as leg:
+        losses = np.empty(steps, np.float32)
+        losses[: leg.taken] = _losses_of(leg.held[METRICS])
+        _tell_where(leg)
+        with report.progress(steps, 'epoch') as show:
+            for part in leg.train():
+                new = divide(part.metrics['loss'])
+                log.append(format_rows(part.step + 1, new).encode())
+                losses[part.step : part.step + len(new)] = new
+                show(part.step + len(new), len(new), f'loss {new[-1]:.4g}')
+    outputs = np.asarray(plan.programs.predict(leg.state, inputs))
+    return Record(losses, outputs, leg.state, {'compile': plan.seconds, 'train': time.perf_counter() - start})
 
 
-def enumerate_rows(first: int, *columns: np.ndarray) -> Iterator[tuple[float, ...]]:
-    """Rows of metrics.csv: the number of the step, counted from 1, and a value of each column."""
-    return ((first + i, *values) for i, values in enumerate(zip(*columns, strict=True)))
+def _tell_where(leg: Leg) -> None:
+    if leg.taken:
+        print(f'goes on from step {leg.taken:,}, saved in {leg.store.folder}')
+
+
+def _losses_of(rows: bytes) -> list[float]:
+    return [float(row.partition(',')[2]) for row in rows.decode().splitlines()]
+
+
+def format_rows(first: int, *columns: np.ndarray) -> str:
+    """Rows of metrics.csv: the number of the step, counted from 1, and float32 values, written without loss."""
+    rows = zip(*columns, strict=True)
+    return ''.join(','.join([str(first + i), *(f'{x:.9g}' for x in row)]) + '\n' for i, row in enumerate(rows))
 
 
 def run_many(
@@ -301,66 +371,46 @@ def run_many(
     steps: int,
     chunk: int,
     workdir: Workdir,
+    saving: Saving,
 ) -> Record:
     """Trains one replica for each of `seeds` [R]; metrics.csv gets the median loss and its bands.
 
     A replica whose loss is not finite stays in the record as one that failed.
 
     Raises:
-      UserError: the loss of every replica of a group became NaN or infinite.
+      UserError: see `Plan.leg` and `Leg.train`.
     """
-    chunk, width = min(chunk, steps), sweep.group_width(len(seeds))
+    width = sweep.group_width(len(seeds))
+    plan = prepare(task, tx, inputs, steps=steps, chunk=chunk, workdir=workdir, saving=saving, replicas=width)
     start = time.perf_counter()
-    programs = train.compile_programs(task, tx, inputs, chunk=chunk, replicas=width)
-    compiled = time.perf_counter()
-    losses, outputs, done = np.empty((len(seeds), steps), np.float32), [], 0
-    chunks = sweep.sweep(task, tx, seeds, steps=steps, chunk=chunk, width=width, programs=programs)
+    losses, outputs = np.empty((len(seeds), steps), np.float32), []
     with report.progress(len(seeds) * steps, 'seed-epoch') as show:
-        for first, step, state, metrics, _ in chunks:
-            new = _divide(metrics['loss']).T
-            alive = np.isfinite(new).any(axis=0)
-            if not alive.all():
-                worst = int(np.argmin(alive))
-                who = f' of seeds {seeds[first]} to {seeds[first + len(new) - 1]}'
-                raise UserError(_diverged(who, step + worst + 1, new[0, worst], steps))
-            losses[first : first + len(new), step : step + new.shape[1]] = new
-            done += new.size
-            show(done, f'median loss {np.median(new[:, -1]):.4g}')
-            if step + new.shape[1] == steps:
-                outputs.append(np.asarray(programs.predict(state, inputs))[: len(new)])
-    seconds = {'compile': compiled - start, 'train': time.perf_counter() - compiled}
-    with metrics_file(workdir, ['step', 'loss', *(f'loss_q{q:g}' for q in report.BANDS if q != 0.5)]) as write:
-        low, q1, median, q3, high = report.loss_quantiles(losses)
-        write(enumerate_rows(1, median, low, q1, q3, high))
-    return Record(losses, np.concatenate(outputs), state, seconds)
+        for group in sweep.groups(seeds, width):
+            place, count = str(group), len(group.seeds)
+            log = workdir.journal(place, LOSSES)
+            with plan.leg(group.filled, {LOSSES: log}, count=count, place=place) as leg:
+                mine = losses[group.first : group.first + count]
+                mine[:, : leg.taken] = np.frombuffer(leg.held[LOSSES], '<f4').reshape(-1, count).T
+                _tell_where(leg)
+                for part in leg.train():
+                    new = divide(part.metrics['loss'])
+                    log.append(new.astype('<f4').tobytes())
+                    mine[:, part.step : part.step + len(new)] = new.T
+                    done = group.first * steps + (part.step + len(new)) * count
+                    show(done, new.size, f'median loss {np.median(new[-1]):.4g}')
+            outputs.append(np.asarray(plan.programs.predict(leg.state, inputs))[:count])
+    seconds = {'compile': plan.seconds, 'train': time.perf_counter() - start}
+    _write_bands(workdir, losses)
+    return Record(losses, np.concatenate(outputs), leg.state, seconds)
 
 
-def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
-    """replicas.npz: arrays with a leading axis R."""
-    if workdir.path is not None:
-        target = workdir.file(REPLICAS)
-        with writing(target):
-            replace(target, lambda path: np.savez(path, **arrays))
-
-
-def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A CSV file with a header."""
+def _write_bands(workdir: Workdir, losses: np.ndarray) -> None:
+    """metrics.csv of replicas, whose losses are [R, steps]."""
     if workdir.path is None:
         return
-    target = workdir.file(name)
-
-    def write(path):
-        with path.open('w', newline='', encoding='utf-8') as file:
-            table = csv.writer(file, lineterminator='\n')
-            table.writerow(columns)
-            table.writerows(rows)
-
+    names = ['step', 'loss', *(f'loss_q{q:g}' for q in report.BANDS if q != 0.5)]
+    low, q1, median, q3, high = report.loss_quantiles(losses).astype(np.float32)
+    target = workdir.file(METRICS)
     with writing(target):
-        replace(target, write)
-
-
-def write_picture(workdir: Workdir, figure: Any, name: str = CURVE) -> None:
-    if workdir.path is not None:
-        target = workdir.file(name)
-        with writing(target):
-            replace(target, lambda path: figure.savefig(path, dpi=120))
+        text = ','.join(names) + '\n' + format_rows(1, median, low, q1, q3, high)
+        replace(target, lambda path: path.write_text(text, encoding='utf-8'))

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
-import optax
-
-from seqjax import train
-from seqjax.task import State, Task
 
 MAX_WIDTH = 256  # replicas side by side: more are no faster on a CPU, and their memory leaves the cache
 
 
-class Progress(NamedTuple):
-    """One chunk of one group of replicas."""
+class Group(NamedTuple):
+    """Seeds that are trained side by side."""
 
-    first: int  # the replica that the group begins with
-    step: int  # the step that the chunk begins with
-    state: State  # leaves [R, ...], after the chunk; a group that was filled up is wider than its metrics
-    metrics: train.Metrics  # leaves [steps of the chunk, replicas of the group]
-    evals: dict[str, train.Metrics]  # of every split after the chunk, leaves [replicas of the group]
+    first: int  # the place of its first seed among all
+    seeds: np.ndarray  # [n], n at most the width
+    filled: np.ndarray  # [width] uint32: the seeds, and the last of them again until all groups are equally wide
+
+    def __str__(self) -> str:
+        """For a person, and as the name of a folder: seeds_0_to_249."""
+        return f'seeds_{self.seeds[0]}_to_{self.seeds[-1]}'
 
 
 def group_width(count: int, max_width: int = MAX_WIDTH) -> int:
@@ -35,27 +32,12 @@ def group_width(count: int, max_width: int = MAX_WIDTH) -> int:
     return -(-count // groups)
 
 
-def sweep(
-    task: Task,
-    tx: optax.GradientTransformation,
-    seeds: np.ndarray,
-    *,
-    steps: int,
-    chunk: int,
-    width: int,
-    programs: train.Programs,
-) -> Iterator[Progress]:
-    """Trains one replica for each of `seeds` [N], a group of `width` after the other, and yields every chunk.
+def groups(seeds: np.ndarray, width: int) -> Iterator[Group]:
+    """Groups of `width`, one after the other, which all run the same program: that for `replicas=width`.
 
-    A group narrower than the others is filled up with its last seed, so that all run the same program: what
-    `train.compile_programs` gave for `replicas=width`.
+    >>> [(str(group), group.filled.tolist()) for group in groups(np.arange(5), 3)]
+    [('seeds_0_to_2', [0, 1, 2]), ('seeds_3_to_4', [3, 4, 4])]
     """
     for first in range(0, len(seeds), width):
-        group = seeds[first : first + width]
-        count = len(group)
-        initial = programs.init(np.pad(group, (0, width - count), mode='edge').astype(np.uint32))
-        step = 0
-        for state, metrics, evals in train.train(task, tx, initial, steps=steps, chunk=chunk, advance=programs.advance):
-            metrics = jax.tree.map(lambda x, count=count: x[:, :count], metrics)
-            yield Progress(first, step, state, metrics, jax.tree.map(lambda x, count=count: x[:count], evals))
-            step += chunk
+        part = seeds[first : first + width]
+        yield Group(first, part, np.pad(part, (0, width - len(part)), mode='edge').astype(np.uint32))

@@ -6,7 +6,7 @@ numbers do not depend on the length of its chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -80,15 +80,19 @@ def train_step(
     With `accumulate` the batch is taken in that many parts, whose gradients are weighted by what they count: the step
     is that of the whole batch, in the memory of a part.
     """
-    batch_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    batch = task.batch(task.data, batch_key, state.step)
-    if accumulate == 1:
-        grads, metrics, variables = _gradients(task, state.params, state.variables, batch, model_key)
-    else:
-        grads, metrics, variables = _accumulate(task, state, batch, model_key, accumulate)
+    grads, metrics, variables = gradients(task, state, accumulate=accumulate)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return State(state.step + 1, state.key, params, variables, opt_state), metrics
+
+
+def gradients(task: Task, state: State, *, accumulate: int = 1) -> tuple[Params, Metrics, Variables]:
+    """What the next step sees: the gradients of its mean loss, its metrics, and the variables after its batch."""
+    batch_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    batch = task.batch(task.data, batch_key, state.step)
+    if accumulate == 1:
+        return _gradients(task, state.params, state.variables, batch, model_key)
+    return _accumulate(task, state, batch, model_key, accumulate)
 
 
 def _gradients(
@@ -212,6 +216,7 @@ class Programs(NamedTuple):
     init: jax.stages.Compiled  # seed, uint32 -> State
     advance: jax.stages.Compiled  # see make_advance
     predict: jax.stages.Compiled | None  # (state, inputs) -> outputs
+    shapes: tuple[State, Metrics, dict[str, Metrics]]  # of what `advance` gives
 
 
 def compile_programs(
@@ -229,10 +234,11 @@ def compile_programs(
     init = mapped(lambda seed: init_state(task, tx, jax.random.key(seed))).lower(seed)
     advance = make_advance(task, tx, chunk=chunk, replicas=replicas is not None)
     advance = advance.lower(task.data, task.evals, init.out_info, 0)
+    shapes = advance.out_info
     predict = None
     if inputs is not None:
         predict = mapped(partial(apply, task), in_axes=(0, None)).lower(init.out_info, inputs).compile()
-    return Programs(init.compile(), advance.compile(), predict)
+    return Programs(init.compile(), advance.compile(), predict, shapes)
 
 
 def train(
@@ -244,8 +250,9 @@ def train(
     chunk: int,
     accumulate: int = 1,
     advance: Advance | None = None,
+    visits: Sequence[int] = (),
 ) -> Iterator[tuple[State, Metrics, dict[str, Metrics]]]:
-    """Trains until `steps` steps have been taken in all, and yields after every `chunk` of them.
+    """Trains until `steps` steps have been taken in all, and yields at every multiple of `chunk`, and at the end.
 
     Args:
       task: what is learned.
@@ -255,6 +262,7 @@ def train(
       chunk: steps between two visits of the host.
       accumulate: parts in which a step takes its batch, see `train_step`.
       advance: what `make_advance` gave for the same task, optimiser, chunk and accumulate; made here by default.
+      visits: the host is visited at every multiple of these, too.
 
     Yields:
       The state, the metrics of every step of the chunk (NumPy, [n] or [n, R]), the metrics of every split.
@@ -263,7 +271,7 @@ def train(
         advance = make_advance(task, tx, chunk=chunk, accumulate=accumulate)
     done = int(np.max(state.step))  # replicas march in step
     while done < steps:
-        n = min(chunk, steps - done)
+        n = min(steps - done, *(every - done % every for every in (chunk, *visits)))
         state, metrics, evals = advance(task.data, task.evals, state, n)
         done += n
         metrics, evals = jax.device_get((metrics, evals))

@@ -1,0 +1,400 @@
+"""Checkpoints: written by Orbax in the background, sealed with a checksum of every file, verified before use.
+
+    checkpoints/500/state/      what Orbax wrote: the whole State
+    checkpoints/500/about.json  the run's flags and versions, the marks of its journals, its metrics, names and shapes
+    checkpoints/500/checksums   sha256 of all of these, as sha256sum writes it; written last
+
+A step appears under its number only when it is whole; `sha256sum -c checksums` in its folder verifies it, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax.files import Mark, UserError, sync, warn
+from seqjax.task import State
+
+STATE, ABOUT, SEAL = 'state', 'about.json', 'checksums'
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+LINE = re.compile(r'([0-9a-f]{64})  (.+)')  # of the seal
+LAST = '# {count} files; sha256 of the lines above: {sha256}\n'  # sha256sum takes it for a comment
+ROOM = 1.2  # the room that a save needs, against the bytes of its arrays
+
+
+class Unsound(Exception):
+    """A step that cannot be used; its message says why."""
+
+
+class About(NamedTuple):
+    """What a checkpoint says of itself."""
+
+    step: int
+    experiment: str
+    flags: Mapping[str, Any]
+    journals: Mapping[str, Mark]  # by name
+    metrics: Mapping[str, float | None]  # at that step; None where not finite
+    leaves: Mapping[str, list[Any]]  # the State's arrays: name -> shape, dtype
+    versions: Mapping[str, str]
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+# --- the State as Orbax takes it -------------------------------------------------------------------
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a State, or of what Orbax gives back of it, by name: params/head/kernel."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {'/'.join(_word(part) for part in path): leaf for path, leaf in leaves}
+
+
+def _word(part: Any) -> str:
+    """A dictionary's key, a tuple's field or place."""
+    return str(next(getattr(part, kind) for kind in ('key', 'name', 'idx') if hasattr(part, kind)))
+
+
+def describe(state: State) -> dict[str, list[Any]]:
+    """Name -> shape and dtype, of every array of a State."""
+    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named(state).items()}
+
+
+def _plain(state: State) -> dict[str, Any]:
+    """Keys as numbers, and nothing in place of arrays without elements, which Orbax refuses."""
+
+    def leaf(x):
+        return None if 0 in x.shape else jax.random.key_data(x) if _is_key(x) else x
+
+    return jax.tree.map(leaf, state)._asdict()
+
+
+# --- the seal --------------------------------------------------------------------------------------
+
+
+def _sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def seal(folder: Path) -> None:
+    """Writes the checksums of all files of a folder; afterwards all of it is on the disk."""
+    files = sorted(path for path in folder.rglob('*') if path.is_file() and path.name != SEAL)
+    lines = []
+    for path in files:
+        sync(path)
+        lines.append(f'{_sha256(path)}  {path.relative_to(folder).as_posix()}\n')
+    text = ''.join(lines)
+    text += LAST.format(count=len(files), sha256=hashlib.sha256(text.encode()).hexdigest())
+    (folder / SEAL).write_text(text, encoding='utf-8')
+    sync(folder / SEAL)
+    for path in [folder, *folder.rglob('*')]:
+        if path.is_dir():
+            sync(path)
+
+
+def verify(folder: Path) -> About:
+    """Reads every byte of a checkpoint and gives what it says of itself.
+
+    Raises:
+      Unsound: a file is missing, changed or cannot be read.
+    """
+    name = SEAL
+    try:
+        text = (folder / SEAL).read_text(encoding='utf-8')
+        for name, sha256 in _sealed(text).items():
+            if _sha256(folder / name) != sha256:
+                raise Unsound(f'{name} is damaged')
+        held = json.loads((folder / ABOUT).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise Unsound(f'{name} is missing') from None
+    except OSError as error:
+        raise Unsound(f'{name} cannot be read ({error.strerror})') from error
+    except ValueError as error:
+        raise Unsound(f'{name} is damaged') from error
+    journals = {name: Mark(*mark) for name, mark in held['journals'].items()}
+    return About(**held | {'journals': journals})
+
+
+def _sealed(text: str) -> dict[str, str]:
+    """name -> sha256; raises ValueError where the seal itself is damaged."""
+    *lines, last = text.splitlines(keepends=True) or ['']
+    above = ''.join(lines)
+    if last != LAST.format(count=len(lines), sha256=hashlib.sha256(above.encode()).hexdigest()):
+        raise ValueError
+    return {match[2]: match[1] for line in lines if (match := LINE.fullmatch(line.rstrip('\n')))}
+
+
+# --- Orbax -----------------------------------------------------------------------------------------
+
+
+def _orbax() -> Any:
+    """The package, without its reports of errors that reach us as exceptions anyway. It takes 0.2 s to import."""
+    import orbax.checkpoint as ocp
+
+    logger = logging.getLogger('absl')
+    if _not_orbax not in logger.filters:
+        logger.addFilter(_not_orbax)
+    return ocp
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+def warm_up() -> None:
+    """Imports Orbax in the background, while something else is compiled."""
+    threading.Thread(target=_orbax, daemon=True).start()
+
+
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """All arrays of a verified checkpoint by name; keys as the numbers that they are made of.
+
+    Raises:
+      UserError: Orbax cannot read what was written, as its checksums show, without a fault.
+    """
+    ocp, path = _orbax(), (folder / STATE).resolve()
+    with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+        try:
+            tree = reader.metadata(path).item_metadata.tree
+            how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return named(reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=how)))
+        except Exception as error:  # of no common kind
+            written = json.loads((folder / ABOUT).read_text())['versions']['orbax-checkpoint']
+            raise UserError(
+                f'{folder} is sound, but Orbax {ocp.__version__} cannot read it ({_line(error)}); '
+                f'it was written by Orbax {written}: install that one'
+            ) from error
+
+
+def read_state(folder: Path, about: About, like: State) -> State:
+    """The State of a verified checkpoint, in the structure of `like`, with arrays of NumPy.
+
+    Raises:
+      UserError: it is of another model or optimiser; the sentence names an array that differs.
+    """
+    want = describe(like)
+    for name in [*want, *about.leaves]:
+        held, asked = about.leaves.get(name), want.get(name)
+        if held != asked:
+            has, needs = ('no such array' if x is None else f'{x[1]} {x[0]}' for x in (held, asked))
+            raise UserError(
+                f'{folder} is of another model or optimiser: for {name} it has {has}, and this run has {needs}; '
+                'choose another --workdir, or --overwrite to train again'
+            )
+    arrays = read_arrays(folder)
+
+    def leaf(name, x):
+        if 0 in x.shape:
+            return np.zeros(x.shape, x.dtype)
+        if _is_key(x):
+            return jax.random.wrap_key_data(arrays[name], impl=jax.random.key_impl(jnp.empty((), x.dtype)))
+        return arrays[name]
+
+    return jax.tree.unflatten(jax.tree.structure(like), [leaf(name, x) for name, x in named(like).items()])
+
+
+def _line(error: BaseException) -> str:
+    return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What the file system said, where an error of a save comes from there."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # of tensorstore, which raises ValueError
+    return os.strerror(int(code[1])) if code else None
+
+
+# --- the steps that are kept -----------------------------------------------------------------------
+
+
+class Pending(NamedTuple):
+    """A save that goes on in the background."""
+
+    step: int
+    future: Future[None]
+
+
+class Store:
+    """The checkpoints of one run, by step, in one folder.
+
+    Args:
+      folder: made by the first save.
+      keep: how many of the newest stay.
+      best: a metric; the checkpoint with its lowest value stays too. With 'max:' before its name, the highest.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2, best: str | None = None):
+        self.folder, self.keep = folder, keep
+        self.sign = -1 if best is not None and best.startswith('max:') else 1
+        self.best = None if best is None else best.removeprefix('max:').removeprefix('min:')
+        self.last: int | None = None  # the step that was saved or restored last
+        self.orbax, self.thread, self.pending = None, None, None
+        if folder.is_dir():
+            for path in folder.glob('.*-*'):  # left by a process that died
+                shutil.rmtree(path, ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """All that bear a step's name, sound or not, in ascending order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if re.fullmatch('0|[1-9][0-9]*', path.name))
+
+    def path(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def check(self, step: int) -> About:
+        """What a step says of itself; raises Unsound where anything is wrong with it."""
+        about = verify(self.path(step))
+        if about.step != step:
+            raise Unsound(f'it is the checkpoint of step {about.step:,}')
+        return about
+
+    def restore(self, like: State, fault: Callable[[About], str | None]) -> tuple[State, About] | None:
+        """The newest sound step; None where there is no checkpoint at all.
+
+        Steps that are not sound are named in a warning, and set aside where a newer save may take their place.
+
+        Args:
+          like: the structure of the State, with shapes and dtypes.
+          fault: says in words why a step cannot be used for another reason; may raise UserError.
+
+        Raises:
+          UserError: no step is sound.
+        """
+        skipped = {}
+        for step in reversed(self.steps()):
+            try:
+                about = self.check(step)
+                reason = fault(about)
+            except Unsound as error:
+                reason = str(error)
+            if reason is None:
+                break
+            skipped[step] = reason
+        else:
+            if not skipped:
+                return None
+            told = '; '.join(f'step {step}: {reason}' for step, reason in skipped.items())
+            raise UserError(f'no checkpoint in {self.folder} can be used ({told}); --overwrite begins anew')
+        state = read_state(self.path(step), about, like)
+        for other, reason in skipped.items():
+            warn(f'the checkpoint of step {other:,} in {self.folder} is skipped for that of step {step:,}: {reason}')
+            self._move(self.path(other), self.folder / f'unsound-{other}')
+        self.last = step
+        return state, about
+
+    def save(self, state: State, about: About) -> None:
+        """Begins to save; returns as soon as the arrays are copied.
+
+        Raises:
+          UserError: the disk refuses, now or at the save before.
+        """
+        self.wait()
+        if about.step == self.last:
+            return
+        partial, plain = self.folder / f'.saving-{about.step}', _plain(state)
+        size = sum(x.nbytes for x in jax.tree.leaves(plain))
+        with self._saving(about.step):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            if shutil.disk_usage(partial).free < ROOM * size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            ocp = _orbax()
+            if self.orbax is None:
+                self.orbax, self.thread = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler()), ThreadPoolExecutor(1)
+            self.orbax.save((partial / STATE).resolve(), args=ocp.args.PyTreeSave(plain))
+            self.pending = Pending(about.step, self.thread.submit(self._finish, partial, about))
+
+    def _finish(self, partial: Path, about: About) -> None:
+        """Waits for Orbax, seals the step and gives it its name. In the background."""
+        self.orbax.wait_until_finished()
+        (partial / ABOUT).write_text(json.dumps(about._asdict(), indent=1, allow_nan=False), encoding='utf-8')
+        seal(partial)
+        os.rename(partial, self.path(about.step))
+        sync(self.folder)
+        self.last = about.step
+        self._prune()
+
+    @contextlib.contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        """Turns what the disk refuses into a sentence."""
+        try:
+            yield
+        except Exception as error:  # Orbax raises what tensorstore does, of many kinds
+            reason = _refusal(error)
+            if reason is None:
+                raise
+            kept = 'nothing is saved yet' if self.last is None else f'the run is kept up to step {self.last:,}'
+            raise UserError(
+                f'cannot save step {step:,} in {self.folder}: {reason}; {kept}: mend that, and the same command goes on'
+            ) from error
+
+    def heed(self) -> None:
+        """Raises UserError where a save has failed until now."""
+        if self.pending is not None and self.pending.future.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when what was to be saved is; raises UserError where it could not be."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            with self._saving(pending.step):
+                pending.future.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            if self.orbax is not None:
+                self.thread.shutdown()
+                self.orbax.close()
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        kept = {*steps[-self.keep :], self.best_step()}
+        for step in steps:
+            if step not in kept:
+                self._move(self.path(step), gone := self.folder / f'.gone-{step}')
+                shutil.rmtree(gone)
+
+    def best_step(self) -> int | None:
+        """The step with the best value of the metric; None where none has a finite one."""
+        values = {step: value for step in self.steps() if (value := self._value(step)) is not None}
+        return min(values, key=lambda step: self.sign * values[step]) if values else None
+
+    def _value(self, step: int) -> float | None:
+        if self.best is None:
+            return None
+        try:
+            return json.loads((self.path(step) / ABOUT).read_text(encoding='utf-8'))['metrics'].get(self.best)
+        except (OSError, ValueError, LookupError):  # not sound: nobody's best
+            return None
+
+    def _move(self, path: Path, target: Path) -> None:
+        """Takes a step's name away; what bore the new one is removed."""
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.rename(path, target)

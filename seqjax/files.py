@@ -1,0 +1,420 @@
+"""The folder of a run: who may write there, whose run it holds, and files that are never left half written."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None
+
+METRICS, SUMMARY, CURVE, REPLICAS, CHECKPOINTS = (
+    'metrics.csv',
+    'summary.json',
+    'curve.png',
+    'replicas.npz',
+    'checkpoints',
+)
+FILES = (METRICS, SUMMARY, CURVE, REPLICAS)  # what a run leaves in its folder, beside its checkpoints
+LOCK = '.lock'
+# Settings that change what is shown, kept or done where, but no number: a run may go on with others of them.
+NO_NUMBER = ('workdir', 'overwrite', 'picture', 'chunk', 'checkpoint_every', 'keep', 'best')
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
+
+
+class UserError(ValueError):
+    """What a person can mend; its message is one sentence that names the thing, the value and the remedy."""
+
+
+def warn(sentence: str) -> None:
+    """For a person, while a run goes on."""
+    print(f'warning: {sentence}', file=sys.stderr, flush=True)
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror or error}; choose another --workdir') from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what is wrong with a file of a finished run into a sentence."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f'{path} of a finished run cannot be read ({error}); --overwrite trains again') from error
+
+
+def replace(target: Path, write: Any) -> None:
+    """Writes a file beside `target` and moves it there, so that `target` is never half written."""
+    temporary = target.with_name(f'.{os.getpid()}-{target.name}')  # keeps the suffix, by which writers choose
+    try:
+        write(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Returns when what was written to a file or a folder has reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Mark(NamedTuple):
+    """How far a journal was written."""
+
+    length: int  # bytes
+    sha256: str  # of these bytes
+
+
+class Journal:
+    """A file that only grows; a checkpoint keeps its mark, and a run that goes on cuts off what came after it.
+
+    Without a path nothing is kept.
+    """
+
+    def __init__(self, path: Path | None, header: str = ''):
+        self.path, self.header, self.file = path, header.encode(), None
+        self.digest, self.length = hashlib.sha256(), 0
+
+    def fault(self, mark: Mark) -> str | None:
+        """What is wrong with the part of the file that the mark describes, in words; None where all is there."""
+        try:
+            with self.path.open('rb') as file:
+                held = file.read(mark.length)
+        except OSError as error:
+            return f'{self.path} cannot be read ({error.strerror})'
+        if len(held) < mark.length:
+            return f'{self.path} has lost rows'
+        return None if hashlib.sha256(held).hexdigest() == mark.sha256 else f'{self.path} was changed'
+
+    def begin(self, mark: Mark | None) -> bytes:
+        """Opens the file for more: cut off at the mark, or without one begun anew. Gives what it holds then."""
+        if self.path is None:
+            return b''
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # No buffer whose rest would be refused again when it closes.
+            self.file = self.path.open('wb' if mark is None else 'rb+', buffering=0)
+            held = b'' if mark is None else self.file.read(mark.length)
+            self.digest, self.length = hashlib.sha256(held), len(held)
+            if mark is None:
+                self.append(self.header)
+            else:
+                self.file.truncate(mark.length)
+        return held[len(self.header) :]
+
+    def append(self, data: bytes) -> None:
+        if self.path is None:
+            return
+        self.digest.update(data)
+        self.length += len(data)
+        with writing(self.path):
+            while data:  # a disk that is nearly full takes a part
+                data = data[self.file.write(data) :]
+
+    def mark(self) -> Mark:
+        """After this all that was written until now is on the disk."""
+        if self.path is not None and self.path.is_file():  # not a device
+            with writing(self.path):
+                os.fsync(self.file.fileno())
+        return Mark(self.length, self.digest.hexdigest())
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def format_whole_numbers(rows: Iterable[Sequence[int]]) -> bytes:
+    """Lines for a journal, read back by `whole_numbers`."""
+    return ''.join(','.join(map(str, row)) + '\n' for row in rows).encode()
+
+
+def whole_numbers(lines: bytes) -> list[list[int]]:
+    """
+    >>> whole_numbers(format_whole_numbers([(1, 2), (3, 4)]))
+    [[1, 2], [3, 4]]
+    """
+    return [[int(word) for word in line.split(',')] for line in lines.decode().splitlines()]
+
+
+# --- the folder ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """The folder of a run. With path None nothing is kept."""
+
+    path: Path | None
+    experiment: str = ''  # what is run
+    names: Sequence[str] = FILES  # the files that are ours; nothing else there is touched
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # the run's flags
+    steps: str = 'steps'  # the flag that says how many steps there are: it may grow
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def journal(self, place: str, name: str, header: str = '') -> Journal:
+        """One that is kept beside the checkpoints at `place`."""
+        return Journal(None if self.path is None else self.path / CHECKPOINTS / place / name, header)
+
+    def files(self) -> list[Path]:
+        """Those that runs leave here."""
+        return [file for name in (*self.names, CHECKPOINTS) if os.path.lexists(file := self.file(name))]
+
+    def listing(self) -> str:
+        """For a person: the folder, and what runs left there."""
+        names = sorted(file.name + (os.sep if file.is_dir() else '') for file in self.files())
+        return f'results: {self.path}{os.sep} {" ".join(names)}'
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        target = self.file(SUMMARY)
+        with writing(target):
+            text = json.dumps(summary, indent=2, allow_nan=False)
+            replace(target, lambda path: path.write_text(text + '\n', encoding='utf-8'))
+
+    def clear(self) -> None:
+        """Takes away what runs left here."""
+        for file in self.files():
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file)
+            else:
+                file.unlink()
+
+    def refuse_another_run(self, experiment: str, held: dict[str, Any]) -> None:
+        """Raises UserError where a run with the settings `held` cannot go on, or be shown, as ours."""
+        if experiment != self.experiment:
+            raise UserError(
+                f'{self.path} holds a run of {experiment}, and this one is of {self.experiment}; '
+                'choose another --workdir, or --overwrite to replace it'
+            )
+        for name in sorted(held.keys() | self.settings.keys()):
+            old, new = held.get(name), self.settings.get(name)
+            fewer = name == self.steps and isinstance(old, int) and isinstance(new, int)
+            if name in (*NO_NUMBER, *([self.steps] if fewer else [])) or old == new:
+                continue
+            before, now = (f'without --{name}' if x is None else f'with --{name}={x}' for x in (old, new))
+            raise UserError(
+                f'{self.path} holds a run {before}, and this one is {now}; '
+                'choose another --workdir, or --overwrite to replace it'
+            )
+
+    def refuse_fewer_steps(self, taken: int) -> None:
+        """Raises UserError where the run has taken more steps than it is now asked for."""
+        asked = self.settings.get(self.steps)
+        if asked is not None and asked < taken:
+            raise UserError(
+                f'{self.path} holds a run that has taken {taken:,} steps, and --{self.steps}={asked} asks for fewer; '
+                'choose another --workdir, or --overwrite to replace it'
+            )
+
+
+@contextlib.contextmanager
+def open_workdir(
+    settings: dict[str, Any], experiment: str, *, names: Sequence[str] = FILES, steps: str = 'steps'
+) -> Iterator[tuple[Workdir, dict[str, Any] | None]]:
+    """Makes the folder of a run ready, and keeps others from writing there.
+
+    Args:
+      settings: the run's flags, as JSON would give them back. 'workdir' is the folder, or None to keep nothing;
+        'overwrite' says whether files of ours that are there may be removed.
+      experiment: what is run.
+      names: the files that the experiment leaves.
+      steps: the flag that says how many steps the run has; a run that is held may be asked for more.
+
+    Yields:
+      The folder, and the summary of a finished run with the same settings if it holds one.
+
+    Raises:
+      UserError: it cannot be written, is in use, or holds something else and `overwrite` is not set.
+    """
+    path, overwrite = settings['workdir'], settings['overwrite']
+    if path is None:
+        yield Workdir(None, experiment, names, settings, steps), None
+        return
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f'--workdir={path} is in the home of somebody who is not here; choose another') from error
+    workdir = Workdir(folder, experiment, names, settings, steps)
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            read_only = not overwrite and not _writable(folder) and bool(workdir.files())
+            if not read_only:
+                stack.enter_context(_lock(folder))
+                if overwrite:
+                    workdir.clear()
+        yield workdir, _finished(workdir)
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a file can be made there: asked before the training, not after it."""
+    probe = folder / f'.{os.getpid()}-probe'
+    try:
+        probe.write_bytes(b'')
+        probe.unlink()
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return False
+        raise
+    return True
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Holds the folder. The system lets go of it when the process dies, however that happens."""
+    path = folder / LOCK
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            held = _take(handle, path, folder)
+        except BaseException:
+            os.close(handle)
+            raise
+        if not held or _is_still(path, handle):
+            break
+        os.close(handle)  # whoever held it took it away just now
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, f'process {os.getpid()} on {socket.gethostname()}'.encode())
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # somebody removed the folder: there is nothing left to let go of
+            path.unlink()
+        os.close(handle)
+
+
+def _take(handle: int, path: Path, folder: Path) -> bool:
+    """Whether the lock could be had; False where the file system has none.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        who = os.pread(handle, 200, 0).decode(errors='replace') or 'another process'
+        raise UserError(f'{folder} is being written by {who}; wait for it, or choose another --workdir') from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warn(f'the file system of {folder} has no locks: take care that no other run writes there')
+        return False
+    return True
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _finished(workdir: Workdir) -> dict[str, Any] | None:
+    """The summary of a finished run with our settings; None where there is something to do."""
+    held = workdir.files()
+    if not held or [file.name for file in held] == [CHECKPOINTS]:  # each checkpoint knows its flags, too
+        return None
+    summary = _read_summary(workdir)
+    workdir.refuse_another_run(summary.get('experiment'), summary['flags'])
+    if not summary['finished']:
+        return None
+    had, asked = summary['flags'].get(workdir.steps), workdir.settings.get(workdir.steps)
+    if had == asked:
+        return summary
+    workdir.refuse_fewer_steps(had)
+    return None
+
+
+def _read_summary(workdir: Workdir) -> dict[str, Any]:
+    try:
+        summary = json.loads(workdir.file(SUMMARY).read_text(encoding='utf-8'))
+        summary['flags'].keys(), summary['finished']  # a file of ours has both
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f'{workdir.path} holds files whose {SUMMARY} cannot be read ({error!r}); '
+            'choose another --workdir, or --overwrite to replace them'
+        ) from error
+    return summary
+
+
+# --- what is kept in it ----------------------------------------------------------------------------
+
+
+def read_losses(workdir: Workdir, steps: int, replicas: int | None) -> np.ndarray:
+    """The losses of a finished run, [steps] or [R, steps]."""
+    if replicas is not None:
+        return read_replicas(workdir, 'loss', (replicas, steps))
+    path = workdir.file(METRICS)
+    with reading(path), path.open(newline='') as lines:
+        return np.array([float(row['loss']) for row in csv.DictReader(lines)], np.float32).reshape(steps)
+
+
+def read_replicas(workdir: Workdir, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One array of replicas.npz."""
+    path = workdir.file(REPLICAS)
+    with reading(path), np.load(path) as held:
+        return held[name].reshape(shape)
+
+
+def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
+    """replicas.npz: arrays with a leading axis R."""
+    if workdir.path is not None:
+        target = workdir.file(REPLICAS)
+        with writing(target):
+            replace(target, lambda path: np.savez(path, **arrays))
+
+
+def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A CSV file with a header."""
+    if workdir.path is None:
+        return
+    target = workdir.file(name)
+
+    def write(path):
+        with path.open('w', newline='', encoding='utf-8') as file:
+            table = csv.writer(file, lineterminator='\n')
+            table.writerow(columns)
+            table.writerows(rows)
+
+    with writing(target):
+        replace(target, write)
+
+
+def write_picture(workdir: Workdir, figure: Any, name: str = CURVE) -> None:
+    if workdir.path is not None:
+        target = workdir.file(name)
+        with writing(target):
+            replace(target, lambda path: figure.savefig(path, dpi=120))
