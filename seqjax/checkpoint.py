@@ -28,10 +28,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.files import Mark, UserError, sync, warn
+from seqjax.files import ABOUT, Mark, UserError, sync, warn
 from seqjax.task import State
 
-STATE, ABOUT, SEAL = 'state', 'about.json', 'checksums'
+STATE, SEAL = 'state', 'checksums'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 LINE = re.compile(r'([0-9a-f]{64})  (.+)')  # of the seal
 LAST = '# {count} files; sha256 of the lines above: {sha256}\n'  # sha256sum takes it for a comment

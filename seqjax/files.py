@@ -33,6 +33,7 @@ METRICS, SUMMARY, CURVE, REPLICAS, CHECKPOINTS = (
 )
 FILES = (METRICS, SUMMARY, CURVE, REPLICAS)  # what a run leaves in its folder, beside its checkpoints
 LOCK = '.lock'
+ABOUT = 'about.json'  # in every checkpoint
 # Settings that change what is shown, kept or done where, but no number: a run may go on with others of them.
 NO_NUMBER = ('workdir', 'overwrite', 'picture', 'chunk', 'checkpoint_every', 'keep', 'best')
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
@@ -119,6 +120,7 @@ class Journal:
         """Opens the file for more: cut off at the mark, or without one begun anew. Gives what it holds then."""
         if self.path is None:
             return b''
+        self.close()
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # No buffer whose rest would be refused again when it closes.
@@ -344,9 +346,10 @@ def _is_still(path: Path, handle: int) -> bool:
 
 def _finished(workdir: Workdir) -> dict[str, Any] | None:
     """The summary of a finished run with our settings; None where there is something to do."""
-    held = workdir.files()
-    if not held or [file.name for file in held] == [CHECKPOINTS]:  # each checkpoint knows its flags, too
+    if not workdir.files():
         return None
+    if not workdir.file(SUMMARY).exists() and any(workdir.file(CHECKPOINTS).rglob(ABOUT)):
+        return None  # each checkpoint knows whose it is, too
     summary = _read_summary(workdir)
     workdir.refuse_another_run(summary.get('experiment'), summary['flags'])
     if not summary['finished']:

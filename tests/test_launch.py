@@ -13,8 +13,8 @@ import pytest
 from absl import flags as absl_flags
 
 from experiments import launch, lstm_step, td, td_rates, temporal_order
-from seqjax import run as host
-from seqjax.run import UserError
+from seqjax import files
+from seqjax.files import UserError
 
 ROOT = Path(__file__).parent.parent
 DEFAULTS = launch.default_values(td.run)
@@ -95,7 +95,7 @@ def test_switches(argv, values, asked, capsys):
 
 @pytest.mark.parametrize('name', [name for name, value in DEFAULTS.items() if value is not None])
 def test_python_cannot_leave_out_a_value_that_is_needed(name):
-    """Only --epochs, --replicas and --workdir may be None."""
+    """Only --epochs, --replicas, --workdir and --best may be None."""
     with pytest.raises(UserError, match=f'--{name}=None'):
         td.run(**{'epochs': 1, 'picture': False, name: None})
 
@@ -130,11 +130,11 @@ def test_numpys_numbers_become_pythons(monkeypatch):
     """So that summary.json and the comparison with a run that is there do not tell them apart."""
     seen = {}
 
-    def open_workdir(path, experiment, settings, *_):
+    def open_workdir(settings, *_, **__):
         seen.update(settings)
         raise UserError('far enough')
 
-    monkeypatch.setattr(host, 'open_workdir', open_workdir)
+    monkeypatch.setattr(files, 'open_workdir', open_workdir)
     given = {
         'length': np.int64(4),
         'seed': np.uint32(123),

@@ -1,299 +1,295 @@
-"""The host half of a run: its folder, its files, and when it stops."""
+"""The host half of a run: what a run logs and saves, goes on from, and how it ends."""
 
-import contextlib
 import csv
-import io
+import functools
 import json
-import shutil
-from pathlib import Path
+import os
+import re
+import signal
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from experiments import td
-from seqjax import report, train
+from seqjax import checkpoint, files, report, signals, sweep, train
 from seqjax import run as host
-from seqjax.sweep import Progress
-from seqjax.task import Mean
+from seqjax.losses import mean_squared_error
+from seqjax.task import Batch, Task
+from tests import reference
 
-SETTINGS = {'seed': 1, 'workdir': 'anywhere', 'overwrite': False, 'picture': True, 'chunk': 10}
-EPOCHS = 6
-FLAGS = [f'--epochs={EPOCHS}', '--nopicture']
-KINDS = {'single': [], 'replicas': ['--replicas=2']}
-
-
-# --- the folder ------------------------------------------------------------------------------------
+ROWS, FEATURES = 4, 3
+SETTINGS = {'workdir': None, 'overwrite': False, 'seed': 0}
+NEVER = 10**6  # a step that no run here reaches
 
 
-def finished(folder, **changes):
-    """Leaves the summary of a finished run there."""
-    folder.mkdir(exist_ok=True)
-    summary = {'experiment': 'x', 'finished': True, 'flags': SETTINGS, **changes}
-    (folder / 'summary.json').write_text(json.dumps(summary))
-    return summary
+def batch(data, key, step):
+    """Targets drawn from the key; from step data['bad'] on not finite, from data['huge'] on far too large."""
+    inputs, targets = (
+        jax.random.normal(k, (ROWS, n)) for k, n in zip(jax.random.split(key), (FEATURES, 1), strict=True)
+    )
+    targets = jnp.where(step + 1 >= data['bad'], data['value'], targets)
+    return Batch(inputs, jnp.where(step + 1 >= data['huge'], 1e18, targets), jnp.ones(ROWS, bool))
 
 
-def test_a_folder_is_made_and_a_finished_run_in_it_is_found(tmp_path):
-    folder, summary = host.open_workdir(str(tmp_path / 'a' / 'b'), 'x', SETTINGS, False)
-    assert folder.path.is_dir() and summary is None and list(folder.path.iterdir()) == []
-    held = finished(folder.path)
-    for name in ('workdir', 'overwrite', 'picture', 'chunk'):
-        assert host.open_workdir(str(folder.path), 'x', {**SETTINGS, name: 'other'}, False)[1] == held
-    finished(folder.path, finished=False)
-    assert host.open_workdir(str(folder.path), 'x', SETTINGS, False)[1] is None
-    assert host.open_workdir(None, 'x', SETTINGS, False) == (host.Workdir(None), None)
+def task_of(bad=NEVER, value=np.nan, huge=NEVER):
+    data = {'bad': np.int32(bad), 'value': np.float32(value), 'huge': np.int32(huge)}
+    return Task(nn.Dense(1), mean_squared_error, batch, data)
 
 
-def test_another_run_is_refused_by_the_name_of_the_flag_that_differs(tmp_path):
-    finished(tmp_path)
-    for settings, words in (
-        ({**SETTINGS, 'seed': 2}, ['--seed=1', '--seed=2']),
-        ({**SETTINGS, 'new': 3}, ['without --new', '--new=3']),
-        ({**SETTINGS, 'seed': None}, ['--seed=1', 'without --seed']),
-    ):
-        with pytest.raises(host.UserError) as caught:
-            host.open_workdir(str(tmp_path), 'x', settings, False)
-        assert all(word in str(caught.value) for word in [*words, '--overwrite', '--workdir'])
-    with pytest.raises(host.UserError, match='holds a run of x, and this one is of y'):
-        host.open_workdir(str(tmp_path), 'y', SETTINGS, False)
-
-
-def test_overwrite_takes_the_names_that_are_ours(tmp_path):
-    finished(tmp_path)
-    for name in (*host.FILES, 'notes.txt', 'metrics.csv.bak'):
-        (tmp_path / name).write_text('1')
-    assert host.open_workdir(str(tmp_path), 'y', SETTINGS, True)[1] is None
-    assert {file.name for file in tmp_path.iterdir()} == {'notes.txt', 'metrics.csv.bak'}
-
-
-@pytest.mark.parametrize('place', ['~nobody_of_this_name/x', 'a\0b'])
-def test_a_name_that_is_no_path_is_a_persons_mistake(place, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(host.UserError, match='workdir'):
-        td.run(workdir=place, epochs=EPOCHS, picture=False)
-
-
-# --- files -----------------------------------------------------------------------------------------
-
-
-def test_replace_keeps_the_old_file_until_the_new_one_is_whole(tmp_path):
-    target = tmp_path / 'summary.json'
-    host.replace(target, lambda path: path.write_text('old'))
-
-    def breaks(path):
-        path.write_text('half')
-        raise OSError(28, 'No space left on device')
-
-    with pytest.raises(host.UserError, match='summary.json: No space left on device'), host.writing(target):
-        host.replace(target, breaks)
-    assert target.read_text() == 'old' and list(tmp_path.iterdir()) == [target]
-
-
-def test_metrics_keep_every_bit_of_a_float32(tmp_path):
-    """Random bits, subnormal numbers among them, come back from the text as they were, in rows counted from 1."""
-    bits = np.random.default_rng(0).integers(0, 2**32, 2000, dtype=np.uint32).view(np.float32)
-    values = np.append(bits[np.isfinite(bits)], np.float32([1e-45, 3.4e38, 1 / 3]))
-    folder = host.Workdir(tmp_path)
-    with host.metrics_file(folder, ['step', 'loss']) as write:
-        write(host.enumerate_rows(1, values[:700]))
-        assert (tmp_path / 'metrics.csv').read_text().count('\n') == 701  # visible while the run goes on
-        write(host.enumerate_rows(701, values[700:]))
-    with (tmp_path / 'metrics.csv').open() as file:
-        rows = list(csv.reader(file))
-    assert rows[0] == ['step', 'loss'] and [int(row[0]) for row in rows[1:]] == list(range(1, len(values) + 1))
-    np.testing.assert_array_equal(np.array([row[1] for row in rows[1:]], np.float32).view(np.uint32), values.view('u4'))
-
-
-@pytest.mark.skipif(not Path('/dev/full').exists(), reason='a device that is always full')
-@pytest.mark.parametrize('rows', [0, 3, 5000])
-def test_a_full_disk_is_told_in_a_sentence(rows, tmp_path):
-    """Whether the header, a row or the closing of metrics.csv is refused: what was not written is not tried again."""
-    (tmp_path / 'metrics.csv').symlink_to('/dev/full')
-    told = 'metrics.csv: No space left on device; choose another --workdir'
-    folder = host.Workdir(tmp_path)
-    with pytest.raises(host.UserError, match=told), host.metrics_file(folder, ['step', 'loss']) as write:
-        write(host.enumerate_rows(1, np.ones(rows, np.float32)))
-
-
-def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = host.Workdir(None)
-    folder.write_summary({})
-    host.write_replicas(folder, loss=np.ones(3))
-    host.write_picture(folder, None)
-    with host.metrics_file(folder, ['step']) as write:
-        write([(1,)])
-    assert list(tmp_path.iterdir()) == []
-
-
-# --- a finished run that was damaged ---------------------------------------------------------------
-
-
-@pytest.fixture(scope='module')
-def done(tmp_path_factory):
-    """A finished run of each kind."""
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.setattr('experiments.launch.keep_compiled', lambda: None)
-        for kind, folder in folders.items():
-            assert td.main([f'--workdir={folder}', *FLAGS, *KINDS[kind]]) == 0
-    return folders
-
-
-def lose(name):
-    def damage(folder):
-        summary = json.loads((folder / 'summary.json').read_text())
-        del summary[name]
-        (folder / 'summary.json').write_text(json.dumps(summary))
-
-    return damage
-
-
-def change(**changes):
-    def damage(folder):
-        summary = json.loads((folder / 'summary.json').read_text())
-        (folder / 'summary.json').write_text(json.dumps(summary | changes))
-
-    return damage
-
-
-def fill(name, content):
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-def arrays(**held):
-    return lambda folder: np.savez(folder / 'replicas.npz', **held)
-
-
-def one_array(folder):
-    with (folder / 'replicas.npz').open('wb') as file:
-        np.save(file, np.ones(3))
-
-
-HEADER = b'step,loss\n'
-DAMAGES = {
-    'summary: nothing': ('single', fill('summary.json', b'')),
-    'summary: bytes': ('single', fill('summary.json', b'\xff\xfe')),
-    'summary: null': ('single', fill('summary.json', b'null')),
-    'summary: very deep': ('single', fill('summary.json', b'[' * 100_000)),
-    'summary: flags null': ('single', change(flags=None)),
-    'summary: flags a list': ('single', change(flags=[1])),
-    'summary: a short prediction': ('single', change(predictions=[1.0])),
-    'summary: predictions of words': ('single', change(predictions='some')),
-    'summary: strange layers': ('single', change(layers=[{'a': 1}])),
-    **{
-        f'summary: no {name}': ('single', lose(name))
-        for name in ('layers', 'predictions', 'first_loss', 'last_loss', 'exact', 'finished')
-    },
-    'summary: no quantiles': ('replicas', lose('last_loss_quantiles')),
-    'summary: an empty share': ('replicas', change(replicas={})),
-    'metrics: nothing': ('single', fill('metrics.csv', b'')),
-    'metrics: the header alone': ('single', fill('metrics.csv', HEADER)),
-    'metrics: other columns': ('single', fill('metrics.csv', b'a,b\n' + b'1,2\n' * EPOCHS)),
-    'metrics: words': ('single', fill('metrics.csv', HEADER + b'1,x\n' * EPOCHS)),
-    'metrics: a row too few': ('single', fill('metrics.csv', HEADER + b'1,0.5\n' * (EPOCHS - 1))),
-    'metrics: half a row': ('single', fill('metrics.csv', HEADER + b'1,0.5\n' * (EPOCHS - 1) + b'6')),
-    'replicas: words': ('replicas', fill('replicas.npz', b'words')),
-    'replicas: nothing': ('replicas', fill('replicas.npz', b'')),
-    'replicas: one array': ('replicas', one_array),
-    'replicas: no loss': ('replicas', arrays(predictions=np.ones((2, 5)))),
-    'replicas: other shapes': ('replicas', arrays(loss=np.ones((2, EPOCHS)), predictions=np.ones((2, 3)))),
-    'replicas: another count': ('replicas', arrays(loss=np.ones((3, EPOCHS)), predictions=np.ones((3, 5)))),
-    'replicas: objects': ('replicas', arrays(loss=np.array([{}]), predictions=np.array([{}]))),
-    'replicas: missing': ('replicas', lambda folder: (folder / 'replicas.npz').unlink()),
-}
-
-
-@pytest.mark.parametrize('name', DAMAGES)
-def test_a_damaged_run_is_told_in_a_sentence(name, done, tmp_path, capsys):
-    kind, damage = DAMAGES[name]
-    folder = tmp_path / 'run'
-    shutil.copytree(done[kind], folder)
-    flags = [f'--workdir={folder}', *FLAGS, *KINDS[kind]]
-    assert td.main(flags) == 0 and 'shown again' in capsys.readouterr().out
-    damage(folder)
-    assert td.main(flags) == 2
-    told = capsys.readouterr().err
-    assert told.startswith('experiments.td: ') and told.count('\n') == 1 and '--overwrite' in told
-    assert str(folder) in told
-
-
-# --- the loop --------------------------------------------------------------------------------------
+TX = optax.sgd(0.1)
+INPUTS = np.ones((2, FEATURES), np.float32)
 
 
 @pytest.fixture
-def replay(monkeypatch):
-    """replay(losses) lets a run see these losses, [steps] or [R, steps], instead of training."""
-
-    def prepare(losses):
-        losses = np.asarray(losses, np.float32)
-        programs = train.Programs(
-            init=lambda seed: None, advance=None, predict=lambda state, inputs: np.zeros((3, *np.shape(inputs)))
-        )
-        monkeypatch.setattr(train, 'compile_programs', lambda *args, **kwargs: programs)
-
-        def fake_train(task, tx, state, *, steps, chunk, advance):
-            for step in range(0, steps, chunk):
-                new = losses[step : step + chunk]
-                yield step, {'loss': Mean(new * 4, np.full_like(new, 4))}, {}
-
-        def fake_sweep(task, tx, seeds, *, steps, chunk, width, programs):
-            for first in range(0, len(seeds), width):
-                for step in range(0, steps, chunk):
-                    new = losses[first : first + width, step : step + chunk].T
-                    yield Progress(first, step, step, {'loss': Mean(new * 4, np.full_like(new, 4))}, {})
-
-        monkeypatch.setattr(train, 'train', fake_train)
-        monkeypatch.setattr('seqjax.sweep.sweep', fake_sweep)
-        monkeypatch.setattr('seqjax.sweep.group_width', lambda count: 3)
-
-    return prepare
-
-
-@pytest.mark.parametrize('chunk', [1, 4, 100])
-@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize('step', [1, 4, 5, 10])
-def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(chunk, bad, step, replay, tmp_path, capsys):
-    """Rows up to and with that step stay, and the sentence names it."""
-    losses = np.arange(1, 11) / 7
-    losses[step - 1 :] = bad
-    replay(losses)
-    with pytest.raises(host.UserError, match=f'became {bad} at step {step} of 10: try a smaller --learning_rate') as it:
-        host.run_one(None, None, 0, 5, steps=10, chunk=chunk, workdir=host.Workdir(tmp_path))
-    assert str(tmp_path / 'metrics.csv') in str(it.value)
-    rows = (tmp_path / 'metrics.csv').read_text().splitlines()
-    assert rows[0] == 'step,loss' and [int(row.split(',')[0]) for row in rows[1:]] == list(range(1, step + 1))
-    kept = np.array([row.split(',')[1] for row in rows[1:]], np.float32)
-    np.testing.assert_array_equal(kept, losses[:step].astype(np.float32))
-
-
-@pytest.mark.parametrize('chunk', [1, 4, 100])
-def test_many_seeds_go_on_while_one_of_a_group_is_finite(chunk, replay, tmp_path, capsys):
-    """Five seeds in groups of three and two: the record holds each loss at its place, diverged ones among them."""
-    losses = np.arange(1, 51).reshape(5, 10).astype(np.float32)
-    losses[1, 4:], losses[3, 0:] = np.nan, np.inf
-    replay(losses)
-    record = host.run_many(
-        None, None, np.ones(2), np.arange(20, 25), steps=10, chunk=chunk, workdir=host.Workdir(tmp_path)
+def quick(monkeypatch):
+    """Programs that differ in their data alone are compiled once."""
+    compile_programs = functools.cache(
+        lambda chunk, replicas: train.make_advance(task_of(), TX, chunk=chunk, replicas=replicas is not None)
     )
-    np.testing.assert_array_equal(record.losses, losses)
-    assert record.outputs.shape == (5, 2)
-    with (tmp_path / 'metrics.csv').open() as file:
-        rows = list(csv.reader(file))
-    assert rows[0] == ['step', 'loss', 'loss_q0.025', 'loss_q0.25', 'loss_q0.75', 'loss_q0.975']
-    table = np.array(rows[1:], np.float64)
+
+    def compiled(task, tx, inputs, *, chunk, replicas=None):
+        programs = original(task, tx, inputs, chunk=chunk, replicas=replicas)
+        return programs._replace(advance=compile_programs(chunk, replicas))
+
+    original = train.compile_programs
+    monkeypatch.setattr(train, 'compile_programs', compiled)
+
+
+def run_one(folder, task=None, *, steps=10, chunk=4, every=NEVER, keep=100, best=None, seed=0, tx=TX, **settings):
+    """A run of one seed in a folder, or nowhere."""
+    settings = {**SETTINGS, 'workdir': folder and str(folder), 'seed': seed, 'steps': steps, **settings}
+    how = {'steps': steps, 'chunk': chunk, 'saving': host.Saving(every, keep, best)}
+    with files.open_workdir(settings, 'x') as (workdir, _):
+        return host.run_one(task or task_of(), tx, INPUTS, seed, workdir=workdir, **how)
+
+
+def run_many(folder, task=None, *, seeds=(20, 21, 22, 23, 24), steps=10, chunk=4, every=NEVER, keep=100):
+    settings = {**SETTINGS, 'workdir': folder and str(folder), 'steps': steps}
+    how = {'steps': steps, 'chunk': chunk, 'saving': host.Saving(every, keep)}
+    with files.open_workdir(settings, 'x') as (workdir, _):
+        return host.run_many(task or task_of(), TX, INPUTS, np.array(seeds), workdir=workdir, **how)
+
+
+@pytest.fixture
+def threes(monkeypatch):
+    """Five seeds are a group of three and one of two."""
+    monkeypatch.setattr(sweep, 'MAX_WIDTH', 3)
+    monkeypatch.setattr(sweep, 'group_width', lambda count: 3)
+
+
+def rows(folder):
+    with (folder / 'metrics.csv').open() as file:
+        return list(csv.reader(file))
+
+
+def saved(folder, place=''):
+    return checkpoint.Store(folder / 'checkpoints' / place).steps()
+
+
+# --- the log ---------------------------------------------------------------------------------------
+
+
+def test_metrics_keep_every_bit_of_a_float32():
+    """Random bits, subnormal numbers among them, come back from the text as they were, in rows counted from 1."""
+    bits = np.random.default_rng(0).integers(0, 2**32, 2000, dtype=np.uint32).view(np.float32)
+    values = np.append(bits[np.isfinite(bits)], np.float32([1e-45, 3.4e38, 1 / 3]))
+    text = host.format_rows(1, values[:700]) + host.format_rows(701, values[700:])
+    table = [row.split(',') for row in text.splitlines()]
+    assert [int(row[0]) for row in table] == list(range(1, len(values) + 1))
+    np.testing.assert_array_equal(np.array([row[1] for row in table], np.float32).view(np.uint32), values.view('u4'))
+
+
+def test_the_log_is_visible_while_the_run_goes_on(tmp_path, monkeypatch):
+    """After every chunk the rows so far are in the file."""
+    seen, original = [], train.train
+
+    def watched(*args, **kwargs):
+        for part in original(*args, **kwargs):
+            yield part
+            seen.append(len(rows(tmp_path)) - 1)
+
+    monkeypatch.setattr(train, 'train', watched)
+    run_one(tmp_path, steps=10, chunk=4)
+    assert seen == [4, 8, 10]
+
+
+# --- going on --------------------------------------------------------------------------------------
+
+
+def test_ten_steps_are_five_and_five(tmp_path):
+    """The state, the log and the outputs bit for bit, with another chunk and other settings of no number."""
+    straight = run_one(tmp_path / 'straight', chunk=10)
+    for steps, chunk, every in ((5, 4, 2), (6, 3, 100), (10, 1, 7)):
+        record = run_one(tmp_path / 'parts', steps=steps, chunk=chunk, every=every, keep=chunk)
+    reference.assert_trees_equal((record.losses, record.outputs), (straight.losses, straight.outputs))
+    reference.assert_trees_equal(record.state, straight.state)
+    assert (tmp_path / 'parts' / 'metrics.csv').read_bytes() == (tmp_path / 'straight' / 'metrics.csv').read_bytes()
+
+
+@pytest.mark.parametrize(('every', 'chunk', 'want'), [(3, 4, [3, 6, 9, 10]), (4, 3, [4, 8, 10]), (NEVER, 4, [10])])
+def test_it_saves_every_so_many_steps_and_at_the_end(every, chunk, want, tmp_path):
+    run_one(tmp_path, every=every, chunk=chunk)
+    assert saved(tmp_path) == want
+
+
+def test_the_newest_and_the_best_stay(tmp_path):
+    """Of the metric by name, or with max: the highest; what is not finite is nobody's best."""
+    losses = run_one(None).losses
+    for best, pick in (('loss', np.argmin), ('min:loss', np.argmin), ('max:loss', np.argmax)):
+        folder = tmp_path / best
+        run_one(folder, every=1, keep=2, best=best)
+        assert saved(folder) == sorted({int(pick(losses)) + 1, 9, 10}), best
+    with pytest.raises(files.UserError, match='--best=los is no metric of this run; there are loss'):
+        run_one(tmp_path / 'other', best='los')
+
+
+def test_another_run_is_not_gone_on_with(tmp_path):
+    """Whether summary.json says whose it is or, where that is lost, the checkpoint."""
+    run_one(tmp_path, steps=5)
+    with pytest.raises(files.UserError, match='with --seed=0, and this one is with --seed=1'):
+        run_one(tmp_path, seed=1)
+    with pytest.raises(files.UserError, match='has taken 5 steps, and --steps=4 asks for fewer'):
+        run_one(tmp_path, steps=4)
+    other = task_of()._replace(model=nn.Dense(1, use_bias=False))
+    with pytest.raises(files.UserError, match=r'params/bias it has float32 \[1\], and this run has no such array'):
+        run_one(tmp_path, other)
+
+
+def test_groups_of_seeds_go_on_each_from_its_own_checkpoint(tmp_path, threes):
+    straight = run_many(tmp_path / 'straight')
+    for steps, chunk in ((3, 2), (7, 4), (10, 3)):
+        record = run_many(tmp_path / 'parts', steps=steps, chunk=chunk, every=2)
+    reference.assert_trees_equal((record.losses, record.outputs), (straight.losses, straight.outputs))
+    assert (tmp_path / 'parts' / 'metrics.csv').read_bytes() == (tmp_path / 'straight' / 'metrics.csv').read_bytes()
+    assert saved(tmp_path / 'parts', 'seeds_20_to_22') == [2, 3, 4, 6, 7, 8, 10]
+    assert saved(tmp_path / 'parts', 'seeds_23_to_24') == [2, 3, 4, 6, 7, 8, 10]
+
+
+def test_a_log_that_lost_rows_sends_the_run_back_to_an_earlier_checkpoint(tmp_path, capsys):
+    straight = run_one(tmp_path, every=2).losses
+    whole = (tmp_path / 'metrics.csv').read_bytes()
+    (tmp_path / 'metrics.csv').write_bytes(whole[: len(whole) * 3 // 4])
+    again = run_one(tmp_path, every=2)
+    np.testing.assert_array_equal(again.losses, straight)
+    assert (tmp_path / 'metrics.csv').read_bytes() == whole
+    told = capsys.readouterr().err.splitlines()
+    assert all('is skipped for that of step 6' in line and 'has lost rows' in line for line in told) and len(told) == 2
+    (tmp_path / 'metrics.csv').unlink()
+    with pytest.raises(files.UserError, match='no checkpoint in .* can be used .*metrics.csv cannot be read'):
+        run_one(tmp_path, every=2)
+
+
+# --- signals ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('number', 'kind', 'code'), [(signal.SIGTERM, SystemExit, 75), (signal.SIGINT, KeyboardInterrupt, 130)]
+)
+def test_a_signal_ends_a_run_that_then_goes_on(number, kind, code, tmp_path, monkeypatch, capsys):
+    """It finishes its chunk, saves, says how to go on; the same command then ends as if nothing had happened."""
+    straight, original = run_one(None), train.train
+
+    def signalled(*args, **kwargs):
+        for i, part in enumerate(original(*args, **kwargs)):
+            if i == 1:
+                os.kill(os.getpid(), number)
+            yield part
+
+    monkeypatch.setattr(train, 'train', signalled)
+    with pytest.raises(kind) as caught:
+        run_one(tmp_path)
+    assert signals.code(caught.value) == code
+    assert f'stopped by {number.name} after step 8 of 10' in caught.value.message
+    assert 'the same command goes on' in caught.value.message and 'once more ends at once' in capsys.readouterr().err
+    assert saved(tmp_path) == [8] and len(rows(tmp_path)) == 9
+    monkeypatch.setattr(train, 'train', original)
+    reference.assert_trees_equal(run_one(tmp_path).state, straight.state)
+
+
+def test_without_a_folder_a_signal_is_what_it_always_was(monkeypatch):
+    """In a notebook an interrupt ends a run at once."""
+    original = train.train
+
+    def signalled(*args, **kwargs):
+        yield next(original(*args, **kwargs))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train, 'train', signalled)
+    with pytest.raises(KeyboardInterrupt):
+        run_one(None)
+
+
+# --- losses that are not finite --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('chunk', [1, 4, 100])
+@pytest.mark.parametrize(('bad', 'value'), [(1, np.nan), (4, np.inf), (5, np.nan), (10, np.inf)])
+def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(chunk, bad, value, quick, tmp_path):
+    """Rows up to and with that step stay; the state before it is saved; the sentence names step and gradient."""
+    want = run_one(None).losses
+    for _ in range(2):  # the same command comes to the same end
+        with pytest.raises(files.UserError, match=f'became {value} at step {bad} of 10: try a smaller --learn') as it:
+            run_one(tmp_path, task_of(bad, value), chunk=chunk)
+        assert f'the largest gradient of step {bad} is {value}, in ' in str(it.value)
+        assert f'the state after step {bad - 1} is saved' in str(it.value)
+        table = rows(tmp_path)
+        assert table[0] == ['step', 'loss'] and [int(row[0]) for row in table[1:]] == list(range(1, bad + 1))
+        kept = np.array([row[1] for row in table[1:]], np.float32)
+        np.testing.assert_array_equal(kept, [*want[: bad - 1], value])
+        assert saved(tmp_path)[-1] == bad - 1
+
+
+def test_the_state_that_is_kept_is_finite(tmp_path):
+    """An update that overflows spoils the parameters a step before the loss shows it: the step before that is kept."""
+    tx = optax.sgd(lambda count: jnp.where(count == 4, 1e25, 0.1))
+    with pytest.raises(files.UserError, match='became (nan|inf) at step 6 of 10') as caught:
+        run_one(tmp_path, task_of(huge=5), tx=tx, chunk=7)
+    assert 'the state after step 4 is saved' in str(caught.value)
+    assert re.search(r'the largest gradient of step 5 is \d\.?\d*e\+18, in ', str(caught.value))
+
+
+def test_without_a_folder_the_sentence_is_the_same_but_for_what_is_kept():
+    with pytest.raises(files.UserError, match='became nan at step 5 of 10: try a smaller .* is nan, in (kernel|bias)$'):
+        run_one(None, task_of(5))
+
+
+def per_seed(data, key, step):
+    """As `batch`, not finite for those seeds whose draw says so."""
+    found = batch(data, key, step)
+    return found._replace(
+        targets=jnp.where((jax.random.key_data(key)[0] % 16 == 0) & (step >= 4), jnp.nan, found.targets)
+    )
+
+
+@pytest.mark.parametrize('chunk', [1, 4, 100])
+def test_many_seeds_go_on_while_one_of_a_group_is_finite(chunk, threes, tmp_path):
+    """The record holds each loss at its place, diverged ones among them, and metrics.csv their bands."""
+    record = run_many(tmp_path, task_of()._replace(batch=per_seed), chunk=chunk)
+    assert record.losses.shape == (5, 10) and record.outputs.shape == (5, 2, 1)
+    diverged = ~np.isfinite(record.losses).all(axis=1)
+    assert 0 < diverged.sum() < 5 and np.isfinite(record.losses[:, :4]).all()
+    for i, seed in enumerate(range(20, 25)):
+        if not diverged[i]:
+            np.testing.assert_allclose(record.losses[i], run_one(None, seed=seed).losses, rtol=1e-5)
+    table = rows(tmp_path)
+    assert table[0] == ['step', 'loss', 'loss_q0.025', 'loss_q0.25', 'loss_q0.75', 'loss_q0.975']
+    table = np.array(table[1:], np.float64)
     np.testing.assert_array_equal(table[:, 0], range(1, 11))
-    low, q1, median, q3, high = report.loss_quantiles(losses)
+    low, q1, median, q3, high = report.loss_quantiles(record.losses)
     np.testing.assert_allclose(table[:, 1:].T, [median, low, q1, q3, high], rtol=1e-6)
 
 
 @pytest.mark.parametrize('chunk', [1, 4, 100])
-def test_many_seeds_stop_where_a_whole_group_diverged(chunk, replay, tmp_path):
-    losses = np.arange(1, 51).reshape(5, 10).astype(np.float32)
-    losses[3, 2:], losses[4, 6:] = np.inf, np.nan
-    replay(losses)
-    with pytest.raises(host.UserError, match=r'of seeds 23 to 24 became (inf|nan) at step 7 of 10: try a smaller'):
-        host.run_many(None, None, np.ones(2), np.arange(20, 25), steps=10, chunk=chunk, workdir=host.Workdir(tmp_path))
+def test_many_seeds_stop_where_a_whole_group_diverged(chunk, threes, quick, tmp_path):
+    with pytest.raises(files.UserError, match='the loss of all 3 seeds became nan at step 7 of 10: try a smaller'):
+        run_many(tmp_path, task_of(7), chunk=chunk)
+    assert saved(tmp_path, 'seeds_20_to_22')[-1] == 6
+
+
+# --- the summary -----------------------------------------------------------------------------------
 
 
 def test_loss_summary():

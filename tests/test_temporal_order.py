@@ -10,11 +10,11 @@ import pytest
 
 from experiments import launch, temporal_order
 from seqjax import optim, train
+from seqjax.files import UserError
 from seqjax.initializers import GATE_BIASES
 from seqjax.layers import RNN
 from seqjax.linear import MinGRUCell
 from seqjax.models import CELLS
-from seqjax.run import UserError
 from seqjax.task import Batch
 from seqjax.tasks.temporal_order import SYMBOLS, longest, sample, score
 from seqjax.tasks.temporal_order import temporal_order as task_of
