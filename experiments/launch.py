@@ -146,17 +146,20 @@ class Many(flags.ArgumentParser):
         return f'{self.parser.flag_type()},...'
 
 
-class Folder(flags.ArgumentParser):
-    """The path of a folder."""
+class Place(flags.ArgumentParser):
+    """The path of a folder, or of a file."""
+
+    def __init__(self, kind: str = 'folder'):
+        self.kind = kind
 
     def parse(self, argument: Any) -> str:
         text = os.fspath(argument) if isinstance(argument, str | os.PathLike) else ''
         if not text.strip() or '\0' in text:
-            raise ValueError('must be the path of a folder')
+            raise ValueError(f'must be the path of a {self.kind}')
         return text
 
     def flag_type(self) -> str:
-        return 'folder'
+        return self.kind
 
 
 class Name(flags.ArgumentParser):
@@ -196,7 +199,7 @@ SHARED = {
         "of matrix products, in JAX's words: by default a TPU takes bfloat16 and a recent GPU TensorFloat-32; highest "
         'is float32, high lies between; a CPU has float32 always',
     ),
-    'workdir': Flag(Folder(), 'where the results stay; made if missing'),
+    'workdir': Flag(Place(), 'where the results stay; made if missing'),
     'overwrite': Flag(Switch(), 'replace the results that --workdir holds'),
     'picture': Flag(Switch(), 'draw curve.png (needs matplotlib, the extra "plots")'),
     'checkpoint_every': Flag(Whole(1), 'steps between two checkpoints; there is one at the end, too'),

@@ -18,9 +18,11 @@ import logging
 import os
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ from seqjax.task import State
 
 STATE, SEAL = 'state', 'checksums'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+STEP = '0|[1-9][0-9]*'  # the name of a checkpoint
 LINE = re.compile(r'([0-9a-f]{64})  (.+)')  # of the seal
 LAST = '# {count} files; sha256 of the lines above: {sha256}\n'  # sha256sum takes it for a comment
 ROOM = 1.2  # the room that a save needs, against the bytes of its arrays
@@ -156,11 +159,18 @@ def _orbax() -> Any:
     logger = logging.getLogger('absl')
     if _not_orbax not in logger.filters:
         logger.addFilter(_not_orbax)
+        sys.unraisablehook = partial(_not_closed_loop, sys.unraisablehook)
     return ocp
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
     return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+def _not_closed_loop(hook: Callable[[Any], None], unraisable: Any) -> None:
+    """Where a save has failed, what tensorstore still had under way finds Orbax's event loop closed."""
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == 'Event loop is closed'):
+        hook(unraisable)
 
 
 def warm_up() -> None:
@@ -186,6 +196,15 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
                 f'{folder} is sound, but Orbax {ocp.__version__} cannot read it ({_line(error)}); '
                 f'it was written by Orbax {written}: install that one'
             ) from error
+
+
+def stores(folder: Path) -> Iterator[Path]:
+    """The folders at or below one that hold checkpoints, in the order of their names."""
+    for path, below, _ in os.walk(folder):
+        if any(re.fullmatch(STEP, name) for name in below):
+            yield Path(path)
+        below[:] = [name for name in below if not re.fullmatch(rf'\..*|unsound-.*|{STEP}', name)]
+        below.sort(key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', name)])
 
 
 def read_state(folder: Path, about: About, like: State) -> State:
@@ -244,15 +263,16 @@ class Store:
       folder: made by the first save.
       keep: how many of the newest stay.
       best: a metric; the checkpoint with its lowest value stays too. With 'max:' before its name, the highest.
+      writes: whether the folder is ours to change; else nothing in it is touched.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, best: str | None = None):
+    def __init__(self, folder: Path, *, keep: int = 2, best: str | None = None, writes: bool = True):
         self.folder, self.keep = folder, keep
         self.sign = -1 if best is not None and best.startswith('max:') else 1
         self.best = None if best is None else best.removeprefix('max:').removeprefix('min:')
         self.last: int | None = None  # the step that was saved or restored last
         self.orbax, self.thread, self.pending = None, None, None
-        if folder.is_dir():
+        if writes and folder.is_dir():
             for path in folder.glob('.*-*'):  # left by a process that died
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -260,7 +280,7 @@ class Store:
         """All that bear a step's name, sound or not, in ascending order."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if re.fullmatch('0|[1-9][0-9]*', path.name))
+        return sorted(int(path.name) for path in self.folder.iterdir() if re.fullmatch(STEP, path.name))
 
     def path(self, step: int) -> Path:
         return self.folder / str(step)

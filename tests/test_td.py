@@ -4,6 +4,8 @@ import csv
 import importlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from seqjax import run as host
 
 ROOT = Path(__file__).parent.parent
 SHORT = ['--epochs=12', '--chunk=5', '--nopicture']
-FILES = {'metrics.csv', 'summary.json'}
+FILES = {'metrics.csv', 'summary.json', 'checkpoints'}
 
 
 def command(*flags, module='td', **options):
@@ -216,17 +218,27 @@ def test_a_folder_that_is_not_ours_or_is_damaged_is_refused(in_tmp, capsys):
     assert 'metrics.csv' in sentence(capsys)
 
 
-def test_an_unfinished_run_is_trained_anew(in_tmp, capsys):
-    assert td.main(SHORT) == 0
-    path = in_tmp / 'runs/td/many_to_many/summary.json'
+def test_an_unfinished_run_goes_on(in_tmp, capsys):
+    """From its last checkpoint, or where there is none from the beginning; a torn line at the end is cut off."""
+    assert td.main([*SHORT, '--checkpoint_every=5', '--keep=9']) == 0
+    folder = in_tmp / 'runs/td/many_to_many'
+    path, whole = folder / 'summary.json', (folder / 'metrics.csv').read_bytes()
     held = json.loads(path.read_text())
-    path.write_text(json.dumps({**held, 'finished': False}))
-    whole = (path.parent / 'metrics.csv').read_bytes()
-    (path.parent / 'metrics.csv').write_bytes(whole[:40])
-    capsys.readouterr()
-    assert td.main(SHORT) == 0
-    assert 'shown again' not in capsys.readouterr().out
-    assert (path.parent / 'metrics.csv').read_bytes() == whole and json.loads(path.read_text())['finished']
+    for gone, told in (('12', 'goes on from step 10,'), ('10', 'goes on from step 5,'), ('', '')):
+        path.write_text(json.dumps({**held, 'finished': False}))
+        (folder / 'metrics.csv').write_bytes(whole[: len(whole) * 9 // 10])
+        if gone:
+            shutil.rmtree(folder / 'checkpoints' / '12')
+            shutil.rmtree(folder / 'checkpoints' / gone, ignore_errors=True)
+        else:
+            shutil.rmtree(folder / 'checkpoints')
+        capsys.readouterr()
+        assert td.main([*SHORT, '--checkpoint_every=5', '--keep=9']) == 0
+        shown = capsys.readouterr().out
+        assert 'shown again' not in shown and told in shown and ('goes on' in shown) == bool(told)
+        assert (folder / 'metrics.csv').read_bytes() == whole
+        now = json.loads(path.read_text())
+        assert {**now, 'seconds': 0, 'flags': 0} == {**held, 'seconds': 0, 'flags': 0}
 
 
 def test_without_matplotlib_the_run_is_complete(in_tmp, capsys, monkeypatch):
@@ -346,13 +358,13 @@ def test_output_into_a_pipe_that_closes_ends_without_a_traceback(in_tmp):
     assert process.wait() == launch.BROKEN_PIPE
 
 
-def test_ctrl_c_is_told_and_exits_with_130(in_tmp, capsys, monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(host, 'run_one', interrupt)
-    assert td.main(SHORT) == 130
-    assert 'the same command' in capsys.readouterr().err
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_before_the_first_step_is_told(number, code, in_tmp, capsys, monkeypatch):
+    """While a run is compiled there is nothing to save: it ends at once."""
+    monkeypatch.setattr(host, 'run_one', lambda *args, **kwargs: os.kill(os.getpid(), number))
+    assert td.main(SHORT) == code
+    assert f'stopped by {number.name}; the same command' in capsys.readouterr().err
+    assert not (in_tmp / 'runs/td/many_to_many/.lock').exists()
 
 
 def test_a_terminal_sees_a_bar(in_tmp):

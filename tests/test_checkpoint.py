@@ -1,0 +1,322 @@
+"""Checkpoints: whatever happens to their files, what comes back is a State that was saved, or a sentence."""
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from seqjax import checkpoint
+from seqjax.checkpoint import About, Store
+from seqjax.files import UserError
+from seqjax.task import State
+from tests import reference
+
+STEPS = (1, 2, 10)  # 10 comes after 2
+
+
+def state_of(step, size=3):
+    """A State with all that a State may hold: named tuples, keys, carries without elements, several dtypes."""
+    key = jax.random.fold_in(jax.random.key(7), step)
+    params = {'head': {'kernel': jax.random.normal(key, (size, 2)), 'bias': jnp.full(2, step, jnp.bfloat16)}}
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.inject_hyperparams(optax.adam)(learning_rate=1e-3))
+    variables = {
+        'carry': {'c': jnp.zeros((0, 4)), 'h.x/y': jnp.arange(4) + step},
+        'rng': {'k': jax.random.split(key, 3)},
+    }
+    variables['flags'] = {'on': jnp.array([True, False]), 'z': jnp.complex64(1 + step * 1j)}
+    return State(jnp.int32(step), jax.random.key(3), params, variables, tx.init(params))
+
+
+def about_of(step, state, **metrics):
+    flags = {'seed': 3, 'rates': [0.5, 1e-3], 'name': 'ä'}
+    return About(step, 'x', flags, {}, metrics, checkpoint.describe(state), checkpoint.versions())
+
+
+def save(store, step, **how):
+    state = state_of(step, **how)
+    store.save(state, about_of(step, state))
+    store.wait()
+
+
+def restore(folder, fault=lambda about: None):
+    return Store(folder).restore(jax.eval_shape(lambda: state_of(0)), fault)
+
+
+def fine(step):
+    """What a State must be to be that of the step."""
+    return functools.partial(reference.assert_trees_equal, state_of(step))
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    """Checkpoints of the STEPS, saved once."""
+    folder = tmp_path_factory.mktemp('saved') / 'checkpoints'
+    store = Store(folder, keep=9)
+    for step in STEPS:
+        save(store, step)
+    store.close()
+    return folder
+
+
+# --- what comes back -------------------------------------------------------------------------------
+
+
+def test_the_newest_step_comes_back_whole(saved):
+    """Bit for bit, in its own types and named tuples; what it says of itself, too."""
+    state, about = restore(saved)
+    fine(10)(jax.device_put(state))
+    assert jax.tree.structure(state) == jax.tree.structure(state_of(10))
+    want = about_of(10, state_of(10))
+    assert about._replace(leaves=None) == want._replace(leaves=None)
+    assert about.leaves == json.loads(json.dumps(want.leaves))
+    assert Store(saved).steps() == list(STEPS)
+
+
+def test_all_arrays_come_back_by_name_without_a_model(saved):
+    arrays = checkpoint.read_arrays(saved / '10')
+    assert set(arrays) == set(checkpoint.describe(state_of(10))) - {'variables/carry/c'}
+    np.testing.assert_array_equal(arrays['params/head/kernel'], state_of(10).params['head']['kernel'])
+    np.testing.assert_array_equal(arrays['opt_state/1/hyperparams/learning_rate'], np.float32(1e-3))
+
+
+@pytest.mark.skipif(shutil.which('sha256sum') is None, reason='sha256sum is not here')
+def test_the_seal_is_one_that_sha256sum_understands(saved):
+    run = functools.partial(
+        subprocess.run, ['sha256sum', '--strict', '-c', 'checksums'], capture_output=True, text=True
+    )
+    done = run(cwd=saved / '10', check=True)
+    files = [path for path in (saved / '10').rglob('*') if path.is_file() and path.name != 'checksums']
+    assert done.stdout.count(': OK') == len(files) >= 10 and done.stderr == ''
+
+
+def test_a_step_of_another_model_is_named_by_an_array(saved):
+    like = jax.eval_shape(lambda: state_of(0, size=5))
+    told = r'for params/head/kernel it has float32 \[3, 2\], and this run has float32 \[5, 2\]'
+    with pytest.raises(UserError, match=told):
+        Store(saved).restore(like, lambda about: None)
+    like = jax.eval_shape(lambda: state_of(0)._replace(opt_state=()))
+    with pytest.raises(UserError, match=r'for opt_state/1/count it has int32 \[\], and this run has no such array'):
+        Store(saved).restore(like, lambda about: None)
+
+
+def test_a_reason_not_to_use_a_step_sends_back_to_the_one_before(saved, tmp_path, capsys):
+    shutil.copytree(saved, tmp_path / 'c')
+    state, _ = restore(tmp_path / 'c', lambda about: 'it is odd' if about.step > 1 else None)
+    fine(1)(jax.device_put(state))
+    told = capsys.readouterr().err.splitlines()
+    assert [line.rpartition('for that of step 1: ')[2] for line in told] == ['it is odd'] * 2
+
+
+def test_nothing_there_is_no_checkpoint(tmp_path):
+    assert restore(tmp_path / 'nowhere') is None and restore(tmp_path) is None
+
+
+# --- faults ----------------------------------------------------------------------------------------
+
+
+def flip(path, rng):
+    held = bytearray(path.read_bytes())
+    held[rng.integers(len(held))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(held)
+
+
+def truncate(path, rng):
+    os.truncate(path, rng.integers(path.stat().st_size))
+
+
+def lengthen(path, rng):
+    with path.open('ab') as file:
+        file.write(rng.bytes(1))
+
+
+def delete(path, rng):
+    path.unlink()
+
+
+def become_a_folder(path, rng):
+    path.unlink()
+    path.mkdir()
+
+
+def become_a_link_to_nowhere(path, rng):
+    path.unlink()
+    path.symlink_to('nowhere')
+
+
+FAULTS = [*[flip] * 8, *[truncate] * 4, lengthen, delete, become_a_folder, become_a_link_to_nowhere]
+
+
+def test_every_fault_of_every_file_sends_back_to_the_step_before(saved, tmp_path, capsys):
+    """Over 200 faults, a file at a time: the State of the step before comes back, and a warning names the file."""
+    rng, count = np.random.default_rng(0), 0
+    names = sorted(path.relative_to(saved / '10') for path in (saved / '10').rglob('*') if path.is_file())
+    for name in names:
+        for fault in FAULTS:
+            count += 1
+            folder = tmp_path / f'{count}'
+            shutil.copytree(saved, folder)
+            fault(folder / '10' / name, rng)
+            state, about = restore(folder)
+            assert about.step == 2, (name, fault)
+            fine(2)(jax.device_put(state))
+            told = capsys.readouterr().err
+            assert (
+                told.count('\n') == 1
+                and 'the checkpoint of step 10 ' in told
+                and 'skipped for that of step 2: ' in told
+            )
+            assert f' {name.as_posix()} ' in told, (name, fault)
+            # What was skipped is out of the way of a new save, and not lost.
+            assert Store(folder).steps() == [1, 2] and (folder / 'unsound-10').is_dir()
+            shutil.rmtree(folder)
+    assert count >= 200
+
+
+@pytest.mark.parametrize('fault', [flip, truncate, delete, become_a_folder])
+def test_where_no_step_is_sound_nothing_comes_back(fault, saved, tmp_path):
+    """A sentence that says of every step why; nothing is moved."""
+    shutil.copytree(saved, tmp_path / 'c')
+    for step in STEPS:
+        fault(tmp_path / 'c' / str(step) / 'about.json', np.random.default_rng(0))
+    with pytest.raises(UserError, match=r'\(step 10: about.json .*; step 2: .*; step 1: .*\); --overwrite begins anew'):
+        restore(tmp_path / 'c')
+    assert Store(tmp_path / 'c').steps() == list(STEPS)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        Path.mkdir,
+        Path.touch,
+        lambda path: path.symlink_to('nowhere'),
+        lambda path: shutil.copytree(path.parent / '2', path),
+    ],
+)
+def test_something_else_under_the_name_of_a_step_is_skipped(make, saved, tmp_path, capsys):
+    """An empty folder, a file, a link, the checkpoint of another step."""
+    shutil.copytree(saved, tmp_path / 'c')
+    make(tmp_path / 'c' / '11')
+    state, about = restore(tmp_path / 'c')
+    assert about.step == 10
+    told = capsys.readouterr().err
+    assert 'the checkpoint of step 11 ' in told and told.count('\n') == 1
+
+
+def test_names_that_are_no_steps_are_left_alone(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / 'c')
+    for name in ('012', '10.bak', '-3', 'best', '1e3', '٣'):
+        (tmp_path / 'c' / name).mkdir()
+    assert restore(tmp_path / 'c')[1].step == 10
+    assert len(list((tmp_path / 'c').iterdir())) == len(STEPS) + 6
+
+
+def test_a_save_that_was_killed_leaves_nothing_behind(saved, tmp_path):
+    """What a dead process had begun is gone when the folder is opened again."""
+    shutil.copytree(saved, tmp_path / 'c')
+    shutil.copytree(saved / '2', tmp_path / 'c' / '.saving-12')
+    shutil.copytree(saved / '2', tmp_path / 'c' / '.gone-1')
+    assert restore(tmp_path / 'c')[1].step == 10
+    assert sorted(path.name for path in (tmp_path / 'c').iterdir()) == ['1', '10', '2']
+
+
+# --- the disk --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """disk(size, 'rw') makes a small disk, or changes one; it goes away with the test."""
+    made = []
+
+    def mount(*options):
+        done = subprocess.run(['mount', '-t', 'tmpfs', '-o', ','.join(options), 'tmpfs', tmp_path], capture_output=True)
+        if done.returncode:
+            pytest.skip(f'a small disk needs the right to mount: {done.stderr.decode().strip()}')
+        made.append(tmp_path)
+        return tmp_path
+
+    yield mount
+    if made:
+        subprocess.run(['umount', tmp_path], check=True)
+
+
+@pytest.mark.skipif(shutil.which('mount') is None, reason='mount is not here')
+@pytest.mark.parametrize('kilobytes', [8, 40, 60, 80, 100, 150, 250, 400])
+def test_a_full_disk_is_told_at_once_and_takes_nothing_away(kilobytes, disk, capfd):
+    """Wherever in a save the room ends: a sentence without a traceback, and the step before comes back."""
+    folder, size = disk(f'size={kilobytes}k') / 'checkpoints', 500
+    like = jax.eval_shape(lambda: state_of(0, size=size))
+    store, step = Store(folder, keep=1000), 0
+    with pytest.raises(
+        UserError, match='cannot save step .*: No space left on device; .* the same command goes on'
+    ) as it:
+        while step < 100:
+            step += 1
+            save(store, step, size=size)
+    assert f'step {step} ' in str(it.value).replace(',', '')
+    assert ('nothing is saved yet' if step == 1 else f'kept up to step {step - 1}') in str(it.value)
+    store.close()
+    assert 'Traceback' not in capfd.readouterr().err
+    found = Store(folder).restore(like, lambda about: None)
+    if step == 1:
+        assert found is None
+    else:
+        reference.assert_trees_equal(jax.device_put(found[0]), state_of(step - 1, size=size))
+
+
+@pytest.mark.skipif(shutil.which('mount') is None, reason='mount is not here')
+def test_a_disk_that_may_not_be_written_is_told(disk, capfd):
+    folder = disk('size=4m') / 'checkpoints'
+    store = Store(folder)
+    save(store, 1)
+    disk('remount', 'ro')
+    with pytest.raises(UserError, match='cannot save step 2 .*: Read-only file system; the run is kept up to step 1'):
+        save(store, 2)
+    store.close()
+    fine(1)(jax.device_put(restore(folder)[0]))
+    assert 'Traceback' not in capfd.readouterr().err
+
+
+# --- the steps that are kept -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('keep', 'best', 'want'),
+    [
+        (1, None, [5]),
+        (2, None, [4, 5]),
+        (9, None, [1, 2, 3, 4, 5]),
+        (1, 'a', [2, 5]),
+        (2, 'max:a', [3, 4, 5]),
+        (1, 'b', [5]),
+    ],
+)
+def test_the_newest_and_the_best_stay(keep, best, want, tmp_path):
+    """A value that is not finite, or missing, is nobody's best; of equal ones the earlier stays."""
+    store = Store(tmp_path, keep=keep, best=best)
+    state = state_of(0)
+    for step, a in enumerate((3.0, 1.0, 4.0, 1.0, None), 1):
+        store.save(state, about_of(step, state, a=a))
+    store.close()
+    assert store.steps() == want
+
+
+def test_a_step_is_saved_once(tmp_path):
+    """A run that is at its end is not written again."""
+    store = Store(tmp_path)
+    save(store, 5)
+    before = (tmp_path / '5' / 'checksums').stat().st_mtime_ns
+    save(store, 5)
+    store.close()
+    assert (tmp_path / '5' / 'checksums').stat().st_mtime_ns == before
+    other = Store(tmp_path)
+    other.restore(jax.eval_shape(lambda: state_of(0)), lambda about: None)
+    save(other, 5)
+    assert (tmp_path / '5' / 'checksums').stat().st_mtime_ns == before
