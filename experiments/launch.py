@@ -125,6 +125,19 @@ class Share(flags.ArgumentParser):
         return 'share'
 
 
+class Fraction(flags.ArgumentParser):
+    """A share that leaves something: from 0 to below 1."""
+
+    def parse(self, argument: Any) -> float:
+        value = _float_or_nan(argument)
+        if not 0 <= value < 1:
+            raise ValueError('must be a number from 0 to below 1')
+        return value
+
+    def flag_type(self) -> str:
+        return 'fraction'
+
+
 class Many(flags.ArgumentParser):
     """Values that another parser takes, separated by commas."""
 

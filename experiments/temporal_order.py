@@ -9,7 +9,6 @@ The task itself is in seqjax/tasks/temporal_order.py.
 from __future__ import annotations
 
 import csv
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -158,7 +157,7 @@ def _train(layer: nn.Module, settings: dict[str, Any], folder: files.Workdir) ->
     how = {'steps': settings['steps'], 'chunk': settings['every'], 'replicas': sweep.group_width(count)}
     how |= {'workdir': folder, 'saving': launch.saving(settings)}
     plan = host.prepare(task, optim.adam(settings['learning_rate'], settings['adam_epsilon']), None, **how)
-    study = Study(plan, test, settings['every'], settings['batch_size'], count)
+    study = Study(plan, _count_wrong(task, test), settings['every'], settings['batch_size'], count)
     print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {summary["device"]}')
     seeds, looks = [], []
     with report.progress(count * settings['steps'], 'seed-step') as show:
@@ -177,7 +176,7 @@ class Study(NamedTuple):
     """What all groups of seeds share."""
 
     plan: host.Plan
-    test: Batch
+    count_wrong: Callable[[State], jax.Array]  # of the test's sequences, by one seed
     every: int
     batch_size: int
     count: int  # of all seeds
@@ -220,13 +219,15 @@ class Study(NamedTuple):
     def wrong(self, states: State, group: sweep.Group, seed: int) -> int:
         """How many of the test's sequences one seed answers wrongly."""
         state = jax.tree.map(lambda x: x[seed - int(group.seeds[0])], states)
-        return int(_wrong(self.plan.task, state, self.test))
+        return int(self.count_wrong(state))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _wrong(task: Task, state: State, test: Batch) -> jax.Array:
-    outputs = train.predict(task, state, test.inputs, batch_size=VALIDATION)
-    return task_order.score(outputs, test)['wrong'].total
+def _count_wrong(task: Task, test: Batch) -> Callable[[State], jax.Array]:
+    def count(state):
+        outputs = train.predict(task, state, test.inputs, batch_size=VALIDATION)
+        return task_order.score(outputs, test)['wrong'].total
+
+    return jax.jit(count)
 
 
 # --- what is shown ---------------------------------------------------------------------------------

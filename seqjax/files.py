@@ -196,6 +196,10 @@ class Workdir:
         names = sorted(file.name + (os.sep if file.is_dir() else '') for file in self.files())
         return f'results: {self.path}{os.sep} {" ".join(names)}'
 
+    def reading(self) -> contextlib.AbstractContextManager[None]:
+        """Within, what is wrong with the summary of a finished run becomes a sentence."""
+        return contextlib.nullcontext() if self.path is None else reading(self.file(SUMMARY))
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         if self.path is None:
             return

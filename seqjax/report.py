@@ -189,7 +189,7 @@ def new_figure(columns: int, title: str, width: float = 5.6) -> tuple[Any, Any]:
     return figure, axes
 
 
-def draw_loss(axis: Any, losses: np.ndarray, *, unit: str = 'epoch') -> None:
+def draw_loss(axis: Any, losses: np.ndarray, *, unit: str = 'epoch', what: str = 'mean squared error') -> None:
     """The loss against the step on a log axis: losses [steps], or [R, steps] as a median with its bands."""
     steps = np.arange(1, losses.shape[-1] + 1)
     if losses.ndim == 1:
@@ -200,7 +200,7 @@ def draw_loss(axis: Any, losses: np.ndarray, *, unit: str = 'epoch') -> None:
         axis.fill_between(steps, q1, q3, color=BLUE, alpha=0.35, lw=0, label='50%')
         axis.plot(steps, median, color=BLUE, label='median')
     scale = 'log' if (losses > 0).any() else 'linear'  # --length=1 is answered rightly from the beginning
-    axis.set(xlabel=unit, ylabel='mean squared error', yscale=scale)
+    axis.set(xlabel=unit, ylabel=what, yscale=scale)
     axis.legend(frameon=False, fontsize=9)
 
 

@@ -324,8 +324,11 @@ def run_one(
     chunk: int,
     workdir: Workdir,
     saving: Saving,
+    unit: str = 'epoch',
 ) -> Record:
     """Trains once, with a row of metrics.csv for every step, and gives the trained model's outputs for `inputs`.
+
+    `unit` is what a step is called where progress is shown.
 
     Raises:
       UserError: see `Plan.leg` and `Leg.train`.
@@ -337,7 +340,7 @@ def run_one(
         losses = np.empty(steps, np.float32)
         losses[: leg.taken] = _losses_of(leg.held[METRICS])
         _tell_where(leg)
-        with report.progress(steps, 'epoch') as show:
+        with report.progress(steps, unit) as show:
             for part in leg.train():
                 new = divide(part.metrics['loss'])
                 log.append(format_rows(part.step + 1, new).encode())
@@ -372,6 +375,7 @@ def run_many(
     chunk: int,
     workdir: Workdir,
     saving: Saving,
+    unit: str = 'epoch',
 ) -> Record:
     """Trains one replica for each of `seeds` [R]; metrics.csv gets the median loss and its bands.
 
@@ -384,7 +388,7 @@ def run_many(
     plan = prepare(task, tx, inputs, steps=steps, chunk=chunk, workdir=workdir, saving=saving, replicas=width)
     start = time.perf_counter()
     losses, outputs = np.empty((len(seeds), steps), np.float32), []
-    with report.progress(len(seeds) * steps, 'seed-epoch') as show:
+    with report.progress(len(seeds) * steps, f'seed-{unit}') as show:
         for group in sweep.groups(seeds, width):
             place, count = str(group), len(group.seeds)
             log = workdir.journal(place, LOSSES)

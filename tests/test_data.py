@@ -1,12 +1,13 @@
-"""Streams: nothing is left out, nothing is seen twice, rows keep their places."""
+"""Streams and epochs: nothing is left out, nothing is seen twice, rows keep their places."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqjax.data import stream_rows, stream_window
+from seqjax.data import epoch_rows, shuffled, stream_rows, stream_window
 
 
 def test_S01_row_i_goes_on_in_row_i():
@@ -63,3 +64,47 @@ def test_what_is_no_stream_is_refused(series, batch, window, message):
 def test_rows_of_another_window_are_refused():
     with pytest.raises(ValueError, match='window=4 must divide the 6 steps'):
         stream_window(stream_rows(np.arange(12), 2, 3), 0, 4)
+
+
+# --- epochs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 4, 5, 15, 16, 17, 64, 65, 100, 1000, 4097])
+def test_shuffled_is_an_order_of_all(count):
+    """Each of 0 .. count-1 once, for every key; a place alone gives what it gives among the others."""
+    for seed in range(3):
+        key = jax.random.key(seed)
+        order = np.asarray(shuffled(key, jnp.arange(count), count))
+        np.testing.assert_array_equal(np.sort(order), np.arange(count))
+        assert shuffled(key, jnp.int32(count // 2), count) == order[count // 2]
+
+
+def test_all_orders_of_five_are_about_equally_likely():
+    """Chi-square over where each of five goes, and over which neighbours meet, for 4,000 keys."""
+    keys = jax.random.split(jax.random.key(0), 4000)
+    orders = np.asarray(jax.vmap(lambda key: shuffled(key, jnp.arange(5), 5))(keys))
+    for value in range(5):
+        where = np.bincount((orders == value).argmax(1), minlength=5)
+        assert ((where - 800) ** 2 / 800).sum() < 25  # 4 degrees of freedom; the 99.99% quantile is 23.5
+    pairs = np.bincount(orders[:, 0] * 5 + orders[:, 1], minlength=25)
+    assert (pairs[[0, 6, 12, 18, 24]] == 0).all()
+    assert ((pairs[pairs > 0] - 200) ** 2 / 200).sum() < 55 and (pairs > 0).sum() == 20  # 19; 99.99%: 50.8
+
+
+@pytest.mark.parametrize(('count', 'batch_size'), [(10, 4), (12, 4), (3, 5), (1, 1)])
+def test_an_epoch_reads_every_row_once_in_an_order_of_its_own(count, batch_size):
+    key, batches = jax.random.key(1), -(-count // batch_size)
+    epochs = []
+    for epoch in range(4):
+        parts = [epoch_rows(key, epoch * batches + i, count, batch_size) for i in range(batches)]
+        assert all(rows.shape == mask.shape == (batch_size,) for rows, mask in parts)
+        epochs.append(np.concatenate([np.asarray(rows)[np.asarray(mask)] for rows, mask in parts]))
+        np.testing.assert_array_equal(np.sort(epochs[-1]), np.arange(count))
+        assert all(((rows >= 0) & (rows < count)).all() for rows, _ in parts)
+    assert count < 10 or len({epoch.tobytes() for epoch in epochs}) == 4
+
+
+@pytest.mark.parametrize(('count', 'batch_size', 'name'), [(0, 1, 'count=0'), (5, 0, 'batch_size=0')])
+def test_no_rows_are_refused(count, batch_size, name):
+    with pytest.raises(ValueError, match=f'{name} must be at least 1'):
+        epoch_rows(jax.random.key(0), 0, count, batch_size)

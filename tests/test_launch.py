@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
-from experiments import launch, lstm_step, td, td_rates, temporal_order
+from experiments import checkpoint, echo, launch, lstm_step, soak, td, td_rates, temporal_order
 from seqjax import files
 from seqjax.files import UserError
 
@@ -253,7 +253,7 @@ def test_no_flag_is_defined_for_everybody():
     assert not {*td.FLAGS, *td_rates.FLAGS} & set(absl_flags.FLAGS)
 
 
-@pytest.mark.parametrize('module', [lstm_step, td, td_rates, temporal_order])
+@pytest.mark.parametrize('module', [checkpoint, echo, lstm_step, soak, td, td_rates, temporal_order])
 def test_every_argument_is_a_flag_with_a_help(module):
     assert list(inspect.signature(module.run).parameters) == list(module.FLAGS)
     text = launch.help_text(module.run, module.FLAGS, 'name')
@@ -326,7 +326,7 @@ def test_an_interrupt_during_the_imports_shows_no_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(('word', 'want'), [('highest', 'highest'), ('high', 'high'), ('default', 'bfloat16')])
-@pytest.mark.parametrize('module', [td, td_rates, temporal_order])
+@pytest.mark.parametrize('module', [echo, td, td_rates, temporal_order])
 def test_matmul_precision_holds_while_a_run_is_compiled(module, word, want, monkeypatch, capsys):
     """In every experiment that trains; by default JAX's own setting stays."""
 

@@ -83,3 +83,44 @@ def test_float32_keeps_the_formula_too():
     param, grads = draw()
     want = reference.adam(np.zeros(param.shape), np.float64(grads), RATE, EPSILON)
     assert moved_alike(follow(optim.adam(RATE, EPSILON), 0 * param, grads), want, 0, 2e-5)
+
+
+def test_a_schedule_is_the_rate_of_each_step():
+    """Half a cosine from the rate to 0; beyond its end it stays there. Constant is the plain number."""
+    rates = optim.schedule('cosine', 0.5, 8)
+    want = 0.5 * (1 + np.cos(np.pi * np.minimum(np.arange(12), 8) / 8)) / 2
+    np.testing.assert_allclose([rates(step) for step in range(12)], want, rtol=1e-6, atol=1e-8)
+    assert optim.schedule('constant', 0.5) == 0.5
+    param, grads = draw()
+    steady, falling = (
+        follow(optim.adam(rate, EPSILON), param, grads) for rate in (RATE, optim.schedule('cosine', RATE, STEPS))
+    )
+    moves = [np.abs(np.diff(path, axis=0)).mean(axis=1) for path in (steady, falling)]
+    assert moves[1][0] == pytest.approx(moves[0][0], rel=0.01) and moves[1][-1] < 0.01 * moves[0][-1]
+
+
+@pytest.mark.parametrize(
+    ('args', 'told'),
+    [
+        (('linear', 0.1), "schedule='linear' must be one of constant, cosine"),
+        (('cosine', 0.1), 'schedule=cosine needs decay_steps'),
+        (('constant', 0.1, 5), 'schedule=constant has no use for decay_steps'),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(args, told):
+    with pytest.raises(ValueError, match=told):
+        optim.schedule(*args)
+
+
+def test_gradients_beyond_a_norm_are_scaled_to_it():
+    """As if they had come so; smaller ones are left alone."""
+    param, grads = draw()
+    norms = np.linalg.norm(grads, axis=1, keepdims=True)
+    limit = float(np.median(norms))
+    scaled = (grads * np.minimum(1, limit / norms)).astype(np.float32)
+    assert 0 < (norms > limit).sum() < STEPS
+    got, want = (
+        follow(tx, param, g)
+        for tx, g in ((optim.adam(RATE, EPSILON, limit), grads), (optim.adam(RATE, EPSILON), scaled))
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-8)

@@ -113,15 +113,15 @@ def test_what_a_run_leaves_and_shows(in_tmp, capsys):
     assert temporal_order.main([*argv, '--gate_bias=chrono']) == 0
     out = capsys.readouterr().out
     folder = in_tmp / 'runs/temporal_order/lstm/chrono'
-    assert sorted(path.name for path in folder.iterdir()) == ['curve.png', 'errors.csv', 'summary.json']
+    assert sorted(path.name for path in folder.iterdir()) == ['checkpoints', 'curve.png', 'errors.csv', 'summary.json']
     summary = json.loads((folder / 'summary.json').read_text())
     assert summary['finished'] and summary['params'] == 4 * (9 * 4 + 16) + 20
     assert out.splitlines()[-1].startswith('temporal order of length 10, lstm with --gate_bias=chrono: 0 of 2 seeds')
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert temporal_order.main([*argv, '--gate_bias=chrono']) == 0
     again = capsys.readouterr().out
     assert 'shown again' in again and again.splitlines()[-1] == out.splitlines()[-1]
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     assert temporal_order.main([*argv, '--gate_bias=chrono', '--hidden=5']) == 2
     assert 'holds a run with --hidden=4, and this one is with --hidden=5' in capsys.readouterr().err
     (folder / 'errors.csv').write_text('seed,sequences,wrong\n0,a,1\n')
@@ -138,6 +138,26 @@ def test_same_flags_same_bytes_and_replicas_are_seeds_of_their_own(in_tmp):
     before = (in_tmp / 'a/errors.csv').read_bytes()
     temporal_order.run(**SHORT, workdir='a', overwrite=True)
     assert (in_tmp / 'a/errors.csv').read_bytes() == before
+
+
+def test_a_run_that_was_stopped_goes_on_with_what_it_had_found(in_tmp, monkeypatch):
+    """Stopped after some looks, by a failure of ours: looks and seeds are as if nothing had happened."""
+    settings = SHORT | {'hidden': 16, 'length': 10, 'steps': 1000, 'every': 25, 'gate_bias': 'chrono'}
+    straight = temporal_order.run(**settings, workdir='a')
+    needed, original = [seed.sequences for seed in straight], temporal_order.Study.look
+    assert None not in needed and len(set(needed)) == 2
+
+    def fails(self, part, group, done):
+        if done * 16 > min(needed):
+            raise ZeroDivisionError
+        return original(self, part, group, done)
+
+    monkeypatch.setattr(temporal_order.Study, 'look', fails)
+    with pytest.raises(ZeroDivisionError):
+        temporal_order.run(**settings, workdir='b', checkpoint_every=25)
+    monkeypatch.setattr(temporal_order.Study, 'look', original)
+    assert temporal_order.run(**settings, workdir='b', checkpoint_every=70) == straight
+    assert (in_tmp / 'b/errors.csv').read_bytes() == (in_tmp / 'a/errors.csv').read_bytes()
 
 
 def test_training_stops_where_all_seeds_are_right(in_tmp):

@@ -1,0 +1,219 @@
+"""Echo: name the symbol of some steps before, read from a stream or from shuffled windows.
+
+    python -m experiments.echo --flagfile=experiments/flags/echo_stream.flags
+    python -m experiments.echo --feed=shuffle --cell=gru --delay=6 --replicas=20
+
+It has all that a longer run has: truncated backpropagation or shuffled epochs, dropout, a schedule, clipping. The task
+itself is in seqjax/tasks/echo.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import launch
+from experiments.launch import Choice, Flag, Fraction, Positive, Whole
+from seqjax import files, optim, report, sweep
+from seqjax import run as host
+from seqjax.files import UserError
+from seqjax.models import CELLS
+from seqjax.task import Task
+from seqjax.tasks import echo as task_echo
+
+NAME = 'echo'
+FRESH, STEPS = 64, 64  # sequences to test on, and their answers that count
+RIGHT = 0.99  # the share of right answers from which on a seed counts as one that echoes
+
+FLAGS = {
+    'feed': Flag(Choice(*task_echo.FEEDS), 'windows one after the other with the carry handed on, or in a new order'),
+    'delay': Flag(Whole(0), 'how many steps back the answer lies'),
+    'cell': Flag(Choice(*CELLS), 'the recurrent cell'),
+    'hidden': Flag(Whole(1), 'units of a layer'),
+    'layers': Flag(Whole(1), 'recurrent layers'),
+    'dropout': Flag(Fraction(), 'share of values that is dropped between two layers'),
+    'window': Flag(Whole(1), 'steps of a window'),
+    'batch_size': Flag(Whole(1), 'windows in a training step'),
+    'length': Flag(Whole(1), 'symbols of the series that is trained on'),
+    'steps': Flag(Whole(1), 'training steps'),
+    'schedule': Flag(Choice(*optim.SCHEDULES), 'of the learning rate'),
+    'decay_steps': Flag(Whole(1), 'steps until --schedule=cosine is at 0'),
+    'clip_norm': Flag(Positive(), 'gradients beyond this norm are scaled down to it'),
+    **launch.SHARED,
+}
+
+
+class Answers(NamedTuple):
+    """How many of the test's answers each seed gave rightly."""
+
+    right: list[int]
+    count: int
+
+
+def run(
+    *,
+    feed: str = 'stream',
+    delay: int = 4,
+    cell: str = 'lstm',
+    hidden: int = 32,
+    layers: int = 1,
+    dropout: float = 0.0,
+    window: int = 16,
+    batch_size: int = 16,
+    length: int = 16_384,
+    steps: int = 1000,
+    schedule: str = 'constant',
+    decay_steps: int | None = None,
+    clip_norm: float | None = None,
+    learning_rate: float = 1e-2,
+    adam_epsilon: float = 1e-7,
+    seed: int = 0,
+    replicas: int | None = None,
+    matmul_precision: str = 'default',
+    workdir: str | None = None,
+    overwrite: bool = False,
+    picture: bool = True,
+    checkpoint_every: int = 1000,
+    keep: int = 2,
+    best: str | None = None,
+    chunk: int = 100,
+) -> Answers:
+    """Trains a recurrent model to name the symbol of some steps before, and tests it on sequences of its own.
+
+    Every argument is a flag of the command line, where `FLAGS` explains it. Without `workdir` nothing is kept.
+
+    Raises:
+      UserError (a ValueError): an argument is refused, the folder holds another run, or the loss is not finite.
+    """
+    settings = launch.check(FLAGS, locals(), launch.default_values(run))
+    launch.check_seeds(settings['seed'], settings['replicas'])
+    launch.check_memory(*sizes(**settings))
+    task, tx = make_task(settings), make_optimiser(settings)
+    with files.open_workdir(settings, NAME) as (folder, summary):
+        if summary is None:
+            with launch.matmul_precision(settings['matmul_precision']):
+                summary, losses = _train(task, tx, settings, folder)
+        else:
+            print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
+            losses = files.read_losses(folder, settings['steps'], settings['replicas'])
+        with folder.reading():
+            answers = Answers(**summary['answers'])
+            conclusion = _conclusion(answers, settings)
+        if settings['picture']:
+            _picture(folder, losses, settings)
+        if folder.path is not None:
+            print('\n' + folder.listing())
+        print('\n' + conclusion)
+        return answers
+
+
+def make_task(settings: dict[str, Any]) -> Task:
+    """The task that the flags ask for; raises UserError where they do not go together."""
+    names = ('delay', 'cell', 'layers', 'dropout', 'window', 'batch_size', 'length')
+    if settings['dropout'] and settings['layers'] == 1:
+        raise UserError(f'--dropout={settings["dropout"]} does nothing with --layers=1: it stands between two layers')
+    try:
+        options = {name: settings[name] for name in names}
+        return task_echo.echo(settings['feed'], features=settings['hidden'], seed=settings['seed'], **options)
+    except ValueError as error:
+        named = ' '.join(f'--{name}={settings[name]}' for name in ('feed', *names))
+        raise UserError(f'{named} do not go together: {error}') from error
+
+
+def make_optimiser(settings: dict[str, Any]) -> Any:
+    try:
+        rate = optim.schedule(settings['schedule'], settings['learning_rate'], settings['decay_steps'])
+    except ValueError as error:
+        raise UserError(
+            f'--schedule={settings["schedule"]} with --decay_steps={settings["decay_steps"]}: {error}'
+        ) from error
+    return optim.adam(rate, settings['adam_epsilon'], settings['clip_norm'])
+
+
+def _train(task: Task, tx: Any, settings: dict[str, Any], folder: files.Workdir) -> tuple[dict[str, Any], np.ndarray]:
+    """Trains, tests, and leaves everything but the picture in the folder."""
+    delay, seed, replicas = settings['delay'], settings['seed'], settings['replicas']
+    # The series that is trained on is drawn from --seed, which is below 2**32.
+    symbols, answers = task_echo.series(seed + 2**32, FRESH * (delay + STEPS), delay)
+    symbols, answers = (x.reshape(FRESH, delay + STEPS) for x in (symbols, answers))
+    layers = report.model_layers(task.model, symbols)
+    summary = host.new_summary(NAME, settings, layers)
+    print(report.format_table(layers) + '\n')
+    folder.write_summary(summary)
+    how = {'steps': settings['steps'], 'chunk': settings['chunk'], 'workdir': folder, 'unit': 'step'}
+    how |= {'saving': launch.saving(settings)}
+    print(f'{settings["steps"]:,} steps, on {summary["device"]}')
+    if replicas is None:
+        record = host.run_one(task, tx, symbols, seed, **how)
+    else:
+        record = host.run_many(task, tx, symbols, np.arange(seed, seed + replicas), **how)
+        files.write_replicas(folder, loss=record.losses)
+    print('compiled in {compile:.2f} s, trained in {train:.2f} s'.format(**record.seconds))
+    known = record.outputs[..., delay:, :].argmax(-1) == answers[:, delay:]
+    right = known.reshape(-1, FRESH * STEPS).sum(axis=1)
+    summary |= {'finished': True, 'seconds': record.seconds, **host.loss_summary(record.losses)}
+    summary |= {'answers': Answers(right.tolist(), FRESH * STEPS)._asdict()}
+    folder.write_summary(summary)
+    return summary, record.losses
+
+
+def _conclusion(answers: Answers, settings: dict[str, Any]) -> str:
+    """The last line: in words, what was reached."""
+    shares = [right / answers.count for right in answers.right]
+    text = f'echo of {settings["delay"]} steps before, {settings["cell"]} of {settings["hidden"]} units: '
+    by_chance = f'guessing names 1 of {task_echo.SYMBOLS}'
+    if settings['replicas'] is None:
+        return f'{text}{shares[0]:.1%} of {answers.count:,} symbols of other sequences are named rightly; {by_chance}.'
+    right, count = sum(share >= RIGHT for share in shares), len(shares)
+    low, high = report.share_interval(right, count)
+    return (
+        f'{text}{right:,} of {count:,} seeds ({right / count:.1%}; 95% interval {low:.1%} to {high:.1%}) name at least '
+        f'{RIGHT:.0%} of {answers.count:,} symbols of other sequences rightly; the median seed names '
+        f'{np.median(shares):.1%}, and {by_chance}.'
+    )
+
+
+def _picture(folder: files.Workdir, losses: np.ndarray, settings: dict[str, Any]) -> None:
+    try:
+        figure, (axis,) = report.new_figure(1, f'echo of {settings["delay"]} steps before: {settings["cell"]}')
+    except ImportError:
+        print('\n' + report.NO_PICTURE)
+        return
+    report.draw_loss(axis, losses, unit='step', what='cross-entropy')
+    axis.axhline(np.log(task_echo.SYMBOLS), color=report.GREY, lw=1, ls=':')
+    files.write_picture(folder, figure)
+
+
+def sizes(
+    *,
+    hidden: int,
+    layers: int,
+    window: int,
+    batch_size: int,
+    length: int,
+    steps: int,
+    replicas: int | None,
+    delay: int,
+    **_: Any,
+) -> tuple[int, dict[str, Any]]:
+    """About how many float32 numbers a run holds at once, and the flags that decide it."""
+    rows = max(window * batch_size, FRESH * (delay + STEPS))
+    side_by_side = 1 if replicas is None else sweep.group_width(replicas)
+    numbers = side_by_side * layers * (8 * 8 * hidden**2 + 10 * rows * hidden) + 4 * max(length, window * batch_size)
+    named = {'hidden': hidden, 'layers': layers, 'window': window, 'batch_size': batch_size, 'length': length}
+    return numbers + 3 * (replicas or 1) * steps, named | {'delay': delay, 'steps': steps, 'replicas': replicas}
+
+
+def main(argv: list[str] | None = None) -> int:
+    return launch.main(
+        run,
+        FLAGS,
+        argv,
+        name='experiments.echo',
+        complete=lambda values: launch.default_workdir(values, NAME, values['feed']),
+    )
+
+
+if __name__ == '__main__':
+    launch.leave(main())

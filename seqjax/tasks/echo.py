@@ -1,0 +1,108 @@
+"""Echo: in a stream of random symbols, name at each step the symbol of `delay` steps before.
+
+    symbols   5 0 2 2 7 1 3 ...
+    answers   - - - 5 0 2 2 ...   for a delay of 3
+
+Nothing but memory helps: without it the loss is ln(symbols), and 1 of `symbols` answers is right. The stream is read in
+windows, either one after the other with the carry handed on (truncated backpropagation; what is further back than a
+window's beginning is remembered, but no gradient reaches it), or each on its own, in a new order in every epoch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from seqjax import losses
+from seqjax.data import Rows, epoch_rows, stream_rows, stream_window
+from seqjax.models import sequence_model
+from seqjax.task import Batch, Sequences, Task
+
+SYMBOLS = 8
+FEEDS = ('stream', 'shuffle')
+
+
+class Windows(NamedTuple):
+    """Windows of a series, each a row of its own."""
+
+    symbols: np.ndarray  # [N, T]
+    answers: np.ndarray  # [N, T]
+    key: jax.Array  # decides the order of every epoch
+
+
+def series(seed: int, length: int, delay: int) -> tuple[np.ndarray, np.ndarray]:
+    """Symbols and answers, both [length]; the first `delay` answers are 0 and should not count.
+
+    >>> symbols, answers = series(0, 9, delay=3)
+    >>> symbols.tolist(), answers.tolist()
+    ([6, 5, 4, 2, 2, 0, 0, 0, 1], [0, 0, 0, 6, 5, 4, 2, 2, 0])
+    """
+    symbols = np.random.default_rng(seed).integers(0, SYMBOLS, length).astype(np.int32)
+    return symbols, np.concatenate([np.zeros(delay, np.int32), symbols])[:length]
+
+
+def echo(
+    feed: str,
+    *,
+    delay: int,
+    features: int,
+    window: int = 16,
+    batch_size: int = 16,
+    length: int = 16_384,
+    seed: int = 0,
+    **options: Any,
+) -> Task:
+    """The task of one way to feed it.
+
+    Args:
+      feed: 'stream' or 'shuffle'.
+      delay: how many steps back the answer lies.
+      features: H.
+      window: T, the steps of a batch.
+      batch_size: B.
+      length: of the series.
+      seed: of the series and its orders, which all replicas share.
+      options: further arguments of `seqjax.models.sequence_model`, such as cell, layers and dropout.
+
+    Raises:
+      ValueError: an argument is none of the known ones, or no answer would count.
+    """
+    if feed not in FEEDS:
+        raise ValueError(f'feed={feed!r} must be one of {", ".join(FEEDS)}')
+    room, name = (length, 'length') if feed == 'stream' else (window, 'window')
+    if delay < 0 or delay >= room or window > length:
+        raise ValueError(
+            f'delay={delay} must be from 0 to below {name}={room}, and window={window} at most length={length}'
+        )
+    model = sequence_model(
+        'sequence', SYMBOLS, features=features, vocabulary=SYMBOLS, stateful=feed == 'stream', **options
+    )
+    symbols, answers = series(seed, length, delay)
+    if feed == 'stream':
+        data: Any = stream_rows((symbols, answers, np.arange(length)), batch_size, window)
+        places = data.values[2]  # within its row: what lies before a row's beginning, the model has not seen
+        data = data._replace(values=(*data.values[:2], places - places[:, :1]))
+        return Task(model, losses.classification, partial(_stream, window, delay), data)
+    whole = length // window * window
+    rows = (x[:whole].reshape(-1, window) for x in (symbols, answers))
+    data = Windows(*rows, key=jax.random.key(seed))
+    return Task(model, losses.classification, partial(_shuffle, batch_size, delay), data)
+
+
+def _stream(window: int, delay: int, rows: Rows, key: jax.Array, step: jax.Array) -> Batch:
+    """The next window of every row."""
+    del key
+    (symbols, answers, places), mask, resets = stream_window(rows, step, window)
+    return Batch(Sequences(symbols, mask=mask, resets=resets), answers, mask & (places >= delay))
+
+
+def _shuffle(batch_size: int, delay: int, data: Windows, key: jax.Array, step: jax.Array) -> Batch:
+    """Windows of this epoch's order, each begun anew."""
+    del key
+    count, window = data.symbols.shape
+    rows, mask = epoch_rows(data.key, step, count, batch_size)
+    known = mask[:, None] & (np.arange(window) >= delay)[None]
+    return Batch(data.symbols[rows], data.answers[rows], known)
