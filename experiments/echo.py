@@ -74,6 +74,7 @@ def run(
     workdir: str | None = None,
     overwrite: bool = False,
     picture: bool = True,
+    mesh: str | None = None,
     checkpoint_every: int = 1000,
     keep: int = 2,
     best: str | None = None,
@@ -142,7 +143,7 @@ def _train(task: Task, tx: Any, settings: dict[str, Any], folder: files.Workdir)
     print(report.format_table(layers) + '\n')
     folder.write_summary(summary)
     how = {'steps': settings['steps'], 'chunk': settings['chunk'], 'workdir': folder, 'unit': 'step'}
-    how |= {'saving': launch.saving(settings)}
+    how |= launch.keeping(settings)
     print(f'{settings["steps"]:,} steps, on {summary["device"]}')
     if replicas is None:
         record = host.run_one(task, tx, symbols, seed, **how)

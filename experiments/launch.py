@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from seqjax import signals
+from seqjax import mesh, signals
 from seqjax.files import UserError
 from seqjax.run import Saving
 
@@ -187,6 +187,17 @@ class Name(flags.ArgumentParser):
         return 'name'
 
 
+class Axes(flags.ArgumentParser):
+    """A mesh of devices."""
+
+    def parse(self, argument: Any) -> str:
+        mesh.parse(argument if isinstance(argument, str) else '')
+        return argument
+
+    def flag_type(self) -> str:
+        return 'data:N[,model:M]'
+
+
 class Switch(flags.BooleanParser):
     """True or false."""
 
@@ -215,6 +226,11 @@ SHARED = {
     'workdir': Flag(Place(), 'where the results stay; made if missing'),
     'overwrite': Flag(Switch(), 'replace the results that --workdir holds'),
     'picture': Flag(Switch(), 'draw curve.png (needs matplotlib, the extra "plots")'),
+    'mesh': Flag(
+        Axes(),
+        'devices, and how they are used: data:N divides the rows of a batch, or replicas, among N of them; '
+        'data:N,model:M the columns of the weights among M, too. By default all, where that is useful',
+    ),
     'checkpoint_every': Flag(Whole(1), 'steps between two checkpoints; there is one at the end, too'),
     'keep': Flag(Whole(1), 'how many of the newest checkpoints stay'),
     'best': Flag(
@@ -242,9 +258,10 @@ def check(table: Mapping[str, Flag], values: Mapping[str, Any], defaults: Mappin
     return checked
 
 
-def saving(settings: Mapping[str, Any]) -> Saving:
-    """When a run saves, as its flags say."""
-    return Saving(settings['checkpoint_every'], settings['keep'], settings['best'])
+def keeping(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """When a run saves and where it is computed, for `seqjax.run`, as its flags say."""
+    saving = Saving(settings['checkpoint_every'], settings['keep'], settings['best'])
+    return {'saving': saving, 'devices': settings['mesh']}
 
 
 def matmul_precision(word: str) -> contextlib.AbstractContextManager[None]:
@@ -397,6 +414,14 @@ def keep_compiled() -> None:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
+def use_cores(asked: str | None) -> None:
+    """On a CPU every core is a device, and more are made up where so many are asked for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    count = max(cores, math.prod(mesh.parse(asked).values()) if asked else 1)
+    with contextlib.suppress(RuntimeError):  # JAX has begun: its devices are what they are
+        jax.config.update('jax_num_cpu_devices', count)
+
+
 def main(
     run: Callable[..., Any],
     table: Mapping[str, Flag],
@@ -431,6 +456,7 @@ def main(
             return 0
         values = complete(parse(table, default_values(run), argv))
         keep_compiled()
+        use_cores(values.get('mesh'))
         with signals.asked(later=False):
             run(**values)
             sys.stdout.flush()

@@ -74,6 +74,7 @@ def run(
     workdir: str | None = None,
     overwrite: bool = False,
     picture: bool = True,
+    mesh: str | None = None,
     checkpoint_every: int = 100_000,
     keep: int = 2,
     best: str | None = None,
@@ -135,7 +136,7 @@ def _train(settings: dict[str, Any], folder: files.Workdir, targets: np.ndarray)
         'steps': settings['epochs'],
         'chunk': settings['chunk'],
         'workdir': folder,
-        'saving': launch.saving(settings),
+        **launch.keeping(settings),
     }
     seed, replicas = settings['seed'], settings['replicas']
     if replicas is None:

@@ -32,7 +32,7 @@ FLAGS = {
     'share': Flag(Share(), 'of seeds that must predict every target to one decimal: the low end of its 95% interval'),
     'replicas': Flag(Whole(1), 'seeds to choose on, and as many others to confirm on'),
     **{name: launch.SHARED[name] for name in ('matmul_precision', 'workdir', 'overwrite', 'picture')},
-    **{name: launch.SHARED[name] for name in ('checkpoint_every', 'keep', 'best')},
+    **{name: launch.SHARED[name] for name in ('mesh', 'checkpoint_every', 'keep', 'best')},
 }
 
 
@@ -62,6 +62,7 @@ def run(
     workdir: str | None = None,
     overwrite: bool = False,
     picture: bool = True,
+    mesh: str | None = None,
     checkpoint_every: int = 10_000,
     keep: int = 2,
     best: str | None = None,
@@ -144,8 +145,8 @@ class Study(NamedTuple):
     def curve(self, place: str, rate: float, seeds: np.ndarray, epochs: int) -> list[Point]:
         """Trains `seeds`, with checkpoints at `place`, and counts every few epochs those that are exact."""
         every, inputs, width = self.settings['every'], self.task.data.inputs, sweep.group_width(len(seeds))
-        how = {'steps': epochs, 'chunk': every, 'replicas': width}
-        how |= {'workdir': self.folder, 'saving': launch.saving(self.settings)}
+        how = {'steps': epochs, 'chunk': every, 'replicas': len(seeds), 'workdir': self.folder}
+        how |= launch.keeping(self.settings)
         plan = host.prepare(self.task, optim.adam(rate, self.settings['adam_epsilon']), inputs, **how)
         exact = np.zeros(epochs // every, int)
         with report.progress(len(seeds) * epochs, 'seed-epoch') as show:
@@ -159,7 +160,7 @@ class Study(NamedTuple):
         """How many seeds of a group are exact after every few epochs, [epochs // every]."""
         every, count, log = self.settings['every'], len(group.seeds), self.folder.journal(place, EXACT)
         exact = np.zeros(plan.steps // every, int)
-        with plan.leg(group.filled, {EXACT: log}, count=count, place=place) as leg:
+        with plan.leg(group.seeds, {EXACT: log}, place=place) as leg:
             for epoch, n in files.whole_numbers(leg.held[EXACT]):
                 exact[epoch // every - 1] = n
             for part in leg.train():

@@ -24,7 +24,7 @@ from seqjax import run as host
 from seqjax.files import UserError
 from seqjax.initializers import GATE_BIASES
 from seqjax.models import CELLS, recurrent
-from seqjax.task import Batch, State, Task
+from seqjax.task import Batch, State
 from seqjax.tasks import temporal_order as task_order
 
 NAME, ERRORS = 'temporal_order', 'errors.csv'
@@ -53,7 +53,7 @@ FLAGS = {
         name: launch.SHARED[name]
         for name in ('learning_rate', 'adam_epsilon', 'seed', 'replicas', 'matmul_precision', 'workdir', 'overwrite')
     },
-    **{name: launch.SHARED[name] for name in ('picture', 'checkpoint_every', 'keep', 'best')},
+    **{name: launch.SHARED[name] for name in ('picture', 'mesh', 'checkpoint_every', 'keep', 'best')},
 }
 
 
@@ -83,6 +83,7 @@ def run(
     workdir: str | None = None,
     overwrite: bool = False,
     picture: bool = True,
+    mesh: str | None = None,
     checkpoint_every: int = 500,
     keep: int = 2,
     best: str | None = None,
@@ -154,14 +155,14 @@ def _train(layer: nn.Module, settings: dict[str, Any], folder: files.Workdir) ->
     print(report.format_table(layers) + '\n')
     folder.write_summary(summary)
     first, count = settings['seed'], settings['replicas']
-    how = {'steps': settings['steps'], 'chunk': settings['every'], 'replicas': sweep.group_width(count)}
-    how |= {'workdir': folder, 'saving': launch.saving(settings)}
+    how = {'steps': settings['steps'], 'chunk': settings['every'], 'replicas': count, 'workdir': folder}
+    how |= launch.keeping(settings)
     plan = host.prepare(task, optim.adam(settings['learning_rate'], settings['adam_epsilon']), None, **how)
-    study = Study(plan, _count_wrong(task, test), settings['every'], settings['batch_size'], count)
+    study = Study(plan, _count_wrong(plan, test), settings['every'], settings['batch_size'], count)
     print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {summary["device"]}')
     seeds, looks = [], []
     with report.progress(count * settings['steps'], 'seed-step') as show:
-        for group in sweep.groups(np.arange(first, first + count), how['replicas']):
+        for group in sweep.groups(np.arange(first, first + count), sweep.group_width(count)):
             right = sum(seed.sequences is not None for seed in seeds)
             its_seeds, its_looks = study.train(group, right, show)
             seeds += its_seeds
@@ -176,7 +177,7 @@ class Study(NamedTuple):
     """What all groups of seeds share."""
 
     plan: host.Plan
-    count_wrong: Callable[[State], jax.Array]  # of the test's sequences, by one seed
+    count_wrong: Callable[[State, int], jax.Array]  # of the test's sequences, by one of the replicas
     every: int
     batch_size: int
     count: int  # of all seeds
@@ -187,7 +188,7 @@ class Study(NamedTuple):
         """What became of seeds that are trained side by side until all are right; `right` others are already."""
         place, count, steps = str(group), len(group.seeds), self.plan.steps
         journals = {name: self.plan.workdir.journal(place, name) for name in (LOOKS, RIGHT)}
-        with self.plan.leg(group.filled, journals, count=count, place=place) as leg:
+        with self.plan.leg(group.seeds, journals, place=place) as leg:
             looks = [Look(*row) for row in files.whole_numbers(leg.held[LOOKS])]
             found = {row[0]: Seed(*row) for row in files.whole_numbers(leg.held[RIGHT])}
             for part in leg.train() if len(found) < count else ():
@@ -218,16 +219,15 @@ class Study(NamedTuple):
 
     def wrong(self, states: State, group: sweep.Group, seed: int) -> int:
         """How many of the test's sequences one seed answers wrongly."""
-        state = jax.tree.map(lambda x: x[seed - int(group.seeds[0])], states)
-        return int(self.count_wrong(state))
+        return int(self.count_wrong(states, seed - int(group.seeds[0])))
 
 
-def _count_wrong(task: Task, test: Batch) -> Callable[[State], jax.Array]:
-    def count(state):
-        outputs = train.predict(task, state, test.inputs, batch_size=VALIDATION)
+def _count_wrong(plan: host.Plan, test: Batch) -> Callable[[State, int], jax.Array]:
+    def count(states, i):
+        outputs = train.predict(plan.task, jax.tree.map(lambda x: x[i], states), test.inputs, batch_size=VALIDATION)
         return task_order.score(outputs, test)['wrong'].total
 
-    return jax.jit(count)
+    return jax.jit(count, out_shardings=plan.whole)
 
 
 # --- what is shown ---------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ def stores(folder: Path) -> Iterator[Path]:
 
 
 def read_state(folder: Path, about: About, like: State) -> State:
-    """The State of a verified checkpoint, in the structure of `like`, with arrays of NumPy.
+    """The State of a verified checkpoint, in the structure of `like`, with arrays of NumPy, and keys as numbers.
 
     Raises:
       UserError: it is of another model or optimiser; the sentence names an array that differs.
@@ -225,13 +225,18 @@ def read_state(folder: Path, about: About, like: State) -> State:
     arrays = read_arrays(folder)
 
     def leaf(name, x):
-        if 0 in x.shape:
-            return np.zeros(x.shape, x.dtype)
-        if _is_key(x):
-            return jax.random.wrap_key_data(arrays[name], impl=jax.random.key_impl(jnp.empty((), x.dtype)))
-        return arrays[name]
+        return np.zeros(x.shape, x.dtype) if 0 in x.shape else arrays[name]
 
     return jax.tree.unflatten(jax.tree.structure(like), [leaf(name, x) for name, x in named(like).items()])
+
+
+def with_keys(state: State, like: State) -> State:
+    """A State as it was read, with keys for their numbers. For compiled code: where it goes, it may be spread."""
+
+    def leaf(x, want):
+        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(jnp.empty((), want.dtype))) if _is_key(want) else x
+
+    return jax.tree.map(leaf, state, like)
 
 
 def _line(error: BaseException) -> str:
@@ -293,7 +298,7 @@ class Store:
         return about
 
     def restore(self, like: State, fault: Callable[[About], str | None]) -> tuple[State, About] | None:
-        """The newest sound step; None where there is no checkpoint at all.
+        """The newest sound step, see `read_state`; None where there is no checkpoint at all.
 
         Steps that are not sound are named in a warning, and set aside where a newer save may take their place.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 import optax
 
 import seqjax
-from seqjax import checkpoint, report, signals, sweep, train
+from seqjax import checkpoint, mesh, report, signals, sweep, train
 from seqjax.checkpoint import About, Store
 from seqjax.files import CHECKPOINTS, METRICS, Journal, UserError, Workdir, replace, writing
 from seqjax.task import Arrays, Mean, State, Task
@@ -93,37 +94,43 @@ class Plan(NamedTuple):
     chunk: int
     workdir: Workdir
     saving: Saving
+    layout: mesh.Layout | None  # None on one device
+    width: int | None  # replicas side by side
     seconds: float  # that compiling took
 
+    @property
+    def whole(self) -> jax.sharding.Sharding | None:
+        """Of what the host wants to see."""
+        return None if self.layout is None else self.layout.whole
+
     @contextlib.contextmanager
-    def leg(
-        self, seeds: Any, journals: Mapping[str, Journal], *, count: int | None = None, place: str = ''
-    ) -> Iterator[Leg]:
+    def leg(self, seeds: Any, journals: Mapping[str, Journal], *, place: str = '') -> Iterator[Leg]:
         """One seed, or one group of them, on its way from where it was left.
 
         Saves at the end, and ends the run there where a signal asked for it.
 
         Args:
-          seeds: a seed, or those of a group [width].
+          seeds: a seed, or those of a group [n], n at most the width.
           journals: what is written along the way, by name; each is cut off where the checkpoint found it.
-          count: how many of the group's seeds were asked for.
           place: the folder of its checkpoints, within that of the run's.
 
         Raises:
           UserError: no checkpoint is sound, it is of another run, or the disk refuses to take one.
         """
+        count = None if self.width is None else len(seeds)
+        seeds = np.asarray(seeds, np.uint32) if count is None else sweep.fill(seeds, self.width).astype(np.uint32)
         if self.workdir.path is None:
             yield Leg(self, None, journals, self.programs.init(seeds), 0, dict.fromkeys(journals, b''), count)
             return
         store = Store(self.workdir.path / CHECKPOINTS / place, keep=self.saving.keep, best=self.saving.best)
         with contextlib.ExitStack() as stack:
             stack.callback(store.close)
-            found = store.restore(self.programs.shapes[0], partial(self._fault, journals))
+            found = store.restore(self._kept_shapes(count), partial(self._fault, journals))
             if found is None:
                 state, taken, marks = self.programs.init(seeds), 0, dict.fromkeys(journals)
             else:
                 (state, about) = found
-                state, taken, marks = jax.device_put(state), about.step, about.journals
+                state, taken, marks = self._placed(state), about.step, about.journals
                 self.workdir.refuse_fewer_steps(taken)
                 _tell_versions(about)
             for journal in journals.values():
@@ -135,11 +142,32 @@ class Plan(NamedTuple):
             leg.save()
             leg.heed_signals()
 
+    def kept(self, state: State, count: int | None) -> State:
+        """What is saved of a State: not what filled a group up, so that it does not matter how wide the group was."""
+        return state if count == self.width else _first_rows(count, self.whole)(state)
+
+    def _kept_shapes(self, count: int | None) -> State:
+        shapes = self.programs.shapes[0]
+        return shapes if count == self.width else jax.eval_shape(_first_rows(count, None), shapes)
+
+    def _placed(self, state: State) -> State:
+        """What was saved, filled up, where it belongs."""
+        if self.width is not None:
+            state = jax.tree.map(lambda x: sweep.fill(x, self.width), state)
+        shapes = self.programs.shapes[0]
+        lies = None if self.layout is None else self.layout.state(shapes)
+        return jax.jit(lambda state: checkpoint.with_keys(state, shapes), out_shardings=lies)(state)
+
     def _fault(self, journals: Mapping[str, Journal], about: About) -> str | None:
         """Why a sound checkpoint is of no use here."""
         self.workdir.refuse_another_run(about.experiment, about.flags)
         faults = [journal.fault(about.journals[name]) for name, journal in journals.items()]
         return next((fault for fault in faults if fault is not None), None)
+
+
+@functools.cache
+def _first_rows(count: int, whole: jax.sharding.Sharding | None) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: jax.tree.map(lambda x: x[:count], tree), out_shardings=whole)
 
 
 def _tell_versions(about: About) -> None:
@@ -209,9 +237,10 @@ class Leg:
         if self.store is None:
             return
         marks = {name: journal.mark() for name, journal in self.journals.items()}
-        leaves, folder = checkpoint.describe(self.state), self.plan.workdir
+        state, folder = self.plan.kept(self.state, self.count), self.plan.workdir
+        leaves = checkpoint.describe(state)
         what = (self.taken, folder.experiment, folder.settings, marks, self.values, leaves, checkpoint.versions())
-        self.store.save(self.state, About(*what))
+        self.store.save(state, About(*what))
 
     def heed_signals(self) -> None:
         """Saves and ends the run where a signal has asked for it."""
@@ -231,13 +260,13 @@ class Leg:
         before, first, advance, task = self.state, self.taken, self.plan.programs.advance, self.plan.task
         for n in range(good, -1, -1):  # the update before may already have been too large
             state, _, evals = advance(task.data, task.evals, before, n)
-            if _any_finite(state, self.count) or n == 0:
+            if n == 0 or self._any_finite(state):
                 break
         evals = jax.device_get(evals)
         if n:
             yield self._went_on(state, jax.tree.map(lambda x: x[:n], metrics), evals)
         self.save()
-        name, size = largest_gradient(task, state, self.count)
+        name, size = self._largest_gradient(state)
         rest = jax.tree.map(lambda x: x[n : good + 1], metrics)
         yield Part(self.taken, state, *(jax.tree.map(self._only_asked, x) for x in (rest, evals)))
         kept = ''
@@ -251,6 +280,27 @@ class Leg:
             f'--learning_rate; the largest gradient of step {first + n + 1:,} is {size:.3g}, in {name}{kept}'
         )
 
+    def _any_finite(self, state: State) -> bool:
+        """Whether all parameters are finite; with replicas, those of one of them."""
+
+        def finite(params):
+            return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+
+        each = finite if self.count is None else jax.vmap(finite)
+        return bool(np.asarray(jax.jit(each, out_shardings=self.plan.whole)(state.params)).any())
+
+    def _largest_gradient(self, state: State) -> tuple[str, float]:
+        """The parameter with the largest gradient at the next step, and its size; what is not finite is the largest."""
+
+        def sizes(state):
+            return jax.tree.map(lambda x: jnp.abs(x).max(initial=0), train.gradients(self.plan.task, state)[0])
+
+        each = sizes if self.count is None else jax.vmap(sizes)
+        found = checkpoint.named(jax.device_get(jax.jit(each, out_shardings=self.plan.whole)(state)))
+        found = {name: np.max(self._only_asked(x)) for name, x in found.items()}
+        name = max(found, key=lambda name: found[name] if np.isfinite(found[name]) else np.inf)
+        return name, float(found[name])
+
 
 def divide(mean: Mean) -> np.ndarray:
     return (mean.total / np.maximum(mean.count, 1)).astype(np.float32)
@@ -262,27 +312,6 @@ def _typical(values: np.ndarray) -> float | None:
     return float(np.median(finite)) if finite.size and np.isfinite(finite).all() else None
 
 
-def _any_finite(state: State, count: int | None) -> bool:
-    """Whether all parameters are finite; with replicas, those of one of them."""
-    finite = [np.isfinite(x) for x in jax.tree.leaves(jax.device_get(state.params))]
-    if count is None:
-        return all(x.all() for x in finite)
-    return bool(np.all([x[:count].reshape(count, -1).all(axis=1) for x in finite], axis=0).any())
-
-
-def largest_gradient(task: Task, state: State, count: int | None) -> tuple[str, float]:
-    """The parameter with the largest gradient at the next step, and its size; what is not finite counts as largest."""
-
-    def sizes(state):
-        return jax.tree.map(lambda x: jnp.abs(x).max(initial=0), train.gradients(task, state)[0])
-
-    many = count is not None
-    found = checkpoint.named(jax.device_get(jax.jit(jax.vmap(sizes) if many else sizes)(state)))
-    found = {name: np.max(x[:count] if many else x) for name, x in found.items()}
-    name = max(found, key=lambda name: found[name] if np.isfinite(found[name]) else np.inf)
-    return name, float(found[name])
-
-
 def prepare(
     task: Task,
     tx: optax.GradientTransformation,
@@ -292,23 +321,55 @@ def prepare(
     chunk: int,
     workdir: Workdir,
     saving: Saving,
+    devices: str | None = None,
     replicas: int | None = None,
 ) -> Plan:
-    """Compiles what a run executes; with `replicas` for that many seeds side by side.
+    """Compiles what a run executes.
+
+    Args:
+      task, tx: see `train.train`.
+      inputs: those of the predictions; None where there are none.
+      steps, chunk: see `train.train`.
+      workdir, saving: where the run is kept, and when it saves.
+      devices: the mesh, see `mesh.choose`.
+      replicas: R, how many seeds there are in all; they run side by side in groups of `sweep.group_width`.
 
     Raises:
-      UserError: there is no metric of the name that the best checkpoint goes by.
+      UserError: there is no metric of the name that the best checkpoint goes by, or the mesh cannot be.
     """
     start, chunk = time.perf_counter(), min(chunk, steps)
     if workdir.path is not None:
         checkpoint.warm_up()
-    programs = train.compile_programs(task, tx, inputs, chunk=chunk, replicas=replicas)
+    layout, width, placement = _lay_out(task, devices, replicas), None, None
+    if replicas is not None:
+        width = sweep.group_width(replicas)
+    if layout is not None:
+        width = width and -(-width // layout.size) * layout.size
+        placement, task = train.Placement(layout.state, layout.whole), layout.task(task)
+    whole = None if layout is None else layout.whole
+    task = task._replace(data=jax.device_put(task.data, whole), evals=jax.device_put(task.evals, whole))
+    programs = train.compile_programs(task, tx, inputs, chunk=chunk, replicas=width, placement=placement)
+    _check_best(saving.best, programs)
+    return Plan(task, tx, programs, steps, chunk, workdir, saving, layout, width, time.perf_counter() - start)
+
+
+def _lay_out(task: Task, devices: str | None, replicas: int | None) -> mesh.Layout | None:
+    """Which devices, told where there is a choice."""
+    try:
+        layout, line = mesh.choose(devices, rows=mesh.batch_rows(task), replicas=replicas)
+    except ValueError as error:
+        asked = 'this run' if devices is None else f'--mesh={devices}'
+        raise UserError(f'{asked} {error}') from error
+    if line:
+        print(line)
+    return layout
+
+
+def _check_best(best: str | None, programs: train.Programs) -> None:
     _, metrics, evals = programs.shapes
     names = [*metrics, *(f'{split}/{name}' for split, found in evals.items() for name in found)]
-    best = saving.best and saving.best.removeprefix('min:').removeprefix('max:')
-    if best is not None and best not in names:
-        raise UserError(f'--best={saving.best} is no metric of this run; there are {", ".join(names)}')
-    return Plan(task, tx, programs, steps, chunk, workdir, saving, time.perf_counter() - start)
+    if best is not None and best.removeprefix('min:').removeprefix('max:') not in names:
+        raise UserError(f'--best={best} is no metric of this run; there are {", ".join(names)}')
 
 
 # --- the loop --------------------------------------------------------------------------------------
@@ -324,6 +385,7 @@ def run_one(
     chunk: int,
     workdir: Workdir,
     saving: Saving,
+    devices: str | None = None,
     unit: str = 'epoch',
 ) -> Record:
     """Trains once, with a row of metrics.csv for every step, and gives the trained model's outputs for `inputs`.
@@ -333,10 +395,10 @@ def run_one(
     Raises:
       UserError: see `Plan.leg` and `Leg.train`.
     """
-    plan = prepare(task, tx, inputs, steps=steps, chunk=chunk, workdir=workdir, saving=saving)
+    plan = prepare(task, tx, inputs, steps=steps, chunk=chunk, workdir=workdir, saving=saving, devices=devices)
     log = Journal(workdir.file(METRICS) if workdir.path is not None else None, 'step,loss\n')
     start = time.perf_counter()
-    with plan.leg(np.uint32(seed), {METRICS: log}) as leg:
+    with plan.leg(seed, {METRICS: log}) as leg:
         losses = np.empty(steps, np.float32)
         losses[: leg.taken] = _losses_of(leg.held[METRICS])
         _tell_where(leg)
@@ -375,6 +437,7 @@ def run_many(
     chunk: int,
     workdir: Workdir,
     saving: Saving,
+    devices: str | None = None,
     unit: str = 'epoch',
 ) -> Record:
     """Trains one replica for each of `seeds` [R]; metrics.csv gets the median loss and its bands.
@@ -384,15 +447,15 @@ def run_many(
     Raises:
       UserError: see `Plan.leg` and `Leg.train`.
     """
-    width = sweep.group_width(len(seeds))
-    plan = prepare(task, tx, inputs, steps=steps, chunk=chunk, workdir=workdir, saving=saving, replicas=width)
+    how = {'steps': steps, 'chunk': chunk, 'workdir': workdir, 'saving': saving}
+    plan = prepare(task, tx, inputs, **how, devices=devices, replicas=len(seeds))
     start = time.perf_counter()
     losses, outputs = np.empty((len(seeds), steps), np.float32), []
     with report.progress(len(seeds) * steps, f'seed-{unit}') as show:
-        for group in sweep.groups(seeds, width):
+        for group in sweep.groups(seeds, sweep.group_width(len(seeds))):
             place, count = str(group), len(group.seeds)
             log = workdir.journal(place, LOSSES)
-            with plan.leg(group.filled, {LOSSES: log}, count=count, place=place) as leg:
+            with plan.leg(group.seeds, {LOSSES: log}, place=place) as leg:
                 mine = losses[group.first : group.first + count]
                 mine[:, : leg.taken] = np.frombuffer(leg.held[LOSSES], '<f4').reshape(-1, count).T
                 _tell_where(leg)

@@ -14,8 +14,7 @@ class Group(NamedTuple):
     """Seeds that are trained side by side."""
 
     first: int  # the place of its first seed among all
-    seeds: np.ndarray  # [n], n at most the width
-    filled: np.ndarray  # [width] uint32: the seeds, and the last of them again until all groups are equally wide
+    seeds: np.ndarray  # [n]
 
     def __str__(self) -> str:
         """For a person, and as the name of a folder: seeds_0_to_249."""
@@ -33,11 +32,19 @@ def group_width(count: int, max_width: int = MAX_WIDTH) -> int:
 
 
 def groups(seeds: np.ndarray, width: int) -> Iterator[Group]:
-    """Groups of `width`, one after the other, which all run the same program: that for `replicas=width`.
+    """Groups of `width`, one after the other; the last may be narrower.
 
-    >>> [(str(group), group.filled.tolist()) for group in groups(np.arange(5), 3)]
-    [('seeds_0_to_2', [0, 1, 2]), ('seeds_3_to_4', [3, 4, 4])]
+    >>> [str(group) for group in groups(np.arange(5), 3)]
+    ['seeds_0_to_2', 'seeds_3_to_4']
     """
     for first in range(0, len(seeds), width):
-        part = seeds[first : first + width]
-        yield Group(first, part, np.pad(part, (0, width - len(part)), mode='edge').astype(np.uint32))
+        yield Group(first, seeds[first : first + width])
+
+
+def fill(rows: np.ndarray, width: int) -> np.ndarray:
+    """[n, ...] -> [width, ...]: the last row again until all groups are equally wide, and run the same program.
+
+    >>> fill(np.array([7, 8]), 4).tolist()
+    [7, 8, 8, 8]
+    """
+    return np.concatenate([rows, np.repeat(rows[-1:], width - len(rows), axis=0)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -210,6 +210,13 @@ def make_advance(
     return jax.jit(advance)
 
 
+class Placement(NamedTuple):
+    """Where arrays lie, where that is more than one device."""
+
+    state: Callable[[State], Any]  # shapes -> shardings
+    whole: jax.sharding.Sharding  # of what every device has
+
+
 class Programs(NamedTuple):
     """All that a run executes, compiled before its first step, so that compiling is timed apart from training."""
 
@@ -220,25 +227,44 @@ class Programs(NamedTuple):
 
 
 def compile_programs(
-    task: Task, tx: optax.GradientTransformation, inputs: Arrays | None, *, chunk: int, replicas: int | None = None
+    task: Task,
+    tx: optax.GradientTransformation,
+    inputs: Arrays | None,
+    *,
+    chunk: int,
+    replicas: int | None = None,
+    placement: Placement | None = None,
 ) -> Programs:
     """Compiles the programs of a run, or with `replicas` those of that many runs side by side (leading axis R).
 
-    Without `inputs` there is no program for predictions.
+    Without `inputs` there is no program for predictions. With `placement` the State lies where it says, and all that
+    is for the host is on every device.
     """
 
     def mapped(f, **axes):
-        return jax.jit(f if replicas is None else jax.vmap(f, **axes))
+        return f if replicas is None else jax.vmap(f, **axes)
 
     seed = jax.ShapeDtypeStruct(() if replicas is None else (replicas,), jnp.uint32)
-    init = mapped(lambda seed: init_state(task, tx, jax.random.key(seed))).lower(seed)
+    init = mapped(lambda seed: init_state(task, tx, jax.random.key(seed)))
+    state = jax.eval_shape(init, seed)
+    lies, whole = (None, None) if placement is None else (placement.state(state), placement.whole)
     advance = make_advance(task, tx, chunk=chunk, replicas=replicas is not None)
-    advance = advance.lower(task.data, task.evals, init.out_info, 0)
-    shapes = advance.out_info
+    given, taken = (whole, whole, lies, whole), (lies, whole, whole)
+    advance = jax.jit(advance, in_shardings=given, out_shardings=taken).lower(task.data, task.evals, state, 0)
     predict = None
     if inputs is not None:
-        predict = mapped(partial(apply, task), in_axes=(0, None)).lower(init.out_info, inputs).compile()
-    return Programs(init.compile(), advance.compile(), predict, shapes)
+        predict = jax.jit(
+            mapped(partial(apply, task), in_axes=(0, None)), in_shardings=(lies, whole), out_shardings=whole
+        )
+        predict = predict.lower(state, inputs).compile()
+    init = jax.jit(init, out_shardings=lies).lower(seed).compile()
+    return Programs(init, advance.compile(), predict, advance.out_info)
+
+
+def steps_taken(state: State) -> int:
+    """Replicas march in step, and so what this process holds of them says it."""
+    step = state.step
+    return int(np.max(step.addressable_data(0) if isinstance(step, jax.Array) else step))
 
 
 def train(
@@ -269,7 +295,7 @@ def train(
     """
     if advance is None:
         advance = make_advance(task, tx, chunk=chunk, accumulate=accumulate)
-    done = int(np.max(state.step))  # replicas march in step
+    done = steps_taken(state)
     while done < steps:
         n = min(steps - done, *(every - done % every for every in (chunk, *visits)))
         state, metrics, evals = advance(task.data, task.evals, state, n)

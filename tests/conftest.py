@@ -18,6 +18,8 @@ os.environ['KERAS_BACKEND'] = 'jax'  # read when Keras is imported, which only t
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+jax.devices()  # one of the CPU: the command line would make every core one
+
 MAPS, MAX_MAPS, finished = Path('/proc/self/maps'), 30_000, itertools.count(1)
 
 
