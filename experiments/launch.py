@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from seqjax import mesh, signals
+from seqjax import mesh, processes, signals
 from seqjax.files import UserError
 from seqjax.run import Saving
 
@@ -198,6 +198,17 @@ class Axes(flags.ArgumentParser):
         return 'data:N[,model:M]'
 
 
+class Others(flags.ArgumentParser):
+    """How a process finds those that it works with."""
+
+    def parse(self, argument: Any) -> str:
+        processes.parse(argument)
+        return argument
+
+    def flag_type(self) -> str:
+        return 'off | auto | HOST:PORT,COUNT,INDEX'
+
+
 class Switch(flags.BooleanParser):
     """True or false."""
 
@@ -240,6 +251,18 @@ SHARED = {
     ),
     'chunk': Flag(Whole(1), 'steps on the device between two visits of the host; changes no number'),
 }
+
+
+# Of the command line alone, which JAX must know before it begins.
+TOGETHER = {
+    'distributed': Flag(
+        Others(),
+        'the processes that compute the run together: HOST:PORT of process 0, how many there are, and which this one '
+        'is; auto asks SLURM, Kubernetes, Cloud TPU or Open MPI',
+    ),
+    'heartbeat': Flag(Whole(1), 'seconds after which a process that is not heard of ends the run'),
+}
+ALONE = {'distributed': processes.OFF, 'heartbeat': 100}
 
 
 def check(table: Mapping[str, Flag], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -379,9 +402,8 @@ def _find_flagfile(path: str) -> Path:
     raise UserError(f'flagfile {path!r} is not a file; those that come with the package: {", ".join(known)}')
 
 
-def help_text(run: Callable[..., Any], table: Mapping[str, Flag], name: str) -> str:
+def help_text(run: Callable[..., Any], table: Mapping[str, Flag], defaults: Mapping[str, Any], name: str) -> str:
     """The experiment's flags, with their kinds and defaults."""
-    defaults = default_values(run)
     lines = [inspect.getdoc(run).splitlines()[0], '', f'python -m {name} [--flagfile=FILE] [flags]', '']
     for flag, (parser, text) in table.items():
         switch = isinstance(parser, Switch)
@@ -414,12 +436,41 @@ def keep_compiled() -> None:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
-def use_cores(asked: str | None) -> None:
-    """On a CPU every core is a device, and more are made up where so many are asked for."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    count = max(cores, math.prod(mesh.parse(asked).values()) if asked else 1)
+def use_cores(asked: str | None, processes_text: str) -> None:
+    """On a CPU every core is a device, and more are made up where so many are asked for.
+
+    JAX_NUM_CPU_DEVICES in the environment is left alone.
+    """
+    if 'JAX_NUM_CPU_DEVICES' in os.environ:
+        return
+    count = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    if asked is not None:
+        address, wanted = processes.parse(processes_text), math.prod(mesh.parse(asked).values())
+        count = max(count, wanted) if address is None else -(-wanted // address.count)
     with contextlib.suppress(RuntimeError):  # JAX has begun: its devices are what they are
         jax.config.update('jax_num_cpu_devices', count)
+
+
+def join(text: str, heartbeat: int) -> None:
+    """Joins the other processes of the run; only the first one talks.
+
+    Raises:
+      UserError: they cannot be found.
+    """
+    try:
+        processes.start(text, heartbeat)
+    except ValueError as error:
+        raise UserError(
+            f'--distributed={text} finds no SLURM, Kubernetes, Cloud TPU or Open MPI here; name the processes with '
+            'HOST:PORT,COUNT,INDEX'
+        ) from error
+    except OSError as error:
+        raise UserError(f'--distributed={text} cannot be: {error.strerror}; choose another port') from error
+    except RuntimeError as error:
+        raise UserError(f'--distributed={text} cannot join: {" ".join(str(error).split())[:200]}') from error
+    signals.take_back()
+    if text != processes.OFF and not processes.is_first():
+        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
 
 
 def main(
@@ -449,17 +500,23 @@ def main(
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.stdout is None:  # closed by whoever called
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv, defaults = sys.argv[1:] if argv is None else list(argv), default_values(run)
+    if 'mesh' in table:
+        table, defaults = {**table, **TOGETHER}, {**defaults, **ALONE}
     try:
         if {'--help', '-help', '-h', '--helpfull', '--helpshort'} & set(argv):
-            print(help_text(run, table, name), flush=True)
+            print(help_text(run, table, defaults, name), flush=True)
             return 0
-        values = complete(parse(table, default_values(run), argv))
+        values = complete(parse(table, defaults, argv))
+        together = {word: values.pop(word) for word in ALONE if word in values}
         keep_compiled()
-        use_cores(values.get('mesh'))
         with signals.asked(later=False):
+            if together:
+                use_cores(values['mesh'], together['distributed'])
+                join(together['distributed'], together['heartbeat'])
             run(**values)
             sys.stdout.flush()
+            processes.stop()
     except UserError as error:
         sys.stdout.flush()
         print(f'{name}: {error}', file=sys.stderr)
@@ -467,6 +524,12 @@ def main(
     except (signals.Terminated, signals.Interrupted) as stopped:
         print(f'\n{name}: {stopped.message}', file=sys.stderr)
         return signals.code(stopped)
+    except jax.errors.JaxRuntimeError as error:
+        if not processes.several():
+            raise
+        reason = ' '.join(str(error).split())[:200]
+        print(f'{name}: another process of the run is gone ({reason}); start all of them again', file=sys.stderr)
+        return signals.CODES[signal.SIGTERM]  # so that a scheduler does
     except OSError as error:
         if error.filename is not None:  # a file: ours to handle, and not handled
             raise

@@ -20,6 +20,8 @@ The rooms, each importing only from those above it:
     optim         the optimiser that a run asks for
     train         train_step, and the one loop that scans it
     sweep         many seeds at once, by vmap, in groups that fit
+    mesh          devices with named axes: which part of a run lies where
+    processes     several processes that compute one run
     ------        rooms that touch files or print
     report        parameter table, progress, shares with their intervals, pictures
     files         the folder of a run: its lock, its journals, and files that are never left half written

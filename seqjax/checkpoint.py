@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax import processes
 from seqjax.files import ABOUT, Mark, UserError, sync, warn
 from seqjax.task import State
 
@@ -239,6 +240,14 @@ def with_keys(state: State, like: State) -> State:
     return jax.tree.map(leaf, state, like)
 
 
+def _make_room(folder: Path, size: int) -> None:
+    """An empty folder for arrays of so many bytes; raises OSError where the disk has no room for them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if shutil.disk_usage(folder).free < ROOM * size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def _line(error: BaseException) -> str:
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
 
@@ -277,7 +286,7 @@ class Store:
         self.best = None if best is None else best.removeprefix('max:').removeprefix('min:')
         self.last: int | None = None  # the step that was saved or restored last
         self.orbax, self.thread, self.pending = None, None, None
-        if writes and folder.is_dir():
+        if writes and processes.is_first() and folder.is_dir():
             for path in folder.glob('.*-*'):  # left by a process that died
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -309,6 +318,15 @@ class Store:
         Raises:
           UserError: no step is sound.
         """
+        found = processes.share(partial(self._newest, fault))
+        if found is None:
+            return None
+        about = About(*found)
+        self.last = about.step
+        return read_state(self.path(about.step), about, like), about
+
+    def _newest(self, fault: Callable[[About], str | None]) -> tuple[Any, ...] | None:
+        """What the newest sound step says of itself; others are named and set aside."""
         skipped = {}
         for step in reversed(self.steps()):
             try:
@@ -324,12 +342,10 @@ class Store:
                 return None
             told = '; '.join(f'step {step}: {reason}' for step, reason in skipped.items())
             raise UserError(f'no checkpoint in {self.folder} can be used ({told}); --overwrite begins anew')
-        state = read_state(self.path(step), about, like)
         for other, reason in skipped.items():
             warn(f'the checkpoint of step {other:,} in {self.folder} is skipped for that of step {step:,}: {reason}')
             self._move(self.path(other), self.folder / f'unsound-{other}')
-        self.last = step
-        return state, about
+        return tuple(about)
 
     def save(self, state: State, about: About) -> None:
         """Begins to save; returns as soon as the arrays are copied.
@@ -340,28 +356,26 @@ class Store:
         self.wait()
         if about.step == self.last:
             return
-        partial, plain = self.folder / f'.saving-{about.step}', _plain(state)
+        unfinished, plain = self.folder / f'.saving-{about.step}', _plain(state)
         size = sum(x.nbytes for x in jax.tree.leaves(plain))
         with self._saving(about.step):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            if shutil.disk_usage(partial).free < ROOM * size:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            processes.share(lambda: _make_room(unfinished, size))
             ocp = _orbax()
             if self.orbax is None:
                 self.orbax, self.thread = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler()), ThreadPoolExecutor(1)
-            self.orbax.save((partial / STATE).resolve(), args=ocp.args.PyTreeSave(plain))
-            self.pending = Pending(about.step, self.thread.submit(self._finish, partial, about))
+            self.orbax.save((unfinished / STATE).resolve(), args=ocp.args.PyTreeSave(plain))
+            self.pending = Pending(about.step, self.thread.submit(self._finish, unfinished, about))
 
-    def _finish(self, partial: Path, about: About) -> None:
+    def _finish(self, unfinished: Path, about: About) -> None:
         """Waits for Orbax, seals the step and gives it its name. In the background."""
         self.orbax.wait_until_finished()
-        (partial / ABOUT).write_text(json.dumps(about._asdict(), indent=1, allow_nan=False), encoding='utf-8')
-        seal(partial)
-        os.rename(partial, self.path(about.step))
-        sync(self.folder)
+        if processes.is_first():
+            (unfinished / ABOUT).write_text(json.dumps(about._asdict(), indent=1, allow_nan=False), encoding='utf-8')
+            seal(unfinished)
+            os.rename(unfinished, self.path(about.step))
+            sync(self.folder)
+            self._prune()
         self.last = about.step
-        self._prune()
 
     @contextlib.contextmanager
     def _saving(self, step: int) -> Iterator[None]:

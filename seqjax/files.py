@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from seqjax import processes
+
 try:
     import fcntl
 except ImportError:  # not POSIX
@@ -180,12 +182,21 @@ class Workdir:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # the run's flags
     steps: str = 'steps'  # the flag that says how many steps there are: it may grow
 
+    @property
+    def writes(self) -> bool:
+        """Whether it is for this process to write."""
+        return self.path is not None and processes.is_first()
+
     def file(self, name: str) -> Path:
         return self.path / name
 
     def journal(self, place: str, name: str, header: str = '') -> Journal:
         """One that is kept beside the checkpoints at `place`."""
-        return Journal(None if self.path is None else self.path / CHECKPOINTS / place / name, header)
+        return Journal(self.path / CHECKPOINTS / place / name if self.writes else None, header)
+
+    def log(self, header: str) -> Journal:
+        """metrics.csv, to which rows are added."""
+        return Journal(self.path / METRICS if self.writes else None, header)
 
     def files(self) -> list[Path]:
         """Those that runs leave here."""
@@ -201,7 +212,7 @@ class Workdir:
         return contextlib.nullcontext() if self.path is None else reading(self.file(SUMMARY))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        if self.path is None:
+        if not self.writes:
             return
         target = self.file(SUMMARY)
         with writing(target):
@@ -273,14 +284,18 @@ def open_workdir(
         raise UserError(f'--workdir={path} is in the home of somebody who is not here; choose another') from error
     workdir = Workdir(folder, experiment, names, settings, steps)
     with contextlib.ExitStack() as stack:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            read_only = not overwrite and not _writable(folder) and bool(workdir.files())
-            if not read_only:
-                stack.enter_context(_lock(folder))
-                if overwrite:
-                    workdir.clear()
-        yield workdir, _finished(workdir)
+
+        def take():
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                read_only = not overwrite and not _writable(folder) and bool(workdir.files())
+                if not read_only:
+                    stack.enter_context(_lock(folder))
+                    if overwrite:
+                        workdir.clear()
+            return _finished(workdir)
+
+        yield workdir, processes.share(take)
 
 
 def _writable(folder: Path) -> bool:
@@ -398,7 +413,7 @@ def read_replicas(workdir: Workdir, name: str, shape: tuple[int, ...]) -> np.nda
 
 def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
     """replicas.npz: arrays with a leading axis R."""
-    if workdir.path is not None:
+    if workdir.writes:
         target = workdir.file(REPLICAS)
         with writing(target):
             replace(target, lambda path: np.savez(path, **arrays))
@@ -406,7 +421,7 @@ def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
 
 def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A CSV file with a header."""
-    if workdir.path is None:
+    if not workdir.writes:
         return
     target = workdir.file(name)
 
@@ -421,7 +436,7 @@ def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Itera
 
 
 def write_picture(workdir: Workdir, figure: Any, name: str = CURVE) -> None:
-    if workdir.path is not None:
+    if workdir.writes:
         target = workdir.file(name)
         with writing(target):
             replace(target, lambda path: figure.savefig(path, dpi=120))

@@ -25,6 +25,18 @@ def schedule(name: str, learning_rate: float, decay_steps: int | None = None) ->
     return learning_rate if name == 'constant' else optax.cosine_decay_schedule(learning_rate, decay_steps)
 
 
+def rates_in_state(opt_state: optax.OptState) -> bool:
+    """Whether the learning rate is a number in the optimiser's state, and not a function of the step."""
+    held = optax.tree_utils.tree_get_all_with_path(opt_state, 'learning_rate')
+    scheduled = optax.tree_utils.tree_get_all_with_path(opt_state, 'hyperparams_states')
+    return len(held) == 1 and not any('learning_rate' in states for _, states in scheduled)
+
+
+def with_rates(opt_state: optax.OptState, rates: Any) -> optax.OptState:
+    """The optimiser's state with another learning rate, or with one for each replica [R]."""
+    return optax.tree_utils.tree_set(opt_state, learning_rate=rates)
+
+
 def adam(
     learning_rate: float | optax.Schedule, epsilon: float, clip_norm: float | None = None
 ) -> optax.GradientTransformation:

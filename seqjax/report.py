@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -102,6 +103,20 @@ def share_interval(successes: int, count: int) -> tuple[float, float]:
     middle = (share + z / 2) / (1 + z)
     half = (share * (1 - share) * z + z * z / 4) ** 0.5 / (1 + z)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def median_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """The median of [R] and its 95% interval, from ranks alone (Conover 1999, section 3.2); NaN counts as infinite.
+
+    >>> median_interval(np.arange(1.0, 21.0))
+    (6.0, 10.5, 15.0)
+    """
+    values = np.sort(np.where(np.isnan(values), np.inf, values))
+    count = len(values)
+    # The largest rank r with P(fewer than r of `count` fair coins show heads) <= 2.5%; with few values there is none.
+    below = np.cumsum([math.comb(count, k) for k in range(count + 1)]) / 2.0**count
+    rank = max(1, int((below <= 0.025).sum()))
+    return float(values[rank - 1]), float(np.median(values)), float(values[count - rank])
 
 
 # --- progress --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import seqjax
-from seqjax import checkpoint, mesh, report, signals, sweep, train
+from seqjax import checkpoint, mesh, processes, report, signals, sweep, train
 from seqjax.checkpoint import About, Store
 from seqjax.files import CHECKPOINTS, METRICS, Journal, UserError, Workdir, replace, writing
 from seqjax.task import Arrays, Mean, State, Task
@@ -97,6 +97,7 @@ class Plan(NamedTuple):
     layout: mesh.Layout | None  # None on one device
     width: int | None  # replicas side by side
     seconds: float  # that compiling took
+    tolerant: bool = False  # goes on where no loss of a group is finite any more
 
     @property
     def whole(self) -> jax.sharding.Sharding | None:
@@ -104,7 +105,14 @@ class Plan(NamedTuple):
         return None if self.layout is None else self.layout.whole
 
     @contextlib.contextmanager
-    def leg(self, seeds: Any, journals: Mapping[str, Journal], *, place: str = '') -> Iterator[Leg]:
+    def leg(
+        self,
+        seeds: Any,
+        journals: Mapping[str, Journal],
+        *,
+        place: str = '',
+        begin: Callable[[State], State] | None = None,
+    ) -> Iterator[Leg]:
         """One seed, or one group of them, on its way from where it was left.
 
         Saves at the end, and ends the run there where a signal asked for it.
@@ -113,6 +121,7 @@ class Plan(NamedTuple):
           seeds: a seed, or those of a group [n], n at most the width.
           journals: what is written along the way, by name; each is cut off where the checkpoint found it.
           place: the folder of its checkpoints, within that of the run's.
+          begin: changes the State before the first step, such as its learning rates.
 
         Raises:
           UserError: no checkpoint is sound, it is of another run, or the disk refuses to take one.
@@ -120,14 +129,15 @@ class Plan(NamedTuple):
         count = None if self.width is None else len(seeds)
         seeds = np.asarray(seeds, np.uint32) if count is None else sweep.fill(seeds, self.width).astype(np.uint32)
         if self.workdir.path is None:
-            yield Leg(self, None, journals, self.programs.init(seeds), 0, dict.fromkeys(journals, b''), count)
+            state = self._initial(seeds, begin)
+            yield Leg(self, None, journals, state, 0, dict.fromkeys(journals, b''), count)
             return
         store = Store(self.workdir.path / CHECKPOINTS / place, keep=self.saving.keep, best=self.saving.best)
         with contextlib.ExitStack() as stack:
             stack.callback(store.close)
             found = store.restore(self._kept_shapes(count), partial(self._fault, journals))
             if found is None:
-                state, taken, marks = self.programs.init(seeds), 0, dict.fromkeys(journals)
+                state, taken, marks = self._initial(seeds, begin), 0, dict.fromkeys(journals)
             else:
                 (state, about) = found
                 state, taken, marks = self._placed(state), about.step, about.journals
@@ -135,12 +145,21 @@ class Plan(NamedTuple):
                 _tell_versions(about)
             for journal in journals.values():
                 stack.callback(journal.close)
-            held = {name: journal.begin(marks[name]) for name, journal in journals.items()}
+            held = processes.share(lambda: {name: journal.begin(marks[name]) for name, journal in journals.items()})
             asked = stack.enter_context(signals.asked(later=True))
             leg = Leg(self, store, journals, state, taken, held, count, asked)
             yield leg
             leg.save()
             leg.heed_signals()
+
+    def _initial(self, seeds: np.ndarray, begin: Callable[[State], State] | None) -> State:
+        state = self.programs.init(seeds)
+        return state if begin is None else jax.jit(begin, out_shardings=self._lies)(state)
+
+    @property
+    def _lies(self) -> Any:
+        """Where the State belongs."""
+        return None if self.layout is None else self.layout.state(self.programs.shapes[0])
 
     def kept(self, state: State, count: int | None) -> State:
         """What is saved of a State: not what filled a group up, so that it does not matter how wide the group was."""
@@ -155,8 +174,7 @@ class Plan(NamedTuple):
         if self.width is not None:
             state = jax.tree.map(lambda x: sweep.fill(x, self.width), state)
         shapes = self.programs.shapes[0]
-        lies = None if self.layout is None else self.layout.state(shapes)
-        return jax.jit(lambda state: checkpoint.with_keys(state, shapes), out_shardings=lies)(state)
+        return jax.jit(lambda state: checkpoint.with_keys(state, shapes), out_shardings=self._lies)(state)
 
     def _fault(self, journals: Mapping[str, Journal], about: About) -> str | None:
         """Why a sound checkpoint is of no use here."""
@@ -211,7 +229,7 @@ class Leg:
         for state, metrics, evals in train.train(task, tx, self.state, **how):
             losses = self._only_asked(divide(metrics['loss']))
             finite = np.isfinite(losses) if losses.ndim == 1 else np.isfinite(losses).any(axis=1)
-            if not finite.all():
+            if not finite.all() and not self.plan.tolerant:
                 yield from self._diverged(metrics, int(np.argmin(finite)))
             yield self._went_on(state, metrics, evals)
             if self.store is not None:
@@ -244,13 +262,14 @@ class Leg:
 
     def heed_signals(self) -> None:
         """Saves and ends the run where a signal has asked for it."""
-        if self.asked is None or self.asked.number is None:
+        number = 0 if self.asked is None else processes.largest(self.asked.number or 0)
+        if not number:
             return
         self.save()
         self.store.wait()
-        name = signals.name(self.asked.number)
+        name = signals.name(number)
         raise signals.stop(
-            self.asked.number,
+            number,
             f'stopped by {name} after step {self.taken:,} of {self.plan.steps:,}, which is saved in '
             f'{self.store.folder}; the same command goes on from there',
         )
@@ -396,7 +415,7 @@ def run_one(
       UserError: see `Plan.leg` and `Leg.train`.
     """
     plan = prepare(task, tx, inputs, steps=steps, chunk=chunk, workdir=workdir, saving=saving, devices=devices)
-    log = Journal(workdir.file(METRICS) if workdir.path is not None else None, 'step,loss\n')
+    log = workdir.log('step,loss\n')
     start = time.perf_counter()
     with plan.leg(seed, {METRICS: log}) as leg:
         losses = np.empty(steps, np.float32)
@@ -473,7 +492,7 @@ def run_many(
 
 def _write_bands(workdir: Workdir, losses: np.ndarray) -> None:
     """metrics.csv of replicas, whose losses are [R, steps]."""
-    if workdir.path is None:
+    if not workdir.writes:
         return
     names = ['step', 'loss', *(f'loss_q{q:g}' for q in report.BANDS if q != 0.5)]
     low, q1, median, q3, high = report.loss_quantiles(losses).astype(np.float32)

@@ -63,6 +63,13 @@ class Asked:
         print(f'\n{name(number)}: finishing the chunk and saving; once more ends at once', file=sys.stderr, flush=True)
 
 
+def take_back() -> None:
+    """Takes the signals back from a library that has put its own handlers in the place of Python's."""
+    if threading.current_thread() is threading.main_thread():
+        for number in CODES:
+            signal.signal(number, signal.getsignal(number))
+
+
 @contextlib.contextmanager
 def asked(*, later: bool) -> Iterator[Asked]:
     """Within, a first signal is noted where `later` is set, and raises at once where it is not.

@@ -31,10 +31,12 @@ ALLOWED = {
     'train': {'task'},
     'sweep': set(),
     'report': {'task'},
-    'files': set(),
+    'mesh': {'task', 'train'},
+    'processes': set(),
+    'files': {'processes'},
     'signals': set(),
-    'checkpoint': {'task', 'files'},
-    'run': {'task', 'train', 'sweep', 'report', 'files', 'signals', 'checkpoint'},
+    'checkpoint': {'task', 'files', 'processes'},
+    'run': {'task', 'train', 'sweep', 'mesh', 'processes', 'report', 'files', 'signals', 'checkpoint'},
 }
 FORBIDDEN = {'absl', 'experiments', 'tests'}  # to the whole library
 
@@ -102,7 +104,9 @@ def test_rooms_import_only_what_the_table_allows(room):
         assert not {'import_module', '__import__', 'exec', 'eval'} & set(called(file)), file.name
 
 
-@pytest.mark.parametrize('room', ['train', 'sweep', 'report', 'files', 'signals', 'checkpoint', 'run'])
+@pytest.mark.parametrize(
+    'room', ['train', 'sweep', 'mesh', 'processes', 'report', 'files', 'signals', 'checkpoint', 'run']
+)
 def test_the_machinery_names_no_task(room):
     """Neither as a word in the code nor in a comment."""
     words = set(re.findall(r'\w+', (LIBRARY / f'{room}.py').read_text(encoding='utf-8')))

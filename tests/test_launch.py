@@ -256,7 +256,7 @@ def test_no_flag_is_defined_for_everybody():
 @pytest.mark.parametrize('module', [checkpoint, echo, lstm_step, soak, td, td_rates, temporal_order])
 def test_every_argument_is_a_flag_with_a_help(module):
     assert list(inspect.signature(module.run).parameters) == list(module.FLAGS)
-    text = launch.help_text(module.run, module.FLAGS, 'name')
+    text = launch.help_text(module.run, module.FLAGS, launch.default_values(module.run), 'name')
     places = [text.index(f'--{name}=(' if f'--{name}=(' in text else f'--[no]{name}') for name in module.FLAGS]
     assert places == sorted(places)
     for name, flag in module.FLAGS.items():

@@ -1,0 +1,137 @@
+"""Devices: eight of them give the curve of one, whatever is divided; and what cannot be divided is told."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import echo
+from seqjax import mesh
+from tests.test_processes import RUN, losses
+
+ROOT = Path(__file__).parent.parent
+
+CODE = """
+import sys
+from experiments import echo
+for argv in sys.argv[1:]:
+    code = echo.main(argv.split())
+    print('code', code)
+"""
+
+
+def eight(*commands):
+    """Runs in one process with eight devices -> its output."""
+    env = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '8'}
+    done = subprocess.run(
+        [sys.executable, '-c', CODE, *commands], env=env, capture_output=True, text=True, check=False, timeout=300
+    )
+    return done.stdout + done.stderr
+
+
+def flags(**options):
+    return ' '.join(f'--{name}={value}' for name, value in {**RUN, **options}.items())
+
+
+def test_eight_devices_are_one(tmp_path):
+    """A batch of 8, replicas that do not divide, weights divided, too: curves to 1e-5, and checkpoints that move."""
+    common, many = {'steps': 12}, {'steps': 6, 'replicas': 11}
+    out = eight(
+        flags(**common, mesh='data:8', workdir=tmp_path / 'rows'),
+        flags(**common, mesh='data:2,model:4', workdir=tmp_path / 'weights'),
+        flags(**common | {'steps': 6}, mesh='data:4', workdir=tmp_path / 'moved'),
+        flags(**many, mesh='data:8', workdir=tmp_path / 'replicas'),
+        flags(**many | {'steps': 3}, mesh='data:4', workdir=tmp_path / 'moved_replicas'),
+        flags(replicas=3, steps=3, mesh='data:2,model:2'),
+        flags(steps=3, mesh='data:3'),
+    )
+    assert out.count('code 0') == 5 and out.count('code 2') == 2, out
+    assert '--mesh=data:3 divides a batch of 8 by 3, which leaves a rest' in out
+    assert 'data:8 of 8 cpu devices for a batch of 8' in out
+    assert 'divides weights by model:2, and replicas are divided by data alone' in out
+    echo.run(**RUN, **common, workdir=str(tmp_path / 'one'))
+    echo.run(**RUN, **common, workdir=str(tmp_path / 'moved'))
+    want = losses(tmp_path / 'one')
+    for name in ('rows', 'weights', 'moved'):
+        np.testing.assert_allclose(losses(tmp_path / name), want, rtol=1e-5, err_msg=name)
+    echo.run(**RUN, **many, workdir=str(tmp_path / 'one_replicas'))
+    echo.run(**RUN, **many, workdir=str(tmp_path / 'moved_replicas'))
+    want = np.load(tmp_path / 'one_replicas' / 'replicas.npz')['loss']
+    assert want.shape == (11, 6)
+    for name in ('replicas', 'moved_replicas'):
+        np.testing.assert_allclose(np.load(tmp_path / name / 'replicas.npz')['loss'], want, rtol=1e-5, err_msg=name)
+
+
+def test_the_layout_divides_what_it_says():
+    """Of a State on eight devices: the carry's rows, the weights' columns, replicas; all else is everywhere."""
+    code = """
+import jax, json, numpy as np
+from experiments import echo, launch
+from seqjax import mesh, train
+from seqjax.checkpoint import named
+task = echo.make_task({**launch.default_values(echo.run), 'batch_size': 8, 'hidden': 4})
+tx = echo.make_optimiser(launch.default_values(echo.run))
+shapes = jax.eval_shape(lambda: train.init_state(task, tx, jax.random.key(0)))
+found = {}
+for asked, replicas in (('data:4,model:2', None), ('data:8', None), ('data:8', 16)):
+    layout, _ = mesh.choose(asked, rows=8, replicas=replicas)
+    found[f'{asked} {replicas}'] = {name: str(x.spec) for name, x in named(layout.state(shapes)).items()}
+print(json.dumps(found))
+"""
+    env = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '8'}
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True, timeout=300
+    )
+    found = {
+        kind: {k: v.replace('PartitionSpec', 'P') for k, v in x.items()} for kind, x in json.loads(done.stdout).items()
+    }
+    rows, both, replicas = found['data:8 None'], found['data:4,model:2 None'], found['data:8 16']
+    assert set(replicas.values()) == {"P('data',)"}
+    for layout in (rows, both):
+        carries = {spec for name, spec in layout.items() if name.startswith('variables/carry')}
+        assert carries == {"P('data',)"}
+    assert {spec for name, spec in rows.items() if not name.startswith('variables/carry')} == {'P()'}
+    assert (
+        both['params/rnn/rnn/cell/recurrent_kernel'] == "P(None, 'model')" and both['params/rnn/rnn/cell/bias'] == 'P()'
+    )
+    assert {spec for name, spec in both.items() if name.endswith('recurrent_kernel')} == {"P(None, 'model')"}
+
+
+@pytest.mark.parametrize(
+    'text', ['', 'data', 'data:0', 'data:-1', 'data:x', 'model:2', 'data:2,', 'data:2,model:0', 'data:2 ', 'data:２']
+)
+def test_what_is_no_mesh_is_refused(text, capsys):
+    assert echo.main([f'--mesh={text}']) == 2
+    assert f'--mesh={text} must be data:N or data:N,model:M' in capsys.readouterr().err
+
+
+class Device:
+    def __init__(self, platform):
+        self.platform = platform
+
+
+@pytest.mark.parametrize(
+    ('platform', 'count', 'rows', 'replicas', 'want'),
+    [
+        ('cpu', 1, 100, 100, ({'data': 1}, '')),
+        ('cpu', 2, 64, None, ({'data': 1}, 'a batch on 1 of 2 cpu devices (--mesh=data:2 takes them all)')),
+        ('cpu', 2, 64, 16, ({'data': 2}, 'a batch on 2 cpu devices')),
+        ('cpu', 2, 64, 15, ({'data': 1}, 'a batch on 1 of 2 cpu devices (--mesh=data:2 takes them all)')),
+        ('tpu', 4, 64, None, ({'data': 4}, 'a batch on 4 tpu devices')),
+        ('tpu', 4, 63, None, ({'data': 1}, 'a batch on 1 of 4 tpu devices (--mesh=data:4 takes them all)')),
+        ('gpu', 8, 32, None, ({'data': 1}, 'a batch on 1 of 8 gpu devices (--mesh=data:8 takes them all)')),
+    ],
+)
+def test_by_default_all_devices_are_used_where_each_has_enough_to_do(platform, count, rows, replicas, want):
+    assert mesh._default([Device(platform)] * count, 'a batch', rows, replicas) == want
+
+
+def test_more_devices_than_there_are_is_told():
+    with pytest.raises(ValueError, match='--mesh=data:2 needs 2 devices, and there are 1 cpu device'):
+        echo.run(**RUN, mesh='data:2')
+    assert len(jax.devices()) == 1

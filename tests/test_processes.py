@@ -1,0 +1,180 @@
+"""Several processes on this machine compute one run: the numbers of one, saved together, ended together."""
+
+import csv
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import echo
+from seqjax import processes
+
+ROOT = Path(__file__).parent.parent
+RUN = {'cell': 'simple', 'hidden': 4, 'window': 6, 'batch_size': 8, 'length': 400, 'picture': False}
+FLAGS = [f'--{name}={value}' for name, value in RUN.items()]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(('localhost', 0))
+        return found.getsockname()[1]
+
+
+def start(folder, count, *flags, heartbeat=10, slurm=False):
+    """So many processes of one run, each with one device."""
+    port, job = free_port(), str(os.getpid() % 4000 + 10_000)
+    for index in range(count):
+        own = {'JAX_NUM_CPU_DEVICES': '1', 'PYTHONPATH': str(ROOT)}
+        together = f'localhost:{port},{count},{index}'
+        if slurm:
+            together = 'auto'
+            own |= {'SLURM_JOB_ID': job, 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': str(count)}
+            own |= {'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index)}
+        words = [*FLAGS, f'--workdir={folder}', f'--distributed={together}', f'--heartbeat={heartbeat}', *flags]
+        command = [sys.executable, '-m', 'experiments.echo', *words]
+        pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+        yield subprocess.Popen(command, env=os.environ | own, **pipes)
+
+
+def ended(running):
+    """The exit codes and outputs of all, which must end by themselves."""
+    outputs = [process.communicate(timeout=200) for process in running]
+    return [process.returncode for process in running], outputs
+
+
+def losses(folder):
+    with (folder / 'metrics.csv').open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [int(row['step']) for row in rows] == list(range(1, len(rows) + 1))
+    return np.array([row['loss'] for row in rows], float)
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+    """The losses of one process on one device."""
+    folder = tmp_path_factory.mktemp('straight')
+    echo.run(**RUN, steps=24, workdir=str(folder))
+    return losses(folder)
+
+
+def test_two_and_four_processes_are_one_and_go_on_as_each_other(straight, tmp_path):
+    """Two under a SLURM of five variables, four that go on from there, one that ends it: one curve, to 1e-5."""
+    codes, outputs = ended(list(start(tmp_path, 2, '--steps=10', slurm=True)))
+    assert codes == [0, 0], outputs
+    assert 'a batch of 8 on 2 cpu devices' in outputs[0][0]  # the first one talks
+    assert all(line.startswith('[Gloo]') for line in outputs[1][0].splitlines())
+    codes, outputs = ended(list(start(tmp_path, 4, '--steps=16')))
+    assert codes == [0] * 4 and 'goes on from step 10' in outputs[0][0], outputs
+    echo.run(**RUN, steps=24, workdir=str(tmp_path))
+    np.testing.assert_allclose(losses(tmp_path), straight, rtol=1e-5)
+    assert not (tmp_path / '.lock').exists()
+
+
+def test_replicas_over_two_processes_are_those_of_one(tmp_path):
+    flags = ['--replicas=3', '--steps=8', '--checkpoint_every=4']
+    codes, outputs = ended(list(start(tmp_path / 'two', 2, *flags)))
+    assert codes == [0, 0] and '3 replicas on 2 cpu devices' in outputs[0][0], outputs
+    echo.run(**RUN, replicas=3, steps=8, workdir=str(tmp_path / 'one'))
+    found = [np.load(tmp_path / name / 'replicas.npz')['loss'] for name in ('two', 'one')]
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+def wait_for_rows(folder, running):
+    """Until the run has logged and saved something."""
+    while not list(folder.glob('checkpoints/[0-9]*')):
+        assert all(process.poll() is None for process in running), ended(running)
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSTOP])
+def test_a_peer_that_dies_or_hangs_ends_the_run_which_then_goes_on(number, tmp_path):
+    """The others end by themselves, the hanging one found out by its heart; all started again come to the same end."""
+    flags = ['--steps=100000', '--checkpoint_every=20', '--chunk=20']
+    running = list(start(tmp_path, 2, *flags, heartbeat=5))
+    wait_for_rows(tmp_path, running)
+    running[1].send_signal(number)
+    try:
+        out, err = running[0].communicate(timeout=60)
+    finally:
+        running[1].kill()
+    assert running[0].returncode not in (0, 1, 2)
+    if number == signal.SIGKILL:
+        assert running[0].returncode == 75 and 'another process of the run is gone' in err, err
+        assert 'Traceback' not in err
+    running[1].communicate()
+    held = max(int(path.name) for path in tmp_path.glob('checkpoints/[0-9]*'))
+    echo.run(**RUN, steps=held + 20, workdir=str(tmp_path))
+    shutil.rmtree(tmp_path / 'checkpoints')
+    got = losses(tmp_path)
+    echo.run(**RUN, steps=held + 20, workdir=str(tmp_path), overwrite=True)
+    np.testing.assert_allclose(got, losses(tmp_path), rtol=1e-4)  # the loss is below 1e-3 where it differs by more
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
+def test_a_signal_to_one_of_them_ends_all_after_the_same_step(tmp_path):
+    running = list(start(tmp_path, 2, '--steps=100000', '--checkpoint_every=20', '--chunk=20'))
+    wait_for_rows(tmp_path, running)
+    running[1].send_signal(signal.SIGTERM)
+    codes, outputs = ended(running)
+    assert codes == [75, 75], outputs
+    said = [err.splitlines()[-1] for _, err in outputs]
+    assert said[0] == said[1] and 'stopped by SIGTERM after step ' in said[0]
+
+
+# --- what a person can get wrong -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '',
+        'on',
+        'a:1,2',
+        'a:1,2,2',
+        'a:0,2,0',
+        'a:65536,2,0',
+        ':1,2,0',
+        'a:1,0,0',
+        'a:1,2,-1',
+        'a:x,2,0',
+        'AUTO',
+        'a:1,２,0',
+    ],
+)
+def test_what_is_no_process_is_refused(text, capsys):
+    with pytest.raises(ValueError, match='must be off, auto, or HOST:PORT,COUNT,INDEX'):
+        processes.parse(text)
+    assert echo.main([f'--distributed={text}']) == 2
+    assert f'--distributed={text} must be off, auto' in capsys.readouterr().err
+
+
+def one(*flags):
+    env = os.environ | {'PYTHONPATH': str(ROOT)}
+    env = {name: value for name, value in env.items() if not name.startswith('SLURM')}
+    command = [sys.executable, '-m', 'experiments.echo', *flags]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_a_port_that_is_taken_and_a_cluster_that_is_not_there_are_told():
+    with socket.socket() as taken:
+        taken.bind(('', 0))
+        taken.listen()
+        done = one(f'--distributed=localhost:{taken.getsockname()[1]},2,0')
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'choose another port' in done.stderr
+    done = one('--distributed=auto')
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'finds no SLURM' in done.stderr
+
+
+def test_alone_everything_is_the_first():
+    assert not processes.several() and processes.is_first() and processes.largest(15) == 15
+    assert processes.share(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        processes.share(lambda: 1 / 0)
