@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import optax
 
 from experiments import launch
 from experiments.launch import Choice, Flag, Fraction, Positive, Whole
@@ -22,8 +23,8 @@ from seqjax.models import CELLS
 from seqjax.task import Task
 from seqjax.tasks import echo as task_echo
 
-NAME = 'echo'
-FRESH, STEPS = 64, 64  # sequences to test on, and their answers that count
+NAME, STEPS = 'echo', 'steps'
+FRESH, ASKED = 64, 64  # sequences to test on, and their answers that count
 RIGHT = 0.99  # the share of right answers from which on a seed counts as one that echoes
 
 FLAGS = {
@@ -122,7 +123,7 @@ def make_task(settings: dict[str, Any]) -> Task:
         raise UserError(f'{named} do not go together: {error}') from error
 
 
-def make_optimiser(settings: dict[str, Any]) -> Any:
+def make_optimiser(settings: dict[str, Any]) -> optax.GradientTransformation:
     try:
         rate = optim.schedule(settings['schedule'], settings['learning_rate'], settings['decay_steps'])
     except ValueError as error:
@@ -132,12 +133,14 @@ def make_optimiser(settings: dict[str, Any]) -> Any:
     return optim.adam(rate, settings['adam_epsilon'], settings['clip_norm'])
 
 
-def _train(task: Task, tx: Any, settings: dict[str, Any], folder: files.Workdir) -> tuple[dict[str, Any], np.ndarray]:
+def _train(
+    task: Task, tx: optax.GradientTransformation, settings: dict[str, Any], folder: files.Workdir
+) -> tuple[dict[str, Any], np.ndarray]:
     """Trains, tests, and leaves everything but the picture in the folder."""
     delay, seed, replicas = settings['delay'], settings['seed'], settings['replicas']
     # The series that is trained on is drawn from --seed, which is below 2**32.
-    symbols, answers = task_echo.series(seed + 2**32, FRESH * (delay + STEPS), delay)
-    symbols, answers = (x.reshape(FRESH, delay + STEPS) for x in (symbols, answers))
+    symbols, answers = task_echo.series(seed + 2**32, FRESH * (delay + ASKED), delay)
+    symbols, answers = (x.reshape(FRESH, delay + ASKED) for x in (symbols, answers))
     layers = report.model_layers(task.model, symbols)
     summary = host.new_summary(NAME, settings, layers)
     print(report.format_table(layers) + '\n')
@@ -152,9 +155,9 @@ def _train(task: Task, tx: Any, settings: dict[str, Any], folder: files.Workdir)
         files.write_replicas(folder, loss=record.losses)
     print('compiled in {compile:.2f} s, trained in {train:.2f} s'.format(**record.seconds))
     known = record.outputs[..., delay:, :].argmax(-1) == answers[:, delay:]
-    right = known.reshape(-1, FRESH * STEPS).sum(axis=1)
+    right = known.reshape(-1, FRESH * ASKED).sum(axis=1)
     summary |= {'finished': True, 'seconds': record.seconds, **host.loss_summary(record.losses)}
-    summary |= {'answers': Answers(right.tolist(), FRESH * STEPS)._asdict()}
+    summary |= {'answers': Answers(right.tolist(), FRESH * ASKED)._asdict()}
     folder.write_summary(summary)
     return summary, record.losses
 
@@ -199,7 +202,7 @@ def sizes(
     **_: Any,
 ) -> tuple[int, dict[str, Any]]:
     """About how many float32 numbers a run holds at once, and the flags that decide it."""
-    rows = max(window * batch_size, FRESH * (delay + STEPS))
+    rows = max(window * batch_size, FRESH * (delay + ASKED))
     side_by_side = 1 if replicas is None else sweep.group_width(replicas)
     numbers = side_by_side * layers * (8 * 8 * hidden**2 + 10 * rows * hidden) + 4 * max(length, window * batch_size)
     named = {'hidden': hidden, 'layers': layers, 'window': window, 'batch_size': batch_size, 'length': length}

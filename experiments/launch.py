@@ -105,7 +105,7 @@ class Choice(flags.ArgumentParser):
 
     def parse(self, argument: Any) -> str:
         if argument not in self.words:
-            raise ValueError(f'must be one of {", ".join(self.words)}{_nearest(str(argument), self.words)}')
+            raise ValueError(f'must be one of {", ".join(self.words)}{nearest(str(argument), self.words)}')
         return argument
 
     def flag_type(self) -> str:
@@ -207,6 +207,19 @@ class Others(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return 'off | auto | HOST:PORT,COUNT,INDEX'
+
+
+class Grid(flags.ArgumentParser):
+    """A flag and the values that it takes in turn; the flag may be repeated."""
+
+    def parse(self, argument: Any) -> tuple[str, list[str]]:
+        name, colon, values = argument.partition(':') if isinstance(argument, str) else ('', '', '')
+        if not name or not colon or not all(values.split(',')):
+            raise ValueError('must be NAME:VALUE,VALUE,..., such as learning_rate:1e-3,3e-3')
+        return name, values.split(',')
+
+    def flag_type(self) -> str:
+        return 'NAME:VALUE,...'
 
 
 class Switch(flags.BooleanParser):
@@ -316,7 +329,7 @@ def check_memory(numbers: int, sizes: Mapping[str, Any]) -> None:
         )
 
 
-def _nearest(word: str, words: Any) -> str:
+def nearest(word: str, words: Any) -> str:
     near = difflib.get_close_matches(word, list(words), 1)
     return f'; did you mean {near[0]}?' if near else ''
 
@@ -328,7 +341,9 @@ def define(table: Mapping[str, Flag], defaults: Mapping[str, Any]) -> flags.Flag
     """The flags of an experiment, on values of its own: nothing global."""
     values = flags.FlagValues()
     for name, flag in table.items():
-        if isinstance(flag.parser, Switch):
+        if isinstance(flag.parser, Grid):
+            flags.DEFINE_multi(flag.parser, flags.ArgumentSerializer(), name, None, flag.help, flag_values=values)
+        elif isinstance(flag.parser, Switch):
             flags.DEFINE_boolean(name, defaults[name], flag.help, flag_values=values)
             values[name].parser = flag.parser  # absl's own has no sentence for what it refuses
         else:
@@ -345,9 +360,9 @@ def parse(table: Mapping[str, Flag], defaults: Mapping[str, Any], argv: list[str
     values = define(table, defaults)
     values.set_gnu_getopt(True)
     try:
-        rest = values(['', *_find_flagfiles(argv)])[1:]
+        rest = values(['', *find_flagfiles(argv)])[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(_unknown(error.flagname, table)) from error
+        raise UserError(unknown(error.flagname, table)) from error
     except flags.IllegalFlagValueError as error:
         raise UserError(_plain(str(error))) from error
     except (flags.Error, ValueError) as error:  # a ValueError: --nopicture=true
@@ -357,8 +372,8 @@ def parse(table: Mapping[str, Flag], defaults: Mapping[str, Any], argv: list[str
     return {name: values[name].value for name in table}
 
 
-def _unknown(name: str, table: Mapping[str, Flag]) -> str:
-    near = _nearest(name, table) or _nearest(name.removeprefix('no'), table)
+def unknown(name: str, table: Mapping[str, Flag]) -> str:
+    near = nearest(name, table) or nearest(name.removeprefix('no'), table)
     return f'unknown flag --{name}{near.replace("mean ", "mean --") or "; --help lists the flags"}'
 
 
@@ -367,7 +382,7 @@ def _plain(message: str) -> str:
     return ' '.join(message.split()).removeprefix('flag ').replace(': must be', ' must be')
 
 
-def _find_flagfiles(argv: Iterable[str], within: tuple[Path, ...] = ()) -> list[str]:
+def find_flagfiles(argv: Iterable[str], within: tuple[Path, ...] = ()) -> list[str]:
     """Puts the lines of a flagfile in its place; it may name one that comes with the package, or another flagfile."""
     found = []
     words = iter(argv)
@@ -386,7 +401,7 @@ def _find_flagfiles(argv: Iterable[str], within: tuple[Path, ...] = ()) -> list[
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f'flagfile {path!r} cannot be read as text; it holds one --name=value a line') from error
         lines = [line for line in lines if line and not line.startswith(('#', '//'))]
-        found += _find_flagfiles(lines, (*within, file))
+        found += find_flagfiles(lines, (*within, file))
     return found
 
 
@@ -480,6 +495,7 @@ def main(
     *,
     name: str,
     complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    defaults: Mapping[str, Any] | None = None,
 ) -> int:
     """Runs an experiment from the command line.
 
@@ -489,6 +505,7 @@ def main(
       argv: without the program's name; of this process by default.
       name: the module, for messages.
       complete: fills in the values that the command line has and Python has not, such as a default --workdir.
+      defaults: of the flags; those of `run` itself by default.
 
     Returns:
       The exit code: 0 finished, 2 a person's mistake, 75 stopped by SIGTERM, 130 by SIGINT.
@@ -500,7 +517,7 @@ def main(
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.stdout is None:  # closed by whoever called
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
-    argv, defaults = sys.argv[1:] if argv is None else list(argv), default_values(run)
+    argv, defaults = sys.argv[1:] if argv is None else list(argv), defaults or default_values(run)
     if 'mesh' in table:
         table, defaults = {**table, **TOGETHER}, {**defaults, **ALONE}
     try:

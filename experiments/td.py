@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optax
 
 from experiments import launch
 from experiments.launch import Choice, Flag, Whole
 from seqjax import files, optim, report, sweep
 from seqjax import run as host
 from seqjax.cells import RECURRENT_ACTIVATIONS
+from seqjax.task import Task
 from seqjax.tasks import td as task_td
 
 EPOCHS = {'one_to_one': 1000, 'many_to_one': 500, 'many_to_many': 1000}  # the notebook's
 NOTEBOOK = {'length': 5, 'hidden': 5, 'learning_rate': 1e-3, 'adam_epsilon': 1e-7}
 REFERENCE = Path(__file__).parent / 'reference'
+STEPS = 'epochs'  # the flag that says how many training steps there are
 
 FLAGS = {
     'setup': Flag(Choice(*task_td.SETUPS), 'how the sequence goes in and comes out'),
@@ -88,11 +91,16 @@ def run(
       UserError (a ValueError): an argument is refused, the folder holds another run, or the loss is not finite.
     """
     settings = launch.check(FLAGS, locals(), launch.default_values(run))
-    settings['epochs'] = epochs = settings['epochs'] or EPOCHS[settings['setup']]
+    settings = complete(settings)
     launch.check_seeds(settings['seed'], settings['replicas'])
     launch.check_memory(*sizes(**settings))
-    with files.open_workdir(settings, 'td', steps='epochs') as (folder, summary):
+    with files.open_workdir(settings, 'td', steps=STEPS) as (folder, summary):
         return _run(settings, folder, summary)
+
+
+def complete(settings: dict[str, Any]) -> dict[str, Any]:
+    """With the number of epochs that a setup has where none is given."""
+    return {**settings, 'epochs': settings['epochs'] or EPOCHS[settings['setup']]}
 
 
 def _run(settings: dict[str, Any], folder: files.Workdir, summary: dict[str, Any] | None) -> Result:
@@ -119,15 +127,18 @@ def _run(settings: dict[str, Any], folder: files.Workdir, summary: dict[str, Any
     return Result({'loss': losses}, predictions, targets, summary, figure, state)
 
 
+def make_task(settings: dict[str, Any]) -> Task:
+    names = ('length', 'hidden', 'recurrent_activation')
+    return task_td.td(settings['setup'], **{name: settings[name] for name in names})
+
+
+def make_optimiser(settings: dict[str, Any]) -> optax.GradientTransformation:
+    return optim.adam(settings['learning_rate'], settings['adam_epsilon'])
+
+
 def _train(settings: dict[str, Any], folder: files.Workdir, targets: np.ndarray) -> tuple[dict[str, Any], host.Record]:
     """Trains, and leaves everything but the picture in the folder."""
-    task = task_td.td(
-        settings['setup'],
-        length=settings['length'],
-        hidden=settings['hidden'],
-        recurrent_activation=settings['recurrent_activation'],
-    )
-    tx = optim.adam(settings['learning_rate'], settings['adam_epsilon'])
+    task, tx = make_task(settings), make_optimiser(settings)
     inputs = task.data.inputs
     summary = host.new_summary('td', settings, report.model_layers(task.model, inputs))
     print(_table(summary))

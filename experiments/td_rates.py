@@ -102,8 +102,7 @@ def run(
 def _study(settings: dict[str, Any], folder: files.Workdir) -> dict[str, Any]:
     """All curves, and the confirmation of the best point; left in the folder."""
     first, count = settings['seed'], settings['replicas']
-    names = ('length', 'hidden', 'recurrent_activation')
-    task = task_td.td(settings['setup'], **{name: settings[name] for name in names})
+    task = td.make_task(settings)
     study = Study(task, task_td.sequence(settings['length']), settings, folder)
     layers = report.model_layers(task.model, task.data.inputs)
     summary = host.new_summary('td_rates', settings, layers)

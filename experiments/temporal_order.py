@@ -9,6 +9,7 @@ The task itself is in seqjax/tasks/temporal_order.py.
 from __future__ import annotations
 
 import csv
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments import launch
 from experiments.launch import Choice, Flag, Switch, Whole
@@ -24,10 +26,10 @@ from seqjax import run as host
 from seqjax.files import UserError
 from seqjax.initializers import GATE_BIASES
 from seqjax.models import CELLS, recurrent
-from seqjax.task import Batch, State
+from seqjax.task import Batch, State, Task
 from seqjax.tasks import temporal_order as task_order
 
-NAME, ERRORS = 'temporal_order', 'errors.csv'
+NAME, ERRORS, STEPS = 'temporal_order', 'errors.csv', 'steps'
 LOOKS, RIGHT = 'looks.csv', 'right.csv'  # of each group, beside its checkpoints
 FILES = (files.SUMMARY, ERRORS, files.CURVE)
 VALIDATION, TEST = 256, 2560  # sequences; the source tests on as many
@@ -99,11 +101,11 @@ def run(
     launch.check_seeds(settings['seed'], settings['replicas'])
     launch.check_memory(*sizes(**settings))
     launch.check_every(settings['every'], 'steps', settings['steps'])
-    layer = make_layer(settings)
+    make_layer(settings)
     with files.open_workdir(settings, NAME, names=FILES) as (folder, summary):
         if summary is None:
             with launch.matmul_precision(settings['matmul_precision']):
-                seeds, looks = _train(layer, settings, folder)
+                seeds, looks = _train(settings, folder)
         else:
             print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
             with files.reading(folder.file(files.SUMMARY)):
@@ -143,21 +145,33 @@ class Look(NamedTuple):
     wrong: int  # of the validation sequences
 
 
-def _train(layer: nn.Module, settings: dict[str, Any], folder: files.Workdir) -> tuple[list[Seed], list[Look]]:
+def make_task(settings: dict[str, Any]) -> Task:
+    """The task that the flags ask for; raises UserError where they do not go together."""
+    validation = _draw(VALIDATION_SEED, VALIDATION, settings['length'])
+    options = {'length': settings['length'], 'batch_size': settings['batch_size'], 'validation': validation}
+    return task_order.temporal_order(make_layer(settings), **options)
+
+
+def make_optimiser(settings: dict[str, Any]) -> optax.GradientTransformation:
+    return optim.adam(settings['learning_rate'], settings['adam_epsilon'])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _draw(seed: int, count: int, length: int) -> Batch:
+    return task_order.sample(jax.random.key(seed), count, length)
+
+
+def _train(settings: dict[str, Any], folder: files.Workdir) -> tuple[list[Seed], list[Look]]:
     """Trains every seed, and leaves everything but the picture in the folder."""
-    length = settings['length']
-    sample = jax.jit(task_order.sample, static_argnums=(1, 2))
-    validation = sample(jax.random.key(VALIDATION_SEED), VALIDATION, length)
-    test = sample(jax.random.key(TEST_SEED), TEST, length)
-    task = task_order.temporal_order(layer, length=length, batch_size=settings['batch_size'], validation=validation)
-    layers = report.model_layers(task.model, validation.inputs)
+    task, test = make_task(settings), _draw(TEST_SEED, TEST, settings['length'])
+    layers = report.model_layers(task.model, test.inputs)
     summary = host.new_summary(NAME, settings, layers)
     print(report.format_table(layers) + '\n')
     folder.write_summary(summary)
     first, count = settings['seed'], settings['replicas']
     how = {'steps': settings['steps'], 'chunk': settings['every'], 'replicas': count, 'workdir': folder}
     how |= launch.keeping(settings)
-    plan = host.prepare(task, optim.adam(settings['learning_rate'], settings['adam_epsilon']), None, **how)
+    plan = host.prepare(task, make_optimiser(settings), None, **how)
     study = Study(plan, _count_wrong(plan, test), settings['every'], settings['batch_size'], count)
     print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {summary["device"]}')
     seeds, looks = [], []

@@ -37,7 +37,7 @@ FILES = (METRICS, SUMMARY, CURVE, REPLICAS)  # what a run leaves in its folder, 
 LOCK = '.lock'
 ABOUT = 'about.json'  # in every checkpoint
 # Settings that change what is shown, kept or done where, but no number: a run may go on with others of them.
-NO_NUMBER = ('workdir', 'overwrite', 'picture', 'chunk', 'mesh', 'checkpoint_every', 'keep', 'best')
+NO_NUMBER = ('workdir', 'overwrite', 'picture', 'chunk', 'mesh', 'checkpoint_every', 'keep', 'best', 'metric')
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
 
 

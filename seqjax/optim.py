@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import optax
 
 B1, B2 = 0.9, 0.999  # Kingma and Ba 2015, and the default of Keras, PyTorch and optax

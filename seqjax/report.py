@@ -219,6 +219,13 @@ def draw_loss(axis: Any, losses: np.ndarray, *, unit: str = 'epoch', what: str =
     axis.legend(frameon=False, fontsize=9)
 
 
+def draw_band(axis: Any, steps: Sequence[int], curve: np.ndarray, color: Any, label: str) -> None:
+    """A line with a band around it: curve [steps, 3] has the lower edge, the line and the upper edge."""
+    low, middle, high = np.where(np.isfinite(curve), curve, np.nan).T
+    axis.fill_between(steps, low, high, color=color, alpha=0.2, lw=0)
+    axis.plot(steps, middle, color=color, label=label)
+
+
 def draw_predictions(axis: Any, targets: np.ndarray, predictions: np.ndarray) -> None:
     """Predictions [T], or [R, T] as a median with its bands, over targets [T] and what rounds to them."""
     steps = np.arange(len(targets))

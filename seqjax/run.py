@@ -242,9 +242,7 @@ class Leg:
         metrics, evals = (jax.tree.map(self._only_asked, x) for x in (metrics, evals))
         part = Part(self.taken, state, metrics, evals)
         self.state, self.taken = state, self.taken + len(metrics['loss'].total)
-        self.values = {name: _typical(divide(mean)[-1]) for name, mean in metrics.items()}
-        for split, means in evals.items():
-            self.values |= {f'{split}/{name}': _typical(divide(mean)) for name, mean in means.items()}
+        self.values = dict(zip(metric_names(self.plan.programs), map(_typical, latest(part)), strict=True))
         return part
 
     def _only_asked(self, x: np.ndarray) -> np.ndarray:
@@ -384,9 +382,20 @@ def _lay_out(task: Task, devices: str | None, replicas: int | None) -> mesh.Layo
     return layout
 
 
-def _check_best(best: str | None, programs: train.Programs) -> None:
+def metric_names(programs: train.Programs) -> list[str]:
+    """Of training, and of every split: loss, validation/loss."""
     _, metrics, evals = programs.shapes
-    names = [*metrics, *(f'{split}/{name}' for split, found in evals.items() for name in found)]
+    return [*metrics, *(f'{split}/{name}' for split, found in evals.items() for name in found)]
+
+
+def latest(part: Part) -> np.ndarray:
+    """The values of all metrics after a part, in the order of `metric_names`: [metrics], or [metrics, R]."""
+    values = [divide(mean)[-1] for mean in part.metrics.values()]
+    return np.stack([*values, *(divide(mean) for found in part.evals.values() for mean in found.values())])
+
+
+def _check_best(best: str | None, programs: train.Programs) -> None:
+    names = metric_names(programs)
     if best is not None and best.removeprefix('min:').removeprefix('max:') not in names:
         raise UserError(f'--best={best} is no metric of this run; there are {", ".join(names)}')
 

@@ -1,0 +1,381 @@
+"""One experiment under many settings, each with many seeds: a tidy table, and a figure with intervals.
+
+    python -m experiments.sweep --experiment=td --flagfile=many_to_many --grid=learning_rate:1e-3,3e-3 --replicas=50
+    python -m experiments.sweep --experiment=echo --grid=cell:lstm,gru --grid=delay:2,4,8
+
+Every flag of the experiment is one of the sweep. Settings that differ in their learning rates alone share a program and
+run side by side; the others follow each other. A sweep that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import launch
+from experiments.launch import Choice, Flag, Grid, Name, Whole
+from seqjax import files, optim, report
+from seqjax import run as host
+from seqjax import sweep as groups_of
+from seqjax.files import UserError
+from seqjax.task import State
+
+NAME, TABLE, VALUES = 'sweep', 'sweep.csv', 'values.f32'
+FILES = (files.SUMMARY, TABLE, files.CURVE)
+EXPERIMENTS = ('td', 'echo', 'temporal_order')  # whose modules have make_task, make_optimiser and STEPS
+LOOKS = 20  # at the metrics, by default
+RATE = 'learning_rate'
+# Flags of an experiment that a sweep has itself, or has no use for.
+NOT_OURS = ('seed', 'replicas', 'workdir', 'overwrite', 'picture', 'chunk', 'every', 'best')
+
+OWN = {
+    'experiment': Flag(Choice(*EXPERIMENTS), 'what is run'),
+    'grid': Flag(Grid(), "a flag of the experiment, and its values; repeated, every value of one with every other's"),
+    'every': Flag(Whole(1), 'steps between two looks at the metrics; a twentieth of the steps by default'),
+    'metric': Flag(Name(), 'the metric of the figure'),
+    **{name: launch.SHARED[name] for name in ('seed', 'replicas', 'workdir', 'overwrite', 'picture')},
+}
+OWN_DEFAULTS = {'experiment': 'td', 'grid': None, 'every': None, 'metric': 'loss', 'seed': 0, 'replicas': 10}
+OWN_DEFAULTS |= {'workdir': None, 'overwrite': False, 'picture': True}
+
+
+class Row(NamedTuple):
+    """A value of a metric; in sweep.csv the flags of the grid stand before it."""
+
+    setting: tuple[Any, ...]  # the values of the grid's flags
+    seed: int
+    step: int
+    metric: str
+    value: float
+
+
+class Lane(NamedTuple):
+    """One run of a sweep."""
+
+    setting: tuple[Any, ...]
+    seed: int
+    rate: float
+
+
+# --- flags -----------------------------------------------------------------------------------------
+
+
+def module_of(experiment: str) -> ModuleType:
+    return importlib.import_module(f'experiments.{experiment}')
+
+
+def table_of(experiment: str) -> tuple[dict[str, Flag], dict[str, Any]]:
+    """The flags of a sweep of that experiment, and their defaults."""
+    module = module_of(experiment)
+    defaults = launch.default_values(module.run)
+    theirs = {name: flag for name, flag in module.FLAGS.items() if name not in NOT_OURS}
+    return OWN | theirs, OWN_DEFAULTS | {name: defaults[name] for name in theirs}
+
+
+def run(**values: Any) -> list[Row]:
+    """Runs one experiment under many settings, each with many seeds.
+
+    Arguments are the flags of the sweep (`OWN`) and those of the experiment; `grid` is a dictionary of lists, or a list
+    of NAME:VALUE,VALUE. Without `workdir` nothing is kept.
+
+    Raises:
+      UserError (a ValueError): an argument is refused, or the folder holds another sweep.
+    """
+    table, defaults = table_of(launch.check(OWN, OWN_DEFAULTS | _known(values, OWN), OWN_DEFAULTS)['experiment'])
+    unknown = [name for name in values if name not in table]
+    if unknown:
+        raise UserError(launch.unknown(unknown[0], table))
+    given = defaults | values
+    axes = _axes(given.pop('grid'), table)
+    table = {name: flag for name, flag in table.items() if name != 'grid'}
+    settings = launch.check(table, given, defaults)
+    settings['grid'] = [[name, list(found)] for name, found in axes.items()]
+    module = module_of(settings['experiment'])
+    launch.check_seeds(settings['seed'], settings['replicas'])
+    every_setting = _combine(settings, axes, module)
+    steps = {one[module.STEPS] for one in every_setting.values()}
+    if module.STEPS in axes:
+        raise UserError(f'--grid={module.STEPS}:... is of no use: the table has every step up to --{module.STEPS}')
+    settings[module.STEPS] = max(steps)
+    settings['every'] = settings['every'] or max(1, min(steps) // LOOKS)
+    launch.check_every(settings['every'], module.STEPS, min(steps))
+    with files.open_workdir(settings, NAME, names=FILES, steps=module.STEPS) as (folder, summary):
+        return _run(settings, every_setting, module, folder, summary)
+
+
+def _known(values: Mapping[str, Any], table: Mapping[str, Flag]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in table} | {'grid': None}
+
+
+def _axes(grid: Any, table: Mapping[str, Flag]) -> dict[str, list[Any]]:
+    """The flags of the grid with their parsed values."""
+    pairs = grid.items() if isinstance(grid, Mapping) else [_pair(item) for item in grid or ()]
+    axes: dict[str, list[Any]] = {}
+    for name, values in pairs:
+        if name not in table or name in OWN or name in axes:
+            why = 'twice in the grid' if name in axes else 'no flag of the experiment that a grid can vary'
+            near = launch.nearest(name, set(table) - set(OWN))
+            raise UserError(f'--grid={name} is {why}{near}')
+        axes[name] = []
+        for value in values:
+            try:
+                axes[name].append(table[name].parser.parse(value))
+            except ValueError as error:
+                raise UserError(f'--grid={name}:{value} {error}') from error
+        if not axes[name] or len(set(map(repr, axes[name]))) < len(axes[name]):
+            raise UserError(f'--grid={name} must have one or more values, all different')
+    return axes
+
+
+def _pair(item: Any) -> tuple[str, Sequence[Any]]:
+    """A tuple is what the command line has parsed already."""
+    try:
+        return item if isinstance(item, tuple) else Grid().parse(item)
+    except ValueError as error:
+        raise UserError(f'--grid={item} {error}') from error
+
+
+def _combine(
+    settings: dict[str, Any], axes: dict[str, list[Any]], module: ModuleType
+) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The values of the grid's flags -> all flags of the experiment."""
+    defaults, found = launch.default_values(module.run), {}
+    for setting in itertools.product(*axes.values()):
+        one = defaults | {name: settings[name] for name in module.FLAGS if name in settings}
+        one |= dict(zip(axes, setting, strict=True))
+        found[setting] = getattr(module, 'complete', dict)(one)
+    return found
+
+
+# --- the sweep -------------------------------------------------------------------------------------
+
+
+def _run(
+    settings: dict[str, Any],
+    every_setting: dict[tuple[Any, ...], dict[str, Any]],
+    module: ModuleType,
+    folder: files.Workdir,
+    summary: dict[str, Any] | None,
+) -> list[Row]:
+    """Runs what there is to run, or reads it, and shows it."""
+    names = [name for name, _ in settings['grid']]
+    if summary is None:
+        with launch.matmul_precision(settings['matmul_precision']):
+            rows = _train(settings, every_setting, module, folder)
+    else:
+        print(f'{folder.path} holds this sweep, finished: shown again (--overwrite does it anew)\n')
+        rows = _read(folder, settings['grid'])
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    if settings['metric'] not in metrics:
+        raise UserError(f'--metric={settings["metric"]} is no metric of this sweep; there are {", ".join(metrics)}')
+    shown = [row for row in rows if row.metric == settings['metric']]
+    print('\n'.join(_lines(names, shown, settings)))
+    if settings['picture']:
+        _picture(folder, names, shown, settings)
+    if folder.path is not None:
+        print('\n' + folder.listing())
+    return rows
+
+
+def _train(
+    settings: dict[str, Any],
+    every_setting: dict[tuple[Any, ...], dict[str, Any]],
+    module: ModuleType,
+    folder: files.Workdir,
+) -> list[Row]:
+    summary = host.new_summary(NAME, settings, [])
+    folder.write_summary(summary)
+    seeds = range(settings['seed'], settings['seed'] + settings['replicas'])
+    rows, done = [], 0
+    total = sum(one[module.STEPS] * len(seeds) for one in every_setting.values())
+    with report.progress(total, 'seed-step') as show:
+        for place, shared, several in _programs(every_setting, module):
+            lanes = [Lane(setting, seed, one[RATE]) for setting, one in several.items() for seed in seeds]
+            launch.check_memory(*module.sizes(**shared | {'replicas': len(lanes)}))
+            study = Study(settings, shared, module, folder, len(lanes))
+
+            def progress(taken: int, new: int, words: str, before: int = done) -> None:
+                show(before + taken, new, words)
+
+            rows += study.rows(place, lanes, progress)
+            done += len(lanes) * shared[module.STEPS]
+    rows.sort(key=lambda row: (list(every_setting).index(row.setting), row.seed, row.step))
+    _write(folder, [name for name, _ in settings['grid']], rows)
+    folder.write_summary(summary | {'finished': True})
+    return rows
+
+
+def _programs(
+    every_setting: dict[tuple[Any, ...], dict[str, Any]], module: ModuleType
+) -> Iterator[tuple[str, dict[str, Any], dict[tuple[Any, ...], dict[str, Any]]]]:
+    """Settings that share a program: where their checkpoints lie, the flags of one of them, and those of all."""
+    shared: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {}
+    for i, (setting, one) in enumerate(every_setting.items()):
+        same = (
+            repr({name: value for name, value in one.items() if name != RATE}) if _rate_is_free(one, module) else str(i)
+        )
+        shared.setdefault(same, {})[setting] = one
+    for several in shared.values():
+        place = str(list(every_setting).index(next(iter(several))))
+        yield f'setting_{place}', next(iter(several.values())), several
+
+
+def _rate_is_free(one: dict[str, Any], module: ModuleType) -> bool:
+    """Whether the optimiser takes its learning rate from its state, where each run may have its own."""
+    tx = module.make_optimiser(one)
+    return optim.rates_in_state(jax.eval_shape(tx.init, {'x': jax.ShapeDtypeStruct((1,), np.float32)}))
+
+
+class Study(NamedTuple):
+    """Settings that share a program."""
+
+    settings: dict[str, Any]  # the sweep's
+    shared: dict[str, Any]  # the experiment's, of one of them
+    module: ModuleType
+    folder: files.Workdir
+    count: int  # of lanes
+
+    def rows(self, place: str, lanes: Sequence[Lane], show: Callable[[int, int, str], None]) -> list[Row]:
+        """All values of all lanes."""
+        steps = self.shared[self.module.STEPS]
+        how = {'steps': steps, 'chunk': self.settings['every'], 'replicas': self.count, 'workdir': self.folder}
+        task, tx = self.module.make_task(self.shared), self.module.make_optimiser(self.shared)
+        plan = host.prepare(task, tx, None, **how, **launch.keeping(self.settings | {'best': None}))
+        plan, names, rows = plan._replace(tolerant=True), host.metric_names(plan.programs), []
+        for group in groups_of.groups(np.arange(self.count), groups_of.group_width(self.count)):
+            mine = [lanes[i] for i in group.seeds]
+            values = self.values(
+                plan, f'{place}/lanes_{group.seeds[0]}_to_{group.seeds[-1]}', mine, len(names), group.first, show
+            )
+            for i, lane in enumerate(mine):
+                for look, (metric, found) in itertools.product(range(len(values)), enumerate(names)):
+                    step = (look + 1) * self.settings['every']
+                    rows.append(Row(lane.setting, lane.seed, step, found, float(values[look, metric, i])))
+        return rows
+
+    def values(
+        self,
+        plan: host.Plan,
+        place: str,
+        lanes: Sequence[Lane],
+        metrics: int,
+        first: int,
+        show: Callable[[int, int, str], None],
+    ) -> np.ndarray:
+        """What a group of lanes showed at every look, [looks, metrics, lanes]."""
+        every, count, log = self.settings['every'], len(lanes), self.folder.journal(place, VALUES)
+        rates = np.array([lane.rate for lane in lanes], np.float32)
+        begin = _with_rates(groups_of.fill(rates, plan.width)) if len(set(rates)) > 1 else None
+        with plan.leg([lane.seed for lane in lanes], {VALUES: log}, place=place, begin=begin) as leg:
+            looks = [np.frombuffer(leg.held[VALUES], '<f4').reshape(-1, metrics, count)]
+            for part in leg.train():
+                new = len(part.metrics['loss'].total)
+                if (part.step + new) % every == 0:
+                    now = host.latest(part).astype('<f4')
+                    log.append(now.tobytes())
+                    looks.append(now[None])
+                show(first * plan.steps + (part.step + new) * count, new * count, '')
+        return np.concatenate(looks)
+
+
+def _with_rates(rates: np.ndarray) -> Callable[[State], State]:
+    return lambda state: state._replace(opt_state=optim.with_rates(state.opt_state, rates))
+
+
+# --- what is shown ---------------------------------------------------------------------------------
+
+
+def _words(names: Sequence[str], setting: Sequence[Any]) -> str:
+    return ' '.join(f'{name}={value}' for name, value in zip(names, setting, strict=True)) or 'the one setting'
+
+
+def _lines(names: Sequence[str], rows: Sequence[Row], settings: dict[str, Any]) -> Iterator[str]:
+    """A table: each setting with the median of its seeds at the end, and the 95% interval of that median."""
+    end = max(row.step for row in rows)
+    words = {setting: _words(names, setting) for setting in dict.fromkeys(row.setting for row in rows)}
+    width = max(map(len, words.values()))
+    yield f'{settings["metric"]} at step {end:,}: the median of {settings["replicas"]:,} seeds and its 95% interval\n'
+    for setting, said in words.items():
+        values = np.array([row.value for row in rows if row.setting == setting and row.step == end])
+        low, median, high = report.median_interval(values)
+        failed = int((~np.isfinite(values)).sum())
+        yield f'{said:<{width}}  {median:>10.4g}  ({low:.4g} to {high:.4g})' + (
+            f'  {failed} diverged' if failed else ''
+        )
+
+
+def _picture(folder: files.Workdir, names: Sequence[str], rows: Sequence[Row], settings: dict[str, Any]) -> None:
+    """The metric against the step: for each setting the median over seeds, with its 95% interval."""
+    try:
+        figure, (axis,) = report.new_figure(1, f'{settings["experiment"]}: median of {settings["replicas"]:,} seeds', 8)
+    except ImportError:
+        print('\n' + report.NO_PICTURE)
+        return
+    found = list(dict.fromkeys(row.setting for row in rows))
+    for i, setting in enumerate(found):
+        steps, curve = _curve([row for row in rows if row.setting == setting])
+        report.draw_band(axis, steps, curve, report.shade(i / max(len(found) - 1, 1)), _words(names, setting))
+    positive = all(row.value > 0 for row in rows if np.isfinite(row.value))
+    axis.set(xlabel='step', ylabel=settings['metric'], yscale='log' if positive else 'linear')
+    if len(found) <= 12:
+        axis.legend(frameon=False, fontsize=9)
+    files.write_picture(folder, figure)
+
+
+def _curve(rows: Sequence[Row]) -> tuple[list[int], np.ndarray]:
+    """The steps, and the interval of the median at each, [steps, 3]."""
+    by_step: dict[int, list[float]] = {}
+    for row in rows:
+        by_step.setdefault(row.step, []).append(row.value)
+    return list(by_step), np.array([report.median_interval(np.array(values)) for values in by_step.values()])
+
+
+# --- the table -------------------------------------------------------------------------------------
+
+
+def _write(folder: files.Workdir, names: Sequence[str], rows: Sequence[Row]) -> None:
+    lines = ([*row.setting, row.seed, row.step, row.metric, f'{row.value:.9g}'] for row in rows)
+    files.write_table(folder, TABLE, [*names, *Row._fields[1:]], lines)
+
+
+def _read(folder: files.Workdir, grid: Sequence[Sequence[Any]]) -> list[Row]:
+    path, known = folder.file(TABLE), [{str(value): value for value in values} for _, values in grid]
+    with files.reading(path), path.open(newline='', encoding='utf-8') as lines:
+        table = csv.reader(lines)
+        next(table)
+        rows = []
+        for *setting, seed, step, metric, value in table:
+            found = tuple(values[word] for values, word in zip(known, setting, strict=True))
+            rows.append(Row(found, int(seed), int(step), metric, float(value)))
+        return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    experiment = OWN_DEFAULTS['experiment']
+    with contextlib.suppress(UserError):  # told when the flags are parsed
+        for word in launch.find_flagfiles(argv):
+            if word.startswith('--experiment=') and word.partition('=')[2] in EXPERIMENTS:
+                experiment = word.partition('=')[2]
+    table, defaults = table_of(experiment)
+    return launch.main(
+        run,
+        table,
+        argv,
+        name='experiments.sweep',
+        complete=lambda values: launch.default_workdir(values, NAME, values['experiment']),
+        defaults=defaults,
+    )
+
+
+if __name__ == '__main__':
+    launch.leave(main())
