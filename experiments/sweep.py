@@ -14,7 +14,7 @@ import csv
 import importlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -174,9 +174,7 @@ def _run(
     else:
         print(f'{folder.path} holds this sweep, finished: shown again (--overwrite does it anew)\n')
         rows = _read(folder, settings['grid'])
-    metrics = list(dict.fromkeys(row.metric for row in rows))
-    if settings['metric'] not in metrics:
-        raise UserError(f'--metric={settings["metric"]} is no metric of this sweep; there are {", ".join(metrics)}')
+    _check_metric(settings['metric'], dict.fromkeys(row.metric for row in rows))
     shown = [row for row in rows if row.metric == settings['metric']]
     print('\n'.join(_lines(names, shown, settings)))
     if settings['picture']:
@@ -184,6 +182,11 @@ def _run(
     if folder.path is not None:
         print('\n' + folder.listing())
     return rows
+
+
+def _check_metric(metric: str, names: Iterable[str]) -> None:
+    if metric not in names:
+        raise UserError(f'--metric={metric} is no metric of this sweep; there are {", ".join(names)}')
 
 
 def _train(
@@ -251,6 +254,7 @@ class Study(NamedTuple):
         task, tx = self.module.make_task(self.shared), self.module.make_optimiser(self.shared)
         plan = host.prepare(task, tx, None, **how, **launch.keeping(self.settings | {'best': None}))
         plan, names, rows = plan._replace(tolerant=True), host.metric_names(plan.programs), []
+        _check_metric(self.settings['metric'], names)
         for group in groups_of.groups(np.arange(self.count), groups_of.group_width(self.count)):
             mine = [lanes[i] for i in group.seeds]
             values = self.values(
@@ -303,7 +307,9 @@ def _lines(names: Sequence[str], rows: Sequence[Row], settings: dict[str, Any]) 
     end = max(row.step for row in rows)
     words = {setting: _words(names, setting) for setting in dict.fromkeys(row.setting for row in rows)}
     width = max(map(len, words.values()))
-    yield f'{settings["metric"]} at step {end:,}: the median of {settings["replicas"]:,} seeds and its 95% interval\n'
+    seeds, few = settings['replicas'], settings['replicas'] < report.FEWEST
+    interval = 'their range' if few else 'its 95% interval'
+    yield f'{settings["metric"]} at step {end:,}: the median of {seeds:,} seed{"s" * (seeds > 1)} and {interval}\n'
     for setting, said in words.items():
         values = np.array([row.value for row in rows if row.setting == setting and row.step == end])
         low, median, high = report.median_interval(values)

@@ -105,8 +105,13 @@ def share_interval(successes: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+FEWEST = 6  # values from which on the median has a 95% interval of ranks
+
+
 def median_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """The median of [R] and its 95% interval, from ranks alone (Conover 1999, section 3.2); NaN counts as infinite.
+    """The median of [R] within its 95% interval, from ranks alone (Conover 1999, section 3.2); NaN counts as infinite.
+
+    Fewer than FEWEST values have no such interval: their range is given.
 
     >>> median_interval(np.arange(1.0, 21.0))
     (6.0, 10.5, 15.0)

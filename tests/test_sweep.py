@@ -1,10 +1,16 @@
-"""Many seeds at once are many runs, one by one."""
+"""Many seeds at once are many runs, one by one; and sweeps of settings are the runs of each setting."""
+
+import csv
+import json
 
 import jax
 import numpy as np
 import pytest
 
+from experiments import echo, launch, td
+from experiments import sweep as command
 from seqjax import sweep, train
+from seqjax.files import UserError
 from seqjax.tasks.td import SETUPS
 from tests import reference
 
@@ -12,16 +18,14 @@ WIDTH = 6
 
 
 def run(compiled, seeds, *, steps, chunk):
-    """The losses [R, steps] of groups of WIDTH, and the parameters and predictions of all replicas after them."""
+    """The losses [R, steps] of a group, and the parameters and predictions after them."""
     task, tx, programs = compiled
-    losses, ends = np.full((len(seeds), steps), np.nan, np.float32), []
-    for part in sweep.sweep(task, tx, seeds, steps=steps, chunk=chunk, width=WIDTH, programs=programs):
-        new = (part.metrics['loss'].total / part.metrics['loss'].count).T
-        losses[part.first : part.first + len(new), part.step : part.step + new.shape[1]] = new
-        if part.step + new.shape[1] == steps:
-            end, count = (part.state.params, programs.predict(part.state, task.data.inputs)), len(new)
-            ends.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], end))
-    return losses, *jax.tree.map(lambda *groups: np.concatenate(groups), *ends)
+    state = programs.init(sweep.fill(np.asarray(seeds), WIDTH).astype(np.uint32))
+    chunks = list(train.train(task, tx, state, steps=steps, chunk=chunk, advance=programs.advance))
+    losses = np.concatenate([metrics['loss'].total / metrics['loss'].count for _, metrics, _ in chunks])
+    state, count = chunks[-1][0], len(seeds)
+    end = (state.params, programs.predict(state, task.data.inputs))
+    return losses.T[:count], *jax.tree.map(lambda x: np.asarray(x)[:count], end)
 
 
 @pytest.mark.parametrize('setup', SETUPS)
@@ -46,23 +50,13 @@ def test_replicas_agree_with_single_runs(compiled_td, setup):
             np.testing.assert_allclose(got[n], weights, rtol=0, atol=1e-5)
 
 
-def test_a_last_group_that_was_filled_up_gives_the_same_numbers(compiled_td):
-    """Eight seeds in groups of six: the last two bit for bit as in a full group; losses of all steps come back."""
+def test_a_group_that_was_filled_up_gives_the_same_numbers(compiled_td):
+    """Two seeds in a group of six: bit for bit as in a full group."""
     compiled = compiled_td('many_to_one', WIDTH)
-    got = run(compiled, np.arange(8), steps=11, chunk=4)
-    full = run(compiled, np.arange(12), steps=11, chunk=4)
-    assert got[0].shape == (8, 11) and np.isfinite(full[0]).all()
+    got, full = run(compiled, [6, 7], steps=11, chunk=4), run(compiled, range(6, 12), steps=11, chunk=4)
+    assert got[0].shape == (2, 11) and np.isfinite(full[0]).all()
     assert len(np.unique(full[0])) == full[0].size
-    reference.assert_trees_equal(got, jax.tree.map(lambda x: x[:8], full))
-
-
-def test_every_chunk_of_every_group_is_yielded_with_its_place(compiled_td):
-    """Groups in turn, chunks in turn; the last ones shorter, their metrics without what filled them up."""
-    task, tx, programs = compiled_td('one_to_one', WIDTH)
-    parts = list(sweep.sweep(task, tx, np.arange(8), steps=6, chunk=4, width=WIDTH, programs=programs))
-    places = [(part.first, part.step, *part.metrics['loss'].total.shape) for part in parts]
-    assert places == [(0, 0, 4, 6), (0, 4, 2, 6), (6, 0, 4, 2), (6, 4, 2, 2)]
-    np.testing.assert_array_equal([part.state.step for part in parts], [[4] * 6, [6] * 6, [4] * 6, [6] * 6])
+    reference.assert_trees_equal(got, jax.tree.map(lambda x: x[:2], full))
 
 
 @pytest.mark.parametrize('max_width', [1, 2, 7, 256])
@@ -74,3 +68,129 @@ def test_group_width_splits_into_the_fewest_and_narrowest_groups(max_width):
         assert 1 <= width <= min(max_width, count)
         assert groups == -(-count // max_width)
         assert width == 1 or -(-count // (width - 1)) > groups
+        found = list(sweep.groups(np.arange(count), width))
+        assert len(found) == groups and [group.first for group in found] == list(range(0, count, width))
+        np.testing.assert_array_equal(np.concatenate([group.seeds for group in found]), np.arange(count))
+
+
+# --- the command -----------------------------------------------------------------------------------
+
+RATES = {'experiment': 'td', 'setup': 'many_to_one', 'epochs': 12, 'every': 4, 'replicas': 3, 'seed': 5}
+RATES |= {'grid': {'learning_rate': [1e-3, 0.02]}, 'picture': False}
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
+    return tmp_path
+
+
+def test_settings_side_by_side_are_the_runs_of_each_setting(monkeypatch):
+    """Two learning rates with three seeds, in one program: the losses of td.run with each, at every look."""
+    compiled, original = [], train.compile_programs
+    monkeypatch.setattr(train, 'compile_programs', lambda *args, **how: compiled.append(how) or original(*args, **how))
+    rows = command.run(**RATES)
+    assert [how['replicas'] for how in compiled] == [6]
+    assert [(row.setting, row.seed, row.step) for row in rows] == [
+        ((rate,), seed, step) for rate in (1e-3, 0.02) for seed in (5, 6, 7) for step in (4, 8, 12)
+    ]
+    for rate in (1e-3, 0.02):
+        losses = td.run(setup='many_to_one', epochs=12, learning_rate=rate, seed=5, replicas=3, picture=False).metrics[
+            'loss'
+        ]
+        got = [row.value for row in rows if row.setting == (rate,)]
+        np.testing.assert_allclose(got, losses[:, [3, 7, 11]].ravel(), rtol=1e-5)
+
+
+def test_settings_of_other_shapes_follow_each_other(in_tmp, capsys):
+    """Through the command line: cells and delays of the echo, every metric of it, in a tidy table."""
+    argv = '--experiment=echo --grid=cell:gru,simple --grid=delay:1,2 --steps=6 --every=3 --replicas=2 --hidden=3'
+    assert command.main([*argv.split(), '--length=200', '--workdir=w', '--metric=accuracy']) == 0
+    out = capsys.readouterr().out
+    assert 'accuracy at step 6: the median of 2 seeds and their range' in out
+    assert all(f'cell={cell} delay={delay} ' in out for cell in ('gru', 'simple') for delay in (1, 2))
+    with (in_tmp / 'w/sweep.csv').open() as lines:
+        table = list(csv.DictReader(lines))
+    assert list(table[0]) == ['cell', 'delay', 'seed', 'step', 'metric', 'value']
+    assert len(table) == 4 * 2 * 2 * 2 and {row['metric'] for row in table} == {'loss', 'accuracy'}
+    echo.run(cell='simple', delay=2, steps=6, replicas=2, hidden=3, length=200, picture=False, workdir='e')
+    want = np.load('e/replicas.npz')['loss'][:, [2, 5]]
+    got = [
+        float(row['value']) for row in table if (row['cell'], row['delay'], row['metric']) == ('simple', '2', 'loss')
+    ]
+    np.testing.assert_allclose(got, want.ravel(), rtol=1e-5)
+    assert command.main([*argv.split(), '--length=200', '--workdir=w']) == 0
+    again = capsys.readouterr().out
+    assert 'shown again' in again and 'loss at step 6' in again
+    assert (in_tmp / 'w/curve.png').stat().st_size > 10_000
+
+
+def test_a_sweep_that_was_stopped_goes_on(in_tmp, monkeypatch):
+    """Settings that were done are not trained again, and the table is as if nothing had happened."""
+    settings = {**RATES, 'grid': {'hidden': [2, 3]}, 'checkpoint_every': 4}
+    command.run(**settings, workdir='a')
+    original, trained = command.host.Leg.train, []
+
+    def fails(self):
+        for part in original(self):
+            trained.append(part.step)
+            if len(trained) == 5:  # in the second setting
+                raise ZeroDivisionError
+            yield part
+
+    monkeypatch.setattr(command.host.Leg, 'train', fails)
+    with pytest.raises(ZeroDivisionError):
+        command.run(**settings, workdir='b')
+    command.run(**settings, workdir='b')
+    assert trained == [0, 4, 8, 0, 4, 4, 8]
+    assert (in_tmp / 'a/sweep.csv').read_bytes() == (in_tmp / 'b/sweep.csv').read_bytes()
+
+
+def test_a_setting_that_diverges_is_a_row_of_the_table(capsys):
+    """The others go on, and the table says how many seeds failed."""
+    command.run(**{**RATES, 'grid': {'learning_rate': [1e30, 1e-3]}})
+    table = capsys.readouterr().out
+    assert '3 diverged' in table and table.count('diverged') == 1
+    rows = command.run(**{**RATES, 'grid': {'adam_epsilon': [1e-7, 1e-3]}})
+    assert np.isfinite([row.value for row in rows]).all()
+
+
+@pytest.mark.parametrize(
+    ('flags', 'told'),
+    [
+        ('--experiment=ech', '--experiment=ech must be one of td, echo, temporal_order; did you mean echo?'),
+        (
+            '--grid=setp:one_to_one',
+            '--grid=setp is no flag of the experiment that a grid can vary; did you mean setup?',
+        ),
+        ('--grid=setup:one_to_on', '--grid=setup:one_to_on must be one of'),
+        ('--grid=setup', '--grid=setup must be NAME:VALUE,VALUE'),
+        ('--grid=setup:one_to_one,', 'must be NAME:VALUE,VALUE'),
+        ('--grid=seed:1,2', '--grid=seed is no flag of the experiment that a grid can vary'),
+        ('--grid=hidden:1,1', '--grid=hidden must have one or more values, all different'),
+        ('--grid=hidden:1 --grid=hidden:2', '--grid=hidden is twice in the grid'),
+        ('--grid=epochs:3,4', '--grid=epochs:... is of no use'),
+        ('--every=7 --epochs=5', '--every=7 is more than --epochs=5'),
+        ('--metric=los --epochs=2', '--metric=los is no metric of this sweep; there are loss'),
+        ('--best=loss', 'unknown flag --best'),
+    ],
+)
+def test_what_a_person_can_get_wrong(flags, told, in_tmp, capsys):
+    assert command.main(flags.split()) == 2
+    err = capsys.readouterr().err
+    assert err.startswith('experiments.sweep: ') and err.count('\n') == 1 and told in err
+
+
+def test_python_is_told_as_well():
+    with pytest.raises(UserError, match='unknown flag --lenght; did you mean --length?'):
+        command.run(lenght=3)
+    with pytest.raises(UserError, match='--grid=x must be NAME:VALUE'):
+        command.run(grid=['x'])
+
+
+def test_the_flags_of_the_experiment_are_those_of_the_sweep(capsys):
+    assert command.main(['--help', '--experiment=echo']) == 0
+    out = capsys.readouterr().out
+    assert '--delay=(' in out and '--grid=(' in out and '--setup' not in out
+    assert json.dumps(command.OWN_DEFAULTS)  # plain values
