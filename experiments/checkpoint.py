@@ -60,14 +60,14 @@ def run(
     settings = launch.check(FLAGS, locals(), launch.default_values(run))
     if settings['workdir'] is None:
         raise UserError('--workdir is missing: the folder of the run')
-    folder = Path(settings['workdir']).expanduser() / CHECKPOINTS / (settings['place'] or '')
+    folder = files.expand('workdir', settings['workdir']) / CHECKPOINTS / (settings['place'] or '')
     found = {path: verify_all(path) for path in checkpoint.stores(folder)}
     if not found:
         raise UserError(f'{folder} holds no checkpoint; --workdir is the folder that a run had')
     for path, rows in found.items():
         _show(path, rows)
     if settings['export'] is not None:
-        _export(Path(settings['export']), found, settings)
+        _export(files.expand('export', settings['export']), found, settings)
     damaged = [row for rows in found.values() for row in rows if row.fault is not None]
     if damaged:
         count = sum(map(len, found.values()))

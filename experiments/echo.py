@@ -9,14 +9,15 @@ itself is in seqjax/tasks/echo.py.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, NamedTuple
 
 import numpy as np
 import optax
 
 from experiments import launch
-from experiments.launch import Choice, Flag, Fraction, Positive, Whole
-from seqjax import files, optim, report, sweep
+from experiments.launch import Choice, Flag, Fraction, Positive, Switch, Whole
+from seqjax import files, optim, report, streaming, sweep
 from seqjax import run as host
 from seqjax.files import UserError
 from seqjax.models import CELLS
@@ -37,6 +38,9 @@ FLAGS = {
     'window': Flag(Whole(1), 'steps of a window'),
     'batch_size': Flag(Whole(1), 'windows in a training step'),
     'length': Flag(Whole(1), 'symbols of the series that is trained on'),
+    'on_host': Flag(
+        Switch(), 'leave the series on the host and stream its batches from there (needs grain, the extra "stream")'
+    ),
     'steps': Flag(Whole(1), 'training steps'),
     'schedule': Flag(Choice(*optim.SCHEDULES), 'of the learning rate'),
     'decay_steps': Flag(Whole(1), 'steps until --schedule=cosine is at 0'),
@@ -63,6 +67,7 @@ def run(
     window: int = 16,
     batch_size: int = 16,
     length: int = 16_384,
+    on_host: bool = False,
     steps: int = 1000,
     schedule: str = 'constant',
     decay_steps: int | None = None,
@@ -91,6 +96,8 @@ def run(
     settings = launch.check(FLAGS, locals(), launch.default_values(run))
     launch.check_seeds(settings['seed'], settings['replicas'])
     launch.check_memory(*sizes(**settings))
+    if settings['on_host'] and importlib.util.find_spec('grain') is None:
+        raise UserError(f'--on_host needs grain, and {streaming.NO_GRAIN}')
     task, tx = make_task(settings), make_optimiser(settings)
     with files.open_workdir(settings, NAME) as (folder, summary):
         if summary is None:
@@ -146,7 +153,7 @@ def _train(
     print(report.format_table(layers) + '\n')
     folder.write_summary(summary)
     how = {'steps': settings['steps'], 'chunk': settings['chunk'], 'workdir': folder, 'unit': 'step'}
-    how |= launch.keeping(settings)
+    how |= launch.keeping(settings) | {'stream': settings['on_host']}
     print(f'{settings["steps"]:,} steps, on {summary["device"]}')
     if replicas is None:
         record = host.run_one(task, tx, symbols, seed, **how)

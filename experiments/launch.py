@@ -25,12 +25,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from seqjax import mesh, processes, signals
+from seqjax import files, mesh, processes, signals
 from seqjax.files import UserError
 from seqjax.run import Saving
 
 FLAGFILES = Path(__file__).parent / 'flags'
 MISTAKE, BROKEN_PIPE = 2, 141
+LONGEST = 1000  # characters of a sentence
 
 
 # --- parsers: from a flag's text, or from a plain value --------------------------------------------
@@ -407,12 +408,13 @@ def find_flagfiles(argv: Iterable[str], within: tuple[Path, ...] = ()) -> list[s
 
 def _find_flagfile(path: str) -> Path:
     name = Path(path).name
-    candidates = [Path(path).expanduser()]
+    candidates = [files.expand('flagfile', path)]
     if Path(path).parent in (Path('.'), Path('experiments/flags')):  # a path to elsewhere means that place alone
         candidates += [FLAGFILES / name, FLAGFILES / f'{name}.flags']
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+            if candidate.is_file():
+                return candidate
     known = sorted(file.name for file in FLAGFILES.glob('*.flags'))
     raise UserError(f'flagfile {path!r} is not a file; those that come with the package: {", ".join(known)}')
 
@@ -441,6 +443,12 @@ def default_values(run: Callable[..., Any]) -> dict[str, Any]:
 def default_workdir(values: dict[str, Any], *names: str) -> dict[str, Any]:
     """The command line keeps results in runs/NAMES where no --workdir is given; Python keeps none."""
     return values if values['workdir'] is not None else {**values, 'workdir': os.path.join('runs', *names)}
+
+
+def one_line(sentence: str) -> str:
+    """As a terminal can show it: what is not printable escaped, and values of more than a few lines cut."""
+    plain = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in sentence)
+    return plain if len(plain) <= LONGEST else f'{plain[: LONGEST // 2]} ... {plain[-LONGEST // 2 :]}'
 
 
 def keep_compiled() -> None:
@@ -536,7 +544,7 @@ def main(
             processes.stop()
     except UserError as error:
         sys.stdout.flush()
-        print(f'{name}: {error}', file=sys.stderr)
+        print(f'{name}: {one_line(str(error))}', file=sys.stderr)
         return MISTAKE
     except (signals.Terminated, signals.Interrupted) as stopped:
         print(f'\n{name}: {stopped.message}', file=sys.stderr)

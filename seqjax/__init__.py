@@ -22,6 +22,7 @@ The rooms, each importing only from those above it:
     sweep         many seeds at once, by vmap, in groups that fit
     mesh          devices with named axes: which part of a run lies where
     processes     several processes that compute one run
+    streaming     data that stay on the host: batches made there, by grain
     ------        rooms that touch files or print
     report        parameter table, progress, shares with their intervals, pictures
     files         the folder of a run: its lock, its journals, and files that are never left half written

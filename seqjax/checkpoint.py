@@ -56,6 +56,7 @@ class About(NamedTuple):
     metrics: Mapping[str, float | None]  # at that step; None where not finite
     leaves: Mapping[str, list[Any]]  # the State's arrays: name -> shape, dtype
     versions: Mapping[str, str]
+    feed: Mapping[str, Any] | None = None  # where the iterator of streamed data stood
 
 
 def versions() -> dict[str, str]:

@@ -37,7 +37,18 @@ FILES = (METRICS, SUMMARY, CURVE, REPLICAS)  # what a run leaves in its folder, 
 LOCK = '.lock'
 ABOUT = 'about.json'  # in every checkpoint
 # Settings that change what is shown, kept or done where, but no number: a run may go on with others of them.
-NO_NUMBER = ('workdir', 'overwrite', 'picture', 'chunk', 'mesh', 'checkpoint_every', 'keep', 'best', 'metric')
+NO_NUMBER = (
+    'workdir',
+    'overwrite',
+    'picture',
+    'chunk',
+    'mesh',
+    'on_host',
+    'checkpoint_every',
+    'keep',
+    'best',
+    'metric',
+)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
 
 
@@ -69,6 +80,14 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f'{path} of a finished run cannot be read ({error}); --overwrite trains again') from error
+
+
+def expand(flag: str, path: str) -> Path:
+    """The path that a flag names, with ~ for the home of its owner."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f'--{flag}={path} is in the home of somebody who is not here; choose another') from error
 
 
 def replace(target: Path, write: Any) -> None:
@@ -278,10 +297,7 @@ def open_workdir(
     if path is None:
         yield Workdir(None, experiment, names, settings, steps), None
         return
-    try:
-        folder = Path(path).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise UserError(f'--workdir={path} is in the home of somebody who is not here; choose another') from error
+    folder = expand('workdir', path)
     workdir = Workdir(folder, experiment, names, settings, steps)
     with contextlib.ExitStack() as stack:
 

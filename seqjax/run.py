@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import seqjax
-from seqjax import checkpoint, mesh, processes, report, signals, sweep, train
+from seqjax import checkpoint, mesh, processes, report, signals, streaming, sweep, train
 from seqjax.checkpoint import About, Store
 from seqjax.files import CHECKPOINTS, METRICS, Journal, UserError, Workdir, replace, writing
 from seqjax.task import Arrays, Mean, State, Task
@@ -97,6 +97,7 @@ class Plan(NamedTuple):
     layout: mesh.Layout | None  # None on one device
     width: int | None  # replicas side by side
     seconds: float  # that compiling took
+    source: Task | None = None  # whose data stay on the host, from where they are streamed
     tolerant: bool = False  # goes on where no loss of a group is finite any more
 
     @property
@@ -130,27 +131,32 @@ class Plan(NamedTuple):
         seeds = np.asarray(seeds, np.uint32) if count is None else sweep.fill(seeds, self.width).astype(np.uint32)
         if self.workdir.path is None:
             state = self._initial(seeds, begin)
-            yield Leg(self, None, journals, state, 0, dict.fromkeys(journals, b''), count)
+            yield Leg(self, None, journals, state, 0, dict.fromkeys(journals, b''), count, self._feed(0, None))
             return
         store = Store(self.workdir.path / CHECKPOINTS / place, keep=self.saving.keep, best=self.saving.best)
         with contextlib.ExitStack() as stack:
             stack.callback(store.close)
             found = store.restore(self._kept_shapes(count), partial(self._fault, journals))
             if found is None:
-                state, taken, marks = self._initial(seeds, begin), 0, dict.fromkeys(journals)
+                state, taken, marks, feed = self._initial(seeds, begin), 0, dict.fromkeys(journals), None
             else:
                 (state, about) = found
-                state, taken, marks = self._placed(state), about.step, about.journals
+                state, taken, marks, feed = self._placed(state), about.step, about.journals, about.feed
                 self.workdir.refuse_fewer_steps(taken)
                 _tell_versions(about)
             for journal in journals.values():
                 stack.callback(journal.close)
             held = processes.share(lambda: {name: journal.begin(marks[name]) for name, journal in journals.items()})
             asked = stack.enter_context(signals.asked(later=True))
-            leg = Leg(self, store, journals, state, taken, held, count, asked)
+            leg = Leg(self, store, journals, state, taken, held, count, self._feed(taken, feed), asked)
             yield leg
             leg.save()
             leg.heed_signals()
+
+    def _feed(self, step: int, state: Mapping[str, Any] | None) -> streaming.Feed | None:
+        if self.source is None:
+            return None
+        return streaming.Feed(self.source, steps=self.steps, chunk=self.chunk, step=step, state=state and dict(state))
 
     def _initial(self, seeds: np.ndarray, begin: Callable[[State], State] | None) -> State:
         state = self.programs.init(seeds)
@@ -209,9 +215,11 @@ class Leg:
         taken: int,
         held: Mapping[str, bytes],
         count: int | None,
+        feed: streaming.Feed | None,
         asked: signals.Asked | None = None,
     ):
         self.plan, self.store, self.journals, self.count, self.asked = plan, store, journals, count, asked
+        self.feed, self.task = feed, plan.task
         self.state = state
         self.taken = taken  # steps
         self.held = held  # what each journal said when the leg began
@@ -226,6 +234,7 @@ class Leg:
         task, tx, programs, steps, chunk = self.plan[:5]
         visits = () if self.store is None else (self.plan.saving.every,)
         how = {'steps': steps, 'chunk': chunk, 'visits': visits, 'advance': programs.advance}
+        how |= {} if self.feed is None else {'feed': self._take}
         for state, metrics, evals in train.train(task, tx, self.state, **how):
             losses = self._only_asked(divide(metrics['loss']))
             finite = np.isfinite(losses) if losses.ndim == 1 else np.isfinite(losses).any(axis=1)
@@ -237,6 +246,10 @@ class Leg:
                 self.heed_signals()
                 if self.taken % self.plan.saving.every == 0:
                     self.save()
+
+    def _take(self, first: int, count: int) -> Arrays:
+        self.task = self.task._replace(data=self.feed.take(first, count))
+        return self.task.data
 
     def _went_on(self, state: State, metrics: train.Metrics, evals: dict[str, train.Metrics]) -> Part:
         metrics, evals = (jax.tree.map(self._only_asked, x) for x in (metrics, evals))
@@ -256,7 +269,11 @@ class Leg:
         state, folder = self.plan.kept(self.state, self.count), self.plan.workdir
         leaves = checkpoint.describe(state)
         what = (self.taken, folder.experiment, folder.settings, marks, self.values, leaves, checkpoint.versions())
-        self.store.save(state, About(*what))
+        self.store.save(state, About(*what, feed=self._feed_state()))
+
+    def _feed_state(self) -> dict[str, Any] | None:
+        """Of the step where the leg stands, which is not where its feed does if a chunk ended in a NaN."""
+        return None if self.feed is None else {**self.feed.state, streaming.NEXT: self.taken}
 
     def heed_signals(self) -> None:
         """Saves and ends the run where a signal has asked for it."""
@@ -274,7 +291,7 @@ class Leg:
 
     def _diverged(self, metrics: train.Metrics, good: int) -> Iterator[Part]:
         """The rest of a leg whose loss stops being finite after `good` steps of a chunk."""
-        before, first, advance, task = self.state, self.taken, self.plan.programs.advance, self.plan.task
+        before, first, advance, task = self.state, self.taken, self.plan.programs.advance, self.task
         for n in range(good, -1, -1):  # the update before may already have been too large
             state, _, evals = advance(task.data, task.evals, before, n)
             if n == 0 or self._any_finite(state):
@@ -310,7 +327,7 @@ class Leg:
         """The parameter with the largest gradient at the next step, and its size; what is not finite is the largest."""
 
         def sizes(state):
-            return jax.tree.map(lambda x: jnp.abs(x).max(initial=0), train.gradients(self.plan.task, state)[0])
+            return jax.tree.map(lambda x: jnp.abs(x).max(initial=0), train.gradients(self.task, state)[0])
 
         each = sizes if self.count is None else jax.vmap(sizes)
         found = checkpoint.named(jax.device_get(jax.jit(each, out_shardings=self.plan.whole)(state)))
@@ -339,6 +356,7 @@ def prepare(
     workdir: Workdir,
     saving: Saving,
     devices: str | None = None,
+    stream: bool = False,
     replicas: int | None = None,
 ) -> Plan:
     """Compiles what a run executes.
@@ -349,6 +367,7 @@ def prepare(
       steps, chunk: see `train.train`.
       workdir, saving: where the run is kept, and when it saves.
       devices: the mesh, see `mesh.choose`.
+      stream: whether the task's data stay on the host.
       replicas: R, how many seeds there are in all; they run side by side in groups of `sweep.group_width`.
 
     Raises:
@@ -358,16 +377,19 @@ def prepare(
     if workdir.path is not None:
         checkpoint.warm_up()
     layout, width, placement = _lay_out(task, devices, replicas), None, None
+    source, task = (task, streaming.streamed(task, chunk)) if stream else (None, task)
     if replicas is not None:
         width = sweep.group_width(replicas)
     if layout is not None:
         width = width and -(-width // layout.size) * layout.size
         placement, task = train.Placement(layout.state, layout.whole), layout.task(task)
     whole = None if layout is None else layout.whole
-    task = task._replace(data=jax.device_put(task.data, whole), evals=jax.device_put(task.evals, whole))
+    if not stream:
+        task = task._replace(data=jax.device_put(task.data, whole))
+    task = task._replace(evals=jax.device_put(task.evals, whole))
     programs = train.compile_programs(task, tx, inputs, chunk=chunk, replicas=width, placement=placement)
     _check_best(saving.best, programs)
-    return Plan(task, tx, programs, steps, chunk, workdir, saving, layout, width, time.perf_counter() - start)
+    return Plan(task, tx, programs, steps, chunk, workdir, saving, layout, width, time.perf_counter() - start, source)
 
 
 def _lay_out(task: Task, devices: str | None, replicas: int | None) -> mesh.Layout | None:
@@ -414,6 +436,7 @@ def run_one(
     workdir: Workdir,
     saving: Saving,
     devices: str | None = None,
+    stream: bool = False,
     unit: str = 'epoch',
 ) -> Record:
     """Trains once, with a row of metrics.csv for every step, and gives the trained model's outputs for `inputs`.
@@ -423,7 +446,8 @@ def run_one(
     Raises:
       UserError: see `Plan.leg` and `Leg.train`.
     """
-    plan = prepare(task, tx, inputs, steps=steps, chunk=chunk, workdir=workdir, saving=saving, devices=devices)
+    how = {'steps': steps, 'chunk': chunk, 'workdir': workdir, 'saving': saving}
+    plan = prepare(task, tx, inputs, **how, devices=devices, stream=stream)
     log = workdir.log('step,loss\n')
     start = time.perf_counter()
     with plan.leg(seed, {METRICS: log}) as leg:
@@ -466,6 +490,7 @@ def run_many(
     workdir: Workdir,
     saving: Saving,
     devices: str | None = None,
+    stream: bool = False,
     unit: str = 'epoch',
 ) -> Record:
     """Trains one replica for each of `seeds` [R]; metrics.csv gets the median loss and its bands.
@@ -476,7 +501,7 @@ def run_many(
       UserError: see `Plan.leg` and `Leg.train`.
     """
     how = {'steps': steps, 'chunk': chunk, 'workdir': workdir, 'saving': saving}
-    plan = prepare(task, tx, inputs, **how, devices=devices, replicas=len(seeds))
+    plan = prepare(task, tx, inputs, **how, devices=devices, stream=stream, replicas=len(seeds))
     start = time.perf_counter()
     losses, outputs = np.empty((len(seeds), steps), np.float32), []
     with report.progress(len(seeds) * steps, f'seed-{unit}') as show:

@@ -277,6 +277,7 @@ def train(
     accumulate: int = 1,
     advance: Advance | None = None,
     visits: Sequence[int] = (),
+    feed: Callable[[int, int], Arrays] | None = None,
 ) -> Iterator[tuple[State, Metrics, dict[str, Metrics]]]:
     """Trains until `steps` steps have been taken in all, and yields at every multiple of `chunk`, and at the end.
 
@@ -289,6 +290,7 @@ def train(
       accumulate: parts in which a step takes its batch, see `train_step`.
       advance: what `make_advance` gave for the same task, optimiser, chunk and accumulate; made here by default.
       visits: the host is visited at every multiple of these, too.
+      feed: gives the data of the steps from one on, and so many; the task's own by default.
 
     Yields:
       The state, the metrics of every step of the chunk (NumPy, [n] or [n, R]), the metrics of every split.
@@ -298,7 +300,8 @@ def train(
     done = steps_taken(state)
     while done < steps:
         n = min(steps - done, *(every - done % every for every in (chunk, *visits)))
-        state, metrics, evals = advance(task.data, task.evals, state, n)
+        data = task.data if feed is None else feed(done, n)
+        state, metrics, evals = advance(data, task.evals, state, n)
         done += n
         metrics, evals = jax.device_get((metrics, evals))
         yield state, jax.tree.map(lambda x, n=n: x[:n], metrics), evals

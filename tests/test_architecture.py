@@ -33,10 +33,11 @@ ALLOWED = {
     'report': {'task'},
     'mesh': {'task', 'train'},
     'processes': set(),
+    'streaming': {'task'},
     'files': {'processes'},
     'signals': set(),
     'checkpoint': {'task', 'files', 'processes'},
-    'run': {'task', 'train', 'sweep', 'mesh', 'processes', 'report', 'files', 'signals', 'checkpoint'},
+    'run': {'task', 'train', 'sweep', 'mesh', 'processes', 'streaming', 'report', 'files', 'signals', 'checkpoint'},
 }
 FORBIDDEN = {'absl', 'experiments', 'tests'}  # to the whole library
 
@@ -105,7 +106,7 @@ def test_rooms_import_only_what_the_table_allows(room):
 
 
 @pytest.mark.parametrize(
-    'room', ['train', 'sweep', 'mesh', 'processes', 'report', 'files', 'signals', 'checkpoint', 'run']
+    'room', ['train', 'sweep', 'mesh', 'processes', 'streaming', 'report', 'files', 'signals', 'checkpoint', 'run']
 )
 def test_the_machinery_names_no_task(room):
     """Neither as a word in the code nor in a comment."""

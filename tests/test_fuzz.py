@@ -1,0 +1,103 @@
+"""Every flag of every experiment, with values that nobody should write: one sentence and exit code 2, or a run."""
+
+import importlib
+import pkgutil
+
+import pytest
+
+import experiments
+from experiments import launch, sweep
+from seqjax import run as host
+
+MODULES = [module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name != 'launch']
+VALUES = [
+    *('', ' ', '0', '-0', '-1', '1', '2', '1.5', '1e3', '1e-400', '1e400', 'nan', 'inf', '-inf', '0x10', '1_000'),
+    *(
+        '9' * 400,
+        'x' * 10_000,
+        'ä',
+        '５',
+        '💥',
+        '\0',
+        'a\nb',
+        '\udcff',
+        'true',
+        'None',
+        '1,2',
+        '1,1',
+        ',',
+        '1,,2',
+        'a:b',
+    ),
+    *(
+        'a:1',
+        ':',
+        'hidden:0',
+        'length:ä',
+        '../x',
+        '/dev/null',
+        '/dev/null/x',
+        '/proc/x',
+        '~nobody_here/x',
+        '--',
+        '%s',
+        '{}',
+    ),
+    *(
+        'auto',
+        'data:1',
+        'data:0',
+        'data:99',
+        'localhost:1',
+        'loss',
+        'max:',
+        'max:loss',
+        "'",
+        '"',
+        '$HOME',
+        '*',
+        '\x1b[31m',
+    ),
+]
+
+
+class Reached(Exception):
+    """A run would begin."""
+
+
+def flags_of(name):
+    module = importlib.import_module(f'experiments.{name}')
+    table = sweep.table_of('td')[0] if name == 'sweep' else module.FLAGS
+    return [*table, *(launch.TOGETHER if 'mesh' in table else []), 'flagfile', 'unknown']
+
+
+@pytest.fixture
+def stopped(monkeypatch, tmp_path):
+    """What begins to compile, or to look for other processes, has had its flags accepted."""
+
+    def stop(*args, **kwargs):
+        raise Reached
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
+    monkeypatch.setattr(host, 'prepare', stop)
+    monkeypatch.setattr('seqjax.processes.start', stop)
+    monkeypatch.setattr('experiments.soak.Soak', stop)
+
+
+@pytest.mark.parametrize(('name', 'flag'), [(name, flag) for name in MODULES for flag in flags_of(name)])
+def test_no_value_of_a_flag_ends_in_a_traceback(name, flag, stopped, capsys):
+    module, accepted, default = importlib.import_module(f'experiments.{name}'), 0, {'checkpoint': ['--workdir=nowhere']}
+    for value in VALUES:
+        try:
+            code = module.main([*default.get(name, []), f'--{flag}={value}'])
+        except Reached:
+            code = None
+        out, err = capsys.readouterr()
+        if code == 2:
+            assert err.startswith(f'experiments.{name}: ') and err.count('\n') == 1, (value, err)
+            assert len(err) < 1000 + 2 * len(value), (value, err)
+        else:
+            assert code in (None, 0) and err == '', (value, code, err)
+            accepted += 1
+    assert accepted < len(VALUES) / 2 or flag in ('workdir', 'place', 'export', 'best', 'metric')
