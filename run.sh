@@ -3,6 +3,7 @@
 #
 #   ./run.sh                     the three experiments, 100 seeds each (flags that follow reach all three)
 #   ./run.sh EXPERIMENT [flags]  python -m experiments.EXPERIMENT [flags]
+#   ./run.sh soak --kills=100    kills runs at random moments, and compares how they end
 #   ./run.sh test [arguments]    the tests (arguments go to pytest)
 #   ./run.sh versions            the tests under the oldest and the newest versions, on every Python from 3.11 to 3.13
 #   ./run.sh check               the linter
@@ -117,14 +118,14 @@ find_python() {
 
 case "${1:-}" in
   '' | --*)
-    case " $* " in *' --help '*) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
+    case " $* " in *' --help '*) sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
     set_up plots
     for setup in one_to_one many_to_one many_to_many; do
       experiment td "--flagfile=$root/experiments/flags/$setup.flags" --replicas=100 "$@"
       echo
     done
     ;;
-  help | -h) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
+  help | -h) sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
   test) set_up test; run_tests "$root/.venv/bin/python" "${@:2}" ;;
   versions) test_versions "${@:2}" ;;
   check)
@@ -138,6 +139,6 @@ case "${1:-}" in
       cd "$root/experiments" && ls *.py | grep -vE '^(__init__|launch)\.py$' | sed 's/\.py$//' | paste -sd' ' -
     )"
     set_up plots
-    experiment "$@"
+    exec "$root/.venv/bin/python" -m "experiments.$1" "${@:2}" # in this process, which signals reach
     ;;
 esac

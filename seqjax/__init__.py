@@ -15,8 +15,8 @@ The rooms, each importing only from those above it:
     recurrence    how a cell is carried over time: nn.scan, associative_scan, segments to save memory
     layers        over time: RNN, Bidirectional, Stack, Stateful, TimeDistributed (nn.vmap)
     models        compositions: sequence to vector, sequence to sequence, and a constructor for the usual ones
-    data          ways to feed a task: streams, windows of a long series
-    tasks/        what is learned: td, the notebook's echo task; temporal_order
+    data          ways to feed a task: streams, windows of a long series; epochs in an order of their own
+    tasks/        what is learned: td, the notebook's task; temporal_order; echo
     optim         the optimiser that a run asks for
     train         train_step, and the one loop that scans it
     sweep         many seeds at once, by vmap, in groups that fit
