@@ -152,13 +152,13 @@ def _train(
     summary = host.new_summary(NAME, settings, layers)
     print(report.format_table(layers) + '\n')
     folder.write_summary(summary)
-    how = {'steps': settings['steps'], 'chunk': settings['chunk'], 'workdir': folder, 'unit': 'step'}
-    how |= launch.keeping(settings) | {'stream': settings['on_host']}
+    how = {'steps': settings['steps'], 'chunk': settings['chunk'], 'workdir': folder, **launch.keeping(settings)}
+    plan = host.prepare(task, tx, symbols, **how, stream=settings['on_host'], replicas=replicas)
     print(f'{settings["steps"]:,} steps, on {summary["device"]}')
     if replicas is None:
-        record = host.run_one(task, tx, symbols, seed, **how)
+        record = host.run_one(plan, symbols, seed, unit='step')
     else:
-        record = host.run_many(task, tx, symbols, np.arange(seed, seed + replicas), **how)
+        record = host.run_many(plan, symbols, np.arange(seed, seed + replicas), unit='step')
         files.write_replicas(folder, loss=record.losses)
     print('compiled in {compile:.2f} s, trained in {train:.2f} s'.format(**record.seconds))
     known = record.outputs[..., delay:, :].argmax(-1) == answers[:, delay:]

@@ -143,19 +143,15 @@ def _train(settings: dict[str, Any], folder: files.Workdir, targets: np.ndarray)
     summary = host.new_summary('td', settings, report.model_layers(task.model, inputs))
     print(_table(summary))
     folder.write_summary(summary)
-    how = {
-        'steps': settings['epochs'],
-        'chunk': settings['chunk'],
-        'workdir': folder,
-        **launch.keeping(settings),
-    }
     seed, replicas = settings['seed'], settings['replicas']
+    how = {'steps': settings['epochs'], 'chunk': settings['chunk'], 'workdir': folder, **launch.keeping(settings)}
+    plan = host.prepare(task, tx, inputs, **how, replicas=replicas)
     if replicas is None:
         print(f'{settings["epochs"]:,} epochs, seed {seed}, on {summary["device"]}')
-        record = host.run_one(task, tx, inputs, seed, **how)
+        record = host.run_one(plan, inputs, seed)
     else:
         print(f'{settings["epochs"]:,} epochs of seeds {seed} to {seed + replicas - 1}, on {summary["device"]}')
-        record = host.run_many(task, tx, inputs, np.arange(seed, seed + replicas), **how)
+        record = host.run_many(plan, inputs, np.arange(seed, seed + replicas))
         predictions = _flat(record.outputs, settings)
         files.write_replicas(folder, loss=record.losses, predictions=predictions)
     print('compiled in {compile:.2f} s, trained in {train:.2f} s\n'.format(**record.seconds))

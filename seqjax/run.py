@@ -259,7 +259,7 @@ class Leg:
         return part
 
     def _only_asked(self, x: np.ndarray) -> np.ndarray:
-        return x[..., : self.count]
+        return x if self.count is None else x[..., : self.count]
 
     def save(self) -> None:
         """Begins to save where the leg stands."""
@@ -425,20 +425,7 @@ def _check_best(best: str | None, programs: train.Programs) -> None:
 # --- the loop --------------------------------------------------------------------------------------
 
 
-def run_one(
-    task: Task,
-    tx: optax.GradientTransformation,
-    inputs: Arrays,
-    seed: int,
-    *,
-    steps: int,
-    chunk: int,
-    workdir: Workdir,
-    saving: Saving,
-    devices: str | None = None,
-    stream: bool = False,
-    unit: str = 'epoch',
-) -> Record:
+def run_one(plan: Plan, inputs: Arrays, seed: int, *, unit: str = 'epoch') -> Record:
     """Trains once, with a row of metrics.csv for every step, and gives the trained model's outputs for `inputs`.
 
     `unit` is what a step is called where progress is shown.
@@ -446,9 +433,7 @@ def run_one(
     Raises:
       UserError: see `Plan.leg` and `Leg.train`.
     """
-    how = {'steps': steps, 'chunk': chunk, 'workdir': workdir, 'saving': saving}
-    plan = prepare(task, tx, inputs, **how, devices=devices, stream=stream)
-    log = workdir.log('step,loss\n')
+    log, steps = plan.workdir.log('step,loss\n'), plan.steps
     start = time.perf_counter()
     with plan.leg(seed, {METRICS: log}) as leg:
         losses = np.empty(steps, np.float32)
@@ -479,20 +464,7 @@ def format_rows(first: int, *columns: np.ndarray) -> str:
     return ''.join(','.join([str(first + i), *(f'{x:.9g}' for x in row)]) + '\n' for i, row in enumerate(rows))
 
 
-def run_many(
-    task: Task,
-    tx: optax.GradientTransformation,
-    inputs: Arrays,
-    seeds: np.ndarray,
-    *,
-    steps: int,
-    chunk: int,
-    workdir: Workdir,
-    saving: Saving,
-    devices: str | None = None,
-    stream: bool = False,
-    unit: str = 'epoch',
-) -> Record:
+def run_many(plan: Plan, inputs: Arrays, seeds: np.ndarray, *, unit: str = 'epoch') -> Record:
     """Trains one replica for each of `seeds` [R]; metrics.csv gets the median loss and its bands.
 
     A replica whose loss is not finite stays in the record as one that failed.
@@ -500,8 +472,7 @@ def run_many(
     Raises:
       UserError: see `Plan.leg` and `Leg.train`.
     """
-    how = {'steps': steps, 'chunk': chunk, 'workdir': workdir, 'saving': saving}
-    plan = prepare(task, tx, inputs, **how, devices=devices, stream=stream, replicas=len(seeds))
+    workdir, steps = plan.workdir, plan.steps
     start = time.perf_counter()
     losses, outputs = np.empty((len(seeds), steps), np.float32), []
     with report.progress(len(seeds) * steps, f'seed-{unit}') as show:

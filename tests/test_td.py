@@ -398,7 +398,7 @@ def test_the_study_counts_what_runs_of_their_own_count(in_tmp, capsys):
     flags = ['--rates=0.02,0.1', '--epochs=70', '--every=10', '--replicas=20', '--share=0.5']
     assert td_rates.main(flags) == 0
     folder = in_tmp / 'runs/td_rates/many_to_many'
-    assert {file.name for file in folder.iterdir()} == {'shares.csv', 'shares.png', 'summary.json'}
+    assert {file.name for file in folder.iterdir()} == {'checkpoints', 'shares.csv', 'shares.png', 'summary.json'}
     last = capsys.readouterr().out.strip().splitlines()[-1]
     with (folder / 'shares.csv').open() as file:
         rows = list(csv.DictReader(file))
