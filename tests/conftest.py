@@ -4,6 +4,10 @@ import functools
 import gc
 import itertools
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -18,21 +22,64 @@ os.environ['KERAS_BACKEND'] = 'jax'  # read when Keras is imported, which only t
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
-jax.devices()  # one of the CPU: the command line would make every core one
+PLAIN = '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
 
-MAPS, MAX_MAPS, finished = Path('/proc/self/maps'), 30_000, itertools.count(1)
+
+def compile_plainly():
+    """Most of the time of these tests goes into compiling small programs, which takes XLA far less for plain code.
+
+    It reads its flags once, and ends the process where it does not know one, so another process tries them. Those of
+    the environment go first: with `XLA_FLAGS=` all tests run the code that XLA makes by default.
+    """
+    if 'XLA_FLAGS' not in os.environ:
+        flags = os.environ | {'XLA_FLAGS': PLAIN}
+        client = 'from jaxlib import xla_client; xla_client.make_cpu_client()'
+        if not subprocess.run([sys.executable, '-c', client], env=flags, capture_output=True, check=False).returncode:
+            os.environ['XLA_FLAGS'] = PLAIN  # also for the processes that are started from here, as xdist's
+    jax.config.update('jax_disable_most_optimizations', os.environ.get('XLA_FLAGS') == PLAIN)
+
+
+def pytest_configure(config):
+    """A loop that is run without `jit` is compiled by every call; the same program is compiled once for all tests.
+
+    Before any test file is read, as JAX looks for a cache when it compiles for the first time. Each process has its own
+    folder, so that none reads what another is writing.
+    """
+    compile_plainly()
+    config.compiled = tempfile.mkdtemp(prefix='seqjax-tests-')
+    jax.config.update('jax_compilation_cache_dir', config.compiled)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+    jax.devices()  # one of the CPU: the command line would make every core one
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(config.compiled, ignore_errors=True)
+
+
+MAPS, MAX_MAPS, finished = Path('/proc/self/maps'), 4_000, itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
 def room_for_programs():
     """Lets go of compiled programs before there are too many.
 
-    Each is some mappings of memory, of which Linux gives a process 65,530 by default; the next one aborts it.
+    Each is some mappings of memory, of which Linux gives a process 65,530 by default; the next one aborts it. Four
+    thousand go with almost two gigabytes.
     """
     yield
     if next(finished) % 20 == 0 and MAPS.exists() and MAPS.read_bytes().count(b'\n') > MAX_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def optimized():
+    """Has XLA optimise for one test, that computes for longer than it compiles."""
+    before = jax.config.read('jax_disable_most_optimizations')
+    jax.config.update('jax_disable_most_optimizations', False)
+    yield
+    jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ PADDINGS = (1e30, np.nan, np.inf, -np.inf)
 MASKS = {
     'right': [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]],
     'left': [[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]],
-    'holes': [[1, 0, 1, 0, 0, 1], [0, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]],
+    'holes': [[1, 0, 1, 0, 0, 1], [0, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]],
 }
 MASKS = {name: np.array(rows, bool) for name, rows in MASKS.items()}
 CELLS = {
@@ -251,11 +251,11 @@ def row_by_row(layer, variables, x, mask, first, reverse):
     """Each row's real steps alone: the carry, and outputs put back in their places."""
     width = jax.eval_shape(layer.apply, variables, x).shape[-1]
     outputs, carries = np.zeros((B, T, width), np.float32), []
+    run = jax.jit(functools.partial(layer.apply, return_carry=True, reverse=reverse, keep_order=True))
     for row in range(B):
         carry = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], first)
         if mask[row].any():
-            options = {'initial_carry': carry, 'return_carry': True, 'reverse': reverse, 'keep_order': True}
-            carry, y = layer.apply(variables, x[row : row + 1, mask[row]], **options)
+            carry, y = run(variables, x[row : row + 1, mask[row]], initial_carry=carry)
             outputs[row, mask[row]] = y[0]
         carries.append(carry)
     return outputs, jax.tree.map(lambda *parts: jnp.concatenate(parts), *carries)
@@ -312,12 +312,17 @@ def test_a_batch_without_a_real_step_hands_its_carry_on(name, how, given):
     x = np.full((B, T, F), np.nan, np.float32)
     first = jax.tree.map(lambda leaf: jnp.asarray(draw(*leaf.shape, seed=2)) if given else leaf, own_carry(name))
     options = {'seq_lengths': np.zeros(B, int)} if how == 'lengths' else {'mask': np.zeros((B, T), bool)}
-    run = functools.partial(layer.apply, variables, x, initial_carry=first if given else None, **options)
-    carry, outputs = run(return_carry=True)
+
+    @jax.jit
+    def run(variables, x, first):
+        whole = functools.partial(layer.apply, variables, x, initial_carry=first if given else None, **options)
+        grads = jax.grad(functools.partial(everything, layer, **options), (0, 1))(variables, x, first)
+        return *whole(return_carry=True), whole(return_sequences=False, reverse=True), grads
+
+    carry, outputs, summary, grads = run(variables, x, first)
     np.testing.assert_array_equal(outputs, np.zeros((B, T, outputs.shape[-1])))
     assert_equal(carry, first)
-    np.testing.assert_array_equal(run(return_sequences=False, reverse=True), outputs[:, 0])
-    grads = jax.grad(functools.partial(everything, layer, **options), (0, 1))(variables, x, first)
+    np.testing.assert_array_equal(summary, outputs[:, 0])
     for grad in jax.tree.leaves(grads):
         np.testing.assert_array_equal(grad, np.zeros(grad.shape))
 
@@ -617,14 +622,14 @@ def test_a_reset_begins_a_fresh_run(name, reverse, learned):
     x = draw(1, T, F)
     variables = variables_of(layer, x)
     first = jax.tree.map(lambda leaf: draw(*leaf.shape, seed=8), own_carry(name, rows=1))
-    starts = [0, 2, 3]
+    starts = [0, 1, 2, 4]  # stretches of two lengths, so that few programs are compiled
     resets = np.isin(np.arange(T), starts)[None]
-    run = functools.partial(layer.apply, variables, reverse=reverse, keep_order=True)
+    run = jax.jit(functools.partial(layer.apply, variables, reverse=reverse, keep_order=True))
     got = run(x, resets=resets, initial_carry=first)
     pieces = list(itertools.pairwise([*starts, T]))
     want = [run(x[:, a:b], initial_carry=first if reverse and b == T else None) for a, b in pieces]
     reference.assert_close(got, np.concatenate(want, axis=1), 1e-5)
-    assert np.abs(got - run(x, initial_carry=first)).max() > 1e-2
+    assert np.abs(got - run(x, resets=np.zeros_like(resets), initial_carry=first)).max() > 1e-2
 
 
 @pytest.mark.parametrize('reverse', [False, True])
@@ -662,26 +667,23 @@ def test_a_reset_at_a_masked_step_counts():
 SOME = settings(max_examples=4, deadline=None, derandomize=True, database=None)  # of every cell and form
 SEEDS = st.integers(0, 2**32 - 1)
 NAMES = list(CELLS)
-CHOICES = [
-    {},
-    {'masked_output': 'hold'},
-    {'reverse': True},
-    {'reverse': True, 'keep_order': True},
-    {'reverse': True, 'keep_order': True, 'masked_output': 'hold'},
-]
-PLACES = st.integers(0, len(CHOICES) - 1)
+FORWARD = [{}, {'masked_output': 'hold'}]
+BACKWARD = [{'reverse': True, **order, **output} for order in ({}, {'keep_order': True}) for output in FORWARD]
+# Grouped by name, so that the properties of a cell use the same compiled programs.
+every_name = pytest.mark.parametrize('name', NAMES, scope='module')
 
 
-def options_of(name, place):
-    """Another order of the choices for each name, so that few examples of each see them all."""
-    return CHOICES[(place + NAMES.index(name)) % len(CHOICES)]
+def options_of(name):
+    """One way forward and one backward for each name, with the same output of masked steps; all among four names.
+
+    Compiling is most of the time here, and the ways are the same code for every cell that takes step after step.
+    """
+    n = NAMES.index(name)
+    return FORWARD[n % 2], BACKWARD[n % 4]
 
 
 def test_properties_are_tried_with_every_cell_that_has_a_name():
     assert {type(cell) for cell in CELLS.values()} >= set(NAMED.values())
-
-
-QUICK = {'xla_backend_optimization_level': 0}  # compiling is most of the time here
 
 
 @functools.cache
@@ -694,7 +696,7 @@ def program(name, unroll=1, **options):
             variables, x, mask=mask, resets=resets, initial_carry=carry, return_carry=True, **dict(options)
         )
 
-    return jax.jit(run, compiler_options=QUICK)
+    return jax.jit(run)
 
 
 def example(name, seed):
@@ -708,22 +710,22 @@ def example(name, seed):
     return x, mask, rng.random((B, T)) < 0.2, carry
 
 
-@pytest.mark.parametrize('name', NAMES)
+@every_name
 @SOME
-@given(seed=SEEDS, place=PLACES)
-def test_L11_a_row_does_not_depend_on_its_neighbours(name, seed, place):
+@given(seed=SEEDS)
+def test_L11_a_row_does_not_depend_on_its_neighbours(name, seed):
     """Nor on the batch: alone, as one of four, and among other rows, to 1e-6."""
-    x, mask, resets, carry = example(name, seed)
-    variables, run = started(name)[1], program(name, **options_of(name, place))
-    want = jax.tree.map(lambda leaf: leaf[:1], run(variables, x, mask, resets, carry))
-    alone = run(variables, x[:1], mask[:1], resets[:1], jax.tree.map(lambda leaf: leaf[:1], carry))
-    assert_same(alone, want)
-    other = example(name, seed + 1)
-    mixed = [
-        jax.tree.map(lambda a, b: np.concatenate([a[:1], b[1:]]), mine, its)
-        for mine, its in zip((x, mask, resets, carry), other, strict=True)
-    ]
-    assert_equal(jax.tree.map(lambda leaf: leaf[:1], run(variables, *mixed)), want)
+    arrays, variables, other = example(name, seed), started(name)[1], example(name, seed + 1)
+    mixed = jax.tree.map(lambda a, b: np.concatenate([a[:1], b[1:]]), arrays, other)
+    for options in options_of(name):
+        run = program(name, **options)
+        want = first_row(run(variables, *arrays))
+        assert_same(run(variables, *first_row(arrays)), want)
+        assert_equal(first_row(run(variables, *mixed)), want)
+
+
+def first_row(tree):
+    return jax.tree.map(lambda leaf: leaf[:1], tree)
 
 
 @pytest.mark.parametrize('rows', [1, 7, 64])
@@ -735,58 +737,66 @@ def test_L11_predictions_do_not_depend_on_the_batch(rows):
     reference.assert_close(layer.apply(variables, x[:rows], seq_lengths=lengths[:rows]), want[:rows], 1e-6)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@every_name
 @SOME
-@given(seed=SEEDS, place=PLACES)
-def test_L06_rows_in_another_order_are_the_same_rows(name, seed, place):
+@given(seed=SEEDS)
+def test_L06_rows_in_another_order_are_the_same_rows(name, seed):
     """f(x[p], mask[p]) = f(x, mask)[p], states too."""
-    arrays, run = example(name, seed), program(name, **options_of(name, place))
+    arrays, variables = example(name, seed), started(name)[1]
     order = np.random.default_rng(seed).permutation(B)
-    variables = started(name)[1]
-    got = run(variables, *jax.tree.map(lambda leaf: leaf[order], arrays))
-    assert_same(got, jax.tree.map(lambda leaf: leaf[order], run(variables, *arrays)))
+    for options in options_of(name):
+        run = program(name, **options)
+        got = run(variables, *jax.tree.map(lambda leaf: leaf[order], arrays))
+        assert_same(got, jax.tree.map(lambda leaf: leaf[order], run(variables, *arrays)))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@every_name
 @SOME
-@given(seed=SEEDS, bad=st.sampled_from(PADDINGS), place=PLACES, left=st.booleans())
-def test_more_padding_changes_nothing(name, seed, bad, place, left):
-    """On either side, whatever it holds: real outputs and the carry stay."""
+@given(seed=SEEDS, bad=st.sampled_from(PADDINGS), left=st.booleans())
+def test_more_padding_changes_nothing(name, seed, bad, left):
+    """On either side, whatever it holds: outputs and the carry stay."""
     x, mask, resets, carry = example(name, seed)
     resets[:, 0] = False  # with padding on its left it would stand between two steps
-    options = {**options_of(name, place), 'masked_output': 'zero'}
-    variables, run = started(name)[1], program(name, **options)
-    width = [(0, 0), (2, 0) if left else (0, 2)]
-    padded = np.pad(x, [*width, (0, 0)], constant_values=bad)
-    longer = run(variables, padded, np.pad(mask, width), np.pad(resets, width), carry)
-    cut = longer[1][:, 2:] if left else longer[1][:, :T]
-    assert_same((longer[0], cut), run(variables, x, mask, resets, carry))
+    width, variables = [(0, 0), (2, 0) if left else (0, 2)], started(name)[1]
+    padded = np.pad(x, [*width, (0, 0)], constant_values=bad), np.pad(mask, width), np.pad(resets, width)
+    for options in options_of(name):
+        run = program(name, **options)
+        last, outputs = run(variables, *padded, carry)
+        cut = outputs[:, 2:] if left else outputs[:, :T]
+        assert_same((last, cut), run(variables, x, mask, resets, carry))
 
 
-@pytest.mark.parametrize('name', NAMES)
+def cuts(name):
+    """Where a run is split: before the first step, after it, in the middle, after the last; each is a program more."""
+    ends, middle = (0, T), (T // 2,)
+    return ends + middle if name in FORMS else (ends, (1,), middle)[NAMES.index(name) % 3]
+
+
+@every_name
 @SOME
-@given(seed=SEEDS, cut=st.sampled_from([0, 1, T // 2, T]))
-def test_S04_splitting_a_run_anywhere_changes_nothing(name, seed, cut):
+@given(seed=SEEDS)
+def test_S04_splitting_a_run_anywhere_changes_nothing(name, seed):
     """Even before the first step or after the last; the carry goes over."""
-    x, mask, resets, carry = example(name, seed)
+    *arrays, carry = example(name, seed)
     variables, run = started(name)[1], program(name)
-    want = run(variables, x, mask, resets, carry)
-    middle, first = run(variables, x[:, :cut], mask[:, :cut], resets[:, :cut], carry)
-    last, second = run(variables, x[:, cut:], mask[:, cut:], resets[:, cut:], middle)
-    assert_same((last, np.concatenate([first, second], axis=1)), want)
+    want = run(variables, *arrays, carry)
+    for cut in cuts(name):
+        middle, first = run(variables, *(leaf[:, :cut] for leaf in arrays), carry)
+        last, second = run(variables, *(leaf[:, cut:] for leaf in arrays), middle)
+        assert_same((last, np.concatenate([first, second], axis=1)), want)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@every_name
 @SOME
-@given(seed=SEEDS, place=PLACES)
-def test_reversing_is_flipping(name, seed, place):
+@given(seed=SEEDS)
+def test_reversing_is_flipping(name, seed):
     """reverse = a forward run over flipped real steps, the outputs flipped back where the order is kept."""
-    x, mask, _, carry = example(name, seed)
-    variables, options = started(name)[1], options_of(name, place)
-    got = program(name, **{**options, 'reverse': True})(variables, x, mask, None, carry)
+    x, mask, resets, carry = example(name, seed)
+    variables, (forth, back), resets = started(name)[1], options_of(name), np.zeros_like(resets)
+    got = program(name, **back)(variables, x, mask, resets, carry)
     flipped = np.asarray(masks.flip_sequences(x, mask=mask))
-    forward = program(name, masked_output=options.get('masked_output', 'zero'))(variables, flipped, mask, None, carry)
-    if options.get('keep_order'):
+    forward = program(name, **forth)(variables, flipped, mask, resets, carry)
+    if back.get('keep_order'):
         forward = (forward[0], masks.flip_sequences(forward[1], mask=mask))
     assert_same(got, forward)
 
@@ -801,19 +811,21 @@ def row_program(name, **options):
             variables, x, mask=mask, resets=resets, initial_carry=carry, return_carry=True, **dict(options)
         )
 
-    return jax.jit(jax.vmap(run, (None, 0, 0, 0, 0)), compiler_options=QUICK)
+    return jax.jit(jax.vmap(run, (None, 0, 0, 0, 0)))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@every_name
 @SOME
-@given(seed=SEEDS, place=PLACES, unroll=st.sampled_from([2, T + 5]))
-def test_unrolled_loops_and_vmap_agree(name, seed, place, unroll):
-    """One layer run in three ways."""
-    arrays, variables, options = example(name, seed), started(name)[1], options_of(name, place)
-    want = program(name, **options)(variables, *arrays)
-    if not FORMS.get(name, {}).get('parallel'):
-        assert_same(program(name, unroll=unroll, **options)(variables, *arrays), want)
-    assert_same(row_program(name, **options)(variables, *arrays), want)
+@given(seed=SEEDS)
+def test_unrolled_loops_and_vmap_agree(name, seed):
+    """One layer run in three ways, of which each of the two others is tried in one direction."""
+    arrays, variables, n = example(name, seed), started(name)[1], NAMES.index(name)
+    for place, options in enumerate(options_of(name)):
+        want = program(name, **options)(variables, *arrays)
+        if place == n // 4 % 2:
+            assert_same(row_program(name, **options)(variables, *arrays), want)
+        elif not FORMS.get(name, {}).get('parallel'):
+            assert_same(program(name, unroll=(2, T + 5)[n // 2 % 2], **options)(variables, *arrays), want)
 
 
 def test_eager_equals_jit():

@@ -81,7 +81,7 @@ def in_tmp(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('name', 'right'), [('temporal_order_chrono', True), ('temporal_order_forget_bias', False)])
-def test_a_flagfiles_claim_holds(name, right, capsys):
+def test_a_flagfiles_claim_holds(name, right, capsys, optimized):
     """A short version of each: of four seeds within 10,000 sequences at least three are right, or none."""
     argv = [f'--flagfile={name}', '--replicas=4', '--steps=625', '--nopicture']
     seeds = temporal_order.run(**launch.parse(temporal_order.FLAGS, launch.default_values(temporal_order.run), argv))
