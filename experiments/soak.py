@@ -36,7 +36,7 @@ RUNS = {
 }
 STARTING = 0.25  # the share of kills that may come while a run starts; the others wait for its first rows
 
-CHUNKS = (30, 77, 100, 160)  # steps between two visits of the host: a few, so that their programs stay compiled
+CHUNKS = (30, 77)  # steps between two visits of the host: few, so that their programs stay compiled
 
 FLAGS = {
     'kills': Flag(Whole(1), 'how many times a run is killed'),

@@ -47,8 +47,8 @@ def test_eight_devices_are_one(tmp_path):
         flags(**common | {'steps': 6}, mesh='data:4', workdir=tmp_path / 'moved'),
         flags(**many, mesh='data:8', workdir=tmp_path / 'replicas'),
         flags(**many | {'steps': 3}, mesh='data:4', workdir=tmp_path / 'moved_replicas'),
-        flags(replicas=3, steps=3, mesh='data:2,model:2'),
-        flags(steps=3, mesh='data:3'),
+        flags(replicas=3, steps=3, mesh='data:2,model:2', workdir=tmp_path / 'no'),
+        flags(steps=3, mesh='data:3', workdir=tmp_path / 'none'),
     )
     assert out.count('code 0') == 5 and out.count('code 2') == 2, out
     assert '--mesh=data:3 divides a batch of 8 by 3, which leaves a rest' in out

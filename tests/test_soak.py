@@ -10,7 +10,7 @@ from seqjax.files import UserError
 
 def test_runs_that_are_killed_end_as_undisturbed_ones(tmp_path, capsys):
     """Two SIGKILLs, of a run with everything on; the long version is `./run.sh soak --kills=100`."""
-    outcome = soak.run(kills=2, runs=['stream'], steps=1500, every=100, seconds=1, workdir=str(tmp_path))
+    outcome = soak.run(kills=2, runs=['stream'], steps=800, every=60, seconds=1, workdir=str(tmp_path))
     assert outcome.kills == 2 and outcome.finished >= 1 and outcome.training >= 1
     assert 'byte for byte' in capsys.readouterr().out.splitlines()[-1]
 
