@@ -383,8 +383,8 @@ def _finished(workdir: Workdir) -> dict[str, Any] | None:
     """The summary of a finished run with our settings; None where there is something to do."""
     if not workdir.files():
         return None
-    if not workdir.file(SUMMARY).exists() and any(workdir.file(CHECKPOINTS).rglob(ABOUT)):
-        return None  # each checkpoint knows whose it is, too
+    if not workdir.file(SUMMARY).exists() and _has_checkpoints_of(workdir):
+        return None
     summary = _read_summary(workdir)
     workdir.refuse_another_run(summary.get('experiment'), summary['flags'])
     if not summary['finished']:
@@ -396,14 +396,29 @@ def _finished(workdir: Workdir) -> dict[str, Any] | None:
     return None
 
 
+def _has_checkpoints_of(workdir: Workdir) -> bool:
+    """Whether there are checkpoints of this run, for each of them knows whose it is; raises UserError for another's."""
+    for path in workdir.file(CHECKPOINTS).rglob(ABOUT):
+        try:
+            about = json.loads(path.read_text(encoding='utf-8'))
+            held = about['experiment'], dict(about['flags'])
+        except (OSError, ValueError, LookupError, TypeError):  # a damaged one is told when it is to be used
+            continue
+        workdir.refuse_another_run(*held)
+        return True
+    return False
+
+
 def _read_summary(workdir: Workdir) -> dict[str, Any]:
     try:
         summary = json.loads(workdir.file(SUMMARY).read_text(encoding='utf-8'))
         summary['flags'].keys(), summary['finished']  # a file of ours has both
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        saved = any(workdir.file(CHECKPOINTS).rglob(ABOUT))
         raise UserError(
             f'{workdir.path} holds files whose {SUMMARY} cannot be read ({error!r}); '
-            'choose another --workdir, or --overwrite to replace them'
+            + (f'remove {SUMMARY} to go on from the checkpoints, ' if saved else '')
+            + 'choose another --workdir, or --overwrite to replace them'
         ) from error
     return summary
 

@@ -241,6 +241,24 @@ def test_an_unfinished_run_goes_on(in_tmp, capsys):
         assert {**now, 'seconds': 0, 'flags': 0} == {**held, 'seconds': 0, 'flags': 0}
 
 
+def test_a_run_whose_summary_is_lost_is_finished_from_its_checkpoints(in_tmp, capsys):
+    """Its flags are in the checkpoints, too; while the file is there and cannot be read, a sentence says what to do."""
+    assert td.main(SHORT) == 0
+    path = in_tmp / 'runs/td/many_to_many/summary.json'
+    held = json.loads(path.read_text())
+    path.write_text('{')
+    capsys.readouterr()
+    assert td.main(SHORT) == 2
+    assert 'remove summary.json to go on from the checkpoints' in sentence(capsys)
+    path.unlink()
+    assert td.main([*SHORT, '--seed=1']) == 2
+    assert 'with --seed=0, and this one is with --seed=1' in sentence(capsys)
+    assert not path.exists()
+    assert td.main(SHORT) == 0
+    assert 'goes on from step 12' in capsys.readouterr().out
+    assert {**json.loads(path.read_text()), 'seconds': 0} == {**held, 'seconds': 0}
+
+
 def test_without_matplotlib_the_run_is_complete(in_tmp, capsys, monkeypatch):
     for name in [name for name in sys.modules if name.split('.')[0] == 'matplotlib']:
         monkeypatch.setitem(sys.modules, name, None)
