@@ -46,8 +46,11 @@ def save(store, step, **how):
     store.wait()
 
 
-def restore(folder, fault=lambda about: None):
-    return Store(folder).restore(jax.eval_shape(lambda: state_of(0)), fault)
+def restore(folder, fault=lambda about: None, size=3):
+    """The State and what the checkpoint says of itself; None where there is none."""
+    like = jax.eval_shape(lambda: state_of(0, size=size))
+    found = Store(folder).restore(like, fault)
+    return None if found is None else (jax.jit(lambda state: checkpoint.with_keys(state, like))(found[0]), found[1])
 
 
 def fine(step):
@@ -72,7 +75,7 @@ def saved(tmp_path_factory):
 def test_the_newest_step_comes_back_whole(saved):
     """Bit for bit, in its own types and named tuples; what it says of itself, too."""
     state, about = restore(saved)
-    fine(10)(jax.device_put(state))
+    fine(10)(state)
     assert jax.tree.structure(state) == jax.tree.structure(state_of(10))
     want = about_of(10, state_of(10))
     assert about._replace(leaves=None) == want._replace(leaves=None)
@@ -110,7 +113,7 @@ def test_a_step_of_another_model_is_named_by_an_array(saved):
 def test_a_reason_not_to_use_a_step_sends_back_to_the_one_before(saved, tmp_path, capsys):
     shutil.copytree(saved, tmp_path / 'c')
     state, _ = restore(tmp_path / 'c', lambda about: 'it is odd' if about.step > 1 else None)
-    fine(1)(jax.device_put(state))
+    fine(1)(state)
     told = capsys.readouterr().err.splitlines()
     assert [line.rpartition('for that of step 1: ')[2] for line in told] == ['it is odd'] * 2
 
@@ -166,7 +169,7 @@ def test_every_fault_of_every_file_sends_back_to_the_step_before(saved, tmp_path
             fault(folder / '10' / name, rng)
             state, about = restore(folder)
             assert about.step == 2, (name, fault)
-            fine(2)(jax.device_put(state))
+            fine(2)(state)
             told = capsys.readouterr().err
             assert (
                 told.count('\n') == 1
@@ -252,7 +255,6 @@ def disk(tmp_path):
 def test_a_full_disk_is_told_at_once_and_takes_nothing_away(kilobytes, disk, capfd):
     """Wherever in a save the room ends: a sentence without a traceback, and the step before comes back."""
     folder, size = disk(f'size={kilobytes}k') / 'checkpoints', 500
-    like = jax.eval_shape(lambda: state_of(0, size=size))
     store, step = Store(folder, keep=1000), 0
     with pytest.raises(
         UserError, match='cannot save step .*: No space left on device; .* the same command goes on'
@@ -264,11 +266,11 @@ def test_a_full_disk_is_told_at_once_and_takes_nothing_away(kilobytes, disk, cap
     assert ('nothing is saved yet' if step == 1 else f'kept up to step {step - 1}') in str(it.value)
     store.close()
     assert 'Traceback' not in capfd.readouterr().err
-    found = Store(folder).restore(like, lambda about: None)
+    found = restore(folder, size=size)
     if step == 1:
         assert found is None
     else:
-        reference.assert_trees_equal(jax.device_put(found[0]), state_of(step - 1, size=size))
+        reference.assert_trees_equal(found[0], state_of(step - 1, size=size))
 
 
 @pytest.mark.skipif(shutil.which('mount') is None, reason='mount is not here')
@@ -280,7 +282,7 @@ def test_a_disk_that_may_not_be_written_is_told(disk, capfd):
     with pytest.raises(UserError, match='cannot save step 2 .*: Read-only file system; the run is kept up to step 1'):
         save(store, 2)
     store.close()
-    fine(1)(jax.device_put(restore(folder)[0]))
+    fine(1)(restore(folder)[0])
     assert 'Traceback' not in capfd.readouterr().err
 
 

@@ -76,10 +76,20 @@ def test_loss_quantiles_count_a_diverged_seed_as_the_worst():
 def test_plain_progress_is_sparse_and_ends_at_the_total(capsys):
     with report.progress(12_345, 'epoch') as show:
         for done in [*range(7, 12_345, 7), 12_345]:
-            show(done, f'loss {done}')
+            show(done, 7, f'loss {done}')
     lines = capsys.readouterr().out.splitlines()
     assert 5 <= len(lines) <= 10 and lines[-1].startswith('epoch 12,345/12,345  loss 12345  ')
     assert len({line.index('/') for line in lines}) == 1  # one column
+
+
+def test_the_rate_is_of_what_was_done_here(monkeypatch, capsys):
+    """A run that goes on has steps that another process did: they are no speed of this one."""
+    times = iter([100.0, 102.0, 104.0])
+    monkeypatch.setattr(report.time, 'perf_counter', lambda: next(times))
+    with report.progress(1000, 'step') as show:
+        show(900, 100, 'x')
+        show(1000, 100, 'y')
+    assert [line.split('  ')[-1] for line in capsys.readouterr().out.splitlines()] == ['50 step/s', '50 step/s']
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):
@@ -90,8 +100,8 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     with open(slave, 'w', encoding='utf-8') as terminal:
         monkeypatch.setattr(sys, 'stdout', terminal)
         with report.progress(40, 'epoch') as show:
-            show(20, 'loss 0.5')
-            show(40, 'loss 0.25')
+            show(20, 20, 'loss 0.5')
+            show(40, 20, 'loss 0.25')
     shown = b''
     with contextlib.suppress(OSError):  # the end, on Linux
         while part := os.read(master, 4096):
@@ -129,3 +139,13 @@ def test_pictures_show_the_numbers_they_were_given():
     report.draw_predictions(right, targets, predictions[0])
     np.testing.assert_array_equal(left.lines[0].get_ydata(), losses[0])
     np.testing.assert_array_equal(right.lines[0].get_ydata(), predictions[0])
+
+
+def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
+    """Of 2,000 samples of a skewed distribution, within three standard errors; few values give their range."""
+    rng = np.random.default_rng(0)
+    for count in (6, 15, 50):
+        found = [report.median_interval(values) for values in rng.exponential(size=(2000, count))]
+        covered = np.mean([low <= np.log(2) <= high for low, _, high in found])
+        assert 0.95 - 3 * (0.05 * 0.95 / 2000) ** 0.5 <= covered <= 0.99, (count, covered)
+    assert report.median_interval(np.array([3.0, 1.0, np.nan])) == (1.0, 3.0, np.inf)
