@@ -105,7 +105,7 @@ def test_a_peer_that_dies_or_hangs_ends_the_run_which_then_goes_on(number, tmp_p
         out, err = running[0].communicate(timeout=60)
     finally:
         running[1].kill()
-    assert running[0].returncode not in (0, 1, 2)
+    assert running[0].returncode not in (0, 2)  # JAX ends the process, with 1 or by an abort
     if number == signal.SIGKILL:
         assert running[0].returncode == 75 and 'another process of the run is gone' in err, err
         assert 'Traceback' not in err
