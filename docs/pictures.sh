@@ -7,7 +7,7 @@ for setup in one_to_one many_to_one many_to_many; do
   cp "runs/1000/$setup/curve.png" "docs/$setup.png"
 done
 ./run.sh td --flagfile=many_to_many_solved --workdir=runs/1000/many_to_many_solved --overwrite | tail -n 1
-./run.sh td_rates --workdir=runs/1000/rates --overwrite | tail -n 1
+./run.sh td_rates --mesh=data:1 --workdir=runs/1000/rates --overwrite | tail -n 1
 cp runs/1000/rates/shares.png docs/rates.png
 for bias in chrono forget_bias; do
   ./run.sh temporal_order --flagfile="temporal_order_$bias" --workdir="runs/1000/temporal_order_$bias" --overwrite | tail -n 1
