@@ -98,7 +98,7 @@ def wait_for_rows(folder, running):
 def test_a_peer_that_dies_or_hangs_ends_the_run_which_then_goes_on(number, tmp_path):
     """The others end by themselves, the hanging one found out by its heart; all started again come to the same end."""
     flags = ['--steps=100000', '--checkpoint_every=20', '--chunk=20']
-    running = list(start(tmp_path, 2, *flags, heartbeat=5))
+    running = list(start(tmp_path, 2, *flags))
     wait_for_rows(tmp_path, running)
     running[1].send_signal(number)
     try:
