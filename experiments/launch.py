@@ -72,30 +72,63 @@ class Whole(flags.ArgumentParser):
         return 'whole number'
 
 
-class Positive(flags.ArgumentParser):
-    """A positive number that float32 can hold."""
+class Real(flags.ArgumentParser):
+    """A number for which `holds` is true; the classes below are its kinds."""
 
-    def parse(self, argument: Any) -> float:
-        limits, value = np.finfo(np.float32), _float_or_nan(argument)
-        if not float(limits.tiny) <= value <= float(limits.max):
-            raise ValueError(f'must be a positive and finite number, from {limits.tiny:.1e} to {limits.max:.1e}')
-        return value
+    kind: str
+    words: str  # what it must be
 
-    def flag_type(self) -> str:
-        return 'positive number'
-
-
-class Number(flags.ArgumentParser):
-    """A finite number."""
+    def holds(self, value: float) -> bool:
+        """Whether a number is one of this kind; NaN, which stands for what is no number, never is."""
+        raise NotImplementedError
 
     def parse(self, argument: Any) -> float:
         value = _float_or_nan(argument)
-        if not abs(value) <= float(np.finfo(np.float32).max):
-            raise ValueError('must be a finite number')
+        if not self.holds(value):
+            raise ValueError(self.words)
         return value
 
     def flag_type(self) -> str:
-        return 'number'
+        return self.kind
+
+
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
+
+class Positive(Real):
+    """A positive number that float32 can hold."""
+
+    kind, words = 'positive number', f'must be a positive and finite number, from {SMALLEST:.1e} to {LARGEST:.1e}'
+
+    def holds(self, value: float) -> bool:
+        return SMALLEST <= value <= LARGEST
+
+
+class Number(Real):
+    """A finite number."""
+
+    kind, words = 'number', 'must be a finite number'
+
+    def holds(self, value: float) -> bool:
+        return abs(value) <= LARGEST
+
+
+class Share(Real):
+    """A share: over 0, at most 1."""
+
+    kind, words = 'share', 'must be a number over 0 and at most 1'
+
+    def holds(self, value: float) -> bool:
+        return 0 < value <= 1
+
+
+class Fraction(Real):
+    """A share that leaves something: from 0 to below 1."""
+
+    kind, words = 'fraction', 'must be a number from 0 to below 1'
+
+    def holds(self, value: float) -> bool:
+        return 0 <= value < 1
 
 
 class Choice(flags.ArgumentParser):
@@ -111,32 +144,6 @@ class Choice(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return ' | '.join(self.words)
-
-
-class Share(flags.ArgumentParser):
-    """A share: over 0, at most 1."""
-
-    def parse(self, argument: Any) -> float:
-        value = _float_or_nan(argument)
-        if not 0 < value <= 1:
-            raise ValueError('must be a number over 0 and at most 1')
-        return value
-
-    def flag_type(self) -> str:
-        return 'share'
-
-
-class Fraction(flags.ArgumentParser):
-    """A share that leaves something: from 0 to below 1."""
-
-    def parse(self, argument: Any) -> float:
-        value = _float_or_nan(argument)
-        if not 0 <= value < 1:
-            raise ValueError('must be a number from 0 to below 1')
-        return value
-
-    def flag_type(self) -> str:
-        return 'fraction'
 
 
 class Many(flags.ArgumentParser):

@@ -90,7 +90,8 @@ def run(**values: Any) -> list[Row]:
     Raises:
       UserError (a ValueError): an argument is refused, or the folder holds another sweep.
     """
-    table, defaults = table_of(launch.check(OWN, OWN_DEFAULTS | _known(values, OWN), OWN_DEFAULTS)['experiment'])
+    first = {'experiment': OWN['experiment']}  # it decides which other flags there are
+    table, defaults = table_of(launch.check(first, OWN_DEFAULTS | values, OWN_DEFAULTS)['experiment'])
     unknown = [name for name in values if name not in table]
     if unknown:
         raise UserError(launch.unknown(unknown[0], table))
@@ -110,10 +111,6 @@ def run(**values: Any) -> list[Row]:
     launch.check_every(settings['every'], module.STEPS, min(steps))
     with files.open_workdir(settings, NAME, names=FILES, steps=module.STEPS) as (folder, summary):
         return _run(settings, every_setting, module, folder, summary)
-
-
-def _known(values: Mapping[str, Any], table: Mapping[str, Flag]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name in table} | {'grid': None}
 
 
 def _axes(grid: Any, table: Mapping[str, Flag]) -> dict[str, list[Any]]:
@@ -211,7 +208,8 @@ def _train(
 
             rows += study.rows(place, lanes, progress)
             done += len(lanes) * shared[module.STEPS]
-    rows.sort(key=lambda row: (list(every_setting).index(row.setting), row.seed, row.step))
+    places = {setting: i for i, setting in enumerate(every_setting)}
+    rows.sort(key=lambda row: (places[row.setting], row.seed, row.step))
     _write(folder, [name for name, _ in settings['grid']], rows)
     folder.write_summary(summary | {'finished': True})
     return rows
@@ -221,15 +219,13 @@ def _programs(
     every_setting: dict[tuple[Any, ...], dict[str, Any]], module: ModuleType
 ) -> Iterator[tuple[str, dict[str, Any], dict[tuple[Any, ...], dict[str, Any]]]]:
     """Settings that share a program: where their checkpoints lie, the flags of one of them, and those of all."""
-    shared: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {}
+    shared: dict[str, tuple[str, dict[tuple[Any, ...], dict[str, Any]]]] = {}
     for i, (setting, one) in enumerate(every_setting.items()):
-        same = (
-            repr({name: value for name, value in one.items() if name != RATE}) if _rate_is_free(one, module) else str(i)
-        )
-        shared.setdefault(same, {})[setting] = one
-    for several in shared.values():
-        place = str(list(every_setting).index(next(iter(several))))
-        yield f'setting_{place}', next(iter(several.values())), several
+        others = {name: value for name, value in one.items() if name != RATE}
+        same = repr(others) if _rate_is_free(one, module) else str(i)
+        shared.setdefault(same, (f'setting_{i}', {}))[1][setting] = one
+    for place, several in shared.values():
+        yield place, next(iter(several.values())), several
 
 
 def _rate_is_free(one: dict[str, Any], module: ModuleType) -> bool:

@@ -101,7 +101,7 @@ def run(
     launch.check_seeds(settings['seed'], settings['replicas'])
     launch.check_memory(*sizes(**settings))
     launch.check_every(settings['every'], 'steps', settings['steps'])
-    make_layer(settings)
+    make_layer(settings)  # refuses what does not go together before the folder is touched
     with files.open_workdir(settings, NAME, names=FILES) as (folder, summary):
         if summary is None:
             with launch.matmul_precision(settings['matmul_precision']):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -59,6 +60,7 @@ class About(NamedTuple):
     feed: Mapping[str, Any] | None = None  # where the iterator of streamed data stood
 
 
+@functools.cache  # asked at every save, and looked up on the disk
 def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
@@ -249,6 +251,13 @@ def _make_room(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def _move(path: Path, target: Path) -> None:
+    """Takes a step's name away; what bore the new one is removed."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    os.rename(path, target)
+
+
 def _line(error: BaseException) -> str:
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
 
@@ -264,6 +273,15 @@ def _refusal(error: BaseException) -> str | None:
 # --- the steps that are kept -----------------------------------------------------------------------
 
 
+def goal(best: str) -> tuple[int, str]:
+    """The metric that the best checkpoint goes by, after -1 where its highest value is the best, and 1 for the lowest.
+
+    >>> goal('loss'), goal('min:loss'), goal('max:validation/accuracy')
+    ((1, 'loss'), (1, 'loss'), (-1, 'validation/accuracy'))
+    """
+    return (-1 if best.startswith('max:') else 1), best.removeprefix('max:').removeprefix('min:')
+
+
 class Pending(NamedTuple):
     """A save that goes on in the background."""
 
@@ -277,14 +295,13 @@ class Store:
     Args:
       folder: made by the first save.
       keep: how many of the newest stay.
-      best: a metric; the checkpoint with its lowest value stays too. With 'max:' before its name, the highest.
+      best: a metric, see `goal`; the checkpoint with its best value stays, too.
       writes: whether the folder is ours to change; else nothing in it is touched.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, best: str | None = None, writes: bool = True):
         self.folder, self.keep = folder, keep
-        self.sign = -1 if best is not None and best.startswith('max:') else 1
-        self.best = None if best is None else best.removeprefix('max:').removeprefix('min:')
+        self.sign, self.best = (1, None) if best is None else goal(best)
         self.last: int | None = None  # the step that was saved or restored last
         self.orbax, self.thread, self.pending = None, None, None
         if writes and processes.is_first() and folder.is_dir():
@@ -345,7 +362,7 @@ class Store:
             raise UserError(f'no checkpoint in {self.folder} can be used ({told}); --overwrite begins anew')
         for other, reason in skipped.items():
             warn(f'the checkpoint of step {other:,} in {self.folder} is skipped for that of step {step:,}: {reason}')
-            self._move(self.path(other), self.folder / f'unsound-{other}')
+            _move(self.path(other), self.folder / f'unsound-{other}')
         return tuple(about)
 
     def save(self, state: State, about: About) -> None:
@@ -417,7 +434,7 @@ class Store:
         kept = {*steps[-self.keep :], self.best_step()}
         for step in steps:
             if step not in kept:
-                self._move(self.path(step), gone := self.folder / f'.gone-{step}')
+                _move(self.path(step), gone := self.folder / f'.gone-{step}')
                 shutil.rmtree(gone)
 
     def best_step(self) -> int | None:
@@ -432,9 +449,3 @@ class Store:
             return json.loads((self.path(step) / ABOUT).read_text(encoding='utf-8'))['metrics'].get(self.best)
         except (OSError, ValueError, LookupError):  # not sound: nobody's best
             return None
-
-    def _move(self, path: Path, target: Path) -> None:
-        """Takes a step's name away; what bore the new one is removed."""
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.rename(path, target)

@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,7 +90,7 @@ def expand(flag: str, path: str) -> Path:
         raise UserError(f'--{flag}={path} is in the home of somebody who is not here; choose another') from error
 
 
-def replace(target: Path, write: Any) -> None:
+def replace(target: Path, write: Callable[[Path], Any]) -> None:
     """Writes a file beside `target` and moves it there, so that `target` is never half written."""
     temporary = target.with_name(f'.{os.getpid()}-{target.name}')  # keeps the suffix, by which writers choose
     try:
@@ -209,9 +209,9 @@ class Workdir:
     def file(self, name: str) -> Path:
         return self.path / name
 
-    def journal(self, place: str, name: str, header: str = '') -> Journal:
+    def journal(self, place: str, name: str) -> Journal:
         """One that is kept beside the checkpoints at `place`."""
-        return Journal(self.path / CHECKPOINTS / place / name if self.writes else None, header)
+        return Journal(self.path / CHECKPOINTS / place / name if self.writes else None)
 
     def log(self, header: str) -> Journal:
         """metrics.csv, to which rows are added."""
@@ -230,13 +230,18 @@ class Workdir:
         """Within, what is wrong with the summary of a finished run becomes a sentence."""
         return contextlib.nullcontext() if self.path is None else reading(self.file(SUMMARY))
 
+    def write(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Has a file written whole, where it is for this process to write."""
+        if self.writes:
+            target = self.file(name)
+            with writing(target):
+                replace(target, write)
+
     def write_summary(self, summary: dict[str, Any]) -> None:
-        if not self.writes:
-            return
-        target = self.file(SUMMARY)
-        with writing(target):
-            text = json.dumps(summary, indent=2, allow_nan=False)
-            replace(target, lambda path: path.write_text(text + '\n', encoding='utf-8'))
+        def write(path):
+            path.write_text(json.dumps(summary, indent=2, allow_nan=False) + '\n', encoding='utf-8')
+
+        self.write(SUMMARY, write)
 
     def clear(self) -> None:
         """Takes away what runs left here."""
@@ -444,17 +449,11 @@ def read_replicas(workdir: Workdir, name: str, shape: tuple[int, ...]) -> np.nda
 
 def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
     """replicas.npz: arrays with a leading axis R."""
-    if workdir.writes:
-        target = workdir.file(REPLICAS)
-        with writing(target):
-            replace(target, lambda path: np.savez(path, **arrays))
+    workdir.write(REPLICAS, lambda path: np.savez(path, **arrays))
 
 
 def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A CSV file with a header."""
-    if not workdir.writes:
-        return
-    target = workdir.file(name)
 
     def write(path):
         with path.open('w', newline='', encoding='utf-8') as file:
@@ -462,12 +461,8 @@ def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Itera
             table.writerow(columns)
             table.writerows(rows)
 
-    with writing(target):
-        replace(target, write)
+    workdir.write(name, write)
 
 
 def write_picture(workdir: Workdir, figure: Any, name: str = CURVE) -> None:
-    if workdir.writes:
-        target = workdir.file(name)
-        with writing(target):
-            replace(target, lambda path: figure.savefig(path, dpi=120))
+    workdir.write(name, lambda path: figure.savefig(path, dpi=120))

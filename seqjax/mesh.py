@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from seqjax.task import Batch, State, Task
+from seqjax.task import State, Task
 from seqjax.train import CARRY
 
 DATA, MODEL = 'data', 'model'
@@ -84,18 +83,12 @@ class Layout(NamedTuple):
         return task._replace(batch=batch)
 
 
-def batch_rows(task: Task) -> int:
-    """B, the rows of a training batch."""
-    batch = jax.eval_shape(task.batch, task.data, jax.eval_shape(lambda: jax.random.key(0)), np.int32(0))
-    return Batch(*batch).mask.shape[0]
-
-
 def choose(asked: str | None, *, rows: int | None, replicas: int | None) -> tuple[Layout | None, str]:
     """The devices of a run, and a line that says so.
 
     Args:
       asked: such as 'data:4'; None takes all devices where that is useful, else one.
-      rows: B, that is to be divided among them.
+      rows: B, that is to be divided among them; of no interest where there are replicas.
       replicas: R, which are divided instead where there are any.
 
     Returns:

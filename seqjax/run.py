@@ -18,8 +18,8 @@ import optax
 import seqjax
 from seqjax import checkpoint, mesh, processes, report, signals, streaming, sweep, train
 from seqjax.checkpoint import About, Store
-from seqjax.files import CHECKPOINTS, METRICS, Journal, UserError, Workdir, replace, writing
-from seqjax.task import Arrays, Mean, State, Task
+from seqjax.files import CHECKPOINTS, METRICS, Journal, UserError, Workdir
+from seqjax.task import Arrays, Mean, State, Task, batch_shapes
 
 LOSSES = 'losses.f32'  # of a group of replicas, [steps, replicas], until replicas.npz is written
 
@@ -140,7 +140,7 @@ class Plan(NamedTuple):
             if found is None:
                 state, taken, marks, feed = self._initial(seeds, begin), 0, dict.fromkeys(journals), None
             else:
-                (state, about) = found
+                state, about = found
                 state, taken, marks, feed = self._placed(state), about.step, about.journals, about.feed
                 self.workdir.refuse_fewer_steps(taken)
                 _tell_versions(about)
@@ -231,20 +231,20 @@ class Leg:
         Raises:
           UserError: the loss is not finite, of a group that of every seed; the last finite state is saved.
         """
-        task, tx, programs, steps, chunk = self.plan[:5]
-        visits = () if self.store is None else (self.plan.saving.every,)
-        how = {'steps': steps, 'chunk': chunk, 'visits': visits, 'advance': programs.advance}
-        how |= {} if self.feed is None else {'feed': self._take}
-        for state, metrics, evals in train.train(task, tx, self.state, **how):
+        plan = self.plan
+        how = {'steps': plan.steps, 'chunk': plan.chunk, 'advance': plan.programs.advance}
+        how['visits'] = () if self.store is None else (plan.saving.every,)
+        how['feed'] = None if self.feed is None else self._take
+        for state, metrics, evals in train.train(plan.task, plan.tx, self.state, **how):
             losses = self._only_asked(divide(metrics['loss']))
             finite = np.isfinite(losses) if losses.ndim == 1 else np.isfinite(losses).any(axis=1)
-            if not finite.all() and not self.plan.tolerant:
+            if not finite.all() and not plan.tolerant:
                 yield from self._diverged(metrics, int(np.argmin(finite)))
             yield self._went_on(state, metrics, evals)
             if self.store is not None:
                 self.store.heed()
                 self.heed_signals()
-                if self.taken % self.plan.saving.every == 0:
+                if self.taken % plan.saving.every == 0:
                     self.save()
 
     def _take(self, first: int, count: int) -> Arrays:
@@ -376,26 +376,26 @@ def prepare(
     start, chunk = time.perf_counter(), min(chunk, steps)
     if workdir.path is not None:
         checkpoint.warm_up()
-    layout, width, placement = _lay_out(task, devices, replicas), None, None
+    layout, width, whole = _lay_out(task, devices, replicas), None, None
     source, task = (task, streaming.streamed(task, chunk)) if stream else (None, task)
     if replicas is not None:
         width = sweep.group_width(replicas)
     if layout is not None:
         width = width and -(-width // layout.size) * layout.size
-        placement, task = train.Placement(layout.state, layout.whole), layout.task(task)
-    whole = None if layout is None else layout.whole
+        whole, task = layout.whole, layout.task(task)
     if not stream:
         task = task._replace(data=jax.device_put(task.data, whole))
     task = task._replace(evals=jax.device_put(task.evals, whole))
-    programs = train.compile_programs(task, tx, inputs, chunk=chunk, replicas=width, placement=placement)
+    programs = train.compile_programs(task, tx, inputs, chunk=chunk, replicas=width, placement=layout)
     _check_best(saving.best, programs)
     return Plan(task, tx, programs, steps, chunk, workdir, saving, layout, width, time.perf_counter() - start, source)
 
 
 def _lay_out(task: Task, devices: str | None, replicas: int | None) -> mesh.Layout | None:
     """Which devices, told where there is a choice."""
+    rows = None if replicas else batch_shapes(task).mask.shape[0]
     try:
-        layout, line = mesh.choose(devices, rows=mesh.batch_rows(task), replicas=replicas)
+        layout, line = mesh.choose(devices, rows=rows, replicas=replicas)
     except ValueError as error:
         asked = 'this run' if devices is None else f'--mesh={devices}'
         raise UserError(f'{asked} {error}') from error
@@ -418,7 +418,7 @@ def latest(part: Part) -> np.ndarray:
 
 def _check_best(best: str | None, programs: train.Programs) -> None:
     names = metric_names(programs)
-    if best is not None and best.removeprefix('min:').removeprefix('max:') not in names:
+    if best is not None and checkpoint.goal(best)[1] not in names:
         raise UserError(f'--best={best} is no metric of this run; there are {", ".join(names)}')
 
 
@@ -497,11 +497,10 @@ def run_many(plan: Plan, inputs: Arrays, seeds: np.ndarray, *, unit: str = 'epoc
 
 def _write_bands(workdir: Workdir, losses: np.ndarray) -> None:
     """metrics.csv of replicas, whose losses are [R, steps]."""
-    if not workdir.writes:
-        return
-    names = ['step', 'loss', *(f'loss_q{q:g}' for q in report.BANDS if q != 0.5)]
-    low, q1, median, q3, high = report.loss_quantiles(losses).astype(np.float32)
-    target = workdir.file(METRICS)
-    with writing(target):
-        text = ','.join(names) + '\n' + format_rows(1, median, low, q1, q3, high)
-        replace(target, lambda path: path.write_text(text, encoding='utf-8'))
+
+    def write(path):
+        names = ['step', 'loss', *(f'loss_q{q:g}' for q in report.BANDS if q != 0.5)]
+        low, q1, median, q3, high = report.loss_quantiles(losses).astype(np.float32)
+        path.write_text(','.join(names) + '\n' + format_rows(1, median, low, q1, q3, high), encoding='utf-8')
+
+    workdir.write(METRICS, write)

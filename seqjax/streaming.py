@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.task import Batch, Task
+from seqjax.task import Batch, Task, batch_shapes
 
 NO_GRAIN = 'grain is missing: pip install "seqjax[stream]"'
 NEXT = 'next_index'  # in grain's state
@@ -28,8 +28,7 @@ class Chunk(NamedTuple):
 
 def streamed(task: Task, chunk: int) -> Task:
     """The same task, whose data are one `Chunk` after the other."""
-    batch = jax.eval_shape(task.batch, task.data, jax.eval_shape(lambda: jax.random.key(0)), np.int32(0))
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((chunk, *x.shape), x.dtype), batch)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((chunk, *x.shape), x.dtype), batch_shapes(task))
     return task._replace(data=Chunk(jax.ShapeDtypeStruct((), jnp.int32), shapes), batch=_of_chunk)
 
 

@@ -64,6 +64,12 @@ class Task(NamedTuple):
     evals: Mapping[str, Batch] = {}  # split -> batches, leaves [N, B, ...]
 
 
+def batch_shapes(task: Task) -> Batch:
+    """Shapes and dtypes of a training batch; nothing is computed."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(task.batch, task.data, key, jax.ShapeDtypeStruct((), jnp.int32))
+
+
 class State(NamedTuple):
     """Where a run stands; the next step is a function of this and the task alone."""
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seqjax.task import Arrays, Batch, Mean, Params, State, Task
+from seqjax.task import Arrays, Batch, Mean, Params, State, Task, batch_shapes
 
 Metrics = dict[str, Mean]
 Variables = Mapping[str, Arrays]
@@ -33,7 +33,7 @@ def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> 
       tx: the optimiser.
       key: the run's seed, jax.random.key(seed).
     """
-    shapes = jax.eval_shape(task.batch, task.data, key, jnp.int32(0)).inputs
+    shapes = batch_shapes(task).inputs
 
     @jax.jit
     def init(key):
@@ -210,11 +210,15 @@ def make_advance(
     return jax.jit(advance)
 
 
-class Placement(NamedTuple):
-    """Where arrays lie, where that is more than one device."""
+class Placement(Protocol):
+    """Where arrays lie, where that is more than one device; `seqjax.mesh.Layout` is one."""
 
-    state: Callable[[State], Any]  # shapes -> shardings
-    whole: jax.sharding.Sharding  # of what every device has
+    @property
+    def whole(self) -> jax.sharding.Sharding:
+        """Of what every device has."""
+
+    def state(self, shapes: State) -> Any:
+        """Shapes -> shardings."""
 
 
 class Programs(NamedTuple):
