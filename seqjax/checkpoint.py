@@ -404,6 +404,7 @@ class Store:
             reason = _refusal(error)
             if reason is None:
                 raise
+            self._end_orbax(told=True)
             kept = 'nothing is saved yet' if self.last is None else f'the run is kept up to step {self.last:,}'
             raise UserError(
                 f'cannot save step {step:,} in {self.folder}: {reason}; {kept}: mend that, and the same command goes on'
@@ -425,9 +426,23 @@ class Store:
         try:
             self.wait()
         finally:
-            if self.orbax is not None:
-                self.thread.shutdown()
-                self.orbax.close()
+            self._end_orbax()
+
+    def _end_orbax(self, told: bool = False) -> None:
+        """Closes what a first save opened; a next one opens it anew.
+
+        Args:
+          told: a save has failed and that is told: Orbax, whose threads may each have met the same full disk, raises
+            in turn what the others have seen.
+        """
+        if self.orbax is not None:
+            self.thread.shutdown()  # which may still use Orbax
+            orbax, self.orbax = self.orbax, None
+            try:
+                orbax.close()
+            except Exception as error:  # of many kinds, as in a save
+                if not told or _refusal(error) is None:
+                    raise
 
     def _prune(self) -> None:
         steps = self.steps()

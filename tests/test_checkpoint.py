@@ -1,5 +1,6 @@
 """Checkpoints: whatever happens to their files, what comes back is a State that was saved, or a sentence."""
 
+import errno
 import functools
 import json
 import os
@@ -272,6 +273,27 @@ def test_a_full_disk_is_told_at_once_and_takes_nothing_away(kilobytes, disk, cap
         assert found is None
     else:
         reference.assert_trees_equal(found[0], state_of(step - 1, size=size))
+
+
+def test_what_every_thread_of_a_save_says_of_a_full_disk_is_told_once(tmp_path, monkeypatch):
+    """One fails the save; another's error waits in Orbax until it is closed. Then saving works again."""
+
+    class Full(checkpoint._orbax().AsyncCheckpointer):
+        def save(self, *args, **how):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self):
+            super().close()
+            self.save()
+
+    store = Store(tmp_path / 'checkpoints')
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint._orbax(), 'AsyncCheckpointer', Full)
+        with pytest.raises(UserError, match='cannot save step 1 .*: No space left on device; nothing is saved yet'):
+            save(store, 1)
+    save(store, 2)
+    store.close()
+    fine(2)(restore(tmp_path / 'checkpoints')[0])
 
 
 @pytest.mark.skipif(shutil.which('mount') is None, reason='mount is not here')
