@@ -1,0 +1,16 @@
+"""Adding and multiplication over long time lags: experiments 4 and 5 of Hochreiter and Schmidhuber (1997).
+
+    python -m experiments.adding --flagfile=experiments/flags/adding_100.flags
+    python -m experiments.adding --rule=multiply --cell=gru
+
+The task itself is in seqjax/tasks/adding.py.
+"""
+
+from experiments import launch, study
+from seqjax.tasks.adding import adding
+
+STUDY = study.Study(adding, every=125)
+run, main = STUDY.run, STUDY.main
+
+if __name__ == '__main__':
+    launch.leave(main())

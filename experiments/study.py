@@ -1,0 +1,381 @@
+"""The experiment that every problem of `seqjax/tasks/` has: its flags, its run, its table and its picture.
+
+    STUDY = study.Study(adding)                     # in experiments/adding.py, beside the two lines that run it
+    adding.run(length=50, cell='gru', replicas=3)   # from Python
+
+The arguments of the function that makes the problem are flags of the experiment, by their names, types and defaults,
+and what its docstring says of them is their help.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from absl import flags
+
+from experiments import launch
+from experiments.launch import Choice, Flag, Fraction, Number, Positive, Switch, Whole
+from seqjax import files, optim, report, sweep, trials
+from seqjax import run as host
+from seqjax.data import epoch_rows
+from seqjax.files import UserError
+from seqjax.initializers import GATE_BIASES
+from seqjax.models import CELLS, sequence_model
+from seqjax.problem import WRONG, Goal, Problem
+from seqjax.task import Batch, Task
+from seqjax.trials import Outcome, Seed, Trial
+
+STEPS = 'steps'
+FILES = (files.SUMMARY, trials.TABLE, files.CURVE)
+HELD_OUT = 2560  # sequences of a split; Hochreiter and Schmidhuber (1997) test on as many
+SPLITS = {'validation': 2**32 - 1, 'test': 2**32 - 2}  # seeds of their draws, which no run has
+TESTED = 256  # sequences at a time
+SHOWN = 20  # seeds of the table before the rest is cut
+
+MODEL = {
+    'cell': Flag(Choice(*CELLS), 'the recurrent cell'),
+    'hidden': Flag(Whole(1), 'units of a layer'),
+    'layers': Flag(Whole(1), 'recurrent layers'),
+    'bidirectional': Flag(Switch(), 'read in both directions'),
+    'dropout': Flag(Fraction(), 'share of values that is dropped between two layers'),
+    'gate_bias': Flag(
+        Choice('default', *GATE_BIASES),
+        'how the gate that keeps begins: constant at a bias of 1; chrono so that units keep for 1 step up to the '
+        "longest sequence; uniform spread evenly; default is the cell's own",
+    ),
+    'parallel': Flag(Switch(), 'take all steps at once, for cells whose recurrence is linear'),
+}
+TRAINING = {
+    'batch_size': Flag(Whole(1), 'sequences in a training step'),
+    'steps': Flag(Whole(1), 'training steps at most; a multiple of --every'),
+    'every': Flag(Whole(1), 'steps between two looks, each at the sequences that were trained on since the last'),
+    'until': Flag(Number(), "a seed is at the goal where a look's mean is at most this; by default as the task has it"),
+    'to_the_end': Flag(Switch(), 'train all --steps, also where the goal is reached'),
+    'split': Flag(
+        Choice(*SPLITS), 'the unseen sequences that a seed is tested on: choose settings by validation, and report test'
+    ),
+    'schedule': Flag(Choice(*optim.SCHEDULES), 'of the learning rate'),
+    'decay_steps': Flag(Whole(1), 'steps until --schedule=cosine is at 0'),
+    'clip_norm': Flag(Positive(), 'gradients beyond this norm are scaled down to it'),
+    **{name: flag for name, flag in launch.SHARED.items() if name != 'chunk'},
+}
+DEFAULTS = {
+    **{'cell': 'lstm', 'hidden': 32, 'layers': 1, 'bidirectional': False, 'dropout': 0.0, 'gate_bias': 'default'},
+    **{'parallel': False, 'batch_size': 16, 'steps': 6250, 'every': 125, 'until': None, 'to_the_end': False},
+    **{'split': 'validation', 'schedule': 'constant', 'decay_steps': None, 'clip_norm': None, 'learning_rate': 3e-3},
+    **{'adam_epsilon': 1e-7, 'seed': 0, 'replicas': 10, 'matmul_precision': 'default', 'workdir': None},
+    **{'overwrite': False, 'picture': True, 'mesh': None, 'checkpoint_every': 1000, 'keep': 2, 'best': None},
+}
+
+
+# --- a problem's own flags -------------------------------------------------------------------------
+
+
+def options_of(make: Callable[..., Problem]) -> tuple[dict[str, Flag], dict[str, Any]]:
+    """The flags of a problem and their defaults.
+
+    Raises:
+      UserError: an argument has no default, a type that no flag has, or the name of a flag that every study has.
+    """
+    table, defaults, types = {}, {}, typing.get_type_hints(make)
+    for name, parameter in inspect.signature(make).parameters.items():
+        if parameter.default is parameter.empty or name in MODEL or name in TRAINING:
+            why = 'needs a default' if parameter.default is parameter.empty else 'is the name of a flag of every task'
+            raise UserError(f'{make.__qualname__}({name}=...) {why}: its arguments are flags')
+        parser = _parser(types.get(name))
+        if parser is None:
+            raise UserError(
+                f'{make.__qualname__}({name}: {types.get(name, "no type")}) is no flag: its arguments are '
+                'int, float, bool or Literal'
+            )
+        table[name], defaults[name] = Flag(parser, _help(make, name)), parameter.default
+    return table, defaults
+
+
+def _parser(kind: Any) -> flags.ArgumentParser | None:
+    if typing.get_origin(kind) is typing.Literal:
+        return Choice(*typing.get_args(kind))
+    return {int: Whole(0), float: Number(), bool: Switch()}.get(kind)
+
+
+def _help(make: Callable[..., Problem], name: str) -> str:
+    """What the docstring says of an argument."""
+    found = re.search(rf'^ +{name}: (.+(?:\n {{6,}}.+)*)', inspect.getdoc(make) or '', re.MULTILINE)
+    return ' '.join(found[1].split()).rstrip('.') if found else 'of the task'
+
+
+# --- what the flags ask for ------------------------------------------------------------------------
+
+
+def named(settings: Mapping[str, Any], names: Sequence[str]) -> str:
+    """--length=5 --rule=add, for a sentence."""
+    return ' '.join(f'--{name}={settings[name]}' for name in names)
+
+
+def make_model(problem: Problem, settings: Mapping[str, Any]) -> nn.Module:
+    """The model that the flags ask for; raises UserError where it cannot be."""
+    if settings['dropout'] and settings['layers'] == 1:
+        raise UserError(f'--dropout={settings["dropout"]} does nothing with --layers=1: it stands between two layers')
+    if settings['bidirectional'] and problem.causal:
+        raise UserError(f'--bidirectional would look at the answers: {problem.name} asks at each step what follows')
+    names = ('cell', 'hidden', 'layers', 'bidirectional', 'gate_bias', 'parallel')
+    options = {name: settings[name] for name in ('cell', 'layers', 'bidirectional', 'dropout', 'parallel')}
+    try:
+        model = sequence_model(
+            problem.answer,
+            problem.outputs,
+            features=settings['hidden'],
+            vocabulary=problem.vocabulary,
+            **options,
+            **_gate_bias(problem, settings['gate_bias']),
+        )
+        inputs = jax.eval_shape(lambda: problem.sample(jax.random.key(0), 1)).inputs
+        jax.eval_shape(model.init, jax.random.key(0), inputs)
+    except (ValueError, TypeError) as error:  # a TypeError: a cell without such a gate
+        raise UserError(f'{named(settings, names)} do not go together: {error}') from error
+    return model
+
+
+def _gate_bias(problem: Problem, word: str) -> dict[str, Any]:
+    if word == 'default':
+        return {}
+    if word == 'chrono' and problem.horizon is None:
+        raise UserError(f'--gate_bias=chrono needs to know how long to keep, and {problem.name} does not say')
+    return {'bias_init': GATE_BIASES[word](*((problem.horizon,) if word == 'chrono' else ()))}
+
+
+def task_of(problem: Problem, settings: Mapping[str, Any]) -> Task:
+    """The task of a model: fresh sequences at every step, or the problem's examples in an order of their own."""
+    model, batch_size = make_model(problem, settings), settings['batch_size']
+    if problem.examples is None:
+        return Task(model, problem.score, lambda data, key, step: problem.sample(key, batch_size))
+    examples = problem.examples().train
+
+    def batch(data: tuple[jax.Array, Batch], key: jax.Array, step: jax.Array) -> Batch:
+        order, examples = data
+        rows, real = epoch_rows(order, step, len(examples.mask), batch_size)
+        part = jax.tree.map(lambda x: x[rows], examples)
+        return part._replace(mask=part.mask & real.reshape(-1, *[1] * (part.mask.ndim - 1)))
+
+    return Task(model, problem.score, batch, (jax.random.key(settings['seed']), examples))
+
+
+def unseen(problem: Problem, split: str) -> Batch:
+    """The sequences of a split [N, ...], which no training step draws."""
+    if problem.examples is not None:
+        return getattr(problem.examples(), split)
+    return jax.jit(lambda: problem.sample(jax.random.key(SPLITS[split]), HELD_OUT))()
+
+
+# --- the study -------------------------------------------------------------------------------------
+
+
+class Study:
+    """The experiment of one problem.
+
+    Args:
+      make: returns the problem; its arguments are flags.
+      name: of the experiment, and of its folder in runs/; that of `make` by default.
+      defaults: of flags that every study has, where those of this one differ.
+    """
+
+    STEPS = STEPS
+
+    def __init__(self, make: Callable[..., Problem], *, name: str | None = None, **defaults: Any):
+        own, values = options_of(make)
+        self.make, self.name, self.own = make, name or make.__name__, tuple(own)
+        self.FLAGS = own | MODEL | TRAINING
+        self.defaults = values | DEFAULTS | defaults
+
+    def problem(self, settings: Mapping[str, Any]) -> Problem:
+        """What the flags ask for; raises UserError where it cannot be."""
+        try:
+            return self.make(**{name: settings[name] for name in self.own})
+        except ValueError as error:
+            raise UserError(f'{named(settings, self.own)}: {error}') from error
+
+    def make_task(self, settings: Mapping[str, Any]) -> Task:
+        return task_of(self.problem(settings), settings)
+
+    def make_optimiser(self, settings: Mapping[str, Any]) -> optax.GradientTransformation:
+        try:
+            rate = optim.schedule(settings['schedule'], settings['learning_rate'], settings['decay_steps'])
+        except ValueError as error:
+            raise UserError(f'{named(settings, ("schedule", "decay_steps"))}: {error}') from error
+        return optim.adam(rate, settings['adam_epsilon'], settings['clip_norm'])
+
+    def sizes(self, **settings: Any) -> tuple[int, dict[str, Any]]:
+        """About how many float32 numbers a run holds at once, and the flags that decide it."""
+        names = (*self.own, 'hidden', 'layers', 'batch_size', 'replicas')
+        values = jax.tree.leaves(jax.eval_shape(lambda: self.problem(settings).sample(jax.random.key(0), 1)).inputs)[0]
+        steps, features = values.shape[1], values.shape[2] if values.ndim > 2 else settings['hidden']
+        rows, hidden = settings['batch_size'], settings['hidden']
+        wide = settings['layers'] * (1 + settings['bidirectional'])
+        one = wide * (8 * 4 * hidden * (hidden + features) + 10 * steps * max(rows, TESTED // 4) * hidden)
+        one += rows * steps * features
+        side_by_side = sweep.group_width(settings['replicas'] or 1)
+        return side_by_side * one + HELD_OUT * steps * features, {name: settings[name] for name in names}
+
+    def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Plain values -> all settings; raises UserError where one is refused or two do not go together."""
+        unknown = [name for name in values if name not in self.FLAGS]
+        if unknown:
+            raise UserError(launch.unknown(unknown[0], self.FLAGS))
+        settings = launch.check(self.FLAGS, {**self.defaults, **values}, self.defaults)
+        launch.check_seeds(settings['seed'], settings['replicas'])
+        launch.check_every(settings['every'], STEPS, settings['steps'])
+        if settings['steps'] % settings['every']:
+            fewer = settings['steps'] // settings['every'] * settings['every']
+            raise UserError(
+                f'{named(settings, ("steps", "every"))}: the steps must be a multiple of --every, such as {fewer}'
+            )
+        launch.check_memory(*self.sizes(**settings))
+        self.make_task(settings), self.make_optimiser(settings)
+        return settings
+
+    def run(self, **values: Any) -> Outcome:
+        """Trains every seed until it has reached the goal, and tests it on sequences that it never saw.
+
+        Every argument is a flag of the command line. Without `workdir` nothing is kept.
+
+        Raises:
+          UserError (a ValueError): an argument is refused, the folder holds another run, or no loss is finite any more.
+        """
+        settings = self.check(values)
+        problem = self.problem(settings)
+        with files.open_workdir(settings, self.name, names=FILES) as (folder, summary):
+            if summary is None:
+                with launch.matmul_precision(settings['matmul_precision']):
+                    outcome = self._train(problem, settings, folder)
+            else:
+                print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
+                outcome = trials.read_outcome(folder, summary, settings['every'] * settings['batch_size'])
+            show(outcome.seeds)
+            if settings['picture']:
+                draw(folder, problem, outcome, settings)
+            if folder.path is not None:
+                print('\n' + folder.listing())
+            print('\n' + conclusion(problem, outcome.seeds, settings))
+            return outcome
+
+    def _train(self, problem: Problem, settings: dict[str, Any], folder: files.Workdir) -> Outcome:
+        """Trains and tests every seed, and leaves everything but the picture in the folder."""
+        task, batch = task_of(problem, settings), unseen(problem, settings['split'])
+        layers = report.model_layers(task.model, batch.inputs)
+        summary = host.new_summary(self.name, settings, layers)
+        print(report.format_table(layers) + '\n')
+        folder.write_summary(summary)
+        trial = prepare(task, self.make_optimiser(settings), problem, settings, folder)
+        trial = trial._replace(test=trials.on_batch(trial.plan.task, TESTED), unseen=batch)
+        print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {summary["device"]}')
+        first = settings['seed']
+        outcome = trial.run(np.arange(first, first + (settings['replicas'] or 1)))
+        print()
+        trials.write_looks(folder, outcome, settings['every'] * settings['batch_size'])
+        folder.write_summary(summary | {'finished': True, 'seeds': [trials.plain(seed) for seed in outcome.seeds]})
+        return outcome
+
+    def main(self, argv: list[str] | None = None) -> int:
+        return launch.main(
+            self.run,
+            self.FLAGS,
+            argv,
+            name=f'experiments.{self.name}',
+            complete=lambda values: launch.default_workdir(values, self.name, values['cell']),
+            defaults=self.defaults,
+        )
+
+
+def prepare(
+    task: Task, tx: optax.GradientTransformation, problem: Problem, settings: dict[str, Any], folder: files.Workdir
+) -> Trial:
+    """Compiles what trains the seeds; what they are tested on is still to be said."""
+    every = settings['every']
+    # A checkpoint stands at a look, so that what is seen since the last one needs no place in it.
+    saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every}
+    how = {'steps': settings['steps'], 'chunk': every, 'replicas': settings['replicas'] or 1, 'workdir': folder}
+    plan = host.prepare(task, tx, None, **how, **launch.keeping(saved))
+    return Trial(
+        plan, _untested, (), goal_of(problem, settings), every, settings['batch_size'], settings['to_the_end']
+    )
+
+
+def _untested(state: Any, unseen: Any) -> dict[str, jax.Array]:
+    return {}
+
+
+def goal_of(problem: Problem, settings: Mapping[str, Any]) -> Goal:
+    return problem.goal if settings['until'] is None else problem.goal._replace(at_most=settings['until'])
+
+
+# --- what is shown ---------------------------------------------------------------------------------
+
+
+def show(seeds: Sequence[Seed]) -> None:
+    """A row for each seed."""
+    names = list(seeds[0].test)
+    print(' seed  sequences to the goal' + ''.join(f'  {name:>12}' for name in names))
+    for seed in seeds[:SHOWN]:
+        reached = '-' if seed.sequences is None else f'{seed.sequences:,}'
+        print(f'{seed.seed:>5}  {reached:>21}' + ''.join(f'  {seed.test[name]:>12.4g}' for name in names))
+    if len(seeds) > SHOWN:
+        print(f'  ... {len(seeds) - SHOWN:,} more')
+
+
+def goal_words(goal: Goal) -> str:
+    if goal.metric == WRONG:
+        return 'answer every sequence rightly' if goal.at_most <= 0 else f'answer {1 - goal.at_most:.4g} rightly'
+    return f'have a {goal.metric} of at most {goal.at_most:.4g}'
+
+
+def conclusion(problem: Problem, seeds: Sequence[Seed], settings: Mapping[str, Any]) -> str:
+    """The last line: in words, what was reached."""
+    reached, count = [seed for seed in seeds if seed.sequences is not None], len(seeds)
+    low, high = report.share_interval(len(reached), count)
+    window, most = settings['every'] * settings['batch_size'], settings['steps'] * settings['batch_size']
+    text = (
+        f'{problem.name}, {settings["cell"]}({settings["hidden"]}): {len(reached):,} of {count:,} seeds '
+        f'({len(reached) / count:.1%}; 95% interval {low:.1%} to {high:.1%}) '
+        f'{goal_words(goal_of(problem, settings))} of the last {window:,} within {most:,}'
+    )
+    if reached:
+        needed = [seed.sequences for seed in reached]
+        mean, half = report.mean_interval(np.array(needed, float))
+        text += f', after {min(needed):,} to {max(needed):,} (mean {mean:,.0f} ± {half:,.0f})'
+    wrong = [seed.test[WRONG] for seed in (reached or seeds)]
+    unseen = 'the examples' if problem.examples is not None else f'{HELD_OUT:,} fresh ones'
+    return f'{text}; of the {settings["split"]} sequences, {unseen}, they then answer {np.mean(wrong):.2%} wrongly.'
+
+
+def draw(folder: files.Workdir, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> None:
+    """What each seed makes of it, and the share of seeds at the goal."""
+    goal, window = goal_of(problem, settings), settings['every'] * settings['batch_size']
+    try:
+        figure, (left, right) = report.new_figure(2, f'{problem.name}: {settings["cell"]}({settings["hidden"]})')
+    except ImportError:
+        print('\n' + report.NO_PICTURE)
+        return
+    curves = outcome.looks[:, :, outcome.metrics.index(goal.metric)]
+    sequences = window * np.arange(1, curves.shape[1] + 1)
+    for i, curve in enumerate(curves):
+        left.plot(sequences, curve, color=report.shade(i / max(len(curves) - 1, 1)), lw=0.8)
+    what = 'share answered wrongly' if goal.metric == WRONG else goal.metric
+    left.set(xlabel='sequences', ylabel=f'{what}, a line for each seed')
+    if goal.metric == 'loss':
+        for name, value in problem.figures.items():
+            left.axhline(value, color=report.GREY, lw=1, ls=':')
+            left.annotate(name, (sequences[-1], value), fontsize=8, ha='right', va='bottom', color=report.GREY)
+    needed = sorted(seed.sequences for seed in outcome.seeds if seed.sequences is not None)
+    shares = np.arange(len(needed) + 1) / len(outcome.seeds)
+    right.step([0, *needed, sequences[-1]], [*shares, shares[-1]], where='post', color=report.BLUE)
+    right.set(xlabel='sequences', ylabel='share of seeds at the goal', ylim=(0, 1.02))
+    files.write_picture(folder, figure)
+

@@ -1,0 +1,90 @@
+"""What is to be learned, before there is a model: how it is drawn, how it is scored, what is known of the best.
+
+A file of `seqjax/tasks/` has functions that return a Problem. Their arguments are the flags of an experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax import losses
+from seqjax.task import Arrays, Batch, Mean
+
+Score = Callable[[Arrays, Batch], dict[str, Mean]]
+WRONG = 'wrong'  # the metric that every score has: the share of sequences that are not answered rightly
+
+
+class Goal(NamedTuple):
+    """When a seed has learned it: the mean of a metric over the sequences that were trained on last."""
+
+    at_most: float = 0.0
+    metric: str = WRONG
+
+
+class Examples(NamedTuple):
+    """A finite set to learn from, and others that are not in it."""
+
+    train: Batch  # [N, ...]
+    validation: Batch  # [M, ...], for the choice of settings
+    test: Batch  # [M, ...], for the last word
+
+
+class Problem(NamedTuple):
+    """A task for any recurrent model."""
+
+    name: str  # in a sentence: 'parity of 1 to 40 bits'
+    sample: Callable[[jax.Array, int], Batch]  # (key, count) -> leaves [count, ...]; pure, shapes from the count alone
+    score: Score  # 'loss', which training lowers, and 'wrong'
+    answer: str  # 'vector', 'sequence', or 'tokens' by an encoder and a decoder
+    outputs: int  # O, numbers of an answer; with 'tokens' V, the tokens that it may have
+    figures: Mapping[str, float] = {}  # losses by name: of the best constant, of whoever remembers nothing, the floor
+    goal: Goal = Goal()
+    vocabulary: int | None = None  # of inputs that are tokens [B, T]; None for [B, T, F]
+    horizon: int | None = None  # steps over which something must be kept; for chrono initialisation
+    causal: bool = False  # an answer at a step is about what follows it: a model may not look there
+    # (key, lengths [count], longest) -> as sample, of those lengths and padded to `longest`, which alone is static.
+    draw: Callable[[jax.Array, jax.Array, int], Batch] | None = None
+    examples: Callable[[], Examples] | None = None  # instead of fresh sequences at every step
+
+
+def mistakes(right: jax.Array, mask: jax.Array) -> Mean:
+    """The share of sequences with an answer that is not right: right and mask [B, ...], bool.
+
+    >>> float(mistakes(jnp.array([[True, False], [True, True]]), jnp.array([[True, True], [True, False]])).compute())
+    0.5
+    """
+    rows = tuple(range(1, mask.ndim))
+    wrong, asked = (~right & mask).any(rows), mask.any(rows)
+    return Mean(wrong.sum(dtype=jnp.float32), asked.sum(dtype=jnp.float32))
+
+
+def classification(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
+    """Cross-entropy; a sequence is right where the most probable class is, at every step that counts."""
+    right = logits.argmax(-1) == batch.targets
+    return {
+        'loss': losses.cross_entropy(logits, batch.targets, batch.mask),
+        WRONG: mistakes(right & jnp.isfinite(logits).all(-1), batch.mask),
+    }
+
+
+def within(tolerance: float) -> Score:
+    """Squared error; a sequence is right where every output is nearer to its target than `tolerance`."""
+
+    def score(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+        near = jnp.abs(outputs.astype(jnp.float32) - batch.targets) < tolerance  # NaN is not near
+        near = near.all(tuple(range(batch.mask.ndim, near.ndim)))
+        return {
+            'loss': losses.squared_error(outputs, batch.targets, batch.mask),
+            WRONG: mistakes(near, batch.mask),
+        }
+
+    return score
+
+
+def lengths_between(key: jax.Array, count: int, shortest: int, longest: int) -> jax.Array:
+    """Lengths [count], each as likely, both ends included."""
+    return jax.random.randint(key, (count,), shortest, longest + 1)
