@@ -1,0 +1,16 @@
+"""Ten symbols kept over a long delay: copy memory, as Bai, Kolter and Koltun (2018) set it.
+
+    python -m experiments.copy_memory --flagfile=experiments/flags/copy_memory_100.flags
+    python -m experiments.copy_memory --delay=30 --cell=gru
+
+The task itself is in seqjax/tasks/copy_memory.py.
+"""
+
+from experiments import launch, study
+from seqjax.tasks.copy_memory import copy_memory
+
+STUDY = study.Study(copy_memory, batch_size=32, every=50, steps=5000, clip_norm=1.0)
+run, main = STUDY.run, STUDY.main
+
+if __name__ == '__main__':
+    launch.leave(main())

@@ -1,0 +1,61 @@
+"""Copy memory: ten symbols are kept over T blanks (Bai et al. 2018, after Hochreiter and Schmidhuber 1997).
+
+    read     3 1 4 1 5 8 2 6 5 3  0 0 ... 0  9 9 9 9 9 9 9 9 9 9 9
+    answer   0 0 0 0 0 0 0 0 0 0  0 0 ... 0  0 3 1 4 1 5 8 2 6 5 3
+
+Ten symbols of 1 to 8, T - 1 blanks, and eleven marks, of which the first says that the time has come: T + 20 steps, and
+an answer at each. Whoever knows the time and remembers nothing has a loss of 10 ln 8 / (T + 20).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.problem import Goal, Problem, classification
+from seqjax.task import Batch
+
+KEPT, KINDS = 10, 8  # symbols to keep, and how many different ones there are
+BLANK, MARK = 0, KINDS + 1
+SYMBOLS = KINDS + 2
+
+
+def copy_memory(delay: int = 100) -> Problem:
+    """Ten symbols, told again after a delay.
+
+    Args:
+      delay: T, the steps between the last symbol and the first that is told.
+
+    Raises:
+      ValueError: `delay` is 0.
+
+    >>> batch = copy_memory(delay=2).sample(jax.random.key(0), 1)
+    >>> print(batch.inputs[0].argmax(-1), batch.targets[0], sep='\\n')
+    [6 1 1 6 4 4 1 8 6 4 0 9 9 9 9 9 9 9 9 9 9 9]
+    [0 0 0 0 0 0 0 0 0 0 0 0 6 1 1 6 4 4 1 8 6 4]
+    """
+    if delay < 1:
+        raise ValueError(f'delay={delay} must be at least 1')
+    memoryless = KEPT * math.log(KINDS) / (delay + 2 * KEPT)
+    return Problem(
+        name=f'copy memory over {delay} steps',
+        sample=partial(_sample, delay=delay),
+        score=classification,
+        answer='sequence',
+        outputs=SYMBOLS - 1,
+        figures={'memoryless': memoryless},
+        goal=Goal(at_most=0.1 * memoryless, metric='loss'),
+        horizon=delay + 2 * KEPT,
+        causal=True,
+    )
+
+
+def _sample(key: jax.Array, count: int, *, delay: int) -> Batch:
+    symbols = jax.random.randint(key, (count, KEPT), 1, KINDS + 1)
+    blanks, marks = jnp.full((count, delay - 1), BLANK), jnp.full((count, KEPT + 1), MARK)
+    inputs = jnp.concatenate([symbols, blanks, marks], axis=1)
+    targets = jnp.concatenate([jnp.full((count, delay + KEPT), BLANK), symbols], axis=1)
+    return Batch(jax.nn.one_hot(inputs, SYMBOLS), targets, jnp.ones(targets.shape, bool))
