@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,8 +31,8 @@ from seqjax.files import UserError
 from seqjax.initializers import GATE_BIASES
 from seqjax.models import CELLS, sequence_model
 from seqjax.problem import WRONG, Goal, Problem
-from seqjax.task import Batch, Task
-from seqjax.trials import Outcome, Seed, Trial
+from seqjax.task import Batch, Task, batch_shapes
+from seqjax.trials import Outcome, Trial
 
 STEPS = 'steps'
 FILES = (files.SUMMARY, trials.TABLE, files.CURVE)
@@ -252,36 +253,86 @@ class Study:
         settings = self.check(values)
         problem = self.problem(settings)
         with files.open_workdir(settings, self.name, names=FILES) as (folder, summary):
-            if summary is None:
-                with launch.matmul_precision(settings['matmul_precision']):
-                    outcome = self._train(problem, settings, folder)
-            else:
+            if summary is not None:
                 print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
-                outcome = trials.read_outcome(folder, summary, settings['every'] * settings['batch_size'])
-            show(outcome.seeds)
+            outcome = self.outcome(problem, settings, folder, summary)
+            self.show(outcome, settings)
             if settings['picture']:
-                draw(folder, problem, outcome, settings)
+                self.draw(folder, problem, outcome, settings)
             if folder.path is not None:
                 print('\n' + folder.listing())
-            print('\n' + conclusion(problem, outcome.seeds, settings))
+            print('\n' + self.conclusion(problem, outcome, settings))
             return outcome
 
-    def _train(self, problem: Problem, settings: dict[str, Any], folder: files.Workdir) -> Outcome:
-        """Trains and tests every seed, and leaves everything but the picture in the folder."""
-        task, batch = task_of(problem, settings), unseen(problem, settings['split'])
-        layers = report.model_layers(task.model, batch.inputs)
-        summary = host.new_summary(self.name, settings, layers)
-        print(report.format_table(layers) + '\n')
+    def outcome(
+        self, problem: Problem, settings: dict[str, Any], folder: files.Workdir, summary: Mapping[str, Any] | None
+    ) -> Outcome:
+        """Trains and tests every seed, and leaves everything but the picture in the folder; or reads what it holds."""
+        sequences = settings['every'] * settings['batch_size']
+        if summary is not None:
+            return trials.read_outcome(folder, summary, sequences)
+        start, task = time.perf_counter(), task_of(problem, settings)
+        summary = host.new_summary(self.name, settings, report.model_layers(task.model, batch_shapes(task).inputs))
+        print(report.format_table([report.Layer(**layer) for layer in summary['layers']]) + '\n')
         folder.write_summary(summary)
-        trial = prepare(task, self.make_optimiser(settings), problem, settings, folder)
-        trial = trial._replace(test=trials.on_batch(trial.plan.task, TESTED), unseen=batch)
-        print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {summary["device"]}')
-        first = settings['seed']
-        outcome = trial.run(np.arange(first, first + (settings['replicas'] or 1)))
+        with launch.matmul_precision(settings['matmul_precision']):
+            trial = self.trial(problem, task, settings, folder)
+            print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {summary["device"]}')
+            outcome = trial.run(np.arange(settings['seed'], settings['seed'] + (settings['replicas'] or 1)))
         print()
-        trials.write_looks(folder, outcome, settings['every'] * settings['batch_size'])
-        folder.write_summary(summary | {'finished': True, 'seeds': [trials.plain(seed) for seed in outcome.seeds]})
+        seconds = None if outcome.resumed else time.perf_counter() - start
+        trials.write_looks(folder, outcome, sequences)
+        ended = {'finished': True, 'seconds': seconds, 'seeds': [trials.plain(seed) for seed in outcome.seeds]}
+        folder.write_summary(summary | ended)
         return outcome
+
+    def trial(self, problem: Problem, task: Task, settings: dict[str, Any], folder: files.Workdir) -> Trial:
+        """What trains and tests the seeds, compiled."""
+        every = settings['every']
+        # A checkpoint stands at a look, so that what is seen since the last one needs no place in it.
+        saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every}
+        how = {'steps': settings['steps'], 'chunk': every, 'replicas': settings['replicas'] or 1, 'workdir': folder}
+        plan = host.prepare(task, self.make_optimiser(settings), None, **how, **launch.keeping(saved))
+        test, held_out = self.test(problem, plan.task, settings)
+        goal, batch_size = goal_of(problem, settings), settings['batch_size']
+        return Trial(plan, test, held_out, goal, every, batch_size, settings['to_the_end'])
+
+    def test(self, problem: Problem, task: Task, settings: Mapping[str, Any]) -> tuple[trials.Test, Any]:
+        """What a seed is tested with, and on."""
+        return trials.on_batch(task, TESTED), unseen(problem, settings['split'])
+
+    def show(self, outcome: Outcome, settings: Mapping[str, Any]) -> None:
+        """A row for each seed."""
+        names = list(outcome.seeds[0].test)
+        print(' seed  sequences to the goal' + ''.join(f'  {name:>12}' for name in names))
+        for seed in outcome.seeds[:SHOWN]:
+            reached = '-' if seed.sequences is None else f'{seed.sequences:,}'
+            print(f'{seed.seed:>5}  {reached:>21}' + ''.join(f'  {seed.test[name]:>12.4g}' for name in names))
+        if len(outcome.seeds) > SHOWN:
+            print(f'  ... {len(outcome.seeds) - SHOWN:,} more')
+
+    def conclusion(self, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> str:
+        """The last line: in words, what was reached."""
+        reached = [seed for seed in outcome.seeds if seed.sequences is not None]
+        wrong = [seed.test[WRONG] for seed in (reached or outcome.seeds)]
+        held_out = 'examples' if problem.examples is not None else f'{HELD_OUT:,} fresh sequences'
+        return (
+            f'{problem.name}, {settings["cell"]}({settings["hidden"]}): {to_the_goal(problem, outcome, settings)}; '
+            f'then {np.mean(wrong):.2%} of the {settings["split"]} {held_out} are answered wrongly.'
+        )
+
+    def draw(
+        self, folder: files.Workdir, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]
+    ) -> None:
+        """What each seed makes of it, and the share of seeds at the goal."""
+        try:
+            figure, axes = report.new_figure(2, f'{problem.name}: {settings["cell"]}({settings["hidden"]})')
+        except ImportError:
+            print('\n' + report.NO_PICTURE)
+            return
+        draw_seeds(axes[0], problem, outcome, settings)
+        draw_shares(axes[1], outcome, settings)
+        files.write_picture(folder, figure)
 
     def main(self, argv: list[str] | None = None) -> int:
         return launch.main(
@@ -294,40 +345,11 @@ class Study:
         )
 
 
-def prepare(
-    task: Task, tx: optax.GradientTransformation, problem: Problem, settings: dict[str, Any], folder: files.Workdir
-) -> Trial:
-    """Compiles what trains the seeds; what they are tested on is still to be said."""
-    every = settings['every']
-    # A checkpoint stands at a look, so that what is seen since the last one needs no place in it.
-    saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every}
-    how = {'steps': settings['steps'], 'chunk': every, 'replicas': settings['replicas'] or 1, 'workdir': folder}
-    plan = host.prepare(task, tx, None, **how, **launch.keeping(saved))
-    return Trial(
-        plan, _untested, (), goal_of(problem, settings), every, settings['batch_size'], settings['to_the_end']
-    )
-
-
-def _untested(state: Any, unseen: Any) -> dict[str, jax.Array]:
-    return {}
-
-
 def goal_of(problem: Problem, settings: Mapping[str, Any]) -> Goal:
     return problem.goal if settings['until'] is None else problem.goal._replace(at_most=settings['until'])
 
 
 # --- what is shown ---------------------------------------------------------------------------------
-
-
-def show(seeds: Sequence[Seed]) -> None:
-    """A row for each seed."""
-    names = list(seeds[0].test)
-    print(' seed  sequences to the goal' + ''.join(f'  {name:>12}' for name in names))
-    for seed in seeds[:SHOWN]:
-        reached = '-' if seed.sequences is None else f'{seed.sequences:,}'
-        print(f'{seed.seed:>5}  {reached:>21}' + ''.join(f'  {seed.test[name]:>12.4g}' for name in names))
-    if len(seeds) > SHOWN:
-        print(f'  ... {len(seeds) - SHOWN:,} more')
 
 
 def goal_words(goal: Goal) -> str:
@@ -336,46 +358,40 @@ def goal_words(goal: Goal) -> str:
     return f'have a {goal.metric} of at most {goal.at_most:.4g}'
 
 
-def conclusion(problem: Problem, seeds: Sequence[Seed], settings: Mapping[str, Any]) -> str:
-    """The last line: in words, what was reached."""
-    reached, count = [seed for seed in seeds if seed.sequences is not None], len(seeds)
-    low, high = report.share_interval(len(reached), count)
+def to_the_goal(problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> str:
+    """How many seeds came to it, and after how many sequences."""
+    needed, count = [seed.sequences for seed in outcome.seeds if seed.sequences is not None], len(outcome.seeds)
+    low, high = report.share_interval(len(needed), count)
     window, most = settings['every'] * settings['batch_size'], settings['steps'] * settings['batch_size']
     text = (
-        f'{problem.name}, {settings["cell"]}({settings["hidden"]}): {len(reached):,} of {count:,} seeds '
-        f'({len(reached) / count:.1%}; 95% interval {low:.1%} to {high:.1%}) '
+        f'{len(needed):,} of {count:,} seeds ({len(needed) / count:.1%}; 95% interval {low:.1%} to {high:.1%}) '
         f'{goal_words(goal_of(problem, settings))} of the last {window:,} within {most:,}'
     )
-    if reached:
-        needed = [seed.sequences for seed in reached]
+    if needed:
         mean, half = report.mean_interval(np.array(needed, float))
         text += f', after {min(needed):,} to {max(needed):,} (mean {mean:,.0f} ± {half:,.0f})'
-    wrong = [seed.test[WRONG] for seed in (reached or seeds)]
-    unseen = 'the examples' if problem.examples is not None else f'{HELD_OUT:,} fresh ones'
-    return f'{text}; of the {settings["split"]} sequences, {unseen}, they then answer {np.mean(wrong):.2%} wrongly.'
+    return text
 
 
-def draw(folder: files.Workdir, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> None:
-    """What each seed makes of it, and the share of seeds at the goal."""
+def draw_seeds(axis: Any, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> None:
+    """The metric of the goal, a line for each seed."""
     goal, window = goal_of(problem, settings), settings['every'] * settings['batch_size']
-    try:
-        figure, (left, right) = report.new_figure(2, f'{problem.name}: {settings["cell"]}({settings["hidden"]})')
-    except ImportError:
-        print('\n' + report.NO_PICTURE)
-        return
     curves = outcome.looks[:, :, outcome.metrics.index(goal.metric)]
     sequences = window * np.arange(1, curves.shape[1] + 1)
     for i, curve in enumerate(curves):
-        left.plot(sequences, curve, color=report.shade(i / max(len(curves) - 1, 1)), lw=0.8)
+        axis.plot(sequences, curve, color=report.shade(i / max(len(curves) - 1, 1)), lw=0.8)
     what = 'share answered wrongly' if goal.metric == WRONG else goal.metric
-    left.set(xlabel='sequences', ylabel=f'{what}, a line for each seed')
+    axis.set(xlabel='sequences', ylabel=f'{what}, a line for each seed')
     if goal.metric == 'loss':
         for name, value in problem.figures.items():
-            left.axhline(value, color=report.GREY, lw=1, ls=':')
-            left.annotate(name, (sequences[-1], value), fontsize=8, ha='right', va='bottom', color=report.GREY)
+            axis.axhline(value, color=report.GREY, lw=1, ls=':')
+            axis.annotate(name, (sequences[-1], value), fontsize=8, ha='right', va='bottom', color=report.GREY)
+
+
+def draw_shares(axis: Any, outcome: Outcome, settings: Mapping[str, Any]) -> None:
+    """The share of seeds at the goal."""
+    end = settings['every'] * settings['batch_size'] * outcome.looks.shape[1]
     needed = sorted(seed.sequences for seed in outcome.seeds if seed.sequences is not None)
     shares = np.arange(len(needed) + 1) / len(outcome.seeds)
-    right.step([0, *needed, sequences[-1]], [*shares, shares[-1]], where='post', color=report.BLUE)
-    right.set(xlabel='sequences', ylabel='share of seeds at the goal', ylim=(0, 1.02))
-    files.write_picture(folder, figure)
-
+    axis.step([0, *needed, end], [*shares, shares[-1]], where='post', color=report.BLUE)
+    axis.set(xlabel='sequences', ylabel='share of seeds at the goal', ylim=(0, 1.02))

@@ -47,7 +47,7 @@ def model_layers(model: nn.Module, inputs: Arrays) -> list[Layer]:
         return result
 
     with nn.intercept_methods(record):
-        variables = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))
+        variables = jax.eval_shape(lambda inputs: model.init(jax.random.key(0), inputs), inputs)
     return [
         Layer(
             name, kind, (None, *jax.tree.leaves(output)[0].shape[1:]), count_params(variables['params'].get(name, {}))

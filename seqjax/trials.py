@@ -46,6 +46,7 @@ class Outcome(NamedTuple):
     seeds: list[Seed]
     metrics: list[str]
     looks: np.ndarray  # [R, looks, metrics]: the mean over the sequences since the look before; NaN after the last
+    resumed: bool = False  # whether a part of it was done before this process
 
 
 class Trial(NamedTuple):
@@ -66,7 +67,7 @@ class Trial(NamedTuple):
           UserError: see `seqjax.run.Plan.leg`.
         """
         metrics = list(self.plan.programs.shapes[1])
-        found, looks, count = [], [], len(seeds)
+        found, looks, resumed, count = [], [], False, len(seeds)
         with report.progress(count * self.plan.steps, 'seed-step') as show:
             for group in sweep.groups(seeds, sweep.group_width(count)):
                 before = sum(seed.sequences is not None for seed in found)
@@ -74,22 +75,23 @@ class Trial(NamedTuple):
                 def told(taken: int, new: int, reached: int, before: int = before) -> None:
                     show(taken, new, f'{before + reached} of {count} at the goal')
 
-                its_seeds, its_looks = self._group(group, metrics, told)
-                found += its_seeds
-                looks.append(its_looks)
-        return Outcome(found, metrics, _side_by_side(looks))
+                its = self._group(group, metrics, told)
+                found += its.seeds
+                looks.append(its.looks)
+                resumed |= its.resumed
+        return Outcome(found, metrics, _side_by_side(looks), resumed)
 
     def _group(
         self, group: sweep.Group, metrics: list[str], show: Callable[[int, int, int], None]
-    ) -> tuple[list[Seed], np.ndarray]:
-        """Seeds that are trained side by side: what became of them, and what was seen [n, looks, metrics]."""
+    ) -> Outcome:
+        """What became of seeds that are trained side by side."""
         place, count, steps = str(group), len(group.seeds), self.plan.steps
         journals = {name: self.plan.workdir.journal(place, name) for name in (LOOKS, REACHED)}
         test = jax.jit(self._of_one, out_shardings=self.plan.whole)
         with self.plan.leg(group.seeds, journals, place=place) as leg:
             looks = list(np.frombuffer(leg.held[LOOKS], '<f4').reshape(-1, count, len(metrics)))
             found = {seed.seed: seed for seed in _seeds(leg.held[REACHED])}
-            since: dict[str, Mean] = {}  # the metrics since the last look
+            resumed, since = leg.taken > 0, dict[str, Mean]()  # the metrics since the last look
             for part in leg.train() if self.to_the_end or len(found) < count else ():
                 since = _merged(since, part.metrics)
                 new = len(part.metrics['loss'].total)
@@ -112,7 +114,7 @@ class Trial(NamedTuple):
                     at_end = self._tested(group, i, leg.state, None, test)
                     found[seed] = at_end._replace(sequences=found[seed].sequences if seed in found else None)
         shown = np.stack(looks, 1) if looks else np.empty((count, 0, len(metrics)), np.float32)
-        return [found[seed] for seed in group.seeds.tolist()], shown
+        return Outcome([found[seed] for seed in group.seeds.tolist()], metrics, shown, resumed)
 
     def _of_one(self, states: State, i: jax.Array, unseen: Arrays) -> dict[str, jax.Array]:
         return self.test(jax.tree.map(lambda x: x[i], states), unseen)

@@ -37,7 +37,7 @@ def adding(length: int = 100, rule: Literal['add', 'multiply'] = 'add') -> Probl
     >>> batch = adding(length=22).sample(jax.random.key(0), 1)
     >>> numbers, marks = batch.inputs.values[0].T
     >>> int(batch.inputs.seq_lengths[0]), marks.astype(int).tolist()
-    (22, [-1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0, 0])
+    (23, [-1, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0])
     >>> float(batch.targets[0, 0]) == 0.5 + float(numbers @ (marks == 1)) / 4
     True
     """
