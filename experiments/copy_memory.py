@@ -10,7 +10,7 @@ from experiments import launch, study
 from seqjax.tasks.copy_memory import copy_memory
 
 STUDY = study.Study(copy_memory, batch_size=32, every=50, steps=5000, clip_norm=1.0)
-run, main = STUDY.run, STUDY.main
+FLAGS, run, main = STUDY.FLAGS, STUDY.run, STUDY.main
 
 if __name__ == '__main__':
     launch.leave(main())

@@ -413,6 +413,18 @@ def find_flagfiles(argv: Iterable[str], within: tuple[Path, ...] = ()) -> list[s
     return found
 
 
+def peek(argv: Iterable[str], name: str, default: str) -> str:
+    """The last value of a flag that decides which others there are; what is wrong is told when all are parsed."""
+    value, words = default, []
+    with contextlib.suppress(UserError):
+        words = find_flagfiles(argv)
+    for word, following in zip(words, [*words[1:], default], strict=True):
+        flag, equals, text = word.partition('=')
+        if flag in (f'--{name}', f'-{name}'):
+            value = text if equals else following
+    return value
+
+
 def _find_flagfile(path: str) -> Path:
     name = Path(path).name
     candidates = [files.expand('flagfile', path)]

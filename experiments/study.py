@@ -334,6 +334,10 @@ class Study:
         draw_shares(axes[1], outcome, settings)
         files.write_picture(folder, figure)
 
+    def parse(self, argv: list[str]) -> dict[str, Any]:
+        """The value of every flag; raises UserError where one is refused."""
+        return launch.parse(self.FLAGS, self.defaults, argv)
+
     def main(self, argv: list[str] | None = None) -> int:
         return launch.main(
             self.run,

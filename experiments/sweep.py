@@ -9,19 +9,17 @@ run side by side; the others follow each other. A sweep that was stopped goes on
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import importlib
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import launch
+from experiments import launch, studies
 from experiments.launch import Choice, Flag, Grid, Name, Whole
 from seqjax import files, optim, report
 from seqjax import run as host
@@ -31,11 +29,12 @@ from seqjax.task import State
 
 NAME, TABLE, VALUES = 'sweep', 'sweep.csv', 'values.f32'
 FILES = (files.SUMMARY, TABLE, files.CURVE)
-EXPERIMENTS = ('td', 'echo', 'temporal_order')  # whose modules have make_task, make_optimiser and STEPS
+EXPERIMENTS = ('td', 'echo', *studies.NAMES)  # which have make_task, make_optimiser and STEPS
 LOOKS = 20  # at the metrics, by default
 RATE = 'learning_rate'
 # Flags of an experiment that a sweep has itself, or has no use for.
 NOT_OURS = ('seed', 'replicas', 'workdir', 'overwrite', 'picture', 'chunk', 'every', 'best')
+NOT_OURS += ('until', 'to_the_end', 'split')
 
 OWN = {
     'experiment': Flag(Choice(*EXPERIMENTS), 'what is run'),
@@ -69,14 +68,20 @@ class Lane(NamedTuple):
 # --- flags -----------------------------------------------------------------------------------------
 
 
-def module_of(experiment: str) -> ModuleType:
-    return importlib.import_module(f'experiments.{experiment}')
+def module_of(experiment: str) -> Any:
+    """What has make_task, make_optimiser and the flags: a module, or its study."""
+    module = importlib.import_module(f'experiments.{experiment}')
+    return getattr(module, 'STUDY', module)
+
+
+def _defaults(module: Any) -> dict[str, Any]:
+    return module.defaults if hasattr(module, 'defaults') else launch.default_values(module.run)
 
 
 def table_of(experiment: str) -> tuple[dict[str, Flag], dict[str, Any]]:
     """The flags of a sweep of that experiment, and their defaults."""
     module = module_of(experiment)
-    defaults = launch.default_values(module.run)
+    defaults = _defaults(module)
     theirs = {name: flag for name, flag in module.FLAGS.items() if name not in NOT_OURS}
     return OWN | theirs, OWN_DEFAULTS | {name: defaults[name] for name in theirs}
 
@@ -142,10 +147,10 @@ def _pair(item: Any) -> tuple[str, Sequence[Any]]:
 
 
 def _combine(
-    settings: dict[str, Any], axes: dict[str, list[Any]], module: ModuleType
+    settings: dict[str, Any], axes: dict[str, list[Any]], module: Any
 ) -> dict[tuple[Any, ...], dict[str, Any]]:
     """The values of the grid's flags -> all flags of the experiment."""
-    defaults, found = launch.default_values(module.run), {}
+    defaults, found = _defaults(module), {}
     for setting in itertools.product(*axes.values()):
         one = defaults | {name: settings[name] for name in module.FLAGS if name in settings}
         one |= dict(zip(axes, setting, strict=True))
@@ -159,7 +164,7 @@ def _combine(
 def _run(
     settings: dict[str, Any],
     every_setting: dict[tuple[Any, ...], dict[str, Any]],
-    module: ModuleType,
+    module: Any,
     folder: files.Workdir,
     summary: dict[str, Any] | None,
 ) -> list[Row]:
@@ -189,7 +194,7 @@ def _check_metric(metric: str, names: Iterable[str]) -> None:
 def _train(
     settings: dict[str, Any],
     every_setting: dict[tuple[Any, ...], dict[str, Any]],
-    module: ModuleType,
+    module: Any,
     folder: files.Workdir,
 ) -> list[Row]:
     summary = host.new_summary(NAME, settings, [])
@@ -216,7 +221,7 @@ def _train(
 
 
 def _programs(
-    every_setting: dict[tuple[Any, ...], dict[str, Any]], module: ModuleType
+    every_setting: dict[tuple[Any, ...], dict[str, Any]], module: Any
 ) -> Iterator[tuple[str, dict[str, Any], dict[tuple[Any, ...], dict[str, Any]]]]:
     """Settings that share a program: where their checkpoints lie, the flags of one of them, and those of all."""
     shared: dict[str, tuple[str, dict[tuple[Any, ...], dict[str, Any]]]] = {}
@@ -228,7 +233,7 @@ def _programs(
         yield place, next(iter(several.values())), several
 
 
-def _rate_is_free(one: dict[str, Any], module: ModuleType) -> bool:
+def _rate_is_free(one: dict[str, Any], module: Any) -> bool:
     """Whether the optimiser takes its learning rate from its state, where each run may have its own."""
     tx = module.make_optimiser(one)
     return optim.rates_in_state(jax.eval_shape(tx.init, {'x': jax.ShapeDtypeStruct((1,), np.float32)}))
@@ -239,7 +244,7 @@ class Study(NamedTuple):
 
     settings: dict[str, Any]  # the sweep's
     shared: dict[str, Any]  # the experiment's, of one of them
-    module: ModuleType
+    module: Any
     folder: files.Workdir
     count: int  # of lanes
 
@@ -363,12 +368,8 @@ def _read(folder: files.Workdir, grid: Sequence[Sequence[Any]]) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
-    experiment = OWN_DEFAULTS['experiment']
-    with contextlib.suppress(UserError):  # told when the flags are parsed
-        for word in launch.find_flagfiles(argv):
-            if word.startswith('--experiment=') and word.partition('=')[2] in EXPERIMENTS:
-                experiment = word.partition('=')[2]
-    table, defaults = table_of(experiment)
+    experiment = launch.peek(argv, 'experiment', OWN_DEFAULTS['experiment'])
+    table, defaults = table_of(experiment if experiment in EXPERIMENTS else OWN_DEFAULTS['experiment'])
     return launch.main(
         run,
         table,

@@ -10,7 +10,7 @@ from experiments import launch, study
 from seqjax.tasks.temporal_order import temporal_order
 
 STUDY = study.Study(temporal_order)
-run, main = STUDY.run, STUDY.main
+FLAGS, run, main = STUDY.FLAGS, STUDY.run, STUDY.main
 
 if __name__ == '__main__':
     launch.leave(main())

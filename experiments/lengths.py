@@ -1,0 +1,156 @@
+"""Length generalisation: trained on short sequences, tested on longer ones, with a curve over the lengths.
+
+    python -m experiments.lengths --task=parity --longest=40 --up_to=500
+    python -m experiments.lengths --flagfile=experiments/flags/parity.flags
+
+It has every flag of the task. All steps are trained, and the parameters at the end are what is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import launch, studies
+from experiments.launch import Flag, Whole
+from experiments.study import SPLITS, Study
+from seqjax import files, report, train, trials
+from seqjax.files import UserError
+from seqjax.problem import WRONG, Problem
+from seqjax.task import State, Task, batch_shapes
+from seqjax.trials import Outcome
+
+TIMES = 10  # the longest tested length by default, in those trained on
+SOLVED = 0.99  # of the sequences of every length tested: such a seed generalises
+OWN = {
+    'up_to': Flag(Whole(1), f'the longest length that is tested; {TIMES} times the longest trained on by default'),
+    'points': Flag(Whole(2), 'how many lengths are tested, evenly spaced from 1 on'),
+    'count': Flag(Whole(1), 'sequences of each length'),
+}
+OWN_DEFAULTS = {'up_to': None, 'points': 50, 'count': 512}
+
+
+class Lengths(Study):
+    """A study whose seeds are tested at many lengths.
+
+    Args:
+      study: of the task.
+    """
+
+    def __init__(self, study: Study):
+        super().__init__(study.make, name=study.name, **study.defaults)
+        self.FLAGS = {name: flag for name, flag in self.FLAGS.items() if name != 'to_the_end'} | OWN
+        self.defaults = self.defaults | OWN_DEFAULTS
+
+    def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        settings = super().check(values) | {'to_the_end': True}
+        problem = self.problem(settings)
+        if problem.draw is None:
+            raise UserError(f'--task={self.name}: {problem.name} is not drawn by length; parity, for example, is')
+        settings['up_to'] = settings['up_to'] or TIMES * trained(problem)
+        if settings['up_to'] <= trained(problem):
+            raise UserError(f'--up_to={settings["up_to"]} must be over {trained(problem)}, the longest trained on')
+        return settings
+
+    def test(self, problem: Problem, task: Task, settings: Mapping[str, Any]) -> tuple[trials.Test, Any]:
+        points = lengths_of(problem, settings)
+        key = jax.random.key(SPLITS[settings['split']])
+
+        def wrong(state: State, key: jax.Array, length: jax.Array, longest: int) -> jax.Array:
+            batch = problem.draw(jax.random.fold_in(key, length), jnp.full(settings['count'], length), longest)
+            return task.loss(train.apply(task, state, batch.inputs), batch)[WRONG].compute()
+
+        def test(state: State, key: jax.Array) -> dict[str, jax.Array]:
+            values = {}
+            for longest, among in padded(points).items():  # a compilation of the model for each, and not for each length
+                found = jax.lax.map(lambda x, longest=longest: wrong(state, key, x, longest), jnp.array(among))
+                values |= {f'{_place(problem, length)}/{length}': found[i] for i, length in enumerate(among)}
+            return values
+
+        return test, key
+
+    def show(self, outcome: Outcome, settings: Mapping[str, Any]) -> None:
+        """The share of sequences that are answered rightly, for some of the lengths."""
+        lengths, right = curves(outcome)
+        shown = np.unique(np.linspace(0, len(lengths) - 1, 9).round().astype(int))
+        print(f'{"length":>10}' + ''.join(f'{lengths[i]:>8}' for i in shown))
+        rows = {'mean': right.mean(0), 'best seed': right.max(0), 'worst seed': right.min(0)}
+        for name, values in rows.items():
+            print(f'{name:>10}' + ''.join(f'{values[i]:>8.1%}' for i in shown))
+
+    def conclusion(self, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> str:
+        longest, (lengths, right) = trained(problem), curves(outcome)
+        beyond = right[:, lengths > longest]
+        scores = beyond.mean(1)
+        solved, count = int((beyond.min(1) >= SOLVED).sum()), len(scores)
+        low, high = report.share_interval(solved, count)
+        mean, half = report.mean_interval(scores)
+        return (
+            f'{problem.name}, {settings["cell"]}({settings["hidden"]}), trained to length {longest}: at lengths '
+            f'{lengths[lengths > longest][0]} to {lengths[-1]} the mean seed answers {mean:.1%} (± {half:.1%}) rightly '
+            f'and the best {scores.max():.1%}; {solved} of {count} seeds ({solved / count:.1%}; 95% interval '
+            f'{low:.1%} to {high:.1%}) answer at least {SOLVED:.0%} at every one of them.'
+        )
+
+    def draw(self, folder: files.Workdir, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> None:
+        """The share answered rightly against the length: every seed, and their mean."""
+        try:
+            title = f'{problem.name}, tested beyond: {settings["cell"]}({settings["hidden"]})'
+            figure, (axis,) = report.new_figure(1, title, 8)
+        except ImportError:
+            print('\n' + report.NO_PICTURE)
+            return
+        lengths, right = curves(outcome)
+        for i, curve in enumerate(right):
+            axis.plot(lengths, curve, color=report.shade(i / max(len(right) - 1, 1)), lw=0.8, alpha=0.7)
+        axis.plot(lengths, right.mean(0), color='black', label='mean of the seeds')
+        axis.axvline(trained(problem), color=report.GREY, ls=':', label='longest trained on')
+        axis.set(xlabel='length', ylabel='share answered rightly, a line for each seed', ylim=(-0.02, 1.02))
+        axis.legend(frameon=False, fontsize=9)
+        files.write_picture(folder, figure)
+
+
+def trained(problem: Problem) -> int:
+    """The longest length that is trained on."""
+    return jax.tree.leaves(jax.eval_shape(lambda: problem.sample(jax.random.key(0), 1)).inputs)[0].shape[1]
+
+
+def _place(problem: Problem, length: int) -> str:
+    return 'within' if length <= trained(problem) else 'beyond'
+
+
+def lengths_of(problem: Problem, settings: Mapping[str, Any]) -> list[int]:
+    """The lengths that are tested, ascending: evenly spaced, with the longest that is trained on and the next."""
+    spaced = np.linspace(1, settings['up_to'], settings['points']).round().astype(int)
+    return sorted({*spaced.tolist(), trained(problem), trained(problem) + 1})
+
+
+def padded(lengths: Sequence[int]) -> dict[int, list[int]]:
+    """Lengths by what they are padded to, powers of 2: few shapes, and at most as much padding as sequence.
+
+    >>> padded([1, 16, 17, 40])
+    {16: [1, 16], 32: [17], 64: [40]}
+    """
+    found: dict[int, list[int]] = {}
+    for length in lengths:
+        found.setdefault(max(16, 1 << (length - 1).bit_length()), []).append(length)
+    return found
+
+
+def curves(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths [L], and the share that each seed answers rightly, [R, L]."""
+    names = sorted(outcome.seeds[0].test, key=lambda name: int(name.partition('/')[2]))
+    lengths = np.array([int(name.partition('/')[2]) for name in names])
+    return lengths, np.array([[1 - seed.test[name] for name in names] for seed in outcome.seeds])
+
+
+ABOUT = 'Trains a task on short sequences, and tests it on longer ones.'
+COMMAND = studies.Command('lengths', ABOUT, default='parity', wrap=Lengths)
+FLAGS, run, main = COMMAND.FLAGS, COMMAND.run, COMMAND.main
+
+if __name__ == '__main__':
+    launch.leave(main())
