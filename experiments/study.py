@@ -109,8 +109,8 @@ def _parser(kind: Any) -> flags.ArgumentParser | None:
 
 def _help(make: Callable[..., Problem], name: str) -> str:
     """What the docstring says of an argument."""
-    found = re.search(rf'^ +{name}: (.+(?:\n {{6,}}.+)*)', inspect.getdoc(make) or '', re.MULTILINE)
-    return ' '.join(found[1].split()).rstrip('.') if found else 'of the task'
+    found = re.search(rf'^( +){name}: (.+(?:\n\1 +.+)*)', inspect.getdoc(make) or '', re.MULTILINE)
+    return ' '.join(found[2].split()).rstrip('.') if found else 'of the task'
 
 
 # --- what the flags ask for ------------------------------------------------------------------------
@@ -282,8 +282,8 @@ class Study:
         print()
         seconds = None if outcome.resumed else time.perf_counter() - start
         trials.write_looks(folder, outcome, sequences)
-        ended = {'finished': True, 'seconds': seconds, 'seeds': [trials.plain(seed) for seed in outcome.seeds]}
-        folder.write_summary(summary | ended)
+        ended = {'seconds': seconds, 'metrics': outcome.metrics, 'seeds': [trials.plain(seed) for seed in outcome.seeds]}
+        folder.write_summary(summary | {'finished': True} | ended)
         return outcome
 
     def trial(self, problem: Problem, task: Task, settings: dict[str, Any], folder: files.Workdir) -> Trial:

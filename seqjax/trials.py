@@ -188,13 +188,16 @@ def write_looks(folder: files.Workdir, outcome: Outcome, sequences: int) -> None
 def read_outcome(folder: files.Workdir, summary: Mapping[str, Any], sequences: int) -> Outcome:
     """What a finished run left; raises UserError where it cannot be read."""
     with folder.reading():
-        seeds = [seed_of(held) for held in summary['seeds']]
+        seeds, metrics = [seed_of(held) for held in summary['seeds']], list(summary['metrics'])
     places, path = {seed.seed: i for i, seed in enumerate(seeds)}, folder.file(TABLE)
     with files.reading(path), path.open(newline='', encoding='utf-8') as lines:
         table = csv.reader(lines)
-        metrics = next(table)[2:]
+        if next(table, []) != ['seed', 'sequences', *metrics]:
+            raise ValueError('the columns are not those of the run')
         rows = [(places[int(row[0])], int(row[1]) // sequences - 1, list(map(float, row[2:]))) for row in table]
         looks = np.full((len(seeds), max((row[1] for row in rows), default=-1) + 1, len(metrics)), np.nan, np.float32)
         for place, look, values in rows:
             looks[place, look] = values
+        if np.isnan(looks).all((1, 2)).any():
+            raise ValueError('a seed has no row')
     return Outcome(seeds, metrics, looks)

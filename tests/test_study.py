@@ -1,0 +1,440 @@
+"""The experiment that every problem has: its flags, what a seed needs, what it leaves, how it goes on."""
+
+import csv
+import importlib
+import json
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import launch, studies, temporal_order
+from experiments.study import HELD_OUT, SPLITS, Study, make_model, options_of
+from seqjax import optim, train, trials
+from seqjax.data import epoch_rows
+from seqjax.files import UserError
+from seqjax.initializers import GATE_BIASES
+from seqjax.models import CELLS
+from seqjax.problem import Examples, Goal, Problem, classification, mistakes
+from seqjax.task import Batch, Mean, batch_shapes
+
+SHORT = {'length': 10, 'hidden': 4, 'steps': 6, 'every': 3, 'replicas': 2, 'picture': False}
+# Reaches its goal in seconds, different seeds at different looks.
+LEARNS = SHORT | {'hidden': 16, 'steps': 1500, 'every': 25, 'gate_bias': 'chrono', 'learning_rate': 0.01, 'replicas': 3}
+
+
+def first_bit(longest: int = 4, where: Literal['begin', 'end'] = 'begin', noise: float = 0.0) -> Problem:
+    """Names a bit.
+
+    Args:
+      longest: bits of
+        a string.
+      where: the bit stands.
+    """
+    if longest < 1:
+        raise ValueError(f'longest={longest} must be at least 1')
+
+    def sample(key, count):
+        bits = jax.random.bernoulli(key, 0.5, (count, longest))
+        targets = bits[:, 0 if where == 'begin' else -1].astype(jnp.int32)
+        return Batch(bits[..., None].astype(jnp.float32), targets, jnp.ones(count, bool))
+
+    def examples():
+        batch = sample(jax.random.key(5), 40)
+        parts = [jax.tree.map(lambda x, rows=rows: x[rows], batch) for rows in (slice(30), slice(30, 35), slice(35, 40))]
+        return Examples(*parts)
+
+    problem = Problem('a bit', sample, classification, 'vector', 2, figures={'best constant': 0.693})
+    return problem._replace(examples=examples) if noise else problem
+
+
+def argv_of(settings):
+    return [f'--no{name}' if value is False else f'--{name}={value}' for name, value in settings.items()]
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
+    return tmp_path
+
+
+# --- flags -----------------------------------------------------------------------------------------
+
+
+def test_the_arguments_of_a_problem_are_flags():
+    table, defaults = options_of(first_bit)
+    assert defaults == {'longest': 4, 'where': 'begin', 'noise': 0.0}
+    assert [table[name].parser.parse(text) for name, text in (('longest', '7'), ('where', 'end'), ('noise', '.5'))] == [
+        7,
+        'end',
+        0.5,
+    ]
+    assert table['longest'].help == 'bits of a string' and table['where'].help == 'the bit stands'
+    for name, text in (('longest', '-1'), ('longest', '1.5'), ('where', 'middle'), ('noise', 'x')):
+        with pytest.raises(ValueError, match='must be'):
+            table[name].parser.parse(text)
+
+
+def needs(longest: int) -> Problem: ...
+
+
+def odd(longest: list = []) -> Problem: ...  # noqa: B006
+
+
+def taken(hidden: int = 3) -> Problem: ...
+
+
+@pytest.mark.parametrize(
+    ('make', 'words'), [(needs, 'needs a default'), (odd, 'int, float, bool or Literal'), (taken, 'every task')]
+)
+def test_an_argument_that_cannot_be_a_flag_is_refused(make, words):
+    with pytest.raises(UserError, match=words):
+        Study(make)
+
+
+def test_a_study_gives_both_doors_the_same(in_tmp):
+    study = Study(first_bit, every=2)
+    one = study.run(longest=3, steps=4, replicas=2, workdir='a', picture=False)
+    assert study.main(['--longest=3', '--steps=4', '--replicas=2', '--workdir=b', '--nopicture']) == 0
+    assert (in_tmp / 'a/looks.csv').read_bytes() == (in_tmp / 'b/looks.csv').read_bytes()
+    assert one.looks.shape == (2, 2, 2) and one.metrics == ['loss', 'wrong']
+
+
+@pytest.mark.parametrize('name', studies.NAMES)
+def test_every_study_has_help_for_each_of_its_flags(name, capsys):
+    study = studies.find(name)
+    assert study.main(['--help']) == 0
+    text = capsys.readouterr().out
+    for flag, (_, words) in study.FLAGS.items():
+        assert f'--{flag}=(' in text or f'--[no]{flag}' in text
+        assert words != 'of the task' and words.split()[0] in text, flag
+    module = importlib.import_module(f'experiments.{name}')
+    assert study.name == name and f'experiments.{name} ' in module.__doc__
+
+
+@pytest.mark.parametrize('cell', CELLS)
+@pytest.mark.parametrize('name', studies.NAMES)
+def test_every_task_takes_every_cell(name, cell):
+    """In two layers, in both directions where that is no cheat, with dropout, clipping and a schedule."""
+    study = studies.find(name)
+    problem = study.problem(study.defaults)
+    flags = {'cell': cell, 'hidden': 4, 'layers': 2, 'dropout': 0.5, 'bidirectional': not problem.causal}
+    settings = study.check(flags | {'clip_norm': 1.0, 'schedule': 'cosine', 'decay_steps': 10})
+    task = study.make_task(settings)
+    inputs = batch_shapes(task).inputs
+    outputs = jax.eval_shape(lambda x: task.model.init_with_output(jax.random.key(0), x)[0], inputs)
+    assert outputs.shape[0] == settings['batch_size'] and outputs.shape[-1] == problem.outputs
+
+
+@pytest.mark.parametrize('name', studies.NAMES)
+def test_every_task_trains_and_is_tested(name, capsys):
+    """Two steps of a small model; the scores of what it never saw are numbers."""
+    study = studies.find(name)
+    outcome = study.run(hidden=4, batch_size=4, steps=2, every=1, replicas=1, picture=False)
+    assert outcome.looks.shape == (1, 2, len(outcome.metrics)) and np.isfinite(outcome.looks).all()
+    assert set(outcome.seeds[0].test) == set(outcome.metrics) >= {'loss', 'wrong'}
+    assert all(np.isfinite(x) for x in outcome.seeds[0].test.values())
+    assert '1 seed' in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize('cell', CELLS)
+@pytest.mark.parametrize('gate_bias', ['default', *GATE_BIASES])
+def test_every_cell_is_made_or_refused_in_a_sentence(cell, gate_bias):
+    """Those without a gate that keeps have no bias of it; the others have it."""
+    study = temporal_order.STUDY
+    settings = study.defaults | {'cell': cell, 'hidden': 4, 'length': 20, 'gate_bias': gate_bias}
+    problem = study.problem(settings)
+    if gate_bias != 'default' and cell in ('simple', 'lru', 'rglru'):
+        with pytest.raises(UserError, match=f'--gate_bias={gate_bias} --parallel=False do not go together: bias_init'):
+            make_model(problem, settings)
+    else:
+        make_model(problem, settings)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'words'),
+    [
+        (['--cell=lstmm'], '--cell=lstmm must be one of lstm, gru, simple, mingru, minlstm, lru, rglru; did you mean'),
+        (['--length=9'], '--length=9 --relevant=two: length=9 must be at least 10'),
+        (['--parallel'], '--parallel=True do not go together: parallel=True'),
+        (['--dropout=0.5'], '--dropout=0.5 does nothing with --layers=1'),
+        (['--steps=100', '--every=30'], '--steps=100 --every=30: the steps must be a multiple of --every, such as 90'),
+        (['--every=7000'], '--every=7000 is more than --steps=6250'),
+        (['--schedule=cosine'], '--schedule=cosine --decay_steps=None: schedule=cosine needs decay_steps'),
+        (['--hidden=1', '--gate_bias=uniform'], 'needs features of at least 2'),
+        (['--hidden=100000000'], 'would need about'),
+        (['--length=100000000'], 'would need about'),
+        (['--matmul_precision=float16'], '--matmul_precision=float16 must be one of default, high, highest'),
+        (['--seed=4294967295'], 'ends at seed 4294967304'),
+        (['--best=accuracy', '--length=10'], '--best=accuracy is no metric of this run; there are loss, wrong'),
+        (
+            ['--learning_rate=3e38', '--steps=50', '--every=1', '--length=10', '--replicas=1'],
+            'try a smaller --learning_rate',
+        ),
+    ],
+)
+def test_a_mistake_ends_in_a_sentence_and_exit_code_2(flags, words, in_tmp, capsys):
+    assert temporal_order.main([*flags, '--nopicture']) == 2
+    err = capsys.readouterr().err
+    assert words in err.replace('flag ', '') and err.count('\n') == 1
+
+
+def test_a_model_that_would_see_the_answers_is_refused():
+    with pytest.raises(UserError, match='--bidirectional would look at the answers: copy memory over 100 steps'):
+        studies.find('copy_memory').run(bidirectional=True)
+
+
+def test_chrono_needs_a_problem_that_says_how_long():
+    with pytest.raises(UserError, match='--gate_bias=chrono needs to know how long to keep, and a bit does not say'):
+        Study(first_bit).run(gate_bias='chrono')
+
+
+def test_python_refuses_unknown_names_and_values_with_a_value_error():
+    with pytest.raises(UserError, match='--replicas=0 must be a whole number from 1'):
+        temporal_order.run(replicas=0)
+    with pytest.raises(UserError, match='unknown flag --lenght; did you mean --length'):
+        temporal_order.run(lenght=10)
+    assert issubclass(UserError, ValueError)
+
+
+# --- what a seed needs -----------------------------------------------------------------------------
+
+
+def test_a_run_by_hand_gives_the_same(in_tmp):
+    """The looks, of each seed by itself through `train.train`; and the test, on the sequences of its split."""
+    study = temporal_order.STUDY
+    outcome = study.run(**SHORT, seed=7, split='test')
+    settings = study.defaults | SHORT
+    task, tx = study.make_task(settings), optim.adam(3e-3, 1e-7)
+    batch = study.problem(settings).sample(jax.random.key(SPLITS['test']), HELD_OUT)
+    for i, seed in enumerate(outcome.seeds):
+        state, looks = train.init_state(task, tx, jax.random.key(7 + i)), []
+        for state, metrics, _ in train.train(task, tx, state, steps=6, chunk=3):
+            looks.append([metrics[name].total.sum() / metrics[name].count.sum() for name in ('loss', 'wrong')])
+        np.testing.assert_allclose(outcome.looks[i], looks, rtol=1e-5)
+        found = task.loss(train.apply(task, state, batch.inputs), batch)
+        for name, mean in found.items():
+            assert abs(seed.test[name] - mean.compute()) < 1e-5
+        assert seed.seed == 7 + i and seed.sequences is None
+
+
+def test_the_splits_are_different_sequences():
+    one, other = (Study(first_bit).run(steps=2, every=1, replicas=1, split=name, picture=False) for name in SPLITS)
+    assert one.looks.tobytes() == other.looks.tobytes() and one.seeds != other.seeds
+
+
+def test_training_stops_where_all_seeds_are_at_the_goal(in_tmp):
+    """Far before the end; the number of sequences is that of the first look without an error."""
+    outcome = temporal_order.run(**LEARNS, workdir='w')
+    needed = [seed.sequences for seed in outcome.seeds]
+    assert None not in needed and len(set(needed)) > 1 and max(needed) < 1500 * 16 / 2
+    assert outcome.looks.shape[1] * 25 * 16 == max(needed)
+    for seed, looks in zip(outcome.seeds, outcome.looks, strict=True):
+        wrong = looks[:, outcome.metrics.index('wrong')]
+        assert (np.flatnonzero(wrong == 0)[0] + 1) * 25 * 16 == seed.sequences and seed.test['wrong'] < 0.05
+
+
+def test_to_the_end_trains_all_steps_and_tests_there(in_tmp):
+    short = LEARNS | {'steps': 600}
+    first, second = temporal_order.run(**short), temporal_order.run(**short, to_the_end=True)
+    assert [seed.sequences for seed in first.seeds] == [seed.sequences for seed in second.seeds]
+    assert second.looks.shape[1] == 600 // 25 > first.looks.shape[1]
+    np.testing.assert_array_equal(second.looks[:, : first.looks.shape[1]], first.looks)
+    assert first.seeds[0].test['loss'] > second.seeds[0].test['loss']
+
+
+def test_until_moves_the_goal(in_tmp):
+    early = temporal_order.run(**LEARNS, until=0.5)
+    late = temporal_order.run(**LEARNS)
+    assert all(a.sequences < b.sequences for a, b in zip(early.seeds, late.seeds, strict=True))
+    for seed, looks in zip(early.seeds, early.looks, strict=True):
+        wrong = looks[:, early.metrics.index('wrong')]
+        assert (np.flatnonzero(wrong <= 0.5)[0] + 1) * 25 * 16 == seed.sequences
+
+
+def test_a_goal_may_be_of_another_metric():
+    """NaN reaches none."""
+
+    def make() -> Problem:
+        def score(outputs, batch):
+            half = Mean(jnp.float32(1), jnp.float32(2))
+            nan = Mean(jnp.float32(jnp.nan), jnp.float32(1))
+            return {'loss': outputs.sum() * 0 + half.total, 'half': half, 'nan': nan, 'wrong': half} | {
+                'loss': Mean((outputs**2).sum(), jnp.float32(outputs.size))
+            }
+
+        return first_bit()._replace(score=score, goal=Goal(0.5, 'half'))
+
+    how = {'steps': 2, 'every': 1, 'replicas': 1, 'picture': False, 'batch_size': 2}
+    assert Study(make).run(**how).seeds[0].sequences == 2
+
+    def never() -> Problem:
+        return make()._replace(goal=Goal(0.5, 'nan'))
+
+    assert Study(never).run(**how).seeds[0].sequences is None
+
+
+def test_examples_are_read_in_epochs_and_the_split_is_never_trained_on():
+    """Each epoch has every example once; the last batch of one counts what is there."""
+    study = Study(first_bit)
+    settings = study.defaults | {'noise': 1.0, 'batch_size': 8}
+    task, examples = study.make_task(settings), first_bit(noise=1.0).examples()
+    for epoch in range(2):
+        rows = []
+        for step in range(4 * epoch, 4 * epoch + 4):
+            batch = task.batch(task.data, jax.random.key(0), step)
+            want, real = epoch_rows(task.data[0], step, 30, 8)
+            np.testing.assert_array_equal(batch.inputs, examples.train.inputs[want])
+            np.testing.assert_array_equal(batch.mask, real)
+            rows += np.asarray(want)[np.asarray(real)].tolist()
+        assert sorted(rows) == list(range(30))
+    outcome = study.run(noise=1.0, batch_size=8, steps=4, every=4, replicas=1, split='test', picture=False)
+    assert round(outcome.seeds[0].test['wrong'] * 5, 4) in range(6)
+
+
+# --- what a run leaves -----------------------------------------------------------------------------
+
+
+def test_what_a_run_leaves_and_shows(in_tmp, capsys):
+    """A run that is finished is shown again with the same words; another is refused by the flag that differs."""
+    argv = [*argv_of(SHORT), '--picture', '--gate_bias=chrono']
+    assert temporal_order.main(argv) == 0
+    out = capsys.readouterr().out
+    folder = in_tmp / 'runs/temporal_order/lstm'
+    assert sorted(path.name for path in folder.iterdir()) == ['checkpoints', 'curve.png', 'looks.csv', 'summary.json']
+    summary = json.loads((folder / 'summary.json').read_text())
+    assert summary['finished'] and summary['params'] == 4 * (9 * 4 + 16) + 20 and summary['seconds'] > 0
+    assert out.splitlines()[-1].startswith('temporal order of two symbols, length 10, lstm(4): 0 of 2 seeds')
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert temporal_order.main(argv) == 0
+    again = capsys.readouterr().out
+    assert 'shown again' in again and again.splitlines()[-1] == out.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert temporal_order.main([*argv, '--hidden=5']) == 2
+    assert 'holds a run with --hidden=4, and this one is with --hidden=5' in capsys.readouterr().err
+    for text in ('seed,sequences,loss,wrong\n0,a,1,1\n', 'seed\n', 'seed,sequences,loss,wrong\n9,48,1,1\n', ''):
+        (folder / 'looks.csv').write_text(text)
+        assert temporal_order.main(argv) == 2
+        assert 'looks.csv of a finished run cannot be read' in capsys.readouterr().err
+
+
+def test_the_table_has_every_look_of_every_seed(in_tmp):
+    outcome = temporal_order.run(**SHORT, workdir='w')
+    with (in_tmp / 'w/looks.csv').open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [(int(row['seed']), int(row['sequences'])) for row in rows] == [(0, 48), (0, 96), (1, 48), (1, 96)]
+    for i, name in enumerate(outcome.metrics):
+        found = np.array([float(row[name]) for row in rows], np.float32).reshape(2, 2)
+        np.testing.assert_array_equal(found, outcome.looks[..., i])
+
+
+def test_same_flags_same_bytes_and_replicas_are_seeds_of_their_own(in_tmp):
+    both, alone = (
+        temporal_order.run(**SHORT, workdir='a'),
+        temporal_order.run(**SHORT | {'seed': 1, 'replicas': 1}, workdir='b'),
+    )
+    np.testing.assert_allclose(both.looks[1:], alone.looks, rtol=1e-6)
+    before = (in_tmp / 'a/looks.csv').read_bytes()
+    temporal_order.run(**SHORT, workdir='a', overwrite=True)
+    assert (in_tmp / 'a/looks.csv').read_bytes() == before
+
+
+@pytest.mark.parametrize('every', [25, 70, 1000])
+def test_a_run_that_was_stopped_goes_on_with_what_it_had_found(every, in_tmp, monkeypatch):
+    """Stopped after a seed was at the goal, by a failure of ours: all is as if nothing had happened."""
+    straight = temporal_order.run(**LEARNS, workdir='a')
+    needed, original = [seed.sequences for seed in straight.seeds], trials.Trial._tested
+
+    def fails(self, group, i, states, steps, test):
+        if steps is not None and steps * 16 > min(needed):
+            raise ZeroDivisionError
+        return original(self, group, i, states, steps, test)
+
+    monkeypatch.setattr(trials.Trial, '_tested', fails)
+    with pytest.raises(ZeroDivisionError):
+        temporal_order.run(**LEARNS, workdir='b', checkpoint_every=every)
+    monkeypatch.setattr(trials.Trial, '_tested', original)
+    again = temporal_order.run(**LEARNS, workdir='b', checkpoint_every=40)
+    assert again.seeds == straight.seeds
+    assert (in_tmp / 'b/looks.csv').read_bytes() == (in_tmp / 'a/looks.csv').read_bytes()
+    held = json.loads((in_tmp / 'b/summary.json').read_text())
+    assert (held['seconds'] is None) == again.resumed == (every < 1000)
+
+
+def test_a_seed_that_diverges_is_at_no_goal_and_keeps_its_place(in_tmp):
+    """Its test is not finite; files hold that and give it back."""
+    seed = trials.Seed(3, None, {'loss': float('nan'), 'wrong': 1.0})
+    held = json.loads(json.dumps(trials.plain(seed), allow_nan=False))
+    again = trials.seed_of(held)
+    assert again.seed == 3 and again.sequences is None and np.isnan(again.test['loss']) and again.test['wrong'] == 1
+
+
+def test_mistakes_count_sequences_and_not_steps():
+    right = jnp.array([[True, False, False], [True, True, True], [False, False, False], [True, False, True]])
+    mask = jnp.array([[True, True, True], [True, True, False], [False, False, False], [True, False, True]])
+    assert mistakes(right, mask) == (1, 3)
+
+
+def test_both_forms_of_a_linear_cell_find_the_same(in_tmp):
+    want = temporal_order.run(**SHORT, cell='mingru')
+    found = temporal_order.run(**SHORT, cell='mingru', parallel=True)
+    np.testing.assert_allclose(found.looks, want.looks, rtol=1e-4)
+
+
+# --- any task --------------------------------------------------------------------------------------
+
+
+OUTSIDE = """
+import jax, jax.numpy as jnp
+from seqjax.problem import Problem, classification
+from seqjax.task import Batch
+
+def my_task(bits: int = 3) -> Problem:
+    def sample(key, count):
+        x = jax.random.bernoulli(key, 0.5, (count, bits, 1)).astype(jnp.float32)
+        return Batch(x, x[:, 0, 0].astype(int), jnp.ones(count, bool))
+    return Problem('my task', sample, classification, 'vector', 2)
+
+def no_task() -> int:
+    return 3
+
+number = 3
+"""
+
+
+def test_a_task_of_another_module_has_flags_and_files(in_tmp, capsys):
+    from experiments import run as any_task
+
+    (in_tmp / 'my_module_7.py').write_text(OUTSIDE)
+    (in_tmp / 'my.flags').write_text('--task=my_module_7:my_task\n--bits=2\n--steps=2\n--every=1\n--replicas=2\n')
+    assert any_task.main(['--flagfile=my.flags', '--nopicture']) == 0
+    assert 'my task' in capsys.readouterr().out.splitlines()[-1]
+    assert (in_tmp / 'runs/run/my_module_7/my_task/lstm/looks.csv').is_file()
+    assert any_task.main(['--flagfile=my.flags', '--bits=x']) == 2
+    assert '--bits=x must be a whole number' in capsys.readouterr().err.replace('flag ', '')
+
+
+@pytest.mark.parametrize(
+    ('task', 'words'),
+    [
+        ('parityy', '--task=parityy must be one of'),
+        ('no_module_7:x', 'no_module_7 cannot be imported from'),
+        ('my_module_8:x', "my_module_8 has no function 'x' that returns a Problem"),
+        ('my_module_8:number', "my_module_8 has no function 'number' that returns a Problem"),
+        ('my_module_8:no_task', 'must return a Problem of seqjax.problem, and returns int'),
+        ('../x:y', 'must be MODULE:FUNCTION'),
+        (':', 'must be MODULE:FUNCTION'),
+        ('broken_8:x', 'broken_8 cannot be imported from'),
+    ],
+)
+def test_what_is_no_task_is_refused_in_a_sentence(task, words, in_tmp, capsys):
+    from experiments import run as any_task
+
+    (in_tmp / 'my_module_8.py').write_text(OUTSIDE)
+    (in_tmp / 'broken_8.py').write_text('1 / 0')
+    assert any_task.main([f'--task={task}']) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count('\n') == 1
