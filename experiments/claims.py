@@ -176,10 +176,12 @@ def run(
     for name in settings['only'] or ():
         if name not in claims:
             raise UserError(f'--only={name} is no claim; there are {", ".join(claims)}{launch.nearest(name, claims)}')
-    settings |= {'workdir': settings['workdir'] or default_folder(quick)}
-    with files.open_workdir(settings, NAME, names=(TABLE, TEXT)) as (folder, _):
+    wanted, place = settings.pop('only') or list(claims), settings['workdir'] or default_folder(quick)
+    settings |= {'workdir': place}  # which of them are run may differ from call to call
+    with files.open_workdir(settings, NAME, names=(files.SUMMARY, TABLE, TEXT)) as (folder, _):
+        folder.write_summary({'experiment': NAME, 'finished': True, 'flags': settings})
         rows = []
-        for name in settings['only'] or claims:
+        for name in wanted:
             print(f'\n--- {name}: {claims[name].claim} ---\n', flush=True)
             rows.append(row_of(claims[name], _run_one(claims[name], folder.path / name, settings)))
         text = '\n'.join(markdown(rows)) + '\n'

@@ -26,7 +26,7 @@ from seqjax.problem import WRONG
 from seqjax.trials import Outcome
 
 NAME, TABLE = 'compare', 'compare.csv'
-FILES = (TABLE, files.CURVE)
+FILES = (files.SUMMARY, TABLE, files.CURVE)
 WIDEST = 4096  # units that are tried for a budget of parameters
 OURS = ('workdir', 'overwrite', 'picture')  # of the whole comparison; each of its runs has a folder within
 
@@ -83,7 +83,10 @@ def run(**values: Any) -> list[tuple[Entry, Outcome]]:
     if settings['params'] is not None and settings['hidden'] is not None:
         raise UserError(f'--params={settings["params"]} chooses --hidden, and --hidden={settings["hidden"]} is given')
     entries = [entry_of(settings, task, cell) for task in settings['tasks'] for cell in settings['cells']]
-    with files.open_workdir(settings, NAME, names=FILES) as (folder, _):
+    # Tasks and cells may be added to a comparison; what a run of it depends on, that run compares itself.
+    shared = {name: value for name, value in settings.items() if name not in ('tasks', 'cells')}
+    with files.open_workdir(shared, NAME, names=FILES) as (folder, _):
+        folder.write_summary({'experiment': NAME, 'finished': True, 'flags': shared})
         found = []
         for entry in entries:
             print(f'{entry.task}, {entry.cell}({entry.hidden}), {entry.params:,} parameters')

@@ -358,7 +358,7 @@ def goal_of(problem: Problem, settings: Mapping[str, Any]) -> Goal:
 
 def goal_words(goal: Goal) -> str:
     if goal.metric == WRONG:
-        return 'answer every sequence rightly' if goal.at_most <= 0 else f'answer {1 - goal.at_most:.4g} rightly'
+        return 'answer every sequence rightly' if goal.at_most <= 0 else f'answer at least {1 - goal.at_most:.4g} of them rightly'
     return f'have a {goal.metric} of at most {goal.at_most:.4g}'
 
 
