@@ -1,0 +1,94 @@
+"""Published results: every claim's flagfile says what it must, and its small version reaches the goal."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import claims, launch, studies
+from experiments.claims import Claim
+from seqjax.files import UserError
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+CLAIMS = claims.all_claims()
+
+
+def test_there_are_a_dozen_and_each_is_complete():
+    assert len(CLAIMS) >= 12
+    for claim in CLAIMS.values():
+        assert claim.measure in claims.MEASURES and claim.quick and claim.published
+        module = claims.importlib.import_module(f'experiments.{claim.module}')
+        door = getattr(module, 'STUDY', None) or module.COMMAND
+        values = door.parse([f'--flagfile={claim.name}'])
+        assert values['split'] == 'test' and values['replicas'] >= 10 and values['seed'] == 0
+        small = door.parse([f'--flagfile={claim.name}', *claim.quick])
+        assert small != values and small['replicas'] >= 2
+
+
+def test_the_readme_holds_the_table():
+    """A row for each claim, as the command prints them."""
+    rows = re.findall(r'^\| (.+?) \(`(\w+)`\) \| (.+?) \|', README, re.MULTILINE)
+    assert {name: (text, published) for text, name, published in rows} == {
+        name: (claim.claim, claim.published) for name, claim in CLAIMS.items()
+    }
+
+
+@pytest.mark.slow
+def test_the_small_version_of_every_claim_reaches_its_goal(tmp_path, optimized, capsys):
+    """Each of its seeds; an untrained model is at none of these goals."""
+    claims.run(quick=True, workdir=str(tmp_path / 'w'))
+    with (tmp_path / 'w/claims.csv').open() as lines:
+        rows = {row['flagfile']: row for row in csv.DictReader(lines)}
+    assert set(rows) == set(CLAIMS)
+    for name, row in rows.items():
+        reached, count = row['at_goal'].split(' of ')
+        assert reached == count, (name, row)
+    text = (tmp_path / 'w/claims.md').read_text()
+    assert text.count('\n') == len(CLAIMS) + 2 and text in capsys.readouterr().out
+    again = claims.run(quick=True, workdir=str(tmp_path / 'w'), only=['parity'])
+    assert len(again) == 1 and 'shown again' in capsys.readouterr().out
+
+
+def flagfile(tmp_path, text):
+    path = tmp_path / 'x.flags'
+    path.write_text(text)
+    return path
+
+
+def test_a_header_is_read_with_its_continuations(tmp_path):
+    text = """# A title.
+# Claim:     somebody: this,
+#            and that
+# Published: 1
+# Measure:   loss
+# Command:   python -m experiments.adding --flagfile=x
+# Quick:     --a=1 --b='2 3'
+# Time:      1 minute
+--c=3
+# a comment
+"""
+    assert claims.read(flagfile(tmp_path, text)) == Claim(
+        'x', 'adding', 'somebody: this, and that', '1', 'loss', ['--a=1', '--b=2 3']
+    )
+    assert claims.read(flagfile(tmp_path, text.replace('Claim', 'Not'))) is None
+    with pytest.raises(UserError, match='has no line Published'):
+        claims.read(flagfile(tmp_path, text.replace('Published', 'Other')))
+    with pytest.raises(UserError, match='has Measure speed, none of'):
+        claims.read(flagfile(tmp_path, text.replace('loss', 'speed')))
+
+
+def test_an_unknown_claim_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
+    assert claims.main(['--only=parit']) == 2
+    assert '--only=parit is no claim; there are' in capsys.readouterr().err
+
+
+def test_every_flagfile_of_a_study_is_accepted():
+    """By its own experiment, as its command says."""
+    for path in launch.FLAGFILES.glob('*.flags'):
+        module = re.search(r'^# Command: +python -m experiments\.(\w+) ', path.read_text(), re.MULTILINE)[1]
+        if module in studies.NAMES:
+            study = studies.find(module)
+            study.check(study.parse([f'--flagfile={path}']))

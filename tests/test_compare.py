@@ -1,0 +1,119 @@
+"""Cells side by side: equal budgets, paired differences, a comparison that goes on where it was."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from experiments import compare, launch, studies
+from seqjax import report, trials
+from seqjax.files import UserError
+from seqjax.trials import Outcome, Seed
+
+SHORT = {'length': 22, 'steps': 4, 'every': 2, 'batch_size': 4, 'replicas': 3, 'picture': False}
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
+    return tmp_path
+
+
+def test_each_entry_is_the_run_of_its_own_experiment(capsys):
+    """The same seeds, the same numbers, the last row's too; and the table says so."""
+    found = compare.run(tasks=['adding', 'temporal_order'], cells=['gru', 'mingru'], **SHORT, hidden=5)
+    assert [(entry.task, entry.cell) for entry, _ in found] == [
+        (task, cell) for task in ('adding', 'temporal_order') for cell in ('gru', 'mingru')
+    ]
+    for entry, outcome in found:
+        alone = studies.find(entry.task).run(**SHORT, hidden=5, cell=entry.cell, to_the_end=True)
+        assert alone.seeds == outcome.seeds
+    out = capsys.readouterr().out
+    mean, half = report.mean_interval(np.array([seed.test['loss'] for seed in found[0][1].seeds]))
+    assert f'{mean:.4g} ± {half:.2g}' in out
+
+
+@pytest.mark.parametrize('params', [300, 2000])
+def test_a_budget_makes_models_as_large_as_it_allows(params):
+    for cell in ('lstm', 'gru', 'simple', 'lru'):
+        defaults = compare.table_of(['adding'])[1]
+        entry = compare.entry_of(defaults | {'params': params}, 'adding', cell)
+        wider = entry.settings | {'hidden': entry.hidden + 1}
+        assert entry.params <= params < compare.count_params(entry.study, wider)
+
+
+def outcome_of(*pairs):
+    seeds = [Seed(i, None, {'loss': loss, 'wrong': wrong}) for i, (loss, wrong) in enumerate(pairs)]
+    return Outcome(seeds, ['loss', 'wrong'], np.zeros((len(pairs), 1, 2)))
+
+
+def test_differences_are_paired():
+    """Seeds that differ much, and cells that differ by the same little on each of them: the difference is clear."""
+    one = outcome_of((1, 0.1), (2, 0.5), (4, 0.9))
+    other = outcome_of((1.1, 0.1), (2.1, 0.5), (4.11, 0.9))
+    entries = [compare.Entry('t', cell, 1, 1, {}, None) for cell in ('a', 'b')]
+    (line,) = list(compare.difference_lines(list(zip(entries, (one, other), strict=True))))[1:]
+    mean, half = report.mean_interval(np.array([0.1, 0.1, 0.11]))
+    assert f'loss {mean:+.4g} ± {half:.2g}' in line and 'no clear' not in line
+    (line,) = list(compare.difference_lines([(entries[0], one), (entries[1], outcome_of((1, 0.1), (1, 0), (6, 1)))]))[1:]
+    assert 'no clear difference' in line
+
+
+def test_a_seed_that_diverged_is_told_and_left_out():
+    one = outcome_of((1, 0.1), (float('nan'), 1), (2, 0.3))
+    (values, failed) = compare._intervals(compare.values_of(one))
+    assert failed.strip() == '1 diverged' and values[0] == report.mean_interval(np.array([1.0, 2.0]))
+
+
+def test_a_comparison_goes_on_where_it_was_and_may_grow(in_tmp, monkeypatch, capsys):
+    """What is finished is not trained again; a cell more is trained alone."""
+    whole = compare.run(tasks=['adding'], cells=['gru', 'simple'], **SHORT, workdir='a')
+    trained, original = [], trials.Trial.run
+
+    def run(self, seeds):
+        trained.append(len(trained))
+        if len(trained) == 2:
+            raise ZeroDivisionError
+        return original(self, seeds)
+
+    monkeypatch.setattr(trials.Trial, 'run', run)
+    with pytest.raises(ZeroDivisionError):
+        compare.run(tasks=['adding'], cells=['gru', 'simple'], **SHORT, workdir='b')
+    assert compare.run(tasks=['adding'], cells=['gru', 'simple'], **SHORT, workdir='b')[1][1].seeds == whole[1][1].seeds
+    assert len(trained) == 3
+    compare.run(tasks=['adding'], cells=['gru', 'simple', 'mingru'], **SHORT, workdir='b')
+    assert len(trained) == 4
+    with (in_tmp / 'b/compare.csv').open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [(row['cell'], int(row['seed'])) for row in rows] == [
+        (cell, seed) for cell in ('gru', 'simple', 'mingru') for seed in range(3)
+    ]
+    assert float(rows[0]['loss']) == pytest.approx(whole[0][1].seeds[0].test['loss'], rel=1e-6)
+    with pytest.raises(UserError, match='with --steps=4, and this one is with --steps=8|asks for|--steps'):
+        compare.run(tasks=['adding'], cells=['gru'], **SHORT | {'length': 23}, workdir='b')
+
+
+def test_it_draws_a_panel_for_each_task(in_tmp):
+    compare.run(tasks=['adding', 'temporal_order'], cells=['gru'], **SHORT | {'picture': True}, workdir='w')
+    assert (in_tmp / 'w/curve.png').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ('flags', 'words'),
+    [
+        (['--tasks=addin'], '--task=addin must be one of'),
+        (['--cells=lstm,lstm'], '--cells=lstm,lstm must be one or more values, all different'),
+        (['--cells=lstm,xlstm'], '--cells=lstm,xlstm must be one of'),
+        (['--params=3'], '--params=3 is too few: lstm of one unit has'),
+        (['--params=3000', '--hidden=4'], '--params=3000 chooses --hidden, and --hidden=4 is given'),
+        (['--tasks=adding,copy_memory', '--bidirectional'], '--bidirectional would look at the answers'),
+        (['--cells=mingru,gru', '--parallel'], '--parallel=True do not go together'),
+        (['--tasks=adding,copy_memory', '--length=50'], 'unknown flag --length'),
+        (['--dropout=0.1'], '--dropout=0.1 does nothing with --layers=1'),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_trained(flags, words, in_tmp, capsys):
+    assert compare.main([*flags, '--nopicture']) == 2
+    out, err = capsys.readouterr()
+    assert words in err.replace('flag --cells', '--cells') and err.count('\n') == 1 and 'seed-step' not in out

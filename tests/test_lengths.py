@@ -1,0 +1,97 @@
+"""Length generalisation: what is tested is what a model answers at each length, in few compilations."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import launch, lengths, studies
+from experiments.lengths import Lengths, curves, lengths_of, padded, trained
+from experiments.study import SPLITS
+from seqjax import optim, train
+
+SHORT = {'longest': 4, 'hidden': 4, 'batch_size': 8, 'steps': 4, 'every': 2, 'replicas': 2, 'picture': False}
+SHORT |= {'up_to': 40, 'points': 5, 'count': 32}
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
+    return tmp_path
+
+
+@pytest.mark.parametrize('task', ['parity', 'modular_arithmetic', 'anbn'])
+def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
+    """By hand: the parameters at the end, on sequences without any padding but their own."""
+    study = Lengths(studies.find(task))
+    outcome = lengths.run(task=task, **SHORT)
+    settings = study.check(SHORT)
+    problem, built = study.problem(settings), study.make_task(settings)
+    state, tx = train.init_state(built, optim.adam(3e-3, 1e-7), jax.random.key(1)), study.make_optimiser(settings)
+    for state, _, _ in train.train(built, tx, train.init_state(built, tx, jax.random.key(1)), steps=4, chunk=2):
+        pass
+    tested, right = curves(outcome)
+    assert tested.tolist() == lengths_of(problem, settings) and right.shape == (2, len(tested))
+    for length, found in zip(tested.tolist(), right[1], strict=True):
+        key = jax.random.fold_in(jax.random.key(SPLITS['validation']), length)
+        longest = next(size for size, among in padded(tested.tolist()).items() if length in among)
+        batch = problem.draw(key, jnp.full(32, length), longest)
+        want = 1 - problem.score(train.apply(built, state, batch.inputs), batch)['wrong'].compute()
+        assert abs(found - want) < 0.04  # a sequence of 32 may be undecided
+
+
+def test_lengths_cover_what_is_trained_on_and_beyond():
+    study = Lengths(studies.find('parity'))
+    settings = study.check({'longest': 40, 'up_to': 500, 'points': 10})
+    found = lengths_of(study.problem(settings), settings)
+    assert found[0] == 1 and found[-1] == 500 and {40, 41} <= set(found) and found == sorted(set(found))
+    assert study.check({'longest': 7})['up_to'] == 70 and trained(study.problem(settings)) == 40
+
+
+def test_few_shapes_hold_many_lengths():
+    among = padded(range(1, 501))
+    assert list(among) == [16, 32, 64, 128, 256, 512]
+    for size, held in among.items():
+        assert all(size // 2 < length <= size or size == 16 for length in held)
+    assert sorted(length for held in among.values() for length in held) == list(range(1, 501))
+
+
+def test_a_model_that_learned_the_rule_generalises_and_an_untrained_one_does_not(capsys, optimized):
+    """Even pairs in some hundred steps, from 10 to 100."""
+    how = {'longest': 10, 'up_to': 100, 'points': 4, 'count': 64, 'hidden': 16, 'batch_size': 64, 'picture': False}
+    good = lengths.run(task='even_pairs', **how, steps=600, every=100, replicas=2, learning_rate=0.01)
+    assert '2 of 2 seeds' in capsys.readouterr().out.splitlines()[-1]
+    bad = lengths.run(task='even_pairs', **how, steps=1, every=1, replicas=2)
+    assert '0 of 2 seeds' in capsys.readouterr().out.splitlines()[-1]
+    assert curves(good)[1][:, -1].min() > 0.99 and curves(bad)[1][:, -1].max() < 0.8
+
+
+def test_a_finished_run_is_shown_again_with_its_curve(in_tmp, capsys):
+    argv = [f'--{name}={value}' for name, value in SHORT.items() if name != 'picture']
+    assert lengths.main([*argv, '--task=parity']) == 0
+    out, folder = capsys.readouterr().out, in_tmp / 'runs/lengths/parity/lstm'
+    assert (folder / 'curve.png').is_file() and json.loads((folder / 'summary.json').read_text())['finished']
+    assert lengths.main([*argv, '--task=parity']) == 0
+    again = capsys.readouterr().out
+    assert 'shown again' in again and again.splitlines()[-1] == out.splitlines()[-1]
+    assert lengths.main([*argv, '--task=parity', '--points=6']) == 2
+    assert 'with --points=5, and this one is with --points=6' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('flags', 'words'),
+    [
+        (['--task=adding'], '--task=adding: adding of length 100 is not drawn by length'),
+        (['--longest=40', '--up_to=40'], '--up_to=40 must be over 40, the longest trained on'),
+        (['--points=1'], '--points=1 must be a whole number from 2'),
+        (['--task=parityy'], '--task=parityy must be one of'),
+        (['--to_the_end'], 'unknown flag --to_the_end'),
+    ],
+)
+def test_a_mistake_ends_in_a_sentence(flags, words, in_tmp, capsys):
+    assert lengths.main([*flags, '--nopicture']) == 2
+    err = capsys.readouterr().err
+    assert words in err.replace('flag --points', '--points') and err.count('\n') == 1
