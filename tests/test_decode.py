@@ -160,7 +160,7 @@ def test_scores_are_those_under_teacher_forcing():
 
 
 def test_what_has_ended_stays_as_it_is():
-    """With more steps a finished sequence keeps its tokens, length and score, and the others go on from where they were."""
+    """With more steps a finished sequence keeps its tokens, length and score; the others go on from where they were."""
     ended = []
     for seed in range(6):
         variables = draw(seed)
