@@ -15,6 +15,9 @@ The rooms, each importing only from those above it:
     recurrence    how a cell is carried over time: nn.scan, associative_scan, segments to save memory
     layers        over time: RNN, Bidirectional, Stack, Stateful, TimeDistributed (nn.vmap)
     models        compositions: sequence to vector, sequence to sequence, and a constructor for the usual ones
+    attention     a weighted mean of a source's steps: additive (Bahdanau), dot and general (Luong)
+    encoder_decoder  a source is read, a target is written: teacher forcing, scheduled sampling, attention
+    decode        what a model writes by itself: greedy, by beam search, drawn
     data          ways to feed a task: streams, windows of a long series; epochs in an order of their own
     tasks/        what is learned: td, the notebook's task; temporal_order; echo
     optim         the optimiser that a run asks for

@@ -35,17 +35,7 @@ class _Model(nn.Module):
 
     def _read(self, inputs: Arrays, options: dict[str, Any]) -> tuple[Any, Any, jax.Array | None]:
         """-> carry (None unless it is asked for), outputs, and which steps are real (None for all)."""
-        if isinstance(inputs, tuple) and not 1 <= len(inputs) <= 4:
-            raise ValueError(f'inputs of {len(inputs)} parts must be an array or (values, seq_lengths, mask, resets)')
-        values, seq_lengths, mask, resets = Sequences(*inputs) if isinstance(inputs, tuple) else Sequences(inputs)
-        values = jnp.asarray(values)
-        if self.embed is not None and values.ndim != 2:
-            raise ValueError(f'tokens {values.shape} of {values.dtype} must be integers [B, T]')
-        if self.embed is None and values.ndim < 3:
-            raise ValueError(f'inputs {values.shape} must be [B, T, F]; tokens [B, T] need embed=nn.Embed(...)')
-        real = masks.real_steps(seq_lengths, mask, values.shape[:1], values.shape[1], of=f'inputs {values.shape}')
-        if self.embed is not None:
-            values = self.embed(as_tokens(values, self.embed.num_embeddings, real))
+        values, real, resets = as_steps(inputs, self.embed)
         options |= {'mask': real, 'resets': resets, 'return_carry': bool(options['return_carry'])}
         read = self.rnn(values, **{name: value for name, value in options.items() if value is not None})
         return (*read, real) if options['return_carry'] else (None, read, real)
@@ -85,6 +75,33 @@ class SequenceToSequence(_Model):
         else:
             outputs = self.head(outputs)
         return (carry, outputs) if return_carry else outputs
+
+
+def as_steps(inputs: Arrays, embed: nn.Embed | None) -> tuple[jax.Array, jax.Array | None, Any]:
+    """What a recurrent layer reads.
+
+    Args:
+      inputs: [B, T, F], or tokens [B, T]; alone or in `Sequences`, or in a tuple (values, lengths).
+      embed: of tokens; None for inputs [B, T, F].
+
+    Returns:
+      values [B, T, F]; which steps are real [B, T], None for all; the resets, None where there are none.
+
+    Raises:
+      ValueError: an argument does not fit the others; the message names it.
+    """
+    if isinstance(inputs, tuple) and not 1 <= len(inputs) <= 4:
+        raise ValueError(f'inputs of {len(inputs)} parts must be an array or (values, seq_lengths, mask, resets)')
+    values, seq_lengths, mask, resets = Sequences(*inputs) if isinstance(inputs, tuple) else Sequences(inputs)
+    values = jnp.asarray(values)
+    if embed is not None and values.ndim != 2:
+        raise ValueError(f'tokens {values.shape} of {values.dtype} must be integers [B, T]')
+    if embed is None and values.ndim < 3:
+        raise ValueError(f'inputs {values.shape} must be [B, T, F]; tokens [B, T] need embed=nn.Embed(...)')
+    real = masks.real_steps(seq_lengths, mask, values.shape[:1], values.shape[1], of=f'inputs {values.shape}')
+    if embed is not None:
+        values = embed(as_tokens(values, embed.num_embeddings, real))
+    return values, real, resets
 
 
 def as_tokens(tokens: jax.Array, vocabulary: int, real: jax.Array | None) -> jax.Array:

@@ -29,7 +29,7 @@ def run_block(containing):
 
 
 def test_every_python_block_of_the_readme_is_run():
-    assert README.count('```python') == 4
+    assert README.count('```python') == 5
 
 
 def test_the_readmes_experiment_runs():
@@ -57,6 +57,16 @@ def test_the_readmes_stream_learns_its_sentence(capsys):
     entropy = -np.sum(share[share > 0] * np.log2(share[share > 0]))
     bits = [float(x) for x in re.findall(r'([\d.]+) bits', capsys.readouterr().out)]
     assert len(bits) == 4 and bits[-1] < entropy / 10
+
+
+def test_the_readmes_decoder_writes_what_it_says():
+    """Shapes as in the comments; scores are of the best first, and end or not each length is right."""
+    names = run_block('decode.greedy(')
+    assert names['logits'].shape == (2, 5, 10) and np.isfinite(names['loss'])
+    written, best = names['written'], names['best']
+    assert [x.shape for x in written] == [(2, 6), (2,), (2,)] and [x.shape for x in best] == [(2, 4, 6), (2, 4), (2, 4)]
+    for tokens, length in zip(written.tokens, written.lengths, strict=True):
+        assert length == (list(tokens).index(0) + 1 if 0 in tokens else 6)
 
 
 def test_the_tests_that_the_readme_links_to_are_there():
