@@ -1,0 +1,16 @@
+"""Cycle navigation: a regular task of Delétang et al. (2022).
+
+    python -m experiments.cycle_navigation
+    python -m experiments.cycle_navigation --cycle=3 --cell=simple
+
+The task itself is in seqjax/tasks/regular.py.
+"""
+
+from experiments import launch, study
+from seqjax.tasks.regular import cycle_navigation
+
+STUDY = study.Study(cycle_navigation, batch_size=64, steps=10000, every=125)
+run, main = STUDY.run, STUDY.main
+
+if __name__ == '__main__':
+    launch.leave(main())
