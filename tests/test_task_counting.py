@@ -1,5 +1,6 @@
 """Counting: strings by a stack of plain Python, floors by every string and by the automaton that knows the law."""
 
+import functools
 import itertools
 import math
 from collections import Counter
@@ -14,7 +15,7 @@ from experiments import dyck as dyck_experiment
 from seqjax.problem import WRONG, Goal
 from seqjax.tasks.counting import anbn, dyck
 
-DRAWS = 1000
+DRAWS, MANY = 3000, 30_000
 
 
 # --- the languages, slowly -------------------------------------------------------------------------
@@ -97,8 +98,26 @@ def ideal(batch, longest, kinds, deepest):
     return rows
 
 
-def drawn(problem, count=DRAWS, seed=0):
-    return jax.device_get(jax.jit(problem.sample, static_argnums=1)(jax.random.key(seed), count))
+@functools.cache
+def compiled(make, **options):
+    """The problem, with its functions compiled once for all tests."""
+    problem = make(**options)
+    sample, draw = jax.jit(problem.sample, static_argnums=1), jax.jit(problem.draw, static_argnums=2)
+    return problem._replace(sample=sample, draw=draw, score=jax.jit(problem.score))
+
+
+@functools.cache
+def drawn(make, count=DRAWS, **options):
+    return jax.device_get(compiled(make, **options).sample(jax.random.key(0), count))
+
+
+def first(batch, count):
+    return jax.tree.map(lambda x: x[:count], batch)
+
+
+def score_each(problem):
+    """The score of every row by itself."""
+    return jax.jit(jax.vmap(lambda logits, row: problem.score(logits[None], jax.tree.map(lambda x: x[None], row))))
 
 
 def strings(batch):
@@ -148,8 +167,7 @@ small = pytest.mark.parametrize(('make', 'options', 'end', 'law'), SMALL.values(
 
 @each
 def test_strings_are_of_the_language_and_targets_follow(make, options, end):
-    problem = make(**options)
-    batch = drawn(problem)
+    problem, batch = compiled(make, **options), drawn(make, **options)
     assert batch.inputs.values.shape == (DRAWS, 40, end) and problem.outputs == end + 1
     assert batch.inputs.values.dtype == np.float32 and batch.targets.dtype == np.int32 and batch.mask.dtype == bool
     for word, targets, mask in zip(strings(batch), batch.targets, batch.mask, strict=True):
@@ -165,25 +183,23 @@ def test_strings_are_of_the_language_and_targets_follow(make, options, end):
 
 @each
 def test_every_length_is_as_likely(make, options, end):
-    count = 10_000
-    found = Counter(drawn(make(**options), count).inputs.seq_lengths.tolist())
+    found = Counter(drawn(make, **options).inputs.seq_lengths.tolist())
     assert set(found) == set(range(2, 41, 2))
-    assert all(close(n / count, 1 / 20, count) for n in found.values())
+    assert all(close(n / DRAWS, 1 / 20, DRAWS) for n in found.values())
 
 
 @small
 def test_every_string_is_as_likely_as_it_should_be(make, options, end, law):
-    count = 30_000
-    found = Counter(strings(drawn(make(**options), count)))
+    found = Counter(strings(drawn(make, MANY, **options)))
     assert set(found) == set(law)
-    assert all(close(found[word] / count, p, count) for word, p in law.items())
+    assert all(close(found[word] / MANY, p, MANY) for word, p in law.items())
 
 
 @each
 def test_draws_of_given_lengths(make, options, end):
     """Of those lengths, under jit, padded to what is asked for; an odd length loses one."""
-    problem, lengths = make(**options, longest=4), jnp.arange(2, 62)
-    batch = jax.device_get(jax.jit(problem.draw, static_argnums=2)(jax.random.key(1), lengths, 64))
+    problem, lengths = compiled(make, **options, longest=4), jnp.arange(2, 62)
+    batch = jax.device_get(problem.draw(jax.random.key(1), lengths, 64))
     np.testing.assert_array_equal(batch.inputs.seq_lengths, lengths // 2 * 2)
     assert batch.inputs.values.shape == (60, 64, end)
     for word, targets, mask in zip(strings(batch), batch.targets, batch.mask, strict=True):
@@ -194,7 +210,9 @@ def test_draws_of_given_lengths(make, options, end):
 @small
 def test_a_given_length_has_its_strings(make, options, end, law):
     count, length = 10_000, options['longest'] - 2
-    batch = jax.device_get(make(**options).draw(jax.random.key(4), jnp.full(count, length), options['longest']))
+    batch = jax.device_get(
+        compiled(make, **options).draw(jax.random.key(4), jnp.full(count, length), options['longest'])
+    )
     share = sum(p for word, p in law.items() if len(word) == length)
     law = {word: p / share for word, p in law.items() if len(word) == length}
     found = Counter(strings(batch))
@@ -204,9 +222,9 @@ def test_a_given_length_has_its_strings(make, options, end, law):
 
 @each
 def test_a_key_is_a_draw(make, options, end):
-    first, again, other = (drawn(make(**options), 8, seed) for seed in (0, 0, 1))
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    assert not np.array_equal(first.inputs.values, other.inputs.values)
+    one, again, other = (compiled(make, **options).sample(jax.random.key(seed), DRAWS) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, one, again)
+    assert not np.array_equal(one.inputs.values, other.inputs.values)
 
 
 # --- the figures -----------------------------------------------------------------------------------
@@ -215,7 +233,7 @@ def test_a_key_is_a_draw(make, options, end):
 @small
 def test_figures_by_every_string(make, options, end, law):
     """What follows each prefix, weighed by how likely that is; no law but the list of the strings."""
-    problem, table = make(**options), predictive(law, end)
+    problem, table = compiled(make, **options), predictive(law, end)
     nats, length, counts = 0.0, 0.0, np.zeros(end + 1)
     for word, p in law.items():
         for t, symbol in enumerate(targets_of(word, end), 1):
@@ -232,14 +250,12 @@ def test_figures_by_every_string(make, options, end, law):
 @small
 def test_who_knows_the_law_is_at_the_floor_and_never_wrong(make, options, end, law):
     """Every string at once, through the score; its totals are weighed by the law."""
-    problem, table = make(**options), predictive(law, end)
+    problem, table = compiled(make, **options), predictive(law, end)
     batch = by_word(make, options, law)
     logits = np.zeros((*batch.targets.shape, end + 1))
     for row, word in zip(logits, law, strict=True):
         row[: len(word)] = [table[word[:t]] for t in range(1, len(word) + 1)]
-    found = jax.vmap(lambda logits, row: problem.score(logits[None], jax.tree.map(lambda x: x[None], row)))(
-        log(logits), batch
-    )
+    found = score_each(problem)(log(logits), batch)
     weights = np.array([*law.values()])
     loss = (weights * found['loss'].total).sum() / (weights * found['loss'].count).sum()
     assert loss == pytest.approx(problem.figures['entropy floor'], rel=1e-5)
@@ -248,19 +264,16 @@ def test_who_knows_the_law_is_at_the_floor_and_never_wrong(make, options, end, l
 
 def by_word(make, options, law):
     """A batch of every string of a law, found among draws."""
-    batch = drawn(make(**options), 30_000)
-    first = {}
-    for i, word in enumerate(strings(batch)):
-        first.setdefault(word, i)
-    rows = np.array([first[word] for word in law])
+    batch = drawn(make, MANY, **options)
+    place = {word: i for i, word in enumerate(strings(batch))}
+    rows = np.array([place[word] for word in law])
     return jax.tree.map(lambda x: jnp.asarray(x[rows]), batch)
 
 
 @pytest.mark.parametrize(('make', 'options', 'end'), [*TASKS.values()][1:], ids=[*TASKS][1:])
 def test_long_brackets_of_the_ideal_and_of_a_constant(make, options, end):
-    """Monte Carlo: 2,000 strings of up to 40 symbols, through the score."""
-    problem, count = make(**options), 2000
-    batch = drawn(problem, count, seed=5)
+    """Monte Carlo: strings of up to 40 symbols, through the score."""
+    problem, batch = compiled(make, **options), drawn(make, **options)
     probabilities = ideal(batch, 40, end // 2, options.get('deepest', 10))
     assert np.allclose(probabilities.sum(-1), 1)
     found = problem.score(log(probabilities), batch)
@@ -279,7 +292,7 @@ def test_long_brackets_of_the_ideal_and_of_a_constant(make, options, end):
 
 def test_long_a_b_of_the_ideal_and_of_a_constant():
     """After k of 20 a the first b has the chance 1 / (21 - k), and the rest is certain."""
-    problem, batch = anbn(), drawn(anbn(), 4000)
+    problem, batch = compiled(anbn), drawn(anbn)
     rows = np.zeros((*batch.targets.shape, 3))
     for row, word in zip(rows, strings(batch), strict=True):
         n = len(word) // 2
@@ -290,7 +303,7 @@ def test_long_a_b_of_the_ideal_and_of_a_constant():
     found = problem.score(log(rows), batch)
     assert problem.figures['entropy floor'] == pytest.approx(math.log(20) / 21)
     lengths = batch.inputs.seq_lengths.astype(float)
-    error = math.log(20) / 21 * lengths.std() / lengths.mean() / math.sqrt(4000)
+    error = math.log(20) / 21 * lengths.std() / lengths.mean() / math.sqrt(DRAWS)
     assert abs(float(found['loss'].compute()) - math.log(20) / 21) < 4.5 * error
     assert found[WRONG].compute() == 0
     constant = problem.score(jnp.broadcast_to(log([9.5 / 21, 10.5 / 21, 1 / 21]), rows.shape), batch)
@@ -316,8 +329,8 @@ def possible(word, t, make, end, deepest):
 @each
 def test_wrong_is_more_than_a_tenth_on_what_cannot_follow(make, options, end):
     """At one step of a string, 9% or 11% on one symbol, which is wrong where it cannot follow, and 11% of two."""
-    problem = make(**options)
-    batch = drawn(problem, 60, seed=2)
+    problem, batch = compiled(make, **options), first(drawn(make, **options), 60)
+    score = score_each(problem)
     chance = np.random.default_rng(0)
     for share in (0.09, 0.11):
         rows, want = np.full((*batch.targets.shape, end + 1), 1e-9), []
@@ -329,22 +342,19 @@ def test_wrong_is_more_than_a_tenth_on_what_cannot_follow(make, options, end):
             rows[i, t] *= 1 - share
             rows[i, t, symbol] += share
             want.append(share > 0.1 and symbol not in allowed[t])
-        found = jax.vmap(lambda x, row: problem.score(x[None], jax.tree.map(lambda y: y[None], row))[WRONG])(
-            log(rows), jax.tree.map(jnp.asarray, batch)
-        )
+        found = score(log(rows), batch)[WRONG]
         np.testing.assert_array_equal(found.total, want)
         assert share < 0.1 or 10 < sum(want) < 60
 
 
 @each
 def test_what_is_not_finite_is_wrong_and_padding_is_not_looked_at(make, options, end):
-    problem = make(**options)
-    batch = drawn(problem, 40, seed=3)
+    problem, batch = compiled(make, **options), first(drawn(make, **options), 60)
     sure = np.where(np.arange(end + 1) == batch.targets[..., None], 20.0, 0.0)
     sure[~batch.mask] = np.nan
     assert problem.score(jnp.asarray(sure), batch)[WRONG].compute() == 0
     sure[7, 0, 0] = np.nan
-    assert problem.score(jnp.asarray(sure), batch)[WRONG] == (1, 40)
+    assert problem.score(jnp.asarray(sure), batch)[WRONG] == (1, 60)
 
 
 @pytest.mark.parametrize(

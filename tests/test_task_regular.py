@@ -1,5 +1,6 @@
 """Regular tasks: their strings by an automaton of plain Python, their figures by enumeration, both paddings."""
 
+import functools
 import itertools
 import math
 from collections import Counter
@@ -19,7 +20,7 @@ from seqjax.problem import WRONG, Goal
 from seqjax.task import Task
 from seqjax.tasks.regular import cycle_navigation, even_pairs, modular_arithmetic, parity
 
-DRAWS = 1000
+DRAWS, MANY = 1000, 20_000
 
 
 # --- the automata ----------------------------------------------------------------------------------
@@ -69,8 +70,17 @@ TASKS = {
 each = pytest.mark.parametrize(('make', 'options', 'automaton', 'size', 'features'), TASKS.values(), ids=TASKS)
 
 
-def drawn(problem, count=DRAWS, seed=0):
-    return jax.device_get(jax.jit(problem.sample, static_argnums=1)(jax.random.key(seed), count))
+@functools.cache
+def compiled(make, **options):
+    """The problem, with its functions compiled once for all tests."""
+    problem = make(**options)
+    sample, draw = jax.jit(problem.sample, static_argnums=1), jax.jit(problem.draw, static_argnums=2)
+    return problem._replace(sample=sample, draw=draw, score=jax.jit(problem.score))
+
+
+@functools.cache
+def drawn(make, count=DRAWS, **options):
+    return jax.device_get(compiled(make, **options).sample(jax.random.key(0), count))
 
 
 def strings(batch):
@@ -92,8 +102,7 @@ def close(found, share, count, sigmas=4.5):
 
 @each
 def test_answers_are_those_of_an_automaton(make, options, automaton, size, features):
-    problem = make(**options)
-    batch = drawn(problem)
+    problem, batch = compiled(make, **options), drawn(make, **options)
     assert batch.inputs.values.shape == (DRAWS, 40, features) and problem.outputs == size
     assert batch.inputs.values.dtype == np.float32 and batch.targets.dtype == np.int32
     assert batch.mask.shape == (DRAWS,) and batch.mask.all() and batch.mask.dtype == bool
@@ -105,13 +114,12 @@ def test_answers_are_those_of_an_automaton(make, options, automaton, size, featu
 @pytest.mark.parametrize('longest', [7, 8])
 def test_every_length_is_as_likely_and_so_is_every_symbol(make, options, automaton, size, features, longest):
     """Both ends are drawn; of arithmetic the odd lengths alone, numbers and operators by turns."""
-    count = 20_000
-    batch = drawn(make(**options, longest=longest), count)
+    batch = drawn(make, MANY, **options, longest=longest)
     step = 2 if make is modular_arithmetic else 1
     lengths = range(1, longest + 1, step)
     found = Counter(batch.inputs.seq_lengths.tolist())
     assert set(found) == set(lengths)
-    assert all(close(found[length] / count, 1 / len(lengths), count) for length in lengths)
+    assert all(close(found[length] / MANY, 1 / len(lengths), MANY) for length in lengths)
     lists = strings(batch)
     for place in range(max(lengths)):
         symbols = Counter(word[place] for word in lists if len(word) > place)
@@ -125,7 +133,7 @@ def test_every_length_is_as_likely_and_so_is_every_symbol(make, options, automat
 def test_the_best_constant_by_enumeration(make, options, automaton, size, features):
     """Every string of every length up to 5, or 7; and the classes of a draw have the shares that it is made of."""
     longest = 5 if size == 5 else 7
-    problem, shares = make(**options, longest=longest), np.zeros(size)
+    problem, shares = compiled(make, **options, longest=longest), np.zeros(size)
     lengths = range(1, longest + 1, 2 if make is modular_arithmetic else 1)
     for length in lengths:
         answers = Counter(automaton(word, size) for word in words(make, size, length))
@@ -133,8 +141,8 @@ def test_the_best_constant_by_enumeration(make, options, automaton, size, featur
     entropy = -(shares * np.log(shares)).sum()
     assert problem.figures == {'best constant': pytest.approx(entropy, rel=1e-12)}
     assert type(problem.figures['best constant']) is float
-    count = 20_000
-    batch = drawn(problem, count)
+    count = MANY
+    batch = drawn(make, count, **options, longest=longest)
     found = np.bincount(batch.targets, minlength=size) / count
     assert all(close(*pair, count) for pair in zip(found, shares, strict=True))
     constant = jnp.broadcast_to(jnp.log(jnp.asarray(shares, jnp.float32)), (count, size))
@@ -145,20 +153,19 @@ def test_the_best_constant_by_enumeration(make, options, automaton, size, featur
 
 @each
 def test_the_automaton_is_never_wrong_and_a_constant_is(make, options, automaton, size, features):
-    problem = make(**options)
-    batch = drawn(problem, 200)
+    problem, batch = compiled(make, **options), drawn(make, **options)
     answers = np.array([automaton(word, size) for word in strings(batch)])
     found = problem.score(jnp.asarray(30 * np.eye(size)[answers], jnp.float32), batch)
     assert found[WRONG].compute() == 0 and found['loss'].compute() < 1e-6
-    assert problem.score(jnp.zeros((200, size)), batch)[WRONG].compute() > 0.3
+    assert problem.score(jnp.zeros((DRAWS, size)), batch)[WRONG].compute() > 0.3
     assert problem.goal == Goal() and problem.answer == 'vector' and not problem.causal
 
 
 @each
 def test_draws_of_given_lengths(make, options, automaton, size, features):
     """Of those lengths, under jit, padded to what is asked for; an even length of arithmetic loses one."""
-    problem, lengths = make(**options, longest=4), jnp.arange(1, 61)
-    batch = jax.device_get(jax.jit(problem.draw, static_argnums=2)(jax.random.key(1), lengths, 64))
+    problem, lengths = compiled(make, **options, longest=8), jnp.arange(1, 61)
+    batch = jax.device_get(problem.draw(jax.random.key(1), lengths, 64))
     assert batch.inputs.values.shape == (60, 64, features)
     want = (lengths + 1) // 2 * 2 - 1 if make is modular_arithmetic else lengths
     np.testing.assert_array_equal(batch.inputs.seq_lengths, want)
@@ -171,8 +178,7 @@ def test_draws_of_given_lengths(make, options, automaton, size, features):
 
 @each
 def test_a_key_is_a_draw(make, options, automaton, size, features):
-    problem = make(**options)
-    first, again, other = drawn(problem, 8), drawn(problem, 8), drawn(problem, 8, seed=1)
+    first, again, other = (compiled(make, **options).sample(jax.random.key(seed), DRAWS) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first.inputs.values, other.inputs.values)
     assert not np.array_equal(first.inputs.seq_lengths, other.inputs.seq_lengths)
@@ -207,7 +213,7 @@ def test_an_experiment_takes_its_defaults(experiment):
 
 
 def test_padding_on_the_left_moves_the_strings_alone():
-    right, left = (drawn(parity(longest=9, padding=padding)) for padding in ('right', 'left'))
+    right, left = (drawn(parity, longest=9, padding=padding) for padding in ('right', 'left'))
     np.testing.assert_array_equal(left.targets, right.targets)
     assert left.inputs.seq_lengths is None
     np.testing.assert_array_equal(left.inputs.mask, np.arange(9) >= 9 - right.inputs.seq_lengths[:, None])
