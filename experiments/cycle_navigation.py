@@ -9,7 +9,7 @@ The task itself is in seqjax/tasks/regular.py.
 from experiments import launch, study
 from seqjax.tasks.regular import cycle_navigation
 
-STUDY = study.Study(cycle_navigation, batch_size=64, steps=10000, every=125)
+STUDY = study.Study(cycle_navigation, hidden=64, batch_size=64, steps=20000, every=125)
 run, main = STUDY.run, STUDY.main
 
 if __name__ == '__main__':

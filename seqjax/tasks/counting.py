@@ -14,8 +14,10 @@ first symbol, which nobody is asked for, divided by the mean length. Both are su
 
 A sequence is wrong where a model at any step gives more than a tenth of the probability to what cannot follow; so what
 is certain must have nine tenths. What could follow counts as right, likely or not, also beyond the lengths of
-training. There are few short strings (one a^n b^n of each length), so those that a model is tested on are also among
-those that it learned from.
+training; a bracket that would be one too many open at once could not.
+
+There are few short strings (one a^n b^n of each length), so those that a model is tested on are also among those that
+it learned from.
 """
 
 from __future__ import annotations
