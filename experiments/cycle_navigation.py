@@ -1,7 +1,7 @@
 """Cycle navigation: a regular task of Delétang et al. (2022).
 
     python -m experiments.cycle_navigation
-    python -m experiments.cycle_navigation --cycle=3 --cell=simple
+    python -m experiments.cycle_navigation --schedule=cosine --decay_steps=20000
 
 The task itself is in seqjax/tasks/regular.py.
 """
