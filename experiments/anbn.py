@@ -1,0 +1,16 @@
+"""a^n b^n, whose next symbol is told: after Gers and Schmidhuber (2001).
+
+    python -m experiments.anbn
+    python -m experiments.anbn --longest=100 --cell=gru
+
+The task itself is in seqjax/tasks/counting.py.
+"""
+
+from experiments import launch, study
+from seqjax.tasks.counting import anbn
+
+STUDY = study.Study(anbn, batch_size=64, steps=5000, every=125)
+run, main = STUDY.run, STUDY.main
+
+if __name__ == '__main__':
+    launch.leave(main())

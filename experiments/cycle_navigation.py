@@ -1,0 +1,16 @@
+"""Cycle navigation: a regular task of Delétang et al. (2022).
+
+    python -m experiments.cycle_navigation
+    python -m experiments.cycle_navigation --schedule=cosine --decay_steps=20000
+
+The task itself is in seqjax/tasks/regular.py.
+"""
+
+from experiments import launch, study
+from seqjax.tasks.regular import cycle_navigation
+
+STUDY = study.Study(cycle_navigation, hidden=64, batch_size=64, steps=20000, every=125)
+run, main = STUDY.run, STUDY.main
+
+if __name__ == '__main__':
+    launch.leave(main())

@@ -1,0 +1,16 @@
+"""Balanced brackets, whose next symbol is told: after Skachkova et al. (2018).
+
+    python -m experiments.dyck
+    python -m experiments.dyck --kinds=1 --deepest=3 --hidden=16
+
+The task itself is in seqjax/tasks/counting.py.
+"""
+
+from experiments import launch, study
+from seqjax.tasks.counting import dyck
+
+STUDY = study.Study(dyck, hidden=64, batch_size=64, steps=10000, every=125)
+run, main = STUDY.run, STUDY.main
+
+if __name__ == '__main__':
+    launch.leave(main())

@@ -1,0 +1,16 @@
+"""Even pairs: a regular task of Delétang et al. (2022).
+
+    python -m experiments.even_pairs
+    python -m experiments.even_pairs --longest=100 --cell=mingru --parallel
+
+The task itself is in seqjax/tasks/regular.py.
+"""
+
+from experiments import launch, study
+from seqjax.tasks.regular import even_pairs
+
+STUDY = study.Study(even_pairs, batch_size=64, steps=5000, every=125)
+run, main = STUDY.run, STUDY.main
+
+if __name__ == '__main__':
+    launch.leave(main())

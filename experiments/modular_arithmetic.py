@@ -1,0 +1,16 @@
+"""Modular arithmetic without brackets: a regular task of Delétang et al. (2022).
+
+    python -m experiments.modular_arithmetic
+    python -m experiments.modular_arithmetic --modulus=3 --cell=gru
+
+The task itself is in seqjax/tasks/regular.py.
+"""
+
+from experiments import launch, study
+from seqjax.tasks.regular import modular_arithmetic
+
+STUDY = study.Study(modular_arithmetic, hidden=64, batch_size=64, steps=20000, every=125)
+run, main = STUDY.run, STUDY.main
+
+if __name__ == '__main__':
+    launch.leave(main())
