@@ -130,6 +130,7 @@ def _sample(key: jax.Array, count: int, *, digits: int, reverse: bool) -> Batch:
     return _written(*jax.random.randint(keys[1], (2, count), 0, most), digits, reverse)
 
 
+@partial(jax.jit, static_argnames=('digits', 'reverse'))  # for the finite set, on the host
 def _written(one: jax.Array, other: jax.Array, digits: int, reverse: bool) -> Batch:
     """Questions and answers of the numbers [N] and [N]."""
     (first, width), (second, width_of_second) = _digits(one, digits), _digits(other, digits)
