@@ -1,0 +1,16 @@
+"""Associative recall with many queries (Arora et al. 2023): which value did this key come with?
+
+    python -m experiments.recall --pairs=2 --queries=2 --length=16
+    python -m experiments.recall --pairs=8 --queries=8 --length=128 --hidden=128 --cell=gru
+
+The task itself is in seqjax/tasks/recall.py.
+"""
+
+from experiments import launch, study
+from seqjax.tasks.recall import recall
+
+STUDY = study.Study(recall, hidden=64, batch_size=64, steps=12_500)
+run, main = STUDY.run, STUDY.main
+
+if __name__ == '__main__':
+    launch.leave(main())

@@ -1,0 +1,16 @@
+"""A sequence told backwards by an encoder and a decoder, as in Grefenstette et al. (2015).
+
+    python -m experiments.reversal --longest=10 --hidden=64
+    python -m experiments.reversal --longest=20 --symbols=20 --cell=gru --replicas=3
+
+The task itself is in seqjax/tasks/reorder.py.
+"""
+
+from experiments import launch, study
+from seqjax.tasks.reorder import reversal
+
+STUDY = study.Study(reversal, hidden=64, batch_size=64)
+run, main = STUDY.run, STUDY.main
+
+if __name__ == '__main__':
+    launch.leave(main())

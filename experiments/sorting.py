@@ -1,0 +1,16 @@
+"""Symbols told from the smallest to the largest by an encoder and a decoder, as in Vinyals et al. (2016).
+
+    python -m experiments.sorting --longest=10 --hidden=64
+    python -m experiments.sorting --longest=20 --symbols=20 --cell=gru --replicas=3
+
+The task itself is in seqjax/tasks/reorder.py.
+"""
+
+from experiments import launch, study
+from seqjax.tasks.reorder import sorting
+
+STUDY = study.Study(sorting, hidden=64, batch_size=64)
+run, main = STUDY.run, STUDY.main
+
+if __name__ == '__main__':
+    launch.leave(main())
