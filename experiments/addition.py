@@ -11,7 +11,7 @@ from experiments import launch, study
 from seqjax.tasks.addition import addition
 
 STUDY = study.Study(addition, hidden=128, batch_size=32, steps=150_000, every=1500, learning_rate=1e-3, replicas=1)
-run, main = STUDY.run, STUDY.main
+FLAGS, run, main = STUDY.FLAGS, STUDY.run, STUDY.main
 
 if __name__ == '__main__':
     launch.leave(main())

@@ -10,7 +10,7 @@ from experiments import launch, study
 from seqjax.tasks.counting import anbn
 
 STUDY = study.Study(anbn, batch_size=64, steps=5000, every=125)
-run, main = STUDY.run, STUDY.main
+FLAGS, run, main = STUDY.FLAGS, STUDY.run, STUDY.main
 
 if __name__ == '__main__':
     launch.leave(main())

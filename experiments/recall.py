@@ -10,7 +10,7 @@ from experiments import launch, study
 from seqjax.tasks.recall import recall
 
 STUDY = study.Study(recall, hidden=64, batch_size=64, steps=12_500)
-run, main = STUDY.run, STUDY.main
+FLAGS, run, main = STUDY.FLAGS, STUDY.run, STUDY.main
 
 if __name__ == '__main__':
     launch.leave(main())

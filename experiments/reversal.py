@@ -10,7 +10,7 @@ from experiments import launch, study
 from seqjax.tasks.reorder import reversal
 
 STUDY = study.Study(reversal, hidden=64, batch_size=64)
-run, main = STUDY.run, STUDY.main
+FLAGS, run, main = STUDY.FLAGS, STUDY.run, STUDY.main
 
 if __name__ == '__main__':
     launch.leave(main())

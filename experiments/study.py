@@ -27,6 +27,7 @@ from experiments.launch import Choice, Flag, Fraction, Number, Positive, Switch,
 from seqjax import files, optim, report, sweep, trials
 from seqjax import run as host
 from seqjax.data import epoch_rows
+from seqjax.encoder_decoder import ATTENTIONS, encoder_decoder
 from seqjax.files import UserError
 from seqjax.initializers import GATE_BIASES
 from seqjax.models import CELLS, sequence_model
@@ -53,6 +54,8 @@ MODEL = {
         "longest sequence; uniform spread evenly; default is the cell's own",
     ),
     'parallel': Flag(Switch(), 'take all steps at once, for cells whose recurrence is linear'),
+    'attention': Flag(Choice(*ATTENTIONS), 'how a decoder looks back at its source, where sequences are written'),
+    'scheduled_sampling': Flag(Fraction(), 'share of tokens that a decoder reads of its own in training'),
 }
 TRAINING = {
     'batch_size': Flag(Whole(1), 'sequences in a training step'),
@@ -70,7 +73,7 @@ TRAINING = {
 }
 DEFAULTS = {
     **{'cell': 'lstm', 'hidden': 32, 'layers': 1, 'bidirectional': False, 'dropout': 0.0, 'gate_bias': 'default'},
-    **{'parallel': False, 'batch_size': 16, 'steps': 6250, 'every': 125, 'until': None, 'to_the_end': False},
+    **{'parallel': False, 'attention': 'none', 'scheduled_sampling': 0.0, 'batch_size': 16, 'steps': 6250, 'every': 125, 'until': None, 'to_the_end': False},
     **{'split': 'validation', 'schedule': 'constant', 'decay_steps': None, 'clip_norm': None, 'learning_rate': 3e-3},
     **{'adam_epsilon': 1e-7, 'seed': 0, 'replicas': 10, 'matmul_precision': 'default', 'workdir': None},
     **{'overwrite': False, 'picture': True, 'mesh': None, 'checkpoint_every': 1000, 'keep': 2, 'best': None},
@@ -127,22 +130,33 @@ def make_model(problem: Problem, settings: Mapping[str, Any]) -> nn.Module:
         raise UserError(f'--dropout={settings["dropout"]} does nothing with --layers=1: it stands between two layers')
     if settings['bidirectional'] and problem.causal:
         raise UserError(f'--bidirectional would look at the answers: {problem.name} asks at each step what follows')
-    names = ('cell', 'hidden', 'layers', 'bidirectional', 'gate_bias', 'parallel')
-    options = {name: settings[name] for name in ('cell', 'layers', 'bidirectional', 'dropout', 'parallel')}
+    options = {name: settings[name] for name in ('cell', 'layers', 'bidirectional', 'dropout')}
+    options |= {'features': settings['hidden'], **_gate_bias(problem, settings['gate_bias'])}
     try:
-        model = sequence_model(
-            problem.answer,
-            problem.outputs,
-            features=settings['hidden'],
-            vocabulary=problem.vocabulary,
-            **options,
-            **_gate_bias(problem, settings['gate_bias']),
-        )
+        model = (_writer if problem.answer == 'tokens' else _reader)(problem, settings, options)
         inputs = jax.eval_shape(lambda: problem.sample(jax.random.key(0), 1)).inputs
         jax.eval_shape(model.init, jax.random.key(0), inputs)
     except (ValueError, TypeError) as error:  # a TypeError: a cell without such a gate
+        names = ('cell', 'hidden', 'layers', 'bidirectional', 'gate_bias', 'parallel', 'attention')
         raise UserError(f'{named(settings, names)} do not go together: {error}') from error
     return model
+
+
+def _reader(problem: Problem, settings: Mapping[str, Any], options: dict[str, Any]) -> nn.Module:
+    """Answers a sequence, or each of its steps."""
+    for name, without in (('attention', 'none'), ('scheduled_sampling', 0.0)):
+        if settings[name] != without:
+            raise ValueError(f'{name}={settings[name]} is of a decoder, and {problem.name} has none')
+    options |= {'vocabulary': problem.vocabulary, 'parallel': settings['parallel']}
+    return sequence_model(problem.answer, problem.outputs, **options)
+
+
+def _writer(problem: Problem, settings: Mapping[str, Any], options: dict[str, Any]) -> nn.Module:
+    """Writes a sequence for a sequence."""
+    if settings['parallel']:
+        raise ValueError('parallel=True: a decoder goes step by step')
+    options |= {name: settings[name] for name in ('attention', 'scheduled_sampling')}
+    return encoder_decoder(problem.outputs, source_vocabulary=problem.vocabulary, **options)
 
 
 def _gate_bias(problem: Problem, word: str) -> dict[str, Any]:
