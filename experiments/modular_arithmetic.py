@@ -9,7 +9,7 @@ The task itself is in seqjax/tasks/regular.py.
 from experiments import launch, study
 from seqjax.tasks.regular import modular_arithmetic
 
-STUDY = study.Study(modular_arithmetic, hidden=64, batch_size=64, steps=20000, every=125)
+STUDY = study.Study(modular_arithmetic, hidden=64, batch_size=64, steps=20000, every=125, clip_norm=1.0)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, STUDY.main
 
 if __name__ == '__main__':
