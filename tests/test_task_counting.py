@@ -243,7 +243,7 @@ def test_figures_by_every_string(make, options, end, law):
     shares = counts / counts.sum()
     constant = -(shares[shares > 0] * np.log(shares[shares > 0])).sum()
     assert problem.figures == pytest.approx({'best constant': constant, 'entropy floor': nats / length}, rel=1e-9)
-    assert problem.goal == Goal(1.01 * problem.figures['entropy floor'], 'loss')
+    assert problem.goal == Goal(0.01 * problem.figures['entropy floor'], 'excess')
     assert problem.answer == 'sequence' and problem.causal
 
 
@@ -260,6 +260,7 @@ def test_who_knows_the_law_is_at_the_floor_and_never_wrong(make, options, end, l
     loss = (weights * found['loss'].total).sum() / (weights * found['loss'].count).sum()
     assert loss == pytest.approx(problem.figures['entropy floor'], rel=1e-5)
     assert not found[WRONG].total.any() and found[WRONG].count.all()
+    assert np.abs(found['excess'].total).max() < 1e-4  # on each string, whatever chance made of it
 
 
 def by_word(make, options, law):
@@ -282,6 +283,7 @@ def test_long_brackets_of_the_ideal_and_of_a_constant(make, options, end):
     mean, error = mean_and_error(-(np.log(chosen) * batch.mask).sum(1), lengths)
     assert float(found['loss'].compute()) == pytest.approx(mean, rel=1e-5)
     assert abs(mean - problem.figures['entropy floor']) < 4.5 * error < 0.02 and found[WRONG].compute() == 0
+    assert abs(found['excess'].compute()) < 1e-5
     shares = np.bincount(batch.targets[batch.mask], minlength=end + 1) / batch.mask.sum()
     constant = problem.score(jnp.broadcast_to(log(shares), probabilities.shape), batch)
     nats = -(np.log(shares)[batch.targets] * batch.mask).sum(1)
@@ -305,7 +307,7 @@ def test_long_a_b_of_the_ideal_and_of_a_constant():
     lengths = batch.inputs.seq_lengths.astype(float)
     error = math.log(20) / 21 * lengths.std() / lengths.mean() / math.sqrt(DRAWS)
     assert abs(float(found['loss'].compute()) - math.log(20) / 21) < 4.5 * error
-    assert found[WRONG].compute() == 0
+    assert found[WRONG].compute() == 0 and abs(found['excess'].compute()) < 1e-6
     constant = problem.score(jnp.broadcast_to(log([9.5 / 21, 10.5 / 21, 1 / 21]), rows.shape), batch)
     assert abs(float(constant['loss'].compute()) - problem.figures['best constant']) < 0.01
     assert constant[WRONG].compute() == 1

@@ -12,6 +12,9 @@ loss stays above a floor, which is known here.
 A floor is in nats for each predicted symbol, over endlessly many sequences: the entropy of a string, less that of its
 first symbol, which nobody is asked for, divided by the mean length. Both are sums over all that a string can be.
 
+`excess` is how far the cross-entropy is above that of who knows the law, on the same sequences: the floor without the
+chance that is in them.
+
 A sequence is wrong where a model at any step gives more than a tenth of the probability to what cannot follow; so what
 is certain must have nine tenths. What could follow counts as right, likely or not, also beyond the lengths of
 training; a bracket that would be one too many open at once could not.
@@ -36,7 +39,8 @@ from seqjax.task import Arrays, Batch, Mean, Sequences
 
 SHORTEST = 4  # of the longest strings: with those of two symbols alone there is nothing to count
 STRAY = 0.1  # of the probability, that may go to what cannot follow
-NEAR = 1.01  # the goal is a loss within a hundredth of the floor
+NEAR = 0.01  # the goal is an excess of a hundredth of the floor
+EXCESS = 'excess'
 
 A, B, END = range(3)  # of a^n b^n
 
@@ -64,7 +68,7 @@ def anbn(longest: int = 40) -> Problem:
     return _problem(
         name=f'a^n b^n of 2 to {longest} symbols',
         draw=_anbn,
-        follows=_anbn_follows,
+        ideal=partial(_anbn_ideal, most=most),
         longest=longest,
         floor=math.log(most) / (2 * mean),
         counts=[mean - 1, mean, 1],
@@ -100,7 +104,7 @@ def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> Problem:
     return _problem(
         name=f'brackets of {kinds} {"kind" if kinds == 1 else "kinds"} in 2 to {longest} symbols',
         draw=partial(_dyck, kinds=kinds, deepest=deepest),
-        follows=partial(_dyck_follows, kinds=kinds, deepest=deepest),
+        ideal=partial(_dyck_ideal, kinds=kinds, table=_chances(longest, deepest)),
         longest=longest,
         floor=entropy / (2 * half),
         counts=[*[(half - 1) / kinds] * kinds, *[half / kinds] * kinds, 1],
@@ -115,12 +119,17 @@ def _check_longest(longest: int) -> None:
 def _problem(
     name: str,
     draw: Callable[[jax.Array, jax.Array, int], Batch],
-    follows: Callable[[jax.Array], jax.Array],
+    ideal: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     longest: int,
     floor: float,
     counts: Sequence[float],
 ) -> Problem:
-    """`counts`: how often each symbol is asked for in a string, on average."""
+    """The problem of a language.
+
+    Args:
+      ideal: symbols [N, T, F] -> what can follow each, bool [N, T, C], and how likely it is for who knows the law.
+      counts: how often each symbol is asked for in a string, on average.
+    """
 
     def sample(key: jax.Array, count: int) -> Batch:
         which, what = jax.random.split(key)
@@ -131,25 +140,30 @@ def _problem(
     return Problem(
         name=name,
         sample=sample,
-        score=_score(follows),
+        score=_score(ideal),
         answer='sequence',
         outputs=len(counts),
         figures={'best constant': constant, 'entropy floor': floor},
-        goal=Goal(at_most=NEAR * floor, metric='loss'),
+        goal=Goal(at_most=NEAR * floor, metric=EXCESS),
         horizon=longest,
         causal=True,
         draw=draw,
     )
 
 
-def _score(follows: Callable[[jax.Array], jax.Array]) -> Score:
-    """Cross-entropy; right is at most a tenth of the probability on what cannot follow, at every step."""
+def _score(ideal: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> Score:
+    """Cross-entropy, its excess, and mistakes: over a tenth of the probability on what cannot follow, at any step."""
 
     def score(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
-        stray = jnp.where(follows(_values(batch.inputs)), 0, jax.nn.softmax(logits.astype(jnp.float32))).sum(-1)
+        follows, likely = ideal(_values(batch.inputs))
+        stray = jnp.where(follows, 0, jax.nn.softmax(logits.astype(jnp.float32))).sum(-1)
+        loss = losses.cross_entropy(logits, batch.targets, batch.mask)
+        chances = jnp.take_along_axis(likely, batch.targets[..., None], -1)[..., 0]
+        least = -jnp.where(batch.mask & (chances > 0), jnp.log(jnp.maximum(chances, 1e-30)), 0).sum()
         return {
-            'loss': losses.cross_entropy(logits, batch.targets, batch.mask),
-            WRONG: mistakes(stray <= STRAY, batch.mask),  # NaN is not
+            'loss': loss,
+            EXCESS: Mean(loss.total - least, loss.count),
+            WRONG: mistakes((stray <= STRAY) & jnp.isfinite(logits).all(-1), batch.mask),
         }
 
     return score
@@ -179,10 +193,13 @@ def _anbn(key: jax.Array, lengths: jax.Array, longest: int) -> Batch:
     return _batch(symbols, lengths, END)
 
 
-def _anbn_follows(values: jax.Array) -> jax.Array:
-    """What can follow each symbol [N, T, 3], bool."""
+def _anbn_ideal(values: jax.Array, *, most: int) -> tuple[jax.Array, jax.Array]:
+    """After k of at most N times a, the first b has the chance 1 / (N - k + 1), and the rest is certain."""
     a, b = jnp.moveaxis(values.cumsum(1), -1, 0)
-    return jnp.stack([b == 0, b < a, b == a], -1)
+    first = 1 / jnp.maximum(most - a + 1, 1)
+    follows = jnp.stack([b == 0, b < a, b == a], -1)
+    likely = jnp.where((b == 0)[..., None], jnp.stack([1 - first, first, 0 * first], -1), follows)
+    return follows, likely
 
 
 # --- brackets --------------------------------------------------------------------------------------
@@ -242,8 +259,26 @@ def _tops(opens: jax.Array, kind: jax.Array, depth: jax.Array, kinds: int, deepe
     return jnp.take_along_axis(latest, depth[..., None], 2)[..., 0] % kinds
 
 
-def _dyck_follows(values: jax.Array, *, kinds: int, deepest: int) -> jax.Array:
-    """What can follow each symbol [N, T, 2 kinds + 1], bool."""
+def _chances(longest: int, deepest: int) -> np.ndarray:
+    """[symbols so far, depth, 3]: how likely it is that one opens, that one closes, that the string ends.
+
+    By all lengths that the string may still have, and all walks of each; 0 where nothing comes there.
+    """
+    ways = np.array(_ways(longest, deepest), float)  # [left, depth]
+    every = np.arange(2, longest + 1, 2)
+    chances = np.zeros((longest + 1, deepest + 1, 3))
+    for place in range(longest + 1):
+        left, weights = every[every >= place] - place, 1 / ways[every[every >= place], 0]
+        more = left > 0
+        after = ways[left[more] - 1] * weights[more, None]  # [lengths, depth], of walks that go on from there
+        chances[place, :-1, 0] = after[:, 1:].sum(0)
+        chances[place, 1:, 1] = after[:, :-1].sum(0)
+        chances[place, 0, 2] = weights[~more].sum()
+    return (chances / np.maximum(chances.sum(-1, keepdims=True), 1e-300)).astype(np.float32)
+
+
+def _dyck_ideal(values: jax.Array, *, kinds: int, table: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    deepest = table.shape[1] - 1
     symbols = values.argmax(-1)
     opens = symbols < kinds
     depth = jnp.where(values.any(-1), jnp.where(opens, 1, -1), 0).cumsum(1)
@@ -251,4 +286,7 @@ def _dyck_follows(values: jax.Array, *, kinds: int, deepest: int) -> jax.Array:
     inside = (depth > 0)[..., None]
     opening = jnp.broadcast_to((depth < deepest)[..., None], (*depth.shape, kinds))
     closing = inside & (top[..., None] == jnp.arange(kinds)[None, None])
-    return jnp.concatenate([opening, closing, ~inside], -1)
+    places = jnp.minimum(jnp.arange(1, depth.shape[1] + 1), len(table) - 1)
+    opened, closed, ended = jnp.moveaxis(jnp.asarray(table)[places[None], depth], -1, 0)
+    likely = [opening * opened[..., None] / kinds, closing * closed[..., None], ended[..., None]]
+    return jnp.concatenate([opening, closing, ~inside], -1), jnp.concatenate(likely, -1)
