@@ -90,11 +90,11 @@ def test_equal_keys_give_equal_questions_and_others_do_not():
 def test_no_question_is_in_the_set_twice():
     """Not in one part, not in two, and not the other way round."""
     parts = [numbers(part) for part in addition(examples=3000).examples()]
-    assert [len(part) for part in parts] == [3000, 300, 300]
-    assert len({frozenset(pair) for part in parts for pair in part.tolist()}) == 3600
-    assert len(questions(3, 60_000)[0]) == 60_000 == 50_000 + 2 * held_out(50_000)
+    assert [len(part) for part in parts] == [2700, 150, 150]
+    assert len({frozenset(pair) for part in parts for pair in part.tolist()}) == 3000
+    assert len(questions(3, 60_000)[0]) == 60_000
     assert len(np.unique(np.sort(questions(3, 60_000), axis=0), axis=1)[0]) == 60_000
-    assert [held_out(examples) for examples in (1, 10, 11, 45)] == [1, 1, 2, 5]
+    assert [held_out(examples) for examples in (1, 20, 21, 50_000)] == [1, 1, 2, 2500]
 
 
 def test_the_set_is_always_the_same_and_reversal_changes_only_the_order_of_reading():
@@ -104,7 +104,7 @@ def test_the_set_is_always_the_same_and_reversal_changes_only_the_order_of_readi
     for one, same, other in zip(first, again, straight, strict=True):
         assert all((a == b).all() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(same), strict=True))
         assert written(one, True) == written(other, False)
-    assert numbers(first.train)[:3].tolist() == [[16, 32], [44, 9], [7, 54]]  # by NumPy 2.1 and 2.4
+    assert numbers(first.train)[:3].tolist() == [[71, 4], [28, 46], [67, 82]]  # by NumPy 2.1 and 2.4
 
 
 def test_the_set_is_drawn_as_the_source_draws_it():
@@ -143,8 +143,8 @@ def test_the_parts_are_alike():
 
 
 def test_the_last_question_too_is_found():
-    """Numbers of one digit make 55 questions: 45 to learn from, and 5 and 5."""
-    parts = addition(1, 45).examples()
+    """Numbers of one digit make 55 questions."""
+    parts = addition(1, 55).examples()
     pairs = {frozenset(pair) for part in parts for pair in numbers(part).tolist()}
     assert pairs == {frozenset((a, b)) for a in range(10) for b in range(10)}
 
@@ -166,7 +166,7 @@ def test_it_can_be_made_while_something_is_traced():
     """As `Study.sizes` makes it."""
     shapes = jax.eval_shape(lambda: addition(2, 77).sample(jax.random.key(0), 3))
     assert shapes.inputs[0].values.shape == (3, 5)
-    assert addition(2, 77).examples().train.mask.shape == (77, 4)
+    assert addition(2, 77).examples().train.mask.shape == (69, 4)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ def test_it_can_be_made_while_something_is_traced():
     [
         ({'digits': 0}, 'digits=0 must be from 1 to 9'),
         ({'digits': 10}, 'digits=10 must be from 1 to 9'),
-        ({'examples': 0}, 'examples=0 must be at least 1'),
-        ({'digits': 1, 'examples': 46}, 'examples=46 and two tenths of them are 56 questions, and numbers of up to '),
-        ({'digits': 2}, 'examples=50000 and two tenths of them are 60,000 questions, .* digits=2 make 5,050'),
+        ({'examples': 2}, 'examples=2 must be at least 3'),
+        ({'digits': 1, 'examples': 56}, 'examples=56 must be at most 55, the questions that numbers of up to digits=1'),
+        ({'digits': 2}, 'examples=50000 must be at most 5,050'),
     ],
 )
 def test_what_cannot_be_is_refused(options, words):

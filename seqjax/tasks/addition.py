@@ -7,8 +7,8 @@ the end. Tokens are 0 for the end and for padding, 1 to 10 for the digits 0 to 9
 
 A number is 1 to 3 random digits, the count drawn first, without the zeros in front: 007 is written 7. What is learned
 from is a finite set in which no question comes twice, not even the other way round, as b+a for a+b. The source has
-50,000 of them, and a tenth of these is for validation; here they are all to learn from, and a tenth as many are for
-validation and as many for test. The source pads with spaces in front of a reversed question and behind an answer, and
+50,000 of them, and keeps a tenth of these for validation; here half of that tenth is for validation, and half for test.
+The source pads with spaces in front of a reversed question and behind an answer, and
 its decoder does not read what it has answered.
 
 A decoder is trained with the right answer so far as its input. A question is then answered rightly where every token is
@@ -39,28 +39,28 @@ def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> P
 
     Args:
       digits: most digits of a number.
-      examples: questions to learn from; a tenth as many, rounded up, are for validation, and as many for test.
+      examples: questions in all; a twentieth of them, rounded up, is for validation, and as many are for test.
       reverse: questions are read from the last character to the first.
 
     Raises:
-      ValueError: `digits` is not from 1 to 9, `examples` is below 1, or there are not so many different questions.
+      ValueError: `digits` is not from 1 to 9, `examples` is below 3, or there are not so many different questions.
 
     >>> batch = addition(examples=100).examples().train
     >>> source, answer = batch.inputs
     >>> ''.join(SYMBOLS[i] for i in source.values[2]), ''.join(SYMBOLS[i] for i in answer[2])
-    ('201+2  ', '104  ')
+    ('4+7    ', '11   ')
     >>> int(source.seq_lengths[2]), batch.mask[2].astype(int).tolist()
-    (5, [1, 1, 1, 1, 0])
+    (3, [1, 1, 1, 0, 0])
     """
     if not 1 <= digits <= MOST:
         raise ValueError(f'digits={digits} must be from 1 to {MOST}: a sum has to fit into 32 bits')
-    if examples < 1:
-        raise ValueError(f'examples={examples} must be at least 1')
-    numbers, needed = 10**digits, examples + 2 * held_out(examples)
-    if needed > numbers * (numbers + 1) // 2:
+    if examples < 3:
+        raise ValueError(f'examples={examples} must be at least 3: one to learn from, for validation, and for test')
+    most = 10**digits * (10**digits + 1) // 2
+    if examples > most:
         raise ValueError(
-            f'examples={examples} and two tenths of them are {needed:,} questions, and numbers of up to '
-            f'digits={digits} make {numbers * (numbers + 1) // 2:,}, a+b and b+a being one'
+            f'examples={examples} must be at most {most:,}, the questions that numbers of up to digits={digits} make, '
+            'a+b and b+a being one'
         )
     return Problem(
         name=f'addition of numbers of up to {digits} digits',
@@ -68,7 +68,7 @@ def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> P
         score=classification,
         answer='tokens',
         outputs=PLUS,
-        figures={'best constant': _entropy(questions(digits, needed)[:, :examples].sum(0))},
+        figures={'best constant': _entropy(questions(digits, examples)[:, : examples - 2 * held_out(examples)].sum(0))},
         goal=Goal(at_most=0.01),
         vocabulary=len(SYMBOLS),
         horizon=3 * digits + 3,
@@ -80,9 +80,9 @@ def held_out(examples: int) -> int:
     """Questions for validation, and as many for test.
 
     >>> held_out(50_000), held_out(45)
-    (5000, 5)
+    (2500, 3)
     """
-    return -(-examples // 10)
+    return -(-examples // 20)
 
 
 @lru_cache(maxsize=4)
@@ -108,8 +108,8 @@ def questions(digits: int, count: int) -> np.ndarray:
 
 def _examples(digits: int, examples: int, reverse: bool) -> Examples:
     held = held_out(examples)
-    drawn = questions(digits, examples + 2 * held)
-    ends = [examples, examples + held]
+    drawn = questions(digits, examples)
+    ends = [examples - 2 * held, examples - held]
     return Examples(*(_written(*part.astype(np.int32), digits, reverse) for part in np.split(drawn, ends, axis=1)))
 
 
