@@ -110,6 +110,13 @@ def _loss(seeds: Sequence[trials.Seed]) -> str:
     return f'loss {mean:.4g} ± {half:.2g}'
 
 
+def _excess(seeds: Sequence[trials.Seed]) -> str:
+    """How far above the floor, in its own measure: the loss less the excess is what the law itself has there."""
+    over = [seed.test['excess'] / (seed.test['loss'] - seed.test['excess']) for seed in seeds]
+    mean, half = report.mean_interval(np.array(over))
+    return f'{mean:.2%} ± {half:.2%} above the floor'
+
+
 def _exact(seeds: Sequence[trials.Seed]) -> str:
     mean, half = report.mean_interval(1 - np.array([seed.test[WRONG] for seed in seeds]))
     return f'{mean:.2%} ± {half:.2%} right'
@@ -126,6 +133,7 @@ def _lengths(seeds: Sequence[trials.Seed]) -> str:
 MEASURES: dict[str, Callable[[Sequence[trials.Seed]], str]] = {
     'sequences': _sequences,
     'loss': _loss,
+    'excess': _excess,
     'exact': _exact,
     'lengths': _lengths,
 }

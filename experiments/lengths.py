@@ -42,9 +42,9 @@ class Lengths(Study):
     """
 
     def __init__(self, study: Study):
-        super().__init__(study.make, name=study.name, **study.defaults)
+        super().__init__(study.make, name=study.name, every=study.every)
         self.FLAGS = {name: flag for name, flag in self.FLAGS.items() if name != 'to_the_end'} | OWN
-        self.defaults = self.defaults | OWN_DEFAULTS
+        self.defaults = study.defaults | OWN_DEFAULTS
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
         settings = super().check(values) | {'to_the_end': True}

@@ -37,9 +37,11 @@ from seqjax.trials import Outcome, Trial
 
 STEPS = 'steps'
 FILES = (files.SUMMARY, trials.TABLE, files.CURVE)
-HELD_OUT = 2560  # sequences of a split; Hochreiter and Schmidhuber (1997) test on as many
+# Hochreiter and Schmidhuber (1997) test on as many sequences, and look back at 2,000.
+HELD_OUT = 2560
 SPLITS = {'validation': 2**32 - 1, 'test': 2**32 - 2}  # seeds of their draws, which no run has
 TESTED = 256  # sequences at a time
+EVERY = 125
 SHOWN = 20  # seeds of the table before the rest is cut
 
 MODEL = {
@@ -60,7 +62,11 @@ MODEL = {
 TRAINING = {
     'batch_size': Flag(Whole(1), 'sequences in a training step'),
     'steps': Flag(Whole(1), 'training steps at most; a multiple of --every'),
-    'every': Flag(Whole(1), 'steps between two looks, each at the sequences that were trained on since the last'),
+    'every': Flag(
+        Whole(1),
+        'steps between two looks, each at the sequences that were trained on since the last; as the task has it by '
+        'default, and never more than --steps',
+    ),
     'until': Flag(Number(), "a seed is at the goal where a look's mean is at most this; by default as the task has it"),
     'to_the_end': Flag(Switch(), 'train all --steps, also where the goal is reached'),
     'split': Flag(
@@ -73,7 +79,7 @@ TRAINING = {
 }
 DEFAULTS = {
     **{'cell': 'lstm', 'hidden': 32, 'layers': 1, 'bidirectional': False, 'dropout': 0.0, 'gate_bias': 'default'},
-    **{'parallel': False, 'attention': 'none', 'scheduled_sampling': 0.0, 'batch_size': 16, 'steps': 6250, 'every': 125, 'until': None, 'to_the_end': False},
+    **{'parallel': False, 'attention': 'none', 'scheduled_sampling': 0.0, 'batch_size': 16, 'steps': 6250, 'every': None, 'until': None, 'to_the_end': False},
     **{'split': 'validation', 'schedule': 'constant', 'decay_steps': None, 'clip_norm': None, 'learning_rate': 3e-3},
     **{'adam_epsilon': 1e-7, 'seed': 0, 'replicas': 10, 'matmul_precision': 'default', 'workdir': None},
     **{'overwrite': False, 'picture': True, 'mesh': None, 'checkpoint_every': 1000, 'keep': 2, 'best': None},
@@ -137,7 +143,7 @@ def make_model(problem: Problem, settings: Mapping[str, Any]) -> nn.Module:
         inputs = jax.eval_shape(lambda: problem.sample(jax.random.key(0), 1)).inputs
         jax.eval_shape(model.init, jax.random.key(0), inputs)
     except (ValueError, TypeError) as error:  # a TypeError: a cell without such a gate
-        names = ('cell', 'hidden', 'layers', 'bidirectional', 'gate_bias', 'parallel', 'attention')
+        names = ['cell', *(name for name in MODEL if name != 'cell' and settings[name] != DEFAULTS[name])]
         raise UserError(f'{named(settings, names)} do not go together: {error}') from error
     return model
 
@@ -199,14 +205,17 @@ class Study:
     Args:
       make: returns the problem; its arguments are flags.
       name: of the experiment, and of its folder in runs/; that of `make` by default.
+      every: the steps between two looks, unless a flag says otherwise.
       defaults: of flags that every study has, where those of this one differ.
     """
 
     STEPS = STEPS
 
-    def __init__(self, make: Callable[..., Problem], *, name: str | None = None, **defaults: Any):
+    def __init__(
+        self, make: Callable[..., Problem], *, name: str | None = None, every: int = EVERY, **defaults: Any
+    ):
         own, values = options_of(make)
-        self.make, self.name, self.own = make, name or make.__name__, tuple(own)
+        self.make, self.name, self.own, self.every = make, name or make.__name__, tuple(own), every
         self.FLAGS = own | MODEL | TRAINING
         self.defaults = values | DEFAULTS | defaults
 
@@ -246,6 +255,7 @@ class Study:
             raise UserError(launch.unknown(unknown[0], self.FLAGS))
         settings = launch.check(self.FLAGS, {**self.defaults, **values}, self.defaults)
         launch.check_seeds(settings['seed'], settings['replicas'])
+        settings['every'] = settings['every'] or min(self.every, settings['steps'])
         launch.check_every(settings['every'], STEPS, settings['steps'])
         if settings['steps'] % settings['every']:
             fewer = settings['steps'] // settings['every'] * settings['every']
@@ -373,7 +383,7 @@ def goal_of(problem: Problem, settings: Mapping[str, Any]) -> Goal:
 def goal_words(goal: Goal) -> str:
     if goal.metric == WRONG:
         return 'answer every sequence rightly' if goal.at_most <= 0 else f'answer at least {1 - goal.at_most:.4g} of them rightly'
-    return f'have a {goal.metric} of at most {goal.at_most:.4g}'
+    return f'bring {goal.metric} to at most {goal.at_most:.4g}'
 
 
 def to_the_goal(problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> str:

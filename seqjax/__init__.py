@@ -19,7 +19,8 @@ The rooms, each importing only from those above it:
     encoder_decoder  a source is read, a target is written: teacher forcing, scheduled sampling, attention
     decode        what a model writes by itself: greedy, by beam search, drawn
     data          ways to feed a task: streams, windows of a long series; epochs in an order of their own
-    tasks/        what is learned: td, the notebook's task; temporal_order; echo
+    problem       what is to be learned, before there is a model: how it is drawn, scored, what is known of the best
+    tasks/        what is learned, a file a family
     optim         the optimiser that a run asks for
     train         train_step, and the one loop that scans it
     sweep         many seeds at once, by vmap, in groups that fit
@@ -32,6 +33,7 @@ The rooms, each importing only from those above it:
     signals       how a run is asked to stop: SIGTERM, SIGINT
     checkpoint    saves by Orbax, sealed with checksums, verified before use
     run           the host half of a run: from checkpoint to checkpoint, with a log; knows no task by name
+    trials        many seeds of one problem, each until it is at the goal, tested on what it never saw
 
 The library reads no flags; `experiments/` does, and is what is run.
 """

@@ -29,7 +29,8 @@ ALLOWED = {
     'encoder_decoder': {'task', 'masks', 'cells', 'layers', 'models', 'attention'},
     'decode': {'masks'},
     'data': set(),
-    'tasks': {'task', 'losses', 'cells', 'layers', 'models', 'data'},
+    'problem': {'task', 'losses'},
+    'tasks': {'task', 'masks', 'losses', 'cells', 'layers', 'models', 'data', 'problem'},
     'optim': set(),
     'train': {'task'},
     'sweep': set(),
@@ -41,6 +42,7 @@ ALLOWED = {
     'signals': set(),
     'checkpoint': {'task', 'files', 'processes'},
     'run': {'task', 'train', 'sweep', 'mesh', 'processes', 'streaming', 'report', 'files', 'signals', 'checkpoint'},
+    'trials': {'task', 'problem', 'train', 'sweep', 'report', 'files', 'run'},
 }
 FORBIDDEN = {'absl', 'experiments', 'tests'}  # to the whole library
 
@@ -109,7 +111,7 @@ def test_rooms_import_only_what_the_table_allows(room):
 
 
 @pytest.mark.parametrize(
-    'room', ['train', 'sweep', 'mesh', 'processes', 'streaming', 'report', 'files', 'signals', 'checkpoint', 'run']
+    'room', ['train', 'sweep', 'mesh', 'processes', 'streaming', 'report', 'files', 'signals', 'checkpoint', 'run', 'trials']
 )
 def test_the_machinery_names_no_task(room):
     """Neither as a word in the code nor in a comment."""

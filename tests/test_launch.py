@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
-from experiments import checkpoint, echo, launch, lstm_step, soak, td, td_rates, temporal_order
+from experiments import checkpoint, claims, echo, launch, lstm_step, soak, td, td_rates, temporal_order
 from seqjax import files
 from seqjax.files import UserError
 
@@ -253,7 +253,7 @@ def test_no_flag_is_defined_for_everybody():
     assert not {*td.FLAGS, *td_rates.FLAGS} & set(absl_flags.FLAGS)
 
 
-@pytest.mark.parametrize('module', [checkpoint, echo, lstm_step, soak, td, td_rates, temporal_order])
+@pytest.mark.parametrize('module', [checkpoint, claims, echo, lstm_step, soak, td, td_rates])
 def test_every_argument_is_a_flag_with_a_help(module):
     assert list(inspect.signature(module.run).parameters) == list(module.FLAGS)
     text = launch.help_text(module.run, module.FLAGS, launch.default_values(module.run), 'name')

@@ -148,7 +148,7 @@ def test_every_cell_is_made_or_refused_in_a_sentence(cell, gate_bias):
     settings = study.defaults | {'cell': cell, 'hidden': 4, 'length': 20, 'gate_bias': gate_bias}
     problem = study.problem(settings)
     if gate_bias != 'default' and cell in ('simple', 'lru', 'rglru'):
-        with pytest.raises(UserError, match=f'--gate_bias={gate_bias} --parallel=False do not go together: bias_init'):
+        with pytest.raises(UserError, match=f'--hidden=4 --gate_bias={gate_bias} do not go together: bias_init'):
             make_model(problem, settings)
     else:
         make_model(problem, settings)
@@ -159,7 +159,8 @@ def test_every_cell_is_made_or_refused_in_a_sentence(cell, gate_bias):
     [
         (['--cell=lstmm'], '--cell=lstmm must be one of lstm, gru, simple, mingru, minlstm, lru, rglru; did you mean'),
         (['--length=9'], '--length=9 --relevant=two: length=9 must be at least 10'),
-        (['--parallel'], '--parallel=True do not go together: parallel=True'),
+        (['--parallel'], '--cell=lstm --parallel=True do not go together: parallel=True'),
+        (['--attention=dot'], '--cell=lstm --attention=dot do not go together: attention=dot is of a decoder, and temporal'),
         (['--dropout=0.5'], '--dropout=0.5 does nothing with --layers=1'),
         (['--steps=100', '--every=30'], '--steps=100 --every=30: the steps must be a multiple of --every, such as 90'),
         (['--every=7000'], '--every=7000 is more than --steps=6250'),
