@@ -4,6 +4,7 @@
 #   ./run.sh                     the three experiments, 100 seeds each (flags that follow reach all three)
 #   ./run.sh EXPERIMENT [flags]  python -m experiments.EXPERIMENT [flags]
 #   ./run.sh soak --kills=100    kills runs at random moments, and compares how they end
+#   ./run.sh claims              published results, run again: about two hours (--quick: two minutes)
 #   ./run.sh test [arguments]    the tests (arguments go to pytest)
 #   ./run.sh versions            the tests under the oldest and the newest versions, on every Python from 3.11 to 3.13
 #   ./run.sh check               the linter
@@ -118,14 +119,14 @@ find_python() {
 
 case "${1:-}" in
   '' | --*)
-    case " $* " in *' --help '*) sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
+    case " $* " in *' --help '*) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
     set_up plots
     for setup in one_to_one many_to_one many_to_many; do
       experiment td "--flagfile=$root/experiments/flags/$setup.flags" --replicas=100 "$@"
       echo
     done
     ;;
-  help | -h) sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
+  help | -h) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
   test) set_up test; run_tests "$root/.venv/bin/python" "${@:2}" ;;
   versions) test_versions "${@:2}" ;;
   check)
@@ -135,8 +136,8 @@ case "${1:-}" in
     .venv/bin/ruff format --diff --line-length 120 --config 'format.quote-style="single"' .
     ;;
   *)
-    [ -f "$root/experiments/$1.py" ] && [ "$1" != launch ] || fail "there is no experiment $1; there are: $(
-      cd "$root/experiments" && ls *.py | grep -vE '^(__init__|launch)\.py$' | sed 's/\.py$//' | paste -sd' ' -
+    grep -qs __main__ "$root/experiments/$1.py" || fail "there is no experiment $1; there are: $(
+      cd "$root/experiments" && grep -l __main__ *.py | sed 's/\.py$//' | paste -sd' ' -
     )"
     set_up plots
     exec "$root/.venv/bin/python" -m "experiments.$1" "${@:2}" # in this process, which signals reach

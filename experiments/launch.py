@@ -418,7 +418,7 @@ def peek(argv: Iterable[str], name: str, default: str) -> str:
     value, words = default, []
     with contextlib.suppress(UserError):
         words = find_flagfiles(argv)
-    for word, following in zip(words, [*words[1:], default], strict=True):
+    for word, following in zip(words, [*words, default][1:], strict=True):
         flag, equals, text = word.partition('=')
         if flag in (f'--{name}', f'-{name}'):
             value = text if equals else following

@@ -6,10 +6,12 @@ import pkgutil
 import pytest
 
 import experiments
-from experiments import launch, sweep
+from experiments import compare, launch, lengths, studies, sweep
+from seqjax import processes
 from seqjax import run as host
 
-MODULES = [module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name != 'launch']
+NO_COMMANDS = ('launch', 'study', 'studies')
+MODULES = [module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name not in NO_COMMANDS]
 VALUES = [
     *('', ' ', '0', '-0', '-1', '1', '2', '1.5', '1e3', '1e-400', '1e400', 'nan', 'inf', '-inf', '0x10', '1_000'),
     *(
@@ -61,13 +63,25 @@ VALUES = [
 ]
 
 
+OWN = {
+    'run': ['task', 'cell', 'flagfile', 'unknown'],
+    'lengths': ['task', *lengths.OWN, 'longest', 'flagfile', 'unknown'],
+    'compare': [*compare.OWN, 'hidden', 'workdir', 'length', 'flagfile', 'unknown'],
+}
+
+
 class Reached(Exception):
     """A run would begin."""
 
 
 def flags_of(name):
+    """All of them; of the studies and the commands on them, which share most of theirs, one has all."""
     module = importlib.import_module(f'experiments.{name}')
     table = sweep.table_of('td')[0] if name == 'sweep' else module.FLAGS
+    if name in studies.NAMES and name != 'adding':
+        return module.STUDY.own
+    if name in OWN:
+        return OWN[name]
     return [*table, *(launch.TOGETHER if 'mesh' in table else []), 'flagfile', 'unknown']
 
 
@@ -81,7 +95,8 @@ def stopped(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
     monkeypatch.setattr(host, 'prepare', stop)
-    monkeypatch.setattr('seqjax.processes.start', stop)
+    monkeypatch.setattr('seqjax.processes.start', lambda text, _: None if text == processes.OFF else stop())
+    monkeypatch.setattr('experiments.launch.use_cores', lambda *_: None)
     monkeypatch.setattr('experiments.soak.Soak', stop)
 
 
