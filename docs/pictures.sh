@@ -9,7 +9,10 @@ done
 ./run.sh td --flagfile=many_to_many_solved --workdir=runs/1000/many_to_many_solved --overwrite | tail -n 1
 ./run.sh td_rates --mesh=data:1 --workdir=runs/1000/rates --overwrite | tail -n 1
 cp runs/1000/rates/shares.png docs/rates.png
-for bias in chrono forget_bias; do
-  ./run.sh temporal_order --flagfile="temporal_order_$bias" --workdir="runs/1000/temporal_order_$bias" --overwrite | tail -n 1
+for which in 6a 6a_forget_bias; do
+  ./run.sh temporal_order --flagfile="temporal_order_$which" --workdir="runs/1000/temporal_order_$which" --overwrite | tail -n 1
 done
-cp runs/1000/temporal_order_chrono/curve.png docs/temporal_order.png
+cp runs/1000/temporal_order_6a/curve.png docs/temporal_order.png
+./run.sh compare --tasks=adding,temporal_order --cells=lstm,gru,mingru --params=5000 --length=50 --mesh=data:1 \
+  --workdir=runs/1000/compare --overwrite | tail -n 20
+cp runs/1000/compare/curve.png docs/compare.png

@@ -21,7 +21,7 @@ from experiments.study import SPLITS, Study
 from seqjax import files, report, train, trials
 from seqjax.files import UserError
 from seqjax.problem import WRONG, Problem
-from seqjax.task import State, Task, batch_shapes
+from seqjax.task import State, Task
 from seqjax.trials import Outcome
 
 TIMES = 10  # the longest tested length by default, in those trained on
@@ -66,7 +66,9 @@ class Lengths(Study):
 
         def test(state: State, key: jax.Array) -> dict[str, jax.Array]:
             values = {}
-            for longest, among in padded(points).items():  # a compilation of the model for each, and not for each length
+            for longest, among in padded(
+                points
+            ).items():  # a compilation of the model for each, and not for each length
                 found = jax.lax.map(lambda x, longest=longest: wrong(state, key, x, longest), jnp.array(among))
                 values |= {f'{_place(problem, length)}/{length}': found[i] for i, length in enumerate(among)}
             return values

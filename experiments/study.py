@@ -79,7 +79,16 @@ TRAINING = {
 }
 DEFAULTS = {
     **{'cell': 'lstm', 'hidden': 32, 'layers': 1, 'bidirectional': False, 'dropout': 0.0, 'gate_bias': 'default'},
-    **{'parallel': False, 'attention': 'none', 'scheduled_sampling': 0.0, 'batch_size': 16, 'steps': 6250, 'every': None, 'until': None, 'to_the_end': False},
+    **{
+        'parallel': False,
+        'attention': 'none',
+        'scheduled_sampling': 0.0,
+        'batch_size': 16,
+        'steps': 6250,
+        'every': None,
+        'until': None,
+        'to_the_end': False,
+    },
     **{'split': 'validation', 'schedule': 'constant', 'decay_steps': None, 'clip_norm': None, 'learning_rate': 3e-3},
     **{'adam_epsilon': 1e-7, 'seed': 0, 'replicas': 10, 'matmul_precision': 'default', 'workdir': None},
     **{'overwrite': False, 'picture': True, 'mesh': None, 'checkpoint_every': 1000, 'keep': 2, 'best': None},
@@ -211,9 +220,7 @@ class Study:
 
     STEPS = STEPS
 
-    def __init__(
-        self, make: Callable[..., Problem], *, name: str | None = None, every: int = EVERY, **defaults: Any
-    ):
+    def __init__(self, make: Callable[..., Problem], *, name: str | None = None, every: int = EVERY, **defaults: Any):
         own, values = options_of(make)
         self.make, self.name, self.own, self.every = make, name or make.__name__, tuple(own), every
         self.FLAGS = own | MODEL | TRAINING
@@ -245,7 +252,7 @@ class Study:
         wide = settings['layers'] * (1 + settings['bidirectional'])
         one = wide * (8 * 4 * hidden * (hidden + features) + 10 * steps * max(rows, TESTED // 4) * hidden)
         one += rows * steps * features
-        side_by_side = sweep.group_width(settings['replicas'] or 1)
+        side_by_side = sweep.group_width(settings['replicas'])
         return side_by_side * one + HELD_OUT * steps * features, {name: settings[name] for name in names}
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,11 +309,15 @@ class Study:
         with launch.matmul_precision(settings['matmul_precision']):
             trial = self.trial(problem, task, settings, folder)
             print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {summary["device"]}')
-            outcome = trial.run(np.arange(settings['seed'], settings['seed'] + (settings['replicas'] or 1)))
+            outcome = trial.run(np.arange(settings['seed'], settings['seed'] + settings['replicas']))
         print()
         seconds = None if outcome.resumed else time.perf_counter() - start
         trials.write_looks(folder, outcome, sequences)
-        ended = {'seconds': seconds, 'metrics': outcome.metrics, 'seeds': [trials.plain(seed) for seed in outcome.seeds]}
+        ended = {
+            'seconds': seconds,
+            'metrics': outcome.metrics,
+            'seeds': [trials.plain(seed) for seed in outcome.seeds],
+        }
         folder.write_summary(summary | {'finished': True} | ended)
         return outcome
 
@@ -315,7 +326,7 @@ class Study:
         every = settings['every']
         # A checkpoint stands at a look, so that what is seen since the last one needs no place in it.
         saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every}
-        how = {'steps': settings['steps'], 'chunk': every, 'replicas': settings['replicas'] or 1, 'workdir': folder}
+        how = {'steps': settings['steps'], 'chunk': every, 'replicas': settings['replicas'], 'workdir': folder}
         plan = host.prepare(task, self.make_optimiser(settings), None, **how, **launch.keeping(saved))
         test, held_out = self.test(problem, plan.task, settings)
         goal, batch_size = goal_of(problem, settings), settings['batch_size']
@@ -345,9 +356,7 @@ class Study:
             f'then {np.mean(wrong):.2%} of the {settings["split"]} {held_out} are answered wrongly.'
         )
 
-    def draw(
-        self, folder: files.Workdir, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]
-    ) -> None:
+    def draw(self, folder: files.Workdir, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> None:
         """What each seed makes of it, and the share of seeds at the goal."""
         try:
             figure, axes = report.new_figure(2, f'{problem.name}: {settings["cell"]}({settings["hidden"]})')
@@ -382,7 +391,11 @@ def goal_of(problem: Problem, settings: Mapping[str, Any]) -> Goal:
 
 def goal_words(goal: Goal) -> str:
     if goal.metric == WRONG:
-        return 'answer every sequence rightly' if goal.at_most <= 0 else f'answer at least {1 - goal.at_most:.4g} of them rightly'
+        return (
+            'answer every sequence rightly'
+            if goal.at_most <= 0
+            else f'answer at least {1 - goal.at_most:.4g} of them rightly'
+        )
     return f'bring {goal.metric} to at most {goal.at_most:.4g}'
 
 

@@ -81,9 +81,7 @@ class Trial(NamedTuple):
                 resumed |= its.resumed
         return Outcome(found, metrics, _side_by_side(looks), resumed)
 
-    def _group(
-        self, group: sweep.Group, metrics: list[str], show: Callable[[int, int, int], None]
-    ) -> Outcome:
+    def _group(self, group: sweep.Group, metrics: list[str], show: Callable[[int, int, int], None]) -> Outcome:
         """What became of seeds that are trained side by side."""
         place, count, steps = str(group), len(group.seeds), self.plan.steps
         journals = {name: self.plan.workdir.journal(place, name) for name in (LOOKS, REACHED)}

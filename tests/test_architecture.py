@@ -111,7 +111,8 @@ def test_rooms_import_only_what_the_table_allows(room):
 
 
 @pytest.mark.parametrize(
-    'room', ['train', 'sweep', 'mesh', 'processes', 'streaming', 'report', 'files', 'signals', 'checkpoint', 'run', 'trials']
+    'room',
+    ['train', 'sweep', 'mesh', 'processes', 'streaming', 'report', 'files', 'signals', 'checkpoint', 'run', 'trials'],
 )
 def test_the_machinery_names_no_task(room):
     """Neither as a word in the code nor in a comment."""

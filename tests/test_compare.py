@@ -56,7 +56,9 @@ def test_differences_are_paired():
     (line,) = list(compare.difference_lines(list(zip(entries, (one, other), strict=True))))[1:]
     mean, half = report.mean_interval(np.array([0.1, 0.1, 0.11]))
     assert f'loss {mean:+.4g} ± {half:.2g}' in line and 'no clear' not in line
-    (line,) = list(compare.difference_lines([(entries[0], one), (entries[1], outcome_of((1, 0.1), (1, 0), (6, 1)))]))[1:]
+    (line,) = list(compare.difference_lines([(entries[0], one), (entries[1], outcome_of((1, 0.1), (1, 0), (6, 1)))]))[
+        1:
+    ]
     assert 'no clear difference' in line
 
 

@@ -43,7 +43,9 @@ def first_bit(longest: int = 4, where: Literal['begin', 'end'] = 'begin', noise:
 
     def examples():
         batch = sample(jax.random.key(5), 40)
-        parts = [jax.tree.map(lambda x, rows=rows: x[rows], batch) for rows in (slice(30), slice(30, 35), slice(35, 40))]
+        parts = [
+            jax.tree.map(lambda x, rows=rows: x[rows], batch) for rows in (slice(30), slice(30, 35), slice(35, 40))
+        ]
         return Examples(*parts)
 
     problem = Problem('a bit', sample, classification, 'vector', 2, figures={'best constant': 0.693})
@@ -160,7 +162,10 @@ def test_every_cell_is_made_or_refused_in_a_sentence(cell, gate_bias):
         (['--cell=lstmm'], '--cell=lstmm must be one of lstm, gru, simple, mingru, minlstm, lru, rglru; did you mean'),
         (['--length=9'], '--length=9 --relevant=two: length=9 must be at least 10'),
         (['--parallel'], '--cell=lstm --parallel=True do not go together: parallel=True'),
-        (['--attention=dot'], '--cell=lstm --attention=dot do not go together: attention=dot is of a decoder, and temporal'),
+        (
+            ['--attention=dot'],
+            '--cell=lstm --attention=dot do not go together: attention=dot is of a decoder, and temporal',
+        ),
         (['--dropout=0.5'], '--dropout=0.5 does nothing with --layers=1'),
         (['--steps=100', '--every=30'], '--steps=100 --every=30: the steps must be a multiple of --every, such as 90'),
         (['--every=7000'], '--every=7000 is more than --steps=6250'),

@@ -41,7 +41,11 @@ def test_sequences_are_those_of_the_source(length, relevant):
 def test_at_length_100_the_spans_are_those_that_the_source_names():
     batch = temporal_order(100, 'three').sample(jax.random.key(1), COUNT)
     places = np.nonzero(np.asarray(batch.inputs.values[..., SYMBOLS.index('X') :]).any(-1))[1].reshape(COUNT, 3)
-    assert [(low, high) for low, high in zip(places.min(0), places.max(0), strict=True)] == [(10, 20), (33, 43), (66, 76)]
+    assert [(low, high) for low, high in zip(places.min(0), places.max(0), strict=True)] == [
+        (10, 20),
+        (33, 43),
+        (66, 76),
+    ]
 
 
 @pytest.mark.parametrize('relevant', ['two', 'three'])
