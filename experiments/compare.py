@@ -190,7 +190,7 @@ def _intervals(values: np.ndarray) -> tuple[list[tuple[float, float]], str]:
 
 
 def _picture(folder: files.Workdir, found: Sequence[tuple[Entry, Outcome]]) -> None:
-    """A panel for each task: the metric of its goal against the sequences, the median of each cell with its interval."""
+    """A panel for each task: the metric of its goal by sequences, the median of each cell with its interval."""
     tasks = list(dict.fromkeys(entry.task for entry, _ in found))
     try:
         figure, axes = report.new_figure(len(tasks), f'{len(found[0][1].seeds)} seeds: median and its 95% interval')
