@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 import shlex
@@ -124,7 +125,8 @@ def _exact(seeds: Sequence[trials.Seed]) -> str:
 
 def _lengths(seeds: Sequence[trials.Seed]) -> str:
     """Over all lengths that were tested beyond those trained on, see `experiments.lengths`."""
-    right = 1 - np.array([[x for name, x in seed.test.items() if name.startswith('beyond/')] for seed in seeds])
+    beyond = [[x for name, x in seed.test.items() if name.startswith('beyond/') and not math.isnan(x)] for seed in seeds]
+    right = 1 - np.array(beyond)
     mean, half = report.mean_interval(right.mean(1))
     all_of_it = int((right.min(1) >= 0.99).sum())
     return f'mean {mean:.1%} ± {half:.1%}, best {right.mean(1).max():.1%}; {all_of_it} of {len(seeds)} at 99%'

@@ -62,7 +62,8 @@ class Lengths(Study):
 
         def wrong(state: State, key: jax.Array, length: jax.Array, longest: int) -> jax.Array:
             batch = problem.draw(jax.random.fold_in(key, length), jnp.full(settings['count'], length), longest)
-            return task.loss(train.apply(task, state, batch.inputs), batch)[WRONG].compute()
+            mean = task.loss(train.apply(task, state, batch.inputs), batch)[WRONG]
+            return jnp.where(mean.count > 0, mean.compute(), jnp.nan)  # there may be no sequence of that length
 
         def test(state: State, key: jax.Array) -> dict[str, jax.Array]:
             values = {}
@@ -144,8 +145,9 @@ def padded(lengths: Sequence[int]) -> dict[int, list[int]]:
 
 
 def curves(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths [L], and the share that each seed answers rightly, [R, L]."""
-    names = sorted(outcome.seeds[0].test, key=lambda name: int(name.partition('/')[2]))
+    """Lengths [L] of which there are sequences, and the share that each seed answers rightly, [R, L]."""
+    found = [name for name, value in outcome.seeds[0].test.items() if not np.isnan(value)]
+    names = sorted(found, key=lambda name: int(name.partition('/')[2]))
     lengths = np.array([int(name.partition('/')[2]) for name in names])
     return lengths, np.array([[1 - seed.test[name] for name in names] for seed in outcome.seeds])
 

@@ -350,10 +350,10 @@ class Study:
         """The last line: in words, what was reached."""
         reached = [seed for seed in outcome.seeds if seed.sequences is not None]
         wrong = [seed.test[WRONG] for seed in (reached or outcome.seeds)]
-        held_out = 'examples' if problem.examples is not None else f'{HELD_OUT:,} fresh sequences'
+        held_out = 'examples for' if problem.examples is not None else f'{HELD_OUT:,} fresh sequences for'
         return (
             f'{problem.name}, {settings["cell"]}({settings["hidden"]}): {to_the_goal(problem, outcome, settings)}; '
-            f'then {np.mean(wrong):.2%} of the {settings["split"]} {held_out} are answered wrongly.'
+            f'then {np.mean(wrong):.2%} of the {held_out} {settings["split"]} are answered wrongly.'
         )
 
     def draw(self, folder: files.Workdir, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> None:

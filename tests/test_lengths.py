@@ -9,7 +9,7 @@ import pytest
 from experiments import launch, lengths, studies
 from experiments.lengths import Lengths, curves, lengths_of, padded, trained
 from experiments.study import SPLITS
-from seqjax import optim, train
+from seqjax import train
 
 SHORT = {'longest': 4, 'hidden': 4, 'batch_size': 8, 'steps': 4, 'every': 2, 'replicas': 2, 'picture': False}
 SHORT |= {'up_to': 40, 'points': 5, 'count': 32}
@@ -29,11 +29,12 @@ def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     outcome = lengths.run(task=task, **SHORT)
     settings = study.check(SHORT)
     problem, built = study.problem(settings), study.make_task(settings)
-    state, tx = train.init_state(built, optim.adam(3e-3, 1e-7), jax.random.key(1)), study.make_optimiser(settings)
+    tx = study.make_optimiser(settings)
     for state, _, _ in train.train(built, tx, train.init_state(built, tx, jax.random.key(1)), steps=4, chunk=2):
         pass
     tested, right = curves(outcome)
-    assert tested.tolist() == lengths_of(problem, settings) and right.shape == (2, len(tested))
+    # Of one symbol there is no a^n b^n.
+    assert tested.tolist() == lengths_of(problem, settings)[task == 'anbn' :] and right.shape == (2, len(tested))
     for length, found in zip(tested.tolist(), right[1], strict=True):
         key = jax.random.fold_in(jax.random.key(SPLITS['validation']), length)
         longest = next(size for size, among in padded(tested.tolist()).items() if length in among)

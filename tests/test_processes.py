@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import echo
+from experiments import echo, temporal_order
 from seqjax import processes
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(folder, count, *flags, heartbeat=10, slurm=False):
+def start(folder, count, *flags, heartbeat=10, slurm=False, experiment='echo', always=FLAGS):
     """So many processes of one run, each with one device."""
     port, job = free_port(), str(os.getpid() % 4000 + 10_000)
     for index in range(count):
@@ -37,8 +37,8 @@ def start(folder, count, *flags, heartbeat=10, slurm=False):
             together = 'auto'
             own |= {'SLURM_JOB_ID': job, 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': str(count)}
             own |= {'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index)}
-        words = [*FLAGS, f'--workdir={folder}', f'--distributed={together}', f'--heartbeat={heartbeat}', *flags]
-        command = [sys.executable, '-m', 'experiments.echo', *words]
+        words = [*always, f'--workdir={folder}', f'--distributed={together}', f'--heartbeat={heartbeat}', *flags]
+        command = [sys.executable, '-m', f'experiments.{experiment}', *words]
         pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
         yield subprocess.Popen(command, env=os.environ | own, **pipes)
 
@@ -75,6 +75,19 @@ def test_two_and_four_processes_are_one_and_go_on_as_each_other(straight, tmp_pa
     echo.run(**RUN, steps=24, workdir=str(tmp_path))
     np.testing.assert_allclose(losses(tmp_path), straight, rtol=1e-5)
     assert not (tmp_path / '.lock').exists()
+
+
+def test_the_seeds_of_a_study_over_two_processes_are_those_of_one(tmp_path):
+    """Their looks, and what they are tested with."""
+    flags = {'length': 10, 'hidden': 4, 'steps': 6, 'every': 3, 'replicas': 3}
+    straight = temporal_order.run(**flags, picture=False)
+    words = [*(f'--{name}={value}' for name, value in flags.items()), '--nopicture']
+    codes, outputs = ended(list(start(tmp_path / 'w', 2, experiment='temporal_order', always=words)))
+    assert codes == [0, 0], outputs
+    shared = temporal_order.run(**flags, picture=False, workdir=str(tmp_path / 'w'))  # shown again
+    np.testing.assert_allclose(shared.looks, straight.looks, rtol=1e-5)
+    for one, other in zip(shared.seeds, straight.seeds, strict=True):
+        assert one.test == pytest.approx(other.test, rel=1e-5)
 
 
 def test_replicas_over_two_processes_are_those_of_one(tmp_path):

@@ -1,6 +1,5 @@
 """Copy memory: the law of its sequences, and the loss of whoever remembers nothing."""
 
-
 import jax
 import numpy as np
 import pytest
