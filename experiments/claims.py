@@ -10,7 +10,6 @@ command that runs it. One that was stopped goes on where it was, and one that is
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import launch
+from experiments import launch, studies
 from experiments.launch import FLAGFILES, Flag, Many, Name, Switch
 from seqjax import files, report, trials
 from seqjax.files import UserError
@@ -210,8 +209,7 @@ def _run_one(claim: Claim, folder: Path, settings: Mapping[str, Any]) -> dict[st
     argv = [f'--flagfile={FLAGFILES / claim.name}.flags', f'--workdir={folder}']
     argv += [*claim.quick] if settings['quick'] else []
     argv += ['--overwrite'] if settings['overwrite'] else []
-    module = importlib.import_module(f'experiments.{claim.module}')
-    door = getattr(module, 'STUDY', None) or module.COMMAND
+    door = studies.door(claim.module)
     door.run(**door.parse(argv))
     with files.reading(folder / files.SUMMARY):
         return json.loads((folder / files.SUMMARY).read_text(encoding='utf-8'))

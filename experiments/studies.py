@@ -52,6 +52,12 @@ def find(task: str) -> Study:
     return study
 
 
+def door(experiment: str) -> Study | Command:
+    """What parses the flags of an experiment of this folder and runs it: its study, or a command for any task."""
+    module = importlib.import_module(f'experiments.{experiment}')
+    return module.STUDY if experiment in NAMES else module.COMMAND
+
+
 def _imported(module: str, task: str) -> Any:
     """A module of anyone's, found from the folder where the command was given, too."""
     if not all(part.isidentifier() for part in module.split('.')):

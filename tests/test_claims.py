@@ -19,8 +19,7 @@ def test_there_are_a_dozen_and_each_is_complete():
     assert len(CLAIMS) >= 12
     for claim in CLAIMS.values():
         assert claim.measure in claims.MEASURES and claim.quick and claim.published
-        module = claims.importlib.import_module(f'experiments.{claim.module}')
-        door = getattr(module, 'STUDY', None) or module.COMMAND
+        door = studies.door(claim.module)
         values = door.parse([f'--flagfile={claim.name}'])
         assert values['split'] == 'test' and values['replicas'] >= 10 and values['seed'] == 0
         small = door.parse([f'--flagfile={claim.name}', *claim.quick])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import launch, td, td_rates
+from experiments import launch, studies, td, td_rates
 from seqjax import report
 from seqjax import run as host
 
@@ -358,7 +358,10 @@ def test_every_flagfile_opens_with_a_claim_whose_command_parses():
         assert words[:2] == ['python', '-m'] and words[2].startswith('experiments.')
         assert words[3] == f'--flagfile=experiments/flags/{path.name}'
         module = importlib.import_module(words[2])
-        values = launch.parse(module.FLAGS, launch.default_values(module.run), words[3:])
+        if hasattr(module, 'STUDY') or hasattr(module, 'COMMAND'):
+            values = studies.door(words[2].partition('.')[2]).parse(words[3:])
+        else:
+            values = launch.parse(module.FLAGS, launch.default_values(module.run), words[3:])
         assert values['replicas'] >= 10
 
 
