@@ -370,6 +370,17 @@ def test_a_run_that_was_stopped_goes_on_with_what_it_had_found(every, in_tmp, mo
     assert (held['seconds'] is None) == again.resumed == (every < 1000)
 
 
+def test_a_run_that_was_stopped_at_its_very_end_is_not_trained_on(in_tmp, monkeypatch):
+    """All seeds were at the goal, and only the table was not written yet."""
+    straight, original = temporal_order.run(**LEARNS, workdir='a'), trials.write_looks
+    monkeypatch.setattr(trials, 'write_looks', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        temporal_order.run(**LEARNS, workdir='b')
+    monkeypatch.setattr(trials, 'write_looks', original)
+    assert temporal_order.run(**LEARNS, workdir='b').seeds == straight.seeds
+    assert (in_tmp / 'b/looks.csv').read_bytes() == (in_tmp / 'a/looks.csv').read_bytes()
+
+
 def test_a_seed_that_diverges_is_at_no_goal_and_keeps_its_place(in_tmp):
     """Its test is not finite; files hold that and give it back."""
     seed = trials.Seed(3, None, {'loss': float('nan'), 'wrong': 1.0})
