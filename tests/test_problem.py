@@ -9,8 +9,8 @@ from seqjax.task import Batch
 
 
 def test_a_sequence_is_right_where_every_answer_that_counts_is():
-    """By hand; NaN is right nowhere, not even where it stands beside the largest."""
-    logits = jnp.array([[[0, 2.0], [3, 0.0]], [[0, 2.0], [0, 1.0]], [[jnp.nan, 2.0], [3, 0.0]]])
+    """By hand; NaN is right nowhere, not even in the place of the answer, where argmax finds it."""
+    logits = jnp.array([[[0, 2.0], [3, 0.0]], [[0, 2.0], [0, 1.0]], [[2.0, jnp.nan], [3, 0.0]]])
     targets, mask = jnp.array([[1, 0], [1, 0], [1, 0]]), jnp.ones((3, 2), bool)
     assert classification(logits, Batch(None, targets, mask))['wrong'] == (2, 3)
     assert classification(logits, Batch(None, targets, mask.at[1, 1].set(False)))['wrong'] == (1, 3)
