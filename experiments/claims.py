@@ -101,34 +101,32 @@ def _sequences(seeds: Sequence[trials.Seed]) -> str:
     wrong = np.mean([seed.test[WRONG] for seed in seeds])
     if not len(needed):
         return f'no seed; {wrong:.2%} wrong'
-    mean, half = report.mean_interval(needed)
-    return f'{mean:,.0f} ± {half:,.0f} sequences; {wrong:.2%} wrong'
+    return f'{report.format_interval(needed, ",.0f", ",.0f")} sequences; {wrong:.2%} wrong'
 
 
 def _loss(seeds: Sequence[trials.Seed]) -> str:
-    mean, half = report.mean_interval(np.array([seed.test['loss'] for seed in seeds]))
-    return f'loss {mean:.4g} ± {half:.2g}'
+    return f'loss {report.format_interval(np.array([seed.test["loss"] for seed in seeds]))}'
 
 
 def _excess(seeds: Sequence[trials.Seed]) -> str:
     """How far above the floor, in its own measure: the loss less the excess is what the law itself has there."""
     over = [seed.test['excess'] / (seed.test['loss'] - seed.test['excess']) for seed in seeds]
-    mean, half = report.mean_interval(np.array(over))
-    return f'{mean:.2%} ± {half:.2%} above the floor'
+    return f'{report.format_interval(np.array(over), ".2%", ".2%")} above the floor'
 
 
 def _exact(seeds: Sequence[trials.Seed]) -> str:
-    mean, half = report.mean_interval(1 - np.array([seed.test[WRONG] for seed in seeds]))
-    return f'{mean:.2%} ± {half:.2%} right'
+    right = 1 - np.array([seed.test[WRONG] for seed in seeds])
+    return f'{report.format_interval(right, ".2%", ".2%")} right'
 
 
 def _lengths(seeds: Sequence[trials.Seed]) -> str:
     """Over all lengths that were tested beyond those trained on, see `experiments.lengths`."""
-    beyond = [[x for name, x in seed.test.items() if name.startswith('beyond/') and not math.isnan(x)] for seed in seeds]
+    beyond = [
+        [x for name, x in seed.test.items() if name.startswith('beyond/') and not math.isnan(x)] for seed in seeds
+    ]
     right = 1 - np.array(beyond)
-    mean, half = report.mean_interval(right.mean(1))
-    all_of_it = int((right.min(1) >= 0.99).sum())
-    return f'mean {mean:.1%} ± {half:.1%}, best {right.mean(1).max():.1%}; {all_of_it} of {len(seeds)} at 99%'
+    mean, all_of_it = report.format_interval(right.mean(1), '.1%', '.1%'), int((right.min(1) >= 0.99).sum())
+    return f'mean {mean}, best {right.mean(1).max():.1%}; {all_of_it} of {len(seeds)} at 99%'
 
 
 MEASURES: dict[str, Callable[[Sequence[trials.Seed]], str]] = {

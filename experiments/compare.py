@@ -152,10 +152,10 @@ def table_lines(found: Sequence[tuple[Entry, Outcome]]) -> Iterator[str]:
     yield f'{"task":<20}{"cell":<9}{"units":>6}{"params":>9}{"at goal":>9}{"loss":>24}{"wrong":>20}'
     for entry, outcome in found:
         reached = sum(seed.sequences is not None for seed in outcome.seeds)
-        (loss, wrong), failed = _intervals(values_of(outcome))
+        (loss, wrong), failed = _finite(values_of(outcome))
         yield (
             f'{entry.task:<20}{entry.cell:<9}{entry.hidden:>6}{entry.params:>9,}{f"{reached}/{seeds}":>9}'
-            f'{f"{loss[0]:.4g} ± {loss[1]:.2g}":>24}{f"{wrong[0]:.2%} ± {wrong[1]:.2%}":>20}{failed}'
+            f'{report.format_interval(loss):>24}{report.format_interval(wrong, ".2%", ".2%"):>20}{failed}'
         )
 
 
@@ -166,11 +166,11 @@ def difference_lines(found: Sequence[tuple[Entry, Outcome]]) -> Iterator[str]:
         first = next((e, o) for e, o in found if e.task == entry.task)
         if first[0].cell == entry.cell:
             continue
-        (loss, wrong), failed = _intervals(values_of(outcome) - values_of(first[1]))
-        clear = any(abs(mean) > half for mean, half in (loss, wrong))
+        (loss, wrong), failed = _finite(values_of(outcome) - values_of(first[1]))
+        clear = any(abs(mean) > half for mean, half in map(report.mean_interval, (loss, wrong)))
         yield (
             f'{entry.task:<20}{f"{entry.cell} - {first[0].cell}":<20}'
-            f'loss {loss[0]:+.4g} ± {loss[1]:.2g}   wrong {wrong[0]:+.2%} ± {wrong[1]:.2%}'
+            f'loss {report.format_interval(loss, "+.4g")}   wrong {report.format_interval(wrong, "+.2%", ".2%")}'
             f'{"" if clear else "   (no clear difference)"}{failed}'
         )
 
@@ -180,13 +180,11 @@ def values_of(outcome: Outcome) -> np.ndarray:
     return np.array([[seed.test[name] for seed in outcome.seeds] for name in ('loss', WRONG)])
 
 
-def _intervals(values: np.ndarray) -> tuple[list[tuple[float, float]], str]:
-    """Of the seeds whose loss is finite, and a word about the others."""
+def _finite(values: np.ndarray) -> tuple[np.ndarray, str]:
+    """Values [2, R] of the seeds whose loss is finite, and a word about the others."""
     finite = np.isfinite(values[0])
     failed = '' if finite.all() else f'   {(~finite).sum()} diverged'
-    if not finite.any():
-        return [(np.nan, np.nan)] * 2, failed
-    return [report.mean_interval(row[finite]) for row in values], failed
+    return values[:, finite] if finite.any() else np.full((2, 1), np.nan), failed
 
 
 def _picture(folder: files.Workdir, found: Sequence[tuple[Entry, Outcome]]) -> None:

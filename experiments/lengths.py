@@ -91,10 +91,10 @@ class Lengths(Study):
         scores = beyond.mean(1)
         solved, count = int((beyond.min(1) >= SOLVED).sum()), len(scores)
         low, high = report.share_interval(solved, count)
-        mean, half = report.mean_interval(scores)
+        mean = report.format_interval(scores, '.1%', '.1%')
         return (
             f'{problem.name}, {settings["cell"]}({settings["hidden"]}), trained to length {longest}: at lengths '
-            f'{lengths[lengths > longest][0]} to {lengths[-1]} the mean seed answers {mean:.1%} (± {half:.1%}) rightly '
+            f'{lengths[lengths > longest][0]} to {lengths[-1]} the mean seed answers {mean} rightly '
             f'and the best {scores.max():.1%}; {solved} of {count} seeds ({solved / count:.1%}; 95% interval '
             f'{low:.1%} to {high:.1%}) answer at least {SOLVED:.0%} at every one of them.'
         )

@@ -409,8 +409,8 @@ def to_the_goal(problem: Problem, outcome: Outcome, settings: Mapping[str, Any])
         f'{goal_words(goal_of(problem, settings))} of the last {window:,} within {most:,}'
     )
     if needed:
-        mean, half = report.mean_interval(np.array(needed, float))
-        text += f', after {min(needed):,} to {max(needed):,} (mean {mean:,.0f} ± {half:,.0f})'
+        mean = report.format_interval(np.array(needed, float), ',.0f', ',.0f')
+        text += f', after {min(needed):,} to {max(needed):,} (mean {mean})'
     return text
 
 

@@ -139,6 +139,16 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     return float(np.mean(values)), float(stdtrit(count - 1, 0.975) * error)
 
 
+def format_interval(values: np.ndarray, spec: str = '.4g', half_spec: str = '.2g') -> str:
+    """The mean of [R] with its 95% interval, for a person.
+
+    >>> format_interval(np.array([1.0, 2.0, 3.0, 4.0])), format_interval(np.array([0.5]), '.1%')
+    ('2.5 ± 2.1', '50.0%')
+    """
+    mean, half = mean_interval(values)
+    return f'{mean:{spec}}' if math.isinf(half) else f'{mean:{spec}} ± {half:{half_spec}}'
+
+
 # --- progress --------------------------------------------------------------------------------------
 
 

@@ -64,8 +64,10 @@ def test_differences_are_paired():
 
 def test_a_seed_that_diverged_is_told_and_left_out():
     one = outcome_of((1, 0.1), (float('nan'), 1), (2, 0.3))
-    (values, failed) = compare._intervals(compare.values_of(one))
-    assert failed.strip() == '1 diverged' and values[0] == report.mean_interval(np.array([1.0, 2.0]))
+    values, failed = compare._finite(compare.values_of(one))
+    assert failed.strip() == '1 diverged' and values.tolist() == [[1, 2], [0.1, 0.3]]
+    values, failed = compare._finite(np.full((2, 3), np.nan))
+    assert failed.strip() == '3 diverged' and report.format_interval(values[0]) == 'nan'
 
 
 def test_a_comparison_goes_on_where_it_was_and_may_grow(in_tmp, monkeypatch, capsys):
