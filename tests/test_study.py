@@ -190,7 +190,7 @@ def test_a_mistake_ends_in_a_sentence_and_exit_code_2(flags, words, in_tmp, caps
 
 def test_a_model_that_would_see_the_answers_is_refused():
     with pytest.raises(UserError, match='--bidirectional would look at the answers: copy memory over 100 steps'):
-        studies.find('copy_memory').run(bidirectional=True)
+        studies.find('copy_memory').run(bidirectional=True, steps=1, replicas=1, batch_size=1)
 
 
 def test_chrono_needs_a_problem_that_says_how_long():
