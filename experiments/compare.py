@@ -205,7 +205,8 @@ def _picture(folder: files.Workdir, found: Sequence[tuple[Entry, Outcome]]) -> N
             color = report.shade(i / max(len(mine) - 1, 1))
             report.draw_band(axis, steps, curve, color, f'{entry.cell}({entry.hidden})')
         what = 'share answered wrongly' if metric == WRONG else metric
-        axis.set(title=task, xlabel='sequences', ylabel=what)
+        axis.set(xlabel='sequences', ylabel=what)
+        axis.set_title(task, fontsize=10)
         axis.legend(frameon=False, fontsize=9)
     files.write_picture(folder, figure)
 
