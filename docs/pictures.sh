@@ -16,3 +16,5 @@ cp runs/1000/temporal_order_6a/curve.png docs/temporal_order.png
 ./run.sh compare --tasks=adding,temporal_order --cells=lstm,gru,mingru --params=5000 --length=50 --mesh=data:1 \
   --workdir=runs/1000/compare --overwrite | tail -n 20
 cp runs/1000/compare/curve.png docs/compare.png
+./run.sh claims --only=modular_arithmetic --workdir=runs/1000/claims --overwrite | tail -n 8
+cp runs/1000/claims/modular_arithmetic/curve.png docs/lengths.png
