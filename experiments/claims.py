@@ -11,7 +11,6 @@ command that runs it. One that was stopped goes on where it was, and one that is
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shlex
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import launch, studies
+from experiments import launch, lengths, studies
 from experiments.launch import FLAGFILES, Flag, Many, Name, Switch
 from seqjax import files, report, trials
 from seqjax.files import UserError
@@ -121,12 +120,9 @@ def _exact(seeds: Sequence[trials.Seed]) -> str:
 
 def _lengths(seeds: Sequence[trials.Seed]) -> str:
     """Over all lengths that were tested beyond those trained on, see `experiments.lengths`."""
-    beyond = [
-        [x for name, x in seed.test.items() if name.startswith('beyond/') and not math.isnan(x)] for seed in seeds
-    ]
-    right = 1 - np.array(beyond)
-    mean, all_of_it = report.format_interval(right.mean(1), '.1%', '.1%'), int((right.min(1) >= 0.99).sum())
-    return f'mean {mean}, best {right.mean(1).max():.1%}; {all_of_it} of {len(seeds)} at 99%'
+    _, right = lengths.curves(seeds, lengths.BEYOND)
+    mean, solved = report.format_interval(right.mean(1), '.1%', '.1%'), lengths.count_solved(right)
+    return f'mean {mean}, best {right.mean(1).max():.1%}; {solved} of {len(seeds)} at {lengths.SOLVED:.0%}'
 
 
 MEASURES: dict[str, Callable[[Sequence[trials.Seed]], str]] = {

@@ -22,7 +22,7 @@ from experiments.study import DEFAULTS, MODEL, TRAINING, Study, goal_of, make_mo
 from seqjax import files, report
 from seqjax.files import UserError
 from seqjax.models import CELLS
-from seqjax.problem import WRONG
+from seqjax.problem import WRONG, input_shapes
 from seqjax.trials import Outcome
 
 NAME, TABLE = 'compare', 'compare.csv'
@@ -76,9 +76,7 @@ def run(**values: Any) -> list[tuple[Entry, Outcome]]:
     """
     tasks = launch.check({'tasks': OWN['tasks']}, OWN_DEFAULTS | values, OWN_DEFAULTS)['tasks']
     table, defaults = table_of(tasks)
-    unknown = [name for name in values if name not in table]
-    if unknown:
-        raise UserError(launch.unknown(unknown[0], table))
+    launch.check_known(values, table)
     settings = launch.check(table, defaults | values, defaults)
     if settings['params'] is not None and settings['hidden'] is not None:
         raise UserError(f'--params={settings["params"]} chooses --hidden, and --hidden={settings["hidden"]} is given')
@@ -115,8 +113,7 @@ def count_params(study: Study, settings: Mapping[str, Any]) -> int:
     """Of the model that the settings ask for; nothing is computed."""
     problem = study.problem(settings)
     model = make_model(problem, settings)
-    inputs = jax.eval_shape(lambda: problem.sample(jax.random.key(0), 1)).inputs
-    return report.count_params(jax.eval_shape(model.init, jax.random.key(0), inputs)['params'])
+    return report.count_params(jax.eval_shape(model.init, jax.random.key(0), input_shapes(problem))['params'])
 
 
 def _widest(study: Study, settings: dict[str, Any], params: int) -> int:

@@ -302,6 +302,13 @@ def check(table: Mapping[str, Flag], values: Mapping[str, Any], defaults: Mappin
     return checked
 
 
+def check_known(values: Mapping[str, Any], table: Mapping[str, Flag]) -> None:
+    """Raises UserError where a value is of no flag."""
+    for name in values:
+        if name not in table:
+            raise UserError(unknown(name, table))
+
+
 def keeping(settings: Mapping[str, Any]) -> dict[str, Any]:
     """When a run saves and where it is computed, for `seqjax.run`, as its flags say."""
     saving = Saving(settings['checkpoint_every'], settings['keep'], settings['best'])

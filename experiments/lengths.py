@@ -20,10 +20,11 @@ from experiments.launch import Flag, Whole
 from experiments.study import SPLITS, Study
 from seqjax import files, report, train, trials
 from seqjax.files import UserError
-from seqjax.problem import WRONG, Problem
+from seqjax.problem import WRONG, Problem, input_shapes
 from seqjax.task import State, Task
-from seqjax.trials import Outcome
+from seqjax.trials import Outcome, Seed
 
+WITHIN, BEYOND = 'within', 'beyond'  # what was trained on: where a tested length lies
 TIMES = 10  # the longest tested length by default, in those trained on
 SOLVED = 0.99  # of the sequences of every length tested: such a seed generalises
 OWN = {
@@ -57,28 +58,28 @@ class Lengths(Study):
         return settings
 
     def test(self, problem: Problem, task: Task, settings: Mapping[str, Any]) -> tuple[trials.Test, Any]:
-        points = lengths_of(problem, settings)
+        points, longest = lengths_of(problem, settings), trained(problem)
         key = jax.random.key(SPLITS[settings['split']])
 
-        def wrong(state: State, key: jax.Array, length: jax.Array, longest: int) -> jax.Array:
-            batch = problem.draw(jax.random.fold_in(key, length), jnp.full(settings['count'], length), longest)
+        def wrong(state: State, key: jax.Array, length: jax.Array, size: int) -> jax.Array:
+            batch = problem.draw(jax.random.fold_in(key, length), jnp.full(settings['count'], length), size)
             mean = task.loss(train.apply(task, state, batch.inputs), batch)[WRONG]
             return jnp.where(mean.count > 0, mean.compute(), jnp.nan)  # there may be no sequence of that length
 
         def test(state: State, key: jax.Array) -> dict[str, jax.Array]:
             values = {}
-            for longest, among in padded(
-                points
-            ).items():  # a compilation of the model for each, and not for each length
-                found = jax.lax.map(lambda x, longest=longest: wrong(state, key, x, longest), jnp.array(among))
-                values |= {f'{_place(problem, length)}/{length}': found[i] for i, length in enumerate(among)}
+            # The model is compiled for each padded length, and not for each length.
+            for size, among in padded(points).items():
+                found = jax.lax.map(lambda x, size=size: wrong(state, key, x, size), jnp.array(among))
+                for length, value in zip(among, found, strict=True):
+                    values[f'{WITHIN if length <= longest else BEYOND}/{length}'] = value
             return values
 
         return test, key
 
     def show(self, outcome: Outcome, settings: Mapping[str, Any]) -> None:
         """The share of sequences that are answered rightly, for some of the lengths."""
-        lengths, right = curves(outcome)
+        lengths, right = curves(outcome.seeds)
         shown = np.unique(np.linspace(0, len(lengths) - 1, 9).round().astype(int))
         print(f'{"length":>10}' + ''.join(f'{lengths[i]:>8}' for i in shown))
         rows = {'mean': right.mean(0), 'best seed': right.max(0), 'worst seed': right.min(0)}
@@ -86,15 +87,13 @@ class Lengths(Study):
             print(f'{name:>10}' + ''.join(f'{values[i]:>8.1%}' for i in shown))
 
     def conclusion(self, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> str:
-        longest, (lengths, right) = trained(problem), curves(outcome)
-        beyond = right[:, lengths > longest]
-        scores = beyond.mean(1)
-        solved, count = int((beyond.min(1) >= SOLVED).sum()), len(scores)
+        lengths, right = curves(outcome.seeds, BEYOND)
+        scores, solved, count = right.mean(1), count_solved(right), len(right)
         low, high = report.share_interval(solved, count)
         mean = report.format_interval(scores, '.1%', '.1%')
         return (
-            f'{problem.name}, {settings["cell"]}({settings["hidden"]}), trained to length {longest}: at lengths '
-            f'{lengths[lengths > longest][0]} to {lengths[-1]} the mean seed answers {mean} rightly '
+            f'{problem.name}, {settings["cell"]}({settings["hidden"]}), trained to length {trained(problem)}: at '
+            f'lengths {lengths[0]} to {lengths[-1]} the mean seed answers {mean} rightly '
             f'and the best {scores.max():.1%}; {solved} of {count} seeds ({solved / count:.1%}; 95% interval '
             f'{low:.1%} to {high:.1%}) answer at least {SOLVED:.0%} at every one of them.'
         )
@@ -107,7 +106,7 @@ class Lengths(Study):
         except ImportError:
             print('\n' + report.NO_PICTURE)
             return
-        lengths, right = curves(outcome)
+        lengths, right = curves(outcome.seeds)
         for i, curve in enumerate(right):
             axis.plot(lengths, curve, color=report.shade(i / max(len(right) - 1, 1)), lw=0.8, alpha=0.7)
         axis.plot(lengths, right.mean(0), color='black', label='mean of the seeds')
@@ -119,11 +118,7 @@ class Lengths(Study):
 
 def trained(problem: Problem) -> int:
     """The longest length that is trained on."""
-    return jax.tree.leaves(jax.eval_shape(lambda: problem.sample(jax.random.key(0), 1)).inputs)[0].shape[1]
-
-
-def _place(problem: Problem, length: int) -> str:
-    return 'within' if length <= trained(problem) else 'beyond'
+    return jax.tree.leaves(input_shapes(problem))[0].shape[1]
 
 
 def lengths_of(problem: Problem, settings: Mapping[str, Any]) -> list[int]:
@@ -144,12 +139,21 @@ def padded(lengths: Sequence[int]) -> dict[int, list[int]]:
     return found
 
 
-def curves(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths [L] of which there are sequences, and the share that each seed answers rightly, [R, L]."""
-    found = [name for name, value in outcome.seeds[0].test.items() if not np.isnan(value)]
-    names = sorted(found, key=lambda name: int(name.partition('/')[2]))
-    lengths = np.array([int(name.partition('/')[2]) for name in names])
-    return lengths, np.array([[1 - seed.test[name] for name in names] for seed in outcome.seeds])
+def curves(seeds: Sequence[Seed], *places: str) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths [L] of which there are sequences, and the share that each seed answers rightly, [R, L].
+
+    `places` are WITHIN what was trained on and BEYOND it; both by default.
+    """
+    tested = {
+        int(name.partition('/')[2]): name for name in seeds[0].test if name.startswith(places or (WITHIN, BEYOND))
+    }
+    lengths = sorted(length for length, name in tested.items() if not np.isnan(seeds[0].test[name]))
+    return np.array(lengths), np.array([[1 - seed.test[tested[length]] for length in lengths] for seed in seeds])
+
+
+def count_solved(right: np.ndarray) -> int:
+    """Seeds that generalise, by what they answer rightly [R, L]."""
+    return int((right.min(1) >= SOLVED).sum())
 
 
 ABOUT = 'Trains a task on short sequences, and tests it on longer ones.'

@@ -31,7 +31,7 @@ from seqjax.encoder_decoder import ATTENTIONS, encoder_decoder
 from seqjax.files import UserError
 from seqjax.initializers import GATE_BIASES
 from seqjax.models import CELLS, sequence_model
-from seqjax.problem import WRONG, Goal, Problem
+from seqjax.problem import WRONG, Goal, Problem, input_shapes
 from seqjax.task import Batch, Task, batch_shapes
 from seqjax.trials import Outcome, Trial
 
@@ -79,16 +79,8 @@ TRAINING = {
 }
 DEFAULTS = {
     **{'cell': 'lstm', 'hidden': 32, 'layers': 1, 'bidirectional': False, 'dropout': 0.0, 'gate_bias': 'default'},
-    **{
-        'parallel': False,
-        'attention': 'none',
-        'scheduled_sampling': 0.0,
-        'batch_size': 16,
-        'steps': 6250,
-        'every': None,
-        'until': None,
-        'to_the_end': False,
-    },
+    **{'parallel': False, 'attention': 'none', 'scheduled_sampling': 0.0},
+    **{'batch_size': 16, 'steps': 6250, 'every': None, 'until': None, 'to_the_end': False},
     **{'split': 'validation', 'schedule': 'constant', 'decay_steps': None, 'clip_norm': None, 'learning_rate': 3e-3},
     **{'adam_epsilon': 1e-7, 'seed': 0, 'replicas': 10, 'matmul_precision': 'default', 'workdir': None},
     **{'overwrite': False, 'picture': True, 'mesh': None, 'checkpoint_every': 1000, 'keep': 2, 'best': None},
@@ -149,8 +141,7 @@ def make_model(problem: Problem, settings: Mapping[str, Any]) -> nn.Module:
     options |= {'features': settings['hidden'], **_gate_bias(problem, settings['gate_bias'])}
     try:
         model = (_writer if problem.answer == 'tokens' else _reader)(problem, settings, options)
-        inputs = jax.eval_shape(lambda: problem.sample(jax.random.key(0), 1)).inputs
-        jax.eval_shape(model.init, jax.random.key(0), inputs)
+        jax.eval_shape(model.init, jax.random.key(0), input_shapes(problem))
     except (ValueError, TypeError) as error:  # a TypeError: a cell without such a gate
         names = ['cell', *(name for name in MODEL if name != 'cell' and settings[name] != DEFAULTS[name])]
         raise UserError(f'{named(settings, names)} do not go together: {error}') from error
@@ -246,7 +237,7 @@ class Study:
     def sizes(self, **settings: Any) -> tuple[int, dict[str, Any]]:
         """About how many float32 numbers a run holds at once, and the flags that decide it."""
         names = (*self.own, 'hidden', 'layers', 'batch_size', 'replicas')
-        values = jax.tree.leaves(jax.eval_shape(lambda: self.problem(settings).sample(jax.random.key(0), 1)).inputs)[0]
+        values = jax.tree.leaves(input_shapes(self.problem(settings)))[0]
         steps, features = values.shape[1], values.shape[2] if values.ndim > 2 else settings['hidden']
         rows, hidden = settings['batch_size'], settings['hidden']
         wide = settings['layers'] * (1 + settings['bidirectional'])
@@ -257,9 +248,7 @@ class Study:
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Plain values -> all settings; raises UserError where one is refused or two do not go together."""
-        unknown = [name for name in values if name not in self.FLAGS]
-        if unknown:
-            raise UserError(launch.unknown(unknown[0], self.FLAGS))
+        launch.check_known(values, self.FLAGS)
         settings = launch.check(self.FLAGS, {**self.defaults, **values}, self.defaults)
         launch.check_seeds(settings['seed'], settings['replicas'])
         settings['every'] = settings['every'] or min(self.every, settings['steps'])
@@ -270,7 +259,7 @@ class Study:
                 f'{named(settings, ("steps", "every"))}: the steps must be a multiple of --every, such as {fewer}'
             )
         launch.check_memory(*self.sizes(**settings))
-        self.make_task(settings), self.make_optimiser(settings)
+        make_model(self.problem(settings), settings), self.make_optimiser(settings)
         return settings
 
     def run(self, **values: Any) -> Outcome:
@@ -303,8 +292,9 @@ class Study:
         if summary is not None:
             return trials.read_outcome(folder, summary, sequences)
         start, task = time.perf_counter(), task_of(problem, settings)
-        summary = host.new_summary(self.name, settings, report.model_layers(task.model, batch_shapes(task).inputs))
-        print(report.format_table([report.Layer(**layer) for layer in summary['layers']]) + '\n')
+        layers = report.model_layers(task.model, batch_shapes(task).inputs)
+        summary = host.new_summary(self.name, settings, layers)
+        print(report.format_table(layers) + '\n')
         folder.write_summary(summary)
         with launch.matmul_precision(settings['matmul_precision']):
             trial = self.trial(problem, task, settings, folder)

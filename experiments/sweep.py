@@ -97,9 +97,7 @@ def run(**values: Any) -> list[Row]:
     """
     first = {'experiment': OWN['experiment']}  # it decides which other flags there are
     table, defaults = table_of(launch.check(first, OWN_DEFAULTS | values, OWN_DEFAULTS)['experiment'])
-    unknown = [name for name in values if name not in table]
-    if unknown:
-        raise UserError(launch.unknown(unknown[0], table))
+    launch.check_known(values, table)
     given = defaults | values
     axes = _axes(given.pop('grid'), table)
     table = {name: flag for name, flag in table.items() if name != 'grid'}

@@ -5,7 +5,8 @@ A file of `seqjax/tasks/` has functions that return a Problem. Their arguments a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -51,6 +52,11 @@ class Problem(NamedTuple):
     examples: Callable[[], Examples] | None = None  # instead of fresh sequences at every step
 
 
+def input_shapes(problem: Problem) -> Arrays:
+    """Shapes and dtypes of the inputs of one sequence [1, ...]; nothing is drawn."""
+    return jax.eval_shape(lambda: problem.sample(jax.random.key(0), 1)).inputs
+
+
 def mistakes(right: jax.Array, mask: jax.Array) -> Mean:
     """The share of sequences with an answer that is not right: right and mask [B, ...], bool.
 
@@ -88,3 +94,25 @@ def within(tolerance: float) -> Score:
 def lengths_between(key: jax.Array, count: int, shortest: int, longest: int) -> jax.Array:
     """Lengths [count], each as likely, both ends included."""
     return jax.random.randint(key, (count,), shortest, longest + 1)
+
+
+def by_length(
+    draw: Callable[[jax.Array, jax.Array, int], Batch], longest: int, *, shortest: int = 1, step: int = 1
+) -> Callable[[jax.Array, int], Batch]:
+    """The `sample` of a problem that has a `draw`: every `step`-th length from `shortest` to `longest` is as likely."""
+
+    def sample(key: jax.Array, count: int) -> Batch:
+        which, what = jax.random.split(key)
+        lengths = shortest + step * lengths_between(which, count, 0, (longest - shortest) // step)
+        return draw(what, lengths, longest)
+
+    return sample
+
+
+def entropy(shares: Iterable[float]) -> float:
+    """In nats: the loss of the best constant, which has the shares of the classes as its probabilities.
+
+    >>> round(entropy([0.5, 0.5, 0.0]), 4)
+    0.6931
+    """
+    return -sum(share * math.log(share) for share in shares if share)

@@ -108,3 +108,11 @@ def compiled_td():
         return task, tx, programs
 
     return compiled
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    """An empty folder to be in; what is compiled there is not kept for other runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('experiments.launch.keep_compiled', lambda: None)
+    return tmp_path

@@ -5,19 +5,12 @@ import csv
 import numpy as np
 import pytest
 
-from experiments import compare, launch, studies
+from experiments import compare, studies
 from seqjax import report, trials
 from seqjax.files import UserError
 from seqjax.trials import Outcome, Seed
 
 SHORT = {'length': 22, 'steps': 4, 'every': 2, 'batch_size': 4, 'replicas': 3, 'picture': False}
-
-
-@pytest.fixture
-def in_tmp(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
-    return tmp_path
 
 
 def test_each_entry_is_the_run_of_its_own_experiment(capsys):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import launch, lengths, studies
+from experiments import lengths, studies
 from experiments.lengths import Lengths, curves, lengths_of, padded, trained
 from experiments.study import SPLITS
 from seqjax import train
@@ -15,13 +15,6 @@ from seqjax.trials import Outcome, Seed
 
 SHORT = {'longest': 4, 'hidden': 4, 'batch_size': 8, 'steps': 4, 'every': 2, 'replicas': 2, 'picture': False}
 SHORT |= {'up_to': 40, 'points': 5, 'count': 32}
-
-
-@pytest.fixture
-def in_tmp(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
-    return tmp_path
 
 
 @pytest.mark.parametrize('task', ['parity', 'modular_arithmetic', 'anbn'])
@@ -35,7 +28,7 @@ def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     tx = study.make_optimiser(settings)
     for state, _, _ in train.train(built, tx, train.init_state(built, tx, jax.random.key(1)), steps=4, chunk=2):
         pass
-    tested, right = curves(outcome)
+    tested, right = curves(outcome.seeds)
     # Of one symbol there is no a^n b^n.
     assert tested.tolist() == lengths_of(problem, settings)[task == 'anbn' :] and right.shape == (2, len(tested))
     for length, found in zip(tested.tolist(), right[1], strict=True):
@@ -80,7 +73,7 @@ def test_a_model_that_learned_the_rule_generalises_and_an_untrained_one_does_not
     assert '2 of 2 seeds' in capsys.readouterr().out.splitlines()[-1]
     bad = lengths.run(task='even_pairs', **how, steps=1, every=1, replicas=2)
     assert '0 of 2 seeds' in capsys.readouterr().out.splitlines()[-1]
-    assert curves(good)[1][:, -1].min() > 0.99 and curves(bad)[1][:, -1].max() < 0.8
+    assert curves(good.seeds)[1][:, -1].min() > 0.99 and curves(bad.seeds)[1][:, -1].max() < 0.8
 
 
 def test_a_finished_run_is_shown_again_with_its_curve(in_tmp, capsys):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import launch, studies, temporal_order
+from experiments import studies, temporal_order
 from experiments.study import HELD_OUT, SPLITS, Study, make_model, options_of
 from seqjax import optim, train, trials
 from seqjax.data import epoch_rows
@@ -54,13 +54,6 @@ def first_bit(longest: int = 4, where: Literal['begin', 'end'] = 'begin', noise:
 
 def argv_of(settings):
     return [f'--no{name}' if value is False else f'--{name}={value}' for name, value in settings.items()]
-
-
-@pytest.fixture
-def in_tmp(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
-    return tmp_path
 
 
 # --- flags -----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import echo, launch, td
+from experiments import echo, td
 from experiments import sweep as command
 from seqjax import sweep, train
 from seqjax.files import UserError
@@ -77,13 +77,6 @@ def test_group_width_splits_into_the_fewest_and_narrowest_groups(max_width):
 
 RATES = {'experiment': 'td', 'setup': 'many_to_one', 'epochs': 12, 'every': 4, 'replicas': 3, 'seed': 5}
 RATES |= {'grid': {'learning_rate': [1e-3, 0.02]}, 'picture': False}
-
-
-@pytest.fixture
-def in_tmp(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
-    return tmp_path
 
 
 def test_settings_side_by_side_are_the_runs_of_each_setting(monkeypatch):

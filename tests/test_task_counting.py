@@ -14,6 +14,7 @@ from experiments import anbn as anbn_experiment
 from experiments import dyck as dyck_experiment
 from seqjax.problem import WRONG, Goal
 from seqjax.tasks.counting import anbn, dyck
+from tests.drawing import compiled
 
 DRAWS, MANY = 3000, 30_000
 
@@ -96,14 +97,6 @@ def ideal(batch, longest, kinds, deepest):
             if stack:
                 row[t, kinds + stack[-1]] = p[1] / p.sum()
     return rows
-
-
-@functools.cache
-def compiled(make, **options):
-    """The problem, with its functions compiled once for all tests."""
-    problem = make(**options)
-    sample, draw = jax.jit(problem.sample, static_argnums=1), jax.jit(problem.draw, static_argnums=2)
-    return problem._replace(sample=sample, draw=draw, score=jax.jit(problem.score))
 
 
 @functools.cache

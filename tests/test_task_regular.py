@@ -19,6 +19,7 @@ from seqjax.models import sequence_model
 from seqjax.problem import WRONG, Goal
 from seqjax.task import Task
 from seqjax.tasks.regular import cycle_navigation, even_pairs, modular_arithmetic, parity
+from tests.drawing import compiled
 
 DRAWS, MANY = 1000, 20_000
 
@@ -68,14 +69,6 @@ TASKS = {
     'navigation of 2': (cycle_navigation, {'cycle': 2}, run_navigation, 2, 3),
 }
 each = pytest.mark.parametrize(('make', 'options', 'automaton', 'size', 'features'), TASKS.values(), ids=TASKS)
-
-
-@functools.cache
-def compiled(make, **options):
-    """The problem, with its functions compiled once for all tests."""
-    problem = make(**options)
-    sample, draw = jax.jit(problem.sample, static_argnums=1), jax.jit(problem.draw, static_argnums=2)
-    return problem._replace(sample=sample, draw=draw, score=jax.jit(problem.score))
 
 
 @functools.cache

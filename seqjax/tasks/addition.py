@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.problem import Examples, Goal, Problem, classification
+from seqjax.problem import Examples, Goal, Problem, classification, entropy
 from seqjax.task import Batch, Sequences
 
 SYMBOLS = ' 0123456789+'  # of the tokens; the answers have no plus
@@ -120,8 +120,7 @@ def _entropy(sums: np.ndarray) -> float:
     for power in range(len(str(sums.max()))):
         written = sums[(sums >= 10**power) | (power == 0)]
         counts += np.bincount(1 + written // 10**power % 10, minlength=PLUS)
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    return entropy((counts / counts.sum()).tolist())
 
 
 def _sample(key: jax.Array, count: int, *, digits: int, reverse: bool) -> Batch:

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import losses
-from seqjax.problem import WRONG, Goal, Problem, Score, lengths_between, mistakes
+from seqjax.problem import WRONG, Goal, Problem, Score, by_length, entropy, mistakes
 from seqjax.task import Arrays, Batch, Mean, Sequences
 
 SHORTEST = 4  # of the longest strings: with those of two symbols alone there is nothing to count
@@ -100,13 +100,13 @@ def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> Problem:
     _check_longest(longest)
     strings = [ways[0] for ways in _ways(longest, deepest)[2::2]]  # of each length, were there one kind of bracket
     half = (longest + 2) / 4  # brackets that open in a string, on average; as many close
-    entropy = math.log(len(strings)) + sum(map(math.log, strings)) / len(strings) + (half - 1) * math.log(kinds)
+    nats = math.log(len(strings)) + sum(map(math.log, strings)) / len(strings) + (half - 1) * math.log(kinds)
     return _problem(
         name=f'brackets of {kinds} {"kind" if kinds == 1 else "kinds"} in 2 to {longest} symbols',
         draw=partial(_dyck, kinds=kinds, deepest=deepest),
         ideal=partial(_dyck_ideal, kinds=kinds, table=_chances(longest, deepest)),
         longest=longest,
-        floor=entropy / (2 * half),
+        floor=nats / (2 * half),
         counts=[*[(half - 1) / kinds] * kinds, *[half / kinds] * kinds, 1],
     )
 
@@ -131,15 +131,10 @@ def _problem(
       counts: how often each symbol is asked for in a string, on average.
     """
 
-    def sample(key: jax.Array, count: int) -> Batch:
-        which, what = jax.random.split(key)
-        return draw(what, 2 * lengths_between(which, count, 1, longest // 2), longest)
-
-    shares = [count / sum(counts) for count in counts]
-    constant = -sum(share * math.log(share) for share in shares if share)
+    constant = entropy(count / sum(counts) for count in counts)
     return Problem(
         name=name,
-        sample=sample,
+        sample=by_length(draw, longest, shortest=2, step=2),
         score=_score(ideal),
         answer='sequence',
         outputs=len(counts),

@@ -14,7 +14,6 @@ from, as in the source.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import masks
-from seqjax.problem import Problem, classification, lengths_between
+from seqjax.problem import Problem, by_length, classification, entropy
 from seqjax.task import Batch, Sequences
 
 OPERATORS = '+-*'  # the symbols after the numbers
@@ -127,19 +126,13 @@ def _check(name: str, value: int, least: int) -> None:
 def _problem(name: str, draw: Draw, longest: int, shares: Sequence[float], step: int = 1) -> Problem:
     """Strings of every `step`-th length from 1; `shares` are those of the classes."""
 
-    def sample(key: jax.Array, count: int) -> Batch:
-        which, what = jax.random.split(key)
-        lengths = 1 + step * lengths_between(which, count, 0, (longest - 1) // step)
-        return draw(what, lengths, longest)
-
     return Problem(
         name=name,
-        sample=sample,
+        sample=by_length(draw, longest, step=step),
         score=classification,
         answer='vector',
         outputs=len(shares),
-        # The best constant has the shares as its probabilities, so that its loss is their entropy.
-        figures={'best constant': -sum(share * math.log(share) for share in shares if share)},
+        figures={'best constant': entropy(shares)},
         horizon=longest,
         draw=draw,
     )
