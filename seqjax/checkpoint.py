@@ -21,6 +21,7 @@ import re
 import shutil
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -163,7 +164,8 @@ def _orbax() -> Any:
     logger = logging.getLogger('absl')
     if _not_orbax not in logger.filters:
         logger.addFilter(_not_orbax)
-        sys.unraisablehook = partial(_not_closed_loop, sys.unraisablehook)
+        sys.unraisablehook = partial(_not_left_over, sys.unraisablehook)
+        warnings.filterwarnings('ignore', NEVER_AWAITED, RuntimeWarning)
     return ocp
 
 
@@ -171,9 +173,15 @@ def _not_orbax(record: logging.LogRecord) -> bool:
     return f'{os.sep}orbax{os.sep}' not in record.pathname
 
 
-def _not_closed_loop(hook: Callable[[Any], None], unraisable: Any) -> None:
-    """Where a save has failed, what tensorstore still had under way finds Orbax's event loop closed."""
-    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == 'Event loop is closed'):
+# Where a save has failed, what tensorstore still had under way finds Orbax's event loop closed, and what had not begun
+# is never awaited.
+NEVER_AWAITED = r"coroutine 'async_serialize.*' was never awaited"
+LEFT_OVER = re.compile(rf'Event loop is closed|{NEVER_AWAITED}')
+
+
+def _not_left_over(hook: Callable[[Any], None], unraisable: Any) -> None:
+    value = unraisable.exc_value
+    if not (isinstance(value, RuntimeError | RuntimeWarning) and LEFT_OVER.fullmatch(str(value))):
         hook(unraisable)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -294,6 +295,20 @@ def test_what_every_thread_of_a_save_says_of_a_full_disk_is_told_once(tmp_path, 
     save(store, 2)
     store.close()
     fine(2)(restore(tmp_path / 'checkpoints')[0])
+
+
+def test_what_a_failed_save_leaves_behind_is_not_shown_and_all_else_is():
+    """A closed event loop, and a coroutine of Orbax that nobody waits for any more."""
+    shown = []
+    for error in (
+        RuntimeError('Event loop is closed'),
+        RuntimeWarning("coroutine 'async_serialize_from_host.<locals>.write_fragment' was never awaited"),
+        RuntimeWarning("coroutine 'mine' was never awaited"),
+        RuntimeError('Event loop is closed, or not'),
+        ValueError('Event loop is closed'),
+    ):
+        checkpoint._not_left_over(shown.append, SimpleNamespace(exc_value=error))
+    assert [type(x.exc_value) for x in shown] == [RuntimeWarning, RuntimeError, ValueError]
 
 
 @pytest.mark.skipif(shutil.which('mount') is None, reason='mount is not here')
