@@ -1,0 +1,1 @@
+"""What is simple and must be beaten: a file a kind of data."""
