@@ -43,8 +43,10 @@ class Feedback(nn.Module):
     calendar: int  # how many of the last features are known beforehand; all between are 0 in what is fed back
     lag: int | None  # what is told is added to the value as many steps before its target; None: to nothing
 
-    def __call__(self, inputs: Fed) -> jax.Array:
-        """[B, T, H * C * K], in the order of these axes; in training [B, T, C * K]."""
+    def __call__(self, inputs: Fed | jax.Array) -> jax.Array:
+        """[B, T, H * C * K], in the order of these axes; in training [B, T, C * K]. A plain array goes to the model."""
+        if not isinstance(inputs, Fed):
+            return self.model(inputs)
         values, past = inputs
         steps = values.shape[1] - self.horizon + 1
         known = None if past is None else latest(past, steps, min(self.horizon, self.lag), self.lag)

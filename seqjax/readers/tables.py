@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seqjax.files import UserError
+from seqjax.readers.dates import MICRO, written
 from seqjax.readers.extra import need
 
 CHUNK = 2**16  # rows that are parsed at a time
@@ -23,7 +24,6 @@ MISSING = ('', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'null', 'NULL', 'None', '#N/A',
 TABS = ('.tsv', '.tab')
 BYTE_ORDER = (b'\xff\xfe', b'\xfe\xff')  # how UTF-16 begins
 OTHERS = {'\t': 'tab', ';': ';', ',': ',', '|': '|'}  # separators, as --separator takes them
-MICRO = 'datetime64[us]'
 
 
 class Columns(NamedTuple):
@@ -168,10 +168,12 @@ class _Text:
             raise UserError(f'{self.path} is not UTF-8{_first_bad_byte(self.path)}; save it as UTF-8') from error
         except pandas.errors.ParserWarning as error:
             raise UserError(
-                f'{self.path} has rows of more values than the {len(self.names)} names of its columns; name every column'
+                f'{self.path} has rows of more values than the {len(self.names)} names of columns; name every column'
             ) from error
         except (ValueError, OverflowError) as error:
-            raise UserError(f'{self.path} is no table {how} ({one_line(error)}); mend it, or say --separator') from error
+            raise UserError(
+                f'{self.path} is no table {how} ({one_line(error)}); mend it, or say --separator'
+            ) from error
 
     def _check_separator(self) -> None:
         if len(self.names) != 1:
@@ -283,7 +285,11 @@ def _first_bad_byte(path: Path) -> str:
 def _check_names(path: Path, names: Sequence[str]) -> None:
     if not any(names):
         raise UserError(f'{path} has no names of columns in its first line; write them there')
-    twice = [name for name in dict.fromkeys(names) if name and names.count(name) > 1] if len(set(names)) < len(names) else []
+    twice = (
+        [name for name in dict.fromkeys(names) if name and names.count(name) > 1]
+        if len(set(names)) < len(names)
+        else []
+    )
     if twice:
         raise UserError(f'{path} has several columns named {twice[0]!r}; rename all but one')
 
@@ -300,7 +306,9 @@ def _check_columns(path: Path, names: Sequence[str], columns: Columns) -> None:
     for role, given in roles.items():
         for name in given:
             if name in seen:
-                raise UserError(f'--{role}={",".join(given)} has the column {name!r} that --{seen[name]} has; take one out')
+                raise UserError(
+                    f'--{role}={",".join(given)} has the column {name!r} that --{seen[name]} has; take one out'
+                )
             if name not in names:
                 raise UserError(f'{path} has no column {name!r} of --{role}{_no_header(names)}{near(name, names)}')
             seen[name] = role
@@ -324,7 +332,11 @@ def _only_number(source: _Text | _Parquet, columns: Columns) -> str:
         break
     if len(found) != 1:
         some = ', '.join(map(repr, found[:20])) + (', ...' if len(found) > 20 else '')
-        has = f'{len(found)} columns of numbers, {some}' if found else f'no free column of numbers{_no_header(source.names)}'
+        has = (
+            f'{len(found)} columns of numbers, {some}'
+            if found
+            else f'no free column of numbers{_no_header(source.names)}'
+        )
         raise UserError(f'{source.path} has {has}; name the column to forecast by --target')
     return found[0]
 
@@ -388,8 +400,8 @@ def _refuse_missing(path: Path, values: np.ndarray, names: Sequence[str]) -> Non
         missing = np.isnan(values[:, place])
         if missing.any():
             raise UserError(
-                f'{path}: row {_place(missing) + 1}, column {name!r} has no value, one of {int(missing.sum())} that the '
-                'column lacks; fill them in, or say --missing=mask'
+                f'{path}: row {_place(missing) + 1}, column {name!r} has no value, as {int(missing.sum())} of its rows; '
+                'fill them in, or say --missing=mask'
             )
 
 
@@ -431,11 +443,6 @@ def _dates(path: Path, first: int, column: Any, source: Any) -> np.ndarray:
                 'one; write all as YYYY-MM-DD'
             )
         column = found
-    return parse_utc(column)
-
-
-def parse_utc(column: Any) -> np.ndarray:
-    """[n] datetime64[us] of a column of dates."""
     if getattr(column.dtype, 'tz', None) is not None:
         column = column.dt.tz_convert('UTC').dt.tz_localize(None)
     return column.to_numpy().astype(MICRO)
@@ -467,79 +474,3 @@ def _check_dates(path: Path, series: Series, columns: Columns) -> None:
         f'{path}: row {row}{series.phrase} has the date {written(after)}, before that of row {above}, '
         f'{written(before)}; sort the rows by date'
     )
-
-
-def written(date: np.datetime64) -> str:
-    """As short as it can be.
-
-    >>> written(np.datetime64('2020-01-31T00:00', 'us')), written(np.datetime64('2020-01-31T12:30', 'us'))
-    ('2020-01-31', '2020-01-31 12:30:00')
-    """
-    for unit in ('D', 's'):
-        if date == date.astype(f'datetime64[{unit}]'):
-            return str(date.astype(f'datetime64[{unit}]')).replace('T', ' ')
-    return str(date).replace('T', ' ')
-
-
-class Pace(NamedTuple):
-    """The time between two rows, as most rows have it."""
-
-    unit: str  # 'months', 'ends of months', 'weekdays' or 'microseconds'
-    count: int
-
-    def words(self) -> str:
-        """For a person."""
-        if self.unit == 'weekdays':
-            return 'a weekday'
-        if self.unit != 'microseconds':
-            return f'{self.count // 12} year(s)' if self.count % 12 == 0 else f'{self.count} month(s)'
-        for name, size in (('day', 86_400_000_000), ('hour', 3_600_000_000), ('minute', 60_000_000), ('second', 10**6)):
-            if self.count % size == 0:
-                return f'{self.count // size} {name}(s)'
-        return f'{self.count} microseconds'
-
-    def after(self, date: np.datetime64, steps: int) -> np.ndarray:
-        """The dates [steps] that follow one."""
-        ahead = np.arange(1, steps + 1)
-        if self.unit == 'weekdays':
-            day = date.astype('datetime64[D]')
-            return np.busday_offset(day, ahead, roll='backward').astype(MICRO) + (date - day)
-        if self.unit == 'microseconds':
-            return date + ahead * np.timedelta64(self.count, 'us')
-        month = date.astype('datetime64[M]')
-        within = date - month.astype(MICRO)
-        months = month + ahead * self.count
-        last = (months + 1).astype('datetime64[D]').astype(MICRO) - np.timedelta64(1, 'D')
-        if self.unit == 'ends of months':
-            return last + within % np.timedelta64(1, 'D')
-        return np.minimum(months.astype(MICRO) + within, last + within % np.timedelta64(1, 'D'))
-
-
-def pace(dates: np.ndarray) -> Pace:
-    """How far apart most of some dates [n >= 2] are."""
-    days, months = dates.astype('datetime64[D]'), dates.astype('datetime64[M]')
-    steps = np.diff(months).astype(int)
-    if (steps > 0).all():  # a row a month at most
-        if len(np.unique(dates - months.astype(MICRO))) == 1:
-            return Pace('months', _commonest(steps))
-        if (days == (months + 1).astype('datetime64[D]') - 1).all():
-            return Pace('ends of months', _commonest(steps))
-    gap = _commonest(np.diff(dates).astype(int))
-    if gap == 86_400_000_000 and len(dates) > 7 and np.is_busday(days).all():
-        return Pace('weekdays', 1)
-    return Pace('microseconds', gap)
-
-
-def gaps(dates: np.ndarray, found: Pace) -> np.ndarray:
-    """Places [k] of the dates [n] whose next one does not follow at the pace."""
-    if found.unit == 'weekdays':
-        days = dates.astype('datetime64[D]')
-        return np.flatnonzero(np.busday_count(days[:-1], days[1:]) != 1)
-    if found.unit == 'microseconds':
-        return np.flatnonzero(np.diff(dates).astype(int) != found.count)
-    return np.flatnonzero(np.diff(dates.astype('datetime64[M]')).astype(int) != found.count)
-
-
-def _commonest(values: np.ndarray) -> int:
-    found, counts = np.unique(values, return_counts=True)
-    return int(found[np.argmax(counts)])
