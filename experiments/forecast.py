@@ -213,8 +213,8 @@ def _place(name: str, series: Series, flag: str, text: str) -> int:
         kind = f'must be a row from 2 to {count}, as there is no --date'
     else:
         try:
-            place = int(np.searchsorted(series.dates, np.datetime64(text.strip(), 'us')))
-        except (ValueError, OverflowError) as error:
+            place = int(np.searchsorted(series.dates, dates.parsed(text)))
+        except ValueError as error:
             raise UserError(f'--{flag}={text} is no date; write it as YYYY-MM-DD') from error
         kind = f'must be a date after {dates.written(series.dates[0])} and up to {dates.written(series.dates[-1])}'
     if not 0 < place < count:
@@ -281,7 +281,7 @@ class _Following:
 
     def _date(self, word: str) -> np.datetime64:
         try:
-            return np.datetime64(word, 'us')
+            return dates.parsed(word)
         except ValueError as error:
             raise UserError(f'column {self.recipe["date"]!r} holds {word[:80]!r}; write dates as YYYY-MM-DD') from error
 

@@ -180,7 +180,7 @@ def dataset(
             evaluation(parts, recipe, tested, origins['test']),
             lambda answers: said_of.table_of(said(answers), parts, recipe),
         ),
-        measure=Measure('RMSE', root=True, unit='' if own else 'in standard deviations of the training part'),
+        measure=Measure('RMSE', root=True, unit='' if own else 'training SD'),
         items=lambda answers: said_of.items(said(answers), parts, own),
         baselines={
             who: (lambda part, rival=rival: said_of.items(rival(origins[part]), parts, own))

@@ -219,7 +219,7 @@ def _times(part: Ready, origins: np.ndarray, recipe: Mapping[str, Any]) -> list[
 def tell(told: Mapping[str, Sequence[Told]], parts: Sequence[Ready], recipe: Mapping[str, Any]) -> list[str]:
     """RMSE and mean absolute error by steps ahead, and how often an interval holds the value."""
     own, horizon = recipe['own'], recipe['horizon']
-    unit = "the data's own units" if own else 'standard deviations of the training part'
+    unit = "the data's own units" if own else 'standard deviations of the training part (training SD)'
     lines = [f'by steps ahead, RMSE and mean absolute error on the test part, in {unit}']
     lines.append(f'{"ahead":>7}' + ''.join(f'{who:>24}' for who in told))
     found = {who: [errors(one, parts[one.series], own) for one in those] for who, those in told.items()}

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
 
 MICRO = 'datetime64[us]'
+WRITTEN = re.compile(r'\d{4}(-\d\d(-\d\d([ T]\d\d(:\d\d(:\d\d(\.\d{1,6})?)?)?)?)?)?', re.ASCII)
 UNITS = (('day', 86_400_000_000), ('hour', 3_600_000_000), ('minute', 60_000_000), ('second', 1_000_000))
+
+
+def parsed(text: str) -> np.datetime64:
+    """A date that a person wrote as YYYY-MM-DD, or with the time of day, or without day or month.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if not WRITTEN.fullmatch(text.strip()):
+        raise ValueError(f'{text!r} is no date')
+    return np.datetime64(text.strip(), 'us')
 
 
 def written(date: np.datetime64) -> str:

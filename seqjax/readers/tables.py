@@ -40,7 +40,11 @@ class Columns(NamedTuple):
 
     @property
     def all(self) -> list[str]:
-        return [*(name for name in (self.id, self.date) if name is not None), *self.numbers]
+        return [*self.words, *self.numbers]
+
+    @property
+    def words(self) -> list[str]:
+        return [name for name in (self.id, self.date) if name is not None]
 
 
 class Series(NamedTuple):
@@ -84,7 +88,7 @@ def read(path: Path, columns: Columns, *, separator: str = ',', decimal: str = '
     if columns.targets is None:
         columns = columns._replace(targets=[_only_number(source, columns)])
     _check_columns(path, source.names, columns)
-    parts = [_Part(path, first, frame, columns, source) for first, frame in source.frames(columns.all)]
+    parts = [_Part(path, first, frame, columns, source) for first, frame in source.frames(columns.all, columns.words)]
     if not parts:
         raise UserError(f'{path} has no row below the names of its columns; give it some')
     ids, dates = (_joined([getattr(part, name) for part in parts]) for name in ('ids', 'dates'))
@@ -110,7 +114,7 @@ def near(word: str, words: Sequence[str]) -> str:
     """The end of a sentence about a word that is none of some others: the nearest, and what there is."""
     close = difflib.get_close_matches(word, words, 1)
     some = ', '.join(map(repr, words[:20])) + (', ...' if len(words) > 20 else '')
-    return f'; did you mean {close[0]!r}?' if close else f'; it has {some}'
+    return f'; did you mean {close[0]!r}?' if close else f'; there are {some}'
 
 
 # --- files -----------------------------------------------------------------------------------------
@@ -130,14 +134,19 @@ class _Text:
         self.names = [str(name).strip() for name in head.iloc[0]] if len(head) else []
         self._check_separator()
 
-    def frames(self, names: Sequence[str], rows: int | None = None) -> Iterator[tuple[int, Any]]:
-        """The number of a first row, and a pandas frame of the columns, part by part."""
+    def frames(
+        self, names: Sequence[str], words: Sequence[str] = (), rows: int | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """The number of a first row, and a pandas frame of the columns, part by part; `words` are read as text."""
         unique = [name or f' {place}' for place, name in enumerate(self.names)]
-        options = {'names': unique, 'header': 0, 'usecols': list(names), 'index_col': False, 'low_memory': False}
-        # What is a word and what is missing is a matter of the column: an id may be NA.
-        options |= {'keep_default_na': False, 'na_values': dict.fromkeys(names, MISSING)}
+        # All columns are parsed: with a choice of them, pandas drops the values that a row has too many.
+        options = {'names': unique, 'header': 0, 'index_col': False, 'low_memory': False}
+        # What is a word and what is missing is a matter of the column: an id may be NA, and 007.
+        options |= {'dtype': dict.fromkeys(words, str), 'keep_default_na': False}
+        options |= {'na_values': {name: ('',) if name in words else MISSING for name in names}}
+        chunk = max(1, min(CHUNK, 8 * CHUNK // len(unique)))
         left = self._rows_before_blank_end() if rows is None else rows
-        with self._parsing(), self._csv(**options, chunksize=CHUNK, nrows=left) as reader:
+        with self._parsing(), self._csv(**options, chunksize=chunk, nrows=left) as reader:
             first = 1
             for frame in reader:
                 if len(frame):
@@ -148,9 +157,7 @@ class _Text:
         import pandas
 
         options |= {'sep': self.separator, 'encoding': 'utf-8-sig', 'skip_blank_lines': False, 'compression': None}
-        if not options.get('dtype'):
-            options |= {'decimal': self.decimal}
-        return pandas.read_csv(self.path, engine='c', skipinitialspace=True, **options)
+        return pandas.read_csv(self.path, engine='c', skipinitialspace=True, decimal=self.decimal, **options)
 
     @contextlib.contextmanager
     def _parsing(self) -> Iterator[None]:
@@ -168,8 +175,10 @@ class _Text:
             raise UserError(f'{self.path} is not UTF-8{_first_bad_byte(self.path)}; save it as UTF-8') from error
         except pandas.errors.ParserWarning as error:
             raise UserError(
-                f'{self.path} has rows of more values than the {len(self.names)} names of columns; name every column'
+                f'{self.path} has rows of more values than its {len(self.names)} names of columns; name all'
             ) from error
+        except pandas.errors.EmptyDataError as error:
+            raise UserError(f'{self.path} begins with a blank line; write the names of the columns there') from error
         except (ValueError, OverflowError) as error:
             raise UserError(
                 f'{self.path} is no table {how} ({one_line(error)}); mend it, or say --separator'
@@ -213,6 +222,8 @@ class _Text:
 class _Parquet:
     """A parquet file."""
 
+    decimal = '.'  # of numbers that it holds as text
+
     def __init__(self, path: Path):
         parquet, arrow = need('pyarrow.parquet', path), need('pyarrow', path)
         _check_file(path)
@@ -221,8 +232,10 @@ class _Parquet:
             self.file = parquet.ParquetFile(path)
             self.names = list(self.file.schema_arrow.names)
 
-    def frames(self, names: Sequence[str], rows: int | None = None) -> Iterator[tuple[int, Any]]:
-        """As those of text."""
+    def frames(
+        self, names: Sequence[str], words: Sequence[str] = (), rows: int | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """As those of text; a file of parquet knows itself what is text."""
         first = 1
         with self._parsing():
             for batch in self.file.iter_batches(batch_size=min(rows or CHUNK, CHUNK), columns=list(names)):
@@ -370,7 +383,9 @@ def _numbers(path: Path, first: int, column: Any, source: _Text | _Parquet) -> n
             raise UserError(f'{path}: column {column.name!r} holds {column.dtype}, and must hold numbers; leave it out')
         text = column.astype(str).str.strip()
         known = column.notna() & ~text.isin(MISSING)
-        column = pandas.to_numeric(text.where(known), errors='coerce')
+        plain = text if source.decimal == '.' else text.where(~text.str.contains('.', regex=False), 'x')
+        plain = plain.str.replace(source.decimal, '.', regex=False)  # pandas left it as it is beside a text
+        column = pandas.to_numeric(plain.where(known), errors='coerce')
         bad = (column.isna() & known).to_numpy(bool)
         if bad.any():
             word = text.iloc[_place(bad)]
@@ -400,7 +415,7 @@ def _refuse_missing(path: Path, values: np.ndarray, names: Sequence[str]) -> Non
         missing = np.isnan(values[:, place])
         if missing.any():
             raise UserError(
-                f'{path}: row {_place(missing) + 1}, column {name!r} has no value, as {int(missing.sum())} of its rows; '
+                f'{path}: row {_place(missing) + 1}, column {name!r} has no value, like {int(missing.sum()) - 1} more; '
                 'fill them in, or say --missing=mask'
             )
 
