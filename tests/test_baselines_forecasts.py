@@ -68,7 +68,9 @@ def test_a_series_without_noise_has_a_solution():
     times = np.arange(60.0)
     for values in (3 * times - 5, np.sin(times * np.pi / 3), (-1.0) ** times):
         model = fit(values, 4)
-        np.testing.assert_allclose(autoregressive(model, values, np.array([30, 50]), 1)[:, 0], values[[31, 51]], atol=1e-8)
+        np.testing.assert_allclose(
+            autoregressive(model, values, np.array([30, 50]), 1)[:, 0], values[[31, 51]], atol=1e-8
+        )
         assert best_order(values, 5) <= 5
 
 

@@ -102,7 +102,11 @@ REFUSED = {
     'latin-1': (b'day,a\n2020-01-01,1\n\xe4,2\n', {'date': 'day'}, 'not UTF-8 in line 3: byte 1 is 0xe4; save it as'),
     'no rows': ('a,b\n', {}, 'has no row below'),
     'blank first line': ('\na,b\n1,2\n', {}, 'begins with a blank line'),
-    'no such column': (PLAIN.replace('a', 'wind'), {'targets': ['wnd']}, "no column 'wnd' of --target; did you mean 'wind'"),
+    'no such column': (
+        PLAIN.replace('a', 'wind'),
+        {'targets': ['wnd']},
+        "no column 'wnd' of --target; did you mean 'wind'",
+    ),
     'no header': ('1,2\n3,4\n', {}, "no column 'a' of --target, and its first line holds numbers"),
     'two of a name': ('a,b,a\n1,2,3\n', {}, "several columns named 'a'"),
     'two targets': ('a,b\n1,2\n', {'targets': None}, "has 2 columns of numbers, 'a', 'b'; name the column"),
@@ -115,7 +119,11 @@ REFUSED = {
     'semicolons': (PLAIN.replace(',', ';'), {}, "say --separator=';'"),
     'tabs': (PLAIN.replace(',', '\t'), {}, "say --separator='tab'"),
     'same sign': (PLAIN, {'decimal': ','}, 'are the same sign'),
-    'missing': ('a,b\n1,2\n,3\n,4\n', {}, "row 2, column 'a' has no value, like 1 more; fill them in, or say --missing"),
+    'missing': (
+        'a,b\n1,2\n,3\n,4\n',
+        {},
+        "row 2, column 'a' has no value, like 1 more; fill them in, or say --missing",
+    ),
     'cut': ('a,b,c\n1,2,3\n4', {'targets': ['a', 'b']}, "row 2, column 'b' has no value"),
     'infinite': ('a\n1\n-inf\n', {'mask': True}, "row 2, column 'a' is infinite"),
     'more values': ('a,b\n1,2,3\n4,5,6\n', {}, 'rows of more values than its 2 names'),
@@ -124,9 +132,17 @@ REFUSED = {
     'no id': ('who,a\nx,1\n,2\n', {'id': 'who'}, "row 2 has no id in column 'who'"),
     'no date': ('day,a\n2020,1\n,2\n', {'date': 'day'}, "row 2 has no date in column 'day'"),
     'a word': ('day,a\n2020-01-01,1\nsoon,2\n', {'date': 'day'}, "row 2, column 'day' holds 'soon', which is no date"),
-    'other order': ('day,a\n12/01/2020,1\n13/01/2020,2\n', {'date': 'day'}, "'13/01/2020', which is no date as the first"),
+    'other order': (
+        'day,a\n12/01/2020,1\n13/01/2020,2\n',
+        {'date': 'day'},
+        "'13/01/2020', which is no date as the first",
+    ),
     'same date': ('day,a\n2020-01-01,1\n2020-01-01,2\n', {'date': 'day'}, 'rows 1 and 2 have the same date 2020-01-01'),
-    'unsorted': ('day,a\n2020-01-02,1\n2020-01-01,2\n', {'date': 'day'}, 'row 2 has the date 2020-01-01, before that of'),
+    'unsorted': (
+        'day,a\n2020-01-02,1\n2020-01-01,2\n',
+        {'date': 'day'},
+        'row 2 has the date 2020-01-01, before that of',
+    ),
 }
 
 
@@ -196,7 +212,11 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, content, lead):
 
 def check(tmp_path_factory, content):
     folder = tmp_path_factory.getbasetemp()
-    for name, columns in (('x.csv', Columns(['a'], ['b'])), ('x.csv', Columns(['a'], (), 'day', 'b')), ('y.csv', Columns(None))):
+    for name, columns in (
+        ('x.csv', Columns(['a'], ['b'])),
+        ('x.csv', Columns(['a'], (), 'day', 'b')),
+        ('y.csv', Columns(None)),
+    ):
         (folder / name).write_bytes(content)
         try:
             table = tables.read(folder / name, columns, mask=True)
@@ -249,5 +269,7 @@ def test_a_file_in_a_package_is_named_by_both(tmp_path, monkeypatch):
 
 
 def test_a_library_that_is_missing_is_told_with_its_remedy():
-    with pytest.raises(UserError, match=r"x.csv needs nolibrary_, which is not installed: pip install 'seqjax\[data\]'"):
+    with pytest.raises(
+        UserError, match=r"x.csv needs nolibrary_, which is not installed: pip install 'seqjax\[data\]'"
+    ):
         extra.need('nolibrary_.part', 'x.csv')

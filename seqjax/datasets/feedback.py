@@ -84,7 +84,7 @@ class Feedback(nn.Module):
 
         def draw(model, sums, key):
             told = self._path(model, carries, first, ahead, known, key)
-            mean, square = told[..., 0] - first[..., 0], deviation(told) ** 2
+            mean, square = told[..., 0] - first[None, ..., 0], deviation(told) ** 2
             return (sums[0] + mean, sums[1] + mean**2 + square), None
 
         zero = jnp.zeros((self.horizon, *first.shape[:-1]), first.dtype)
@@ -92,7 +92,7 @@ class Feedback(nn.Module):
         (means, squares), _ = _scan(draw)(self.model, (zero, zero), keys)
         mean = means / DRAWS
         variance = jnp.maximum(squares / DRAWS - mean**2, jnp.exp(-2 * LIMIT))
-        mixed = jnp.stack([mean + first[..., 0], 0.5 * jnp.log(variance)], -1)
+        mixed = jnp.stack([mean + first[None, ..., 0], 0.5 * jnp.log(variance)], -1)
         return jnp.concatenate([first[None], mixed[1:]])
 
     def _path(
