@@ -78,8 +78,8 @@ def sentence(measure: Measure, found: Gain, who: str, whom: str) -> str:
     if not found.clear:
         more = 'better' if found.mean > 0 else 'worse'
         return (
-            f'{who} is {more} than {whom} by {by}, which may be chance: use the baseline, which is simpler, or find out '
-            'with more --replicas or more to test on'
+            f'{who} is {more} than {whom} by {by}, which may be chance: use the baseline, which is simpler, or '
+            'find out with more --replicas, or with more to test on'
         )
     if found.mean > 0:
         return f'{who} beats {whom} by {by}'

@@ -93,3 +93,4 @@ class Begin(fitting.Kind):
 
 
 KIND = Begin()
+FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
