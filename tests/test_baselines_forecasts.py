@@ -36,6 +36,7 @@ def test_sunspots_are_forecast_as_well_as_is_known():
     model = fit(values[:221], 9)
     assert round(rmse(autoregressive(model, values, origins, 1)[:, 0], values[221:]), 2) == 17.44
     assert round(rmse(seasonal(values, origins, 1)[:, 0], values[221:]), 2) == 30.44
+    assert best_order(values[:221], most_orders(221)) == 18  # by statsmodels' AIC, too
 
 
 @pytest.mark.parametrize('order', [1, 2, 7])

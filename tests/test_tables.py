@@ -243,6 +243,11 @@ def test_dates_go_on_at_their_pace(frequency, words):
     assert dates.gaps(np.delete(found, 12), pace).tolist() == [11]
 
 
+def test_the_weekday_after_a_weekend_is_a_monday():
+    after = dates.Pace('weekdays', 1).after(np.datetime64('2021-01-02T06', 'us'), 2)
+    assert after.astype('datetime64[h]').astype(str).tolist() == ['2021-01-04T06', '2021-01-05T06']
+
+
 def test_the_31st_of_a_shorter_month_is_its_last_day():
     assert dates.Pace('months', 1).after(np.datetime64('2021-12-31', 'us'), 2).astype(str).tolist() == [
         '2022-01-31T00:00:00.000000',
