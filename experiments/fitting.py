@@ -103,7 +103,7 @@ def make_model(form: Form, settings: Mapping[str, Any]) -> nn.Module:
     except (ValueError, TypeError) as error:  # a TypeError: a cell without such a gate
         given = ['cell', *(name for name in MODEL if name != 'cell' and settings[name] != DEFAULTS[name])]
         raise UserError(f'{study.named(settings, given)} do not go together: {error}') from error
-    return model
+    return model if form.around is None else form.around(model)
 
 
 def one_step(form: Form) -> jax.Array:

@@ -53,6 +53,7 @@ class Form(NamedTuple):
     stateful: bool = False  # windows of a stream: the carry goes on from batch to batch
     causal: bool = False  # an answer at a step is about what follows it: a model may not look there
     horizon: int | None = None  # steps over which something must be kept; for chrono initialisation
+    around: Callable[[Any], Any] | None = None  # the usual model -> one that, for example, reads its own answers
 
 
 class Unseen(NamedTuple):

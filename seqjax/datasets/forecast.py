@@ -1,0 +1,263 @@
+"""Series to forecast: read from their beginning, and at every step the next H steps of every target are told.
+
+Axes beside those in `seqjax`: C targets, H steps ahead, K numbers that a forecast has: 1, 2 (mean, log of the standard
+deviation) or 5 (quantiles). What a model reads and says is in units of the training part: minus its mean, over its
+standard deviation, per series and column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax import losses
+from seqjax.dataset import SPLITS, Dataset, Form, Measure, Unseen
+from seqjax.datasets import forecast_told as said_of
+from seqjax.datasets.feedback import Feedback, deviation, latest
+from seqjax.datasets.forecast_rows import (
+    Spans,
+    Split,
+    Told,
+    asked,
+    collected,
+    evaluation,
+    rows_of,
+    spans,
+    training,
+)
+from seqjax.datasets.forecast_series import Ready, channels, cycles_of, fit_scale, ready
+from seqjax.files import UserError
+from seqjax.readers import dates, tables
+from seqjax.readers.tables import Series
+from seqjax.task import Arrays, Batch, Mean
+
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # the quantiles that are told
+NUMBERS = {'point': 1, 'gaussian': 2, 'quantile': len(LEVELS)}  # K of a head
+FEWEST = 25  # steps of an epoch: a look at a short series costs more than a step
+
+
+def form(recipe: Mapping[str, Any]) -> Form:
+    """Of a model that reads what the recipe says."""
+    steps = recipe['horizon'] if recipe['strategy'] == 'direct' else 1
+    return Form(
+        answer='sequence',
+        outputs=steps * len(recipe['targets']) * NUMBERS[recipe['head']],
+        answers=lambda outputs, batch: quantiles(forecasts(outputs, batch, recipe), recipe['head']),
+        features=len(channels(recipe)),
+        causal=True,
+        horizon=recipe['window'],
+        around=None if recipe['strategy'] == 'direct' else lambda model: feedback(model, recipe),
+    )
+
+
+def feedback(model: nn.Module, recipe: Mapping[str, Any]) -> Feedback:
+    """What a model of one step becomes where forecasts are fed back."""
+    targets, numbers = len(recipe['targets']), NUMBERS[recipe['head']]
+    return Feedback(model, targets, recipe['horizon'], numbers, 2 * len(recipe['cycles']), recipe['lag'])
+
+
+# --- on the device ---------------------------------------------------------------------------------
+
+
+def forecasts(outputs: jax.Array, batch: Batch, recipe: Mapping[str, Any]) -> jax.Array:
+    """[B, T, H, C, K] in units of the training part: the model's outputs, added to what is known where it is direct."""
+    told = outputs.astype(jnp.float32).reshape(*outputs.shape[:2], -1, len(recipe['targets']), NUMBERS[recipe['head']])
+    if recipe['strategy'] == 'recursive' or batch.targets.past is None:
+        return told
+    known = latest(batch.targets.past, *told.shape[1:3], recipe['lag'])
+    return told.at[..., 0].add(known) if recipe['head'] == 'gaussian' else told + known[..., None]
+
+
+def ahead(values: jax.Array, steps: int, horizon: int) -> jax.Array:
+    """[B, T, H, C] of values [B, T + H, C]: at each step those that follow it."""
+    return jnp.stack([values[:, step : step + steps] for step in range(1, horizon + 1)], 2)
+
+
+def quantiles(told: jax.Array, head: str) -> jax.Array:
+    """[..., 1] of points, [..., 5] of the other heads, in rising order."""
+    if head == 'gaussian':
+        normal = jnp.array([NormalDist().inv_cdf(level) for level in LEVELS], jnp.float32)
+        return told[..., :1] + deviation(told)[..., None] * normal.reshape(*[1] * (told.ndim - 1), -1)
+    return jnp.sort(told, -1)
+
+
+def score(recipe: Mapping[str, Any]) -> Callable[[Arrays, Batch], dict[str, Mean]]:
+    """The loss of the head, and the squared error, in units of the training part."""
+
+    def scored(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+        told = forecasts(outputs, batch, recipe)
+        steps, horizon = told.shape[1:3]
+        targets = ahead(batch.targets.values, steps, horizon)
+        mask = ahead(batch.targets.real, steps, horizon) & batch.mask[..., None, None]
+        middle = told[..., NUMBERS[recipe['head']] // 2 if recipe['head'] == 'quantile' else 0]
+        squared = losses.squared_error(middle, targets, mask)
+        loss = {'point': lambda *_: squared, 'gaussian': gaussian, 'quantile': pinball}[recipe['head']]
+        return {'loss': loss(told, targets, mask), 'squared_error': squared}
+
+    return scored
+
+
+def gaussian(told: jax.Array, targets: jax.Array, mask: jax.Array) -> Mean:
+    """Negative log-likelihood in nats of targets [...] under Gaussians [..., 2]."""
+    scale = deviation(told)
+    error = jnp.where(mask, targets - told[..., 0], 0) / scale
+    return _mean(0.5 * error**2 + jnp.log(scale) + 0.5 * math.log(2 * math.pi), mask)
+
+
+def pinball(told: jax.Array, targets: jax.Array, mask: jax.Array) -> Mean:
+    """Quantile loss (Koenker and Bassett 1978) of targets [...], the mean over `LEVELS` of told [..., 5]."""
+    levels = jnp.array(LEVELS, told.dtype).reshape(*[1] * targets.ndim, -1)
+    error = jnp.where(mask, targets, 0)[..., None] - jnp.where(mask[..., None], told, 0)
+    return _mean(jnp.maximum(levels * error, (levels - 1) * error).mean(-1), mask)
+
+
+def _mean(values: jax.Array, mask: jax.Array) -> Mean:
+    return Mean(jnp.where(mask, values, 0).sum(), mask.sum(dtype=values.dtype))
+
+
+# --- the data set ----------------------------------------------------------------------------------
+
+
+def dataset(
+    name: str,
+    table: tables.Table,
+    splits: Sequence[Split],
+    recipe: dict[str, Any],
+    *,
+    batch_size: int,
+    order: int | None = None,
+) -> Dataset:
+    """Series of a file, ready for a model.
+
+    Args:
+      name: of the file.
+      table: its series.
+      splits: of each of them.
+      recipe: targets, covariates, date, id, mask, season, lag, horizon, window, strategy, head, and whether there is a
+        calendar; what the series themselves decide is added.
+      batch_size: B.
+      order: of the autoregression that is to be beaten.
+
+    Raises:
+      UserError: a part is too short, or a column constant; the sentence names it.
+    """
+    for series, split in zip(table.series, splits, strict=True):
+        _check_parts(name, series, split, recipe)
+    recipe = _completed(name, table, splits, recipe)
+    parts = [ready(name, series, recipe) for series in table.series]
+    horizon, own = recipe['horizon'], recipe['own']
+    lengths = [part.steps for part in parts]
+    train = [_until(part, split.validation) for part, split in zip(parts, splits, strict=True)]
+    seen = [_until(part, split.test) for part, split in zip(parts, splits, strict=True)]
+    data, batch = training(train, recipe, batch_size)
+    origins = {part: spans(part, splits, lengths, horizon) for part in SPLITS}
+    looked = asked(rows_of([part.steps for part in seen], recipe['window'], batch_size), origins['validation'])
+    tested = asked(rows_of(lengths, recipe['window'], batch_size), origins['test'])
+    others = said_of.rivals(name, parts, recipe, [split.validation for split in splits], order)
+    _check_known(name, parts, origins, horizon)
+
+    def said(answers: np.ndarray) -> list[Told]:
+        return list(collected(answers, parts, tested, origins['test']))
+
+    return Dataset(
+        name=name,
+        look=said_of.look(table, recipe, parts, splits),
+        form=form(recipe),
+        recipe=recipe,
+        score=score(recipe),
+        batch=batch,
+        data=data,
+        epoch=max(FEWEST, math.ceil(int(data['ends'][-1]) / batch_size)),  # every window once
+        validation=evaluation(seen, recipe, looked, origins['validation']),
+        test=Unseen(
+            evaluation(parts, recipe, tested, origins['test']),
+            lambda answers: said_of.table_of(said(answers), parts, recipe),
+        ),
+        measure=Measure('RMSE', root=True, unit='' if own else 'training SD'),
+        items=lambda answers: said_of.items(said(answers), parts, own),
+        baselines={
+            who: (lambda part, rival=rival: said_of.items(rival(origins[part]), parts, own))
+            for who, rival in others.items()
+        },
+        tell=lambda answers: said_of.tell(
+            {'network': said(answers), **{who: rival(origins['test']) for who, rival in others.items()}}, parts, recipe
+        ),
+        draw=lambda axis, answers: said_of.draw(axis, said(answers), parts, recipe),
+    )
+
+
+def unseen(
+    name: str, table: tables.Table, recipe: Mapping[str, Any], *, batch_size: int, origins: Spans | None = None
+) -> Unseen:
+    """A file to predict: forecasts from every origin, or from those of some spans; the last reach into the future."""
+    parts = [ready(name, series, recipe) for series in table.series]
+    lengths = [part.steps for part in parts]
+    wanted = [(0, length) for length in lengths] if origins is None else origins
+    rows = asked(rows_of(lengths, recipe['window'], batch_size), wanted)
+    count = sum(stop - first for first, stop in wanted)
+    return Unseen(
+        evaluation(parts, recipe, rows, wanted),
+        lambda answers: said_of.table_of(collected(answers, parts, rows, wanted), parts, recipe),
+        [f'{name}: {sum(lengths):,} rows in {len(parts)} series; told from {count:,}'],
+    )
+
+
+def _completed(name: str, table: tables.Table, splits: Sequence[Split], recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe, with what is fitted on the training part alone."""
+    columns = table.columns
+    scales = {
+        series.name or '': fit_scale(name, series, columns.numbers, split.validation)
+        for series, split in zip(table.series, splits, strict=True)
+    }
+    longest = max(table.series, key=lambda series: len(series.rows))
+    found = {'targets': list(columns.targets), 'scales': scales, 'cycles': [], 'pace': None}
+    if columns.date is not None:
+        found['pace'] = list(dates.pace(longest.dates))
+    if recipe['calendar']:
+        found['cycles'] = cycles_of(longest.dates)
+        if not found['cycles']:
+            raise UserError(f'--calendar=true says nothing about {name}, whose rows are a year apart; leave it out')
+    # Errors of several series or targets are comparable in units of their own.
+    return recipe | found | {'own': len(table.series) * len(columns.targets) == 1}
+
+
+def _check_parts(name: str, series: Series, split: Split, recipe: Mapping[str, Any]) -> None:
+    """Raises UserError where a part is too short for what is asked."""
+    who = f'{name}{series.phrase.replace(" of", ":", 1)}'
+    needed = max(recipe['window'] + 1, 4)
+    if split.validation < needed:
+        raise UserError(
+            f'{who} has {max(split.validation, 0)} rows to train on, and --window={recipe["window"]} needs {needed}; '
+            'choose a shorter one'
+        )
+    if recipe['season'] and recipe['season'] >= split.validation:
+        raise UserError(
+            f'{who} has {split.validation} rows to train on, and --season={recipe["season"]} needs more; choose a '
+            'shorter one'
+        )
+    for part, count in (('validation', split.test - split.validation), ('test', len(series.rows) - split.test)):
+        if count < recipe['horizon']:
+            raise UserError(
+                f'{who} has {max(count, 0)} rows for {part}, and --horizon={recipe["horizon"]} needs as many; choose a '
+                f'shorter one, or a larger --{part}'
+            )
+
+
+def _check_known(name: str, parts: Sequence[Ready], origins: Mapping[str, Spans], horizon: int) -> None:
+    for part, ranges in origins.items():
+        if not any(
+            one.real[first + 1 : stop + horizon].any() for one, (first, stop) in zip(parts, ranges, strict=True)
+        ):
+            raise UserError(f'{name} has no value of a target in its {part} part; choose another split')
+
+
+def _until(part: Ready, stop: int) -> Ready:
+    """Its first steps."""
+    return part._replace(**{name: getattr(part, name)[:stop] for name in ('inputs', 'values', 'real', 'past')})

@@ -1,0 +1,135 @@
+"""A series as a model reads it: scaled by its training part, with what is missing and the calendar beside it.
+
+Axes beside those in `seqjax`: C targets, H steps ahead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seqjax.baselines import forecasts as baselines
+from seqjax.files import UserError
+from seqjax.readers import tables
+from seqjax.readers.dates import Pace, pace
+from seqjax.readers.tables import Columns, Series
+
+FARTHEST = 1e15  # training standard deviations from the mean; float32 squares no more
+CYCLES = {'year': 31_556_952_000_000, 'week': 604_800_000_000, 'day': 86_400_000_000}  # microseconds
+
+
+class Ready(NamedTuple):
+    """A series as a model reads it."""
+
+    series: Series
+    inputs: np.ndarray  # [n, F] float32
+    values: np.ndarray  # [n, C] float32; 0 where one is missing
+    real: np.ndarray  # [n, C] bool
+    past: np.ndarray  # [n, C] float32: the value, or that `lag` before where it is missing, and so on
+    scale: np.ndarray  # [2, C]: means and standard deviations of the targets
+    future: np.ndarray  # [H - 1, F] float32: inputs after its end, of which the calendar is known
+
+    @property
+    def steps(self) -> int:
+        """n"""
+        return len(self.inputs)
+
+
+def channels(recipe: Mapping[str, Any]) -> list[str]:
+    """Names of the F inputs, in their order."""
+    columns = [*recipe['targets'], *recipe['covariates']]
+    missing = [f'{name} is missing' for name in columns] if recipe['mask'] else []
+    return columns + missing + [f'{side} of the {cycle}' for cycle in recipe['cycles'] for side in ('sine', 'cosine')]
+
+
+def columns_of(recipe: Mapping[str, Any]) -> Columns:
+    """What is read of a file to predict."""
+    return Columns(recipe['targets'], recipe['covariates'], recipe['date'], recipe['id'])
+
+
+def cycles_of(dates: np.ndarray) -> list[str]:
+    """Which cycles the dates of a series tell apart: those of more than one row."""
+    gap = np.median(np.diff(dates).astype(float))
+    return [name for name, length in CYCLES.items() if gap < 0.95 * length]
+
+
+def calendar(dates: np.ndarray, cycles: Sequence[str]) -> np.ndarray:
+    """[n, 2 * cycles]: sine and cosine of where each date lies in each cycle."""
+    since = {
+        'year': dates - dates.astype('datetime64[Y]'),
+        'week': dates - np.datetime64('2001-01-01', 'us'),  # a Monday
+        'day': dates - dates.astype('datetime64[D]'),
+    }
+    turns = [2 * np.pi * since[cycle].astype(np.int64) / CYCLES[cycle] for cycle in cycles]
+    return np.array([side(turn) for turn in turns for side in (np.sin, np.cos)]).reshape(-1, len(dates)).T
+
+
+def fit_scale(name: str, series: Series, columns: Sequence[str], count: int) -> list[list[float]]:
+    """[mean, standard deviation] of each column over the first `count` values, which are the training part.
+
+    Raises:
+      UserError: a column has no value there, is constant there, or has values too large to be squared.
+    """
+    found = []
+    for place, column in enumerate(columns):
+        values = series.values[:count, place]
+        values = values[~np.isnan(values)]
+        where = f'{name}: column {column!r}{series.phrase}'
+        if not len(values):
+            raise UserError(f'{where} has no value on the training part; leave it out')
+        if values.min() == values.max():
+            raise UserError(f'{where} is constant on the training part; leave it out, or begin validation later')
+        with np.errstate(over='ignore', invalid='ignore'):
+            mean, deviation = float(values.mean()), float(values.std())
+        if not (0 < deviation < math.inf):
+            raise UserError(f'{where} has values that cannot be squared, up to {np.abs(values).max():.3g}; rescale it')
+        found.append([mean, deviation])
+    return found
+
+
+def ready(name: str, series: Series, recipe: Mapping[str, Any]) -> Ready:
+    """A series through the preprocessing of training.
+
+    Raises:
+      UserError: its id is none of those that were trained on; or a value is too far from them.
+    """
+    key = series.name or ''
+    if key not in recipe['scales']:
+        known = list(recipe['scales'])
+        raise UserError(
+            f'{name}: series {key!r} is none of the {len(known)} that were trained on{tables.near(key, known)}'
+        )
+    targets, mean_and_deviation = len(recipe['targets']), np.array(recipe['scales'][key]).T
+    with np.errstate(over='ignore'):
+        scaled = (series.values - mean_and_deviation[0]) / mean_and_deviation[1]
+    far = np.abs(scaled) > FARTHEST  # False of what is missing
+    for row, place in np.argwhere(far)[:1]:
+        column = [*recipe['targets'], *recipe['covariates']][place]
+        raise UserError(
+            f'{name}: row {series.rows[row]}, column {column!r} is {series.values[row, place]:.3g}, more than '
+            f'{FARTHEST:.0e} standard deviations from its mean; mend it'
+        )
+    missing = np.isnan(scaled)
+    parts = [np.where(missing, 0, scaled), *([missing] if recipe['mask'] else [])]
+    ahead = np.zeros((recipe['horizon'] - 1, len(channels(recipe))), np.float32)
+    if recipe['cycles']:
+        parts.append(calendar(series.dates, recipe['cycles']))
+        following = pace_of(series, recipe).after(series.dates[-1], len(ahead))
+        ahead[:, -2 * len(recipe['cycles']) :] = calendar(following, recipe['cycles'])
+    return Ready(
+        series,
+        np.concatenate(parts, 1, dtype=np.float32),
+        parts[0][:, :targets].astype(np.float32),
+        ~missing[:, :targets],
+        baselines.carried(scaled[:, :targets], recipe['lag'] or 1).astype(np.float32),
+        mean_and_deviation[:, :targets],
+        ahead,
+    )
+
+
+def pace_of(series: Series, recipe: Mapping[str, Any]) -> Pace:
+    """Of its dates, or where there are too few of those that were trained on."""
+    return pace(series.dates) if len(series.dates) > 2 else Pace(*recipe['pace'])

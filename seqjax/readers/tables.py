@@ -1,0 +1,491 @@
+"""Tables of numbers in time: CSV, TSV and parquet files, parsed by pandas and pyarrow, a part of the rows at a time.
+
+A row of a file is counted from 1, below the names of the columns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seqjax.files import UserError
+from seqjax.readers.dates import MICRO, written
+from seqjax.readers.extra import need
+
+CHUNK = 2**16  # rows that are parsed at a time
+MISSING = ('', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'null', 'NULL', 'None', '#N/A', '<NA>')  # how a value is left out
+TABS = ('.tsv', '.tab')
+BYTE_ORDER = (b'\xff\xfe', b'\xfe\xff')  # how UTF-16 begins
+OTHERS = {'\t': 'tab', ';': ';', ',': ',', '|': '|'}  # separators, as --separator takes them
+
+
+class Columns(NamedTuple):
+    """Which columns of a file are read, and as what."""
+
+    targets: Sequence[str] | None  # None: the one column of numbers beside all others
+    covariates: Sequence[str] = ()
+    date: str | None = None
+    id: str | None = None  # which series a row is of
+
+    @property
+    def numbers(self) -> list[str]:
+        return [*(self.targets or ()), *self.covariates]
+
+    @property
+    def all(self) -> list[str]:
+        return [*self.words, *self.numbers]
+
+    @property
+    def words(self) -> list[str]:
+        return [name for name in (self.id, self.date) if name is not None]
+
+
+class Series(NamedTuple):
+    """Rows that follow one another in time."""
+
+    name: str | None  # its id; None where a file has one series
+    values: np.ndarray  # [n, columns] float64: targets, then covariates; NaN where one is missing
+    rows: np.ndarray  # [n] of the file, counted from 1
+    dates: np.ndarray | None  # [n] datetime64[us], rising
+
+    @property
+    def phrase(self) -> str:
+        """The series, in a sentence that names a row or a column of it."""
+        return '' if self.name is None else f' of series {self.name!r}'
+
+
+class Table(NamedTuple):
+    """A file that was read."""
+
+    columns: Columns  # the targets known
+    series: Sequence[Series]  # in the order in which they begin
+
+
+def read(path: Path, columns: Columns, *, separator: str = ',', decimal: str = '.', mask: bool = False) -> Table:
+    """Reads the columns that are asked for, and no other.
+
+    Args:
+      path: parquet where it is named so, text with a separator otherwise.
+      columns: what to read; a single column of numbers is found by itself.
+      separator: between columns of text; a file named .tsv has tabs where it is the comma.
+      decimal: the sign before a fraction, of text.
+      mask: whether values may be missing.
+
+    Raises:
+      UserError: the file cannot be read as such a table; a column is not there, or holds text; a value is infinite, or
+        missing without `mask`; dates do not rise. The sentence names the row and the column.
+    """
+    need('pandas', path)
+    source = _Parquet(path) if path.suffix == '.parquet' else _Text(path, separator, decimal)
+    _check_names(path, source.names)
+    if columns.targets is None:
+        columns = columns._replace(targets=[_only_number(source, columns)])
+    _check_columns(path, source.names, columns)
+    parts = [_Part(path, first, frame, columns, source) for first, frame in source.frames(columns.all, columns.words)]
+    if not parts:
+        raise UserError(f'{path} has no row below the names of its columns; give it some')
+    ids, dates = (_joined([getattr(part, name) for part in parts]) for name in ('ids', 'dates'))
+    values = np.empty((sum(len(part.values) for part in parts), len(columns.numbers)))
+    place = 0
+    for part in parts:  # a part is let go of as soon as it is copied
+        values[place : (place := place + len(part.values))] = part.values
+        part.values = None
+    if not mask:
+        _refuse_missing(path, values, columns.numbers)
+    series = _by_series(values, ids, dates)
+    for one in series:
+        _check_dates(path, one, columns)
+    return Table(columns, series)
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, in a line."""
+    return ' '.join(str(error).split())[:200]
+
+
+def near(word: str, words: Sequence[str]) -> str:
+    """The end of a sentence about a word that is none of some others: the nearest, and what there is."""
+    close = difflib.get_close_matches(word, words, 1)
+    some = ', '.join(map(repr, words[:20])) + (', ...' if len(words) > 20 else '')
+    return f'; did you mean {close[0]!r}?' if close else f'; there are {some}'
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+class _Text:
+    """Text with a separator between columns."""
+
+    def __init__(self, path: Path, separator: str, decimal: str):
+        _check_bytes(path)
+        self.path, self.decimal = path, decimal
+        self.separator = '\t' if path.suffix in TABS and separator == ',' else separator
+        if self.separator == decimal:
+            raise UserError(f'--separator={separator} and --decimal={decimal} are the same sign; one of them is wrong')
+        with self._parsing():
+            head = self._csv(header=None, nrows=1, dtype=str, keep_default_na=False)
+        self.names = [str(name).strip() for name in head.iloc[0]] if len(head) else []
+        self._check_separator()
+
+    def frames(
+        self, names: Sequence[str], words: Sequence[str] = (), rows: int | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """The number of a first row, and a pandas frame of the columns, part by part; `words` are read as text."""
+        unique = [name or f' {place}' for place, name in enumerate(self.names)]
+        # All columns are parsed: with a choice of them, pandas drops the values that a row has too many.
+        options = {'names': unique, 'header': 0, 'index_col': False, 'low_memory': False}
+        # What is a word and what is missing is a matter of the column: an id may be NA, and 007.
+        options |= {'dtype': dict.fromkeys(words, str), 'keep_default_na': False}
+        options |= {'na_values': {name: ('',) if name in words else MISSING for name in names}}
+        chunk = max(1, min(CHUNK, 8 * CHUNK // len(unique)))
+        left = self._rows_before_blank_end() if rows is None else rows
+        with self._parsing(), self._csv(**options, chunksize=chunk, nrows=left) as reader:
+            first = 1
+            for frame in reader:
+                if len(frame):
+                    yield first, frame[list(names)]
+                first += len(frame)
+
+    def _csv(self, **options: Any) -> Any:
+        import pandas
+
+        options |= {'sep': self.separator, 'encoding': 'utf-8-sig', 'skip_blank_lines': False, 'compression': None}
+        return pandas.read_csv(self.path, engine='c', skipinitialspace=True, decimal=self.decimal, **options)
+
+    @contextlib.contextmanager
+    def _parsing(self) -> Iterator[None]:
+        """Turns what pandas refuses into a sentence."""
+        import pandas
+
+        how = f'with {OTHERS.get(self.separator, self.separator)!r} between columns'
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('error', pandas.errors.ParserWarning)
+                yield
+        except UserError:
+            raise
+        except UnicodeDecodeError as error:
+            raise UserError(f'{self.path} is not UTF-8{_first_bad_byte(self.path)}; save it as UTF-8') from error
+        except pandas.errors.ParserWarning as error:
+            raise UserError(
+                f'{self.path} has rows of more values than its {len(self.names)} names of columns; name all'
+            ) from error
+        except pandas.errors.EmptyDataError as error:
+            raise UserError(f'{self.path} begins with a blank line; write the names of the columns there') from error
+        except (ValueError, OverflowError) as error:
+            raise UserError(
+                f'{self.path} is no table {how} ({one_line(error)}); mend it, or say --separator'
+            ) from error
+
+    def _check_separator(self) -> None:
+        if len(self.names) != 1:
+            return
+        for sign, word in OTHERS.items():
+            if sign in self.names[0] and sign != self.separator:
+                raise UserError(
+                    f'{self.path} has one column, {self.names[0][:80]!r}, by its separator '
+                    f'{OTHERS.get(self.separator, self.separator)!r}; say --separator={word!r}'
+                )
+
+    def _rows_before_blank_end(self) -> int | None:
+        """How many rows there are, where the file ends in blank lines, which are none; None where it does not."""
+        size, tail = self.path.stat().st_size, 2**16
+        with self.path.open('rb') as file:
+            file.seek(max(0, size - tail))
+            ending = file.read()
+        blank = ending[len(ending.rstrip(b'\r\n')) :]
+        ends = blank.count(b'\n') or blank.count(b'\r')
+        if ends < 2 or len(blank) == len(ending):
+            return None
+        return self._count() - (ends - 1)
+
+    def _count(self) -> int:
+        """Rows by the library's own reading of the first column."""
+        with self._csv(header=0, usecols=[0], dtype=str, index_col=False, chunksize=CHUNK) as reader:
+            return sum(len(frame) for frame in reader)
+
+    def remedy(self, text: str) -> str:
+        """What may help where `text` stands for a number."""
+        other = {'.': ',', ',': '.'}.get(self.decimal)
+        if other and re.fullmatch(rf'[-+]?\d*{re.escape(other)}\d+', text):
+            return f'say --decimal={other!r}'
+        return 'mend it, or leave the column out'
+
+
+class _Parquet:
+    """A parquet file."""
+
+    decimal = '.'  # of numbers that it holds as text
+
+    def __init__(self, path: Path):
+        parquet, arrow = need('pyarrow.parquet', path), need('pyarrow', path)
+        _check_file(path)
+        self.path, self.failures = path, (arrow.ArrowException, OSError, ValueError)
+        with self._parsing():
+            self.file = parquet.ParquetFile(path)
+            self.names = list(self.file.schema_arrow.names)
+
+    def frames(
+        self, names: Sequence[str], words: Sequence[str] = (), rows: int | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """As those of text; a file of parquet knows itself what is text."""
+        first = 1
+        with self._parsing():
+            for batch in self.file.iter_batches(batch_size=min(rows or CHUNK, CHUNK), columns=list(names)):
+                if batch.num_rows:
+                    yield first, batch.select(list(names)).to_pandas()
+                first += batch.num_rows
+                if rows is not None and first > rows:
+                    return
+
+    @contextlib.contextmanager
+    def _parsing(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except self.failures as error:
+            raise UserError(f'{self.path} cannot be read as parquet ({one_line(error)}); write it again') from error
+
+    def remedy(self, text: str) -> str:
+        return 'mend it, or leave the column out'
+
+
+def _check_file(path: Path) -> None:
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f'{path} is empty; give a file with a row of names and rows of numbers')
+        with path.open('rb') as file:
+            file.read(1)
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror}; give another --data') from error
+
+
+def _check_bytes(path: Path) -> None:
+    """Refuses what is no text in UTF-8 at its very beginning."""
+    _check_file(path)
+    with path.open('rb') as file:
+        head = file.read(2**16)
+    if head.startswith(BYTE_ORDER):
+        raise UserError(f'{path} is not UTF-8 but UTF-16, by its first two bytes; save it as UTF-8')
+    if b'\0' in head:
+        place = head.index(b'\0')
+        raise UserError(f'{path} is binary: byte {place + 1} is 0, which no text has; give a CSV or a .parquet file')
+    if not head.removeprefix(b'\xef\xbb\xbf').strip():
+        raise UserError(f'{path} is blank; give a file with a row of names and rows of numbers')
+
+
+def _first_bad_byte(path: Path) -> str:
+    with path.open('rb') as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f' in line {number}: byte {error.start + 1} is {line[error.start]:#04x}'
+    return ''
+
+
+# --- columns ---------------------------------------------------------------------------------------
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    if not any(names):
+        raise UserError(f'{path} has no names of columns in its first line; write them there')
+    twice = (
+        [name for name in dict.fromkeys(names) if name and names.count(name) > 1]
+        if len(set(names)) < len(names)
+        else []
+    )
+    if twice:
+        raise UserError(f'{path} has several columns named {twice[0]!r}; rename all but one')
+
+
+def _check_columns(path: Path, names: Sequence[str], columns: Columns) -> None:
+    """Each is there, and has one role."""
+    roles = {
+        'id': [columns.id] if columns.id is not None else [],
+        'date': [columns.date] if columns.date is not None else [],
+        'target': columns.targets,
+        'covariates': columns.covariates,
+    }
+    seen: dict[str, str] = {}
+    for role, given in roles.items():
+        for name in given:
+            if name in seen:
+                raise UserError(
+                    f'--{role}={",".join(given)} has the column {name!r} that --{seen[name]} has; take one out'
+                )
+            if name not in names:
+                raise UserError(f'{path} has no column {name!r} of --{role}{_no_header(names)}{near(name, names)}')
+            seen[name] = role
+
+
+def _no_header(names: Sequence[str]) -> str:
+    """A hint where the names look like a row of numbers."""
+    numbers = all(re.fullmatch(r'[-+]?[\d.]+(e[-+]?\d+)?', name) for name in names)
+    return ', and its first line holds numbers where the names of columns belong' if numbers else ''
+
+
+def _only_number(source: _Text | _Parquet, columns: Columns) -> str:
+    """The target where none is named: the one column of numbers that has no other role."""
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    free = [name for name in source.names if name and name not in columns.all]
+    found: list[str] = []
+    for _, frame in source.frames(free, rows=1000) if free else ():
+        kinds = frame.dtypes
+        found = [name for name in free if is_numeric_dtype(kinds[name]) and not is_bool_dtype(kinds[name])]
+        break
+    if len(found) != 1:
+        some = ', '.join(map(repr, found[:20])) + (', ...' if len(found) > 20 else '')
+        has = (
+            f'{len(found)} columns of numbers, {some}'
+            if found
+            else f'no free column of numbers{_no_header(source.names)}'
+        )
+        raise UserError(f'{source.path} has {has}; name the column to forecast by --target')
+    return found[0]
+
+
+class _Part:
+    """Some rows of a file as arrays."""
+
+    def __init__(self, path: Path, first: int, frame: Any, columns: Columns, source: _Text | _Parquet):
+        self.values = np.stack([_numbers(path, first, frame[name], source) for name in columns.numbers], 1)
+        self.ids = None if columns.id is None else _ids(path, first, frame[columns.id])
+        self.dates = None if columns.date is None else _dates(path, first, frame[columns.date], source)
+
+
+def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    return None if parts[0] is None else np.concatenate(parts)
+
+
+def _place(flags: np.ndarray) -> int:
+    return int(np.argmax(flags))
+
+
+def _numbers(path: Path, first: int, column: Any, source: _Text | _Parquet) -> np.ndarray:
+    """[n] float64, NaN where one is missing."""
+    import pandas
+    from pandas.api import types
+
+    if types.is_bool_dtype(column):
+        column = column.astype(str)
+    if not types.is_numeric_dtype(column):
+        if not (types.is_string_dtype(column) or types.is_object_dtype(column)):
+            raise UserError(f'{path}: column {column.name!r} holds {column.dtype}, and must hold numbers; leave it out')
+        text = column.astype(str).str.strip()
+        known = column.notna() & ~text.isin(MISSING)
+        plain = text if source.decimal == '.' else text.where(~text.str.contains('.', regex=False), 'x')
+        plain = plain.str.replace(source.decimal, '.', regex=False)  # pandas left it as it is beside a text
+        column = pandas.to_numeric(plain.where(known), errors='coerce')
+        bad = (column.isna() & known).to_numpy(bool)
+        if bad.any():
+            word = text.iloc[_place(bad)]
+            raise UserError(
+                f'{path}: row {first + _place(bad)}, column {column.name!r} holds {word[:80]!r}, which is no number; '
+                f'{source.remedy(word)}'
+            )
+    values = column.to_numpy(np.float64, na_value=np.nan)
+    if np.isinf(values).any():
+        row = first + _place(np.isinf(values))
+        raise UserError(f'{path}: row {row}, column {column.name!r} is infinite; mend it')
+    return values
+
+
+def _ids(path: Path, first: int, column: Any) -> np.ndarray:
+    """[n] of objects: a text for each row, the same object for the same text."""
+    import pandas
+
+    codes, names = pandas.factorize(column.astype(str).where(column.notna()))
+    if (codes < 0).any():
+        raise UserError(f'{path}: row {first + _place(codes < 0)} has no id in column {column.name!r}; give it one')
+    return np.array([str(name) for name in names], object)[codes]
+
+
+def _refuse_missing(path: Path, values: np.ndarray, names: Sequence[str]) -> None:
+    for place, name in enumerate(names):
+        missing = np.isnan(values[:, place])
+        if missing.any():
+            raise UserError(
+                f'{path}: row {_place(missing) + 1}, column {name!r} has no value, like {int(missing.sum()) - 1} more; '
+                'fill them in, or say --missing=mask'
+            )
+
+
+def _by_series(values: np.ndarray, ids: np.ndarray | None, dates: np.ndarray | None) -> list[Series]:
+    rows = np.arange(1, len(values) + 1)
+    if ids is None:
+        return [Series(None, values, rows, dates)]
+    import pandas
+
+    codes, names = pandas.factorize(ids)
+    order = np.argsort(codes, kind='stable')
+    ends = np.cumsum(np.bincount(codes))[:-1]
+    return [
+        Series(str(name), values[part], rows[part], None if dates is None else dates[part])
+        for name, part in zip(names, np.split(order, ends), strict=True)
+    ]
+
+
+# --- dates -----------------------------------------------------------------------------------------
+
+
+def _dates(path: Path, first: int, column: Any, source: Any) -> np.ndarray:
+    """[n] datetime64[us], in UTC where a zone is given."""
+    import pandas
+    from pandas.api import types
+
+    missing = column.isna().to_numpy(bool)
+    if missing.any():
+        raise UserError(f'{path}: row {first + _place(missing)} has no date in column {column.name!r}; give it one')
+    if not types.is_datetime64_any_dtype(column):
+        text = column.astype(str).str.strip().str.replace(r'^(\d{4})\.0$', r'\1', regex=True)  # years as numbers
+        source.format = getattr(source, 'format', None) or _date_format(text.iloc[0])
+        found = pandas.to_datetime(text, format=source.format, utc=True, errors='coerce')
+        bad = found.isna().to_numpy(bool)
+        if bad.any():
+            word, row = text.iloc[_place(bad)], first + _place(bad)
+            raise UserError(
+                f'{path}: row {row}, column {column.name!r} holds {word[:80]!r}, which is no date as the first row has '
+                'one; write all as YYYY-MM-DD'
+            )
+        column = found
+    if getattr(column.dtype, 'tz', None) is not None:
+        column = column.dt.tz_convert('UTC').dt.tz_localize(None)
+    return column.to_numpy().astype(MICRO)
+
+
+def _date_format(text: str) -> str:
+    """How the first date is written, which all others must follow; ISO 8601 where it is not seen."""
+    import pandas
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # of days before months, which the first date shows
+        found = pandas.tseries.api.guess_datetime_format(text)
+    return found if found and not found.startswith('%Y-%m-%d') else 'ISO8601'
+
+
+def _check_dates(path: Path, series: Series, columns: Columns) -> None:
+    """Raises UserError where a date is not after the one before it."""
+    if series.dates is None or len(series.dates) < 2:
+        return
+    late = np.diff(series.dates) <= np.timedelta64(0)
+    if not late.any():
+        return
+    place = _place(late)
+    (before, after), (above, row) = series.dates[place : place + 2], series.rows[place : place + 2]
+    if before == after:
+        remedy = 'take one out' if columns.id is not None else 'take one out, or name the column of the series by --id'
+        raise UserError(f'{path}: rows {above} and {row}{series.phrase} have the same date {written(after)}; {remedy}')
+    raise UserError(
+        f'{path}: row {row}{series.phrase} has the date {written(after)}, before that of row {above}, '
+        f'{written(before)}; sort the rows by date'
+    )

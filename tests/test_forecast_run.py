@@ -1,0 +1,167 @@
+"""Forecasting from end to end: a file is learned from, and a finished run predicts as its own test did."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from experiments import forecast, predict
+from seqjax.datasets import forecast_rows
+from seqjax.files import UserError
+
+pytest.importorskip('pandas', reason='reads tables: pip install "seqjax[data]"')
+
+FLAGS = {'target': ['x'], 'date': 'day', 'id': 'who', 'window': 8, 'horizon': 3, 'season': 7, 'hidden': 4}
+FLAGS |= {'steps': 4, 'every': 2, 'replicas': 2, 'batch_size': 4, 'picture': False}
+
+
+def write(path, *, length=60, missing=0.0, names='ab'):
+    """Two series of days, with a covariate."""
+    rng = np.random.default_rng(0)
+    lines = ['day,who,x,z']
+    for who in names:
+        values = rng.normal(size=(length, 2)).cumsum(0).round(3)
+        for step, (x, z) in enumerate(values):
+            shown = '' if rng.random() < missing else x
+            lines.append(f'{np.datetime64("2020-01-01") + step},{who},{shown},{z}')
+    path.write_text('\n'.join(lines) + '\n')
+    return lines
+
+
+def rows_of(path):
+    with path.open(newline='') as file:
+        return list(csv.reader(file))
+
+
+def predicted(capsys, monkeypatch, workdir, *lines):
+    """What --stdin answers."""
+    monkeypatch.setattr('sys.stdin', io.StringIO(''.join(line + '\n' for line in lines)))
+    capsys.readouterr()
+    predict.run(workdir=str(workdir), stdin=True)
+    return list(csv.reader(capsys.readouterr().out.splitlines()))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'chunk'),
+    [
+        ({'covariates': ['z'], 'calendar': True, 'head': 'quantile', 'relative_to': 'season', 'missing': 'mask'}, 4096),
+        ({'head': 'gaussian', 'strategy': 'recursive', 'calendar': True}, 16),
+    ],
+)
+def test_a_run_predicts_what_its_test_said_bit_for_bit(in_tmp, capsys, monkeypatch, changes, chunk):
+    """On the file of the training: its test's rows, whole or alone; and one row after the other, but for rounding."""
+    monkeypatch.setattr(forecast_rows, 'CHUNK', chunk)
+    monkeypatch.setattr(forecast_rows, 'CONTEXT', 2)
+    monkeypatch.setattr('seqjax.datasets.feedback.DRAWS', 5)
+    lines = write(in_tmp / 'x.csv', missing=0.1 if 'missing' in changes else 0.0)
+    (result,) = forecast.run(data='x.csv', workdir='run', **FLAGS, **changes)
+    assert set(result.baselines) >= {'persistence', '7 steps before'} and np.isfinite(result.values).all()
+    assert any('intervals hold' in line for line in result.tell)
+    header, *own = rows_of(in_tmp / 'run' / 'predictions.csv')
+    assert header == ['series', 'origin', 'date', 'target', 'step', 'forecast'] + [
+        f'{side} {name}' for name in ('90%', '50%') for side in ('lower', 'upper')
+    ] + ['actual']
+    assert len(own) == 2 * (9 - 3 + 1) * 3
+    predict.run(workdir='run', data='x.csv', out='all.csv')
+    predict.run(workdir='run', data='x.csv', out='test.csv', part='test')
+    _, *rows = rows_of(in_tmp / 'all.csv')
+    assert [header, *own] == rows_of(in_tmp / 'test.csv')
+    assert len(rows) == 2 * 60 * 3 and set(map(tuple, own)) <= set(map(tuple, rows))
+    assert [row[:5] for row in rows[-3:]] == [
+        ['b', '2020-02-29', f'2020-03-0{step}', 'x', str(step)] for step in (1, 2, 3)
+    ]
+    if changes.get('strategy') == 'recursive':
+        with pytest.raises(UserError, match='--strategy=recursive, which reads its own forecasts'):
+            predict.run(workdir='run', stdin=True)
+        return
+    observed = [','.join([who, day, x, z]) for day, who, x, z in (line.split(',') for line in lines[1:])]
+    columns, *told = predicted(capsys, monkeypatch, 'run', *observed[:60], '', *observed[60:])
+    assert columns[:2] == ['x+1', 'x+1 lower 90%'] and len(told) == 120
+    expected = np.array([row[5:10] for row in rows], float).reshape(120, 15)
+    np.testing.assert_allclose(np.array(told, float), expected, atol=1e-4)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A run on one series without dates, of which rows are asked one at a time."""
+    folder = tmp_path_factory.mktemp('finished')
+    rng = np.random.default_rng(1)
+    (folder / 'x.csv').write_text(
+        'x;z\n' + ''.join(f'{x:.3f};{z:.3f}\n' for x, z in rng.normal(size=(60, 2))).replace('.', ',')
+    )
+    flags = {name: value for name, value in FLAGS.items() if name not in ('date', 'id', 'season')}
+    flags |= {'covariates': ['z'], 'separator': ';', 'decimal': ',', 'validation_from': '41', 'test_from': '51'}
+    forecast.run(data=str(folder / 'x.csv'), workdir=str(folder / 'run'), **flags)
+    return folder
+
+
+def test_a_run_without_dates_counts_rows(finished):
+    header, *rows = rows_of(finished / 'run' / 'predictions.csv')
+    assert header == ['origin', 'row', 'target', 'step', 'forecast', 'actual']
+    assert rows[0][:4] == ['50', '51', 'x', '1'] and rows[-1][:4] == ['57', '60', 'x', '3']
+
+
+def test_lines_that_are_no_row_are_refused(finished):
+    found = predict.load(str(finished / 'run'))
+    parse = found.kind.stream(found.settings, found.recipe).parse
+    assert parse('0,5;0,5').shape == (2,)
+    for line, words in {
+        '1,0': '1 values are not the 2 of a row: x, z',
+        '1,0;two': "column 'z' holds 'two', which is no number",
+        '1,0;': "column 'z' has no value, and the run has --missing=refuse",
+        '1,0;inf': "column 'z' holds 'inf', which is not finite",
+        '1,0;1e300': 'is 1e\\+300, more than 1e\\+15 standard deviations',
+    }.items():
+        with pytest.raises(UserError, match=words):
+            parse(line)
+
+
+def test_other_columns_are_refused_by_name(finished, in_tmp):
+    (in_tmp / 'y.csv').write_text('x;zz\n1;2\n')
+    with pytest.raises(UserError, match="no column 'z' of --covariates; did you mean 'zz'"):
+        predict.run(workdir=str(finished / 'run'), data='y.csv', out='out.csv')
+    (in_tmp / 'y.csv').write_text('x;z\n1;2\n')
+    predict.run(workdir=str(finished / 'run'), data='y.csv', out='out.csv')  # one row is enough to look ahead of it
+    assert [row[:2] for row in rows_of(in_tmp / 'out.csv')[1:]] == [['1', '2'], ['1', '3'], ['1', '4']]
+    with pytest.raises(UserError, match='too short for a test part|must be a row from 2 to 1'):
+        predict.run(workdir=str(finished / 'run'), data='y.csv', out='o.csv', part='test')
+
+
+def test_an_id_that_was_not_trained_on_is_refused(in_tmp, capsys, monkeypatch):
+    write(in_tmp / 'x.csv')
+    flags = {**FLAGS, 'season': None, 'replicas': 1}
+    forecast.run(data='x.csv', workdir='run', **flags)
+    write(in_tmp / 'y.csv', names='ac')
+    with pytest.raises(UserError, match="y.csv: series 'c' is none of the 2 that were trained on; there are 'a', 'b'"):
+        predict.run(workdir='run', data='y.csv', out='out.csv')
+    with pytest.raises(UserError, match="line 2 .* series 'b' follows 'a'; put an empty line"):
+        predicted(capsys, monkeypatch, 'run', 'a,1', 'b,2')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'calendar': True, 'date': None}, '--calendar needs the column of the date'),
+        ({'relative_to': 'season', 'season': None}, '--relative_to=season needs the steps of a season'),
+        ({'strategy': 'recursive', 'covariates': ['z']}, 'leave out --covariates'),
+        ({'strategy': 'recursive', 'head': 'quantile'}, 'choose point or gaussian'),
+        ({'test_from': '2020-02-20'}, 'go together: say both'),
+        ({'test': 0.0}, '--test=0 leaves no test part'),
+        ({'test': 0.6, 'validation': 0.5}, 'leave nothing to train on'),
+        ({'validation_from': '2020-02-20', 'test_from': '2020-02-10'}, 'must lie before --test_from=2020-02-10'),
+        ({'validation_from': 'soon', 'test_from': '2020-02-10'}, '--validation_from=soon is no date; write it as'),
+        ({'validation_from': '2019', 'test_from': '2020-02-10'}, '2019 must be a date after 2020-01-01 and up to'),
+        ({'date': None, 'validation_from': '2020-01-05', 'test_from': '9'}, 'must be a row from 2 to 60'),
+        ({'window': 60}, 'choose a shorter one'),
+        ({'ar_order': 30}, '--ar_order=30 needs 62 rows to train on and x.csv has 42'),
+        ({'separator': 'ab'}, 'must be one character'),
+        ({'target': ['x', 'x']}, 'all different'),
+        ({'target': ['x'], 'covariates': ['x']}, "--covariates=x has the column 'x' that --target has"),
+        ({'bidirectional': True}, '--bidirectional would look at the answers'),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(in_tmp, changes, words):
+    write(in_tmp / 'x.csv')
+    with pytest.raises(UserError, match=words):
+        forecast.run(data='x.csv', **{**FLAGS, **changes})
