@@ -143,6 +143,23 @@ def asked(inputs: Batch, labels: np.ndarray, classes: Sequence[str], look: Seque
     return Unseen(inputs, table, look)
 
 
+def numbers(line: str, count: int) -> np.ndarray:
+    """One step from a line of text: [count] float32, NaN where it says ? or nan.
+
+    Raises:
+      UserError: it has more or fewer numbers, or what is none.
+    """
+    line = line.strip()
+    if line.count(',') + 1 != count:
+        raise UserError(f'{line[:80]!r} has {line.count(",") + 1} numbers, and a step has {count}, separated by commas')
+    try:
+        return np.loadtxt([line.replace('?', 'nan') or '-'], np.float32, delimiter=',', comments=None, ndmin=1)
+    except ValueError as error:
+        raise UserError(
+            f'{line[:80]!r} holds what is no number; a step is {count} of them, with commas between'
+        ) from error
+
+
 # --- the comparison --------------------------------------------------------------------------------
 
 
@@ -222,7 +239,9 @@ def confusion(guess: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> 
     names = [name if len(name) <= 12 else name[:11] + '…' for name in classes]
     width = max(map(len, [*names, str(counts.max())]))
     head = [f'{"":{width}}  ' + ' '.join(f'{name:>{width}}' for name in names)]
-    rows = [f'{name:>{width}}  ' + ' '.join(f'{n:{width}d}' for n in row) for name, row in zip(names, counts, strict=True)]
+    rows = [
+        f'{name:>{width}}  ' + ' '.join(f'{n:{width}d}' for n in row) for name, row in zip(names, counts, strict=True)
+    ]
     return ['rows the truth, columns what was predicted:', *head, *rows]
 
 

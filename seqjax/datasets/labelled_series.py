@@ -66,9 +66,9 @@ def dataset(
       UserError: there is nothing to learn, or the parts do not fit each other; the sentence says what.
     """
     known, counts = _labelled(name, series)
+    for given, held in ((name, known), *([test] if test else [])):
+        _check_missing(given, held, missing)
     parts = _parts(name, known, test, test_share, validation_share)
-    for part in parts:
-        _check_missing(test[0] if test and part is parts.test else name, part, missing)
     recipe = _recipe(name, known, parts.train, missing)
     labels = {'validation': parts.validation.labels, 'test': parts.test.labels}
     return classify.compared(
@@ -109,29 +109,18 @@ def unseen(name: str, series: Series, recipe: Recipe) -> Unseen:
 
 def stream(recipe: Recipe) -> Stream:
     """A line is a step, its channels separated by commas; the answer is for the steps so far."""
-    channels, mask = len(recipe['mean']), recipe['missing'] == 'mask'
+    classes, channels = recipe['classes'], len(recipe['mean'])
 
     def parse(line: str) -> np.ndarray:
-        words = line.split(',')
-        if len(words) != channels:
-            raise UserError(f'{line.strip()[:80]!r} has {len(words)} numbers, and a step has {channels} channels')
-        values = np.array([[_number(word, mask) for word in words]], np.float32)
-        return scaled(values, recipe)[0]
+        values = classify.numbers(line, channels)
+        if recipe['missing'] == 'refuse' and not np.isfinite(values).all():
+            raise UserError(
+                f'{line.strip()[:80]!r} has a value that is missing or infinite, and the model was trained with '
+                '--missing=refuse; train one with --missing=mask'
+            )
+        return scaled(values[None], recipe)[0]
 
-    classes = recipe['classes']
     return Stream(parse, classify.columns(classes), lambda outputs, _: classify.answer(np.asarray(outputs), classes))
-
-
-def _number(word: str, mask: bool) -> float:
-    word = word.strip()
-    try:
-        value = float('nan' if word in ('', '?') else word)
-    except ValueError as error:
-        raise UserError(f'{word[:80]!r} is no number; a step is numbers separated by commas') from error
-    value = float(np.float32(np.clip(value, -1e39, 1e39))) if abs(value) < np.finfo(np.float32).max else np.nan
-    if np.isnan(value) and not mask:
-        raise UserError(f'{word[:80]!r} is missing or infinite, and the model was trained with --missing=refuse')
-    return value
 
 
 # --- what is refused, and what is split ------------------------------------------------------------
@@ -141,9 +130,7 @@ def take(series: Series, rows: np.ndarray) -> Series:
     """The series of some rows, in their order."""
     ends = np.cumsum(series.lengths)
     parts = [series.values[ends[row] - series.lengths[row] : ends[row]] for row in rows]
-    return series._replace(
-        values=np.concatenate(parts), lengths=series.lengths[rows], labels=series.labels[rows]
-    )
+    return series._replace(values=np.concatenate(parts), lengths=series.lengths[rows], labels=series.labels[rows])
 
 
 def _labelled(name: str, series: Series) -> tuple[Series, dict[str, int]]:
@@ -185,7 +172,9 @@ def _check_some(name: str, rows: np.ndarray, flag: str, share: float) -> None:
 def _fitting(name: str, series: Series, classes: Sequence[str], channels: int) -> Series:
     """The same series with their labels as places in `classes`, that were trained on."""
     if series.values.shape[1] != channels:
-        raise UserError(f'{name} has {series.values.shape[1]} channels, and {channels} were trained on; they must agree')
+        raise UserError(
+            f'{name} has {series.values.shape[1]} channels, and {channels} were trained on; they must agree'
+        )
     places = {label.casefold(): place for place, label in enumerate(classes)}
     mapped = np.array([places.get(label.casefold(), UNKNOWN - 1) for label in series.classes] + [UNKNOWN], np.int32)
     labels = mapped[series.labels]  # UNKNOWN is the last one
@@ -202,13 +191,13 @@ def _check_missing(name: str, series: Series, missing: str) -> None:
     if missing == 'mask':
         return
     places = np.argwhere(~np.isfinite(series.values))
-    for step, channel in places[:1]:
+    for place, channel in places[:1]:
         ends = np.cumsum(series.lengths)
-        row = int(np.searchsorted(ends, step, side='right'))
+        row = int(np.searchsorted(ends, place, side='right'))
+        step = place - (ends[row] - series.lengths[row])
         raise UserError(
-            f'{name} has {len(places):,} values that are missing or infinite, such as step '
-            f'{step - (ends[row] - series.lengths[row]) + 1} of channel {channel + 1} in a series of '
-            f'{series.lengths[row]} steps; --missing=mask tells the model where they are'
+            f'{name} has {len(places):,} values that are missing or infinite, the first of them in series {row + 1} at '
+            f'step {step + 1} of channel {channel + 1}; --missing=mask tells the model where they are'
         )
 
 
@@ -295,9 +284,7 @@ def _sizes(series: Series) -> str:
     return f'{len(lengths):,} series of {steps} steps, {series.values.shape[1]} channels; {gone}'
 
 
-def _look(
-    series: Series, counts: Mapping[str, int], parts: Parts, other: str | None, recipe: Recipe
-) -> list[str]:
+def _look(series: Series, counts: Mapping[str, int], parts: Parts, other: str | None, recipe: Recipe) -> list[str]:
     train, validation, test = (f'{len(part.lengths):,}' for part in parts)
     drawn = 'the same share of each class, drawn by a seed of its own'
     still = [str(place) for place, factor in enumerate(recipe['factor'], 1) if not factor]

@@ -75,7 +75,9 @@ def _content(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int
     for number, line in lines:
         line = line.strip()
         if '\0' in line:
-            raise UserError(f'{path}, line {number} holds a zero byte, so it is no .ts file, or one in UTF-16: save UTF-8')
+            raise UserError(
+                f'{path}, line {number} holds a zero byte, so it is no .ts file, or one in UTF-16: save UTF-8'
+            )
         if not line or line.startswith(('#', '%')):
             continue
         if not line.isascii() and any('\udc80' <= c <= '\udcff' for c in line):
@@ -102,7 +104,9 @@ def _classes(path: Path, tags: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     if _flag(path, tags, '@timestamps'):
         raise UserError(f'{path} has time stamps, which are not read; write the values alone and @timeStamps false')
     if '@classlabel' not in tags and '@targetlabel' not in tags:
-        raise UserError(f"{path} has no line @classLabel before @data; write '@classLabel false' if there are no classes")
+        raise UserError(
+            f"{path} has no line @classLabel before @data; write '@classLabel false' if there are no classes"
+        )
     if not _flag(path, tags, '@classlabel'):
         return ()
     classes = {name.casefold(): name for name in tags['@classlabel'][1:]}

@@ -1,7 +1,7 @@
 """Files of images in the idx format of MNIST (LeCun et al. 1998), also gzipped; and the digits of scikit-learn.
 
-    images   00 00 08 03   N   height   width   then N * height * width bytes       big-endian numbers of 4 bytes
-    labels   00 00 08 01   N                    then N bytes
+images   00 00 08 03   N   height   width   then N * height * width bytes       big-endian numbers of 4 bytes
+labels   00 00 08 01   N                    then N bytes
 """
 
 from __future__ import annotations
