@@ -1,4 +1,4 @@
-"""Of classes: the most frequent one, and logistic regression, by scikit-learn, on numbers that say little of the order."""
+"""Of classes: the most frequent one, and logistic regression on numbers that say little of the order."""
 
 from __future__ import annotations
 

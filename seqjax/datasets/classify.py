@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seqjax import masks
 from seqjax.dataset import Dataset, Form, Items, Measure, Table, Unseen
 from seqjax.files import UserError
 from seqjax.problem import WRONG, Score, classification, mistakes
@@ -50,7 +49,7 @@ def scoring(weights: np.ndarray | None) -> Score:
         return classification
 
     def score(logits: Arrays, batch: Batch) -> dict[str, Mean]:
-        logits = masks.zero(logits.astype(jnp.float32), batch.mask)
+        logits = jnp.where(batch.mask[:, None], logits.astype(jnp.float32), 0)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
         weight = jnp.asarray(weights, jnp.float32)[batch.targets] * batch.mask
         right = (logits.argmax(-1) == batch.targets) & jnp.isfinite(logits).all(-1)
@@ -191,11 +190,20 @@ def compared(
             found(answers), labels['test'], classes
         )
 
+    def draw(axis: Any, answers: Arrays) -> None:
+        counts = pairs(found(answers), labels['test'], len(classes))
+        axis.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap='Blues', vmin=0, vmax=1)
+        axis.set(xlabel='predicted', ylabel='truth', title='share of each class')
+        if len(classes) <= WIDEST:
+            axis.set(xticks=range(len(classes)), yticks=range(len(classes)), yticklabels=classes)
+            axis.set_xticklabels(classes, rotation='vertical')
+
     return Dataset(
         measure=MEASURE,
         items=lambda answers: _items(found(answers), labels['test']),
         baselines={name: baseline(name) for name in guess},
         tell=tell,
+        draw=draw,
         **parts,
     )
 
@@ -216,7 +224,8 @@ def balanced_accuracy(guess: np.ndarray, labels: np.ndarray) -> float:
 def _scores(guesses: Mapping[str, np.ndarray], labels: np.ndarray) -> list[str]:
     width = max(map(len, guesses))
     return [
-        f'{name:{width}}  accuracy {(guess == labels).mean():.1%}, mean over classes {balanced_accuracy(guess, labels):.1%}'
+        f'{name:{width}}  accuracy {(guess == labels).mean():.1%}, '
+        f'balanced accuracy {balanced_accuracy(guess, labels):.1%}'
         for name, guess in guesses.items()
     ]
 
@@ -229,8 +238,7 @@ def confusion(guess: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> 
       labels: [N].
       classes: names.
     """
-    counts = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(counts, (labels[guess >= 0], guess[guess >= 0]), 1)
+    counts = pairs(guess, labels, len(classes))
     if len(classes) > WIDEST:
         np.fill_diagonal(counts, 0)
         worst = np.argsort(-counts, axis=None, kind='stable')[:WIDEST]
@@ -243,6 +251,17 @@ def confusion(guess: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> 
         f'{name:>{width}}  ' + ' '.join(f'{n:{width}d}' for n in row) for name, row in zip(names, counts, strict=True)
     ]
     return ['rows the truth, columns what was predicted:', *head, *rows]
+
+
+def pairs(guess: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """How often each class is taken for each: [truth, prediction] int64; guesses below 0 do not count.
+
+    >>> pairs(np.array([1, 1, -1]), np.array([0, 1, 1]), 2).tolist()
+    [[0, 1], [0, 1]]
+    """
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (labels[guess >= 0], guess[guess >= 0]), 1)
+    return counts
 
 
 def check_two_classes(name: str, counts: Mapping[str, int]) -> None:

@@ -145,10 +145,8 @@ def _parts(
         )
     held_out = test[1] if test is not None else _cut(images, first, count)
     if held_out.values.shape[1:] != images.values.shape[1:]:
-        sizes = (' x '.join(map(str, part.values.shape[1:])) for part in (held_out, images))
-        raise UserError(
-            '{} has images of {} pixels, and {} of {}; they must agree'.format(test[0], next(sizes), name, next(sizes))
-        )
+        theirs, ours = (' x '.join(map(str, part.values.shape[1:])) for part in (held_out, images))
+        raise UserError(f'{test[0]} has images of {theirs} pixels, and {name} of {ours}; they must agree')
     return _cut(images, 0, kept), _cut(images, kept, first), held_out
 
 

@@ -1,8 +1,8 @@
 """Whole series that have a class each: of any length, with any number of channels.
 
 Each channel is scaled to mean 0 and standard deviation 1 over the steps of the series that are trained on. A channel
-that is constant there says nothing, and is 0 everywhere. With missing='mask' a value that is missing, or is infinite, is
-0 after scaling, and for each channel a second one is 1 where it is missing.
+that is constant there says nothing, and is 0 everywhere. With missing='mask' a value that is missing or infinite is 0
+after scaling, and for each channel a second one is 1 where it is missing.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _parts(
 def _check_some(name: str, rows: np.ndarray, flag: str, share: float) -> None:
     if not len(rows):
         raise UserError(
-            f'--{flag}={share:g} of the series of each class of {name} is none at all; choose a larger share, or more data'
+            f'--{flag}={share:g} of each class of {name} is no series at all; choose a larger share, or more data'
         )
 
 
@@ -180,8 +180,8 @@ def _fitting(name: str, series: Series, classes: Sequence[str], channels: int) -
     labels = mapped[series.labels]  # UNKNOWN is the last one
     for row in np.flatnonzero(labels == UNKNOWN - 1)[:1]:
         raise UserError(
-            f'{name} has the class {series.classes[series.labels[row]]!r} in series {row + 1}, and trained on were only '
-            f'{", ".join(map(repr, classes[: classify.WIDEST]))}'
+            f'{name} has the class {series.classes[series.labels[row]]!r} in series {row + 1}, which was not trained on, '
+            f'as were {", ".join(map(repr, classes[: classify.WIDEST]))}'
         )
     return series._replace(labels=labels, classes=tuple(classes))
 

@@ -51,7 +51,7 @@ def read_series(path: Path) -> Series:
 def _read(path: Path, lines: Iterator[tuple[int, str]]) -> Series:
     classes, channels = _head(path, lines)
     places = {name.casefold(): place for place, name in enumerate(classes)}
-    values, labels = [], []
+    values, lengths, labels = bytearray(), [], []  # not an array a series: each would take a hundred bytes more
     for number, line in _content(path, lines):
         where = f'{path}, line {number}'
         words = line.split(':')
@@ -62,12 +62,14 @@ def _read(path: Path, lines: Iterator[tuple[int, str]]) -> Series:
                 f'{where} has {len(words)} channels{" before its class" if classes else ""} and must have {channels}; '
                 'is the file cut?'
             )
-        values.append(_steps(where, words))
+        steps = _steps(where, words)
+        values += steps.tobytes()
+        lengths.append(len(steps))
         labels.append(label)
-    if not values:
+    if not lengths:
         raise UserError(f'{path} has no series after @data; is the file cut?')
-    lengths = np.array([len(x) for x in values])
-    return Series(np.concatenate(values), lengths, np.array(labels, np.int32), classes)
+    flat = np.frombuffer(values, np.float32).reshape(-1, channels)
+    return Series(flat, np.array(lengths), np.array(labels, np.int32), classes)
 
 
 def _content(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:

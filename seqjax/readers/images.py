@@ -84,7 +84,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     if content[2] != BYTES or content[3] != axes:
         kind = 'images' if axes == 3 else 'labels'
         raise UserError(
-            f'{path} begins with {content[:4].hex(" ")}; {kind} in bytes begin with 00 00 08 0{axes}: is it another file?'
+            f'{path} begins with {content[:4].hex(" ")}, and {kind} with 00 00 08 0{axes} (bytes); is it another file?'
         )
     head = 4 + 4 * axes
     if len(content) < head:
