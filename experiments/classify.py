@@ -16,7 +16,7 @@ from experiments.fitting import Kind
 from experiments.launch import Choice, Flag, Place, Share
 from seqjax.dataset import Dataset, Form, Stream, Unseen
 from seqjax.datasets import labelled_series
-from seqjax.readers.archive import read_series
+from seqjax.readers.archive import Series, read_series
 from seqjax.readers.extra import locate
 
 TRAIN, TEST = '_TRAIN.ts', '_TEST.ts'  # how the archive calls its files
@@ -45,12 +45,8 @@ class Classify(Kind):
     own_defaults = {'test_data': None, 'test': 0.2, 'validation': 0.2, 'missing': 'refuse', 'class_weights': 'none'}
 
     def dataset(self, settings: Mapping[str, Any]) -> Dataset:
-        path = locate(settings['data'])
-        other = beside(path) if settings['test_data'] is None else locate(settings['test_data'])
         return labelled_series.dataset(
-            path.name,
-            read_series(path),
-            None if other is None else (other.name, read_series(other)),
+            *_read(settings['data'], settings['test_data']),
             test_share=settings['test'],
             validation_share=settings['validation'],
             missing=settings['missing'],
@@ -63,11 +59,24 @@ class Classify(Kind):
         return labelled_series.form(recipe)
 
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
-        file = locate(path)
-        return labelled_series.unseen(file.name, read_series(file), recipe)
+        if settings['part'] == 'all':
+            file = locate(path)
+            return labelled_series.unseen(file.name, read_series(file), recipe)
+        shares = settings['test'], settings['validation']
+        parts = labelled_series.split(*_read(path, settings['test_data']), *shares)
+        return labelled_series.unseen(
+            f'the {settings["part"]} part of {path}', getattr(parts, settings['part']), recipe
+        )
 
     def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
         return labelled_series.stream(recipe)
+
+
+def _read(data: str, test_data: str | None) -> tuple[str, Series, tuple[str, Series] | None]:
+    """The name of a file, its series, and both of the file for the test; None where there is none."""
+    path = locate(data)
+    other = beside(path) if test_data is None else locate(test_data)
+    return path.name, read_series(path), None if other is None else (other.name, read_series(other))
 
 
 def beside(path: Path) -> Path | None:

@@ -46,10 +46,8 @@ class Digits(Kind):
     }
 
     def dataset(self, settings: Mapping[str, Any]) -> Dataset:
-        name, images = _read(settings['data'], settings['labels'])
         return digits.dataset(
-            name,
-            images,
+            *_read(settings['data'], settings['labels']),
             _test(settings),
             test_count=settings['test'],
             validation_share=settings['validation'],
@@ -63,7 +61,12 @@ class Digits(Kind):
         return digits.form(recipe)
 
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
-        return digits.unseen(*_read(path, None), recipe)
+        name, images = _read(path, None)
+        if settings['part'] == 'all':
+            return digits.unseen(name, images, recipe)
+        here = {**settings, 'data': path}
+        parts = digits.split(name, images, _test(here), here['test'], here['validation'])
+        return digits.unseen(f'the {here["part"]} part of {name}', getattr(parts, here['part']), recipe)
 
     def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
         return digits.stream(recipe)

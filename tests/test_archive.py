@@ -1,7 +1,6 @@
 """Files of the UCR and UEA archive: what is read, that sktime reads the same, and what is told of mangled files."""
 
 import tracemalloc
-from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -132,7 +131,27 @@ def test_reading_takes_at_most_about_twice_the_size_of_the_file(tmp_path):
 
 
 PIECES = st.sampled_from(
-    ['1', '2.5', ',', ':', '\n', '?', 'left', 'Right', '@data', '\r', '#', ' ', 'nan', '"', '\ufeff', 'é', '\0', ';', '-']
+    [
+        '1',
+        '2.5',
+        ',',
+        ':',
+        '\n',
+        '?',
+        'left',
+        'Right',
+        '@data',
+        '\r',
+        '#',
+        ' ',
+        'nan',
+        '"',
+        '\ufeff',
+        'é',
+        '\0',
+        ';',
+        '-',
+    ]
 )
 FUZZ = hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -165,7 +184,9 @@ def test_any_text_behind_the_head_is_read_or_refused(folder, pieces):
 def test_a_file_cut_anywhere_or_with_other_bytes_is_read_or_refused(folder, data):
     content = bytearray(GOOD.encode())
     stop = data.draw(st.integers(0, len(content)))
-    for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=3)):
+    for place, byte in data.draw(
+        st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=3)
+    ):
         content[place] = byte
     read_or_refuse(folder, bytes(content[:stop]))
 
@@ -182,7 +203,10 @@ def test_a_file_cut_anywhere_or_with_other_bytes_is_read_or_refused(folder, data
     )
 )
 def test_what_is_written_is_read_back(folder, rows):
-    lines = [':'.join([*(','.join(map(repr, channel)) for channel in zip(*steps, strict=True)), word]) for steps, word in rows]
+    lines = [
+        ':'.join([*(','.join(map(repr, channel)) for channel in zip(*steps, strict=True)), word])
+        for steps, word in rows
+    ]
     series = read(folder, HEAD + '\n'.join(lines))
     np.testing.assert_array_equal(series.values, np.array([step for steps, _ in rows for step in steps], np.float32))
     assert series.labels.tolist() == [{'left': 0, 'Right': 1, '?': UNKNOWN}[word] for _, word in rows]

@@ -114,7 +114,9 @@ def folder(tmp_path_factory):
 def test_a_file_cut_anywhere_or_with_other_bytes_is_read_or_refused(folder, data):
     content = bytearray(data.draw(st.sampled_from([GOOD, gzip.compress(GOOD)])))
     stop = data.draw(st.integers(0, len(content)))
-    for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=2)):
+    for place, byte in data.draw(
+        st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=2)
+    ):
         content[place] = byte
     try:
         images = read_images(write(folder, 'x', bytes(content[:stop])))

@@ -9,7 +9,7 @@ What is held out are the last images: the writers of the first ones are, in file
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def dataset(
     Raises:
       UserError: there is nothing to learn, or the parts do not fit each other; the sentence says what.
     """
-    train, validation, held_out = _parts(name, images, test, test_count, validation_share)
+    train, validation, held_out = split(name, images, test, test_count, validation_share)
     counts = dict(zip(*(x.tolist() for x in np.unique(train.labels, return_counts=True)), strict=True))
     classify.check_two_classes(f'the part of {name} to train on', {str(label): n for label, n in counts.items()})
     recipe = _recipe(name, train, list(counts), order, permute)
@@ -126,10 +126,18 @@ def stream(recipe: Recipe) -> Stream:
 # --- what is refused, and what is split ------------------------------------------------------------
 
 
-def _parts(
+class Parts(NamedTuple):
+    """Who learns what from which images."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+def split(
     name: str, images: Images, test: tuple[str, Images] | None, test_count: int, validation_share: float
-) -> tuple[Images, Images, Images]:
-    """What is trained on, what validates, what is tested."""
+) -> Parts:
+    """The parts of a run on a file; see `dataset`."""
     for given, held in ((name, images), *([test] if test else [])):
         if held.labels is None:
             raise UserError(f'{given} comes without labels, and there is nothing to learn then; name them, as --labels')
@@ -147,7 +155,7 @@ def _parts(
     if held_out.values.shape[1:] != images.values.shape[1:]:
         theirs, ours = (' x '.join(map(str, part.values.shape[1:])) for part in (held_out, images))
         raise UserError(f'{test[0]} has images of {theirs} pixels, and {name} of {ours}; they must agree')
-    return _cut(images, 0, kept), _cut(images, kept, first), held_out
+    return Parts(_cut(images, 0, kept), _cut(images, kept, first), held_out)
 
 
 def _cut(images: Images, start: int, stop: int) -> Images:

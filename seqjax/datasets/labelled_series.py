@@ -65,18 +65,17 @@ def dataset(
     Raises:
       UserError: there is nothing to learn, or the parts do not fit each other; the sentence says what.
     """
-    known, counts = _labelled(name, series)
-    for given, held in ((name, known), *([test] if test else [])):
+    for given, held in ((name, series), *([test] if test else [])):
         _check_missing(given, held, missing)
-    parts = _parts(name, known, test, test_share, validation_share)
-    recipe = _recipe(name, known, parts.train, missing)
+    parts = split(name, series, test, test_share, validation_share)
+    recipe = _recipe(name, series, parts.train, missing)
     labels = {'validation': parts.validation.labels, 'test': parts.test.labels}
     return classify.compared(
-        known.classes,
+        recipe['classes'],
         labels,
         _baselines(parts),
         name=name,
-        look=_look(known, counts, parts, test[0] if test else None, recipe),
+        look=_look(series, parts, test[0] if test else None, recipe),
         form=form(recipe),
         recipe=recipe,
         score=classify.scoring(classify.class_weights(weights, parts.train.labels)),
@@ -84,7 +83,7 @@ def dataset(
         data=_training_data(parts.train, recipe, seed),
         epoch=-(-len(parts.train.lengths) // batch_size),
         validation=_batches(parts.validation, recipe),
-        test=classify.asked(_batches(parts.test, recipe), parts.test.labels, known.classes),
+        test=classify.asked(_batches(parts.test, recipe), parts.test.labels, recipe['classes']),
     )
 
 
@@ -133,22 +132,29 @@ def take(series: Series, rows: np.ndarray) -> Series:
     return series._replace(values=np.concatenate(parts), lengths=series.lengths[rows], labels=series.labels[rows])
 
 
-def _labelled(name: str, series: Series) -> tuple[Series, dict[str, int]]:
-    """The same series with those classes only that occur, and how often each does; all must have one."""
+def _labelled(name: str, series: Series) -> Series:
+    """The same series with those classes only that occur; all must have one."""
     if not series.classes:
         raise UserError(f'{name} has @classLabel false, so there is nothing to learn from; its series need classes')
     for row in np.flatnonzero(series.labels == UNKNOWN)[:1]:
         raise UserError(f'{name} has no class for series {row + 1} of {len(series.labels):,}; take it out, or tell it')
-    occur, labels, counts = np.unique(series.labels, return_inverse=True, return_counts=True)
+    classify.check_two_classes(name, _counts(series))
+    occur, labels = np.unique(series.labels, return_inverse=True)
     classes = tuple(series.classes[place] for place in occur)
-    told = dict(zip(classes, counts.tolist(), strict=True))
-    classify.check_two_classes(name, told)
-    return series._replace(labels=labels.astype(np.int32), classes=classes), told
+    return series._replace(labels=labels.astype(np.int32), classes=classes)
 
 
-def _parts(
+def _counts(series: Series) -> dict[str, int]:
+    """How often each class does occur."""
+    occur, counts = np.unique(series.labels, return_counts=True)
+    return {series.classes[place]: int(count) for place, count in zip(occur, counts, strict=True)}
+
+
+def split(
     name: str, series: Series, test: tuple[str, Series] | None, test_share: float, validation_share: float
 ) -> Parts:
+    """The parts of a run on a file, with those classes only that occur in it; see `dataset`."""
+    series = _labelled(name, series)
     if test is None:
         rest, held = classify.stratified(series.labels, test_share, TEST)
         _check_some(name, held, 'test', test_share)
@@ -180,8 +186,8 @@ def _fitting(name: str, series: Series, classes: Sequence[str], channels: int) -
     labels = mapped[series.labels]  # UNKNOWN is the last one
     for row in np.flatnonzero(labels == UNKNOWN - 1)[:1]:
         raise UserError(
-            f'{name} has the class {series.classes[series.labels[row]]!r} in series {row + 1}, which was not trained on, '
-            f'as were {", ".join(map(repr, classes[: classify.WIDEST]))}'
+            f'{name} has the class {series.classes[series.labels[row]]!r} in series {row + 1}, which was not trained on;'
+            f' these were: {", ".join(map(repr, classes[: classify.WIDEST]))}'
         )
     return series._replace(labels=labels, classes=tuple(classes))
 
@@ -205,6 +211,7 @@ def _check_missing(name: str, series: Series, missing: str) -> None:
 
 
 def _recipe(name: str, series: Series, train: Series, missing: str) -> dict[str, Any]:
+    """`series` are all of the file that is trained on, and `train` the part that the scaling is fitted to."""
     means, factors = [], []
     for channel in train.values.T:
         known = channel[np.isfinite(channel)].astype(np.float64)
@@ -214,7 +221,7 @@ def _recipe(name: str, series: Series, train: Series, missing: str) -> dict[str,
     if not any(factors):
         raise UserError(f'{name} has no channel that changes in the series to train on; there is nothing to learn from')
     return {
-        'classes': list(series.classes),
+        'classes': list(train.classes),
         'mean': means,
         'factor': factors,  # 1 / standard deviation; 0 of a channel that is constant
         'missing': missing,
@@ -284,13 +291,13 @@ def _sizes(series: Series) -> str:
     return f'{len(lengths):,} series of {steps} steps, {series.values.shape[1]} channels; {gone}'
 
 
-def _look(series: Series, counts: Mapping[str, int], parts: Parts, other: str | None, recipe: Recipe) -> list[str]:
+def _look(series: Series, parts: Parts, other: str | None, recipe: Recipe) -> list[str]:
     train, validation, test = (f'{len(part.lengths):,}' for part in parts)
     drawn = 'the same share of each class, drawn by a seed of its own'
     still = [str(place) for place, factor in enumerate(recipe['factor'], 1) if not factor]
     return [
         _sizes(series),
-        classify.listed(counts),
+        classify.listed(_counts(series)),
         f'{train} series to train on, {validation} for validation ({drawn}), '
         + (f'{test} of {other} for the test' if other else f'{test} for the test (likewise)'),
         *([f'channels that are constant where it is trained, and left at 0: {", ".join(still)}'] if still else []),
