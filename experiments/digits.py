@@ -61,7 +61,8 @@ class Digits(Kind):
         return digits.form(recipe)
 
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
-        name, images = _read(path, None)
+        known = {settings['data']: settings['labels'], settings['test_data']: settings['test_labels']}
+        name, images = _read(path, known.get(path))
         if settings['part'] == 'all':
             return digits.unseen(name, images, recipe)
         here = {**settings, 'data': path}

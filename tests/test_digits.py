@@ -194,6 +194,17 @@ def test_predictions_of_the_test_are_those_of_the_run_to_the_bit(trained, flags)
     assert out.read_bytes() == (folder / 'out' / 'predictions.csv').read_bytes()
 
 
+def test_labels_that_the_run_was_told_of_are_those_of_its_files_in_predictions(trained):
+    folder, _ = trained
+    for file in ('a', 'b'):
+        (folder / file).write_bytes(idx(draw(60, seed=4).values))
+    (folder / 'c').write_bytes(idx(draw(60, seed=4).labels))
+    settings = {**command.KIND.defaults, 'data': str(folder / 'a'), 'labels': str(folder / 'c'), 'part': 'all'}
+    recipe = json.loads((folder / 'out' / 'summary.json').read_text())['recipe']
+    found = [command.KIND.unseen(settings, recipe, str(folder / file)).batches.mask.sum() for file in ('a', 'b')]
+    assert found == [60, 0]
+
+
 def test_rows_that_come_one_at_a_time_end_where_the_whole_image_does(trained, monkeypatch, capsys):
     folder, _ = trained
     image = draw(70, seed=3).values[0]

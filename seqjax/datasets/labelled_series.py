@@ -186,7 +186,7 @@ def _fitting(name: str, series: Series, classes: Sequence[str], channels: int) -
     labels = mapped[series.labels]  # UNKNOWN is the last one
     for row in np.flatnonzero(labels == UNKNOWN - 1)[:1]:
         raise UserError(
-            f'{name} has the class {series.classes[series.labels[row]]!r} in series {row + 1}, which was not trained on;'
+            f'{name} has the class {series.classes[series.labels[row]]!r} in series {row + 1}, not trained on;'
             f' these were: {", ".join(map(repr, classes[: classify.WIDEST]))}'
         )
     return series._replace(labels=labels, classes=tuple(classes))
@@ -203,7 +203,7 @@ def _check_missing(name: str, series: Series, missing: str) -> None:
         step = place - (ends[row] - series.lengths[row])
         raise UserError(
             f'{name} has {len(places):,} values that are missing or infinite, the first of them in series {row + 1} at '
-            f'step {step + 1} of channel {channel + 1}; --missing=mask tells the model where they are'
+            f'step {step + 1} of channel {channel + 1}; a model trained with --missing=mask is told where they are'
         )
 
 
