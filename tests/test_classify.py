@@ -211,9 +211,9 @@ def test_what_is_held_out_changes_nothing_of_what_is_learned_from(part):
 def test_an_epoch_reads_every_series_once_whole_and_zero_behind_its_end():
     data = make(draw(), batch_size=5)
     assert data.epoch == 5
-    seen = []
+    seen, make_batch = [], jax.jit(data.batch)
     for step in range(data.epoch):
-        batch = jax.device_get(data.batch(data.data, jax.random.key(step), jnp.int32(step)))
+        batch = jax.device_get(make_batch(data.data, jax.random.key(step), jnp.int32(step)))
         values, lengths = batch.inputs.values, batch.inputs.seq_lengths
         assert values.shape == (5, 9, 2) and not values[np.arange(9)[None] >= lengths[:, None]].any()
         seen += [
@@ -227,7 +227,7 @@ def test_an_epoch_reads_every_series_once_whole_and_zero_behind_its_end():
 
 def test_missing_values_are_refused_or_are_zero_beside_a_channel_that_says_so():
     series = draw()
-    series.values[[3, 50], [0, 1]] = NAN, np.inf
+    series.values[[3, -4], [0, 1]] = NAN, np.inf
     refused(
         'x.ts has 2 values that are missing or infinite, the first of them in series 1 at step 4 of channel 1',
         lambda: make(series),
@@ -238,6 +238,9 @@ def test_missing_values_are_refused_or_are_zero_beside_a_channel_that_says_so():
     assert rows[:, 2:].sum(0).tolist() == [1, 1] and set(rows[:, 2:].ravel()) == {0, 1}
     assert not rows[:, :2][rows[:, 2:] == 1].any() and np.isfinite(rows).all()
     assert any('2 of' in line and 'missing' in line for line in data.look)
+    everywhere = draw()
+    everywhere.values[np.cumsum(everywhere.lengths) - 1, 0] = NAN
+    assert make(everywhere, missing='mask').recipe['factor'][0] > 1
 
 
 def test_a_constant_channel_is_told_and_left_at_zero():
@@ -280,8 +283,8 @@ def test_what_cannot_be_learned_from_is_refused():
 
 
 def test_a_class_that_is_declared_and_does_not_occur_is_none():
-    series = draw(classes=('left', 'right', 'never'))
-    assert make(series).recipe['classes'] == ['left', 'right']
+    series = draw(classes=('left', 'Right', 'never'))
+    assert make(series).recipe['classes'] == ['left', 'Right']
     swapped = relabel(series, classes=('RIGHT', 'Left', 'never'), labels=1 - series.labels)
     found = labelled_series.unseen('y', swapped, make(series).recipe)
     assert (found.batches.targets.ravel()[:40] == series.labels).all()
@@ -293,8 +296,9 @@ def test_unseen_series_go_through_what_the_test_went_through():
     recipe = json.loads(json.dumps(data.recipe))
     same(labelled_series.unseen('y', test, recipe).batches, data.test.batches)
     assert labelled_series.form(recipe)[:2] == data.form[:2] and labelled_series.form(recipe).features == 2
-    longer = labelled_series.unseen('z', draw(longest=20), recipe).batches
-    assert longer.inputs.values.shape[2] == 20
+    for longest, steps in ((20, 20), (6, 9)):
+        found = labelled_series.unseen('z', draw(longest=longest), recipe).batches
+        assert found.inputs.values.shape[2] == steps
 
 
 def test_predictions_have_the_truth_where_it_is_known():
