@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from experiments import launch
 from experiments.fitting import Kind
 from experiments.launch import Choice, Flag, Share, Whole
 from seqjax.dataset import Dataset, Form, Stream, Unseen
@@ -241,3 +242,6 @@ def _named(tokens: list[str], different: int) -> str:
     """A few tokens by name, and how many more there are."""
     more = different - min(SHOWN, len(tokens))
     return ', '.join(map(repr, tokens[:SHOWN])) + (f' and {more:,} others' if more else '')
+
+if __name__ == '__main__':
+    launch.leave(KIND.main())
