@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments import launch, study
 from experiments.launch import Choice, Flag, Fraction, Many, Place, Whole
-from seqjax import files, fit, report, sweep, train, verdict
+from seqjax import files, fit, mesh, processes, report, sweep, train, verdict
 from seqjax import run as host
 from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Unseen
 from seqjax.files import UserError
@@ -151,6 +151,22 @@ class Kind:
         """Observations from --stdin."""
         raise NotImplementedError
 
+    def write(
+        self,
+        settings: Mapping[str, Any],
+        recipe: Mapping[str, Any],
+        model: nn.Module,
+        best: Best,
+        prompt: str,
+        *,
+        length: int,
+        temperature: float,
+        samples: int,
+        seed: int,
+    ) -> list[str]:
+        """Texts that go on from a prompt."""
+        raise UserError(f'--prompt is for a model of text, and this one is of {self.name}')
+
     def __init__(self):
         data = Flag(Place('file'), self.data_help)
         self.FLAGS = {'data': data, **self.OWN, **MODEL, **TRAINING}
@@ -264,6 +280,7 @@ class Kind:
         task = Task(model, dataset.score, dataset.batch, dataset.data, {watch.split: dataset.validation}, watch)
         # A checkpoint stands at a look, so that what is seen since the last one needs no place in it.
         saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every, 'best': None}
+        saved['mesh'] = settings['mesh'] or _devices(settings['replicas'])
         how = {'steps': steps, 'chunk': every, 'replicas': settings['replicas'], 'workdir': folder}
         plan = host.prepare(task, study.make_optimiser(settings), None, **how, **launch.keeping(saved))
         print(
@@ -288,6 +305,12 @@ class Kind:
         run.__doc__ = self.about
         name = f'experiments.{self.name}'
         return launch.main(run, self.FLAGS, argv, name=name, complete=complete, defaults=self.defaults)
+
+
+def _devices(replicas: int) -> str | None:
+    """A model that learns from a file has enough to do for a core: seeds share all of them."""
+    count = min(replicas, len(jax.devices()))
+    return f'{mesh.DATA}:{count}' if count > 1 and not processes.several() else None
 
 
 # --- the data --------------------------------------------------------------------------------------

@@ -89,3 +89,4 @@ class Stream(NamedTuple):
     parse: Callable[[str], np.ndarray]  # a line -> [F] float32, or a token []; raises UserError
     columns: Sequence[str]  # what is written of each answer
     values: Callable[[np.ndarray, np.ndarray], Sequence[Any]]  # (outputs [O], what was parsed) -> one a column
+    restart: Callable[[], None] = lambda: None  # told that another sequence begins

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from seqjax import checkpoint, files, report, sweep, train
 from seqjax import run as host
 from seqjax.files import UserError
-from seqjax.task import Best, Mean, State
+from seqjax.task import Best, Mean
 
 LOOKS = 'looks.f32'  # of each group, beside its checkpoints
 TABLE, MODELS = 'looks.csv', 'models.npz'
@@ -39,7 +39,7 @@ def of_seed(best: Best, place: int) -> Best:
 
 
 def fit(plan: host.Plan, seeds: np.ndarray) -> Fit:
-    """Trains every seed [R] of a task that watches for its best State; what was done before a run was stopped is not done again.
+    """Trains every seed [R] of a task with a `watch`; what was done before a run was stopped is not done again.
 
     Raises:
       UserError: see `seqjax.run.Plan.leg`; or no seed had a finite value at any look.
@@ -123,22 +123,30 @@ def write_models(folder: files.Workdir, found: Fit) -> None:
     files.write_arrays(folder, MODELS, seeds=found.seeds, value=found.best.value, step=found.best.step, **arrays)
 
 
-def read_models(path: Path, like: State) -> tuple[np.ndarray, Best]:
-    """What `write_models` left: seeds [R], and the best of each, in the structure of a State of the same model.
+def read_models(path: Path, like: Mapping[str, Any]) -> tuple[np.ndarray, Best]:
+    """What `write_models` left.
+
+    Args:
+      path: the file.
+      like: shapes of the model's variables, as `model.init` gives them.
+
+    Returns:
+      The seeds [R], and the best of each, leaves [R, ...].
 
     Raises:
       UserError: it cannot be read, or is of another model.
     """
+    params, variables = like['params'], {name: x for name, x in like.items() if name not in ('params', train.CARRY)}
+    shapes = {'params': params, 'variables': variables}
     with files.reading(path), np.load(path) as held:
-        shapes = checkpoint.named({'params': like.params, 'variables': like.variables})
-        arrays = {name: held[name] for name in shapes}
-        for name, leaf in shapes.items():
-            if arrays[name].shape[1:] != leaf.shape:
-                raise ValueError(f'{name} has shape {arrays[name].shape[1:]}, and the model {leaf.shape}')
-        tree = jax.tree.unflatten(
-            jax.tree.structure({'params': like.params, 'variables': like.variables}), [*arrays.values()]
+        leaves = []
+        for name, leaf in checkpoint.named(shapes).items():
+            if name not in held or held[name].shape[1:] != leaf.shape:
+                raise ValueError(f'it is of another model: {name} of shape {leaf.shape} is not there')
+            leaves.append(held[name])
+        return held['seeds'], Best(
+            held['value'], held['step'], **jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         )
-        return held['seeds'], Best(held['value'], held['step'], **tree)
 
 
 def read_looks(folder: files.Workdir, metrics: Sequence[str], seeds: np.ndarray, every: int) -> np.ndarray:
