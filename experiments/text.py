@@ -27,8 +27,8 @@ from seqjax.files import UserError
 from seqjax.readers import texts
 from seqjax.readers.extra import locate
 from seqjax.readers.texts import Text, Vocabulary
+from seqjax.task import Best
 
-PARTS = ('all', 'validation', 'test')
 SHOWN = 5  # unknown tokens that are named
 
 
@@ -104,7 +104,8 @@ class _Text(Kind):
                 'name a longer text'
             )
         look = [_size(found, read), *read.notes, *_missing(read)]
-        return datasets.scored(read.tokens[begin:end], recipe['window'], begin, vocabulary.name, look)
+        names = {'unit': _unit(vocabulary), 'token_name': vocabulary.name}
+        return datasets.scored(read.tokens[begin:end], recipe['window'], begin, **names, look=look)
 
     def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
         vocabulary = _vocabulary(recipe)
@@ -115,7 +116,7 @@ class _Text(Kind):
         settings: Mapping[str, Any],
         recipe: Mapping[str, Any],
         model: nn.Module,
-        variables: Mapping[str, Any],
+        best: Best,
         prompt: str,
         *,
         length: int,
@@ -137,9 +138,9 @@ class _Text(Kind):
                 f'--prompt has {_named(missing, len(missing))}, which the text that was trained on has not; '
                 'write it without'
             )
-        key = jax.random.key(seed)
+        key, variables = jax.random.key(seed), {'params': best.params, **best.variables}
         options = {'length': length, 'samples': samples, 'never': vocabulary.unknown}
-        written = datasets.sample(model, variables['params'], tokens, key, temperature, **options)
+        written = datasets.sample(model, variables, tokens, key, temperature, **options)
         return [vocabulary.decode(np.concatenate([tokens, row])) for row in np.asarray(written)]
 
 
@@ -242,6 +243,7 @@ def _named(tokens: list[str], different: int) -> str:
     """A few tokens by name, and how many more there are."""
     more = different - min(SHOWN, len(tokens))
     return ', '.join(map(repr, tokens[:SHOWN])) + (f' and {more:,} others' if more else '')
+
 
 if __name__ == '__main__':
     launch.leave(KIND.main())

@@ -21,7 +21,7 @@ from seqjax import losses
 from seqjax.baselines import ngrams
 from seqjax.data import token_rows, token_window
 from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Table, Unseen
-from seqjax.task import Arrays, Batch, Mean, Params, Sequences
+from seqjax.task import Arrays, Batch, Mean, Sequences
 
 ROWS, LEAST = 32, 32  # rows that are read side by side to score a text, where each is so many windows long
 COLUMNS = ('place', 'token', 'bits')
@@ -126,26 +126,35 @@ def summary(found: Arrays, count: int, unit: str) -> list[str]:
     ]
 
 
-def scored(tokens: np.ndarray, window: int, begin: int, name: Callable[[int], str], look: Sequence[str] = ()) -> Unseen:
-    """A text [N] to be scored.
+def scored(
+    tokens: np.ndarray,
+    window: int,
+    begin: int,
+    *,
+    unit: str,
+    token_name: Callable[[int], str],
+    look: Sequence[str] = (),
+) -> Unseen:
+    """A text to be scored.
 
     Args:
-      tokens: at least two.
+      tokens: [N], at least two.
       window: T.
       begin: the place of the first one in its file.
-      name: of a token, for the table.
+      unit: what a token is: 'character'.
+      token_name: of a token, for the table.
       look: lines about the file.
     """
     count = len(tokens) - 1
 
     def rows(found: Arrays) -> Iterable[Sequence[Any]]:
         for place, bits in enumerate(in_order(in_bits(found), count).tolist(), 1):
-            yield begin + place, name(int(tokens[place])), bits
+            yield begin + place, token_name(int(tokens[place])), bits
 
     def table(found: Arrays) -> Table:
         return COLUMNS, rows(found)
 
-    return Unseen(held_out(tokens, window), table, look)
+    return Unseen(held_out(tokens, window), table, look, lambda found: summary(found, count, unit))
 
 
 # --- to learn from ---------------------------------------------------------------------------------
@@ -197,7 +206,8 @@ def text(
     """
     rows = token_rows(tokens[: bounds.training], batch_size, window)
     validation = held_out(tokens[slice(*bounds.part('validation'))], window)
-    test = scored(tokens[slice(*bounds.part('test'))], window, bounds.validation, token_name)
+    begin, end = bounds.part('test')
+    test = scored(tokens[begin:end], window, begin, unit=unit, token_name=token_name)
     mask = test.batches.mask
     counted = tokens[max(0, bounds.training - most) : bounds.training]
 
@@ -226,7 +236,7 @@ def text(
         measure=Measure(f'bits per {unit}', spec='.4f'),
         items=lambda found: items(in_bits(found), mask),
         baselines={'unigram': baseline(1), f'Kneser-Ney {order}-gram': baseline(order)},
-        tell=lambda found: summary(found, int(mask.sum()), unit),
+        tell=test.tell,
     )
 
 
@@ -235,7 +245,7 @@ def text(
 
 def stream(parse: Callable[[str], np.ndarray], token_name: Callable[[int], str]) -> Stream:
     """Tokens that come one at a time: what each cost, given those before, and which is the most probable next."""
-    before: list[np.ndarray] = []
+    before: list[np.ndarray] = []  # log-probabilities [V] for the token that comes; none at the beginning
 
     def values(logits: np.ndarray, token: np.ndarray) -> Sequence[Any]:
         log_p = np.asarray(logits, np.float64)
@@ -244,13 +254,13 @@ def stream(parse: Callable[[str], np.ndarray], token_name: Callable[[int], str])
         before.append(log_p)
         return token_name(int(token)), bits, token_name(int(log_p.argmax()))
 
-    return Stream(parse, ('token', 'bits', 'next'), values)
+    return Stream(parse, ('token', 'bits', 'next'), values, before.clear)
 
 
 @partial(jax.jit, static_argnames=('model', 'length', 'samples', 'never'))
 def sample(
     model: nn.Module,
-    params: Params,
+    variables: Mapping[str, Any],
     prompt: jax.Array,
     key: jax.Array,
     temperature: jax.Array | float = 1.0,
@@ -259,11 +269,11 @@ def sample(
     samples: int = 1,
     never: int | None = None,
 ) -> jax.Array:
-    """What a stateful model writes after a prompt, each token drawn with probability p^(1 / temperature), normalised.
+    """What a model writes after a prompt, each token drawn with probability p^(1 / temperature), normalised.
 
     Args:
-      model: with a carry in its collection 'carry', see `layers.Stateful`.
-      params: of the model.
+      model: of tokens [B, T], see `seqjax.models`.
+      variables: of the model.
       prompt: [P] integers, P at least 1.
       key: decides what is drawn.
       temperature: above 0; near 0 the most probable token is drawn.
@@ -275,16 +285,16 @@ def sample(
       [samples, length] int32.
     """
 
-    def read(carry, tokens):
-        logits, carry = model.apply({'params': params, **carry}, tokens, mutable=['carry'])
-        return logits[:, -1].astype(jnp.float32), carry
+    def read(tokens, carry):
+        carry, logits = model.apply(variables, tokens, initial_carry=carry, return_carry=True)
+        return carry, logits[:, -1].astype(jnp.float32)
 
     def step(state, key):
-        logits, carry = state
+        carry, logits = state
         if never is not None:
             logits = logits.at[:, never].set(-jnp.inf)
         token = jax.random.categorical(key, logits / temperature).astype(jnp.int32)
-        return read(carry, token[:, None]), token
+        return read(token[:, None], carry), token
 
     prompts = jnp.broadcast_to(jnp.asarray(prompt, jnp.int32), (samples, len(prompt)))
-    return jax.lax.scan(step, read({}, prompts), jax.random.split(key, length))[1].T
+    return jax.lax.scan(step, read(prompts, None), jax.random.split(key, length))[1].T
