@@ -32,7 +32,7 @@ from seqjax.task import Best
 SHOWN = 5  # unknown tokens that are named
 
 
-class _Text(Kind):
+class Language(Kind):
     name = 'text'
     about = 'Predicts the next character, byte or word of a text.'
     OWN = {
@@ -144,9 +144,6 @@ class _Text(Kind):
         return [vocabulary.decode(np.concatenate([tokens, row])) for row in np.asarray(written)]
 
 
-KIND = _Text()
-
-
 def parse_line(line: str, vocabulary: Vocabulary) -> np.ndarray:
     """A line -> its only token []; \\n and the like stand for what a line cannot hold.
 
@@ -245,5 +242,8 @@ def _named(tokens: list[str], different: int) -> str:
     return ', '.join(map(repr, tokens[:SHOWN])) + (f' and {more:,} others' if more else '')
 
 
+KIND = Language()
+FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
+
 if __name__ == '__main__':
-    launch.leave(KIND.main())
+    launch.leave(main())
