@@ -94,6 +94,7 @@ CONTENTS = st.text(st.sampled_from('ab \r\né中𝄞,_') | st.characters(exclude
 @given(content=CONTENTS, piece=st.integers(1, 9), mark=st.booleans())
 @example('\r\n', 1, False)
 @example('é', 1, True)
+@example('a\r', 9, False)
 @FEW
 def test_a_text_is_the_same_in_whatever_pieces_it_is_read(tmp_path_factory, content, piece, mark):
     file = written(tmp_path_factory.mktemp('text'), b'\xef\xbb\xbf' * mark + content.encode())
