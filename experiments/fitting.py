@@ -1,21 +1,135 @@
-"""The experiment that every kind of data has: a file is read, looked at, learned from, and compared with baselines."""
+"""The experiment that every kind of data has: a file is read, looked at, learned from, and compared with baselines.
+
+    KIND = Classify()                                 # in experiments/classify.py, beside the two lines that run it
+    classify.run(data='x.ts', cell='gru', replicas=3)   # from Python
+
+What the files of a kind are, and how they are split, is the kind's; all else is here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from experiments.launch import Flag
-from seqjax.dataset import Dataset, Form, Stream, Unseen
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import launch, study
+from experiments.launch import Choice, Flag, Fraction, Many, Place, Whole
+from seqjax import files, fit, mesh, processes, report, sweep, train, verdict
+from seqjax import run as host
+from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Unseen
+from seqjax.files import UserError
+from seqjax.fit import Fit
+from seqjax.models import CELLS, sequence_model
+from seqjax.task import Arrays, Batch, Best, State, Task, Watch
+from seqjax.verdict import Gain
+
+STEPS = 'steps'
+PREDICTIONS, COMPARED = 'predictions.csv', 'compare.csv'
+FILES = (files.SUMMARY, fit.TABLE, fit.MODELS, PREDICTIONS, files.CURVE)
+MOST_EVERY = 500  # steps between two looks, where an epoch has more
+
+MODEL = {
+    **{name: study.MODEL[name] for name in ('cell', 'hidden', 'layers', 'bidirectional', 'dropout')},
+    'input_dropout': Flag(Fraction(), 'share of the values that the first layer reads that is dropped'),
+    'output_dropout': Flag(Fraction(), 'share of the values that the answer is made of that is dropped'),
+    'recurrent_dropout': Flag(Fraction(), 'share of the hidden state that is dropped, the same units at every step'),
+    'drop_connect': Flag(Fraction(), 'share of the recurrent kernel that is dropped, the same for all steps'),
+    **{name: study.MODEL[name] for name in ('gate_bias', 'parallel')},
+}
+TRAINING = {
+    'compare': Flag(Many(Choice(*CELLS)), 'train each of these cells, and put them in one table'),
+    'batch_size': Flag(Whole(1), 'sequences in a training step'),
+    'steps': Flag(Whole(1), 'training steps at most'),
+    'every': Flag(
+        Whole(1), f'steps between two looks at the validation part; an epoch by default, and {MOST_EVERY} at most'
+    ),
+    'patience': Flag(Whole(1), 'looks without a lower validation loss after which a seed is done'),
+    'weight_decay': Flag(Fraction(), 'share of every parameter, times the learning rate, that each step takes off it'),
+    **{name: study.TRAINING[name] for name in ('schedule', 'decay_steps', 'clip_norm')},
+    **{name: flag for name, flag in launch.SHARED.items() if name not in ('chunk', 'best')},
+}
+DEFAULTS = {
+    **{'cell': 'lstm', 'hidden': 64, 'layers': 1, 'bidirectional': False, 'dropout': 0.0, 'input_dropout': 0.0},
+    **{'output_dropout': 0.0, 'recurrent_dropout': 0.0, 'drop_connect': 0.0, 'gate_bias': 'default'},
+    **{'parallel': False, 'compare': None, 'batch_size': 32, 'steps': 10_000, 'every': None, 'patience': 10},
+    **{'weight_decay': 0.0, 'schedule': 'constant', 'decay_steps': None, 'clip_norm': 1.0, 'learning_rate': 3e-3},
+    **{'adam_epsilon': 1e-7, 'seed': 0, 'replicas': 5, 'matmul_precision': 'default', 'workdir': None},
+    **{'overwrite': False, 'picture': True, 'mesh': None, 'checkpoint_every': 1000, 'keep': 2},
+}
+
+
+class Result(NamedTuple):
+    """What a cell has made of the test part."""
+
+    cell: str
+    hidden: int
+    params: int
+    seeds: list[int]
+    values: np.ndarray  # [R] of the measure
+    baselines: Mapping[str, float]  # values by name
+    gains: Mapping[str, Gain]  # over each baseline
+    chosen: int  # the seed that is best on validation, which a prediction uses
+    tell: Sequence[str]  # lines of the kind, about that seed
+
+
+# --- the model and the task ------------------------------------------------------------------------
+
+
+def make_model(form: Form, settings: Mapping[str, Any]) -> nn.Module:
+    """The model that the flags ask for; raises UserError where it cannot be."""
+    if settings['dropout'] and settings['layers'] == 1:
+        raise UserError(f'--dropout={settings["dropout"]} does nothing with --layers=1: it stands between two layers')
+    if settings['bidirectional'] and form.causal:
+        raise UserError('--bidirectional would look at the answers: each step is asked what follows')
+    names = ('cell', 'layers', 'bidirectional', 'dropout', 'input_dropout', 'output_dropout', 'parallel')
+    options = {name: settings[name] for name in names}
+    options |= {name: settings[name] for name in ('recurrent_dropout', 'drop_connect') if settings[name]}
+    options |= study.gate_bias(form.horizon, 'this kind of data', settings['gate_bias'])
+    options |= {'features': settings['hidden'], 'vocabulary': form.vocabulary, 'stateful': form.stateful}
+    try:
+        model = sequence_model(form.answer, form.outputs, **options)
+        jax.eval_shape(model.init, jax.random.key(0), one_step(form))
+    except (ValueError, TypeError) as error:  # a TypeError: a cell without such a gate, or such a dropout
+        given = ['cell', *(name for name in MODEL if name != 'cell' and settings[name] != DEFAULTS[name])]
+        raise UserError(f'{study.named(settings, given)} do not go together: {error}') from error
+    return model
+
+
+def one_step(form: Form) -> jax.Array:
+    """An input of one sequence of one step."""
+    return jnp.zeros((1, 1), jnp.int32) if form.features is None else jnp.zeros((1, 1, form.features))
+
+
+def answering(model: nn.Module, form: Form) -> Callable[[Best, Batch], Arrays]:
+    """(best of one seed, batches [M, B, ...]) -> what it says to them, on the host. Training's test and predictions
+    share it, and so their numbers.
+    """
+    task = Task(model, lambda outputs, batch: {}, lambda *_: None)
+
+    @jax.jit
+    def program(params, variables, batches):
+        return train.over_batches(task, State(0, None, params, variables, None), batches, form.answers)
+
+    return lambda best, batches: jax.device_get(program(best.params, best.variables, batches))
+
+
+# --- the experiment --------------------------------------------------------------------------------
 
 
 class Kind:
     """A kind of data, of which a module of this folder makes its experiment: KIND = Classify().
 
-    All methods but `__init__` raise UserError where a file or a setting is wrong. `settings` has every flag;
-    `recipe` is what `dataset` left for predictions.
+    The methods before `flags` are a kind's own. They raise UserError where a file or a setting is wrong. `settings`
+    has every flag; `recipe` is what `dataset` left for predictions.
     """
 
+    STEPS = STEPS
     name: str  # of the module, and of the folder in runs/
     about: str  # the first line of --help
     OWN: Mapping[str, Flag]  # its own flags, beside those that every kind has
@@ -36,3 +150,336 @@ class Kind:
     def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
         """Observations from --stdin."""
         raise NotImplementedError
+
+    def write(
+        self,
+        settings: Mapping[str, Any],
+        recipe: Mapping[str, Any],
+        model: nn.Module,
+        best: Best,
+        prompt: str,
+        *,
+        length: int,
+        temperature: float,
+        samples: int,
+        seed: int,
+    ) -> list[str]:
+        """Texts that go on from a prompt."""
+        raise UserError(f'--prompt is for a model of text, and this one is of {self.name}')
+
+    def __init__(self):
+        data = Flag(Place('file'), self.data_help)
+        self.FLAGS = {'data': data, **self.OWN, **MODEL, **TRAINING}
+        self.defaults = {'data': None, **DEFAULTS, **self.own_defaults}
+
+    data_help = 'the file; or PACKAGE:PATH, a file that an installed package has'
+
+    def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Plain values -> all settings; raises UserError where one is refused or two do not go together."""
+        launch.check_known(values, self.FLAGS)
+        settings = launch.check(self.FLAGS, {**self.defaults, **values}, self.defaults)
+        if settings['data'] is None:
+            raise UserError(f'--data is missing: {self.data_help}')
+        launch.check_seeds(settings['seed'], settings['replicas'])
+        study.make_optimiser(settings)
+        launch.check_memory(*self.sizes(settings))
+        return settings
+
+    def sizes(self, settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """About how many float32 numbers a run holds at least, and the flags that decide it."""
+        names = ('hidden', 'layers', 'batch_size', 'replicas')
+        hidden, rows = settings['hidden'], settings['batch_size']
+        one = settings['layers'] * (1 + settings['bidirectional']) * (8 * 4 * hidden * hidden + 10 * rows * hidden)
+        return sweep.group_width(settings['replicas']) * one, {name: settings[name] for name in names}
+
+    def run(self, **values: Any) -> list[Result]:
+        """Learns from a file, and says whether that was worth it.
+
+        Every argument is a flag of the command line. Without `workdir` nothing is kept.
+
+        Raises:
+          UserError (a ValueError): an argument or the file is refused, the folder holds another run, or no loss is
+            finite.
+        """
+        settings, start = self.check(values), time.perf_counter()
+        dataset = self.dataset(settings)
+        for cell in settings['compare'] or [settings['cell']]:
+            make_model(dataset.form, settings | {'cell': cell})
+        print('\n'.join([dataset.name, *(f'  {line}' for line in [*dataset.look, *first_scores(dataset)])]))
+        print(f'  read and looked at in {time.perf_counter() - start:.1f} s\n', flush=True)
+        if settings['compare'] is None:
+            return [self._run_one(dataset, settings)]
+        return self._run_several(dataset, settings)
+
+    def _run_one(self, dataset: Dataset, settings: dict[str, Any]) -> Result:
+        with files.open_workdir(settings, self.name, names=FILES) as (folder, summary):
+            result = self._result(dataset, settings, folder, summary)
+            print('\n'.join(['', *result.tell, '', *table_lines(dataset.measure, [result])]))
+            if folder.path is not None:
+                print('\n' + folder.listing())
+            print('\n' + conclusion(dataset.measure, result))
+            return result
+
+    def _run_several(self, dataset: Dataset, settings: dict[str, Any]) -> list[Result]:
+        """Each cell in a folder of its own, within that of the comparison."""
+        shared = {name: value for name, value in settings.items() if name not in ('compare', 'cell')}
+        with files.open_workdir(shared, f'{self.name}.compare', names=(files.SUMMARY, COMPARED, *CELLS)) as (folder, _):
+            folder.write_summary({'experiment': f'{self.name}.compare', 'finished': True, 'flags': shared})
+            results = []
+            for cell in settings['compare']:
+                path = None if folder.path is None else str(folder.path / cell)
+                one = settings | {'cell': cell, 'compare': None, 'workdir': path}
+                with files.open_workdir(one, self.name, names=FILES) as (inner, summary):
+                    results.append(self._result(dataset, one, inner, summary))
+                print()
+            measure = dataset.measure
+            write_compared(folder, measure, results)
+            print('\n'.join([*table_lines(measure, results), '', *difference_lines(measure, results)]))
+            if folder.path is not None:
+                print('\n' + folder.listing())
+            print('\n' + '\n'.join(conclusion(measure, result) for result in results))
+            return results
+
+    def _result(
+        self,
+        dataset: Dataset,
+        settings: dict[str, Any],
+        folder: files.Workdir,
+        summary: Mapping[str, Any] | None,
+    ) -> Result:
+        """Trains and tests, and leaves everything in the folder; or reads what it holds."""
+        data = fingerprint(dataset)
+        if summary is not None:
+            _refuse_other_data(folder, summary, data)
+            print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)')
+            with folder.reading():
+                return result_of(summary['result'])
+        if folder.path is not None and folder.file(files.SUMMARY).exists():
+            _refuse_other_data(folder, files.read_summary(folder), data)
+        model, start = make_model(dataset.form, settings), time.perf_counter()
+        layers = report.model_layers(model, jax.tree.map(lambda x: x[0], dataset.validation.inputs))
+        summary = host.new_summary(self.name, settings, layers) | {'data': data, 'recipe': dataset.recipe}
+        print(report.format_table(layers) + '\n')
+        folder.write_summary(summary)
+        with launch.matmul_precision(settings['matmul_precision']):
+            found, every = self._fit(dataset, model, settings, folder)
+            result = _tested(dataset, model, settings, found, summary['params'], folder)
+        fit.write_looks(folder, found, every)
+        fit.write_models(folder, found)
+        ended = {'seconds': None if found.resumed else time.perf_counter() - start, 'result': plain(result)}
+        folder.write_summary(summary | {'finished': True} | ended)
+        return result
+
+    def _fit(
+        self, dataset: Dataset, model: nn.Module, settings: dict[str, Any], folder: files.Workdir
+    ) -> tuple[Fit, int]:
+        """Trains every seed, and tells the steps between two looks."""
+        every = settings['every'] or min(dataset.epoch, MOST_EVERY, settings['steps'])
+        steps = -(-settings['steps'] // every) * every
+        watch = Watch(every, settings['patience'])
+        task = Task(model, dataset.score, dataset.batch, dataset.data, {watch.split: dataset.validation}, watch)
+        # A checkpoint stands at a look, so that what is seen since the last one needs no place in it.
+        saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every, 'best': None}
+        saved['mesh'] = settings['mesh'] or _devices(settings['replicas'])
+        how = {'steps': steps, 'chunk': every, 'replicas': settings['replicas'], 'workdir': folder}
+        plan = host.prepare(task, study.make_optimiser(settings), None, **how, **launch.keeping(saved))
+        print(
+            f'at most {steps:,} steps of {settings["batch_size"]}, a look every {every:,}, until '
+            f'{settings["patience"]} looks were no better'
+        )
+        seeds = np.arange(settings['seed'], settings['seed'] + settings['replicas'])
+        return fit.fit(plan._replace(tolerant=True), seeds), every
+
+    def parse(self, argv: list[str]) -> dict[str, Any]:
+        """The value of every flag; raises UserError where one is refused."""
+        return launch.parse(self.FLAGS, self.defaults, argv)
+
+    def main(self, argv: list[str] | None = None) -> int:
+        def run(**values: Any) -> list[Result]:
+            return self.run(**values)
+
+        def complete(values: dict[str, Any]) -> dict[str, Any]:
+            what = 'compare' if values['compare'] else values['cell']
+            return launch.default_workdir(values, self.name, what)
+
+        run.__doc__ = self.about
+        name = f'experiments.{self.name}'
+        return launch.main(run, self.FLAGS, argv, name=name, complete=complete, defaults=self.defaults)
+
+
+def _devices(replicas: int) -> str | None:
+    """A model that learns from a file has enough to do for a core: seeds share all of them."""
+    count = min(replicas, len(jax.devices()))
+    return f'{mesh.DATA}:{count}' if count > 1 and not processes.several() else None
+
+
+# --- the data --------------------------------------------------------------------------------------
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Of all that a run learns from and is tested on: a run does not go on with a file that was changed."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves((dataset.data, dataset.validation, dataset.test.batches)):
+        array = np.ascontiguousarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        digest.update(f'{array.shape}{array.dtype}'.encode())
+        digest.update(array.view(np.uint8).data if array.size else b'')
+    return digest.hexdigest()
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _refuse_other_data(folder: files.Workdir, summary: Mapping[str, Any], data: str) -> None:
+    if summary.get('data') != data:
+        raise UserError(
+            f'{folder.path} holds a run on other data: the file has changed since; choose another --workdir, or '
+            '--overwrite to replace it'
+        )
+
+
+def first_scores(dataset: Dataset) -> list[str]:
+    """What the baselines reach on validation."""
+    values = baseline_values(dataset, 'validation')
+    told = ', '.join(f'{name} {value:{dataset.measure.spec}}' for name, value in values.items())
+    unit = f' ({dataset.measure.unit})' if dataset.measure.unit else ''
+    return [f'{dataset.measure.name}{unit} on validation: {told}']
+
+
+def baseline_values(dataset: Dataset, split: str) -> dict[str, float]:
+    return {name: _value(dataset.measure, score(split)) for name, score in dataset.baselines.items()}
+
+
+def _value(measure: Measure, items: Items) -> float:
+    return float(measure.value(np.sum(items.totals, dtype=np.float64), np.sum(items.counts, dtype=np.float64)))
+
+
+# --- the test --------------------------------------------------------------------------------------
+
+
+def _tested(
+    dataset: Dataset, model: nn.Module, settings: Mapping[str, Any], found: Fit, params: int, folder: files.Workdir
+) -> Result:
+    """The one look at the test part."""
+    program, items, chosen = answering(model, dataset.form), [], found.chosen()
+    for i in range(len(found.seeds)):
+        answers = program(fit.of_seed(found.best, i), dataset.test.batches)
+        items.append(dataset.items(answers))
+        if i == chosen:
+            of_chosen = answers
+    theirs = {name: score('test') for name, score in dataset.baselines.items()}
+    gains = {name: verdict.gain(dataset.measure, items, its) for name, its in theirs.items()}
+    values = np.array([_value(dataset.measure, one) for one in items])
+    baselines = {name: _value(dataset.measure, its) for name, its in theirs.items()}
+    result = Result(
+        settings['cell'],
+        settings['hidden'],
+        params,
+        found.seeds.tolist(),
+        values,
+        baselines,
+        gains,
+        int(found.seeds[chosen]),
+        list(dataset.tell(of_chosen)),
+    )
+    files.write_table(folder, PREDICTIONS, *dataset.test.table(of_chosen))
+    if settings['picture']:
+        _picture(folder, dataset, found, result, of_chosen, settings)
+    return result
+
+
+def plain(result: Result) -> dict[str, Any]:
+    """As JSON has it."""
+    gains = {name: list(gain) for name, gain in result.gains.items()}
+    return result._asdict() | {'values': result.values.tolist(), 'gains': gains}
+
+
+def result_of(held: Mapping[str, Any]) -> Result:
+    """What `plain` gave."""
+    gains = {name: Gain(*gain) for name, gain in held['gains'].items()}
+    return Result(**{**held, 'values': np.array(held['values'], float), 'gains': gains})
+
+
+# --- what is shown ---------------------------------------------------------------------------------
+
+
+def table_lines(measure: Measure, results: Sequence[Result]) -> list[str]:
+    """A row for each cell and each baseline."""
+    seeds, unit = len(results[0].values), f' ({measure.unit})' if measure.unit else ''
+    lines = [f'on the test part; mean of {seeds} seed{"s" if seeds > 1 else ""}, and its 95% interval\n']
+    lines.append(f'{"":<28}{"parameters":>12}{measure.name + unit:>30}')
+    for result in results:
+        value = report.format_interval(result.values, measure.spec, measure.spec)
+        lines.append(f'{_who(result):<28}{result.params:>12,}{value:>30}')
+    lines += [f'{name:<28}{"":>12}{value:>30{measure.spec}}' for name, value in results[0].baselines.items()]
+    return lines
+
+
+def difference_lines(measure: Measure, results: Sequence[Result]) -> list[str]:
+    """Each cell against the first one, seed by seed."""
+    first, lines = results[0], []
+    for result in results[1:]:
+        difference = result.values - first.values
+        mean, half = report.mean_interval(difference)
+        clear = '' if abs(mean) > half else '   (no clear difference)'
+        words = report.format_interval(difference, '+' + measure.spec, measure.spec)
+        lines.append(f'{result.cell} - {first.cell:<20}{measure.name} {words}{clear}')
+    better = 'above' if measure.higher else 'below'
+    return [f'differences over the same seeds: {better} 0, the first of the two is better', *lines] if lines else []
+
+
+def _who(result: Result) -> str:
+    return f'{result.cell}({result.hidden})'
+
+
+def conclusion(measure: Measure, result: Result) -> str:
+    """The last line: whether the model beats the best baseline, by how much, and how sure that is."""
+    whom = verdict.best(measure, result.baselines)
+    return verdict.sentence(measure, result.gains[whom], _who(result), whom) + '.'
+
+
+def write_compared(folder: files.Workdir, measure: Measure, results: Sequence[Result]) -> None:
+    """compare.csv: a row for each seed of each cell, and one for each baseline."""
+    rows = [
+        [result.cell, result.hidden, result.params, seed, f'{value:.9g}']
+        for result in results
+        for seed, value in zip(result.seeds, result.values.tolist(), strict=True)
+    ]
+    rows += [[name, '', '', '', f'{value:.9g}'] for name, value in results[0].baselines.items()]
+    files.write_table(folder, COMPARED, ['model', 'hidden', 'params', 'seed', measure.name], rows)
+
+
+def _picture(
+    folder: files.Workdir, dataset: Dataset, found: Fit, result: Result, answers: Arrays, settings: Mapping[str, Any]
+) -> None:
+    """What each seed makes of training and validation, what the test says, and what the kind shows of it."""
+    try:
+        count = 2 + (dataset.draw is not None)
+        figure, axes = report.new_figure(count, f'{dataset.name}: {_who(result)}')
+    except ImportError:
+        print('\n' + report.NO_PICTURE)
+        return
+    _draw_looks(axes[0], found)
+    _draw_values(axes[1], dataset.measure, result)
+    if dataset.draw is not None:
+        dataset.draw(axes[2], answers)
+    files.write_picture(folder, figure)
+
+
+def _draw_looks(axis: Any, found: Fit) -> None:
+    for name, style, color in (('loss', '-', report.GREY), ('validation/loss', '-', report.BLUE)):
+        for i, curve in enumerate(found.looks[:, :, found.metrics.index(name)]):
+            label = name.replace('/', ' ') if i == 0 else None
+            axis.plot(np.arange(1, len(curve) + 1), curve, style, color=color, lw=0.8, label=label)
+    axis.set(xlabel='look', ylabel='loss, a line for each seed')
+    axis.legend(frameon=False, fontsize=9)
+
+
+def _draw_values(axis: Any, measure: Measure, result: Result) -> None:
+    """A point for each seed, a line for each baseline."""
+    axis.plot(np.zeros(len(result.values)), result.values, 'o', color=report.BLUE, alpha=0.6, label=_who(result))
+    for i, (name, value) in enumerate(result.baselines.items()):
+        axis.axhline(value, color=report.GREY, lw=1, ls=('-', '--', ':', '-.')[i % 4], label=name)
+    unit = f', {measure.unit}' if measure.unit else ''
+    axis.set(xticks=[], ylabel=f'{measure.name}{unit} on the test part', xlim=(-1, 1))
+    axis.legend(frameon=False, fontsize=9)

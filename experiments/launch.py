@@ -195,6 +195,23 @@ class Name(flags.ArgumentParser):
         return 'name'
 
 
+class Text(flags.ArgumentParser):
+    """Any text that is not empty."""
+
+    def parse(self, argument: Any) -> str:
+        if not isinstance(argument, str) or not argument or not _encodable(argument):
+            raise ValueError('must be a text that is not empty')
+        return argument
+
+    def flag_type(self) -> str:
+        return 'text'
+
+
+def _encodable(text: str) -> bool:
+    """Whether UTF-8 can hold it: not half a surrogate pair, which a terminal gives for a byte that is no text."""
+    return text.encode('utf-8', 'ignore').decode() == text
+
+
 class Axes(flags.ArgumentParser):
     """A mesh of devices."""
 

@@ -138,7 +138,7 @@ def make_model(problem: Problem, settings: Mapping[str, Any]) -> nn.Module:
     if settings['bidirectional'] and problem.causal:
         raise UserError(f'--bidirectional would look at the answers: {problem.name} asks at each step what follows')
     options = {name: settings[name] for name in ('cell', 'layers', 'bidirectional', 'dropout')}
-    options |= {'features': settings['hidden'], **_gate_bias(problem, settings['gate_bias'])}
+    options |= {'features': settings['hidden'], **gate_bias(problem.horizon, problem.name, settings['gate_bias'])}
     try:
         model = (_writer if problem.answer == 'tokens' else _reader)(problem, settings, options)
         jax.eval_shape(model.init, jax.random.key(0), input_shapes(problem))
@@ -165,12 +165,22 @@ def _writer(problem: Problem, settings: Mapping[str, Any], options: dict[str, An
     return encoder_decoder(problem.outputs, source_vocabulary=problem.vocabulary, **options)
 
 
-def _gate_bias(problem: Problem, word: str) -> dict[str, Any]:
+def gate_bias(horizon: int | None, name: str, word: str) -> dict[str, Any]:
+    """The option of a cell that --gate_bias asks for, where something must be kept over `horizon` steps."""
     if word == 'default':
         return {}
-    if word == 'chrono' and problem.horizon is None:
-        raise UserError(f'--gate_bias=chrono needs to know how long to keep, and {problem.name} does not say')
-    return {'bias_init': GATE_BIASES[word](*((problem.horizon,) if word == 'chrono' else ()))}
+    if word == 'chrono' and horizon is None:
+        raise UserError(f'--gate_bias=chrono needs to know how long to keep, and {name} does not say')
+    return {'bias_init': GATE_BIASES[word](*((horizon,) if word == 'chrono' else ()))}
+
+
+def make_optimiser(settings: Mapping[str, Any]) -> optax.GradientTransformation:
+    """The optimiser that the flags ask for; raises UserError where it cannot be."""
+    try:
+        rate = optim.schedule(settings['schedule'], settings['learning_rate'], settings['decay_steps'])
+    except ValueError as error:
+        raise UserError(f'{named(settings, ("schedule", "decay_steps"))}: {error}') from error
+    return optim.adam(rate, settings['adam_epsilon'], settings['clip_norm'], settings.get('weight_decay', 0.0))
 
 
 def task_of(problem: Problem, settings: Mapping[str, Any]) -> Task:
@@ -228,11 +238,7 @@ class Study:
         return task_of(self.problem(settings), settings)
 
     def make_optimiser(self, settings: Mapping[str, Any]) -> optax.GradientTransformation:
-        try:
-            rate = optim.schedule(settings['schedule'], settings['learning_rate'], settings['decay_steps'])
-        except ValueError as error:
-            raise UserError(f'{named(settings, ("schedule", "decay_steps"))}: {error}') from error
-        return optim.adam(rate, settings['adam_epsilon'], settings['clip_norm'])
+        return make_optimiser(settings)
 
     def sizes(self, **settings: Any) -> tuple[int, dict[str, Any]]:
         """About how many float32 numbers a run holds at once, and the flags that decide it."""

@@ -21,6 +21,7 @@ The rooms, each importing only from those above it:
     data          ways to feed a task: streams, windows of a long series; epochs in an order of their own
     problem       what is to be learned, before there is a model: how it is drawn, scored, what is known of the best
     tasks/        what is learned, a file a family
+    dataset       what a file of data gives a run: how it is fed, scored and split, and what there is to beat
     optim         the optimiser that a run asks for
     train         train_step, and the one loop that scans it
     sweep         many seeds at once, by vmap, in groups that fit
@@ -34,6 +35,11 @@ The rooms, each importing only from those above it:
     checkpoint    saves by Orbax, sealed with checksums, verified before use
     run           the host half of a run: from checkpoint to checkpoint, with a log; knows no task by name
     trials        many seeds of one problem, each until it is at the goal, tested on what it never saw
+    fit           many seeds of one task, each until validation improves no more; the best State of each is kept
+    verdict       whether a model beats a baseline, by how much, and how sure that is
+    readers/      files of people to arrays, through a library made for each format
+    baselines/    what is simple and must be beaten, a file a kind of data
+    datasets/     kinds of data: arrays to what a run learns from, a file a kind
 
 The library reads no flags; `experiments/` does, and is what is run.
 """

@@ -80,6 +80,7 @@ class Dataset(NamedTuple):
     items: Callable[[Arrays], Items]  # of the test, from its answers, leaves [M, B, ...]
     baselines: Mapping[str, Callable[[str], Items]]  # by name: one of SPLITS -> its items, those of the test as above
     tell: Callable[[Arrays], Sequence[str]] = lambda answers: ()  # lines about the test, such as a confusion matrix
+    draw: Callable[[Any, Arrays], None] | None = None  # (axis of Matplotlib, answers): a picture of the test
 
 
 class Stream(NamedTuple):
@@ -88,3 +89,4 @@ class Stream(NamedTuple):
     parse: Callable[[str], np.ndarray]  # a line -> [F] float32, or a token []; raises UserError
     columns: Sequence[str]  # what is written of each answer
     values: Callable[[np.ndarray, np.ndarray], Sequence[Any]]  # (outputs [O], what was parsed) -> one a column
+    restart: Callable[[], None] = lambda: None  # told that another sequence begins

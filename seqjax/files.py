@@ -390,7 +390,7 @@ def _finished(workdir: Workdir) -> dict[str, Any] | None:
         return None
     if not workdir.file(SUMMARY).exists() and _has_checkpoints_of(workdir):
         return None
-    summary = _read_summary(workdir)
+    summary = read_summary(workdir)
     workdir.refuse_another_run(summary.get('experiment'), summary['flags'])
     if not summary['finished']:
         return None
@@ -414,7 +414,8 @@ def _has_checkpoints_of(workdir: Workdir) -> bool:
     return False
 
 
-def _read_summary(workdir: Workdir) -> dict[str, Any]:
+def read_summary(workdir: Workdir) -> dict[str, Any]:
+    """The summary of the run that a folder holds; raises UserError where it cannot be read."""
     try:
         summary = json.loads(workdir.file(SUMMARY).read_text(encoding='utf-8'))
         summary['flags'].keys(), summary['finished']  # a file of ours has both
@@ -449,7 +450,12 @@ def read_replicas(workdir: Workdir, name: str, shape: tuple[int, ...]) -> np.nda
 
 def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
     """replicas.npz: arrays with a leading axis R."""
-    workdir.write(REPLICAS, lambda path: np.savez(path, **arrays))
+    write_arrays(workdir, REPLICAS, **arrays)
+
+
+def write_arrays(workdir: Workdir, name: str, **arrays: np.ndarray) -> None:
+    """A file of arrays by name, as NumPy has it."""
+    workdir.write(name, lambda path: np.savez(path, **arrays))
 
 
 def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

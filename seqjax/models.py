@@ -32,10 +32,17 @@ class _Model(nn.Module):
     rnn: nn.Module  # [B, T, F] -> [B, T, H]: any layer of `seqjax.layers`
     head: nn.Module
     embed: nn.Embed | None = None  # of tokens [B, T]
+    drop_inputs: nn.Dropout | None = None  # of what the recurrent layer reads
+    drop_outputs: nn.Dropout | None = None  # of what the head reads
+
+    def _drop(self, drop: nn.Dropout | None, x: jax.Array) -> jax.Array:
+        """In training alone, which has a random stream 'dropout'."""
+        return x if drop is None else drop(x, deterministic=not self.has_rng('dropout'))
 
     def _read(self, inputs: Arrays, options: dict[str, Any]) -> tuple[Any, Any, jax.Array | None]:
         """-> carry (None unless it is asked for), outputs, and which steps are real (None for all)."""
         values, real, resets = as_steps(inputs, self.embed)
+        values = self._drop(self.drop_inputs, values)
         options |= {'mask': real, 'resets': resets, 'return_carry': bool(options['return_carry'])}
         read = self.rnn(values, **{name: value for name, value in options.items() if value is not None})
         return (*read, real) if options['return_carry'] else (None, read, real)
@@ -60,7 +67,7 @@ class SequenceToVector(_Model):
         """
         options = {'initial_carry': initial_carry, 'return_carry': return_carry, 'return_sequences': False}
         carry, summary, _ = self._read(inputs, options)
-        outputs = self.head(summary)
+        outputs = self.head(self._drop(self.drop_outputs, summary))
         return (carry, outputs) if return_carry else outputs
 
 
@@ -70,6 +77,7 @@ class SequenceToSequence(_Model):
     def __call__(self, inputs: Arrays, *, initial_carry: Any = None, return_carry: bool | None = None) -> Any:
         """As `SequenceToVector`, with [B, T, O] for [B, O]."""
         carry, outputs, real = self._read(inputs, {'initial_carry': initial_carry, 'return_carry': return_carry})
+        outputs = self._drop(self.drop_outputs, outputs)
         if real is not None and isinstance(self.head, TimeDistributed):
             outputs = self.head(outputs, mask=real)
         else:
@@ -176,6 +184,8 @@ def sequence_model(
     vocabulary: int | None = None,
     embedding: int | None = None,
     stateful: bool = False,
+    input_dropout: float = 0.0,
+    output_dropout: float = 0.0,
     dtype: Any = None,
     param_dtype: Any = None,
     **options: Any,
@@ -190,6 +200,8 @@ def sequence_model(
       vocabulary: how many tokens there are; None for inputs [B, T, F].
       embedding: how many numbers a token becomes; `features` by default.
       stateful: whether the carry goes on from call to call; see `Stateful`.
+      input_dropout: the share of the values that the first recurrent layer reads that is dropped in training.
+      output_dropout: that of the values that the head reads.
       dtype: of the computation, in every part; by default what inputs and parameters promote to.
       param_dtype: of the parameters and the carry, in every part; float32 by default.
       options: further arguments of `recurrent`, and through it of the cell.
@@ -212,11 +224,18 @@ def sequence_model(
         raise ValueError("merge_mode='none' gives a pair of outputs, and the head reads one array")
     if embedding is not None and embedding < 1:
         raise ValueError(f'embedding={embedding} must be at least 1: how many numbers a token becomes')
+    for name, rate in (('input_dropout', input_dropout), ('output_dropout', output_dropout)):
+        if not 0 <= rate < 1:
+            raise ValueError(f'{name}={rate} must be from 0 to below 1: the share of values that is dropped')
     given = {'dtype': dtype, 'param_dtype': param_dtype}
     types = {name: value for name, value in given.items() if value is not None}
     rnn = recurrent(cell, features, **types, **options)
     head = nn.Dense(outputs, **types)
     embed = None if vocabulary is None else nn.Embed(vocabulary, embedding or features, **types)
     return kinds[answer](
-        Stateful(rnn) if stateful else rnn, TimeDistributed(head) if answer == 'sequence' else head, embed
+        Stateful(rnn) if stateful else rnn,
+        TimeDistributed(head) if answer == 'sequence' else head,
+        embed,
+        nn.Dropout(input_dropout) if input_dropout else None,
+        nn.Dropout(output_dropout) if output_dropout else None,
     )

@@ -40,18 +40,28 @@ def with_rates(opt_state: optax.OptState, rates: Any) -> optax.OptState:
 
 
 def adam(
-    learning_rate: float | optax.Schedule, epsilon: float, clip_norm: float | None = None
+    learning_rate: float | optax.Schedule,
+    epsilon: float,
+    clip_norm: float | None = None,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """Adam (Kingma and Ba 2015) with epsilon where Keras puts it; gradients beyond `clip_norm` are scaled to it first.
 
     Keras adds epsilon to the square root of the second moment *before* the bias correction (the paper's
     "epsilon hat", section 2), optax after it. The two are the same when optax's is epsilon / sqrt(1 - B2^t) at
     step t. That matters where gradients are small, as at the end of the notebook's second experiment.
+
+    `weight_decay` is decoupled (Loshchilov and Hutter 2019, algorithm 2): each step takes that share, times the
+    learning rate, off every parameter.
     """
-    adam = optax.inject_hyperparams(optax.adam)(
-        learning_rate=learning_rate,
-        b1=B1,
-        b2=B2,
-        eps=lambda count: epsilon / (1 - B2 ** (count + 1)) ** 0.5,
-    )
+    how = {
+        'learning_rate': learning_rate,
+        'b1': B1,
+        'b2': B2,
+        'eps': lambda count: epsilon / (1 - B2 ** (count + 1)) ** 0.5,
+    }
+    if weight_decay:
+        adam = optax.inject_hyperparams(optax.adamw)(**how, weight_decay=weight_decay)
+    else:
+        adam = optax.inject_hyperparams(optax.adam)(**how)
     return adam if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adam)

@@ -54,6 +54,15 @@ class Mean(NamedTuple):
         return jnp.where(self.count > 0, self.total / jnp.maximum(self.count, 1), 0.0)
 
 
+class Watch(NamedTuple):
+    """By what the best State of a run is found, and when the run has gone on long enough without a better one."""
+
+    every: int  # steps between two looks
+    patience: int  # looks without a better one, after which there is none any more
+    split: str = 'validation'
+    metric: str = 'loss'  # the lower, the better
+
+
 class Task(NamedTuple):
     """What is learned: plain data that is handed to `train`."""
 
@@ -62,12 +71,22 @@ class Task(NamedTuple):
     batch: Callable[[Arrays, jax.Array, jax.Array], Batch]  # (data, key, step) -> Batch; pure
     data: Arrays = ()  # an argument of the compiled code, never captured by it
     evals: Mapping[str, Batch] = {}  # split -> batches, leaves [N, B, ...]
+    watch: Watch | None = None  # None: nothing but the last State matters
 
 
 def batch_shapes(task: Task) -> Batch:
     """Shapes and dtypes of a training batch; nothing is computed."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(task.batch, task.data, key, jax.ShapeDtypeStruct((), jnp.int32))
+
+
+class Best(NamedTuple):
+    """The parameters of the look at which what is watched was lowest."""
+
+    value: jax.Array  # [] float32; infinite before the first look
+    step: jax.Array  # [] int32: steps taken until then
+    params: Params
+    variables: Mapping[str, Arrays]  # without carries
 
 
 class State(NamedTuple):
@@ -78,3 +97,4 @@ class State(NamedTuple):
     params: Params
     variables: Mapping[str, Arrays]  # mutable Flax collections: carries, statistics
     opt_state: optax.OptState
+    best: Best | None = None  # where the task watches for it

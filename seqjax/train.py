@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seqjax.task import Arrays, Batch, Mean, Params, State, Task, batch_shapes
+from seqjax.task import Arrays, Batch, Best, Mean, Params, State, Task, Watch, batch_shapes
 
 Metrics = dict[str, Mean]
 Variables = Mapping[str, Arrays]
@@ -41,7 +41,10 @@ def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> 
         inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         variables = task.model.init({'params': params_key}, inputs)
         params = variables.pop('params')
-        return State(jnp.int32(0), key, params, variables, tx.init(params))
+        best = None
+        if task.watch is not None:
+            best = Best(jnp.float32(jnp.inf), jnp.int32(0), params, _without_carry(variables))
+        return State(jnp.int32(0), key, params, variables, tx.init(params), best)
 
     return init(key)
 
@@ -83,7 +86,7 @@ def train_step(
     grads, metrics, variables = gradients(task, state, accumulate=accumulate)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return State(state.step + 1, state.key, params, variables, opt_state), metrics
+    return state._replace(step=state.step + 1, params=params, variables=variables, opt_state=opt_state), metrics
 
 
 def gradients(task: Task, state: State, *, accumulate: int = 1) -> tuple[Params, Metrics, Variables]:
@@ -159,25 +162,60 @@ def _rows_of(variables: Variables) -> Variables:
 
 
 def evaluate(task: Task, state: State) -> dict[str, Metrics]:
-    """The metrics of every split of `task.evals`, summed over its batches on the device.
+    """The metrics of every split of `task.evals`, summed over its batches on the device; see `over_batches`."""
+    return {
+        split: jax.tree.map(partial(jnp.sum, axis=0), over_batches(task, state, batches, task.loss))
+        for split, batches in task.evals.items()
+    }
+
+
+def over_batches(task: Task, state: State, batches: Batch, f: Callable[[Arrays, Batch], Arrays]) -> Arrays:
+    """f(outputs, batch) of one batch after the other, without dropout.
 
     A stateful model starts anew and goes on from batch to batch: the windows of one stream. Training's carry is
     neither read nor written.
+
+    Args:
+      task: its model alone is of interest.
+      state: its parameters and variables alone are.
+      batches: leaves [N, B, ...].
+      f: what is wanted of a batch.
+
+    Returns:
+      What `f` gives, leaves [N, ...].
     """
     fixed = {'params': state.params, **_without_carry(state.variables)}
 
-    def metrics(carry, batch):
+    def one(carry, batch):
         outputs, new = task.model.apply({**fixed, **carry}, batch.inputs, mutable=[CARRY])
-        return _rows_of(new), task.loss(outputs, batch)
+        return _rows_of(new), f(outputs, batch)
 
-    def split_metrics(batches):
-        first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches)
-        # All zeros is a stream that has not begun; for a model without one there is nothing to carry.
-        carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(partial(metrics, {}), first)[0])
-        _, each = jax.lax.scan(metrics, carry, batches)
-        return jax.tree.map(partial(jnp.sum, axis=0), each)
+    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches)
+    # All zeros is a stream that has not begun; for a model without one there is nothing to carry.
+    carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(partial(one, {}), first)[0])
+    return jax.lax.scan(one, carry, batches)[1]
 
-    return {split: split_metrics(batches) for split, batches in task.evals.items()}
+
+def at_best(state: State) -> State:
+    """The State with the parameters of its best look, where the task watches for it."""
+    return state._replace(params=state.best.params, variables=state.best.variables)
+
+
+def over(watch: Watch, state: State) -> jax.Array:
+    """Whether as many looks as its patience allows went by without a better one; [], or [R] with replicas."""
+    return state.step - state.best.step >= watch.patience * watch.every
+
+
+def _keep_best(watch: Watch, state: State, evals: dict[str, Metrics]) -> State:
+    """The State after a look: what comes once `over` is true is not looked at, though others may train on beside it."""
+    mean = evals[watch.split][watch.metric]
+    value = mean.compute().astype(jnp.float32)
+    at_look = (state.step > 0) & (state.step % watch.every == 0)
+    # One look late: at the last one that its patience allows, a better one still counts.
+    waiting = state.step - state.best.step <= watch.patience * watch.every
+    better = at_look & waiting & (mean.count > 0) & (value < state.best.value)  # NaN is not better
+    new = Best(value, state.step, state.params, _without_carry(state.variables))
+    return state._replace(best=jax.tree.map(partial(jnp.where, better), new, state.best))
 
 
 def make_advance(
@@ -203,7 +241,8 @@ def make_advance(
             return state, jax.tree.map(lambda all_steps, one: all_steps.at[i].set(one), metrics, new)
 
         state, metrics = jax.lax.fori_loop(0, n, body, (state, metrics))
-        return state, metrics, evaluate(full, state)
+        evals = evaluate(full, state)
+        return state if task.watch is None else _keep_best(task.watch, state, evals), metrics, evals
 
     if replicas:
         advance = jax.vmap(advance, in_axes=(None, None, 0, None), out_axes=(0, 1, 0))

@@ -10,7 +10,7 @@ from experiments import compare, launch, lengths, studies, sweep
 from seqjax import processes
 from seqjax import run as host
 
-NO_COMMANDS = ('launch', 'study', 'studies')
+NO_COMMANDS = ('launch', 'study', 'studies', 'fitting')
 MODULES = [module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name not in NO_COMMANDS]
 VALUES = [
     *('', ' ', '0', '-0', '-1', '1', '2', '1.5', '1e3', '1e-400', '1e400', 'nan', 'inf', '-inf', '0x10', '1_000'),

@@ -1,0 +1,245 @@
+"""Uses a finished run: predictions for a file, for observations that come one at a time, or a text that goes on.
+
+    python -m experiments.predict --workdir=runs/forecast/lstm --data=new.csv --out=predictions.csv
+    tail -f sensor.csv | python -m experiments.predict --workdir=runs/forecast/lstm --stdin
+    python -m experiments.predict --workdir=runs/text/lstm --prompt='KING' --length=300 --temperature=0.8
+
+The data go through what the run's went through, with what was fitted on its training part. On the file that the run was
+trained on it gives the numbers that the run's own test gave, bit for bit.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import fitting, launch
+from experiments.fitting import Kind
+from experiments.launch import Choice, Flag, Place, Positive, Switch, Whole
+from seqjax import files, fit
+from seqjax.dataset import SPLITS, Form, Stream
+from seqjax.files import UserError
+from seqjax.task import Best
+
+NAME = 'predict'
+ALL = 'all'
+SAMPLING = ('length', 'temperature', 'samples')  # flags that are of --prompt alone
+
+FLAGS = {
+    'workdir': Flag(Place(), 'the folder of a finished run'),
+    'data': Flag(Place('file'), 'what is predicted: a file like that of the run; or PACKAGE:PATH'),
+    'part': Flag(
+        Choice(ALL, *SPLITS), 'predict all of --data, or the part of it that a run on that file would test on'
+    ),
+    'out': Flag(Place('file'), 'the CSV file that is written; the terminal by default'),
+    'overwrite': Flag(Switch(), 'replace --out where it exists'),
+    'seed': Flag(Whole(0, 2**32 - 1), "which of the run's seeds; by default the one that is best on validation"),
+    'stdin': Flag(Switch(), 'read observations from the standard input, a line each, and answer each at once'),
+    'prompt': Flag(launch.Text(), 'write on from here, with a model of text'),
+    'length': Flag(Whole(1), 'tokens to write'),
+    'temperature': Flag(Positive(), 'below 1 what is likely becomes likelier'),
+    'samples': Flag(Whole(1), 'how many texts to write'),
+    'draw': Flag(Whole(0, 2**32 - 1), 'decides what is drawn for --prompt'),
+}
+
+
+class Model(NamedTuple):
+    """A trained model, and what it was trained for."""
+
+    kind: Kind
+    settings: Mapping[str, Any]  # of the run
+    recipe: Mapping[str, Any]
+    form: Form
+    model: nn.Module
+    seed: int
+    best: Best
+
+
+def run(
+    *,
+    workdir: str | None = None,
+    data: str | None = None,
+    part: str = ALL,
+    out: str | None = None,
+    overwrite: bool = False,
+    seed: int | None = None,
+    stdin: bool = False,
+    prompt: str | None = None,
+    length: int = 200,
+    temperature: float = 1.0,
+    samples: int = 1,
+    draw: int = 0,
+) -> None:
+    """Predicts with the model of a finished run.
+
+    Every argument is a flag of the command line.
+
+    Raises:
+      UserError (a ValueError): the run is not there, or of another kind; or the data are not like those of the run.
+    """
+    settings = launch.check(FLAGS, locals(), launch.default_values(run))
+    if settings['workdir'] is None:
+        raise UserError('--workdir is missing: the folder of a finished run, such as runs/forecast/lstm')
+    asked = [name for name in ('data', 'stdin', 'prompt') if settings[name] not in (None, False)]
+    if len(asked) != 1:
+        given = ', '.join(f'--{name}' for name in asked) or 'none of them'
+        raise UserError(f'one of --data, --stdin and --prompt must say what to predict, and {given} is given')
+    found = load(settings['workdir'], settings['seed'])
+    {'data': _file, 'stdin': _stream, 'prompt': _write}[asked[0]](found, settings)
+
+
+def load(workdir: str, seed: int | None = None) -> Model:
+    """The model of a finished run: that of `seed`, or of the seed that is best on validation.
+
+    Raises:
+      UserError: there is none; the sentence says what the folder holds instead.
+    """
+    folder = files.Workdir(files.expand('workdir', workdir))
+    if not folder.file(files.SUMMARY).is_file():
+        raise UserError(f'--workdir={workdir} holds no {files.SUMMARY}: name the folder of a finished run')
+    summary = files.read_summary(folder)
+    kind = kind_of(str(summary.get('experiment')), workdir)
+    if not summary['finished']:
+        raise UserError(f'--workdir={workdir} holds a run that is not finished: the command that began it goes on')
+    with folder.reading():
+        settings, recipe, chosen = summary['flags'], summary['recipe'], int(summary['result']['chosen'])
+        form = kind.form(settings, recipe)
+        model = fitting.make_model(form, settings)
+    like = dict(jax.eval_shape(model.init, jax.random.key(0), fitting.one_step(form)))
+    seeds, best = fit.read_models(folder.file(fit.MODELS), like)
+    seed = chosen if seed is None else seed
+    if seed not in seeds:
+        raise UserError(f'--seed={seed} is none of the seeds of {workdir}, which are {seeds[0]} to {seeds[-1]}')
+    place = seeds.tolist().index(seed)
+    if not np.isfinite(best.value[place]):
+        raise UserError(f'--seed={seed} of {workdir} never had a finite loss; choose another')
+    return Model(kind, settings, recipe, form, model, seed, fit.of_seed(best, place))
+
+
+def kind_of(experiment: str, workdir: str) -> Kind:
+    """Of an experiment by name."""
+    module = None
+    if re.fullmatch(r'[a-z_]+', experiment):
+        try:
+            module = importlib.import_module(f'experiments.{experiment}')
+        except ModuleNotFoundError as error:
+            if error.name != f'experiments.{experiment}':
+                raise
+    kind = getattr(module, 'KIND', None)
+    if not isinstance(kind, Kind):
+        hint = ': name one of the folders in it' if experiment.endswith('.compare') else ''
+        raise UserError(f'--workdir={workdir} holds a run of {experiment}, which learned from no file of data{hint}')
+    return kind
+
+
+# --- a file ----------------------------------------------------------------------------------------
+
+
+def _file(found: Model, settings: Mapping[str, Any]) -> None:
+    unseen = found.kind.unseen({**found.settings, 'part': settings['part']}, found.recipe, settings['data'])
+    answers = fitting.answering(found.model, found.form)(found.best, unseen.batches)
+    columns, rows = unseen.table(answers)
+    lines = [*unseen.look, f'predicted by seed {found.seed} of {settings["workdir"]}']
+    if settings['out'] is None:
+        print(*lines, sep='\n', file=sys.stderr)
+        _table(sys.stdout, columns, rows)
+        return
+    target = files.expand('out', settings['out'])
+    if target.exists() and not settings['overwrite']:
+        raise UserError(f'--out={target} exists; choose another, or --overwrite to replace it')
+    _written(target, columns, rows)
+    print(*lines, f'written to {target}', sep='\n')
+
+
+def _written(target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    def write(path):
+        with path.open('w', newline='', encoding='utf-8') as file:
+            _table(file, columns, rows)
+
+    try:
+        files.replace(target, write)
+    except OSError as error:
+        raise UserError(f'--out={target} cannot be written ({error.strerror or error}); choose another') from error
+
+
+def _table(file: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    table = csv.writer(file, lineterminator='\n')
+    table.writerow(columns)
+    table.writerows(rows)
+
+
+# --- one observation after the other ---------------------------------------------------------------
+
+
+def _stream(found: Model, settings: Mapping[str, Any]) -> None:
+    if found.settings['bidirectional']:
+        raise UserError(
+            f'--stdin: {settings["workdir"]} was trained --bidirectional, which needs the end before the begin'
+        )
+    stream = found.kind.stream(found.settings, found.recipe)
+    table = csv.writer(sys.stdout, lineterminator='\n')
+    table.writerow(stream.columns)
+    sys.stdout.flush()
+    for values in answers_to(found, stream, lines_of(sys.stdin)):
+        table.writerow(values)
+        sys.stdout.flush()
+
+
+def lines_of(file: Any) -> Iterator[str]:
+    """Lines without their ends; raises UserError where one is no text."""
+    number = 0
+    try:
+        for number, line in enumerate(file, 1):
+            yield line.rstrip('\r\n')
+    except UnicodeDecodeError as error:
+        raise UserError(f'line {number + 1} of the standard input is not UTF-8: {error.reason}') from error
+
+
+def answers_to(found: Model, stream: Stream, lines: Iterable[str]) -> Iterator[Sequence[Any]]:
+    """An answer for each observation, at the cost of one step: the carry is kept."""
+    variables = {'params': found.best.params, **found.best.variables}
+    first = jax.jit(lambda x: found.model.apply(variables, x, return_carry=True))
+    further = jax.jit(lambda carry, x: found.model.apply(variables, x, initial_carry=carry, return_carry=True))
+    carry = None
+    for number, line in enumerate(lines, 1):
+        if not line:
+            carry = None
+            stream.restart()
+            continue
+        try:
+            observed = stream.parse(line)
+        except UserError as error:
+            raise UserError(f'line {number} of the standard input: {error}') from error
+        inputs = jnp.asarray(observed)[None, None]
+        carry, outputs = first(inputs) if carry is None else further(carry, inputs)
+        yield stream.values(np.asarray(outputs).reshape(-1), observed)
+
+
+# --- text ------------------------------------------------------------------------------------------
+
+
+def _write(found: Model, settings: Mapping[str, Any]) -> None:
+    how = {name: settings[name] for name in SAMPLING}
+    texts = found.kind.write(
+        found.settings, found.recipe, found.model, found.best, settings['prompt'], **how, seed=settings['draw']
+    )
+    for text in texts:
+        print(text + '\n')
+
+
+def main(argv: list[str] | None = None) -> int:
+    return launch.main(run, FLAGS, argv, name=f'experiments.{NAME}')
+
+
+if __name__ == '__main__':
+    launch.leave(main())
