@@ -36,7 +36,7 @@ class Music(Kind):
 
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         part = settings['part']
-        return music.unseen(read_rolls(path, KEYS if part == 'all' else [part]), recipe['steps'])
+        return music.unseen(read_rolls(path, [] if part == 'all' else [part]), recipe['steps'])
 
     def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
         return music.stream()

@@ -147,6 +147,25 @@ def test_a_variable_that_stands_there_twice_is_refused(write, tmp_path):
         read_rolls(str(tmp_path / 'twice.mat'))
 
 
+@pytest.mark.parametrize(
+    ('place', 'value', 'sentence'),
+    [
+        (241, 232, 'an element of type 59394'),  # of the first piece's values
+        (209, 8, 'a matrix of numbers has other parts'),  # its flags: complex, though it has no imaginary part
+        (167, 8, 'a matrix is larger than what it holds'),  # how many cells there are
+        (133, 255, 'an element of type 14 with 65,'),  # the size of a variable
+    ],
+)
+def test_bytes_that_scipy_would_fall_over_are_found_before_it_reads_them(write, place, value, sentence):
+    """It would end the process, or ask for all the memory."""
+    path = Path(write(good()))
+    content = bytearray(path.read_bytes())
+    content[place] = value
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f'cannot be read as a .mat file .*{sentence}'):
+        read_rolls(str(path))
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.data())
 def test_a_mangled_file_gives_a_sentence_or_piano_rolls(tmp_path_factory, data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import warnings
 import zlib
@@ -77,6 +78,8 @@ def _piece(name: str, piece: Any) -> np.ndarray:
 HEAD, HDF5 = 128, 0x0200  # bytes before the first element; the version whose elements are elsewhere
 NUMBERS, MATRIX, COMPRESSED = (*range(1, 8), 9, 12, 13, 16, 17, 18), 14, 15  # types of elements
 NUMERIC = range(4, 16)  # classes of matrices whose parts are numbers: no cells, structures or objects
+SPARSE, COMPLEX = 5, 0x800  # a class; a flag beside it
+FULL = (*range(1, 5), *range(6, 16))  # those that hold each of their items: all but sparse ones and functions
 
 
 def load(path: Path, io: Any, names: list[str]) -> dict[str, Any]:
@@ -117,11 +120,18 @@ def _check_elements(data: memoryview, order: str) -> None:
         if kind == COMPRESSED:
             _check_elements(memoryview(zlib.decompress(content)), order)
         elif kind == MATRIX and len(content):
-            _check_elements(content, order)
-            kinds = [kind for kind, _ in _elements(content, order)]
-            flags = next(_elements(content, order))[1]
-            if flags[0 if order == '<' else 3] in NUMERIC and not set(kinds) <= set(NUMBERS):
-                raise ValueError('a matrix of numbers has other parts')
+            _check_matrix(content, order)
+
+
+def _check_matrix(data: memoryview, order: str) -> None:
+    parts = list(_elements(data, order))
+    flags = int(np.frombuffer(parts[0][1], order + 'u4')[0])
+    kind, count = flags & 0xFF, 4 + 2 * (flags & 0xFF == SPARSE) + bool(flags & COMPLEX)
+    if kind in NUMERIC and (len(parts) != count or not {part for part, _ in parts} <= set(NUMBERS)):
+        raise ValueError('a matrix of numbers has other parts')
+    if kind in FULL and math.prod(np.frombuffer(parts[1][1], order + 'i4').tolist()) > len(data):
+        raise ValueError('a matrix is larger than what it holds')  # SciPy would ask for the memory
+    _check_elements(data, order)
 
 
 def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
