@@ -89,13 +89,18 @@ def make_model(form: Form, settings: Mapping[str, Any]) -> nn.Module:
         raise UserError('--bidirectional would look at the answers: each step is asked what follows')
     names = ('cell', 'layers', 'bidirectional', 'dropout', 'input_dropout', 'output_dropout', 'parallel')
     options = {name: settings[name] for name in names}
-    options |= {name: settings[name] for name in ('recurrent_dropout', 'drop_connect') if settings[name]}
+    for name in ('recurrent_dropout', 'drop_connect'):
+        if settings[name] and name not in CELLS[settings['cell']].__dataclass_fields__:
+            raise UserError(
+                f'--{name}={settings[name]}: {settings["cell"]} has no recurrent kernel, so nothing to drop'
+            )
+        options |= {name: settings[name]} if settings[name] else {}
     options |= study.gate_bias(form.horizon, 'this kind of data', settings['gate_bias'])
     options |= {'features': settings['hidden'], 'vocabulary': form.vocabulary, 'stateful': form.stateful}
     try:
         model = sequence_model(form.answer, form.outputs, **options)
         jax.eval_shape(model.init, jax.random.key(0), one_step(form))
-    except (ValueError, TypeError) as error:  # a TypeError: a cell without such a gate, or such a dropout
+    except (ValueError, TypeError) as error:  # a TypeError: a cell without such a gate
         given = ['cell', *(name for name in MODEL if name != 'cell' and settings[name] != DEFAULTS[name])]
         raise UserError(f'{study.named(settings, given)} do not go together: {error}') from error
     return model

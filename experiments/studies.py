@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import launch
+from experiments.fitting import Kind
 from experiments.launch import Flag, Name
 from experiments.study import Study
 from seqjax.files import UserError
@@ -52,10 +53,10 @@ def find(task: str) -> Study:
     return study
 
 
-def door(experiment: str) -> Study | Command:
-    """What parses the flags of an experiment of this folder and runs it: its study, or a command for any task."""
+def door(experiment: str) -> Study | Command | Kind:
+    """What parses the flags of an experiment of this folder and runs it: a study, a command for any, a kind of data."""
     module = importlib.import_module(f'experiments.{experiment}')
-    return module.STUDY if experiment in NAMES else module.COMMAND
+    return next(getattr(module, name) for name in ('STUDY', 'COMMAND', 'KIND') if hasattr(module, name))
 
 
 def _imported(module: str, task: str) -> Any:

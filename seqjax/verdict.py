@@ -77,7 +77,10 @@ def sentence(measure: Measure, found: Gain, who: str, whom: str) -> str:
     by = f'{abs(found.mean):{measure.spec}}{unit} ± {found.half:{measure.spec}} (95% interval)'
     if not found.clear:
         more = 'better' if found.mean > 0 else 'worse'
-        return f'{who} is {more} than {whom} by {by}, which may be chance: use the baseline, which is simpler'
+        return (
+            f'{who} is {more} than {whom} by {by}, which may be chance: use the baseline, which is simpler, or '
+            'find out with more --replicas, or with more to test on'
+        )
     if found.mean > 0:
         return f'{who} beats {whom} by {by}'
     return f'{who} is worse than {whom} by {by}: use the baseline'

@@ -2,16 +2,19 @@
 
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 
 import experiments
-from experiments import compare, launch, lengths, studies, sweep
+from experiments import compare, fitting, launch, lengths, studies, study, sweep
 from seqjax import processes
 from seqjax import run as host
+from tests import kinds
 
 NO_COMMANDS = ('launch', 'study', 'studies', 'fitting')
 MODULES = [module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name not in NO_COMMANDS]
+MODULES += ['begin']  # a kind of data whose files are read in no time: with it the flags of all kinds go deep
 VALUES = [
     *('', ' ', '0', '-0', '-1', '1', '2', '1.5', '1e3', '1e-400', '1e400', 'nan', 'inf', '-inf', '0x10', '1_000'),
     *(
@@ -74,9 +77,18 @@ class Reached(Exception):
     """A run would begin."""
 
 
+def module_of(name):
+    return kinds if name == 'begin' else importlib.import_module(f'experiments.{name}')
+
+
 def flags_of(name):
     """All of them; of the studies and the commands on them, which share most of theirs, one has all."""
-    module = importlib.import_module(f'experiments.{name}')
+    module = module_of(name)
+    if name == 'begin':
+        ours = [flag for flag in fitting.TRAINING if flag not in study.TRAINING] + ['steps', 'batch_size', 'replicas']
+        return ['data', *ours, *(flag for flag in fitting.MODEL if flag not in study.MODEL), 'flagfile', 'unknown']
+    if hasattr(module, 'KIND'):
+        return ['data', *module.KIND.OWN, 'unknown']
     table = sweep.table_of('td')[0] if name == 'sweep' else module.FLAGS
     if name in studies.NAMES and name != 'adding':
         return module.STUDY.own
@@ -102,7 +114,9 @@ def stopped(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(('name', 'flag'), [(name, flag) for name in MODULES for flag in flags_of(name)])
 def test_no_value_of_a_flag_ends_in_a_traceback(name, flag, stopped, capsys):
-    module, accepted, default = importlib.import_module(f'experiments.{name}'), 0, {'checkpoint': ['--workdir=nowhere']}
+    module, accepted = module_of(name), 0
+    default = {'checkpoint': ['--workdir=nowhere'], 'begin': ['--data=data']}
+    Path('data').write_text('40')
     for value in VALUES:
         try:
             code = module.main([*default.get(name, []), f'--{flag}={value}'])
@@ -115,4 +129,4 @@ def test_no_value_of_a_flag_ends_in_a_traceback(name, flag, stopped, capsys):
         else:
             assert code in (None, 0) and err == '', (value, code, err)
             accepted += 1
-    assert accepted < len(VALUES) / 2 or flag in ('workdir', 'place', 'export', 'best', 'metric')
+    assert accepted < len(VALUES) / 2 or flag in ('workdir', 'place', 'export', 'best', 'metric', 'prompt')

@@ -1,0 +1,96 @@
+"""A kind of data as small as can be, for tests of what all kinds share: does a series begin above 0?"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import fitting
+from experiments.launch import Flag, Number, Whole
+from seqjax.data import epoch_rows
+from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Unseen
+from seqjax.files import UserError
+from seqjax.problem import classification
+from seqjax.task import Batch
+
+STEPS, ROWS = 6, 8  # of a series, of a batch
+
+
+def series(path, noise):
+    """Numbers of a file -> inputs [N, STEPS, 1], whether each begins above 0 but for some noise."""
+    try:
+        count = int(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} must hold a number of series') from error
+    rng = np.random.default_rng(count)
+    x = rng.normal(size=(count, STEPS, 1)).astype(np.float32)
+    return x, (x[:, 0, 0] + noise * rng.normal(size=count) > 0).astype(np.int32)
+
+
+def batches(x, y):
+    """Leaves [N, ROWS, ...]; the last batch is filled up."""
+    rest = -len(x) % ROWS
+    real = np.arange(len(x) + rest) < len(x)
+    x, y = np.concatenate([x, np.zeros((rest, STEPS, 1), np.float32)]), np.concatenate([y, np.zeros(rest, np.int32)])
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, ROWS, *leaf.shape[1:]), Batch(x, y, real))
+
+
+class Begin(fitting.Kind):
+    name, about = 'begin', 'Learns what a series began with.'
+    OWN = {'noise': Flag(Number(), 'hides the answer'), 'held_out': Flag(Whole(1), 'series to test on')}
+    own_defaults = {'noise': 0.0, 'held_out': 12, 'hidden': 4, 'batch_size': ROWS, 'learning_rate': 0.03}
+
+    def form(self, settings, recipe):
+        return Form('vector', 2, lambda outputs, batch: jax.nn.log_softmax(outputs), features=1)
+
+    def dataset(self, settings):
+        x, y = series(settings['data'], settings['noise'])
+        n = settings['held_out']
+        if len(x) < 3 * n:
+            raise UserError(f'{settings["data"]} has {len(x)} series, too few for --held_out={n}')
+        test, validation, rows = slice(n), slice(n, 2 * n), slice(2 * n, None)
+
+        def batch(data, key, step):
+            order, x, y = data
+            index, real = epoch_rows(order, step, len(y), settings['batch_size'])
+            return Batch(x[index], y[index], real)
+
+        def always(split):
+            right = y[test if split == 'test' else validation] == 1
+            return Items(right.astype(float), np.ones(n))
+
+        def items(answers):
+            right = answers.reshape(-1, 2)[:n].argmax(-1) == y[test]
+            return Items(right.astype(float), np.ones(n))
+
+        unseen = Unseen(batches(x[test], y[test]), self._table(n))
+        return Dataset(
+            name='begin', look=[f'{len(x)} series'], form=self.form(settings, {}), recipe={'steps': STEPS},
+            score=classification, batch=batch, data=(jax.random.key(settings['seed']), x[rows], y[rows]), epoch=4,
+            validation=batches(x[validation], y[validation]), test=unseen,
+            measure=Measure('accuracy', True, spec='.1%'),
+            items=items, baselines={'always 1': always}, tell=lambda answers: [f'answers {answers.shape}'],
+            draw=lambda axis, answers: axis.plot(answers[0, :, 1]),
+        )  # fmt: skip
+
+    @staticmethod
+    def _table(count):
+        return lambda answers: (['no', 'yes'], jnp.exp(answers).reshape(-1, 2)[:count].tolist())
+
+    def unseen(self, settings, recipe, path):
+        x, y = series(path, settings['noise'])
+        return Unseen(batches(x, y), self._table(len(x)), [f'{len(x)} series'])
+
+    def stream(self, settings, recipe):
+        def parse(line):
+            try:
+                return np.array([float(line)], np.float32)
+            except ValueError as error:
+                raise UserError(f'{line!r} is no number') from error
+
+        return Stream(parse, ['log odds'], lambda outputs, observed: [f'{outputs[1] - outputs[0]:.9g}'])
+
+
+KIND = Begin()
+FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main

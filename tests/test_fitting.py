@@ -1,0 +1,248 @@
+"""What every kind of data has: a first look, training that stops, one look at the test part, a verdict."""
+
+import csv
+import json
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import fitting, predict
+from seqjax import files
+from seqjax.files import UserError
+from tests import kinds
+from tests.kinds import KIND
+
+QUICK = {'data': 'data', 'patience': 2, 'steps': 40, 'replicas': 2, 'picture': False}
+
+
+@pytest.fixture
+def data(in_tmp, monkeypatch):
+    """A folder with data, where the kind of the tests is an experiment."""
+    (in_tmp / 'data').write_text('60')
+    monkeypatch.setitem(sys.modules, 'experiments.begin', kinds)
+    return in_tmp
+
+
+@pytest.fixture(scope='module')
+def held(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('held')
+    (folder / 'data').write_text('60')
+    KIND.run(**QUICK | {'data': str(folder / 'data')}, workdir=str(folder / 'w'))
+    return folder
+
+
+@pytest.fixture
+def trained(data, held):
+    """A folder with data, and with a finished run in w."""
+    shutil.copytree(held / 'w', data / 'w')
+    path = data / 'w/summary.json'
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(summary | {'flags': summary['flags'] | {'data': 'data'}}))
+    return data
+
+
+def argv_of(settings):
+    return [f'--no{name}' if value is False else f'--{name}={value}' for name, value in settings.items()]
+
+
+def test_a_run_looks_learns_and_judges(data, capsys):
+    pytest.importorskip('matplotlib')
+    argv = argv_of(QUICK | {'workdir': 'w', 'steps': 400, 'patience': 20, 'picture': True, 'replicas': 4})
+    assert KIND.main(argv) == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert lines[:2] == ['begin', '  60 series'] and lines[2].startswith('  accuracy on validation: always 1 ')
+    assert text.index('Total params') > text.index('on validation')  # the look comes before the training
+    assert 'until 20 looks were no better' in text and 'answers (2, 8, 2)' in text
+    assert lines[-1].startswith('lstm(4) beats always 1 by ') and '(95% interval)' in lines[-1]
+    names = {'checkpoints', 'curve.png', 'looks.csv', 'models.npz', 'predictions.csv', 'summary.json'}
+    assert {path.name for path in (data / 'w').iterdir()} == names
+    summary = json.loads((data / 'w/summary.json').read_text())
+    assert summary['finished'] and summary['recipe'] == {'steps': 6}
+    assert KIND.main(argv) == 0
+    again = capsys.readouterr().out.splitlines()
+    assert any('finished: shown again' in line for line in again)
+    assert again[-1] == lines[-1] and lines[-7:] == again[-7:]
+
+
+def test_the_test_part_is_asked_once_for_each_seed_and_only_at_the_end(data, monkeypatch):
+    """And what trained knows nothing of it."""
+    asked = []
+    real = fitting.answering
+
+    def counting(model, form):
+        program = real(model, form)
+        return lambda best, batches: asked.append(best) or program(best, batches)
+
+    monkeypatch.setattr(fitting, 'answering', counting)
+    one = KIND.run(**QUICK)[0]
+    assert len(asked) == 2
+    x, y = kinds.series('data', 0.0)
+    monkeypatch.setattr(kinds, 'series', lambda path, noise: (x, np.concatenate([1 - y[:12], y[12:]])))
+    other = KIND.run(**QUICK)[0]
+    np.testing.assert_allclose(other.values, 1 - one.values)
+
+
+def test_python_and_the_command_line_do_the_same(trained):
+    assert KIND.main(argv_of(QUICK | {'workdir': 'b'})) == 0
+    for name in ('looks.csv', 'predictions.csv'):
+        assert (trained / 'w' / name).read_bytes() == (trained / 'b' / name).read_bytes()
+
+
+@pytest.mark.parametrize('finished', [True, False])
+def test_a_file_that_changed_since_is_no_run_to_go_on_with(trained, finished, monkeypatch):
+    if not finished:
+        summary = json.loads((trained / 'w/summary.json').read_text())
+        (trained / 'w/summary.json').write_text(json.dumps(summary | {'finished': False}))
+    (trained / 'data').write_text('61')
+    with pytest.raises(
+        UserError, match='w holds a run on other data: the file has changed since; choose another --work'
+    ):
+        KIND.run(**QUICK, workdir='w')
+    assert KIND.run(**QUICK, workdir='w', overwrite=True)
+
+
+def test_cells_are_compared_over_the_same_seeds(data, capsys):
+    settings = QUICK | {'compare': 'lstm,gru', 'workdir': 'w', 'steps': 8}
+    assert KIND.main(argv_of(settings)) == 0
+    text = capsys.readouterr().out
+    with (data / 'w/compare.csv').open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [(row['model'], row['seed']) for row in rows] == [
+        ('lstm', '0'), ('lstm', '1'), ('gru', '0'), ('gru', '1'), ('always 1', ''),
+    ]  # fmt: skip
+    assert 'gru - lstm' in text and text.splitlines()[-1].startswith('gru(4) ')
+    alone = KIND.run(**QUICK | {'steps': 8}, cell='gru')[0]
+    assert [float(row['accuracy']) for row in rows[2:4]] == pytest.approx(alone.values.tolist())
+    assert KIND.main(argv_of(settings | {'compare': 'lstm,gru,mingru'})) == 0  # goes on with what is there
+    assert capsys.readouterr().out.count('finished: shown again') == 2
+
+
+@pytest.mark.parametrize(
+    ('flags', 'words'),
+    [
+        ({'data': 'nowhere'}, 'nowhere must hold a number'),
+        ({'held_out': 30}, 'data has 60 series, too few for --held_out=30'),
+        ({'dropout': 0.5}, '--dropout=0.5 does nothing with --layers=1'),
+        ({'cell': 'mingru', 'drop_connect': 0.5}, '--drop_connect=0.5: mingru has no recurrent kernel, so'),
+        ({'gate_bias': 'chrono'}, '--gate_bias=chrono needs to know how long to keep, and this kind of data does not'),
+        ({'schedule': 'cosine'}, 'needs decay_steps'),
+        ({'compare': 'lstm,lsmt'}, '--compare=lstm,lsmt must be one of lstm, '),
+        ({'hidden': 10**8}, 'GB of memory'),
+        ({'patience': 0}, '--patience=0 must be a whole number from 1'),
+        ({'hiden': 3}, 'unknown flag --hiden; did you mean --hidden?'),
+    ],
+)
+def test_what_a_person_gets_wrong_is_told_in_a_sentence(data, flags, words, capsys):
+    assert KIND.main(argv_of(QUICK | flags)) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count('\n') == 1
+
+
+def test_without_data_it_says_what_is_missing(in_tmp, capsys):
+    assert KIND.main([]) == 2
+    assert capsys.readouterr().err.startswith('experiments.begin: --data is missing: the file')
+
+
+@pytest.mark.parametrize('drop', ['input_dropout', 'output_dropout', 'recurrent_dropout', 'drop_connect'])
+def test_dropout_acts_in_training_alone(data, drop):
+    settings = KIND.check(QUICK | {drop: 0.5})
+    form = KIND.form(settings, {})
+    model = fitting.make_model(form, settings)
+    x = jax.random.normal(jax.random.key(1), (2, 6, 1))
+    variables = model.init(jax.random.key(0), x)
+    plain = fitting.make_model(form, KIND.check(QUICK))
+    np.testing.assert_array_equal(model.apply(variables, x), plain.apply(variables, x))
+    one, other = (model.apply(variables, x, rngs={'dropout': jax.random.key(i)}) for i in (2, 3))
+    assert not jnp.allclose(one, other)
+
+
+# --- predictions -----------------------------------------------------------------------------------
+
+
+def rows_of(path):
+    with open(path) as lines:
+        return list(csv.reader(lines))
+
+
+def test_a_finished_run_predicts_its_own_file_as_its_test_did_bit_for_bit(trained, capsys):
+    assert predict.main(['--workdir=w', '--data=data', '--out=p.csv']) == 0
+    own, whole = rows_of('w/predictions.csv'), rows_of('p.csv')
+    assert len(own) == 13 and len(whole) == 61 and whole[:13] == own
+    chosen = json.loads((trained / 'w/summary.json').read_text())['result']['chosen']
+    assert f'predicted by seed {chosen} of w' in capsys.readouterr().out
+    other = 1 - chosen
+    assert predict.main(['--workdir=w', '--data=data', f'--seed={other}']) == 0
+    out = capsys.readouterr()
+    assert out.out.splitlines()[0] == 'no,yes' and f'seed {other}' in out.err
+    assert out.out.splitlines()[1:] != [','.join(row) for row in whole[1:]]
+
+
+def test_what_comes_one_at_a_time_is_what_comes_at_once(trained, capsys, monkeypatch):
+    capsys.readouterr()
+    found = predict.load('w')
+    lines = ['0.5', '-1', '', '2', '0.25', '1']
+    monkeypatch.setattr('sys.stdin', iter(f'{line}\n' for line in lines))
+    assert predict.main(['--workdir=w', '--stdin']) == 0
+    answers = [float(x) for x in capsys.readouterr().out.splitlines()[1:]]
+    at_once = []
+    for x in ([0.5], [0.5, -1], [2], [2, 0.25], [2, 0.25, 1]):
+        out = found.model.apply({'params': found.best.params}, jnp.array(x)[None, :, None])[0]
+        at_once.append(float(out[1] - out[0]))
+    np.testing.assert_allclose(answers, at_once, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stream_traces_two_programs_however_long_it_is(trained, monkeypatch):
+    found = predict.load('w')
+    traces, real = [], type(found.model).__call__
+
+    def counted(self, *args, **kwargs):
+        traces.append(1)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(found.model), '__call__', counted)
+    assert len(list(predict.answers_to(found, found.kind.stream({}, {}), ['1', '2', '', *['3'] * 20]))) == 22
+    assert len(traces) == 2
+
+
+@pytest.mark.parametrize(
+    ('argv', 'words'),
+    [
+        ([], '--workdir is missing'),
+        (['--workdir=nowhere', '--stdin'], '--workdir=nowhere holds no summary.json'),
+        (['--workdir=w'], 'one of --data, --stdin and --prompt must say what to predict, and none of them is given'),
+        (['--workdir=w', '--stdin', '--prompt=x'], 'and --stdin, --prompt is given'),
+        (['--workdir=w', '--data=nowhere'], 'nowhere must hold a number'),
+        (['--workdir=w', '--data=data', '--seed=7'], '--seed=7 is none of the seeds of w, which are 0 to 1'),
+        (['--workdir=w', '--data=data', '--out=data'], '--out=data exists; choose another, or --overwrite'),
+        (['--workdir=w', '--data=data', '--out=no/p.csv'], '--out=no/p.csv cannot be written'),
+        (['--workdir=w', '--prompt=x'], '--prompt is for a model of text, and this one is of begin'),
+        (['--workdir=other', '--stdin'], '--workdir=other holds a run of td, which learned from no file of data'),
+        (['--workdir=half', '--stdin'], '--workdir=half holds a run that is not finished'),
+        (['--workdir=broken', '--stdin'], 'cannot be read'),
+        (['--workdir=bare', '--stdin'], 'cannot be read'),
+    ],
+)
+def test_what_cannot_be_predicted_is_told_in_a_sentence(trained, argv, words, capsys):
+    about = json.loads((trained / 'w/summary.json').read_text())
+    bare = {name: about[name] for name in ('experiment', 'flags', 'finished')}
+    for name, held in (('other', about | {'experiment': 'td'}), ('half', about | {'finished': False}), ('bare', bare)):
+        (trained / name).mkdir()
+        (trained / name / files.SUMMARY).write_text(json.dumps(held))
+    (trained / 'broken').mkdir()
+    (trained / 'broken' / files.SUMMARY).write_text('{')
+    capsys.readouterr()
+    assert predict.main(argv) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count('\n') == 1
+    assert (trained / 'data').read_text() == '60'
+
+
+def test_a_line_that_is_no_observation_is_named(trained, capsys, monkeypatch):
+    monkeypatch.setattr('sys.stdin', iter(['1\n', 'x\n']))
+    assert predict.main(['--workdir=w', '--stdin']) == 2
+    assert "line 2 of the standard input: 'x' is no number" in capsys.readouterr().err
