@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments import launch
 from experiments.fitting import Kind
 from experiments.launch import Flag, Whole
 from seqjax.dataset import Dataset, Form, Stream, Unseen
@@ -24,7 +25,17 @@ class Music(Kind):
             Whole(0, NOTES - 1), 'training moves pieces by up to so many semitones; no published figure has that'
         ),
     }
-    own_defaults = {'window': 64, 'transpose': 0}
+    own_defaults = {
+        **{'window': 64, 'transpose': 0, 'batch_size': 16, 'hidden': 150, 'every': 100, 'patience': 8},
+        # Chosen for an LSTM on the validation part of JSB Chorales.
+        **{'input_dropout': 0.2, 'output_dropout': 0.5, 'weight_decay': 0.01},
+    }
+
+    def sizes(self, settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        numbers, named = super().sizes(settings)
+        frame = 2 * NOTES + 10 * settings['layers'] * settings['hidden']
+        numbers += settings['batch_size'] * settings['window'] * frame
+        return numbers, {'window': settings['window'], **named}
 
     def dataset(self, settings: Mapping[str, Any]) -> Dataset:
         path = settings['data']
@@ -43,3 +54,7 @@ class Music(Kind):
 
 
 KIND = Music()
+FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
+
+if __name__ == '__main__':
+    launch.leave(main())

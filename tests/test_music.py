@@ -271,6 +271,11 @@ def test_the_kind_reads_a_file_and_predicts_a_part_of_it(parts, tmp_path):
         KIND.dataset({**flags, 'data': path, 'batch_size': 2, 'seed': 3})
 
 
+def test_a_window_that_no_memory_holds_is_refused():
+    with pytest.raises(UserError, match='--window=2000000000 .* GB of memory and this machine has'):
+        KIND.run(data='rolls.mat', window=2_000_000_000)
+
+
 def test_published_pieces_are_looked_at_and_fill_most_of_their_rows():
     path = Path(__file__).parent.parent.parent / 'shared' / 'data' / 'Nottingham.mat'
     if not path.exists():

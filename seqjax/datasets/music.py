@@ -177,13 +177,13 @@ class Packed(NamedTuple):
         return cls(pieces, steps, rows, firsts)
 
     @property
-    def count(self) -> int:
+    def batch_count(self) -> int:
         """N, batches."""
         return math.ceil((int(self.rows.max()) + 1) / ROWS)
 
     def batches(self) -> Batch:
         """Leaves [N, 8, L, ...]; rows that no piece is in are masked."""
-        shape = (self.count * ROWS, self.steps)
+        shape = (self.batch_count * ROWS, self.steps)
         frames, targets = np.zeros((*shape, NOTES), np.float32), np.zeros((*shape, NOTES), np.uint8)
         mask, resets = np.zeros(shape, bool), np.zeros(shape, bool)
         for piece, row, first in zip(self.pieces, self.rows, self.firsts, strict=True):
@@ -191,7 +191,7 @@ class Packed(NamedTuple):
             frames[row, part], targets[row, part], mask[row, part] = piece[:-1], piece[1:], True
             resets[row, first] = True
         batch = Batch(Sequences(frames, mask=mask, resets=resets), targets, mask)
-        return jax.tree.map(lambda x: x.reshape(self.count, ROWS, *x.shape[1:]), batch)
+        return jax.tree.map(lambda x: x.reshape(self.batch_count, ROWS, *x.shape[1:]), batch)
 
     def split(self, values: np.ndarray) -> Iterator[np.ndarray]:
         """[N, 8, L, ...] of the batches -> [T - 1, ...] of each piece."""
@@ -226,7 +226,7 @@ def unseen(parts: Mapping[str, Pieces], steps: int) -> Unseen:
 
 def _table(packed: Mapping[str, Packed], answers: Arrays) -> Table:
     """A row a frame that was forecast; pieces and frames are counted from 1."""
-    ends = np.cumsum([one.count for one in packed.values()])[:-1]
+    ends = np.cumsum([one.batch_count for one in packed.values()])[:-1]
     split = {name: np.split(np.asarray(values), ends) for name, values in answers.items()}
     parts = zip(packed, packed.values(), split['nll'], split['likely'], strict=True)
     return COLUMNS, (row for part in parts for row in _rows(*part))
