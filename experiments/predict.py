@@ -149,7 +149,7 @@ def _file(found: Model, settings: Mapping[str, Any]) -> None:
     unseen = found.kind.unseen({**found.settings, 'part': settings['part']}, found.recipe, settings['data'])
     answers = fitting.answering(found.model, found.form)(found.best, unseen.batches)
     columns, rows = unseen.table(answers)
-    lines = [*unseen.look, f'predicted by seed {found.seed} of {settings["workdir"]}']
+    lines = [*unseen.look, *unseen.tell(answers), f'predicted by seed {found.seed} of {settings["workdir"]}']
     if settings['out'] is None:
         print(*lines, sep='\n', file=sys.stderr)
         _table(sys.stdout, columns, rows)

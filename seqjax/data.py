@@ -81,6 +81,58 @@ def stream_window(rows: Rows, step: jax.Array, window: int) -> tuple[Any, jax.Ar
     return jax.tree.map(cut, rows.values), cut(rows.mask), resets
 
 
+def token_rows(tokens: np.ndarray, batch_size: int, window: int) -> np.ndarray:
+    """A long series of tokens as rows side by side, each a whole number of windows and the token after them.
+
+    A view: nothing is copied, and no mask is needed, for what does not fill a window of every row is left out.
+
+    Args:
+      tokens: [N].
+      batch_size: B.
+      window: T.
+
+    Returns:
+      [B, L], where T divides L - 1.
+
+    Raises:
+      ValueError: a size is below 1, or there are fewer than B (T + 1) tokens.
+
+    >>> token_rows(np.arange(11), batch_size=2, window=2).tolist()
+    [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    """
+    if batch_size < 1 or window < 1:
+        raise ValueError(f'batch_size={batch_size} and window={window} must be at least 1')
+    share = len(tokens) // batch_size
+    if share < window + 1:
+        raise ValueError(f'{len(tokens)} tokens are too few for {batch_size} rows of {window} + 1')
+    rows = tokens[: batch_size * share].reshape(batch_size, share)
+    return rows[:, : (share - 1) // window * window + 1]
+
+
+def token_window(rows: jax.Array, step: jax.Array, window: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The window that training step `step` reads; after the last window the rows begin again.
+
+    Args:
+      rows: [B, L] from `token_rows`.
+      step: [] integer, counted from 0.
+      window: T, the one that the rows were made for.
+
+    Returns:
+      inputs [B, T]; targets [B, T], the token after each; resets [B, T], True where a row begins.
+
+    >>> inputs, targets, _ = token_window(token_rows(np.arange(11), 2, 2), 1, 2)
+    >>> inputs.tolist(), targets.tolist()
+    ([[2, 3], [7, 8]], [[3, 4], [8, 9]])
+    """
+    batch, steps = rows.shape
+    if window < 1 or (steps - 1) % window:
+        raise ValueError(f'window={window} must divide the {steps - 1} steps of the rows, made for another window')
+    place = jnp.asarray(step) % ((steps - 1) // window)
+    cut = jax.lax.dynamic_slice_in_dim(jnp.asarray(rows), place * window, window + 1, axis=1)
+    resets = jnp.zeros((batch, window), bool).at[:, 0].set(place == 0)
+    return cut[:, :-1], cut[:, 1:], resets
+
+
 ROUNDS = 8  # of the network below: with 4, orders of five rows are visibly not equally likely; with 8 they are
 
 

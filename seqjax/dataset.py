@@ -62,6 +62,7 @@ class Unseen(NamedTuple):
     batches: Batch  # leaves [M, B, ...]; a stateful model begins anew at the first and goes on to the last
     table: Callable[[Arrays], Table]  # from `Form.answers` of all batches, leaves [M, B, ...]: a row a prediction
     look: Sequence[str] = ()  # lines about the file
+    tell: Callable[[Arrays], Sequence[str]] = lambda answers: ()  # lines about what was answered
 
 
 class Dataset(NamedTuple):

@@ -48,7 +48,7 @@ ALLOWED = {
     'verdict': {'dataset', 'report'},
     'readers': {'files', 'readers'},
     'baselines': {'dataset', 'files', 'readers', 'baselines'},
-    'datasets': {'task', 'losses', 'data', 'problem', 'dataset', 'files', 'readers', 'baselines', 'datasets'},
+    'datasets': {'task', 'masks', 'losses', 'data', 'problem', 'dataset', 'files', 'readers', 'baselines', 'datasets'},
 }
 FORBIDDEN = {'absl', 'experiments', 'tests'}  # to the whole library
 

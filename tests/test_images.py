@@ -1,0 +1,126 @@
+"""Images in the format of MNIST, and scikit-learn's digits: what is read, and what is told of damaged files."""
+
+import gzip
+import struct
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from seqjax.files import UserError
+from seqjax.readers.images import beside_of, read_idx, read_images
+
+PIXELS = np.random.RandomState(0).randint(0, 256, (5, 3, 4)).astype(np.uint8)
+LABELS = np.array([3, 1, 4, 1, 5], np.uint8)
+IMAGES, CLASSES = 'train-images-idx3-ubyte', 'train-labels-idx1-ubyte'
+
+
+def idx(values):
+    return bytes([0, 0, 8, values.ndim]) + struct.pack(f'>{values.ndim}I', *values.shape) + values.tobytes()
+
+
+def write(folder, name, content):
+    file = folder / name
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.parametrize('labels_packed', [False, True])
+def test_images_and_the_labels_beside_them(tmp_path, packed, labels_packed):
+    ways = {False: (lambda x: x, ''), True: (gzip.compress, '.gz')}
+    (pack, end), (pack_labels, end_labels) = ways[packed], ways[labels_packed]
+    file = write(tmp_path, IMAGES + end, pack(idx(PIXELS)))
+    write(tmp_path, CLASSES + end_labels, pack_labels(idx(LABELS)))
+    images = read_images(file)
+    np.testing.assert_array_equal(images.values, PIXELS)
+    np.testing.assert_array_equal(images.labels, LABELS)
+    assert images.values.dtype == np.uint8
+
+
+def test_labels_elsewhere_or_not_at_all(tmp_path):
+    file, labels = write(tmp_path, 'a', idx(PIXELS)), write(tmp_path, 'b', idx(LABELS))
+    assert read_images(file).labels is None
+    np.testing.assert_array_equal(read_images(file, labels).labels, LABELS)
+
+
+def test_files_beside_have_the_other_words(tmp_path):
+    file = write(tmp_path, IMAGES, b'')
+    assert beside_of(file, 'train', 't10k') is None
+    other = write(tmp_path, 't10k-images-idx3-ubyte.gz', b'')
+    assert beside_of(file, 'train', 't10k') == other
+    assert beside_of(other, 'train', 't10k') is None
+
+
+def test_the_digits_of_scikit_learn():
+    images = read_images('digits')
+    assert images.values.shape == (1797, 8, 8) and images.values.dtype == np.uint8 and images.values.max() == 16
+    assert images.labels[:10].tolist() == list(range(10)) and images.labels.shape == (1797,)
+
+
+GOOD = idx(PIXELS)
+FAULTS = {
+    'empty': (b'', 'begins with nothing'),
+    'text': (b'1,2,3\n', 'is no idx file: it begins with 31 2c 32 2c'),
+    'floats': (b'\0\0\x0d\x03' + GOOD[4:], 'begins with 00 00 0d 03, and images with 00 00 08 03'),
+    'labels for images': (idx(LABELS), 'begins with 00 00 08 01'),
+    'cut in the head': (GOOD[:9], 'ends inside of its head, after 9 bytes'),
+    'cut': (GOOD[:-1], 'has 59 bytes of values, and its head says 5 x 3 x 4, which are 60'),
+    'too long': (GOOD + b'\0', 'has 61 bytes'),
+    'huge sizes': (GOOD[:4] + b'\xff' * 12 + GOOD[16:], 'has 60 bytes'),
+    'no images': (idx(PIXELS[:0]), 'has 0 images of 3 x 4 pixels'),
+    'no pixels': (idx(PIXELS[:, :0]), 'has 5 images of 0 x 4 pixels'),
+    'cut gzip': (gzip.compress(GOOD)[:-12], 'is gzipped and damaged'),
+    'changed gzip': (gzip.compress(GOOD)[:20] + b'\xff\xff\xff' + gzip.compress(GOOD)[23:], 'is gzipped and damaged'),
+    'twice gzipped': (gzip.compress(gzip.compress(GOOD)), 'is no idx file: it begins with 1f 8b'),
+}
+
+
+@pytest.mark.parametrize('content, words', FAULTS.values(), ids=FAULTS)
+def test_faults_are_told_in_one_sentence(tmp_path, content, words):
+    with pytest.raises(UserError) as caught:
+        read_images(write(tmp_path, 'x', content))
+    assert words in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_labels_that_do_not_belong_to_the_images(tmp_path):
+    file, labels = write(tmp_path, 'a', GOOD), write(tmp_path, 'b', idx(LABELS[:4]))
+    with pytest.raises(UserError, match='b has 4 labels, and .*a has 5 images'):
+        read_images(file, labels)
+    with pytest.raises(UserError, match='begins with 00 00 08 03, and labels with 00 00 08 01'):
+        read_images(file, file)
+
+
+def test_a_file_that_is_not_there_or_a_folder(tmp_path):
+    for path in (tmp_path, tmp_path / 'none'):
+        with pytest.raises(UserError, match='cannot be read'):
+            read_images(path)
+
+
+def test_nothing_is_copied_of_a_plain_file(tmp_path):
+    """The array is a view of the bytes that were read, and is not to be written."""
+    values = read_idx(write(tmp_path, 'a', GOOD), axes=3)
+    assert not values.flags.owndata and not values.flags.writeable
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('fuzz')
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@hypothesis.given(data=st.data())
+def test_a_file_cut_anywhere_or_with_other_bytes_is_read_or_refused(folder, data):
+    content = bytearray(data.draw(st.sampled_from([GOOD, gzip.compress(GOOD)])))
+    stop = data.draw(st.integers(0, len(content)))
+    for place, byte in data.draw(
+        st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=2)
+    ):
+        content[place] = byte
+    try:
+        images = read_images(write(folder, 'x', bytes(content[:stop])))
+    except UserError as error:
+        assert str(error).startswith(str(folder / 'x'))
+    else:
+        assert images.values.ndim == 3 and images.values.dtype == np.uint8

@@ -1,0 +1,331 @@
+"""Text: how it is fed and scored, its baselines, what a finished run says of a text, and what it writes."""
+
+import contextlib
+import csv
+import functools
+import io
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments import predict
+from experiments.text import KIND, parse_line
+from seqjax import train
+from seqjax.baselines import ngrams
+from seqjax.data import token_rows, token_window
+from seqjax.datasets import text as datasets
+from seqjax.datasets.text import Bounds
+from seqjax.files import UserError
+from seqjax.models import sequence_model
+from seqjax.readers.texts import Vocabulary
+from seqjax.task import Task
+
+FEW = settings(max_examples=60, deadline=None, derandomize=True)
+V, T, B = 5, 4, 3
+
+
+def series(count, seed=0):
+    return np.random.default_rng(seed).integers(0, V, count).astype(np.uint8)
+
+
+def dataset(tokens, bounds, **options):
+    options = {'size': V, 'unit': 'character', 'title': 'x', 'batch_size': B, 'window': T, 'order': 2} | options
+    return datasets.text(tokens, bounds, **{'most': 10**6, 'token_name': str, 'recipe': {}, **options})
+
+
+@functools.cache
+def model_and_variables():
+    model = sequence_model('sequence', V, features=6, vocabulary=V, stateful=True)
+    return model, {'params': model.init(jax.random.key(0), jnp.zeros((1, 1), int))['params']}
+
+
+# --- how it is fed ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('batch_size', 'window', 'more'), [(1, 1, 0), (3, 4, 0), (3, 4, 11), (2, 3, 13)])
+def test_windows_follow_each_other_and_every_target_is_the_token_after(batch_size, window, more):
+    tokens = np.arange(batch_size * (window + 1) + more)
+    rows = token_rows(tokens, batch_size, window)
+    assert np.shares_memory(rows, tokens) and (rows.shape[1] - 1) % window == 0
+    count, share = (rows.shape[1] - 1) // window, len(tokens) // batch_size
+    assert share - rows.shape[1] < window  # what is left out of a row fills no window
+    cut = jax.jit(lambda step: token_window(rows, step, window))
+    read = [cut(step) for step in range(count + 1)]
+    inputs, targets = (np.concatenate([part[i] for part in read[:count]], axis=1) for i in (0, 1))
+    assert (inputs == np.arange(batch_size)[:, None] * share + np.arange(count * window)).all()
+    assert (targets == inputs + 1).all()
+    assert [bool(part[2][:, 0].all()) for part in read] == [True] + [False] * (count - 1) + [True]
+    assert not any(part[2][:, 1:].any() for part in read) and (read[-1][0] == read[0][0]).all()
+
+
+def test_rows_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match=r'14 tokens are too few for 3 rows of 4 \+ 1'):
+        token_rows(series(14), 3, 4)
+    with pytest.raises(ValueError, match='window=0 must be at least 1|and window=0'):
+        token_rows(series(14), 3, 0)
+    with pytest.raises(ValueError, match='window=5 must divide the 4 steps'):
+        token_window(token_rows(series(15), 3, 4), 0, 5)
+
+
+def test_parts_follow_each_other_in_the_text():
+    assert Bounds.of(100, 0.05, 0.1, most=1000) == (85, 90, 100)
+    assert Bounds.of(10_000, 0.05, 0.1, most=50) == (9900, 9950, 10_000)
+    bounds = Bounds.of(100, 0.05, 0.1, 1000)
+    assert [bounds.part(name) for name in ('all', 'validation', 'test')] == [(0, 100), (85, 90), (90, 100)]
+
+
+@given(st.integers(1, 700), st.integers(1, 5))
+@FEW
+def test_every_token_but_the_first_is_predicted_once_after_the_one_before(count, window):
+    tokens = np.arange(count + 1)
+    batch = datasets.held_out(tokens, window)
+    assert (batch.targets[batch.mask] == batch.inputs[batch.mask] + 1).all()
+    assert sorted(batch.targets[batch.mask]) == list(range(1, count + 1))
+    assert batch.mask.shape[1:] == (datasets.rows_for(count, window), window)
+    assert datasets.in_order(batch.targets, count).tolist() == list(range(1, count + 1))
+    rows = batch.inputs.swapaxes(0, 1).reshape(batch.mask.shape[1], -1)
+    real = batch.mask.swapaxes(0, 1).reshape(rows.shape)
+    assert (np.diff(rows)[real[:, 1:]] == 1).all() and not (~real[:, :-1] & real[:, 1:]).any()
+
+
+def test_training_never_sees_what_is_held_out():
+    tokens = np.arange(200, dtype=np.uint8)
+    found = dataset(tokens, Bounds(150, 170, 200), size=200)
+    assert found.data.max() == 148 and found.epoch == 12  # two tokens of every row fill no window
+    assert (found.validation.inputs[found.validation.mask].min(), found.validation.targets.max()) == (150, 169)
+    assert found.test.batches.inputs[found.test.batches.mask].min() == 170
+
+
+# --- how it is scored ------------------------------------------------------------------------------
+
+
+def test_answers_are_the_nats_of_the_tokens_that_came():
+    model, variables = model_and_variables()
+    tokens = series(33)
+    batch = datasets.held_out(tokens, T)
+    task = Task(model, datasets.score, lambda *_: None, (), {'test': batch})
+    state = train.State(0, None, variables['params'], {}, None)
+    found = jax.jit(lambda batch: train.over_batches(task, state, batch, datasets.answers))(batch)
+    logits = jax.jit(model.apply)(variables, tokens[None, :-1].astype(int))  # all steps in one call
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits[0], tokens[1:].astype(int))
+    np.testing.assert_allclose(datasets.in_order(np.asarray(found['nats']), 32), expected, rtol=1e-5)
+    assert found['right'].sum() == (logits[0].argmax(-1) == tokens[1:]).sum()
+    means = jax.jit(lambda state: train.evaluate(task, state))(train.State(0, None, variables['params'], {}, None))
+    means = means['test']['loss']
+    assert float(means.compute()) == pytest.approx(float(expected.mean()), rel=1e-5) and means.count == 32
+
+
+def test_items_are_stretches_in_bits_and_their_sum_is_the_whole():
+    found = dataset(series(900), Bounds(600, 700, 900), window=3)
+    mask = found.test.batches.mask
+    nats = np.where(mask, np.random.default_rng(0).random(mask.shape), 1e9).astype(np.float32)
+    items = found.items({'nats': nats})
+    assert items.counts.sum() == 199 and items.counts.max() == 3 and items.counts.min() > 0
+    assert items.totals.sum() == pytest.approx(nats[mask].sum(dtype=float) / math.log(2))
+    assert found.measure.name == 'bits per character' and not found.measure.higher
+    columns, rows = found.test.table({'nats': nats})
+    rows = list(rows)
+    assert columns == ('place', 'token', 'bits') and [row[0] for row in rows] == list(range(701, 900))
+    assert [row[1] for row in rows] == [str(token) for token in series(900)[701:]]
+    assert sum(row[2] for row in rows) == pytest.approx(items.totals.sum())
+
+
+def test_perplexity_is_told():
+    nats = np.full((1, 1, 4), math.log(3), np.float32)
+    lines = datasets.summary({'nats': nats, 'right': np.array([[[True, False, False, False]]])}, 4, 'word')
+    assert lines == ['1.5850 bits per word: perplexity 3; the most probable one was right in 25.0% of 4']
+
+
+@pytest.mark.parametrize('split', ['validation', 'test'])
+def test_baselines_are_scored_on_the_tokens_of_the_model_and_may_look_back(split):
+    tokens, bounds = np.sort(series(400)), Bounds(300, 340, 400)
+    tokens = np.random.default_rng(1).permutation(tokens)
+    found = dataset(tokens, bounds, order=3, most=250)
+    begin, end = bounds.part(split)
+    for name, order in (('unigram', 1), ('Kneser-Ney 3-gram', 3)):
+        bits = ngrams.fit(tokens[50:300], order, V).bits(tokens[:end], begin + 1)
+        mask = {'validation': found.validation, 'test': found.test.batches}[split].mask
+        items = found.baselines[name](split)
+        assert items.totals.sum() == pytest.approx(bits.sum())
+        assert items.counts.tolist() == [count for count in mask.sum(-1).reshape(-1) if count]
+        expected = [part.sum() for part in np.split(bits, np.cumsum(items.counts)[:-1])]
+        np.testing.assert_allclose(items.totals, expected)  # one row here: its stretches are the text's
+
+
+# --- token by token, and writing -------------------------------------------------------------------
+
+
+def streamed(stream, model, variables, lines):
+    found, carry = [], None
+    step = jax.jit(lambda carry, token: model.apply(variables, token, initial_carry=carry, return_carry=True))
+    for line in lines:
+        token = stream.parse(line)
+        carry, logits = step(carry, token[None, None])
+        found.append(stream.values(np.asarray(logits).reshape(-1), token))
+    return found
+
+
+def test_token_by_token_the_bits_are_those_of_the_whole_text():
+    model, variables = model_and_variables()
+    vocabulary = Vocabulary('characters', '\nabc')
+    text = 'ab\ncabx'
+    tokens, _ = vocabulary.encode(text)
+    lines = ['a', 'b', '\\n', 'c', 'a', 'b', 'x']
+    stream = datasets.stream(lambda line: parse_line(line, vocabulary), vocabulary.name)
+    found = streamed(stream, model, variables, lines)
+    logits = np.asarray(jax.jit(model.apply)(variables, tokens[None]))[0]
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits[:-1], tokens[1:].astype(int)) / math.log(2)
+    np.testing.assert_allclose([row[1] for row in found[1:]], expected, rtol=1e-5)
+    assert [row[0] for row in found] == ['a', 'b', '\\n', 'c', 'a', 'b', '<unknown>']
+    assert [row[2] for row in found] == [vocabulary.name(token) for token in logits.argmax(-1)]
+    assert found[0][1] == ''
+    stream.restart()
+    assert streamed(stream, model, variables, lines[:2]) == found[:2]
+
+
+def test_a_line_is_one_token():
+    characters, words = Vocabulary('characters', 'a\n\\'), Vocabulary('words', ['the', ' cat'])
+    assert [int(parse_line(line, characters)) for line in ('a', '\\n', '\\', '\\\\', 'é')] == [0, 1, 2, 2, 3]
+    assert [int(parse_line(line, words)) for line in ('the', ' cat', ' the')] == [0, 1, 2]
+    assert int(parse_line('255', Vocabulary('bytes'))) == 255
+    with pytest.raises(UserError, match="'ab' is 2 characters; write one character a line"):
+        parse_line('ab', characters)
+    with pytest.raises(UserError, match="'the cat' is 2 words"):
+        parse_line('the cat', words)
+    for line in ('256', '-1', 'a', '²', '1.0'):
+        with pytest.raises(UserError, match='is no byte; write a number from 0 to 255'):
+            parse_line(line, Vocabulary('bytes'))
+
+
+def test_what_is_written_follows_from_what_was_written_before():
+    model, variables = model_and_variables()
+    prompt = np.array([1, 2], np.uint8)
+    written = datasets.sample(model, variables, prompt, jax.random.key(0), 1e-4, length=9, samples=2)
+    whole = np.concatenate([np.broadcast_to(prompt, (2, 2)), np.asarray(written)], axis=1)
+    best = np.asarray(jax.jit(model.apply)(variables, whole[:, :-1].astype(int))).argmax(-1)
+    assert (best[:, 1:] == written).all()  # at a temperature near 0
+
+
+def test_tokens_are_drawn_by_their_probabilities_and_never_the_one_that_is_not_to_be():
+    model, variables = model_and_variables()
+    prompt, key, temperature = np.array([3], np.uint8), jax.random.key(1), 0.2
+    first = np.asarray(datasets.sample(model, variables, prompt, key, temperature, length=1, samples=4000, never=4))
+    logits = np.asarray(model.apply(variables, prompt[None].astype(int)))[0, 0, :4] / temperature
+    shares = np.bincount(first[:, 0], minlength=V) / 4000
+    np.testing.assert_allclose(shares[:4], np.exp(logits) / np.exp(logits).sum(), atol=0.04)
+    assert shares[4] == 0
+
+
+# --- the experiment --------------------------------------------------------------------------------
+
+SONG = 'old macdonald had a farm,\nee-i-ee-i-o!\n' * 60
+SMALL = {'hidden': 16, 'batch_size': 4, 'window': 16, 'steps': 150, 'every': 50, 'replicas': 2, 'picture': False}
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A run on a song, in whose test part there is a character that is not known."""
+    folder = tmp_path_factory.mktemp('text')
+    file = folder / 'song.txt'
+    file.write_text(SONG[:-9] + 'é' + SONG[-8:], encoding='utf-8')
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        result = KIND.run(data=str(file), workdir=str(folder / 'run'), test=0.1, ngram_order=3, **SMALL)[0]
+    return file, folder / 'run', result, out.getvalue()
+
+
+def test_a_run_looks_at_the_text_and_beats_the_shares_of_its_characters(finished):
+    _, folder, result, told = finished
+    assert 'song.txt: 2,340 characters' in told
+    assert 'training: the first 1,989 characters; validation: the next 117; test: the last 234' in told
+    assert '17 characters of the training part' in told and '0.00% of training, 0.00% of validation' in told
+    assert 'é' not in told and 'bits per character on validation: unigram' in told
+    assert result.gains['unigram'].mean > 0.3 and result.gains['unigram'].clear
+    assert result.tell[0].endswith('of 233')
+    recipe = json.loads((folder / 'summary.json').read_text())['recipe']
+    assert recipe['known'] == ''.join(sorted(set(SONG))) and recipe['window'] == 16
+
+
+def predicted(capsys, *flags):
+    assert predict.main([*flags]) == 0
+    captured = capsys.readouterr()
+    return list(csv.DictReader(io.StringIO(captured.out))), captured.err
+
+
+def test_the_part_that_was_tested_on_is_scored_as_it_was_bit_for_bit(finished, in_tmp, capsys):
+    file, folder, result, _ = finished
+    rows, told = predicted(capsys, f'--workdir={folder}', f'--data={file}', '--part=test')
+    with (folder / 'predictions.csv').open(newline='', encoding='utf-8') as table:
+        assert rows == list(csv.DictReader(table)) and len(rows) == 233
+    chosen = result.values[result.seeds.index(result.chosen)]
+    assert sum(float(row['bits']) for row in rows) / 233 == pytest.approx(chosen, rel=1e-12)
+    assert result.tell[0] in told
+    assert "1 characters (0.04%) are not known from training, and each counts as the unknown one: 'é'" in told
+    assert [row['token'] for row in rows].count('<unknown>') == 1
+
+
+def test_a_new_text_is_scored_whole(finished, in_tmp, capsys):
+    _, folder, _, _ = finished
+    (in_tmp / 'new.txt').write_text('old mac\n', encoding='utf-8')
+    rows, told = predicted(capsys, f'--workdir={folder}', '--data=new.txt')
+    assert [row['token'] for row in rows] == [*'ld mac', '\\n'] and [row['place'] for row in rows] == list('1234567')
+    mean = sum(float(row['bits']) for row in rows) / 7
+    assert f'{mean:.4f} bits per character: perplexity {2**mean:.4g}' in told and 'not known' not in told
+    (in_tmp / 'new.txt').write_text('o', encoding='utf-8')
+    with pytest.raises(UserError, match='new.txt has 1 characters, and it needs two at least'):
+        predict.run(workdir=str(folder), data='new.txt')
+    with pytest.raises(UserError, match='its part --part=validation needs two at least'):
+        predict.run(workdir=str(folder), data='new.txt', part='validation')
+
+
+def test_a_run_writes_on_from_a_prompt(finished, in_tmp, capsys):
+    _, folder, _, _ = finished
+    how = {'workdir': str(folder), 'prompt': 'old mac', 'length': 20, 'samples': 2}
+    predict.run(**how)
+    first = capsys.readouterr().out
+    predict.run(**how)
+    assert capsys.readouterr().out == first and first.startswith('old mac')
+    assert len(first) == 2 * (len('old mac') + 20 + 2) and set(first) <= set(SONG)
+    predict.run(**how, draw=1)
+    assert capsys.readouterr().out != first
+    with pytest.raises(UserError, match="--prompt has 'Ö', 'É', which the text that was trained on has not"):
+        predict.run(workdir=str(folder), prompt='ÖÉÖ')
+
+
+@pytest.mark.parametrize(
+    ('content', 'values', 'sentence'),
+    [
+        (SONG, {'batch_size': 100, 'window': 64}, 'rows of --window=64 steps need 6,500; give a longer text'),
+        (SONG[:40], {'batch_size': 1, 'window': 1, 'test': 0.01}, '40 characters, of which --test=0.01 leaves 0'),
+        (SONG, {'validation': 0.5, 'test': 0.5}, '--validation=0.5 and --test=0.5 leave nothing to train on'),
+        ('a\0b', {}, 'byte 1 is 0'),
+        (SONG, {'tokens': 'letters'}, '--tokens=letters must be one of characters, bytes, words'),
+        (SONG, {'bidirectional': True}, 'bidirectional would look at the answers'),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(in_tmp, content, values, sentence):
+    (in_tmp / 'x.txt').write_text(content, encoding='utf-8')
+    with pytest.raises(UserError, match=sentence) as refused:
+        KIND.run(data='x.txt', **values)
+    assert '\n' not in str(refused.value)
+
+
+@pytest.mark.parametrize(('tokens', 'unit'), [('bytes', 'byte'), ('words', 'word')])
+def test_bytes_and_words_are_looked_at_in_their_own_units(in_tmp, tokens, unit):
+    (in_tmp / 'x.txt').write_text(SONG, encoding='utf-8')
+    values = KIND.check({'data': 'x.txt', 'tokens': tokens, 'batch_size': 2, 'window': 8, 'ngram_tokens': 500})
+    found = KIND.dataset(values | {'vocabulary': 6})
+    assert found.measure.name == f'bits per {unit}' and found.form == KIND.form(values, found.recipe)
+    assert f'n-grams are counted on the last 500 {tokens}' in found.look[-1]
+    assert found.form.vocabulary == {'bytes': 256, 'words': 7}[tokens]
+    assert json.loads(json.dumps(found.recipe)) == found.recipe
+    again = KIND.unseen({**values, 'part': 'test'}, found.recipe, 'x.txt')
+    for ours, theirs in zip(jax.tree.leaves(again.batches), jax.tree.leaves(found.test.batches), strict=True):
+        assert ours.tobytes() == theirs.tobytes() and ours.dtype == theirs.dtype
