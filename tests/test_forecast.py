@@ -417,7 +417,7 @@ def test_the_first_look_tells_of_rows_dates_roles_missing_values_and_parts():
 
 
 def test_baselines_know_only_what_was_known_at_the_origin():
-    """Persistence, by hand; and autoregression that is fitted on the training part alone."""
+    """Persistence, by hand; and autoregression that is fitted on what stands before the part that it tells of."""
     table = draw()
     made = make(table)
     assert list(made.baselines) == ['persistence', 'AR(2)'] and tuple(SPLITS) == ('validation', 'test')
@@ -434,6 +434,16 @@ def test_baselines_know_only_what_was_known_at_the_origin():
         told = baselines.autoregressive(model[c], scaled, np.arange(29, 38), HORIZON)
         total += sum((told[k, h] - scaled[29 + k + 1 + h]) ** 2 for k in range(9) for h in range(HORIZON))
     assert made.baselines['AR(2)']('validation').totals[-3:].sum() == pytest.approx(total)
+    one, end = made.baselines['AR(2)'], SPLITTING[1].test
+    model = [baselines.fit((part.series.values[:end, c] - part.scale[0, c]) / part.scale[1, c], 2) for c in (0, 1)]
+    origins, total = np.arange(end - 1, len(part.series.values) - HORIZON), 0.0
+    for c in (0, 1):
+        scaled = (part.series.values[:, c] - part.scale[0, c]) / part.scale[1, c]
+        told = baselines.autoregressive(model[c], scaled, origins, HORIZON)
+        total += sum((told[k, h] - scaled[t + 1 + h]) ** 2 for k, t in enumerate(origins) for h in range(HORIZON))
+    counts = one('test').counts
+    per_series = int(np.flatnonzero(np.cumsum(counts) == counts.sum() - 2 * HORIZON * len(origins))[0]) + 1
+    assert one('test').totals[per_series:].sum() == pytest.approx(total)
 
 
 def test_a_batch_that_is_no_window_counts_only_what_is_masked_in():

@@ -7,8 +7,10 @@ standard deviation, per series and column.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import NormalDist
 from typing import Any
 
@@ -160,7 +162,7 @@ def dataset(
     origins = {part: spans(part, splits, lengths, horizon) for part in SPLITS}
     looked = asked(rows_of([part.steps for part in seen], recipe['window'], batch_size), origins['validation'])
     tested = asked(rows_of(lengths, recipe['window'], batch_size), origins['test'])
-    others = said_of.rivals(name, parts, recipe, [split.validation for split in splits], order)
+    others = functools.cache(partial(said_of.rivals, name, parts, recipe, splits, order))
     _check_known(name, parts, origins, horizon)
 
     def said(answers: np.ndarray) -> list[Told]:
@@ -183,11 +185,13 @@ def dataset(
         measure=Measure('RMSE', root=True, unit='' if own else 'training SD'),
         items=lambda answers: said_of.items(said(answers), parts, own),
         baselines={
-            who: (lambda part, rival=rival: said_of.items(rival(origins[part]), parts, own))
-            for who, rival in others.items()
+            who: (lambda part, who=who: said_of.items(others(part)[who](origins[part]), parts, own))
+            for who in others('validation')
         },
         tell=lambda answers: said_of.tell(
-            {'network': said(answers), **{who: rival(origins['test']) for who, rival in others.items()}}, parts, recipe
+            {'network': said(answers), **{who: rival(origins['test']) for who, rival in others('test').items()}},
+            parts,
+            recipe,
         ),
         draw=lambda axis, answers: said_of.draw(axis, said(answers), parts, recipe),
     )
