@@ -58,16 +58,20 @@ Rival = Callable[[Spans], list[Told]]
 
 
 def rivals(
-    name: str, parts: Sequence[Ready], recipe: Mapping[str, Any], ends: Sequence[int], order: int | None
+    name: str, parts: Sequence[Ready], recipe: Mapping[str, Any], splits: Sequence[Split], order: int | None, on: str
 ) -> dict[str, Rival]:
-    """The baselines by name.
+    """The baselines by name, for one part of the file.
+
+    Autoregression has what stands before that part to fit its weights on, so that for the test it has all that a person
+    would have had then; its order is chosen on the training part.
 
     Args:
       name: of the file.
       parts: its series.
       recipe: of the run.
-      ends: where the training part of each series ends; autoregression is fitted on it.
+      splits: of each series.
       order: of the autoregression; None for that with the lowest AIC, a series and a target at a time.
+      on: the part of which they tell, 'validation' or 'test'.
 
     Raises:
       UserError: the training part is too short for `order`.
@@ -75,15 +79,16 @@ def rivals(
     horizon, season = recipe['horizon'], recipe['season']
     scaled = [(part.series.values[:, : part.values.shape[1]] - part.scale[0]) / part.scale[1] for part in parts]
     models, orders = [], []
-    for part, values, end in zip(parts, scaled, ends, strict=True):
-        learned = [values[:end, place] for place in range(values.shape[1])]
-        chosen = [order or baselines.best_order(one, baselines.most_orders(end)) for one in learned]
+    for part, values, split in zip(parts, scaled, splits, strict=True):
+        end, columns = split.validation, range(values.shape[1])
+        chosen = [order or baselines.best_order(values[:end, i], baselines.most_orders(end)) for i in columns]
         if 2 * max(chosen) + 2 > end:
             raise UserError(
                 f'--ar_order={order} needs {2 * order + 2} rows to train on and {name} has {end}{part.series.phrase}; '
                 'choose a lower one'
             )
-        models.append([baselines.fit(one, p) for one, p in zip(learned, chosen, strict=True)])
+        until = end if on == 'validation' else split.test
+        models.append([baselines.fit(values[:until, i], p) for i, p in zip(columns, chosen, strict=True)])
         orders += chosen
 
     def rival(forecast: Callable[[int, int, np.ndarray], np.ndarray]) -> Rival:
