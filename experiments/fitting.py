@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import launch, study
-from experiments.launch import Choice, Flag, Fraction, Many, Place, Whole
+from experiments.launch import Choice, Flag, Fraction, Many, Place, Switch, Whole
 from seqjax import files, fit, mesh, processes, report, sweep, train, verdict
 from seqjax import run as host
 from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Unseen
@@ -50,6 +50,11 @@ TRAINING = {
         Whole(1), f'steps between two looks at the validation part; an epoch by default, and {MOST_EVERY} at most'
     ),
     'patience': Flag(Whole(1), 'looks without a lower validation loss after which a seed is done'),
+    'refit': Flag(
+        Switch(),
+        'once the steps of the best look are known, train anew for as many, the median of the seeds, with the '
+        'validation part in what is trained on',
+    ),
     'weight_decay': Flag(Fraction(), 'share of every parameter, times the learning rate, that each step takes off it'),
     **{name: study.TRAINING[name] for name in ('schedule', 'decay_steps', 'clip_norm')},
     **{name: flag for name, flag in launch.SHARED.items() if name not in ('chunk', 'best')},
@@ -58,6 +63,7 @@ DEFAULTS = {
     **{'cell': 'lstm', 'hidden': 64, 'layers': 1, 'bidirectional': False, 'dropout': 0.0, 'input_dropout': 0.0},
     **{'output_dropout': 0.0, 'recurrent_dropout': 0.0, 'drop_connect': 0.0, 'gate_bias': 'default'},
     **{'parallel': False, 'compare': None, 'batch_size': 32, 'steps': 10_000, 'every': None, 'patience': 10},
+    'refit': False,
     **{'weight_decay': 0.0, 'schedule': 'constant', 'decay_steps': None, 'clip_norm': 1.0, 'learning_rate': 3e-3},
     **{'adam_epsilon': 1e-7, 'seed': 0, 'replicas': 5, 'matmul_precision': 'default', 'workdir': None},
     **{'overwrite': False, 'picture': True, 'mesh': None, 'checkpoint_every': 1000, 'keep': 2},
@@ -282,18 +288,21 @@ class Kind:
         every = settings['every'] or min(dataset.epoch, MOST_EVERY, settings['steps'])
         steps = -(-settings['steps'] // every) * every
         watch = Watch(every, settings['patience'])
-        task = Task(model, dataset.score, dataset.batch, dataset.data, {watch.split: dataset.validation}, watch)
-        # A checkpoint stands at a look, so that what is seen since the last one needs no place in it.
-        saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every, 'best': None}
-        saved['mesh'] = settings['mesh'] or _devices(settings['replicas'])
-        how = {'steps': steps, 'chunk': every, 'replicas': settings['replicas'], 'workdir': folder}
-        plan = host.prepare(task, study.make_optimiser(settings), None, **how, **launch.keeping(saved))
+        evals = {watch.split: dataset.validation}
+        task = Task(model, dataset.score, dataset.batch, dataset.data, evals, watch)
+        plan = _plan(task, settings, folder, steps, every)
         print(
             f'at most {steps:,} steps of {settings["batch_size"]}, a look every {every:,}, until '
             f'{settings["patience"]} looks were no better'
         )
         seeds = np.arange(settings['seed'], settings['seed'] + settings['replicas'])
-        return fit.fit(plan._replace(tolerant=True), seeds), every
+        found = fit.fit(plan._replace(tolerant=True), seeds)
+        if settings['refit']:
+            steps = fit.typical_step(found, every)
+            print(f'and {steps:,} steps anew, with the validation part in what is trained on')
+            task = task._replace(data=dataset.both(), evals={}, watch=None)
+            found = fit.refit(_plan(task, settings, folder, steps, every), found)
+        return found, every
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
         """The value of every flag; raises UserError where one is refused."""
@@ -310,6 +319,15 @@ class Kind:
         run.__doc__ = self.about
         name = f'experiments.{self.name}'
         return launch.main(run, self.FLAGS, argv, name=name, complete=complete, defaults=self.defaults)
+
+
+def _plan(task: Task, settings: Mapping[str, Any], folder: files.Workdir, steps: int, every: int) -> host.Plan:
+    """Compiled, for seeds side by side."""
+    # A checkpoint stands at a look, so that what is seen since the last one needs no place in it.
+    saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every, 'best': None}
+    saved['mesh'] = settings['mesh'] or _devices(settings['replicas'])
+    how = {'steps': steps, 'chunk': every, 'replicas': settings['replicas'], 'workdir': folder}
+    return host.prepare(task, study.make_optimiser(settings), None, **how, **launch.keeping(saved))
 
 
 def _devices(replicas: int) -> str | None:

@@ -82,6 +82,7 @@ class Dataset(NamedTuple):
     items: Callable[[Arrays], Items]  # of the test, from its answers, leaves [M, B, ...]
     baselines: Mapping[str, Callable[[str], Items]]  # by name: one of SPLITS -> its items, those of the test as above
     tell: Callable[[Arrays], Sequence[str]] = lambda answers: ()  # lines about the test, such as a confusion matrix
+    both: Callable[[], Arrays] | None = None  # the argument of `batch` with the validation part in it, too
     draw: Callable[[Any, Arrays], None] | None = None  # (axis of Matplotlib, answers): a picture of the test
 
 

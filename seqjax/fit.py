@@ -60,6 +60,34 @@ def fit(plan: host.Plan, seeds: np.ndarray) -> Fit:
     return Fit(seeds, found[0].metrics, np.concatenate(looks), best, any(one.resumed for one in found))
 
 
+def typical_step(found: Fit, every: int) -> int:
+    """The look, as a step, that was best for the median seed."""
+    return every * max(1, round(float(np.median(found.best.step[np.isfinite(found.best.value)])) / every))
+
+
+def refit(plan: host.Plan, found: Fit) -> Fit:
+    """The same seeds, trained anew for all steps of a plan whose data have the validation part in it, too.
+
+    How many steps there are was learned with that part held out (Goodfellow, Bengio and Courville 2016, algorithm 7.2).
+
+    Raises:
+      UserError: see `seqjax.run.Leg.train`.
+    """
+    count, states = len(found.seeds), []
+    with report.progress(count * plan.steps, 'seed-step again') as show:
+        for group in sweep.groups(found.seeds, sweep.group_width(count)):
+            with plan.leg(group.seeds, {}, place=f'refit_{group}') as leg:
+                for part in leg.train():
+                    new = len(part.metrics['loss'].total)
+                    done = group.first * plan.steps + (part.step + new) * len(group.seeds)
+                    show(done, new * len(group.seeds), f'loss {_median(_values(part)[:, 0]):.4g}')
+                states.append(jax.device_get(plan.kept(leg.state, len(group.seeds))))
+    whole = jax.tree.map(lambda *parts: np.concatenate(parts), *[(x.params, x.variables) for x in states])
+    params, variables = whole[0], {name: x for name, x in whole[1].items() if name != train.CARRY}
+    best = Best(found.best.value, np.full(count, plan.steps, np.int32), params, variables)
+    return found._replace(best=best, resumed=found.resumed)
+
+
 def _longer(looks: np.ndarray, count: int) -> np.ndarray:
     return np.pad(looks, [(0, 0), (0, count - looks.shape[1]), (0, 0)], constant_values=np.nan)
 

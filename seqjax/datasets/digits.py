@@ -65,6 +65,15 @@ def dataset(
         'validation': _labels(name, validation, recipe),
         'test': _labels(test[0] if test else name, held_out, recipe),
     }
+
+    def data(values: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        # As bytes; they become numbers from 0 to 1 in the batch, which takes a quarter of the memory.
+        return {
+            'images': _steps(values, recipe),
+            'labels': labels.astype(np.int32),
+            'order': jax.random.key(seed),
+        }
+
     return classify.compared(
         recipe['classes'],
         labels,
@@ -75,12 +84,10 @@ def dataset(
         recipe=recipe,
         score=classify.scoring(None),
         batch=_training(recipe['maximum'], batch_size),
-        # As bytes; they become numbers from 0 to 1 in the batch, which takes a quarter of the memory.
-        data={
-            'images': _steps(train.values, recipe),
-            'labels': labels['train'].astype(np.int32),
-            'order': jax.random.key(seed),
-        },
+        data=data(train.values, labels['train']),
+        both=lambda: data(
+            np.concatenate([train.values, validation.values]), np.concatenate([labels['train'], labels['validation']])
+        ),
         epoch=-(-len(train.values) // batch_size),
         validation=_batches(validation, labels['validation'], recipe),
         test=classify.asked(_batches(held_out, labels['test'], recipe), labels['test'], recipe['classes']),

@@ -176,6 +176,7 @@ def dataset(
         score=score(recipe),
         batch=batch,
         data=data,
+        both=lambda: training(seen, recipe, batch_size)[0],
         epoch=max(FEWEST, math.ceil(int(data['ends'][-1]) / batch_size)),  # every window once
         validation=evaluation(seen, recipe, looked, origins['validation']),
         test=Unseen(

@@ -81,6 +81,7 @@ def dataset(
         score=classify.scoring(classify.class_weights(weights, parts.train.labels)),
         batch=_training(recipe['steps'], batch_size),
         data=_training_data(parts.train, recipe, seed),
+        both=lambda: _training_data(_joined(parts.train, parts.validation), recipe, seed),
         epoch=-(-len(parts.train.lengths) // batch_size),
         validation=_batches(parts.validation, recipe),
         test=classify.asked(_batches(parts.test, recipe), parts.test.labels, recipe['classes']),
@@ -130,6 +131,11 @@ def take(series: Series, rows: np.ndarray) -> Series:
     ends = np.cumsum(series.lengths)
     parts = [series.values[ends[row] - series.lengths[row] : ends[row]] for row in rows]
     return series._replace(values=np.concatenate(parts), lengths=series.lengths[rows], labels=series.labels[rows])
+
+
+def _joined(one: Series, other: Series) -> Series:
+    fields = ('values', 'lengths', 'labels')
+    return one._replace(**{name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in fields})
 
 
 def _labelled(name: str, series: Series) -> Series:

@@ -77,6 +77,7 @@ def music(
         score=score,
         batch=partial(windows, batch_size, window, transpose > 0),
         data=roll,
+        both=lambda: _roll([*parts['train'], *parts['validation']], transpose, jax.random.key(seed)),
         epoch=math.ceil(math.ceil(len(roll.places) / window) / batch_size),
         validation=validation.batches(),
         test=unseen({'test': parts['test']}, steps),

@@ -230,6 +230,7 @@ def text(
         score=score,
         batch=partial(_window, window),
         data=rows,
+        both=lambda: token_rows(tokens[: bounds.part('test')[0]], batch_size, window),
         epoch=(rows.shape[1] - 1) // window,
         validation=validation,
         test=test,
