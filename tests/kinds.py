@@ -70,7 +70,8 @@ class Begin(fitting.Kind):
             score=classification, batch=batch, data=(jax.random.key(settings['seed']), x[rows], y[rows]), epoch=4,
             validation=batches(x[validation], y[validation]), test=unseen,
             measure=Measure('accuracy', True, spec='.1%'),
-            items=items, baselines={'always 1': always}, tell=lambda answers: [f'answers {answers.shape}'],
+            both=lambda: (jax.random.key(settings['seed']), x[n:], y[n:]), items=items, baselines={'always 1': always},
+            tell=lambda answers: [f'answers {answers.shape}'],
             draw=lambda axis, answers: axis.plot(answers[0, :, 1]),
         )  # fmt: skip
 

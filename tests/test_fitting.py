@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import fitting, predict
-from seqjax import files
+from experiments import fitting, predict, study
+from seqjax import files, train
 from seqjax.files import UserError
+from seqjax.task import Task
 from tests import kinds
 from tests.kinds import KIND
 
@@ -159,6 +160,26 @@ def test_dropout_acts_in_training_alone(data, drop):
     np.testing.assert_array_equal(model.apply(variables, x), plain.apply(variables, x))
     one, other = (model.apply(variables, x, rngs={'dropout': jax.random.key(i)}) for i in (2, 3))
     assert not jnp.allclose(one, other)
+
+
+def test_refit_is_training_anew_on_both_parts_for_the_steps_of_the_median_seed(data):
+    """By the plain loop, seed by seed."""
+    KIND.run(**QUICK | {'steps': 60}, workdir='w')
+    KIND.run(**QUICK | {'steps': 60}, refit=True, workdir='r')
+    with np.load('w/models.npz') as held:
+        steps = 4 * round(np.median(held['step']) / 4)  # an epoch of this kind has 4
+    settings = KIND.check(QUICK)
+    dataset = KIND.dataset(settings)
+    model = fitting.make_model(dataset.form, settings)
+    assert len(dataset.both()[1]) == len(dataset.data[1]) + 12
+    task, tx = Task(model, dataset.score, dataset.batch, dataset.both()), study.make_optimiser(settings)
+    with np.load('r/models.npz') as held:
+        assert held['step'].tolist() == [steps, steps] and 0 < steps < 60
+        for place, seed in enumerate(held['seeds']):
+            state = train.init_state(task, tx, jax.random.key(seed))
+            for state, *_ in train.train(task, tx, state, steps=steps, chunk=steps):
+                pass
+            np.testing.assert_allclose(held['params/head/kernel'][place], state.params['head']['kernel'], atol=1e-5)
 
 
 # --- predictions -----------------------------------------------------------------------------------
