@@ -52,6 +52,7 @@ class Language(Kind):
         'tokens': 'characters',
         'vocabulary': 10_000,
         'window': 64,
+        'hidden': 256,
         'validation': 0.05,
         'test': 0.05,
         'held_out': 500_000,
@@ -100,7 +101,7 @@ class Language(Kind):
         if end - begin < 2:
             where = 'it' if part == 'all' else f'its part --part={part}'
             raise UserError(
-                f'{found} has {len(read.tokens):,} {recipe["tokens"]}, and {where} needs two at least; '
+                f'{found} is too short, {recipe["tokens"]}: {len(read.tokens):,}, and {where} needs two at least; '
                 'name a longer text'
             )
         look = [_size(found, read), *read.notes, *_missing(read)]
@@ -231,8 +232,8 @@ def _missing(read: Text) -> list[str]:
         return []
     count = int((read.tokens == read.vocabulary.unknown).sum())
     return [
-        f'{count:,} {read.vocabulary.kind} ({count / len(read.tokens):.2%}) are not known from training, and each '
-        f'counts as the unknown one: {_named(read.missing, read.different)}'
+        f'not known from training: {count:,} of {len(read.tokens):,} {read.vocabulary.kind} '
+        f'({count / len(read.tokens):.2%}), each counted as the unknown one: {_named(read.missing, read.different)}'
     ]
 
 

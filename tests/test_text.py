@@ -267,7 +267,7 @@ def test_the_part_that_was_tested_on_is_scored_as_it_was_bit_for_bit(finished, i
     chosen = result.values[result.seeds.index(result.chosen)]
     assert sum(float(row['bits']) for row in rows) / 233 == pytest.approx(chosen, rel=1e-12)
     assert result.tell[0] in told
-    assert "1 characters (0.04%) are not known from training, and each counts as the unknown one: 'é'" in told
+    assert "not known from training: 1 of 2,340 characters (0.04%), each counted as the unknown one: 'é'" in told
     assert [row['token'] for row in rows].count('<unknown>') == 1
 
 
@@ -279,7 +279,7 @@ def test_a_new_text_is_scored_whole(finished, in_tmp, capsys):
     mean = sum(float(row['bits']) for row in rows) / 7
     assert f'{mean:.4f} bits per character: perplexity {2**mean:.4g}' in told and 'not known' not in told
     (in_tmp / 'new.txt').write_text('o', encoding='utf-8')
-    with pytest.raises(UserError, match='new.txt has 1 characters, and it needs two at least'):
+    with pytest.raises(UserError, match='new.txt is too short, characters: 1, and it needs two at least'):
         predict.run(workdir=str(folder), data='new.txt')
     with pytest.raises(UserError, match='its part --part=validation needs two at least'):
         predict.run(workdir=str(folder), data='new.txt', part='validation')

@@ -69,7 +69,7 @@ def fit(tokens: np.ndarray, order: int, size: int) -> NGrams:
 
     >>> model = fit(np.array([0, 1, 0, 1, 0, 1, 0, 2], np.uint8), 2, size=3)
     >>> model.bits(np.array([0, 1], np.uint8)).round(2).tolist()
-    [0.54]
+    [0.88]
     """
     if not 1 <= order <= len(tokens):
         raise ValueError(f'order={order} must be at least 1 and at most the {len(tokens)} tokens of the text')

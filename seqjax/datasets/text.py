@@ -2,6 +2,9 @@
 
 Training reads rows side by side with the carry handed on: truncated backpropagation. What is held out are the last
 tokens, cut into rows too, of which a model knows nothing at their beginning.
+
+What is not in the vocabulary is one token of its own, and scored as any other. Which of the unknown ones it was is no
+part of the score: where there are some, the bits are fewer than a code that restores the text would need.
 """
 
 from __future__ import annotations
