@@ -87,19 +87,21 @@ def test_equal_steps_read_equal_windows_and_seeds_have_other_orders(parts):
     assert as_bytes[0] == as_bytes[1] != as_bytes[2]
 
 
-def test_transposition_moves_a_whole_piece_and_loses_no_note():
-    edge = pieces((6,), 1, low=1, high=30)[0]
+@pytest.mark.parametrize(('low', 'high'), [(1, 30), (50, 86)])
+def test_transposition_moves_a_whole_piece_and_loses_no_note(low, high):
+    edge = pieces((6,), 1, low, high)[0]
+    edge[:, [low, high]] = 1
+    reach = set(range(max(-5, -low), min(5, 87 - high) + 1))
     data = dataset({'train': [edge], 'validation': [edge], 'test': [edge]}, transpose=5, window=5)
-    lowest = int(np.flatnonzero(edge.any(0))[0])
     seen = set()
     for batch in batches_of(data, 60):
         moved = np.concatenate([batch.inputs.values[:1, 0], batch.targets[0]])
         start = next(i for i in range(5) if (batch.inputs.resets[0, i]))
-        by = int(np.flatnonzero(batch.inputs.values[0].any(0))[0]) - lowest
+        by = int(np.flatnonzero(batch.inputs.values[0].any(0))[0]) - low
         assert (batch.inputs.values[0, start] == np.roll(edge[0], by)).all()
         assert {row.tobytes() for row in moved.astype(np.uint8)} <= {row.tobytes() for row in np.roll(edge, by, axis=1)}
         seen.add(by)
-    assert seen == set(range(-min(5, lowest), 6))
+    assert seen == reach
     assert any('do not compare' in line for line in data.look)
 
 
