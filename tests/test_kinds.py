@@ -1,0 +1,145 @@
+"""What holds for every kind of data: one door, every cell, parts of a file, predictions that are those of the test."""
+
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import fitting, predict
+from seqjax.models import CELLS
+from tests.test_fitting import argv_of, rows_of
+
+pytest.importorskip('pandas', reason='files are read by the extra "data"')
+
+QUICK = {'hidden': 4, 'steps': 4, 'every': 2, 'patience': 2, 'replicas': 2, 'batch_size': 4, 'picture': False}
+
+
+def table(path):
+    steps = np.arange(120)
+    rows = [f'{i},{np.sin(i / 3):.6f},{i % 7}' for i in steps]
+    path.write_text('t,wave,day\n' + '\n'.join(rows) + '\n')
+
+
+def archive(path):
+    rng = np.random.default_rng(0)
+    lines = [
+        '@problemName x',
+        '@timeStamps false',
+        '@univariate true',
+        '@equalLength false',
+        '@classLabel true up down',
+    ]
+    for i in range(60):
+        slope = 1 if i % 2 else -1
+        values = slope * np.arange(5 + i % 4) + rng.normal(size=5 + i % 4)
+        lines.append(','.join(f'{x:.4f}' for x in values) + f':{"up" if slope > 0 else "down"}')
+    path.write_text('\n'.join([*lines[:5], '@data', *lines[5:]]) + '\n')
+
+
+def text(path):
+    rng = np.random.default_rng(1)
+    path.write_text(''.join(rng.choice(['the ', 'cat ', 'sat ', 'on ', 'a mat. '], 2000)))
+
+
+def rolls(path):
+    scipy_io = pytest.importorskip('scipy.io')
+    rng = np.random.default_rng(2)
+    cells = {}
+    for name, count in (('traindata', 12), ('validdata', 4), ('testdata', 4)):
+        pieces = np.empty((1, count), object)
+        for i in range(count):
+            pieces[0, i] = (rng.random((10 + i, 88)) < 0.05).astype(np.uint8)
+        cells[name] = pieces
+    scipy_io.savemat(path, cells)
+
+
+# name -> file, its maker, flags
+KINDS = {
+    'forecast': ('waves.csv', table, {'target': 'wave', 'covariates': 'day', 'horizon': 3, 'window': 16}),
+    'classify': ('slopes.ts', archive, {}),
+    'text': ('cats.txt', text, {'window': 16, 'held_out': 400}),
+    'music': ('songs.mat', rolls, {'window': 8}),
+    'digits': ('digits', None, {'test': 100}),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request, in_tmp):
+    """A kind, and the flags of a small run of it."""
+    file, make, flags = KINDS[request.param]
+    if make is not None:
+        make(in_tmp / file)
+    return importlib.import_module(f'experiments.{request.param}').KIND, {**QUICK, **flags, 'data': file}
+
+
+def test_it_learns_and_predicts_what_its_test_said_bit_for_bit(kind, capsys):
+    kind, flags = kind
+    assert kind.main(argv_of(flags | {'workdir': 'w'})) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ' on validation: ' in '\n'.join(lines) and lines[-1].startswith('lstm(4) ')
+    assert predict.main(['--workdir=w', f'--data={flags["data"]}', '--part=test', '--out=p.csv']) == 0
+    own, again = rows_of('w/predictions.csv'), rows_of('p.csv')
+    assert len(own) > 4 and again == own
+    if kind.name != 'text':  # which reads on from what stands before
+        assert predict.main(['--workdir=w', f'--data={flags["data"]}', '--out=all.csv']) == 0
+        shared = [i for i, name in enumerate(own[0]) if name not in ('index', 'piece')]
+        whole = {tuple(row[i] for i in shared) for row in rows_of('all.csv')}
+        assert {tuple(row[i] for i in shared) for row in own} <= whole
+
+
+@pytest.mark.parametrize('cell', CELLS)
+def test_it_takes_every_cell_in_two_layers(kind, cell):
+    kind, flags = kind
+    settings = kind.check(flags | {'cell': cell, 'layers': 2, 'dropout': 0.5, 'input_dropout': 0.1})
+    form = kind.dataset(settings).form
+    assert jax.tree.leaves(form.outputs)[0] >= 1
+    fitting.make_model(form, settings | {'bidirectional': not form.causal})
+
+
+def test_its_recipe_is_json_and_makes_the_same_model(kind):
+    kind, flags = kind
+    settings = kind.check(flags)
+    dataset = kind.dataset(settings)
+    recipe = json.loads(json.dumps(dict(dataset.recipe)))
+    form = kind.form(settings, recipe)
+    for name in ('answer', 'outputs', 'features', 'vocabulary', 'stateful', 'causal'):
+        assert getattr(form, name) == getattr(dataset.form, name), name
+
+
+def test_both_parts_are_read_as_one_is_and_the_test_is_in_neither(kind, in_tmp):
+    """Batches have the same shapes; and the test part of the file may hold anything else."""
+    kind, flags = kind
+    dataset = kind.dataset(kind.check(flags))
+    shapes = [
+        jax.eval_shape(dataset.batch, data, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32))
+        for data in (dataset.data, dataset.both())
+    ]
+    assert shapes[0] == shapes[1]
+    assert sum(x.size for x in jax.tree.leaves(dataset.both())) > sum(x.size for x in jax.tree.leaves(dataset.data))
+
+
+def test_every_flag_has_a_help_and_the_module_shows_how_it_is_run(kind, capsys):
+    kind, _ = kind
+    assert kind.main(['--help']) == 0
+    shown = capsys.readouterr().out
+    for name, flag in kind.FLAGS.items():
+        assert (f'--{name}=(' in shown or f'--[no]{name}' in shown) and len(flag.help) > 5
+    assert set(kind.FLAGS) == set(kind.defaults)
+    assert f'experiments.{kind.name} --data=' in importlib.import_module(f'experiments.{kind.name}').__doc__
+
+
+def test_a_run_of_another_kind_reads_no_such_file(kind, capsys):
+    """In one sentence: what the file is, or is not."""
+    kind, flags = kind
+    assert kind.main(argv_of(flags | {'workdir': 'w'})) == 0
+    for other, (file, make, _) in KINDS.items():
+        if other != kind.name and make is not None:
+            make(importlib.import_module('pathlib').Path(file))
+            if (kind.name, other) in {('text', 'forecast'), ('text', 'classify')}:
+                continue  # which are texts, too
+            capsys.readouterr()
+            code = predict.main(['--workdir=w', f'--data={file}'])
+            error = capsys.readouterr().err
+            assert code == 2 and error.count('\n') == 1 and file in error, (other, error)
