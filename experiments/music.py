@@ -1,4 +1,12 @@
-"""Piano rolls: the next frame is forecast from those before."""
+"""Piano rolls: the notes of the next frame, from all frames before it.
+
+    python -m experiments.music --data=JSB_Chorales.mat --flagfile=experiments/flags/jsb.flags
+    python -m experiments.predict --workdir=runs/music/lstm --data=JSB_Chorales.mat --part=test --out=frames.csv
+
+The file has three cell arrays of pieces [T, 88], 0 or 1 for each key of a piano: traindata, validdata, testdata. The
+score is the negative log-likelihood in nats of a frame, the sum over its 88 notes; the mean is over the frames t = 2..T
+of all pieces of a part, so that a long piece counts for more than a short one.
+"""
 
 from __future__ import annotations
 
