@@ -139,7 +139,10 @@ case "${1:-}" in
     grep -qs __main__ "$root/experiments/$1.py" || fail "there is no experiment $1; there are: $(
       cd "$root/experiments" && grep -l __main__ *.py | sed 's/\.py$//' | paste -sd' ' -
     )"
-    set_up plots
+    case "$1" in
+      forecast | classify | text | music | digits | predict) set_up plots,data ;; # which read files of many formats
+      *) set_up plots ;;
+    esac
     exec "$root/.venv/bin/python" -m "experiments.$1" "${@:2}" # in this process, which signals reach
     ;;
 esac

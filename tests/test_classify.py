@@ -405,7 +405,7 @@ def test_steps_that_come_one_at_a_time_end_where_the_whole_series_does(trained, 
     [
         ([], '--data is missing'),
         (['--data=none.ts'], 'none.ts cannot be read'),
-        (['--data=none:none.ts'], 'no installed package none'),
+        (['--data=none:none.ts'], 'none is not installed: name a file'),
         (['--data=x.ts', '--missing=fill'], 'must be one of refuse, mask'),
         (['--data=x.ts', '--test_data=cut.ts'], 'cut.ts, line 3 ends with'),
         (['--data=x.ts', '--validation=0'], 'must be a number over 0 and at most 1'),

@@ -265,7 +265,7 @@ def test_a_file_in_a_package_is_named_by_both(tmp_path, monkeypatch):
     assert extra.locate('seqjax:readers/extra.py').read_text().startswith('"""Libraries')
     assert extra.locate('some/where.csv').parts == ('some', 'where.csv')
     assert extra.locate(r'C:\x.csv').name.endswith('x.csv')
-    for path, words in (('nopackage_:x.csv', 'no installed package nopackage_'), ('seqjax:x.csv', 'has no file x.csv')):
+    for path, words in (('nopackage_:x.csv', 'nopackage_ is not installed'), ('seqjax:x.csv', 'has no file x.csv')):
         with pytest.raises(UserError, match=words):
             extra.locate(path)
     monkeypatch.chdir(tmp_path)

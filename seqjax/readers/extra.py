@@ -42,7 +42,9 @@ def locate(path: str) -> Path:
         spec = None
     places = list(spec.submodule_search_locations or ()) if spec else []
     if not places:
-        raise UserError(f'{path}: there is no file of this name, and no installed package {package}')
+        raise UserError(
+            f'{path}: there is no file of this name, and {package} is not installed: name a file, or install it'
+        )
     for place in places:
         if (Path(place) / inside).exists():
             return Path(place) / inside
