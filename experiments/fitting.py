@@ -45,7 +45,7 @@ MODEL = {
 TRAINING = {
     'compare': Flag(Many(Choice(*CELLS)), 'train each of these cells, and put them in one table'),
     'batch_size': Flag(Whole(1), 'sequences in a training step'),
-    'steps': Flag(Whole(1), 'training steps at most'),
+    'steps': Flag(Whole(1), 'training steps at most; the last look comes at a multiple of --every'),
     'every': Flag(
         Whole(1), f'steps between two looks at the validation part; an epoch by default, and {MOST_EVERY} at most'
     ),
@@ -285,8 +285,8 @@ class Kind:
         self, dataset: Dataset, model: nn.Module, settings: dict[str, Any], folder: files.Workdir
     ) -> tuple[Fit, int]:
         """Trains every seed, and tells the steps between two looks."""
-        every = settings['every'] or min(dataset.epoch, MOST_EVERY, settings['steps'])
-        steps = -(-settings['steps'] // every) * every
+        every = min(settings['every'] or min(dataset.epoch, MOST_EVERY), settings['steps'])
+        steps = settings['steps'] // every * every
         watch = Watch(every, settings['patience'])
         evals = {watch.split: dataset.validation}
         task = Task(model, dataset.score, dataset.batch, dataset.data, evals, watch)

@@ -107,6 +107,13 @@ def test_a_file_that_changed_since_is_no_run_to_go_on_with(trained, finished, mo
     assert KIND.run(**QUICK, workdir='w', overwrite=True)
 
 
+@pytest.mark.parametrize(('steps', 'every', 'looks'), [(11, 4, [4, 8]), (3, 50, [3]), (9, None, [4, 8])])
+def test_no_more_steps_are_taken_than_were_asked_for(data, steps, every, looks):
+    """The kind of the tests has an epoch of 4."""
+    KIND.run(**QUICK | {'steps': steps, 'every': every, 'replicas': 1}, workdir='w')
+    assert [int(row[1]) for row in rows_of('w/looks.csv')[1:]] == looks
+
+
 def test_cells_are_compared_over_the_same_seeds(data, capsys):
     settings = QUICK | {'compare': 'lstm,gru', 'workdir': 'w', 'steps': 8}
     assert KIND.main(argv_of(settings)) == 0
