@@ -70,6 +70,15 @@ DEFAULTS = {
 }
 
 
+class Sampling(NamedTuple):
+    """How texts go on from a prompt."""
+
+    length: int  # tokens
+    temperature: float
+    samples: int  # texts
+    seed: int  # of what is drawn
+
+
 class Result(NamedTuple):
     """What a cell has made of the test part."""
 
@@ -169,11 +178,7 @@ class Kind:
         model: nn.Module,
         best: Best,
         prompt: str,
-        *,
-        length: int,
-        temperature: float,
-        samples: int,
-        seed: int,
+        how: Sampling,
     ) -> list[str]:
         """Texts that go on from a prompt."""
         raise UserError(f'--prompt is for a model of text, and this one is of {self.name}')

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import fitting, launch
-from experiments.fitting import Kind
+from experiments.fitting import Kind, Sampling
 from experiments.launch import Choice, Flag, Place, Positive, Switch, Whole
 from seqjax import files, fit
 from seqjax.dataset import SPLITS, Form, Stream
@@ -33,7 +33,6 @@ from seqjax.task import Best
 
 NAME = 'predict'
 ALL = 'all'
-SAMPLING = ('length', 'temperature', 'samples')  # flags that are of --prompt alone
 
 FLAGS = {
     'workdir': Flag(Place(), 'the folder of a finished run'),
@@ -229,10 +228,8 @@ def answers_to(found: Model, stream: Stream, lines: Iterable[str]) -> Iterator[S
 
 
 def _write(found: Model, settings: Mapping[str, Any]) -> None:
-    how = {name: settings[name] for name in SAMPLING}
-    texts = found.kind.write(
-        found.settings, found.recipe, found.model, found.best, settings['prompt'], **how, seed=settings['draw']
-    )
+    how = Sampling(settings['length'], settings['temperature'], settings['samples'], settings['draw'])
+    texts = found.kind.write(found.settings, found.recipe, found.model, found.best, settings['prompt'], how)
     for text in texts:
         print(text + '\n')
 

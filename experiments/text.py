@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from experiments import launch
-from experiments.fitting import Kind
+from experiments.fitting import Kind, Sampling
 from experiments.launch import Choice, Flag, Share, Whole
 from seqjax.dataset import Dataset, Form, Stream, Unseen
 from seqjax.datasets import text as datasets
@@ -119,13 +119,9 @@ class Language(Kind):
         model: nn.Module,
         best: Best,
         prompt: str,
-        *,
-        length: int,
-        temperature: float,
-        samples: int,
-        seed: int,
+        how: Sampling,
     ) -> list[str]:
-        """Texts that begin with the prompt, each with `length` tokens more.
+        """Texts that begin with the prompt, each with `how.length` tokens more.
 
         Raises:
           UserError: the prompt is empty, or has a token that the model does not know.
@@ -139,9 +135,9 @@ class Language(Kind):
                 f'--prompt has {_named(missing, len(missing))}, which the text that was trained on has not; '
                 'write it without'
             )
-        key, variables = jax.random.key(seed), {'params': best.params, **best.variables}
-        options = {'length': length, 'samples': samples, 'never': vocabulary.unknown}
-        written = datasets.sample(model, variables, tokens, key, temperature, **options)
+        key, variables = jax.random.key(how.seed), {'params': best.params, **best.variables}
+        options = {'length': how.length, 'samples': how.samples, 'never': vocabulary.unknown}
+        written = datasets.sample(model, variables, tokens, key, how.temperature, **options)
         return [vocabulary.decode(np.concatenate([tokens, row])) for row in np.asarray(written)]
 
 
