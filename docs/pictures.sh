@@ -18,3 +18,5 @@ cp runs/1000/temporal_order_6a/curve.png docs/temporal_order.png
 cp runs/1000/compare/curve.png docs/compare.png
 ./run.sh claims --only=modular_arithmetic --workdir=runs/1000/claims --overwrite | tail -n 8
 cp runs/1000/claims/modular_arithmetic/curve.png docs/lengths.png
+./run.sh forecast --flagfile=sunspots --workdir=runs/1000/sunspots --overwrite | tail -n 12 # needs statsmodels
+cp runs/1000/sunspots/curve.png docs/forecast.png

@@ -76,7 +76,8 @@ def refit(plan: host.Plan, found: Fit) -> Fit:
     count, states = len(found.seeds), []
     with report.progress(count * plan.steps, 'seed-step again') as show:
         for group in sweep.groups(found.seeds, sweep.group_width(count)):
-            with plan.leg(group.seeds, {}, place=f'refit_{group}') as leg:
+            # By its steps, too: a run that is asked for more may find that another number of them is best.
+            with plan.leg(group.seeds, {}, place=f'refit_{plan.steps}_{group}') as leg:
                 for part in leg.train():
                     new = len(part.metrics['loss'].total)
                     done = group.first * plan.steps + (part.step + new) * len(group.seeds)
