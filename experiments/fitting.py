@@ -127,8 +127,9 @@ def one_step(form: Form) -> jax.Array:
 
 
 def answering(model: nn.Module, form: Form) -> Callable[[Best, Batch], Arrays]:
-    """(best of one seed, batches [M, B, ...]) -> what it says to them, on the host. Training's test and predictions
-    share it, and so their numbers.
+    """What gives (best of one seed, batches, leaves [M, B, ...]) -> what the model says to them, on the host.
+
+    The test of a run and later predictions share it, and so their numbers.
     """
     task = Task(model, lambda outputs, batch: {}, lambda *_: None)
 
@@ -145,7 +146,7 @@ def answering(model: nn.Module, form: Form) -> Callable[[Best, Batch], Arrays]:
 class Kind:
     """A kind of data, of which a module of this folder makes its experiment: KIND = Classify().
 
-    The methods before `flags` are a kind's own. They raise UserError where a file or a setting is wrong. `settings`
+    The methods before `__init__` are a kind's own. They raise UserError where a file or a setting is wrong. `settings`
     has every flag; `recipe` is what `dataset` left for predictions.
     """
 

@@ -82,11 +82,17 @@ def refit(plan: host.Plan, found: Fit) -> Fit:
                     new = len(part.metrics['loss'].total)
                     done = group.first * plan.steps + (part.step + new) * len(group.seeds)
                     show(done, new * len(group.seeds), f'loss {_median(_values(part)[:, 0]):.4g}')
-                states.append(jax.device_get(plan.kept(leg.state, len(group.seeds))))
-    whole = jax.tree.map(lambda *parts: np.concatenate(parts), *[(x.params, x.variables) for x in states])
-    params, variables = whole[0], {name: x for name, x in whole[1].items() if name != train.CARRY}
+                state = plan.kept(leg.state, len(group.seeds))
+                states.append(_on_host(plan, (state.params, state.variables)))
+    params, variables = jax.tree.map(lambda *parts: np.concatenate(parts), *states)
+    variables = {name: x for name, x in variables.items() if name != train.CARRY}
     best = Best(found.best.value, np.full(count, plan.steps, np.int32), params, variables)
     return found._replace(best=best, resumed=found.resumed)
+
+
+def _on_host(plan: host.Plan, tree: Any) -> Any:
+    """Arrays that may lie on the devices of several processes."""
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=plan.whole)(tree))
 
 
 def _longer(looks: np.ndarray, count: int) -> np.ndarray:
@@ -113,7 +119,7 @@ def _group(plan: host.Plan, group: sweep.Group, seeds: int, show: Callable[[int,
             show(group.first * steps + done * count, new * count, words)
             if over.all():
                 break
-        best = jax.device_get(plan.kept(leg.state, count).best)
+        best = _on_host(plan, plan.kept(leg.state, count).best)
     shown = np.stack(looks, 1) if looks else np.empty((count, 0, len(metrics)), np.float32)
     return Fit(group.seeds, metrics, shown, best, resumed)
 

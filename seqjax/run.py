@@ -384,11 +384,23 @@ def prepare(
         width = width and -(-width // layout.size) * layout.size
         whole, task = layout.whole, layout.task(task)
     if not stream:
-        task = task._replace(data=jax.device_put(task.data, whole))
+        task = task._replace(data=_put(task.data, whole))
     task = task._replace(evals=jax.device_put(task.evals, whole))
     programs = train.compile_programs(task, tx, inputs, chunk=chunk, replicas=width, placement=layout)
     _check_best(saving.best, programs)
     return Plan(task, tx, programs, steps, chunk, workdir, saving, layout, width, time.perf_counter() - start, source)
+
+
+def _put(tree: Arrays, where: jax.sharding.Sharding | None) -> Arrays:
+    """The arrays there; keys as the numbers that they are made of, which alone may go to devices of other processes."""
+
+    def leaf(x):
+        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.device_put(x, where)
+        wrap = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(x))
+        return jax.jit(wrap, out_shardings=where)(jax.device_put(np.asarray(jax.random.key_data(x)), where))
+
+    return jax.tree.map(leaf, tree)
 
 
 def _lay_out(task: Task, devices: str | None, replicas: int | None) -> mesh.Layout | None:

@@ -1,10 +1,11 @@
-"""A kind of data as small as can be, for tests of what all kinds share: does a series begin above 0?"""
+"""A kind of data as small as can be (does a series begin above 0?), and small files for the other ones."""
 
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments import fitting
 from experiments.launch import Flag, Number, Whole
@@ -95,3 +96,45 @@ class Begin(fitting.Kind):
 
 KIND = Begin()
 FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
+
+
+# --- files for the other kinds ---------------------------------------------------------------------
+
+
+def table(path):
+    steps = np.arange(120)
+    rows = [f'{i},{np.sin(i / 3):.6f},{i % 7}' for i in steps]
+    path.write_text('t,wave,day\n' + '\n'.join(rows) + '\n')
+
+
+def archive(path):
+    rng = np.random.default_rng(0)
+    lines = [
+        '@problemName x',
+        '@timeStamps false',
+        '@univariate true',
+        '@equalLength false',
+        '@classLabel true up down',
+    ]
+    for i in range(60):
+        slope = 1 if i % 2 else -1
+        values = slope * np.arange(5 + i % 4) + rng.normal(size=5 + i % 4)
+        lines.append(','.join(f'{x:.4f}' for x in values) + f':{"up" if slope > 0 else "down"}')
+    path.write_text('\n'.join([*lines[:5], '@data', *lines[5:]]) + '\n')
+
+
+def text(path):
+    rng = np.random.default_rng(1)
+    path.write_text(''.join(rng.choice(['the ', 'cat ', 'sat ', 'on ', 'a mat. '], 2000)))
+
+
+def rolls(path):
+    scipy_io = pytest.importorskip('scipy.io')
+    rng = np.random.default_rng(2)
+    cells = {}
+    for name, count in (('traindata', 12), ('validdata', 4), ('testdata', 4)):
+        pieces = np.empty((1, count), object)
+        for i in range(count):
+            pieces[0, i] = (rng.random((10 + i, 88)) < 0.05).astype(np.uint8)
+        cells[name] = pieces
+    scipy_io.savemat(path, cells)

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import fitting, predict
 from seqjax.models import CELLS
+from tests import kinds
 from tests.test_fitting import argv_of, rows_of
 
 pytest.importorskip('pandas', reason='files are read by the extra "data"')
@@ -16,51 +17,12 @@ pytest.importorskip('pandas', reason='files are read by the extra "data"')
 QUICK = {'hidden': 4, 'steps': 4, 'every': 2, 'patience': 2, 'replicas': 2, 'batch_size': 4, 'picture': False}
 
 
-def table(path):
-    steps = np.arange(120)
-    rows = [f'{i},{np.sin(i / 3):.6f},{i % 7}' for i in steps]
-    path.write_text('t,wave,day\n' + '\n'.join(rows) + '\n')
-
-
-def archive(path):
-    rng = np.random.default_rng(0)
-    lines = [
-        '@problemName x',
-        '@timeStamps false',
-        '@univariate true',
-        '@equalLength false',
-        '@classLabel true up down',
-    ]
-    for i in range(60):
-        slope = 1 if i % 2 else -1
-        values = slope * np.arange(5 + i % 4) + rng.normal(size=5 + i % 4)
-        lines.append(','.join(f'{x:.4f}' for x in values) + f':{"up" if slope > 0 else "down"}')
-    path.write_text('\n'.join([*lines[:5], '@data', *lines[5:]]) + '\n')
-
-
-def text(path):
-    rng = np.random.default_rng(1)
-    path.write_text(''.join(rng.choice(['the ', 'cat ', 'sat ', 'on ', 'a mat. '], 2000)))
-
-
-def rolls(path):
-    scipy_io = pytest.importorskip('scipy.io')
-    rng = np.random.default_rng(2)
-    cells = {}
-    for name, count in (('traindata', 12), ('validdata', 4), ('testdata', 4)):
-        pieces = np.empty((1, count), object)
-        for i in range(count):
-            pieces[0, i] = (rng.random((10 + i, 88)) < 0.05).astype(np.uint8)
-        cells[name] = pieces
-    scipy_io.savemat(path, cells)
-
-
 # name -> file, its maker, flags
 KINDS = {
-    'forecast': ('waves.csv', table, {'target': 'wave', 'covariates': 'day', 'horizon': 3, 'window': 16}),
-    'classify': ('slopes.ts', archive, {}),
-    'text': ('cats.txt', text, {'window': 16, 'held_out': 400}),
-    'music': ('songs.mat', rolls, {'window': 8}),
+    'forecast': ('waves.csv', kinds.table, {'target': 'wave', 'covariates': 'day', 'horizon': 3, 'window': 16}),
+    'classify': ('slopes.ts', kinds.archive, {}),
+    'text': ('cats.txt', kinds.text, {'window': 16, 'held_out': 400}),
+    'music': ('songs.mat', kinds.rolls, {'window': 8}),
     'digits': ('digits', None, {'test': 100}),
 }
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import echo, temporal_order
+from experiments import classify, echo, temporal_order
 from seqjax import processes
+from tests import kinds
 
 ROOT = Path(__file__).parent.parent
 RUN = {'cell': 'simple', 'hidden': 4, 'window': 6, 'batch_size': 8, 'length': 400, 'picture': False}
@@ -88,6 +89,20 @@ def test_the_seeds_of_a_study_over_two_processes_are_those_of_one(tmp_path):
     np.testing.assert_allclose(shared.looks, straight.looks, rtol=1e-5)
     for one, other in zip(shared.seeds, straight.seeds, strict=True):
         assert one.test == pytest.approx(other.test, rel=1e-5)
+
+
+def test_a_file_that_two_processes_learn_from_gives_what_it_gives_one(tmp_path):
+    """The key that orders the epochs goes to the devices of both; and training anew on both parts does."""
+    pytest.importorskip('sklearn', reason='a baseline needs scikit-learn (the extra "data")')
+    kinds.archive(tmp_path / 's.ts')
+    flags = {'data': str(tmp_path / 's.ts'), 'hidden': 4, 'steps': 16, 'replicas': 3, 'batch_size': 8, 'refit': True}
+    words = [*(f'--{name}={value}' for name, value in flags.items()), '--nopicture']
+    codes, outputs = ended(list(start(tmp_path / 'two', 2, experiment='classify', always=words)))
+    assert codes == [0, 0], outputs
+    classify.run(**flags, picture=False, workdir=str(tmp_path / 'one'))
+    with np.load(tmp_path / 'one/models.npz') as one, np.load(tmp_path / 'two/models.npz') as two:
+        for name in one:
+            np.testing.assert_allclose(one[name], two[name], rtol=1e-5, atol=1e-6)
 
 
 def test_replicas_over_two_processes_are_those_of_one(tmp_path):
