@@ -131,11 +131,12 @@ REFUSED = {
     'open quote': ('a,b\n1,2\n"4,5\n', {}, 'is no table|no number'),
     'no id': ('who,a\nx,1\n,2\n', {'id': 'who'}, "row 2 has no id in column 'who'"),
     'no date': ('day,a\n2020,1\n,2\n', {'date': 'day'}, "row 2 has no date in column 'day'"),
+    'numbers': ('day,a\n0,1\n1,2\n', {'date': 'day'}, "'0', which is no date; leave out --date where rows are only"),
     'a word': ('day,a\n2020-01-01,1\nsoon,2\n', {'date': 'day'}, "row 2, column 'day' holds 'soon', which is no date"),
     'other order': (
         'day,a\n12/01/2020,1\n13/01/2020,2\n',
         {'date': 'day'},
-        "'13/01/2020', which is no date as the first",
+        "'13/01/2020', which is no date as in row 1;",
     ),
     'same date': ('day,a\n2020-01-01,1\n2020-01-01,2\n', {'date': 'day'}, 'rows 1 and 2 have the same date 2020-01-01'),
     'unsorted': (
