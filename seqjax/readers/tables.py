@@ -455,7 +455,8 @@ def _dates(path: Path, first: int, column: Any, source: Any) -> np.ndarray:
             word, row = text.iloc[_place(bad)], first + _place(bad)
             which = 'no date; leave out --date where rows are only numbered, or' if row == 1 else 'no date as in row 1;'
             raise UserError(
-                f'{path}: row {row}, column {column.name!r} holds {word[:80]!r}, which is {which} write all as YYYY-MM-DD'
+                f'{path}: row {row}, column {column.name!r} holds {word[:80]!r}, which is {which} write all as '
+                'YYYY-MM-DD'
             )
         column = found
     if getattr(column.dtype, 'tz', None) is not None:
