@@ -24,7 +24,7 @@ def write(path, *, length=60, missing=0.0, names='ab'):
         values = rng.normal(size=(length, 2)).cumsum(0).round(3)
         for step, (x, z) in enumerate(values):
             shown = '' if rng.random() < missing else x
-            lines.append(f'{np.datetime64("2020-01-01") + step},{who},{shown},{z}')
+            lines.append(f'{np.datetime64("2020-01-01") + np.timedelta64(step, "D")},{who},{shown},{z}')
     path.write_text('\n'.join(lines) + '\n')
     return lines
 

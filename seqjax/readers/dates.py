@@ -62,8 +62,8 @@ class Pace(NamedTuple):
             return date + ahead * np.timedelta64(self.count, 'us')
         month = date.astype('datetime64[M]')
         within = date - month.astype(MICRO)
-        months = month + ahead * self.count
-        last = (months + 1).astype('datetime64[D]').astype(MICRO) - np.timedelta64(1, 'D')
+        months = month + ahead * np.timedelta64(self.count, 'M')
+        last = _last_days(months).astype(MICRO)
         if self.unit == 'ends of months':
             return last + within % np.timedelta64(1, 'D')
         return np.minimum(months.astype(MICRO) + within, last + within % np.timedelta64(1, 'D'))
@@ -76,12 +76,17 @@ def pace(dates: np.ndarray) -> Pace:
     if (steps > 0).all():  # a row a month at most
         if len(np.unique(dates - months.astype(MICRO))) == 1:
             return Pace('months', _commonest(steps))
-        if (days == (months + 1).astype('datetime64[D]') - 1).all():
+        if (days == _last_days(months)).all():
             return Pace('ends of months', _commonest(steps))
     gap = _commonest(np.diff(dates).astype(int))
     if gap == 86_400_000_000 and len(dates) > 7 and np.is_busday(days).all():
         return Pace('weekdays', 1)
     return Pace('microseconds', gap)
+
+
+def _last_days(months: np.ndarray) -> np.ndarray:
+    """The last day of each month."""
+    return (months + np.timedelta64(1, 'M')).astype('datetime64[D]') - np.timedelta64(1, 'D')
 
 
 def gaps(dates: np.ndarray, found: Pace) -> np.ndarray:

@@ -478,7 +478,7 @@ def _check_dates(path: Path, series: Series, columns: Columns) -> None:
     """Raises UserError where a date is not after the one before it."""
     if series.dates is None or len(series.dates) < 2:
         return
-    late = np.diff(series.dates) <= np.timedelta64(0)
+    late = np.diff(series.dates) <= np.timedelta64(0, 'us')
     if not late.any():
         return
     place = _place(late)
