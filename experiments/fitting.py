@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments import launch, study
 from experiments.launch import Choice, Flag, Fraction, Many, Place, Switch, Whole
-from seqjax import files, fit, mesh, processes, report, sweep, train, verdict
+from seqjax import checkpoint, files, fit, mesh, processes, report, sweep, train, verdict
 from seqjax import run as host
 from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Unseen
 from seqjax.files import UserError
@@ -349,14 +349,10 @@ def fingerprint(dataset: Dataset) -> str:
     """Of all that a run learns from and is tested on: a run does not go on with a file that was changed."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves((dataset.data, dataset.validation, dataset.test.batches)):
-        array = np.ascontiguousarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        array = np.ascontiguousarray(jax.random.key_data(leaf) if checkpoint.is_key(leaf) else leaf)
         digest.update(f'{array.shape}{array.dtype}'.encode())
         digest.update(array.view(np.uint8).data if array.size else b'')
     return digest.hexdigest()
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _refuse_other_data(folder: files.Workdir, summary: Mapping[str, Any], data: str) -> None:
@@ -369,14 +365,10 @@ def _refuse_other_data(folder: files.Workdir, summary: Mapping[str, Any], data: 
 
 def first_scores(dataset: Dataset) -> list[str]:
     """What the baselines reach on validation."""
-    values = baseline_values(dataset, 'validation')
+    values = {name: _value(dataset.measure, score('validation')) for name, score in dataset.baselines.items()}
     told = ', '.join(f'{name} {value:{dataset.measure.spec}}' for name, value in values.items())
     unit = f' ({dataset.measure.unit})' if dataset.measure.unit else ''
     return [f'{dataset.measure.name}{unit} on validation: {told}']
-
-
-def baseline_values(dataset: Dataset, split: str) -> dict[str, float]:
-    return {name: _value(dataset.measure, score(split)) for name, score in dataset.baselines.items()}
 
 
 def _value(measure: Measure, items: Items) -> float:

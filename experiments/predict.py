@@ -151,7 +151,7 @@ def _file(found: Model, settings: Mapping[str, Any]) -> None:
     lines = [*unseen.look, *unseen.tell(answers), f'predicted by seed {found.seed} of {settings["workdir"]}']
     if settings['out'] is None:
         print(*lines, sep='\n', file=sys.stderr)
-        _table(sys.stdout, columns, rows)
+        files.write_rows(sys.stdout, columns, rows)
         return
     target = files.expand('out', settings['out'])
     if target.exists() and not settings['overwrite']:
@@ -163,18 +163,12 @@ def _file(found: Model, settings: Mapping[str, Any]) -> None:
 def _written(target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     def write(path):
         with path.open('w', newline='', encoding='utf-8') as file:
-            _table(file, columns, rows)
+            files.write_rows(file, columns, rows)
 
     try:
         files.replace(target, write)
     except OSError as error:
         raise UserError(f'--out={target} cannot be written ({error.strerror or error}); choose another') from error
-
-
-def _table(file: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    table = csv.writer(file, lineterminator='\n')
-    table.writerow(columns)
-    table.writerows(rows)
 
 
 # --- one observation after the other ---------------------------------------------------------------

@@ -69,7 +69,8 @@ def versions() -> dict[str, str]:
 # --- the State as Orbax takes it -------------------------------------------------------------------
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether an array is of keys, which are neither saved nor spread as they are."""
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -93,7 +94,7 @@ def _plain(state: State) -> dict[str, Any]:
     """Keys as numbers, and nothing in place of arrays without elements, which Orbax refuses."""
 
     def leaf(x):
-        return None if 0 in x.shape else jax.random.key_data(x) if _is_key(x) else x
+        return None if 0 in x.shape else jax.random.key_data(x) if is_key(x) else x
 
     return jax.tree.map(leaf, state)._asdict()
 
@@ -246,7 +247,7 @@ def with_keys(state: State, like: State) -> State:
     """A State as it was read, with keys for their numbers. For compiled code: where it goes, it may be spread."""
 
     def leaf(x, want):
-        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(jnp.empty((), want.dtype))) if _is_key(want) else x
+        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(jnp.empty((), want.dtype))) if is_key(want) else x
 
     return jax.tree.map(leaf, state, like)
 

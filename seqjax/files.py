@@ -463,11 +463,16 @@ def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Itera
 
     def write(path):
         with path.open('w', newline='', encoding='utf-8') as file:
-            table = csv.writer(file, lineterminator='\n')
-            table.writerow(columns)
-            table.writerows(rows)
+            write_rows(file, columns, rows)
 
     workdir.write(name, write)
+
+
+def write_rows(file: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """CSV with a header, into an open file."""
+    table = csv.writer(file, lineterminator='\n')
+    table.writerow(columns)
+    table.writerows(rows)
 
 
 def write_picture(workdir: Workdir, figure: Any, name: str = CURVE) -> None:

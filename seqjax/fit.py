@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,17 +181,3 @@ def read_models(path: Path, like: Mapping[str, Any]) -> tuple[np.ndarray, Best]:
         return held['seeds'], Best(
             held['value'], held['step'], **jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         )
-
-
-def read_looks(folder: files.Workdir, metrics: Sequence[str], seeds: np.ndarray, every: int) -> np.ndarray:
-    """[R, looks, metrics] as `write_looks` left them."""
-    places, path = {int(seed): i for i, seed in enumerate(seeds)}, folder.file(TABLE)
-    with files.reading(path), path.open(newline='', encoding='utf-8') as lines:
-        table = csv.reader(lines)
-        if next(table, []) != ['seed', 'step', *metrics]:
-            raise ValueError('the columns are not those of the run')
-        rows = [(places[int(row[0])], int(row[1]) // every - 1, list(map(float, row[2:]))) for row in table]
-        looks = np.full((len(seeds), max(row[1] for row in rows) + 1, len(metrics)), np.nan, np.float32)
-        for place, look, values in rows:
-            looks[place, look] = values
-    return looks

@@ -395,7 +395,7 @@ def _put(tree: Arrays, where: jax.sharding.Sharding | None) -> Arrays:
     """The arrays there; keys as the numbers that they are made of, which alone may go to devices of other processes."""
 
     def leaf(x):
-        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if not checkpoint.is_key(x):
             return jax.device_put(x, where)
         wrap = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(x))
         return jax.jit(wrap, out_shardings=where)(jax.device_put(np.asarray(jax.random.key_data(x)), where))

@@ -196,11 +196,6 @@ def over_batches(task: Task, state: State, batches: Batch, f: Callable[[Arrays, 
     return jax.lax.scan(one, carry, batches)[1]
 
 
-def at_best(state: State) -> State:
-    """The State with the parameters of its best look, where the task watches for it."""
-    return state._replace(params=state.best.params, variables=state.best.variables)
-
-
 def over(watch: Watch, state: State) -> jax.Array:
     """Whether as many looks as its patience allows went by without a better one; [], or [R] with replicas."""
     return state.step - state.best.step >= watch.patience * watch.every

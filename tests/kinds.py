@@ -98,6 +98,21 @@ KIND = Begin()
 FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
 
 
+# --- what the tests of several kinds ask ------------------------------------------------------------
+
+
+def same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def refused(words, action):
+    with pytest.raises(UserError) as caught:
+        action()
+    assert words in str(caught.value) and '\n' not in str(caught.value), caught.value
+
+
 # --- files for the other kinds ---------------------------------------------------------------------
 
 

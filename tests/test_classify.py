@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from experiments import classify as command
 from experiments import predict
 from seqjax.datasets import classify, labelled_series
-from seqjax.files import UserError
 from seqjax.problem import classification
 from seqjax.readers.archive import UNKNOWN, Series
 from seqjax.task import Batch
+from tests.kinds import refused, same
 
 NAN = np.nan
 OPTIONS = {
@@ -50,18 +50,6 @@ def write(file, series, labelled=True):
 
 def make(series, test=None, **options):
     return labelled_series.dataset('x.ts', series, test, **{**OPTIONS, **options})
-
-
-def same(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape and np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-def refused(words, action):
-    with pytest.raises(UserError) as caught:
-        action()
-    assert words in str(caught.value) and '\n' not in str(caught.value), caught.value
 
 
 # --- what sequences with a class share -------------------------------------------------------------

@@ -14,8 +14,8 @@ import pytest
 from experiments import digits as command
 from experiments import predict
 from seqjax.datasets import digits
-from seqjax.files import UserError
 from seqjax.readers.images import Images
+from tests.kinds import refused, same
 
 OPTIONS = {
     **{'test_count': 10, 'validation_share': 0.25, 'order': 'rows', 'permute': False},
@@ -39,17 +39,6 @@ def idx(values):
 
 def make(images, test=None, **options):
     return digits.dataset('x', images, test, **{**OPTIONS, **options})
-
-
-def same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape and np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-def refused(words, action):
-    with pytest.raises(UserError) as caught:
-        action()
-    assert words in str(caught.value) and '\n' not in str(caught.value), caught.value
 
 
 def test_the_last_images_are_the_test_and_those_before_them_validate():
