@@ -1,0 +1,119 @@
+"""What the peers on JAX share: all but the layer itself, and where its arrays lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.peers import cases
+from experiments.peers.cases import Case
+
+
+class Work(NamedTuple):
+    """Something to be measured, compiled and warm."""
+
+    call: Callable[[], Any]  # returns when it is done
+    results: Callable[[], Mapping[str, Any]]  # by the names and in the shapes that all libraries share
+    temporaries: int | None = None  # bytes of memory beside arguments and results; None where that is not known
+
+
+class Layer(NamedTuple):
+    """An LSTM layer as pure functions of a library's own parameters."""
+
+    params: Any
+    apply: Callable[[Any, jax.Array], jax.Array]  # params, inputs [B, T, F] -> outputs [B, T, H]
+    step: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]  # params, carry, [B, F] -> carry, outputs [B, H]
+    carry: Any  # with which a stream begins
+    shared: Callable[[Any], Mapping[str, Any]]  # parameters or their gradients -> as `cases.Arrays.weights` has them
+
+
+class JaxPeer:
+    """A library on JAX; `layer` is what tells one from another."""
+
+    def layer(self, case: Case, weights: Mapping[str, np.ndarray]) -> Layer:
+        """The layer of a case with these weights."""
+        raise NotImplementedError
+
+    def places(self, rows: int) -> tuple[Any, Any]:
+        """Where the rows of a batch lie, and where what all rows share; None leaves it to JAX."""
+        del rows
+        return None, None
+
+    def _arrays(self, case: Case) -> tuple[Layer, Any, jax.Array, jax.Array]:
+        """The layer, its parameters, the inputs and the targets, each in its place."""
+        given = cases.arrays(case)
+        layer = self.layer(case, given.weights)
+        rows, whole = self.places(case.batch)
+        return layer, jax.device_put(layer.params, whole), *jax.device_put((given.inputs, given.targets), rows)
+
+    def forward(self, *sizes: int) -> Work:
+        """All outputs of a case."""
+        layer, params, inputs, _ = self._arrays(Case(*sizes))
+        program = jax.jit(layer.apply).lower(params, inputs).compile()
+        return Work(
+            lambda: jax.block_until_ready(program(params, inputs)), lambda: {'outputs': program(params, inputs)}
+        )
+
+    def _training(self, case: Case) -> tuple[Layer, Any, tuple[Any, ...]]:
+        layer, params, inputs, targets = self._arrays(case)
+
+        def loss(params, inputs, targets):
+            return jnp.mean((layer.apply(params, inputs) - targets) ** 2)
+
+        arguments = (params, inputs, targets)
+        return layer, jax.jit(jax.value_and_grad(loss)).lower(*arguments), arguments
+
+    def training(self, *sizes: int) -> Work:
+        """Forward, backward, and the gradients of the weights, of the mean squared error over all steps of a case."""
+        layer, lowered, arguments = self._training(Case(*sizes))
+        program = lowered.compile()
+
+        def results():
+            loss, grads = program(*arguments)
+            return {'loss': loss, **layer.shared(grads)}
+
+        devices = len(arguments[1].sharding.device_set)  # each has temporaries of its own
+        memory = devices * program.memory_analysis().temp_size_in_bytes
+        return Work(lambda: jax.block_until_ready(program(*arguments)), results, memory)
+
+    def streaming(self, *sizes: int) -> Work:
+        """One step of a stream, whose carry goes into the next."""
+        case = Case(*sizes)
+        given = cases.arrays(case)
+        layer = self.layer(case, given.weights)
+        inputs = jnp.asarray(given.inputs[:, 0])
+        program = jax.jit(layer.step).lower(layer.params, layer.carry, inputs).compile()
+        carry = layer.carry
+
+        def call():
+            nonlocal carry
+            carry, outputs = program(layer.params, carry, inputs)
+            return jax.block_until_ready(outputs)
+
+        def results():
+            second, _ = program(layer.params, layer.carry, inputs)
+            return {'outputs': program(layer.params, second, inputs)[1]}
+
+        return Work(call, results)
+
+    def compiling(self, *sizes: int) -> Work:
+        """What XLA does before the first training step of a case; tracing is not in it."""
+
+        def call():
+            jax.clear_caches()
+            lowered.compile()
+
+        _, lowered, _ = self._training(Case(*sizes))
+        return Work(call, dict)
+
+    def product(self, size: int) -> Work:
+        """A matrix product of size x size, for which a CPU is as fast as it can be."""
+        factor = jnp.asarray(np.random.default_rng(cases.SEED).standard_normal((size, size), np.float32))
+        program = jax.jit(jnp.matmul).lower(factor, factor).compile()
+        return Work(
+            lambda: jax.block_until_ready(program(factor, factor)), lambda: {'product': program(factor, factor)}
+        )
