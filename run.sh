@@ -5,6 +5,7 @@
 #   ./run.sh EXPERIMENT [flags]  python -m experiments.EXPERIMENT [flags]
 #   ./run.sh soak --kills=100    kills runs at random moments, and compares how they end
 #   ./run.sh claims              published results, run again: under two hours (--quick: two minutes)
+#   ./run.sh bench               time and memory beside PyTorch, Flax and Keras: half an hour (--quick: two minutes)
 #   ./run.sh test [arguments]    the tests (arguments go to pytest)
 #   ./run.sh versions            the tests under the oldest and the newest versions, on every Python from 3.11 to 3.13
 #   ./run.sh check               the linter
@@ -119,14 +120,14 @@ find_python() {
 
 case "${1:-}" in
   '' | --*)
-    case " $* " in *' --help '*) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
+    case " $* " in *' --help '*) sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
     set_up plots
     for setup in one_to_one many_to_one many_to_many; do
       experiment td "--flagfile=$root/experiments/flags/$setup.flags" --replicas=100 "$@"
       echo
     done
     ;;
-  help | -h) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
+  help | -h) sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
   test) set_up test; run_tests "$root/.venv/bin/python" "${@:2}" ;;
   versions) test_versions "${@:2}" ;;
   check)
@@ -141,6 +142,7 @@ case "${1:-}" in
     )"
     case "$1" in
       forecast | classify | text | music | digits | predict) set_up plots,data ;; # which read files of many formats
+      bench) set_up plots,bench ;; # beside which it measures
       *) set_up plots ;;
     esac
     exec "$root/.venv/bin/python" -m "experiments.$1" "${@:2}" # in this process, which signals reach

@@ -36,6 +36,7 @@ from experiments.peers.cases import ROWS, STREAMING, TRAINING, Case
 from experiments.peers.client import Client
 from experiments.peers.scores import (
     COLD,
+    COMPILING,
     FLAX,
     KERAS,
     LAYER,
@@ -66,6 +67,7 @@ class Extent(NamedTuple):
     """How much is measured."""
 
     seconds: float  # of a visit
+    rounds: int | None  # of what takes seconds: starting, compiling; as many as of all else by default
     rows: Sequence[Case]
     random: int
     flops: float  # of a random row's training step, at most
@@ -85,12 +87,13 @@ def _growth(steps: Sequence[int], rows: Sequence[int], units: Sequence[int], see
         'growth over B': [Case(n, 64, 8, 64) for n in rows],
         'growth over H': [Case(16, 64, 8, n) for n in units],
         'growth over replicas': [(n, epochs) for n in seeds],
-        'compiling over T': [Case(4, n, 8, 64) for n in steps[::2]],
+        COMPILING: [Case(4, n, 8, 64) for n in sorted({steps[-1], *steps[::2]})],
     }
 
 
 FULL = Extent(
     seconds=0.2,
+    rounds=None,
     rows=ROWS,
     random=6,
     flops=cases.FLOPS,
@@ -107,6 +110,7 @@ FULL = Extent(
 )
 QUICK = Extent(
     seconds=0.05,
+    rounds=1,
     rows=tuple(cases.quick(row) for row in ROWS),
     random=2,
     flops=cases.QUICK_FLOPS,
@@ -263,6 +267,10 @@ class Bench:
             if name in self.settings['parts']:
                 part()
 
+    def rounds(self, slow: bool = False) -> range:
+        """Their numbers, from 1."""
+        return range(1, ((slow and self.extent.rounds) or self.settings['rounds']) + 1)
+
     def all_rows(self) -> None:
         """The usual rows, or those that were asked for, and random ones."""
         asked, count = self.settings['rows'], self.settings['random']
@@ -286,18 +294,17 @@ class Bench:
     def compare(self, sizes: Sequence[int], what: str, peers: Sequence[str]) -> None:
         """One row by several libraries: the same work, the best settings, then the rounds."""
         row, contenders = name_of(sizes), self.contenders(peers)
-        for one in {contender.client: contender for contender in contenders}.values():
-            found = one.client.ask('prepare', name=what, what=what, sizes=list(sizes))['temporaries']
-            if found is not None:
-                self.memory[row, one.peer] = found
+        request = {'do': 'prepare', 'name': what, 'what': what, 'sizes': list(sizes)}
+        for one, reply in client.ask_all({contender.client: request for contender in contenders}).items():
+            if reply['temporaries'] is not None:
+                self.memory[row, one.peer] = reply['temporaries']
         if what != REPLICAS:  # which begin with random numbers of their own
             check_same(contenders, what, row)
-        contenders = self.fastest(contenders, row, what)
-        for turn in range(1, self.settings['rounds'] + 1):
+        prepared, contenders = contenders, self.fastest(contenders, row, what)
+        for turn in self.rounds():
             for n in self.rng.permutation(len(contenders)):
                 self.visit(contenders[n], what, row, what, turn)
-        for waiting in self.clients.values():
-            waiting.ask('forget')
+        client.ask_all({contender.client: {'do': 'forget'} for contender in prepared})
         words = [f'{table.NAMES[c.peer]} {table.span(self.timings.median(row, what, c.peer))}' for c in contenders]
         print(f'{what} {row}: {", ".join(words)}', flush=True)
 
@@ -352,10 +359,10 @@ class Bench:
         """How our times grow; all sizes of a curve are visited in every round."""
         (ours,) = self.contenders([OURS])
         for what, curve in self.extent.growth.items():
-            work = {'growth over replicas': REPLICAS, 'compiling over T': 'compiling'}.get(what, TRAINING)
+            work = {'growth over replicas': REPLICAS, COMPILING: 'compiling'}.get(what, TRAINING)
             for sizes in curve:
                 ours.client.ask('prepare', name=name_of(sizes), what=work, sizes=list(sizes))
-            for turn in range(1, self.settings['rounds'] + 1):
+            for turn in self.rounds(slow=what == COMPILING):
                 for n in self.rng.permutation(len(curve)):
                     self.visit(ours, name_of(curve[n]), name_of(curve[n]), what, turn)
             ours.client.ask('forget')
@@ -367,8 +374,7 @@ class Bench:
             folder = Path(place)
             commands = start_commands(folder, KERAS in self.peers)
             commands[WARM, OURS](0)  # fills the cache
-            rounds = range(1, 2 if self.settings['quick'] else self.settings['rounds'] + 1)
-            for turn in rounds:
+            for turn in self.rounds(slow=True):
                 for n in self.rng.permutation(len(commands)):
                     (what, peer), command = list(commands.items())[n]
                     self.keep(Timing(NOTEBOOK, what, peer, '', turn, seconds_of(command, turn)))
@@ -384,11 +390,11 @@ def check_same(contenders: Sequence[Contender], what: str, row: str) -> None:
     """Raises UserError where two libraries do not compute the same numbers."""
     saved: dict[str, dict[str, np.ndarray]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for contender in {contender.peer: contender for contender in contenders}.values():
-            path = str(Path(folder) / f'{contender.peer}.npz')
-            contender.client.ask('save', name=what, path=path)
+        paths = {one.peer: (one.client, str(Path(folder) / f'{one.peer}.npz')) for one in contenders}
+        client.ask_all({one: {'do': 'save', 'name': what, 'path': path} for one, path in paths.values()})
+        for peer, (_, path) in paths.items():
             with np.load(path) as held:
-                saved[contender.peer] = dict(held)
+                saved[peer] = dict(held)
     for peer, arrays in saved.items():
         cases.check_equal(saved[OURS], arrays, peer, f'{what} {row}')
 

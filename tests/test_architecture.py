@@ -146,7 +146,7 @@ import flax.linen, jax, optax
 from absl import app, flags, logging
 before = set(flags.FLAGS)
 import experiments
-names = [module.name for module in pkgutil.iter_modules(experiments.__path__)]
+names = [module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.ispkg]
 for name in names:
     importlib.import_module(f'experiments.{name}')
 print(' '.join(names))

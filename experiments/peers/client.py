@@ -17,12 +17,14 @@ from seqjax.files import UserError
 ROOT = Path(__file__).parent.parent.parent
 NOT_THEIRS = ('JAX_COMPILATION_CACHE_DIR', 'JAX_NUM_CPU_DEVICES', 'GLIBC_TUNABLES', 'OMP_NUM_THREADS', 'XLA_FLAGS')
 
+PLAIN_ERRORS = {'JAX_TRACEBACK_FILTERING': 'off'}  # the last line of a traceback is then what went wrong
+
 
 def environment(**changes: str) -> dict[str, str]:
     """That of a process to be measured: what this one was told about caches, devices and threads does not reach it."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', '')]))
     kept = {name: value for name, value in os.environ.items() if name not in NOT_THEIRS}
-    return kept | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'} | changes
+    return kept | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu', **PLAIN_ERRORS} | changes
 
 
 class Client:
@@ -40,7 +42,6 @@ class Client:
         )
 
     def __enter__(self) -> Client:
-        self._reply()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,12 +61,17 @@ class Client:
         Raises:
           UserError: the process has ended.
         """
-        with contextlib.suppress(BrokenPipeError):  # its last words are told below
+        self.send(do, **request)
+        return self.reply()
+
+    def send(self, do: str, **request: Any) -> None:
+        """A request alone, so that several workers may be busy at once."""
+        with contextlib.suppress(BrokenPipeError):  # `reply` tells its last words
             self.process.stdin.write(json.dumps({'do': do, **request}) + '\n')
             self.process.stdin.flush()
-        return self._reply()
 
-    def _reply(self) -> dict[str, Any]:
+    def reply(self) -> dict[str, Any]:
+        """What came of the request that was sent; waits for it. Raises UserError where the process has ended."""
         line = self.process.stdout.readline()
         if line:
             return json.loads(line)
@@ -74,3 +80,10 @@ class Client:
         words = self.errors.read().split('\n')
         said = next((line for line in reversed(words) if line.strip()), 'nothing')
         raise UserError(f'the process of {self.peer} ended with {code} and said {said!r}; leave it out with --peers')
+
+
+def ask_all(requests: Mapping[Client, Mapping[str, Any]]) -> dict[Client, dict[str, Any]]:
+    """The replies of several workers that are busy at once: nothing that is timed."""
+    for one, request in requests.items():
+        one.send(**request)
+    return {one: one.reply() for one in requests}

@@ -101,13 +101,12 @@ class JaxPeer:
         return Work(call, results)
 
     def compiling(self, *sizes: int) -> Work:
-        """What XLA does before the first training step of a case; tracing is not in it."""
+        """What is done before the first training step of a case: its arrays are made, its program traced, compiled."""
 
         def call():
             jax.clear_caches()
-            lowered.compile()
+            self._training(Case(*sizes))[1].compile()
 
-        _, lowered, _ = self._training(Case(*sizes))
         return Work(call, dict)
 
     def product(self, size: int) -> Work:

@@ -2,14 +2,14 @@
 
 import os
 
-os.environ['KERAS_BACKEND'] = 'jax'
-
 import numpy as np
-from keras.layers import LSTM, Dense, Input
-from keras.models import Sequential
 
 
 def main() -> None:
+    os.environ['KERAS_BACKEND'] = 'jax'  # read when Keras is imported
+    from keras.layers import LSTM, Dense, Input
+    from keras.models import Sequential
+
     sequence = (np.arange(5) / 5).reshape(1, 5, 1)
     model = Sequential([Input((5, 1)), LSTM(5), Dense(5)])
     model.compile(loss='mean_squared_error', optimizer='adam')

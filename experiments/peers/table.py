@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from experiments.peers import scores
-from experiments.peers.scores import COLD, FLAX, GROWTH, KERAS, LAYER, OURS, REPLICAS, STREAMING, TORCH, WARM, Timings
+from experiments.peers.cases import FORWARD, STREAMING, TRAINING
+from experiments.peers.scores import COLD, FLAX, GROWTH, KERAS, LAYER, OURS, REPLICAS, TORCH, WARM, Timings
 from seqjax import report
 
 NAMES = {OURS: 'seqjax', TORCH: 'PyTorch', FLAX: 'Flax', KERAS: 'Keras'}
@@ -117,11 +118,11 @@ def draw(timings: Timings) -> Any:
     Raises:
       ImportError: matplotlib is not installed.
     """
-    figure, axes = report.new_figure(3, "seqjax's time as a share of others', and how it grows")
-    figure.subplots_adjust(left=0.09, bottom=0.17, wspace=0.34)
-    for axis, what in zip(axes, LAYER, strict=False):
-        _draw_ratios(axis, timings, what)
-    _draw_growth(axes[-1], timings)
+    figure, (left, middle, right) = report.new_figure(3, "seqjax's time as a share of others', and how it grows")
+    figure.subplots_adjust(left=0.07, wspace=0.32)
+    _draw_ratios(left, timings, FORWARD)
+    _draw_ratios(middle, timings, TRAINING)
+    _draw_growth(right, timings)
     return figure
 
 
@@ -137,7 +138,9 @@ def _draw_ratios(axis: Any, timings: Timings, what: str) -> None:
             axis.hlines(places, lows, highs, color=colour, lw=2, alpha=0.5)
             axis.plot(medians, places, 'o', color=colour, markersize=4, label=NAMES[peer])
     axis.axvline(1, color=report.GREY, lw=1, ls=':')
-    axis.set(xscale='log', xlabel=f'{what}: our time / theirs', ylim=(len(rows) - 0.4, -0.6))
+    axis.set(xlabel=f'{what}: our time / theirs', ylim=(len(rows) - 0.4, -0.6))
+    axis.set_xscale('log', base=2)
+    axis.xaxis.set_major_formatter('{x:g}')
     axis.set_yticks(range(len(rows)), rows, fontsize=7)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=9)
@@ -150,6 +153,7 @@ def _draw_growth(axis: Any, timings: Timings) -> None:
         sizes, seconds = timings.curve(what)
         label = f'{what}: {timings.exponent(what):.2f}'
         axis.plot(sizes, seconds, 'o-', color=report.shade(i / max(len(shown) - 1, 1)), markersize=3, label=label)
-    axis.set(xscale='log', yscale='log', xlabel='T, B, H or replicas', ylabel='seconds')
+    scale = 'log' if shown else 'linear'
+    axis.set(xscale=scale, yscale=scale, xlabel='T, B, H or replicas', ylabel='seconds')
     if shown:
         axis.legend(title='exponent', frameon=False, fontsize=8)

@@ -1,4 +1,7 @@
-"""The work by PyTorch: nn.LSTM and autograd."""
+"""The work by PyTorch: nn.LSTM and autograd.
+
+PyTorch is imported where the class is made, which its worker alone does.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from experiments.peers import cases
 from experiments.peers.cases import Case
@@ -16,16 +18,24 @@ from experiments.peers.jaxes import Work
 class Torch:
     """PyTorch."""
 
-    def _layer(self, case: Case, weights: Mapping[str, np.ndarray]) -> torch.nn.LSTM:
-        lstm = torch.nn.LSTM(case.features, case.units, batch_first=True)
-        with torch.no_grad():
-            for name, array in from_shared(weights).items():
-                getattr(lstm, name).copy_(torch.from_numpy(array))
+    def __init__(self) -> None:
+        import torch
+
+        self.torch = torch
+
+    def _layer(self, case: Case, weights: Mapping[str, np.ndarray]) -> Any:
+        lstm = self.torch.nn.LSTM(case.features, case.units, batch_first=True)
+        self._set(lstm, from_shared(weights))
         return lstm
+
+    def _set(self, module: Any, params: Mapping[str, np.ndarray]) -> None:
+        with self.torch.no_grad():
+            for name, array in params.items():
+                getattr(module, name).copy_(self.torch.from_numpy(array))
 
     def forward(self, *sizes: int) -> Work:
         """All outputs of a case."""
-        given = cases.arrays(Case(*sizes))
+        torch, given = self.torch, cases.arrays(Case(*sizes))
         lstm, inputs = self._layer(Case(*sizes), given.weights), torch.from_numpy(given.inputs)
 
         @torch.inference_mode()
@@ -36,7 +46,7 @@ class Torch:
 
     def training(self, *sizes: int) -> Work:
         """Forward, backward, and the gradients of the weights, of the mean squared error over all steps of a case."""
-        given = cases.arrays(Case(*sizes))
+        torch, given = self.torch, cases.arrays(Case(*sizes))
         lstm = self._layer(Case(*sizes), given.weights)
         inputs, targets = torch.from_numpy(given.inputs), torch.from_numpy(given.targets)
 
@@ -55,11 +65,9 @@ class Torch:
     def streaming(self, *sizes: int) -> Work:
         """One step of a stream, whose carry goes into the next."""
         case = Case(*sizes)
-        given = cases.arrays(case)
+        torch, given = self.torch, cases.arrays(case)
         cell, inputs = torch.nn.LSTMCell(case.features, case.units), torch.from_numpy(given.inputs[:, 0])
-        with torch.no_grad():
-            for name, array in from_shared(given.weights).items():
-                getattr(cell, name.removesuffix('_l0')).copy_(torch.from_numpy(array))
+        self._set(cell, {name.removesuffix('_l0'): array for name, array in from_shared(given.weights).items()})
         carry = None
 
         @torch.inference_mode()

@@ -94,7 +94,6 @@ def main(name: str) -> None:
     module, kind = PEERS[name]
     worker = Worker(getattr(importlib.import_module(module), kind)())
     requests = {method: getattr(worker, method) for method in ('prepare', 'measure', 'save', 'forget')}
-    print('{}', file=replies, flush=True)  # ready
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(requests[request.pop('do')](**request)), file=replies, flush=True)

@@ -1,0 +1,273 @@
+"""The benchmark: all libraries do the same work, and made-up times come to the verdicts that they must."""
+
+import csv
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import bench
+from experiments.peers import cases, client, scores, table, worker
+from experiments.peers.cases import FORWARD, ROWS, STREAMING, TRAINING, Case
+from experiments.peers.flaxes import Flax
+from experiments.peers.kerases import Keras
+from experiments.peers.ours import Ours
+from experiments.peers.scores import COMPILING, FLAX, KERAS, OURS, REPLICAS, TORCH, Timing, Timings
+from experiments.peers.torches import Torch
+from seqjax.files import UserError
+
+SMALL = Case(3, 4, 2, 5)
+
+
+# --- the work --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[FLAX, KERAS, TORCH])
+def peer(request):
+    if request.param == TORCH:
+        pytest.importorskip('torch', reason='PyTorch is measured where it is installed')
+        return Torch()
+    if request.param == KERAS:
+        request.getfixturevalue('keras')
+        return Keras()
+    return Flax()
+
+
+@pytest.mark.parametrize('what', [FORWARD, TRAINING, STREAMING])
+def test_a_peer_does_our_work(what, peer):
+    """From the same weights: outputs of all steps; loss and gradients of all weights; the second step of a stream."""
+    sizes = SMALL._replace(steps=1) if what == STREAMING else SMALL
+    with jax.numpy_rank_promotion('allow'):
+        ours, theirs = (getattr(one, what)(*sizes) for one in (Ours(), peer))
+        ours.call(), theirs.call()
+        found = [{name: np.asarray(x) for name, x in work.results().items()} for work in (ours, theirs)]
+    assert found[0].keys() == found[1].keys()
+    assert len(found[0]) == (4 if what == TRAINING else 1)
+    for name, x in found[0].items():
+        assert x.shape == found[1][name].shape
+        np.testing.assert_allclose(x, found[1][name], rtol=1e-4, atol=1e-5, err_msg=name)
+        assert what == TRAINING or x.std() > 0.01
+
+
+def test_other_work_is_refused():
+    """Beyond a ten-thousandth of the largest number; NaN is refused too."""
+    ours = {'outputs': np.array([1.0, -2.0])}
+    cases.check_equal(ours, {'outputs': np.array([1.0, -2.0001])}, 'flax', 'forward 5x5x1x5')
+    for other in ([1.0, -2.001], [np.nan, -2.0]):
+        with pytest.raises(UserError, match='forward 5x5x1x5: outputs of flax differs from ours by'):
+            cases.check_equal(ours, {'outputs': np.array(other)}, 'flax', 'forward 5x5x1x5')
+
+
+@pytest.mark.parametrize('peer', [Ours, Flax])
+def test_replicas_are_trained(peer):
+    """Each call moves the state on; ours in groups as the runs have them."""
+    work = peer().replicas(3, 2)
+    work.call()
+    work.call()
+
+
+def test_a_training_step_knows_its_memory():
+    """The temporaries grow with the steps that the backward pass needs again."""
+    few, many = (Ours().training(*SMALL._replace(steps=steps)).temporaries for steps in (4, 400))
+    assert 0 < few < many
+
+
+def test_a_case_repeats_its_arrays():
+    one, other = cases.arrays(SMALL), cases.arrays(SMALL)
+    assert one.inputs.tobytes() == other.inputs.tobytes() and one.inputs.dtype == one.targets.dtype == np.float32
+    assert {name: (x.shape, x.dtype) for name, x in one.weights.items()} == {
+        'kernel': ((2, 20), np.float32),
+        'recurrent_kernel': ((5, 20), np.float32),
+        'bias': ((20,), np.float32),
+    }
+
+
+def test_random_rows_are_within_their_ranges_and_limits():
+    """The same for the same seed, others for another."""
+    rows = cases.draw(np.random.default_rng(7), 200, cases.FLOPS)
+    for values, (low, high) in zip(np.array(rows).T, cases.RANGES, strict=True):
+        assert low <= values.min() < 3 * low and high / 3 < values.max() <= high
+    assert all(row.flops(TRAINING) <= cases.FLOPS and row.flax_bytes() <= cases.BYTES for row in rows)
+    assert rows == cases.draw(np.random.default_rng(7), 200, cases.FLOPS)
+    assert rows != cases.draw(np.random.default_rng(8), 200, cases.FLOPS)
+
+
+def test_flops_are_those_of_the_matrix_products():
+    assert Case(2, 3, 5, 7).flops(FORWARD) == 2 * 2 * 3 * (5 + 7) * 28
+    assert Case(2, 3, 5, 7).flops(TRAINING) == 3 * Case(2, 3, 5, 7).flops(FORWARD)
+
+
+# --- the processes ---------------------------------------------------------------------------------
+
+
+def test_a_visit_has_as_many_calls_as_its_time_and_at_least_one(monkeypatch):
+    clock = iter(np.arange(0, 100, 0.5))
+    monkeypatch.setattr(worker.time, 'perf_counter', lambda: next(clock))
+    assert worker.timed(lambda: None, 0) == [0.5]
+    assert worker.timed(lambda: None, 1.4) == [0.5] * 3
+
+
+def test_a_worker_that_fails_is_told_with_its_last_words():
+    told = """the process of flax ended with 1 and said "KeyError: 'nothing'"; leave it out with --peers"""
+    with client.Client(FLAX, {}) as one, pytest.raises(UserError, match=told):
+        one.ask('measure', name='nothing', seconds=0, threads=None)
+
+
+def test_a_process_to_be_measured_is_told_nothing_of_ours(monkeypatch):
+    """Neither of a cache, nor of devices, nor of threads; but it finds the code from any folder."""
+    for name in client.NOT_THEIRS:
+        monkeypatch.setenv(name, '1')
+    told = client.environment(GLIBC_TUNABLES='x')
+    assert told['GLIBC_TUNABLES'] == 'x' and not set(client.NOT_THEIRS) & (told.keys() - {'GLIBC_TUNABLES'})
+    assert told['PYTHONPATH'].startswith(str(client.ROOT))
+
+
+# --- the verdicts ----------------------------------------------------------------------------------
+
+ROW = str(ROWS[0])
+
+
+def timed(seconds, row=ROW, what=TRAINING):
+    """peer -> seconds of each round; as Timings."""
+    return [
+        Timing(row, what, peer, '', i + 1, x) for peer, all_rounds in seconds.items() for i, x in enumerate(all_rounds)
+    ]
+
+
+def test_a_ratio_is_of_the_same_round_and_the_pilot_is_left_out():
+    """A machine that slows down for a round slows both: the ratio stays."""
+    times = Timings(timed({OURS: [1, 10, 1], TORCH: [2, 20, 2]}))
+    times.all.insert(0, Timing(ROW, TRAINING, TORCH, 'slow', 0, 99.0))
+    assert times.ratio(ROW, TRAINING, TORCH) == (0.5, 0.5, 0.5)
+    assert times.ratio(ROW, TRAINING, KERAS) is None
+    assert times.setting(ROW, TRAINING, TORCH) == ''
+
+
+@pytest.mark.parametrize(
+    ('ours', 'holds'), [([1.1, 1.2, 1.3], False), ([0.9, 1.2, 1.3], True), ([0.5, 0.6, 0.7], True)]
+)
+def test_slower_is_what_is_slower_in_every_round(ours, holds):
+    gate = scores.not_slower(Timings(timed({OURS: ours, TORCH: [1, 1, 1]})))
+    assert gate.holds is holds and len(gate.failing) == (not holds)
+    assert str(gate).startswith('holds: ' if holds else 'FAILS: ')
+    assert holds or gate.failing == (f'{ROW} training 1.20 (1.10 to 1.30)',)
+
+
+def test_without_peers_nothing_is_judged():
+    times = Timings(timed({OURS: [1, 1, 1]}))
+    assert [gate.holds for gate in scores.gates(times, {(ROW, OURS): 1})] == [None] * 4
+    assert all(str(gate).startswith('not judged: ') for gate in scores.gates(times, {}))
+
+
+@pytest.mark.parametrize(('shares', 'holds'), [([0.6, 0.6, 2.0], True), ([0.6, 0.7, 0.7], False)])
+def test_the_median_row_is_held_against_flax(shares, holds):
+    times = [timed({OURS: [share], FLAX: [1]}, row) for share, row in zip(shares, map(str, ROWS), strict=False)]
+    gate = scores.faster_than_flax(Timings(sum(times, [])))
+    assert gate.holds is holds and len(gate.failing) == (0 if holds else 2)
+
+
+def test_a_fast_forward_pass_hides_no_slow_training_step():
+    times = timed({OURS: [0.1], FLAX: [1]}, what=FORWARD) + timed({OURS: [0.9], FLAX: [1]})
+    gate = scores.faster_than_flax(Timings(times))
+    assert gate.holds is False and gate.failing == (f'{ROW} training 0.90',)
+
+
+def test_memory_is_held_against_flax_in_every_row():
+    memory = {('1x1x1x1', OURS): 10, ('1x1x1x1', FLAX): 10, ('2x2x2x2', OURS): 2_000_000, ('2x2x2x2', FLAX): 1_000_000}
+    assert scores.less_memory(memory).failing == ('2x2x2x2 2 MB for 1',)
+    assert scores.less_memory({key: 10 for key in memory}).holds is True
+
+
+def growth(power, what, row, constant=0.0):
+    sizes = [2**n for n in range(4, 15)]
+    return [timed({OURS: [constant + 1e-6 * size**power]}, row.format(size), what)[0] for size in sizes]
+
+
+@pytest.mark.parametrize(('power', 'holds'), [(0.9, False), (1.0, True), (1.1, False)])
+def test_growth_must_be_linear_over_steps_and_over_replicas(power, holds):
+    steps, replicas = growth(power, 'growth over T', '4x{}x8x64'), growth(1.0, 'growth over replicas', '{}x20')
+    gate = scores.linear(Timings(steps + replicas))
+    assert gate.holds is holds and gate.failing == (() if holds else (f'growth over T {power:.3f}',))
+    assert scores.linear(Timings(steps)).holds is (None if holds else False)  # the other half was not measured
+
+
+def test_an_exponent_is_of_the_upper_points():
+    """What does not grow, here as long as 100 steps take, is felt below them."""
+    times = Timings(growth(1.0, 'growth over T', '4x{}x8x64', constant=1e-4))
+    sizes, seconds = times.curve('growth over T')
+    assert scores.upper(sizes, seconds)[0].tolist() == [1024, 2048, 4096, 8192, 16384]
+    assert times.exponent('growth over T') == pytest.approx(1.0, abs=0.04)
+    assert scores.exponent(sizes, seconds) < 0.9
+
+
+def test_exponents_of_known_powers():
+    sizes = np.array([1.0, 10.0, 100.0])
+    for power in (0.0, 0.5, 2.0):
+        assert scores.exponent(sizes, 3 * sizes**power) == pytest.approx(power)
+
+
+def test_the_tables_say_what_was_measured_and_where_we_lose():
+    rate = Case(*cases.sizes(ROW)).flops(TRAINING) / 0.5  # the products of the row take half a second
+    times = Timings(
+        [
+            Timing('1000', scores.PRODUCT, OURS, '', 1, 2e9 / rate),
+            *timed({OURS: [1, 1, 1], TORCH: [0.5, 0.5, 0.8], FLAX: [4, 4, 4]}),
+            *timed({OURS: [0.1], FLAX: [0.2]}, '1000x20', REPLICAS),
+            *growth(1.0, 'growth over T', '4x{}x8x64'),
+        ]
+    )
+    memory = {(ROW, OURS): 1_000_000, (ROW, FLAX): 2_500_000}
+    text = table.markdown(times, memory, 'A machine.', 'Seed 5.')
+    lines = text.splitlines()
+    assert lines[0] == 'A machine. Seed 5.'
+    assert f'| {ROW} | training | 1 s | 2.00 (1.25 to 2.00) | 0.25 (0.25 to 0.25) | 2.0 |  |' in lines
+    assert f'| {ROW} | 1 | 2.5 |' in lines
+    assert '| 1000x20 | replicas | 100 ms | 0.50 (0.50 to 0.50) |' in lines
+    assert any(line.startswith('| growth over T | 16 to 16,384 | 16 µs to 16.4 ms | 1.000 |') for line in lines)
+    assert f'- slower than PyTorch: {ROW} training 2.00 (1.25 to 2.00)' in lines
+    assert f'- aims for the training step, as shares of PyTorch: {ROW} 2.00 of 0.85 (missed)' in lines
+    assert 'slower than Flax' not in text and 'Keras' not in text
+
+
+# --- the command -----------------------------------------------------------------------------------
+
+
+def test_a_small_run_from_end_to_end(tmp_path, capsys):
+    """One row beside Flax: its files, its table, and the same folder shown again."""
+    how = {'quick': True, 'rows': ['2x3x1x4'], 'peers': [FLAX], 'parts': ['rows'], 'rounds': 2, 'seed': 3}
+    gates = bench.run(workdir=str(tmp_path / 'w'), **how)
+    said = capsys.readouterr().out
+    assert [gate.holds for gate in gates][::3] == [None, None] and gates[1].holds is not None
+    assert {file.name for file in (tmp_path / 'w').iterdir()} == set(bench.FILES)
+    with (tmp_path / 'w' / bench.TIMINGS).open(newline='') as lines:
+        rows = list(csv.DictReader(lines))
+    counts = {(row['row'], row['what'], row['peer'], row['round']) for row in rows if row['what'] != scores.PRODUCT}
+    assert counts == {('2x3x1x4', what, peer, n) for what in (FORWARD, TRAINING) for peer in (OURS, FLAX) for n in '12'}
+    assert all(float(row['seconds']) > 0 for row in rows)
+    text = (tmp_path / 'w' / bench.TEXT).read_text(encoding='utf-8')
+    assert text in said and '--seed=3' in said and 'not judged: no row slower than the best of PyTorch' in text
+    assert bench.run(workdir=str(tmp_path / 'w'), **how) == []
+    assert text in capsys.readouterr().out
+
+
+def test_a_library_that_is_missing_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(bench.importlib.util, 'find_spec', lambda name: None if name == TORCH else name)
+    assert bench.present([TORCH, FLAX]) == [FLAX]
+    assert 'PyTorch is not installed: its columns are left out' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('size', ['5x5x1', '5x5x1x0', '5x5x1x5x5', 'axbxcxd', '05x5x1x5', 5])
+def test_a_row_that_is_none_is_refused(size):
+    with pytest.raises(UserError, match=r'must be BxTxFxH, whole numbers from 1 on, such as 32x100x64x128'):
+        bench.run(rows=[size])
+
+
+def test_both_versions_have_all_parts():
+    """Each curve has at least two points to fit its exponent to, and the quick version the same kinds of rows."""
+    for extent in (bench.FULL, bench.QUICK):
+        assert list(extent.growth) == list(scores.GROWTH) and len(extent.rows) == 6
+        for what, curve in extent.growth.items():
+            sizes = np.array([size[scores.GROWTH[what]] for size in curve], float)
+            assert len(scores.upper(sizes, sizes)[0]) >= 2 and (np.diff(sizes) > 0).all(), what
+    assert bench.FULL.growth['growth over T'][-1].steps == bench.FULL.growth[COMPILING][-1].steps == 16_384
+    assert [row._replace(steps=1) for row in bench.QUICK.rows] == [row._replace(steps=1) for row in ROWS]
