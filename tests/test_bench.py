@@ -60,10 +60,13 @@ def test_other_work_is_refused():
 
 @pytest.mark.parametrize('peer', [Ours, Flax])
 def test_replicas_are_trained(peer):
-    """Each call moves the state on; ours in groups as the runs have them."""
-    work = peer().replicas(3, 2)
-    work.call()
-    work.call()
+    """Each call moves every seed on, from where it was."""
+    work, losses = peer().replicas(3, 100), []
+    for _ in range(3):
+        work.call()
+        losses.append(np.asarray(work.results()['loss']))
+    assert losses[0].shape == (3,) and len(set(losses[0].tolist())) == 3
+    assert (losses[1] < losses[0]).all() and (losses[2] < losses[1]).all()
 
 
 def test_a_training_step_knows_its_memory():

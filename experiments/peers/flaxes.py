@@ -37,13 +37,16 @@ class Flax(JaxPeer):
 
         def init(key):
             params = model.init(key, data.inputs)
-            return params, tx.init(params)
+            return params, tx.init(params), jnp.inf
+
+        def loss(params):
+            return jnp.mean((model.apply(params, data.inputs) - data.targets) ** 2)
 
         def step(state):
-            params, moments = state
-            grads = jax.grad(lambda params: jnp.mean((model.apply(params, data.inputs) - data.targets) ** 2))(params)
+            params, moments, _ = state
+            value, grads = jax.value_and_grad(loss)(params)
             updates, moments = tx.update(grads, moments, params)
-            return optax.apply_updates(params, updates), moments
+            return optax.apply_updates(params, updates), moments, value
 
         states = jax.jit(jax.vmap(init))(jax.random.split(jax.random.key(0), count))
         program = jax.jit(lambda states: jax.lax.fori_loop(0, epochs, lambda _, states: jax.vmap(step)(states), states))
@@ -53,7 +56,7 @@ class Flax(JaxPeer):
             nonlocal states
             states = jax.block_until_ready(program(states))
 
-        return Work(call, dict)
+        return Work(call, lambda: {'loss': states[2]})
 
 
 class Notebook(nn.Module):

@@ -52,10 +52,12 @@ class Ours(JaxPeer):
         programs = train.compile_programs(task, tx, None, chunk=epochs, replicas=width, placement=layout)
         groups = sweep.groups(np.arange(count, dtype=np.uint32), width)
         states = [programs.init(jnp.asarray(sweep.fill(group.seeds, width))) for group in groups]
+        losses = [None] * len(states)
 
         def call():
             for i, state in enumerate(states):
                 states[i], metrics, _ = programs.advance(task.data, task.evals, state, epochs)
-            return jax.block_until_ready((states, metrics))
+                losses[i] = metrics['loss']
+            return jax.block_until_ready((states, losses))
 
-        return Work(call, dict)
+        return Work(call, lambda: {'loss': jnp.concatenate([loss.compute()[-1] for loss in losses])[:count]})

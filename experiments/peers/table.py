@@ -151,7 +151,7 @@ def _draw_growth(axis: Any, timings: Timings) -> None:
     shown = [what for what in GROWTH if timings.exponent(what) is not None]
     for i, what in enumerate(shown):
         sizes, seconds = timings.curve(what)
-        label = f'{what}: {timings.exponent(what):.2f}'
+        label = f'{what}: {round(timings.exponent(what), 2) + 0.0:.2f}'
         axis.plot(sizes, seconds, 'o-', color=report.shade(i / max(len(shown) - 1, 1)), markersize=3, label=label)
     scale = 'log' if shown else 'linear'
     axis.set(xscale=scale, yscale=scale, xlabel='T, B, H or replicas', ylabel='seconds')
