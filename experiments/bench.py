@@ -197,7 +197,8 @@ def _run(settings: dict[str, Any], folder: files.Workdir) -> list[Gate]:
     folder.write_summary(summary)
     with Bench(settings, folder, np.random.default_rng(drawn)) as bench:
         bench.run()
-    origin = f'The median of {settings["rounds"]} rounds; random rows of seed {drawn}; seqjax {seqjax.__version__}.'
+    words = f'Medians of {settings["rounds"]} rounds, with their quartiles; random rows of seed {drawn}'
+    origin = f'{words}; seqjax {seqjax.__version__}.'
     text = table.markdown(bench.timings, bench.memory, machine, origin)
     folder.write(TEXT, lambda path: path.write_text(text + '\n', encoding='utf-8'))
     _write_memory(folder, bench.memory)
@@ -373,11 +374,13 @@ class Bench:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             commands = start_commands(folder, KERAS in self.peers)
-            commands[WARM, OURS](0)  # fills the cache
+            commands[OURS, (WARM,)](0)  # fills the cache
             for turn in self.rounds(slow=True):
                 for n in self.rng.permutation(len(commands)):
-                    (what, peer), command = list(commands.items())[n]
-                    self.keep(Timing(NOTEBOOK, what, peer, '', turn, seconds_of(command, turn)))
+                    (peer, whats), command = list(commands.items())[n]
+                    seconds = seconds_of(command, turn)
+                    for what in whats:
+                        self.keep(Timing(NOTEBOOK, what, peer, '', turn, seconds))
         for what in (WARM, COLD):
             print(f'{what}: seqjax {table.span(self.timings.median(NOTEBOOK, what, OURS))}', flush=True)
 
@@ -399,8 +402,11 @@ def check_same(contenders: Sequence[Contender], what: str, row: str) -> None:
         cases.check_equal(saved[OURS], arrays, peer, f'{what} {row}')
 
 
-def start_commands(folder: Path, keras: bool) -> dict[tuple[str, str], Callable[[int], Any]]:
-    """(what, peer) -> starts the process of a round and waits for it. Keras keeps no cache: both are one."""
+def start_commands(folder: Path, keras: bool) -> dict[tuple[str, tuple[str, ...]], Callable[[int], Any]]:
+    """Peer and what is measured -> starts the process of a round and waits for it.
+
+    Keras keeps no compiled programs: one start of it is both.
+    """
     ours = [sys.executable, '-m', 'experiments.td', f'--flagfile={NOTEBOOK}', '--nopicture', '--overwrite']
 
     def start(command: Sequence[str], cache: str) -> None:
@@ -411,12 +417,12 @@ def start_commands(folder: Path, keras: bool) -> dict[tuple[str, str], Callable[
             raise files.UserError(f'{" ".join(command)} ended with {done.returncode} and said {said!r}; run it by hand')
 
     commands = {
-        (WARM, OURS): lambda turn: start([*ours, f'--workdir={folder / "run"}'], 'warm'),
-        (COLD, OURS): lambda turn: start([*ours, f'--workdir={folder / "run"}'], f'cold_{turn}'),
+        (OURS, (WARM,)): lambda turn: start([*ours, f'--workdir={folder / "run"}'], 'warm'),
+        (OURS, (COLD,)): lambda turn: start([*ours, f'--workdir={folder / "run"}'], f'cold_{turn}'),
     }
     script = [sys.executable, str(Path(cases.__file__).parent / 'keras_td.py')]
     if keras:
-        commands |= {(what, KERAS): lambda turn: start(script, 'keras') for what in (WARM, COLD)}
+        commands[KERAS, (WARM, COLD)] = lambda turn: start(script, 'keras')
     return commands
 
 

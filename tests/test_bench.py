@@ -147,13 +147,19 @@ def test_a_ratio_is_of_the_same_round_and_the_pilot_is_left_out():
 
 
 @pytest.mark.parametrize(
-    ('ours', 'holds'), [([1.1, 1.2, 1.3], False), ([0.9, 1.2, 1.3], True), ([0.5, 0.6, 0.7], True)]
+    ('ours', 'holds'), [([1.1, 1.2, 1.2, 1.3, 1.4], False), ([0.8, 0.9, 1.1, 1.2, 1.3], True), ([0.5] * 5, True)]
 )
-def test_slower_is_what_is_slower_in_every_round(ours, holds):
-    gate = scores.not_slower(Timings(timed({OURS: ours, TORCH: [1, 1, 1]})))
+def test_slower_is_where_three_quarters_of_the_rounds_are(ours, holds):
+    gate = scores.not_slower(Timings(timed({OURS: ours, TORCH: [1] * 5})))
     assert gate.holds is holds and len(gate.failing) == (not holds)
     assert str(gate).startswith('holds: ' if holds else 'FAILS: ')
-    assert holds or gate.failing == (f'{ROW} training 1.20 (1.10 to 1.30)',)
+    assert holds or gate.failing == (f'{ROW} training 1.20 (1.20 to 1.30)',)
+
+
+def test_one_disturbed_round_hides_nothing():
+    """Neither one of theirs, which would excuse us, nor one of ours."""
+    assert not scores.not_slower(Timings(timed({OURS: [1.2] * 5, TORCH: [1, 1, 88, 1, 1]}))).holds
+    assert scores.not_slower(Timings(timed({OURS: [0.8, 88, 0.8, 0.8, 0.8], TORCH: [1] * 5}))).holds
 
 
 def test_without_peers_nothing_is_judged():
@@ -223,11 +229,11 @@ def test_the_tables_say_what_was_measured_and_where_we_lose():
     text = table.markdown(times, memory, 'A machine.', 'Seed 5.')
     lines = text.splitlines()
     assert lines[0] == 'A machine. Seed 5.'
-    assert f'| {ROW} | training | 1 s | 2.00 (1.25 to 2.00) | 0.25 (0.25 to 0.25) | 2.0 |  |' in lines
+    assert f'| {ROW} | training | 1 s | 2.00 (1.62 to 2.00) | 0.25 (0.25 to 0.25) | 2.0 |  |' in lines
     assert f'| {ROW} | 1 | 2.5 |' in lines
     assert '| 1000x20 | replicas | 100 ms | 0.50 (0.50 to 0.50) |' in lines
     assert any(line.startswith('| growth over T | 16 to 16,384 | 16 µs to 16.4 ms | 1.000 |') for line in lines)
-    assert f'- slower than PyTorch: {ROW} training 2.00 (1.25 to 2.00)' in lines
+    assert f'- slower than PyTorch: {ROW} training 2.00 (1.62 to 2.00)' in lines
     assert f'- aims for the training step, as shares of PyTorch: {ROW} 2.00 of 0.85 (missed)' in lines
     assert 'slower than Flax' not in text and 'Keras' not in text
 

@@ -10,8 +10,8 @@ from seqjax.files import UserError
 
 RANGES = ((1, 256), (10, 2000), (1, 256), (16, 1024))  # of B, T, F, H that are drawn
 FLOPS, QUICK_FLOPS = 5e11, 5e9  # of a training step: seconds on a few cores, and a thirtieth of one
-BYTES = 4e9  # of a training step of Flax's, beside which three others lie in the memory
-KEPT = 12  # arrays [T, B, H] that Flax's backward pass has at once: gates, states, their activations, gradients
+BYTES = 2e9  # of a training step of Flax's, beside which four other processes have theirs
+KEPT = 15  # arrays [T, B, H] that Flax's backward pass has at once: gates, states, their activations, gradients
 SEED = 0  # of the arrays, which decide no time
 
 

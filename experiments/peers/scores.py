@@ -9,7 +9,6 @@ import numpy as np
 
 from experiments.peers import cases
 from experiments.peers.cases import FORWARD, ROWS, STREAMING, TRAINING, Case
-from seqjax import report
 
 OURS, FLAX, KERAS, TORCH = 'ours', 'flax', 'keras', 'torch'
 PRODUCT, REPLICAS = 'product', 'replicas'
@@ -22,6 +21,7 @@ LINEAR = ('growth over T', 'growth over replicas')  # whose exponents must be 1
 
 FLAX_SHARE, EXPONENT = 0.65, (0.95, 1.05)
 AIMS = dict(zip(ROWS, (0.85, 0.80, 0.55, 0.95, 0.70, 0.20), strict=True))  # of PyTorch's training step
+QUARTILES = (0.25, 0.5, 0.75)
 UPPER = 16  # the exponent is of sizes from the largest / UPPER on, where what does not grow is small
 
 
@@ -37,7 +37,7 @@ class Timing(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """Our time / a peer's, over rounds: the edges of its spread around the median."""
+    """Our time / a peer's over rounds: the median, and the quartiles, which no single disturbed round moves far."""
 
     low: float
     median: float
@@ -72,13 +72,10 @@ class Timings:
         return float(np.median(seconds)) if len(seconds) else None
 
     def ratio(self, row: str, what: str, peer: str) -> Ratio | None:
-        """Round by round, so that what slows a machine for a while slows both.
-
-        The spread is the 95% interval of the median from ranks, for fewer than six rounds their range.
-        """
+        """Round by round, so that what slows a machine for a while slows both."""
         ours, theirs = self.seconds(row, what, OURS), self.seconds(row, what, peer)
         rounds = min(len(ours), len(theirs))
-        return Ratio(*report.median_interval(ours[:rounds] / theirs[:rounds])) if rounds else None
+        return Ratio(*map(float, np.quantile(ours[:rounds] / theirs[:rounds], QUARTILES))) if rounds else None
 
     def rows(self, *whats: str) -> list[tuple[str, str]]:
         """(row, what) in the order in which they were measured."""
@@ -129,7 +126,7 @@ def gates(timings: Timings, memory: Mapping[tuple[str, str], int]) -> list[Gate]
 
 
 def losses(timings: Timings, peer: str) -> list[str]:
-    """Where we are slower than a peer beyond the spread: even the lower edge of the ratio is over 1."""
+    """Where we are slower than a peer beyond the spread: even the lower quartile of the ratio is over 1."""
     found = []
     for row, what in timings.rows(*LAYER, STREAMING, REPLICAS, WARM, COLD):
         ratio = timings.ratio(row, what, peer)
