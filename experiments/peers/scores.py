@@ -67,9 +67,9 @@ class Timings:
         found = [t for t in self.all if (t.row, t.what, t.peer) == (row, what, peer) and t.round > 0]
         return np.array([t.seconds for t in sorted(found, key=lambda t: t.round)])
 
-    def median(self, row: str, what: str, peer: str) -> float | None:
-        seconds = self.seconds(row, what, peer)
-        return float(np.median(seconds)) if len(seconds) else None
+    def median(self, row: str, what: str, peer: str) -> float:
+        """Over the rounds of what was measured."""
+        return float(np.median(self.seconds(row, what, peer)))
 
     def ratio(self, row: str, what: str, peer: str) -> Ratio | None:
         """Round by round, so that what slows a machine for a while slows both."""
@@ -94,7 +94,7 @@ class Timings:
     def curve(self, what: str) -> tuple[np.ndarray, np.ndarray]:
         """Sizes and median seconds of a growth, in the order of the sizes."""
         points = [(cases.sizes(row)[GROWTH[what]], self.median(row, what, OURS)) for row, _ in self.rows(what)]
-        return tuple(np.array(sorted(point for point in points if point[1] is not None), float).reshape(-1, 2).T)
+        return tuple(np.array(sorted(points), float).reshape(-1, 2).T)
 
     def exponent(self, what: str) -> float | None:
         """Of the growth, by its upper points; None where there are fewer than two."""

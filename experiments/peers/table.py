@@ -48,8 +48,6 @@ def _seconds(timings: Timings, whats: Sequence[str], title: str) -> str:
     lines = []
     for row, what in rows:
         ours = timings.median(row, what, OURS)
-        if ours is None:  # interrupted
-            continue
         line = [row, what, span(ours), *(_ratio(timings.ratio(row, what, peer)) for peer in peers)]
         line += [f'{ours / scores.least_seconds(row, what, rate):,.1f}'] if limits else []
         lines.append(line + [timings.setting(row, what, TORCH)] * (TORCH in peers))
