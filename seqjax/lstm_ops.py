@@ -21,12 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from seqjax import masks
-
-ROWS = 'data'  # the axis of a mesh over which the rows of a batch are spread
+from seqjax.spread import ROWS, parts
 
 
 class State(NamedTuple):
@@ -113,14 +111,14 @@ def lstm(
     steps = _steps(inputs, seq_lengths, mask, resets)
     _check(steps, carry, weights, fresh)
     count, rows, _ = inputs.shape
-    parts = _parts(rows)
+    devices = parts(rows)
     if backend == 'auto' or not count:
-        backend, loop = choose(count, -(-rows // parts), recurrent_kernel.shape[0])
+        backend, loop = choose(count, -(-rows // devices), recurrent_kernel.shape[0])
         unroll = loop if unroll is None else unroll
     how = {'history': history, 'unroll': unroll or 1} if backend == 'plain' else {'history': history}
     if reverse:
         steps = _flip(steps)
-    run = _spread(partial(BACKENDS[backend], **how), parts)(steps, carry, weights, fresh)
+    run = _spread(partial(BACKENDS[backend], **how), devices)(steps, carry, weights, fresh)
     return Run(run.last, *_flip(run[1:])) if reverse else run
 
 
@@ -518,28 +516,14 @@ BACKENDS: dict[str, Callable[..., Run]] = {'plain': _plain, 'rows': _with(_Rows(
 # --- over devices ----------------------------------------------------------------------------------
 
 
-def _parts(rows: int) -> int:
-    """Over how many devices the rows are spread."""
-    mesh = jax.sharding.get_abstract_mesh()
-    others = [size for name, size in mesh.shape.items() if name != ROWS and size > 1]
-    if others or AxisType.Auto not in mesh.axis_types:  # the compiler's business, or ours already
-        return 1
-    parts = mesh.shape.get(ROWS, 1)
-    return parts if rows >= parts else 1
-
-
-def _spread(run: Callable[..., Run], parts: int) -> Callable[..., Run]:
-    """Each device runs its own rows, and the gradients of the weights are added up once, at the end.
-
-    Left to itself, the compiler would add them up at every step or chunk. Where the rows cannot be divided, a few of
-    zeros are put below them.
-    """
-    if parts == 1:
+def _spread(run: Callable[..., Run], devices: int) -> Callable[..., Run]:
+    """Each device runs its own rows; where they cannot be divided, a few of zeros are put below them."""
+    if devices == 1:
         return run
 
     def padded(steps, carry, weights, fresh):
         rows = steps.inputs.shape[1]
-        more = -rows % parts
+        more = -rows % devices
 
         def pad(x, axis):
             return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
