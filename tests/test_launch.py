@@ -30,7 +30,7 @@ def asked(tmp_path, monkeypatch):
         seen.append(values)
 
     monkeypatch.setattr(td, 'run', run)
-    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
+    monkeypatch.setattr(launch, 'keep_compiled', lambda _: None)
     monkeypatch.chdir(tmp_path)
     return seen
 
