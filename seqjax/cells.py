@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
+from seqjax import lstm_ops
 from seqjax.initializers import KEEP, LSTM_ROLES, SCHEMES, UPDATE, ConstantGate, GateBias, Initializer, Scheme, added
 from seqjax.masks import check_choice, check_shape
 
@@ -374,6 +375,30 @@ class LSTMCell(RecurrentCell):
             self._zoneout(self.zoneout_c, new_c, c, noise, 1), self._zoneout(self.zoneout_h, outputs, h, noise, 2)
         )
         return carry, carry.h.astype(xw.dtype)
+
+    @property
+    def fused(self) -> bool:
+        """Whether `over_time` is this cell: no subclass with a step of its own, and no variant but DropConnect."""
+        if type(self).__call__ is not LSTMCell.__call__:
+            return False
+        standard = (self.forget, self.activation, self.recurrent_activation) == ('gate', jnp.tanh, nn.sigmoid)
+        variants = (self.peepholes, self.layer_norm, self.projection is not None)
+        return standard and not any((*variants, self.recurrent_dropout, self.zoneout_h, self.zoneout_c))
+
+    def over_time(self, carry: LSTMCarry, inputs: jax.Array, noise: Noise | None, **how: Any) -> lstm_ops.Run:
+        """All steps of inputs [T, B, F] at once, by `seqjax.lstm_ops.lstm`, which takes what `how` has.
+
+        The weights must be there: a layer begins with steps taken one by one.
+        """
+        self._check_inputs(inputs)
+        carry = LSTMCarry(*carry)
+        kernel, recurrent_kernel, bias = (
+            self.get_variable('params', name) for name in ('kernel', 'recurrent_kernel', 'bias')
+        )
+        if noise is not None:
+            recurrent_kernel = recurrent_kernel * noise.kernel  # once, and not at every step
+        weights = promote_dtype(inputs, kernel, recurrent_kernel, bias, carry.h, dtype=self.dtype)[:4]
+        return lstm_ops.lstm(weights[0], carry, *weights[1:], **how)
 
     def _by_gate(self, x: jax.Array) -> dict[str, jax.Array]:
         names = 'ifgo' if self.forget == 'gate' else 'igo'

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from seqjax import masks
-from seqjax.recurrence import Carry, Run, Scan, Steps, at_once, in_segments, step_by_step
+from seqjax import lstm_ops, masks
+from seqjax.recurrence import Carry, Run, Scan, Steps, at_once, fused, in_segments, step_by_step
 
 MASKED_OUTPUTS = ('zero', 'hold')
 MERGES: dict[str, Callable[[jax.Array, jax.Array], Any]] = {
@@ -99,7 +99,9 @@ class RNN(nn.Module):
     return_carry: bool = False
     reverse: bool = False
     keep_order: bool = False
-    unroll: int = 1  # steps in one iteration of the compiled loop: a matter of speed alone
+    unroll: int | None = (
+        None  # steps in one iteration of the compiled loop: a matter of speed alone; by default by size
+    )
     variable_axes: Mapping[str, Any] = FrozenDict()  # these four go to `nn.scan`
     variable_broadcast: Any = 'params'
     variable_carry: Any = False
@@ -107,6 +109,7 @@ class RNN(nn.Module):
     masked_output: str = 'zero'
     learn_initial_carry: bool = False  # as parameters `initial_carry_...`, which begin at the cell's own
     parallel: bool = False  # all steps at once: for the cells of `seqjax.linear`
+    backend: str = 'auto'  # of an LSTM without variants: a key of `lstm_ops.BACKENDS`, all of which give the same
     remat_segments: int = 1  # above 1: that many segments, each computed again in the backward pass, to save memory
 
     def __post_init__(self) -> None:
@@ -115,8 +118,9 @@ class RNN(nn.Module):
             ('unroll', 'the steps in one iteration of the compiled loop'),
             ('remat_segments', 'in how many segments the steps are taken'),
         ):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f'{name}={getattr(self, name)} must be at least 1: {meaning}')
+        masks.check_choice('backend', self.backend, ('auto', *lstm_ops.BACKENDS))
         self._check_parallel(self.parallel)
         if self.remat_segments > 1 and self.variable_axes:
             raise ValueError(f'variable_axes={dict(self.variable_axes)} has no time axis with remat_segments above 1')
@@ -132,7 +136,7 @@ class RNN(nn.Module):
                 'parallel=True needs a cell whose recurrence is linear, such as MinGRUCell; '
                 f'{type(self.cell).__name__} goes step by step'
             )
-        if self.unroll > 1 or self.variable_axes or self.variable_carry or self.split_rngs is not None:
+        if (self.unroll or 1) > 1 or self.variable_axes or self.variable_carry or self.split_rngs is not None:
             raise ValueError(
                 'parallel=True takes no loop over steps, where unroll, variable_axes, variable_carry and split_rngs '
                 'would do anything'
@@ -255,24 +259,30 @@ class RNN(nn.Module):
             'variable_carry': self.variable_carry,
             'split_rngs': _either(self.split_rngs, {'params': False, nn.DenyList(('params',)): True}),
         }
-        call = self._call(axes, deterministic)
+        noise, call = self._call(axes, deterministic)
         steps = steps._replace(index=jnp.arange(axes.steps))
-        how = Scan(reverse, history, self.unroll, lift, fresh, call)
-        run = at_once if parallel else step_by_step
+        how = Scan(reverse, history, self.unroll, lift, fresh, noise, call, self.backend)
+        run = at_once if parallel else fused if self._fuses(axes) else step_by_step
         if self.remat_segments == 1:
             return run(self.cell, carry, steps, how)
         return in_segments(run, self.cell, carry, steps, how, self.remat_segments, axes.batch)
 
-    def _call(self, axes: _Axes, deterministic: bool | None) -> Callable[..., Any]:
-        """(cell, carry, inputs, index) -> (carry, outputs), with what the cell draws for the sequence."""
+    def _fuses(self, axes: _Axes) -> bool:
+        """Whether an array function takes all steps; not where weights are made, or something of each step is asked."""
+        plain = not self.variable_axes and not self.variable_carry and self.variable_broadcast == 'params'
+        usual = plain and self.split_rngs is None and len(axes.features) == 1
+        return usual and not self.is_initializing() and getattr(self.cell, 'fused', False)
+
+    def _call(self, axes: _Axes, deterministic: bool | None) -> tuple[Any, Callable[..., Any]]:
+        """What the cell draws for the sequence, and with that (cell, carry, inputs, index) -> (carry, outputs)."""
         if not getattr(self.cell, 'drops', False):
-            return lambda cell, carry, x, index: cell(carry, x)  # Flax's protocol
+            return None, lambda cell, carry, x, index: cell(carry, x)  # Flax's protocol
         if deterministic is None:
             deterministic = not self.has_rng('dropout')
         if deterministic:
-            return lambda cell, carry, x, index: cell(carry, x, deterministic=True)
+            return None, lambda cell, carry, x, index: cell(carry, x, deterministic=True)
         noise = self.cell.noise(axes.batch)
-        return lambda cell, carry, x, index: cell(carry, x, noise=noise.at(index), deterministic=False)
+        return noise, lambda cell, carry, x, index: cell(carry, x, noise=noise.at(index), deterministic=False)
 
 
 def _flags(axes: _Axes, seq_lengths: Any, mask: Any, resets: Any, of: str) -> tuple[Any, Any]:

@@ -136,7 +136,8 @@ def recurrent(
     dropout: float = 0.0,
     residual: bool = False,
     learn_initial_carry: bool = False,
-    unroll: int = 1,
+    unroll: int | None = None,
+    backend: str = 'auto',
     parallel: bool = False,
     remat_segments: int = 1,
     **cell_options: Any,
@@ -152,7 +153,7 @@ def recurrent(
       dropout: the share of values that is dropped between two layers.
       residual: whether layers from the second on add their inputs to their outputs.
       learn_initial_carry: whether each direction of each layer learns where it begins.
-      unroll, parallel, remat_segments: see `RNN`.
+      unroll, backend, parallel, remat_segments: see `RNN`.
       cell_options: further arguments of the cell.
 
     Raises:
@@ -168,7 +169,7 @@ def recurrent(
 
     def one() -> RNN:
         make = CELLS[cell] if isinstance(cell, str) else cell
-        how = {'unroll': unroll, 'parallel': parallel, 'remat_segments': remat_segments}
+        how = {'unroll': unroll, 'backend': backend, 'parallel': parallel, 'remat_segments': remat_segments}
         return RNN(make(features, **cell_options), learn_initial_carry=learn_initial_carry, **how)
 
     parts = [Bidirectional(one(), one(), merge_mode) if bidirectional else one() for _ in range(layers)]

@@ -1,7 +1,8 @@
-"""How a cell is carried over time: step by step, all steps at once, in segments that are computed again backward."""
+"""How a cell is carried over time: step by step, fused, all steps at once, in segments computed again backward."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from seqjax import masks
+from seqjax import lstm_ops, masks
 
 Carry = Any  # a tree of arrays [*B, ...]
 
@@ -36,10 +37,12 @@ class Scan(NamedTuple):
 
     reverse: bool
     history: bool
-    unroll: int
+    unroll: int | None  # None for what suits the sizes
     lift: Mapping[str, Any]  # variable_axes, variable_broadcast, variable_carry, split_rngs
     fresh: Carry | None  # what a reset begins with
+    noise: Any  # what a cell that drops has drawn for the sequence; None where nothing is dropped
     call: Callable[..., Any]  # (cell, carry, inputs, index) -> (carry, outputs)
+    backend: str  # see `seqjax.lstm_ops`
 
 
 def step_by_step(cell: nn.Module, carry: Carry, steps: Steps, how: Scan) -> Run:
@@ -54,8 +57,32 @@ def step_by_step(cell: nn.Module, carry: Carry, steps: Steps, how: Scan) -> Run:
             new = masks.select(x.real, new, carry)
         return new, (y, new if how.history else None)
 
-    scan = nn.scan(step, **how.lift, in_axes=0, out_axes=0, reverse=how.reverse, unroll=how.unroll)
+    unroll = how.unroll or lstm_ops.loop(len(steps.inputs), max((x.size for x in jax.tree.leaves(carry)), default=1))
+    scan = nn.scan(step, **how.lift, in_axes=0, out_axes=0, reverse=how.reverse, unroll=unroll)
     last, (outputs, carries) = scan(cell, carry, steps)
+    return Run(last, outputs, carries)
+
+
+def fused(cell: Any, carry: Carry, steps: Steps, how: Scan) -> Run:
+    """All steps by an array function, for a cell that has one and says `fused`; any number of batch axes."""
+    count, *batch, features = steps.inputs.shape
+
+    def rows(x, axes):
+        return None if x is None else x.reshape(*x.shape[:axes], math.prod(batch), *x.shape[axes + len(batch) :])
+
+    def batched(x, axes):
+        return x.reshape(*x.shape[:axes], *batch, x.shape[-1])
+
+    inputs, mask, resets = (rows(x, 1) for x in (steps.inputs, steps.real, steps.resets))
+    fresh = None if how.fresh is None else jax.tree.map(lambda x: rows(x, 0), how.fresh)
+    options = {'reverse': how.reverse, 'history': how.history, 'unroll': how.unroll, 'backend': how.backend}
+    flat = jax.tree.map(lambda x: rows(x, 0), carry)
+    run = cell.over_time(flat, inputs, how.noise, mask=mask, resets=resets, fresh=fresh, **options)
+    last = jax.tree.unflatten(jax.tree.structure(carry), [batched(x, 0) for x in run.last])
+    outputs, carries = batched(run.outputs, 1), None
+    if how.history:
+        after = (batched(run.cells, 1), outputs.astype(last[1].dtype))
+        carries = jax.tree.unflatten(jax.tree.structure(carry), after)
     return Run(last, outputs, carries)
 
 

@@ -1,0 +1,547 @@
+"""The recurrence of the LSTM as an array function: one signature, several ways to compute it.
+
+`_plain` is the recurrence as the equations of `seqjax.cells.LSTMCell` have it, differentiated by JAX. `_fast` computes
+the same numbers and brings its own backward pass, which
+
+- carries the gradients of c and h alone from step to step, so that a step needs one product and not three;
+- takes the gradients of the weights from chunks of steps: one large product for each is faster than a small one for
+  every step, and needs less memory, and rounds less, than one of all steps;
+- keeps of each step h, c and what the gates come from, 6 H numbers a row, where JAX by itself keeps about 14 H.
+
+`_Rows` and `_Columns` are two ways for the numbers of a step to lie in memory. `BACKENDS` has all ways by name, and
+`choose` says which is taken where; `./run.sh bench` measures what they are worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from seqjax import masks
+from seqjax.spread import ROWS, parts
+
+
+class State(NamedTuple):
+    """What an LSTM remembers between two steps; also the gradients of that."""
+
+    c: jax.Array  # [B, H]
+    h: jax.Array  # [B, H]
+
+
+class Weights(NamedTuple):
+    """Gates i, f, g, o side by side; also the gradients."""
+
+    kernel: jax.Array  # [F, 4H]
+    recurrent_kernel: jax.Array  # [H, 4H]
+    bias: jax.Array  # [4H]
+
+
+class Steps(NamedTuple):
+    """What the steps are, in the order in which they are taken."""
+
+    inputs: jax.Array  # [T, B, F]
+    real: jax.Array | None  # [T, B] bool
+    resets: jax.Array | None  # [T, B] bool
+
+
+class Run(NamedTuple):
+    """What a recurrence gives; also the gradients of that."""
+
+    last: State
+    outputs: jax.Array  # [T, B, H]: h after each step
+    cells: jax.Array | None  # [T, B, H]: c after each step; None where it is not asked for
+
+
+def lstm(
+    inputs: jax.Array,
+    carry: tuple[jax.Array, jax.Array],
+    kernel: jax.Array,
+    recurrent_kernel: jax.Array,
+    bias: jax.Array,
+    *,
+    seq_lengths: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    resets: jax.Array | None = None,
+    fresh: tuple[jax.Array, jax.Array] | None = None,
+    reverse: bool = False,
+    history: bool = False,
+    unroll: int | None = None,
+    backend: str = 'auto',
+) -> Run:
+    """The LSTM of `seqjax.cells.LSTMCell`, with tanh and sigmoid, over time, which is the first axis.
+
+    Gradients reach inputs, carry, weights and fresh in every backend. Only 'plain' has derivatives in forward mode
+    (`jax.jvp`, `jax.hessian`); for the others JAX refuses them in a TypeError.
+
+    The rows are spread over the axis 'data' of the mesh in effect (`jax.set_mesh`), where there is one.
+
+    Args:
+      inputs: [T, B, F].
+      carry: c and h before the first step, each [B, H], in a dtype that they keep.
+      kernel: [F, 4H], gates i, f, g, o side by side, in the dtype of the inputs, as are the other weights.
+      recurrent_kernel: [H, 4H].
+      bias: [4H].
+      seq_lengths: integers [B], 0 to T: how many steps of each row are real, counted from the first.
+      mask: bool [T, B]: which steps are real. At others c and h stay as they were, and the output is that h; their
+        inputs reach nothing, as long as they are finite.
+      resets: bool [T, B]: before which steps, in the order in which they are taken, c and h become those of `fresh`.
+      fresh: c and h, each [B, H]; zeros by default.
+      reverse: whether steps are taken from the last to the first; outputs keep the places of their inputs.
+      history: whether c after each step is given, too.
+      unroll: steps in one iteration of the plain backend's compiled loop; by default as `choose` says.
+      backend: a key of `BACKENDS`; by default as `choose` says.
+
+    Raises:
+      ValueError: an argument does not fit the others; the message names it.
+
+    >>> x, zeros, bias = jnp.ones((7, 2, 3)), jnp.zeros((2, 5)), jnp.zeros(20)
+    >>> run = lstm(x, (zeros, zeros), jnp.ones((3, 20)), jnp.ones((5, 20)), bias, seq_lengths=jnp.array([7, 4]))
+    >>> run.outputs.shape, bool((run.outputs[3, 1] == run.last.h[1]).all())
+    ((7, 2, 5), True)
+    """
+    masks.check_choice('backend', backend, ('auto', *BACKENDS))
+    carry, weights = State(*carry), Weights(kernel, recurrent_kernel, bias)
+    fresh = State(*(jax.tree.map(jnp.zeros_like, carry) if fresh is None else fresh))
+    steps = _steps(inputs, seq_lengths, mask, resets)
+    _check(steps, carry, weights, fresh)
+    count, rows, _ = inputs.shape
+    devices = parts(rows)
+    if backend == 'auto' or not count:
+        backend, loop = choose(count, -(-rows // devices), recurrent_kernel.shape[0])
+        unroll = loop if unroll is None else unroll
+    how = {'history': history, 'unroll': unroll or 1} if backend == 'plain' else {'history': history}
+    if reverse:
+        steps = _flip(steps)
+    run = _spread(partial(BACKENDS[backend], **how), devices)(steps, carry, weights, fresh)
+    return Run(run.last, *_flip(run[1:])) if reverse else run
+
+
+def choose(steps: int, rows: int, hidden: int) -> tuple[str, int]:
+    """The backend for T, B (on one device) and H, and how many steps of a plain loop to unroll.
+
+    B H up to 512        plain, as `loop` says: a step costs more to start than to compute
+    H from 320 on        columns
+    else                 rows
+    """
+    if not steps or rows * hidden <= SMALL:
+        return 'plain', loop(steps, rows * hidden)
+    return ('columns' if hidden >= WIDE else 'rows'), 1
+
+
+def loop(steps: int, size: int) -> int:
+    """How many steps to take in one iteration of a compiled loop over T steps with a state of `size` numbers.
+
+    All of a few small ones, so that there is no loop; compiling does not take longer for more than `ALL`.
+    """
+    if size > SMALL or not steps:
+        return 1
+    return steps if steps <= ALL else FEW
+
+
+SMALL, WIDE = 512, 320
+ALL, FEW = 8, 4
+
+
+def _steps(inputs: jax.Array, seq_lengths: Any, mask: Any, resets: Any) -> Steps:
+    if inputs.ndim != 3:
+        raise ValueError(f'inputs {inputs.shape} must be [T, B, F]')
+    (count, rows, _), of = inputs.shape, f'inputs {inputs.shape}'
+    flags = [
+        None if x is None else masks.as_flags(x, (count, rows), of=of, name=name)
+        for name, x in (('mask', mask), ('resets', resets))
+    ]
+    real = flags[0]
+    if seq_lengths is not None:
+        some = masks.length_mask(masks.as_lengths(seq_lengths, (rows,), count, of=of), count).T
+        real = some if real is None else real & some
+    return Steps(inputs, real, flags[1])
+
+
+def _check(steps: Steps, carry: State, weights: Weights, fresh: State) -> None:
+    """Raises ValueError where an array has not the shape or the dtype that the others say."""
+    (_, rows, features), dtype = steps.inputs.shape, steps.inputs.dtype
+    hidden = carry.h.shape[-1] if carry.h.ndim else 0
+    shapes = {'kernel': (features, 4 * hidden), 'recurrent_kernel': (hidden, 4 * hidden), 'bias': (4 * hidden,)}
+    why = f'inputs {steps.inputs.shape} and a carry of {hidden} units'
+    for name, want in shapes.items():
+        value = getattr(weights, name)
+        masks.check_shape(name, value.shape, want, why)
+        if value.dtype != dtype:
+            raise ValueError(f'{name} is {value.dtype} and must be {dtype}, as the inputs are')
+    for name, state in (('carry', carry), ('fresh', fresh)):
+        for part in state._fields:
+            masks.check_shape(f'{name}.{part}', getattr(state, part).shape, (rows, hidden), why)
+
+
+def _flip(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.flip(x, axis=0), tree)
+
+
+# --- the plain recurrence --------------------------------------------------------------------------
+
+
+def _plain(
+    steps: Steps, carry: State, weights: Weights, fresh: State, *, history: bool = False, unroll: int = 1
+) -> Run:
+    """The equations, one step after the other; JAX differentiates them in whatever way."""
+    dtype = steps.inputs.dtype
+
+    def step(state, x):
+        if x.resets is not None:
+            state = masks.select(x.resets, fresh, state)
+        z = x.inputs @ weights.kernel + state.h.astype(dtype) @ weights.recurrent_kernel + weights.bias[None]
+        i, f, g, o = jnp.split(z, 4, axis=-1)
+        c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        new = State(c.astype(state.c.dtype), h.astype(state.h.dtype))
+        if x.real is not None:
+            new = masks.select(x.real, new, state)
+        return new, (new.h.astype(dtype), new.c if history else None)
+
+    last, (outputs, cells) = lax.scan(step, carry, steps, unroll=unroll)
+    return Run(last, outputs, cells)
+
+
+# --- how the numbers of a step lie -----------------------------------------------------------------
+
+
+class _Rows:
+    """A row of the batch is a row in memory: states [B, H], gates [B, 4H].
+
+    Inputs and a 1 stand beside h, and the kernel and the bias below the recurrent kernel, so that one product makes all
+    sums of a step, and one of a chunk the gradients of all weights. What is kept are the sums.
+    """
+
+    axis, chunk = -1, 16
+
+    def turn(self, x: jax.Array) -> jax.Array:
+        """[B, n] <-> as it lies here."""
+        return x
+
+    def flags(self, flags: jax.Array) -> jax.Array:
+        """[B], to select states by."""
+        return flags[:, None]
+
+    def prepare(self, weights: Weights) -> jax.Array:
+        """What every step multiplies with, [H + F + 1, 4H]."""
+        return jnp.concatenate([weights.recurrent_kernel, weights.kernel, weights.bias[None]])
+
+    def keep(self, matrix: jax.Array, inputs: jax.Array, h: jax.Array) -> jax.Array:
+        """inputs [B, F], h [B, H] -> the sums, [B, 4H]."""
+        return self._beside(h, inputs) @ matrix
+
+    def gates(self, kept: jax.Array) -> list[jax.Array]:
+        """-> i, f, g, o, each [B, H]."""
+        return _gates(kept, self.axis)
+
+    def prepare_back(self, weights: Weights) -> jax.Array:
+        """What every step multiplies its gradients with, [4H, H]."""
+        return weights.recurrent_kernel.T
+
+    def back(self, matrix: jax.Array, dz: jax.Array) -> jax.Array:
+        """dz [B, 4H] -> the gradient of h, [B, H]."""
+        return dz @ matrix
+
+    def room(self, count: int, rows: int, width: int, dtype: Any) -> jax.Array:
+        """For dz of a chunk of `count` steps, [B, n, 4H]."""
+        return jnp.zeros((rows, count, width), dtype)
+
+    def put(self, room: jax.Array, dz: jax.Array, k: jax.Array) -> jax.Array:
+        return lax.dynamic_update_index_in_dim(room, dz, k, 1)
+
+    def weights(self, room: jax.Array, inputs: jax.Array, h: jax.Array) -> jax.Array:
+        """inputs [B, n, F], old h [B, n, H] -> what a chunk adds to the gradients of the weights, [H + F + 1, 4H]."""
+        return _sum_of_products(_flat(self._beside(h, inputs)).T, _flat(room))
+
+    def as_weights(self, gradients: jax.Array, hidden: int) -> Weights:
+        return Weights(gradients[hidden:-1], gradients[:hidden], gradients[-1])
+
+    def inputs(self, room: jax.Array, kernel: jax.Array) -> jax.Array:
+        """-> the gradients of the inputs of a chunk, [B, n, F]."""
+        return room @ kernel.T
+
+    def _beside(self, h: jax.Array, inputs: jax.Array) -> jax.Array:
+        return jnp.concatenate(
+            [h.astype(inputs.dtype), inputs, jnp.ones_like(inputs, shape=(*h.shape[:-1], 1))], axis=-1
+        )
+
+
+class _Columns:
+    """As `_Rows`, but a row of the batch is a column in memory: states [H, B], gates [4H, B].
+
+    The product of a large matrix with a narrow one is up to 1.6 times as fast as the other way round. What is kept are
+    the gates, which is faster here than to make them again. Gradients lie as [4H, n, B], ready for a chunk's product.
+    """
+
+    axis, chunk = 0, 32
+
+    def turn(self, x: jax.Array) -> jax.Array:
+        return x.T
+
+    def flags(self, flags: jax.Array) -> jax.Array:
+        return flags[None]
+
+    def prepare(self, weights: Weights) -> Weights:
+        return Weights(weights.kernel.T, weights.recurrent_kernel.T, weights.bias[:, None])
+
+    def keep(self, matrix: Weights, inputs: jax.Array, h: jax.Array) -> jax.Array:
+        z = matrix.kernel @ inputs.T + matrix.recurrent_kernel @ h.astype(inputs.dtype) + matrix.bias
+        return jnp.concatenate(_gates(z, self.axis))
+
+    def gates(self, kept: jax.Array) -> list[jax.Array]:
+        return jnp.split(kept, 4)
+
+    def prepare_back(self, weights: Weights) -> jax.Array:
+        return weights.recurrent_kernel
+
+    def back(self, matrix: jax.Array, dz: jax.Array) -> jax.Array:
+        return matrix @ dz
+
+    def room(self, count: int, rows: int, width: int, dtype: Any) -> jax.Array:
+        return jnp.zeros((width, count, rows), dtype)
+
+    def put(self, room: jax.Array, dz: jax.Array, k: jax.Array) -> jax.Array:
+        return lax.dynamic_update_index_in_dim(room, dz, k, 1)
+
+    def weights(self, room: jax.Array, inputs: jax.Array, h: jax.Array) -> Weights:
+        """Each of them transposed."""
+        dz = room.reshape(len(room), -1)
+        bias = dz.sum(axis=1, dtype=_wide(dz.dtype))
+        return Weights(*(_sum_of_products(dz, _flat(jnp.swapaxes(x, 0, 1))) for x in (inputs, h)), bias)
+
+    def as_weights(self, gradients: Weights, hidden: int) -> Weights:
+        return Weights(*(x.T for x in gradients))
+
+    def inputs(self, room: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.einsum('fg,gnb->bnf', kernel, room)
+
+
+def _gates(z: jax.Array, axis: int) -> list[jax.Array]:
+    i, f, g, o = jnp.split(z, 4, axis=axis)
+    return [jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)]
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """[k, l, m] -> [k l, m]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _wide(dtype: Any) -> Any:
+    """Sums over many steps are not kept in half precision."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _sum_of_products(x: jax.Array, y: jax.Array) -> jax.Array:
+    return lax.dot(x, y, preferred_element_type=_wide(x.dtype))
+
+
+# --- the fast recurrence ---------------------------------------------------------------------------
+
+
+class _How(NamedTuple):
+    """What is known before anything is traced."""
+
+    form: Any  # _Rows() or _Columns()
+    history: bool
+
+
+class _Kept(NamedTuple):
+    """What the forward pass leaves for the backward pass."""
+
+    steps: Steps  # with inputs [B, T, F]
+    carry: State
+    weights: Weights
+    fresh: State
+    last: State  # as it lies
+    outputs: jax.Array  # [B, T, H]
+    cells: jax.Array  # [T, ...] c before each step, as it lies
+    kept: jax.Array  # [T, ...] see `keep` of the form
+
+
+class _Back(NamedTuple):
+    """What the backward pass carries from a step to the one before it."""
+
+    state: State  # gradients of c and h after the step, as they lie
+    c: jax.Array  # after the step
+    fresh: State | None  # gradients so far
+    weights: Any  # gradients so far, see `weights` of the form
+    inputs: jax.Array  # [B, T, F] gradients so far
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fast(how: _How, steps: Steps, carry: State, weights: Weights, fresh: State) -> Run:
+    return _forward(how, steps, carry, weights, fresh)[0]
+
+
+def _forward(how: _How, steps: Steps, carry: State, weights: Weights, fresh: State) -> tuple[Run, _Kept]:
+    form, inputs = how.form, jnp.swapaxes(steps.inputs, 0, 1)
+    matrix, begin = form.prepare(weights), _turn(form, fresh)
+
+    def step(before, x):
+        state, outputs = before
+        old = state if x.resets is None else _where(form.flags(x.resets), begin, state)
+        kept = form.keep(matrix, _at(inputs, x.inputs), old.h)
+        i, f, g, o = form.gates(kept)
+        c = f * old.c + i * g
+        h = o * jnp.tanh(c)
+        new = State(c.astype(old.c.dtype), h.astype(old.h.dtype))
+        if x.real is not None:
+            new = _where(form.flags(x.real), new, old)
+        h = form.turn(new.h).astype(outputs.dtype)
+        return (new, lax.dynamic_update_index_in_dim(outputs, h, x.inputs, 1)), (state.c, kept)
+
+    outputs = jnp.zeros_like(inputs, shape=(*inputs.shape[:2], weights.recurrent_kernel.shape[0]))
+    numbered = steps._replace(inputs=jnp.arange(inputs.shape[1]))
+    (last, outputs), (cells, kept) = lax.scan(step, (_turn(form, carry), outputs), numbered)
+    after = None
+    if how.history:
+        after = jax.vmap(form.turn)(jnp.concatenate([cells[1:], last.c[None]]))
+    run = Run(_turn(form, last), jnp.swapaxes(outputs, 0, 1), after)
+    return run, _Kept(steps._replace(inputs=inputs), carry, weights, fresh, last, outputs, cells, kept)
+
+
+def _backward(how: _How, kept: _Kept, gradients: Run) -> tuple[Any, ...]:
+    """The chunks from the last to the first, the first of which may be shorter."""
+    form, (steps, carry, weights, fresh, *_) = how.form, kept
+    rows, count, hidden = kept.outputs.shape
+    gradients = gradients._replace(outputs=jnp.swapaxes(gradients.outputs, 0, 1))
+    chunks = -(-count // form.chunk) - 1
+    short = count - chunks * form.chunk
+    step = _back_step(how, kept, gradients)
+
+    def chunk(back, first, length, old_h):
+        def body(j, state):
+            back, room = state
+            k = length - 1 - j
+            back, dz = step(first + k, back)
+            return back, form.put(room, dz, k)
+
+        room = form.room(length, rows, 4 * hidden, steps.inputs.dtype)
+        back, room = lax.fori_loop(0, length, body, (back, room))
+        inputs = lax.dynamic_slice_in_dim(steps.inputs, first, length, axis=1)
+        if steps.resets is not None:
+            anew = lax.dynamic_slice_in_dim(steps.resets, first, length).T
+            old_h = jnp.where(anew[..., None], fresh.h[:, None].astype(old_h.dtype), old_h)
+        new = form.weights(room, inputs, old_h)
+        of_inputs = form.inputs(room, weights.kernel).astype(back.inputs.dtype)
+        return back._replace(
+            weights=new if back.weights is None else jax.tree.map(jnp.add, back.weights, new),
+            inputs=lax.dynamic_update_slice_in_dim(back.inputs, of_inputs, first, 1),
+        )
+
+    def later(j, back):
+        first = short + (chunks - 1 - j) * form.chunk
+        return chunk(back, first, form.chunk, lax.dynamic_slice_in_dim(kept.outputs, first - 1, form.chunk, axis=1))
+
+    back = _Back(
+        state=_turn(form, gradients.last),
+        c=kept.last.c,
+        fresh=None if steps.resets is None else jax.tree.map(jnp.zeros_like, _turn(form, fresh)),
+        weights=None,
+        inputs=jnp.zeros_like(steps.inputs),
+    )
+    if chunks:
+        some = jax.eval_shape(partial(later, 0), back).weights
+        back = back._replace(weights=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), some))
+        back = lax.fori_loop(0, chunks, later, back)
+    first_h = carry.h[:, None].astype(kept.outputs.dtype)
+    back = chunk(back, 0, short, jnp.concatenate([first_h, kept.outputs[:, : short - 1]], axis=1))
+    of_weights = jax.tree.map(lambda x, like: x.astype(like.dtype), form.as_weights(back.weights, hidden), weights)
+    of_fresh = jax.tree.map(jnp.zeros_like, fresh) if back.fresh is None else _turn(form, back.fresh)
+    return Steps(jnp.swapaxes(back.inputs, 0, 1), None, None), _turn(form, back.state), of_weights, of_fresh
+
+
+def _back_step(how: _How, kept: _Kept, gradients: Run) -> Callable[[Any, _Back], tuple[_Back, jax.Array]]:
+    """-> (t, what is carried after step t) -> what is carried before it, and dz as it lies."""
+    form, steps, begin = how.form, kept.steps, _turn(how.form, kept.fresh)
+    matrix = form.prepare_back(kept.weights)
+
+    def step(t, back):
+        state = State(back.state.c, back.state.h + form.turn(_at(gradients.outputs, t)).astype(back.state.h.dtype))
+        if how.history:
+            state = state._replace(c=state.c + form.turn(gradients.cells[t]))
+        passed = None
+        if steps.real is not None:  # the gradients of a masked step pass it by
+            real, none = form.flags(steps.real[t]), jax.tree.map(jnp.zeros_like, state)
+            state, passed = _where(real, state, none), _where(real, none, state)
+        before = kept.cells[t]
+        anew = None if steps.resets is None else form.flags(steps.resets[t])
+        old_c = before if anew is None else jnp.where(anew, begin.c, before)
+        i, f, g, o = form.gates(kept.kept[t])
+        squashed = jnp.tanh(back.c)
+        dc = state.c + state.h * o * (1 - squashed**2)
+        sums = [dc * g * i * (1 - i), dc * old_c * f * (1 - f), dc * i * (1 - g**2), state.h * squashed * o * (1 - o)]
+        dz = jnp.concatenate(sums, axis=form.axis).astype(steps.inputs.dtype)
+        old = State((dc * f).astype(state.c.dtype), form.back(matrix, dz).astype(state.h.dtype))
+        if passed is not None:
+            old = jax.tree.map(jnp.add, old, passed)
+        fresh = back.fresh
+        if anew is not None:
+            none = jax.tree.map(jnp.zeros_like, old)
+            fresh, old = jax.tree.map(jnp.add, fresh, _where(anew, old, none)), _where(anew, none, old)
+        return back._replace(state=old, c=before, fresh=fresh), dz
+
+    return step
+
+
+_fast.defvjp(_forward, _backward)
+
+
+def _at(x: jax.Array, t: jax.Array) -> jax.Array:
+    """[B, T, n] -> [B, n]."""
+    return lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False)
+
+
+def _turn(form: Any, state: State) -> State:
+    return jax.tree.map(form.turn, state)
+
+
+def _where(flags: jax.Array, x: State, y: State) -> State:
+    return jax.tree.map(partial(jnp.where, flags), x, y)
+
+
+def _with(form: Any) -> Callable[..., Run]:
+    return lambda *arguments, history=False: _fast(_How(form, history), *arguments)
+
+
+BACKENDS: dict[str, Callable[..., Run]] = {'plain': _plain, 'rows': _with(_Rows()), 'columns': _with(_Columns())}
+
+
+# --- over devices ----------------------------------------------------------------------------------
+
+
+def _spread(run: Callable[..., Run], devices: int) -> Callable[..., Run]:
+    """Each device runs its own rows; where they cannot be divided, a few of zeros are put below them."""
+    if devices == 1:
+        return run
+
+    def padded(steps, carry, weights, fresh):
+        rows = steps.inputs.shape[1]
+        more = -rows % devices
+
+        def pad(x, axis):
+            return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
+
+        def cut(x, axis):
+            return lax.slice_in_dim(x, 0, rows, axis=axis)
+
+        by_row, by_step = P(ROWS), P(None, ROWS)
+        spread = jax.shard_map(
+            run,
+            in_specs=(by_step, by_row, P(), by_row),
+            out_specs=Run(by_row, by_step, by_step),
+            check_vma=False,  # as custom_vjp has no rule for it
+        )
+        steps, carry, fresh = (
+            jax.tree.map(partial(pad, axis=axis), x) for x, axis in ((steps, 1), (carry, 0), (fresh, 0))
+        )
+        last, *others = spread(steps, carry, weights, fresh)
+        return Run(jax.tree.map(partial(cut, axis=0), last), *jax.tree.map(partial(cut, axis=1), others))
+
+    return padded
