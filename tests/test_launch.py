@@ -348,13 +348,13 @@ def test_matmul_precision_holds_while_a_run_is_compiled(module, word, want, monk
 def told(monkeypatch, tmp_path):
     """What JAX is told of its cache, which is not told in the environment; the user's cache is a folder of its own."""
     before, told = jax.config.jax_compilation_cache_dir, {}
-    jax.config.update('jax_compilation_cache_dir', None)
-    with monkeypatch.context() as patch:
-        patch.setattr(jax.config, 'update', told.__setitem__)
-        patch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-        patch.delenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', raising=False)
-        yield told
-    jax.config.update('jax_compilation_cache_dir', before)
+    update = jax.config.update
+    update('jax_compilation_cache_dir', None)
+    monkeypatch.setattr(jax.config, 'update', told.__setitem__)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.delenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', raising=False)
+    yield told
+    update('jax_compilation_cache_dir', before)
 
 
 @pytest.fixture
