@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -42,6 +43,12 @@ def as_steps(inputs: jax.Array, seq_lengths: Any, mask: Any, resets: Any) -> Ste
         some = masks.length_mask(masks.as_lengths(seq_lengths, (rows,), count, of=of), count).T
         real = some if real is None else real & some
     return Steps(inputs, real, flags[1])
+
+
+def check_floats(name: str, dtype: Any) -> None:
+    """Raises ValueError where gradients could not reach what has this dtype."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f'{name} is {dtype} and must be floating-point numbers')
 
 
 def check_weights(weights: Any, shapes: dict[str, tuple[int, ...]], dtype: Any, why: str) -> None:
@@ -168,7 +175,7 @@ def at(x: jax.Array, t: jax.Array) -> jax.Array:
 
 def flat(x: jax.Array) -> jax.Array:
     """[k, l, m] -> [k l, m]."""
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def beside(*parts: jax.Array) -> jax.Array:
@@ -184,7 +191,13 @@ def wide(dtype: Any) -> Any:
 
 
 def sum_of_products(x: jax.Array, y: jax.Array) -> jax.Array:
-    return lax.dot(x, y, preferred_element_type=wide(x.dtype))
+    dtype = wide(x.dtype)
+    return lax.platform_dependent(
+        x,
+        y,
+        cpu=lambda x, y: lax.dot(x.astype(dtype), y.astype(dtype)),  # it lacks some products of halves with a wide sum
+        default=lambda x, y: lax.dot(x, y, preferred_element_type=dtype),
+    )
 
 
 # --- over devices ----------------------------------------------------------------------------------
@@ -194,7 +207,8 @@ def parts(rows: int) -> int:
     """Over how many devices the rows are spread."""
     mesh = jax.sharding.get_abstract_mesh()
     others = [size for name, size in mesh.shape.items() if name != ROWS and size > 1]
-    if others or AxisType.Auto not in mesh.axis_types:  # the compiler's business, or ours already
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if others or types.get(ROWS) != AxisType.Auto:  # the compiler's business, or ours already
         return 1
     parts = mesh.shape.get(ROWS, 1)
     return parts if rows >= parts else 1
