@@ -25,6 +25,7 @@ from jax import lax
 
 from seqjax import masks, ops
 from seqjax.ops import Steps
+from seqjax.spread import parts
 
 
 class Weights(NamedTuple):
@@ -99,14 +100,14 @@ def gru(
     steps = ops.as_steps(inputs, seq_lengths, mask, resets)
     _check(steps, h, weights, fresh)
     count, rows, _ = inputs.shape
-    devices = ops.parts(rows)
+    devices = parts(rows)
     share, hidden = -(-rows // devices), h.shape[-1]  # rows of a device
     if backend == 'auto' or not count:
         backend = choose(count, share, hidden)
     how = {'unroll': unroll or ops.loop(count, share * hidden)} if backend == 'plain' else {}
     if reverse:
         steps = ops.flip(steps)
-    last, outputs = ops.spread(partial(BACKENDS[backend], **how), devices)(steps, h, weights, fresh)
+    last, outputs = ops.on_devices(partial(BACKENDS[backend], **how), devices)(steps, h, weights, fresh)
     return Run(last, ops.flip(outputs) if reverse else outputs)
 
 

@@ -35,11 +35,11 @@ from seqjax.ops import (
     flip,
     in_chunks,
     loop,
-    parts,
-    spread,
+    on_devices,
     sum_of_products,
     wide,
 )
+from seqjax.spread import parts
 
 
 class State(NamedTuple):
@@ -125,7 +125,7 @@ def lstm(
     how = {'history': history, 'unroll': unroll or 1} if backend == 'plain' else {'history': history}
     if reverse:
         steps = flip(steps)
-    last, *others = spread(partial(BACKENDS[backend], **how), devices)(steps, carry, weights, fresh)
+    last, *others = on_devices(partial(BACKENDS[backend], **how), devices)(steps, carry, weights, fresh)
     return Run(last, *(flip(others) if reverse else others))
 
 

@@ -1,4 +1,4 @@
-"""What the array functions of recurrences share: steps, chunks of them in a backward pass, rows spread over devices.
+"""What the array functions of recurrences share: steps, chunks of them in a backward pass, rows divided by devices.
 
 `seqjax.lstm_ops` and `seqjax.gru_ops` have the recurrences themselves, each with the reasons for its fast ways.
 """
@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from seqjax import masks
-
-ROWS = 'data'  # the axis of a mesh over which the rows of a batch are spread
+from seqjax.spread import ROWS
 
 
 class Steps(NamedTuple):
@@ -203,28 +201,14 @@ def sum_of_products(x: jax.Array, y: jax.Array) -> jax.Array:
 # --- over devices ----------------------------------------------------------------------------------
 
 
-def parts(rows: int) -> int:
-    """Over how many devices the rows are spread."""
-    mesh = jax.sharding.get_abstract_mesh()
-    others = [size for name, size in mesh.shape.items() if name != ROWS and size > 1]
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    if others or types.get(ROWS) != AxisType.Auto:  # the compiler's business, or ours already
-        return 1
-    parts = mesh.shape.get(ROWS, 1)
-    return parts if rows >= parts else 1
-
-
-def spread(run: Callable[..., Any], parts: int) -> Callable[..., Any]:
-    """Each device runs its own rows, and the gradients of the weights are added up once, at the end.
-
-    Left to itself, the compiler would add them up at every step or chunk. Where the rows cannot be divided, a few of
-    zeros are put below them.
+def on_devices(run: Callable[..., Any], devices: int) -> Callable[..., Any]:
+    """Each device runs its own rows; where they cannot be divided, a few of zeros are put below them.
 
     Args:
       run: (steps, carry [B, ...], weights, fresh [B, ...]) -> the last carry, and things with the axes [T, B, ...].
-      parts: what `parts` gives.
+      devices: what `seqjax.spread.parts` gives.
     """
-    if parts == 1:
+    if devices == 1:
         return run
 
     def local(*arguments):
@@ -233,7 +217,7 @@ def spread(run: Callable[..., Any], parts: int) -> Callable[..., Any]:
 
     def padded(steps, carry, weights, fresh):
         rows = steps.inputs.shape[1]
-        more = -rows % parts
+        more = -rows % devices
 
         def pad(x, axis):
             return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])

@@ -6,6 +6,7 @@ numbers do not depend on the length of its chunks.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 
+from seqjax import spread
 from seqjax.task import Arrays, Batch, Best, Mean, Params, State, Task, Watch, batch_shapes
 
 Metrics = dict[str, Mean]
@@ -93,9 +96,11 @@ def gradients(task: Task, state: State, *, accumulate: int = 1) -> tuple[Params,
     """What the next step sees: the gradients of its mean loss, its metrics, and the variables after its batch."""
     batch_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     batch = task.batch(task.data, batch_key, state.step)
-    if accumulate == 1:
-        return _gradients(task, state.params, state.variables, batch, model_key)
-    return _accumulate(task, state, batch, model_key, accumulate)
+    if accumulate != 1:
+        return _accumulate(task, state, batch, model_key, accumulate)
+    if _divides(task, state, batch, model_key):
+        return _over_devices(task, state, batch, model_key)
+    return _gradients(task, state.params, state.variables, batch, model_key)
 
 
 def _gradients(
@@ -115,6 +120,63 @@ def _gradients(
 
     grads, (metrics, new) = jax.grad(loss_fn, has_aux=True)(params)
     return grads, metrics, new
+
+
+def _divides(task: Task, state: State, batch: Batch, key: jax.Array) -> bool:
+    """Whether devices may take their rows each by itself, and all give the numbers of one device.
+
+    Not where the model draws (each would draw for its own rows), or keeps statistics of all rows.
+    """
+    rows = {x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(batch)}
+    count = spread.parts(min(rows))
+    if count == 1 or len(rows) > 1 or _without_carry(state.variables):
+        return False
+    return not _draws(task, state.params, state.variables, batch, key)
+
+
+def _draws(task: Task, params: Params, variables: Variables, batch: Batch, key: jax.Array) -> bool:
+    """Whether the model draws in training; shapes and dtypes of its arguments are enough."""
+    return spread.depends(lambda key, *rest: _gradients(task, *rest, key), key, params, variables, batch)
+
+
+def worth_dividing(task: Task, low: int, high: int) -> bool:
+    """Whether devices that share one memory gain by taking the rows of a batch each by itself; nothing is computed.
+
+    The largest weight must have `low` to `high` numbers: less is no work to divide, and what does not fit into the
+    caches of a core is better read once, by all cores together. And the model must not draw, see `_divides`.
+    """
+    key, batch = jax.eval_shape(lambda: jax.random.key(0)), batch_shapes(task)
+    variables = dict(jax.eval_shape(task.model.init, key, batch.inputs))
+    params = variables.pop('params', {})
+    largest = max((x.size for x in jax.tree.leaves(params)), default=0)
+    return low <= largest <= high and not _draws(task, params, variables, batch, key)
+
+
+def _over_devices(task: Task, state: State, batch: Batch, key: jax.Array) -> tuple[Params, Metrics, Variables]:
+    """As `_gradients`, each device with its rows of the batch and of the carries; totals are added up at the end.
+
+    Where the rows cannot be divided, a few follow that count for nothing.
+    """
+    count = len(batch.mask)
+    more = -count % spread.parts(count)
+
+    def padded(tree):
+        return jax.tree.map(lambda x: jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)]), tree)
+
+    def part(params, carries, batch):
+        grads, metrics, new = _gradients(task, params, carries, batch, key, divide=False)
+        return jax.lax.psum((grads, metrics), spread.ROWS), new
+
+    rows = P(spread.ROWS)
+    part = jax.shard_map(part, in_specs=(P(), rows, rows), out_specs=(P(), rows), check_vma=False)
+    (grads, metrics), carries = part(state.params, padded(state.variables), padded(batch))
+    return _divide(grads, metrics), metrics, jax.tree.map(lambda x: x[:count], carries)
+
+
+def _divide(grads: Params, metrics: Metrics) -> Params:
+    """Gradients of the total loss -> those of its mean."""
+    count = jnp.maximum(metrics['loss'].count, 1)
+    return jax.tree.map(lambda total: (total / count).astype(total.dtype), grads)
 
 
 def _accumulate(
@@ -146,8 +208,7 @@ def _accumulate(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
     (sums, others, _), carries = jax.lax.scan(part, (zeros, others, 0), xs)
     grads, metrics = sums
-    count = jnp.maximum(metrics['loss'].count, 1)
-    grads = jax.tree.map(lambda total, x: (total / count).astype(x.dtype), grads, state.params)
+    grads = jax.tree.map(lambda mean, x: mean.astype(x.dtype), _divide(grads, metrics), state.params)
     carries = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), carries)
     return grads, metrics, {**others, **carries}
 
@@ -247,6 +308,9 @@ def make_advance(
 class Placement(Protocol):
     """Where arrays lie, where that is more than one device; `seqjax.mesh.Layout` is one."""
 
+    def in_effect(self) -> contextlib.AbstractContextManager[Any]:
+        """What programs are traced in."""
+
     @property
     def whole(self) -> jax.sharding.Sharding:
         """Of what every device has."""
@@ -279,6 +343,18 @@ def compile_programs(
     is for the host is on every device.
     """
 
+    with contextlib.nullcontext() if placement is None else placement.in_effect():
+        return _compile(task, tx, inputs, chunk, replicas, placement)
+
+
+def _compile(
+    task: Task,
+    tx: optax.GradientTransformation,
+    inputs: Arrays | None,
+    chunk: int,
+    replicas: int | None,
+    placement: Placement | None,
+) -> Programs:
     def mapped(f, **axes):
         return f if replicas is None else jax.vmap(f, **axes)
 
