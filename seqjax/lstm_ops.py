@@ -14,6 +14,7 @@ the same numbers and brings its own backward pass, which
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -313,7 +314,7 @@ class _Columns:
 
     def weights(self, room: jax.Array, inputs: jax.Array, h: jax.Array) -> Weights:
         """Each of them transposed."""
-        dz = room.reshape(len(room), -1)
+        dz = room.reshape(len(room), math.prod(room.shape[1:]))
         bias = dz.sum(axis=1, dtype=_wide(dz.dtype))
         return Weights(*(_sum_of_products(dz, _flat(jnp.swapaxes(x, 0, 1))) for x in (inputs, h)), bias)
 
@@ -331,7 +332,7 @@ def _gates(z: jax.Array, axis: int) -> list[jax.Array]:
 
 def _flat(x: jax.Array) -> jax.Array:
     """[k, l, m] -> [k l, m]."""
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _wide(dtype: Any) -> Any:
