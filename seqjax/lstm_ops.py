@@ -109,8 +109,10 @@ def lstm(
     ((7, 2, 5), True)
     """
     masks.check_choice('backend', backend, ('auto', *BACKENDS))
-    carry, weights = State(*carry), Weights(kernel, recurrent_kernel, bias)
-    fresh = State(*(jax.tree.map(jnp.zeros_like, carry) if fresh is None else fresh))
+    if unroll is not None and unroll < 1:
+        raise ValueError(f'unroll={unroll} must be at least 1: the steps in one iteration of the compiled loop')
+    carry, weights = _state('carry', carry), Weights(kernel, recurrent_kernel, bias)
+    fresh = jax.tree.map(jnp.zeros_like, carry) if fresh is None else _state('fresh', fresh)
     steps = _steps(inputs, seq_lengths, mask, resets)
     _check(steps, carry, weights, fresh)
     count, rows, _ = inputs.shape
@@ -166,9 +168,17 @@ def _steps(inputs: jax.Array, seq_lengths: Any, mask: Any, resets: Any) -> Steps
     return Steps(inputs, real, flags[1])
 
 
+def _state(name: str, pair: Any) -> State:
+    if len(pair) != 2:
+        raise ValueError(f'{name} has {len(pair)} parts and must have 2, c and h')
+    return State(*pair)
+
+
 def _check(steps: Steps, carry: State, weights: Weights, fresh: State) -> None:
     """Raises ValueError where an array has not the shape or the dtype that the others say."""
     (_, rows, features), dtype = steps.inputs.shape, steps.inputs.dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f'inputs are {dtype} and must be floating-point numbers')
     hidden = carry.h.shape[-1] if carry.h.ndim else 0
     shapes = {'kernel': (features, 4 * hidden), 'recurrent_kernel': (hidden, 4 * hidden), 'bias': (4 * hidden,)}
     why = f'inputs {steps.inputs.shape} and a carry of {hidden} units'
@@ -179,7 +189,11 @@ def _check(steps: Steps, carry: State, weights: Weights, fresh: State) -> None:
             raise ValueError(f'{name} is {value.dtype} and must be {dtype}, as the inputs are')
     for name, state in (('carry', carry), ('fresh', fresh)):
         for part in state._fields:
-            masks.check_shape(f'{name}.{part}', getattr(state, part).shape, (rows, hidden), why)
+            value, like = getattr(state, part), getattr(carry, part).dtype
+            masks.check_shape(f'{name}.{part}', value.shape, (rows, hidden), why)
+            if value.dtype != like or not jnp.issubdtype(like, jnp.floating):
+                want = like if jnp.issubdtype(like, jnp.floating) else 'floating-point numbers'
+                raise ValueError(f'{name}.{part} is {value.dtype} and must be {want}, as a carry keeps its dtype')
 
 
 def _flip(tree: Any) -> Any:
