@@ -79,8 +79,9 @@ def lstm(
 ) -> Run:
     """The LSTM of `seqjax.cells.LSTMCell`, with tanh and sigmoid, over time, which is the first axis.
 
-    Gradients reach inputs, carry, weights and fresh in every backend. Only 'plain' has derivatives in forward mode
-    (`jax.jvp`, `jax.hessian`); for the others JAX refuses them in a TypeError.
+    Gradients reach inputs, carry, weights and fresh in every backend, and so do gradients of gradients (`jax.hessian`,
+    `jax.jacrev` twice). Only 'plain' has first derivatives in forward mode (`jax.jvp`, `jax.jacfwd`); for the others
+    JAX refuses them in a TypeError.
 
     The rows are spread over the axis 'data' of the mesh in effect (`jax.set_mesh`), where there is one.
 
@@ -97,7 +98,7 @@ def lstm(
       fresh: c and h, each [B, H]; zeros by default.
       reverse: whether steps are taken from the last to the first; outputs keep the places of their inputs.
       history: whether c after each step is given, too.
-      unroll: steps in one iteration of the plain backend's compiled loop; by default as `choose` says.
+      unroll: steps in one iteration of the plain backend's compiled loop; by default as `loop` says.
       backend: a key of `BACKENDS`; by default as `choose` says.
 
     Raises:
@@ -117,10 +118,12 @@ def lstm(
     _check(steps, carry, weights, fresh)
     count, rows, _ = inputs.shape
     parts = _parts(rows)
+    share, hidden = -(-rows // parts), recurrent_kernel.shape[0]  # rows of a device
     if backend == 'auto' or not count:
-        backend, loop = choose(count, -(-rows // parts), recurrent_kernel.shape[0])
-        unroll = loop if unroll is None else unroll
-    how = {'history': history, 'unroll': unroll or 1} if backend == 'plain' else {'history': history}
+        backend, _ = choose(count, share, hidden)
+    how = {'history': history}
+    if backend == 'plain':
+        how['unroll'] = unroll or loop(count, share * hidden)
     if reverse:
         steps = _flip(steps)
     run = _spread(partial(BACKENDS[backend], **how), parts)(steps, carry, weights, fresh)
@@ -537,7 +540,8 @@ def _parts(rows: int) -> int:
     """Over how many devices the rows are spread."""
     mesh = jax.sharding.get_abstract_mesh()
     others = [size for name, size in mesh.shape.items() if name != ROWS and size > 1]
-    if others or AxisType.Auto not in mesh.axis_types:  # the compiler's business, or ours already
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if others or types.get(ROWS) != AxisType.Auto:  # the compiler's business, or ours already
         return 1
     parts = mesh.shape.get(ROWS, 1)
     return parts if rows >= parts else 1
