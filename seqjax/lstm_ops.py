@@ -358,7 +358,13 @@ def _wide(dtype: Any) -> Any:
 
 
 def _sum_of_products(x: jax.Array, y: jax.Array) -> jax.Array:
-    return lax.dot(x, y, preferred_element_type=_wide(x.dtype))
+    wide = _wide(x.dtype)
+    return lax.platform_dependent(
+        x,
+        y,
+        cpu=lambda x, y: lax.dot(x.astype(wide), y.astype(wide)),  # it lacks some products of halves with a wide sum
+        default=lambda x, y: lax.dot(x, y, preferred_element_type=wide),
+    )
 
 
 # --- the fast recurrence ---------------------------------------------------------------------------
