@@ -271,7 +271,9 @@ class RNN(nn.Module):
         """Whether an array function takes all steps; not where weights are made, or something of each step is asked."""
         plain = not self.variable_axes and not self.variable_carry and self.variable_broadcast == 'params'
         usual = plain and self.split_rngs is None and len(axes.features) == 1
-        return usual and not self.is_initializing() and getattr(self.cell, 'fused', False)
+        if not usual or self.is_initializing() or not getattr(self.cell, 'fused', False):
+            return False
+        return all(self.cell.has_variable('params', name) for name in lstm_ops.Weights._fields)  # else Flax makes them
 
     def _call(self, axes: _Axes, deterministic: bool | None) -> tuple[Any, Callable[..., Any]]:
         """What the cell draws for the sequence, and with that (cell, carry, inputs, index) -> (carry, outputs)."""

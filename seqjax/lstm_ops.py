@@ -14,6 +14,7 @@ the same numbers and brings its own backward pass, which
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,10 +33,12 @@ from seqjax.ops import (
     as_steps,
     at,
     beside,
+    check_floats,
     check_weights,
     flat,
     flip,
     in_chunks,
+    loop,
     on_devices,
     sum_of_products,
     wide,
@@ -84,8 +87,9 @@ def lstm(
 ) -> Run:
     """The LSTM of `seqjax.cells.LSTMCell`, with tanh and sigmoid, over time, which is the first axis.
 
-    Gradients reach inputs, carry, weights and fresh in every backend. Only 'plain' has derivatives in forward mode
-    (`jax.jvp`, `jax.hessian`); for the others JAX refuses them in a TypeError.
+    Gradients reach inputs, carry, weights and fresh in every backend, and so do gradients of gradients (`jax.hessian`,
+    `jax.jacrev` twice). Only 'plain' has first derivatives in forward mode (`jax.jvp`, `jax.jacfwd`); for the others
+    JAX refuses them in a TypeError.
 
     The rows are spread over the axis 'data' of the mesh in effect (`jax.set_mesh`), where there is one.
 
@@ -102,7 +106,7 @@ def lstm(
       fresh: c and h, each [B, H]; zeros by default.
       reverse: whether steps are taken from the last to the first; outputs keep the places of their inputs.
       history: whether c after each step is given, too.
-      unroll: steps in one iteration of the plain backend's compiled loop; by default as `choose` says.
+      unroll: steps in one iteration of the plain backend's compiled loop; by default as `seqjax.ops.loop` says.
       backend: a key of `BACKENDS`; by default as `choose` says.
 
     Raises:
@@ -114,24 +118,28 @@ def lstm(
     ((7, 2, 5), True)
     """
     masks.check_choice('backend', backend, ('auto', *BACKENDS))
-    carry, weights = State(*carry), Weights(kernel, recurrent_kernel, bias)
-    fresh = State(*(jax.tree.map(jnp.zeros_like, carry) if fresh is None else fresh))
+    if unroll is not None and unroll < 1:
+        raise ValueError(f'unroll={unroll} must be at least 1: the steps in one iteration of the compiled loop')
+    carry, weights = _state('carry', carry), Weights(kernel, recurrent_kernel, bias)
+    fresh = jax.tree.map(jnp.zeros_like, carry) if fresh is None else _state('fresh', fresh)
     steps = as_steps(inputs, seq_lengths, mask, resets)
     _check(steps, carry, weights, fresh)
     count, rows, _ = inputs.shape
     devices = parts(rows)
+    share, hidden = -(-rows // devices), recurrent_kernel.shape[0]  # rows of a device
     if backend == 'auto' or not count:
-        backend, loop = choose(count, -(-rows // devices), recurrent_kernel.shape[0])
-        unroll = loop if unroll is None else unroll
-    how = {'history': history, 'unroll': unroll or 1} if backend == 'plain' else {'history': history}
+        backend = choose(count, share, hidden)
+    how = {'history': history}
+    if backend == 'plain':
+        how['unroll'] = unroll or loop(count, share * hidden)
     if reverse:
         steps = flip(steps)
     last, *others = on_devices(partial(BACKENDS[backend], **how), devices)(steps, carry, weights, fresh)
     return Run(last, *(flip(others) if reverse else others))
 
 
-def choose(steps: int, rows: int, hidden: int) -> tuple[str, int]:
-    """The backend for T, B (on one device) and H, and how many steps of a plain loop to unroll.
+def choose(steps: int, rows: int, hidden: int) -> str:
+    """The backend for T, B (on one device) and H.
 
     B H up to 512, T up to 8    plain, all steps unrolled
     B = 1, H up to 128          small
@@ -139,25 +147,36 @@ def choose(steps: int, rows: int, hidden: int) -> tuple[str, int]:
     else                        rows
     """
     if not steps or (steps <= ALL and rows * hidden <= SMALL):
-        return 'plain', max(steps, 1)
+        return 'plain'
     if rows == 1 and hidden <= NARROW:
-        return 'small', 1
-    return ('columns' if hidden >= WIDE else 'rows'), 1
+        return 'small'
+    return 'columns' if hidden >= WIDE else 'rows'
 
 
 NARROW, WIDE = 128, 320
 
 
+def _state(name: str, pair: Any) -> State:
+    if len(pair) != 2:
+        raise ValueError(f'{name} has {len(pair)} parts and must have 2, c and h')
+    return State(*pair)
+
+
 def _check(steps: Steps, carry: State, weights: Weights, fresh: State) -> None:
     """Raises ValueError where an array has not the shape or the dtype that the others say."""
     (_, rows, features), dtype = steps.inputs.shape, steps.inputs.dtype
+    check_floats('inputs', dtype)
     hidden = carry.h.shape[-1] if carry.h.ndim else 0
     shapes = {'kernel': (features, 4 * hidden), 'recurrent_kernel': (hidden, 4 * hidden), 'bias': (4 * hidden,)}
     why = f'inputs {steps.inputs.shape} and a carry of {hidden} units'
     check_weights(weights, shapes, dtype, why)
     for name, state in (('carry', carry), ('fresh', fresh)):
         for part in state._fields:
-            masks.check_shape(f'{name}.{part}', getattr(state, part).shape, (rows, hidden), why)
+            value, like = getattr(state, part), getattr(carry, part).dtype
+            masks.check_shape(f'{name}.{part}', value.shape, (rows, hidden), why)
+            check_floats(f'{name}.{part}', value.dtype)
+            if value.dtype != like:
+                raise ValueError(f'{name}.{part} is {value.dtype} and must be {like}, as a carry keeps its dtype')
 
 
 # --- the plain recurrence --------------------------------------------------------------------------
@@ -266,7 +285,7 @@ class _Columns:
 
     def weights(self, room: jax.Array, inputs: jax.Array, h: jax.Array) -> Weights:
         """Each of them transposed."""
-        dz = room.reshape(len(room), -1)
+        dz = room.reshape(len(room), math.prod(room.shape[1:]))
         bias = dz.sum(axis=1, dtype=wide(dz.dtype))
         return Weights(*(sum_of_products(dz, flat(jnp.swapaxes(x, 0, 1))) for x in (inputs, h)), bias)
 
