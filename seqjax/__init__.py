@@ -16,7 +16,7 @@ The rooms, each importing only from those above it:
     gru_ops       the same of the GRU
     cells         one time step: LSTMCell, GRUCell, SimpleRNNCell and their variants
     linear        cells whose steps can be taken all at once: MinGRUCell, MinLSTMCell, LRUCell, RGLRUCell
-    recurrence    how a cell is carried over time: nn.scan, array functions, associative_scan, segments to save memory
+    recurrence    how a cell is carried over time: nn.scan, lstm_ops, gru_ops, associative_scan, segments to save memory
     layers        over time: RNN, Bidirectional, Stack, Stateful, TimeDistributed (nn.vmap)
     models        compositions: sequence to vector, sequence to sequence, and a constructor for the usual ones
     attention     a weighted mean of a source's steps: additive (Bahdanau), dot and general (Luong)

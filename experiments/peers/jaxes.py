@@ -38,25 +38,28 @@ class JaxPeer:
         """The layer of a case with these weights."""
         raise NotImplementedError
 
+    def lowered_forward(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
+        """The forward pass, traced and lowered, and its arguments."""
+        del case
+        arguments = jax.device_put((layer.params, given.inputs))
+        return jax.jit(layer.apply).lower(*arguments), arguments
+
     def lowered(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
         """The training step, traced and lowered, and its arguments."""
 
         def loss(params, inputs, targets):
             return jnp.mean((layer.apply(params, inputs) - targets) ** 2)
 
-        arguments = (layer.params, *map(jnp.asarray, (given.inputs, given.targets)))
+        arguments = jax.device_put((layer.params, given.inputs, given.targets))
         return jax.jit(jax.value_and_grad(loss)).lower(*arguments), arguments
 
     def forward(self, *sizes: int) -> Work:
         """All outputs of a case."""
         case = Case(*sizes)
         given = cases.arrays(case)
-        layer, inputs = self.layer(case, given.weights), jnp.asarray(given.inputs)
-        params = layer.params
-        program = jax.jit(layer.apply).lower(params, inputs).compile()
-        return Work(
-            lambda: jax.block_until_ready(program(params, inputs)), lambda: {'outputs': program(params, inputs)}
-        )
+        lowered, arguments = self.lowered_forward(case, self.layer(case, given.weights), given)
+        program = lowered.compile()
+        return Work(lambda: jax.block_until_ready(program(*arguments)), lambda: {'outputs': program(*arguments)})
 
     def _training(self, case: Case) -> tuple[Layer, Any, tuple[Any, ...]]:
         given = cases.arrays(case)
@@ -81,18 +84,17 @@ class JaxPeer:
         case = Case(*sizes)
         given = cases.arrays(case)
         layer = self.layer(case, given.weights)
-        inputs = jnp.asarray(given.inputs[:, 0])
-        program = jax.jit(layer.step).lower(layer.params, layer.carry, inputs).compile()
-        carry = layer.carry
+        params, carry, inputs = first = jax.device_put((layer.params, layer.carry, given.inputs[:, 0]))
+        program = jax.jit(layer.step).lower(*first).compile()
 
         def call():
             nonlocal carry
-            carry, outputs = program(layer.params, carry, inputs)
+            carry, outputs = program(params, carry, inputs)
             return jax.block_until_ready(outputs)
 
         def results():
-            second, _ = program(layer.params, layer.carry, inputs)
-            return {'outputs': program(layer.params, second, inputs)[1]}
+            second, _ = program(*first)
+            return {'outputs': program(params, second, inputs)[1]}
 
         return Work(call, results)
 
