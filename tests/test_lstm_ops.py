@@ -352,6 +352,8 @@ def test_a_backend_of_its_own_needs_less_memory(optimized, backend):
 )
 def test_a_backend_is_chosen_by_size(steps, rows, hidden, want):
     assert lstm_ops.choose(steps, rows, hidden) == want
+    assert lstm_ops.choose(steps, rows, hidden, 'tpu') == 'plain'
+    assert lstm_ops.choose(steps, rows, hidden, 'gpu') == ('columns' if steps and rows * hidden > 512 else 'plain')
 
 
 # --- devices ---------------------------------------------------------------------------------------
