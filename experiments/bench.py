@@ -62,7 +62,7 @@ HUGE = 'glibc.malloc.hugetlb=1'
 KEEPING = 'glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000'
 ON_JAX = {'GLIBC_TUNABLES': HUGE}
 # One small step is over before another thread has heard of it, so `experiments.predict --stdin` does without one.
-AT_ONCE = {'JAX_CPU_ENABLE_ASYNC_DISPATCH': 'false'}
+AT_ONCE = {cases.AT_ONCE: '1'}
 ALLOCATORS = {
     'usual allocator': {},
     'keeping allocator': {'GLIBC_TUNABLES': KEEPING},

@@ -21,7 +21,7 @@ from seqjax.task import State, Task
 from seqjax.train import CARRY
 
 DATA, MODEL = spread.ROWS, 'model'
-WIDTHS = 4_000, 2_400_000  # numbers of the largest weight between which cores of a CPU divide a batch
+WIDTHS = 4_000, 1_200_000  # numbers of the largest weight between which cores of a CPU divide a batch
 USEFUL = 8  # rows or replicas of a device, from which on it is used without being asked for
 
 

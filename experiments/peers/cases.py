@@ -36,6 +36,8 @@ class Case(NamedTuple):
         return 4.0 * self.batch * self.steps * (KEPT * self.units + self.features)
 
 
+AT_ONCE = 'SEQJAX_BENCH_AT_ONCE'  # in the environment of a worker on JAX that hands no step to another thread
+
 FORWARD, TRAINING, STREAMING = 'forward', 'training', 'streaming'
 ROWS = (
     Case(32, 100, 64, 128),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,9 @@ import numpy as np
 
 from experiments.peers import cases
 from experiments.peers.cases import Arrays, Case
+
+if cases.AT_ONCE in os.environ:  # JAX has no variable of its own for it
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
 class Work(NamedTuple):
