@@ -125,12 +125,15 @@ def lstm(
 def choose(steps: int, rows: int, hidden: int) -> tuple[str, int]:
     """The backend for T, B (on one device) and H, and how many steps of a plain loop to unroll.
 
-    B H up to 512        plain, as `loop` says: a step costs more to start than to compute
-    H from 320 on        columns
-    else                 rows
+    B H up to 512, T up to 8    plain, all steps unrolled
+    B = 1, H up to 128          small
+    H from 320 on               columns
+    else                        rows
     """
-    if not steps or rows * hidden <= SMALL:
-        return 'plain', loop(steps, rows * hidden)
+    if not steps or (steps <= ALL and rows * hidden <= SMALL):
+        return 'plain', max(steps, 1)
+    if rows == 1 and hidden <= NARROW:
+        return 'small', 1
     return ('columns' if hidden >= WIDE else 'rows'), 1
 
 
@@ -144,7 +147,7 @@ def loop(steps: int, size: int) -> int:
     return steps if steps <= ALL else FEW
 
 
-SMALL, WIDE = 512, 320
+SMALL, NARROW, WIDE = 512, 128, 320
 ALL, FEW = 8, 4
 
 
@@ -506,11 +509,44 @@ def _where(flags: jax.Array, x: State, y: State) -> State:
     return jax.tree.map(partial(jnp.where, flags), x, y)
 
 
-def _with(form: Any) -> Callable[..., Run]:
-    return lambda *arguments, history=False: _fast(_How(form, history), *arguments)
+# --- small ones ------------------------------------------------------------------------------------
 
 
-BACKENDS: dict[str, Callable[..., Run]] = {'plain': _plain, 'rows': _with(_Rows()), 'columns': _with(_Columns())}
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _small(how: _How, steps: Steps, carry: State, weights: Weights, fresh: State) -> Run:
+    """Where a step is so small that what counts is how many operations it has, and not what they compute.
+
+    The forward pass has fewest as `_Rows` has it, and forward and backward pass together as JAX makes them from a plain
+    loop of some steps in one.
+    """
+    return _forward(how, steps, carry, weights, fresh)[0]
+
+
+def _small_forward(how: _How, steps: Steps, *arguments: Any) -> tuple[Run, Callable[..., Any]]:
+    def plain(inputs, *arguments):
+        return _plain(steps._replace(inputs=inputs), *arguments, history=how.history, unroll=FEW)
+
+    return jax.vjp(plain, steps.inputs, *arguments)
+
+
+def _small_backward(how: _How, vjp: Callable[..., Any], gradients: Run) -> tuple[Any, ...]:
+    inputs, *others = vjp(gradients)
+    return Steps(inputs, None, None), *others
+
+
+_small.defvjp(_small_forward, _small_backward)
+
+
+def _with(run: Callable[..., Run], form: Any) -> Callable[..., Run]:
+    return lambda *arguments, history=False: run(_How(form, history), *arguments)
+
+
+BACKENDS: dict[str, Callable[..., Run]] = {
+    'plain': _plain,
+    'rows': _with(_fast, _Rows()),
+    'columns': _with(_fast, _Columns()),
+    'small': _with(_small, _Rows()),
+}
 
 
 # --- over devices ----------------------------------------------------------------------------------

@@ -60,8 +60,8 @@ class Layout(NamedTuple):
         return self.on()
 
     def in_effect(self) -> contextlib.AbstractContextManager[Any]:
-        """What programs are traced in, so that what they do row by row is spread; see `seqjax.spread`."""
-        return contextlib.nullcontext() if self.replicas else jax.set_mesh(self.mesh)
+        """What programs are traced in, so that their rows, or replicas, are spread; see `seqjax.spread`."""
+        return jax.set_mesh(self.mesh)
 
     def state(self, shapes: State) -> State:
         """The sharding of every array of a State: replicas, or carries, over 'data', and weights over 'model'."""

@@ -145,11 +145,19 @@ def worth_dividing(task: Task, low: int, high: int) -> bool:
     The largest weight must have `low` to `high` numbers: less is no work to divide, and what does not fit into the
     caches of a core is better read once, by all cores together. And the model must not draw, see `_divides`.
     """
-    key, batch = jax.eval_shape(lambda: jax.random.key(0)), batch_shapes(task)
-    variables = dict(jax.eval_shape(task.model.init, key, batch.inputs))
+    key, batch, variables = jax.eval_shape(lambda: jax.random.key(0)), batch_shapes(task), _weights(task)
     params = variables.pop('params', {})
-    largest = max((x.size for x in jax.tree.leaves(params)), default=0)
-    return low <= largest <= high and not _draws(task, params, variables, batch, key)
+    return low <= _largest(params) <= high and not _draws(task, params, variables, batch, key)
+
+
+def _weights(task: Task) -> dict[str, Any]:
+    """Shapes and dtypes of the model's variables."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return dict(jax.eval_shape(task.model.init, key, batch_shapes(task).inputs))
+
+
+def _largest(tree: Any) -> int:
+    return max((x.size for x in jax.tree.leaves(tree)), default=0)
 
 
 def _over_devices(task: Task, state: State, batch: Batch, key: jax.Array) -> tuple[Params, Metrics, Variables]:
@@ -300,9 +308,32 @@ def make_advance(
         evals = evaluate(full, state)
         return state if task.watch is None else _keep_best(task.watch, state, evals), metrics, evals
 
-    if replicas:
-        advance = jax.vmap(advance, in_axes=(None, None, 0, None), out_axes=(0, 1, 0))
-    return jax.jit(advance)
+    return jax.jit(_replicated(task, advance) if replicas else advance)
+
+
+SIDE_BY_SIDE = 65_536  # rows times numbers of the largest weight, up to which replicas are computed at once
+
+
+def _replicated(task: Task, advance: Advance) -> Advance:
+    """The same for many states, each device of the mesh in effect with its own.
+
+    Small replicas are computed side by side, as one operation for all costs little more than for one. Larger ones take
+    turns: the products of many small matrices side by side are slower than one after the other.
+    """
+
+    def side_by_side(data, evals, state, n):
+        return jax.vmap(advance, in_axes=(None, None, 0, None), out_axes=(0, 1, 0))(data, evals, state, n)
+
+    def in_turn(data, evals, state, n):
+        state, metrics, evals = jax.lax.map(lambda one: advance(data, evals, one, n), state)
+        return state, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), metrics), evals
+
+    rows = max((x.shape[0] for x in jax.tree.leaves(batch_shapes(task)) if x.ndim), default=1)
+    small = rows * _largest(_weights(task)) <= SIDE_BY_SIDE
+    many, each, by_step = side_by_side if small else in_turn, P(spread.ROWS), P(None, spread.ROWS)
+    if spread.parts(2**31) == 1:
+        return many
+    return jax.shard_map(many, in_specs=(P(), P(), each, P()), out_specs=(each, by_step, each), check_vma=False)
 
 
 class Placement(Protocol):
@@ -343,18 +374,6 @@ def compile_programs(
     is for the host is on every device.
     """
 
-    with contextlib.nullcontext() if placement is None else placement.in_effect():
-        return _compile(task, tx, inputs, chunk, replicas, placement)
-
-
-def _compile(
-    task: Task,
-    tx: optax.GradientTransformation,
-    inputs: Arrays | None,
-    chunk: int,
-    replicas: int | None,
-    placement: Placement | None,
-) -> Programs:
     def mapped(f, **axes):
         return f if replicas is None else jax.vmap(f, **axes)
 
@@ -362,9 +381,10 @@ def _compile(
     init = mapped(lambda seed: init_state(task, tx, jax.random.key(seed)))
     state = jax.eval_shape(init, seed)
     lies, whole = (None, None) if placement is None else (placement.state(state), placement.whole)
-    advance = make_advance(task, tx, chunk=chunk, replicas=replicas is not None)
     given, taken = (whole, whole, lies, whole), (lies, whole, whole)
-    advance = jax.jit(advance, in_shardings=given, out_shardings=taken).lower(task.data, task.evals, state, 0)
+    with contextlib.nullcontext() if placement is None else placement.in_effect():
+        advance = make_advance(task, tx, chunk=chunk, replicas=replicas is not None)
+        advance = jax.jit(advance, in_shardings=given, out_shardings=taken).lower(task.data, task.evals, state, 0)
     predict = None
     if inputs is not None:
         predict = jax.jit(

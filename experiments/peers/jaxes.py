@@ -38,6 +38,12 @@ class JaxPeer:
         """The layer of a case with these weights."""
         raise NotImplementedError
 
+    def lowered_forward(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
+        """The forward pass, traced and lowered, and its arguments."""
+        del case
+        arguments = (layer.params, jnp.asarray(given.inputs))
+        return jax.jit(layer.apply).lower(*arguments), arguments
+
     def lowered(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
         """The training step, traced and lowered, and its arguments."""
 
@@ -51,12 +57,9 @@ class JaxPeer:
         """All outputs of a case."""
         case = Case(*sizes)
         given = cases.arrays(case)
-        layer, inputs = self.layer(case, given.weights), jnp.asarray(given.inputs)
-        params = layer.params
-        program = jax.jit(layer.apply).lower(params, inputs).compile()
-        return Work(
-            lambda: jax.block_until_ready(program(params, inputs)), lambda: {'outputs': program(params, inputs)}
-        )
+        lowered, arguments = self.lowered_forward(case, self.layer(case, given.weights), given)
+        program = lowered.compile()
+        return Work(lambda: jax.block_until_ready(program(*arguments)), lambda: {'outputs': program(*arguments)})
 
     def _training(self, case: Case) -> tuple[Layer, Any, tuple[Any, ...]]:
         given = cases.arrays(case)

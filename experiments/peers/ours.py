@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,28 @@ def place(task: Task, rows: int | None, replicas: int | None = None) -> mesh.Lay
     return layout
 
 
+class Where(NamedTuple):
+    """Where the arrays of a program lie, and what it is traced in."""
+
+    rows: Any
+    whole: Any
+    tracing: contextlib.AbstractContextManager[Any]
+
+    @classmethod
+    def of(cls, task: Task, rows: int) -> Where:
+        layout = place(task, rows)
+        if layout is None:
+            return cls(None, None, contextlib.nullcontext())
+        divided = layout.on(mesh.DATA) if rows % layout.size == 0 else layout.whole
+        return cls(divided, layout.whole, layout.in_effect())
+
+
+def _task(case: Case, given: Arrays) -> Task:
+    """The layer alone as a model, and the mean squared error over all steps."""
+    data = Batch(given.inputs, given.targets, np.ones((case.batch, case.steps), bool))
+    return Task(RNN(LSTMCell(case.units)), losses.mean_squared_error, lambda data, key, step: data, data)
+
+
 class Ours(JaxPeer):
     """seqjax."""
 
@@ -44,25 +66,25 @@ class Ours(JaxPeer):
             shared=lambda params: params['cell'],
         )
 
+    def lowered_forward(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
+        """Where a run would evaluate."""
+        where = Where.of(_task(case, given), case.batch)
+        arguments = (jax.device_put(layer.params, where.whole), jax.device_put(given.inputs, where.rows))
+        with where.tracing:
+            return jax.jit(layer.apply).lower(*arguments), arguments
+
     def lowered(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
         """The step of a run (`train.gradients`), where a run would take it."""
-        task = Task(RNN(LSTMCell(case.units)), losses.mean_squared_error, lambda data, key, step: data)
-        real = np.ones((case.batch, case.steps), bool)
-        task = task._replace(data=Batch(given.inputs, given.targets, real))
-        layout = place(task, case.batch)
-        if layout is None:
-            where, whole, tracing = None, None, contextlib.nullcontext()
-        else:
-            divides = case.batch % layout.size == 0
-            where, whole, tracing = layout.on(mesh.DATA) if divides else layout.whole, layout.whole, layout.in_effect()
+        task = _task(case, given)
+        where = Where.of(task, case.batch)
 
         def loss_and_gradients(params, data):
             state = State(jnp.int32(0), jax.random.key(0), params, {}, ())
             grads, metrics, _ = train.gradients(task._replace(data=data), state)
             return metrics['loss'].compute(), grads
 
-        arguments = (jax.device_put(layer.params, whole), jax.device_put(task.data, where))
-        with tracing:
+        arguments = (jax.device_put(layer.params, where.whole), jax.device_put(task.data, where.rows))
+        with where.tracing:
             return jax.jit(loss_and_gradients).lower(*arguments), arguments
 
     def replicas(self, count: int, epochs: int) -> Work:
