@@ -109,7 +109,7 @@ class RNN(nn.Module):
     masked_output: str = 'zero'
     learn_initial_carry: bool = False  # as parameters `initial_carry_...`, which begin at the cell's own
     parallel: bool = False  # all steps at once: for the cells of `seqjax.linear`
-    backend: str = 'auto'  # of an LSTM without variants: a key of `lstm_ops.BACKENDS`, all of which give the same
+    backend: str = 'auto'  # of an LSTM or a GRU without variants: a key of BACKENDS in `lstm_ops` or `gru_ops`
     remat_segments: int = 1  # above 1: that many segments, each computed again in the backward pass, to save memory
 
     def __post_init__(self) -> None:
@@ -271,7 +271,9 @@ class RNN(nn.Module):
         """Whether an array function takes all steps; not where weights are made, or something of each step is asked."""
         plain = not self.variable_axes and not self.variable_carry and self.variable_broadcast == 'params'
         usual = plain and self.split_rngs is None and len(axes.features) == 1
-        return usual and not self.is_initializing() and getattr(self.cell, 'fused', False)
+        if not usual or self.is_initializing() or not getattr(self.cell, 'fused', False):
+            return False
+        return all(self.cell.has_variable('params', name) for name in lstm_ops.Weights._fields)  # else Flax makes them
 
     def _call(self, axes: _Axes, deterministic: bool | None) -> tuple[Any, Callable[..., Any]]:
         """What the cell draws for the sequence, and with that (cell, carry, inputs, index) -> (carry, outputs)."""

@@ -23,7 +23,8 @@ def parts(rows: int) -> int:
     """
     mesh = jax.sharding.get_abstract_mesh()
     others = [size for name, size in mesh.shape.items() if name != ROWS and size > 1]
-    if others or AxisType.Auto not in mesh.axis_types:
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if others or types.get(ROWS) != AxisType.Auto:
         return 1
     count = mesh.shape.get(ROWS, 1)
     return count if rows >= count else 1
