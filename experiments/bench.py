@@ -56,10 +56,14 @@ FILES = (files.SUMMARY, TIMINGS, MEMORY, TEXT, PICTURE)
 PEERS = (TORCH, FLAX, KERAS)
 PARTS = ('rows', 'streaming', 'replicas', 'start', 'growth')
 NOTEBOOK = 'many_to_one'  # whose process is timed as a whole
-# With these glibc gives no memory back, and so takes none of the time that pages need to be made anew.
+# Every array of a step is made of pages anew: huge ones are fewer (as run.sh has it for all experiments), and an
+# allocator that gives nothing back needs none. XLA gains from the first, PyTorch from the second, or from both.
+HUGE = 'glibc.malloc.hugetlb=1'
+KEEPING = 'glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000'
 ALLOCATORS = {
     'usual allocator': {},
-    'keeping allocator': {'GLIBC_TUNABLES': 'glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000'},
+    'keeping allocator': {'GLIBC_TUNABLES': KEEPING},
+    'keeping allocator with huge pages': {'GLIBC_TUNABLES': f'{KEEPING}:{HUGE}'},
 }
 
 
@@ -310,7 +314,7 @@ class Bench:
         print(f'{what} {row}: {", ".join(words)}', flush=True)
 
     def contenders(self, peers: Sequence[str]) -> list[Contender]:
-        """PyTorch in each of its settings, the others as they are."""
+        """PyTorch in each of its settings, the others, all on JAX, with huge pages."""
         found = []
         for peer in peers:
             if peer == TORCH:
@@ -319,7 +323,7 @@ class Bench:
                     threads = sorted({1, cores()})
                     found += [Contender(peer, f'{n} thread{"s" * (n > 1)}, {words}', n, process) for n in threads]
             else:
-                found.append(Contender(peer, '', None, self.client(peer, '', {})))
+                found.append(Contender(peer, '', None, self.client(peer, '', {'GLIBC_TUNABLES': HUGE})))
         return found
 
     def client(self, peer: str, words: str, changes: dict[str, str]) -> Client:

@@ -10,9 +10,11 @@ The rooms, each importing only from those above it:
     masks         which steps are real: lengths and masks, their checks, and what they mean along time
     losses        masked losses and metrics, each a Mean that is not divided yet
     initializers  how weights begin: schemes by name, biases that set how long a gate remembers
+    spread        the rows of a batch over the devices of the mesh in effect
+    lstm_ops      the LSTM's recurrence as an array function: one signature, several ways to compute it
     cells         one time step: LSTMCell, GRUCell, SimpleRNNCell and their variants
     linear        cells whose steps can be taken all at once: MinGRUCell, MinLSTMCell, LRUCell, RGLRUCell
-    recurrence    how a cell is carried over time: nn.scan, associative_scan, segments to save memory
+    recurrence    how a cell is carried over time: nn.scan, lstm_ops, associative_scan, segments to save memory
     layers        over time: RNN, Bidirectional, Stack, Stateful, TimeDistributed (nn.vmap)
     models        compositions: sequence to vector, sequence to sequence, and a constructor for the usual ones
     attention     a weighted mean of a source's steps: additive (Bahdanau), dot and general (Luong)

@@ -22,12 +22,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from seqjax import masks
-
-ROWS = 'data'  # the axis of a mesh over which the rows of a batch are spread
+from seqjax.spread import ROWS, parts
 
 
 class State(NamedTuple):
@@ -117,8 +115,8 @@ def lstm(
     steps = _steps(inputs, seq_lengths, mask, resets)
     _check(steps, carry, weights, fresh)
     count, rows, _ = inputs.shape
-    parts = _parts(rows)
-    share, hidden = -(-rows // parts), recurrent_kernel.shape[0]  # rows of a device
+    devices = parts(rows)
+    share, hidden = -(-rows // devices), recurrent_kernel.shape[0]  # rows of a device
     if backend == 'auto' or not count:
         backend, _ = choose(count, share, hidden)
     how = {'history': history}
@@ -126,19 +124,22 @@ def lstm(
         how['unroll'] = unroll or loop(count, share * hidden)
     if reverse:
         steps = _flip(steps)
-    run = _spread(partial(BACKENDS[backend], **how), parts)(steps, carry, weights, fresh)
+    run = _spread(partial(BACKENDS[backend], **how), devices)(steps, carry, weights, fresh)
     return Run(run.last, *_flip(run[1:])) if reverse else run
 
 
 def choose(steps: int, rows: int, hidden: int) -> tuple[str, int]:
     """The backend for T, B (on one device) and H, and how many steps of a plain loop to unroll.
 
-    B H up to 512        plain, as `loop` says: a step costs more to start than to compute
-    H from 320 on        columns
-    else                 rows
+    B H up to 512, T up to 8    plain, all steps unrolled
+    B = 1, H up to 128          small
+    H from 320 on               columns
+    else                        rows
     """
-    if not steps or rows * hidden <= SMALL:
-        return 'plain', loop(steps, rows * hidden)
+    if not steps or (steps <= ALL and rows * hidden <= SMALL):
+        return 'plain', max(steps, 1)
+    if rows == 1 and hidden <= NARROW:
+        return 'small', 1
     return ('columns' if hidden >= WIDE else 'rows'), 1
 
 
@@ -152,7 +153,7 @@ def loop(steps: int, size: int) -> int:
     return steps if steps <= ALL else FEW
 
 
-SMALL, WIDE = 512, 320
+SMALL, NARROW, WIDE = 512, 128, 320
 ALL, FEW = 8, 4
 
 
@@ -532,39 +533,57 @@ def _where(flags: jax.Array, x: State, y: State) -> State:
     return jax.tree.map(partial(jnp.where, flags), x, y)
 
 
-def _with(form: Any) -> Callable[..., Run]:
-    return lambda *arguments, history=False: _fast(_How(form, history), *arguments)
+# --- small ones ------------------------------------------------------------------------------------
 
 
-BACKENDS: dict[str, Callable[..., Run]] = {'plain': _plain, 'rows': _with(_Rows()), 'columns': _with(_Columns())}
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _small(how: _How, steps: Steps, carry: State, weights: Weights, fresh: State) -> Run:
+    """Where a step is so small that what counts is how many operations it has, and not what they compute.
+
+    The forward pass has fewest as `_Rows` has it, and forward and backward pass together as JAX makes them from a plain
+    loop of some steps in one.
+    """
+    return _forward(how, steps, carry, weights, fresh)[0]
+
+
+def _small_forward(how: _How, steps: Steps, *arguments: Any) -> tuple[Run, Callable[..., Any]]:
+    def plain(inputs, *arguments):
+        return _plain(steps._replace(inputs=inputs), *arguments, history=how.history, unroll=FEW)
+
+    return jax.vjp(plain, steps.inputs, *arguments)
+
+
+def _small_backward(how: _How, vjp: Callable[..., Any], gradients: Run) -> tuple[Any, ...]:
+    inputs, *others = vjp(gradients)
+    return Steps(inputs, None, None), *others
+
+
+_small.defvjp(_small_forward, _small_backward)
+
+
+def _with(run: Callable[..., Run], form: Any) -> Callable[..., Run]:
+    return lambda *arguments, history=False: run(_How(form, history), *arguments)
+
+
+BACKENDS: dict[str, Callable[..., Run]] = {
+    'plain': _plain,
+    'rows': _with(_fast, _Rows()),
+    'columns': _with(_fast, _Columns()),
+    'small': _with(_small, _Rows()),
+}
 
 
 # --- over devices ----------------------------------------------------------------------------------
 
 
-def _parts(rows: int) -> int:
-    """Over how many devices the rows are spread."""
-    mesh = jax.sharding.get_abstract_mesh()
-    others = [size for name, size in mesh.shape.items() if name != ROWS and size > 1]
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    if others or types.get(ROWS) != AxisType.Auto:  # the compiler's business, or ours already
-        return 1
-    parts = mesh.shape.get(ROWS, 1)
-    return parts if rows >= parts else 1
-
-
-def _spread(run: Callable[..., Run], parts: int) -> Callable[..., Run]:
-    """Each device runs its own rows, and the gradients of the weights are added up once, at the end.
-
-    Left to itself, the compiler would add them up at every step or chunk. Where the rows cannot be divided, a few of
-    zeros are put below them.
-    """
-    if parts == 1:
+def _spread(run: Callable[..., Run], devices: int) -> Callable[..., Run]:
+    """Each device runs its own rows; where they cannot be divided, a few of zeros are put below them."""
+    if devices == 1:
         return run
 
     def padded(steps, carry, weights, fresh):
         rows = steps.inputs.shape[1]
-        more = -rows % parts
+        more = -rows % devices
 
         def pad(x, axis):
             return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])

@@ -6,19 +6,22 @@ The compiler adds what the devices have to tell each other; the numbers are thos
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from seqjax import spread
 from seqjax.task import State, Task
 from seqjax.train import CARRY
 
-DATA, MODEL = 'data', 'model'
+DATA, MODEL = spread.ROWS, 'model'
+WIDTHS = 4_000, 2_400_000  # numbers of the largest weight between which cores of a CPU divide a batch
 USEFUL = 8  # rows or replicas of a device, from which on it is used without being asked for
 
 
@@ -56,15 +59,21 @@ class Layout(NamedTuple):
         """All of it on every device."""
         return self.on()
 
+    def in_effect(self) -> contextlib.AbstractContextManager[Any]:
+        """What programs are traced in, so that their rows, or replicas, are spread; see `seqjax.spread`."""
+        return jax.set_mesh(self.mesh)
+
     def state(self, shapes: State) -> State:
         """The sharding of every array of a State: replicas, or carries, over 'data', and weights over 'model'."""
         if self.replicas:
             return jax.tree.map(lambda _: self.on(DATA), shapes)
         spread = jax.tree.map(self._weight, shapes)
-        carries = {
-            name: jax.tree.map(lambda _: self.on(DATA), x) for name, x in shapes.variables.items() if name == CARRY
-        }
+        carries = {name: jax.tree.map(self._rows, x) for name, x in shapes.variables.items() if name == CARRY}
         return spread._replace(variables={**spread.variables, **carries})
+
+    def _rows(self, x: Any) -> NamedSharding:
+        """Rows that cannot be divided lie on every device."""
+        return self.on(DATA) if x.shape[0] % self.size == 0 else self.whole
 
     def _weight(self, x: Any) -> NamedSharding:
         count = self.mesh.shape.get(MODEL, 1)
@@ -78,18 +87,22 @@ class Layout(NamedTuple):
 
         def batch(data, key, step):
             rows = task.batch(data, key, step)
-            return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self.on(DATA)), rows)
+            return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self._rows(x)), rows)
 
         return task._replace(batch=batch)
 
 
-def choose(asked: str | None, *, rows: int | None, replicas: int | None) -> tuple[Layout | None, str]:
+def choose(
+    asked: str | None, *, rows: int | None, replicas: int | None, pays: Callable[[int, int], bool] | None = None
+) -> tuple[Layout | None, str]:
     """The devices of a run, and a line that says so.
 
     Args:
       asked: such as 'data:4'; None takes all devices where that is useful, else one.
       rows: B, that is to be divided among them; of no interest where there are replicas.
       replicas: R, which are divided instead where there are any.
+      pays: whether a model whose largest weight must have so many numbers, and no more than so many, gains by cores
+        that divide its batch; asked only where it decides. See `train.worth_dividing`.
 
     Returns:
       None for one device; and no line where there is but one.
@@ -99,7 +112,7 @@ def choose(asked: str | None, *, rows: int | None, replicas: int | None) -> tupl
     """
     devices, what = jax.devices(), f'{replicas} replicas' if replicas else f'a batch of {rows}'
     if asked is None:
-        axes, line = _default(devices, what, rows, replicas)
+        axes, line = _default(devices, what, rows, replicas, pays)
     else:
         axes, line = parse(asked), f'{asked} of {_named(devices)} for {what}'
     count = math.prod(axes.values())
@@ -122,12 +135,20 @@ def _named(devices: list[Any]) -> str:
     return f'{len(devices)} {devices[0].platform} device{"s" if len(devices) > 1 else ""}'
 
 
-def _default(devices: list[Any], what: str, rows: int | None, replicas: int | None) -> tuple[Mapping[str, int], str]:
-    """All devices where each has enough to do. Cores of a CPU are used for replicas, and for a batch when asked to."""
+def _default(
+    devices: list[Any], what: str, rows: int | None, replicas: int | None, pays: Callable[[int, int], bool] | None
+) -> tuple[Mapping[str, int], str]:
+    """All devices where each has enough to do.
+
+    Cores of a CPU share one memory: whether they gain by dividing a batch depends on the model.
+    """
     count, many = len(devices), replicas or rows
     if count == 1:
         return {DATA: 1}, ''
-    useful = many >= USEFUL * count and (replicas or (devices[0].platform != 'cpu' and rows % count == 0))
+    useful = many >= USEFUL * count
+    if useful and not replicas:
+        cores = devices[0].platform == 'cpu'
+        useful = pays is not None and pays(*WIDTHS) if cores else rows % count == 0
     if useful or jax.process_count() > 1:
         return {DATA: count}, f'{what} on {_named(devices)}'
     return {DATA: 1}, f'{what} on 1 of {_named(devices)} (--mesh=data:{count} takes them all)'

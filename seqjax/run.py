@@ -407,7 +407,7 @@ def _lay_out(task: Task, devices: str | None, replicas: int | None) -> mesh.Layo
     """Which devices, told where there is a choice."""
     rows = None if replicas else batch_shapes(task).mask.shape[0]
     try:
-        layout, line = mesh.choose(devices, rows=rows, replicas=replicas)
+        layout, line = mesh.choose(devices, rows=rows, replicas=replicas, pays=partial(train.worth_dividing, task))
     except ValueError as error:
         asked = 'this run' if devices is None else f'--mesh={devices}'
         raise UserError(f'{asked} {error}') from error

@@ -6,6 +6,7 @@ numbers do not depend on the length of its chunks.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 
+from seqjax import spread
 from seqjax.task import Arrays, Batch, Best, Mean, Params, State, Task, Watch, batch_shapes
 
 Metrics = dict[str, Mean]
@@ -93,9 +96,11 @@ def gradients(task: Task, state: State, *, accumulate: int = 1) -> tuple[Params,
     """What the next step sees: the gradients of its mean loss, its metrics, and the variables after its batch."""
     batch_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     batch = task.batch(task.data, batch_key, state.step)
-    if accumulate == 1:
-        return _gradients(task, state.params, state.variables, batch, model_key)
-    return _accumulate(task, state, batch, model_key, accumulate)
+    if accumulate != 1:
+        return _accumulate(task, state, batch, model_key, accumulate)
+    if _divides(task, state, batch, model_key):
+        return _over_devices(task, state, batch, model_key)
+    return _gradients(task, state.params, state.variables, batch, model_key)
 
 
 def _gradients(
@@ -115,6 +120,71 @@ def _gradients(
 
     grads, (metrics, new) = jax.grad(loss_fn, has_aux=True)(params)
     return grads, metrics, new
+
+
+def _divides(task: Task, state: State, batch: Batch, key: jax.Array) -> bool:
+    """Whether devices may take their rows each by itself, and all give the numbers of one device.
+
+    Not where the model draws (each would draw for its own rows), or keeps statistics of all rows.
+    """
+    rows = {x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(batch)}
+    count = spread.parts(min(rows))
+    if count == 1 or len(rows) > 1 or _without_carry(state.variables):
+        return False
+    return not _draws(task, state.params, state.variables, batch, key)
+
+
+def _draws(task: Task, params: Params, variables: Variables, batch: Batch, key: jax.Array) -> bool:
+    """Whether the model draws in training; shapes and dtypes of its arguments are enough."""
+    return spread.depends(lambda key, *rest: _gradients(task, *rest, key), key, params, variables, batch)
+
+
+def worth_dividing(task: Task, low: int, high: int) -> bool:
+    """Whether devices that share one memory gain by taking the rows of a batch each by itself; nothing is computed.
+
+    The largest weight must have `low` to `high` numbers: less is no work to divide, and what does not fit into the
+    caches of a core is better read once, by all cores together. And the model must not draw, see `_divides`.
+    """
+    key, batch, variables = jax.eval_shape(lambda: jax.random.key(0)), batch_shapes(task), _weights(task)
+    params = variables.pop('params', {})
+    return low <= _largest(params) <= high and not _draws(task, params, variables, batch, key)
+
+
+def _weights(task: Task) -> dict[str, Any]:
+    """Shapes and dtypes of the model's variables."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return dict(jax.eval_shape(task.model.init, key, batch_shapes(task).inputs))
+
+
+def _largest(tree: Any) -> int:
+    return max((x.size for x in jax.tree.leaves(tree)), default=0)
+
+
+def _over_devices(task: Task, state: State, batch: Batch, key: jax.Array) -> tuple[Params, Metrics, Variables]:
+    """As `_gradients`, each device with its rows of the batch and of the carries; totals are added up at the end.
+
+    Where the rows cannot be divided, a few follow that count for nothing.
+    """
+    count = len(batch.mask)
+    more = -count % spread.parts(count)
+
+    def padded(tree):
+        return jax.tree.map(lambda x: jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)]), tree)
+
+    def part(params, carries, batch):
+        grads, metrics, new = _gradients(task, params, carries, batch, key, divide=False)
+        return jax.lax.psum((grads, metrics), spread.ROWS), new
+
+    rows = P(spread.ROWS)
+    part = jax.shard_map(part, in_specs=(P(), rows, rows), out_specs=(P(), rows), check_vma=False)
+    (grads, metrics), carries = part(state.params, padded(state.variables), padded(batch))
+    return _divide(grads, metrics), metrics, jax.tree.map(lambda x: x[:count], carries)
+
+
+def _divide(grads: Params, metrics: Metrics) -> Params:
+    """Gradients of the total loss -> those of its mean."""
+    count = jnp.maximum(metrics['loss'].count, 1)
+    return jax.tree.map(lambda total: (total / count).astype(total.dtype), grads)
 
 
 def _accumulate(
@@ -146,8 +216,7 @@ def _accumulate(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
     (sums, others, _), carries = jax.lax.scan(part, (zeros, others, 0), xs)
     grads, metrics = sums
-    count = jnp.maximum(metrics['loss'].count, 1)
-    grads = jax.tree.map(lambda total, x: (total / count).astype(x.dtype), grads, state.params)
+    grads = jax.tree.map(lambda mean, x: mean.astype(x.dtype), _divide(grads, metrics), state.params)
     carries = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), carries)
     return grads, metrics, {**others, **carries}
 
@@ -239,13 +308,39 @@ def make_advance(
         evals = evaluate(full, state)
         return state if task.watch is None else _keep_best(task.watch, state, evals), metrics, evals
 
-    if replicas:
-        advance = jax.vmap(advance, in_axes=(None, None, 0, None), out_axes=(0, 1, 0))
-    return jax.jit(advance)
+    return jax.jit(_replicated(task, advance) if replicas else advance)
+
+
+SIDE_BY_SIDE = 65_536  # rows times numbers of the largest weight, up to which replicas are computed at once
+
+
+def _replicated(task: Task, advance: Advance) -> Advance:
+    """The same for many states, each device of the mesh in effect with its own.
+
+    Small replicas are computed side by side, as one operation for all costs little more than for one. Larger ones take
+    turns: the products of many small matrices side by side are slower than one after the other.
+    """
+
+    def side_by_side(data, evals, state, n):
+        return jax.vmap(advance, in_axes=(None, None, 0, None), out_axes=(0, 1, 0))(data, evals, state, n)
+
+    def in_turn(data, evals, state, n):
+        state, metrics, evals = jax.lax.map(lambda one: advance(data, evals, one, n), state)
+        return state, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), metrics), evals
+
+    rows = max((x.shape[0] for x in jax.tree.leaves(batch_shapes(task)) if x.ndim), default=1)
+    small = rows * _largest(_weights(task)) <= SIDE_BY_SIDE
+    many, each, by_step = side_by_side if small else in_turn, P(spread.ROWS), P(None, spread.ROWS)
+    if spread.parts(2**31) == 1:
+        return many
+    return jax.shard_map(many, in_specs=(P(), P(), each, P()), out_specs=(each, by_step, each), check_vma=False)
 
 
 class Placement(Protocol):
     """Where arrays lie, where that is more than one device; `seqjax.mesh.Layout` is one."""
+
+    def in_effect(self) -> contextlib.AbstractContextManager[Any]:
+        """What programs are traced in."""
 
     @property
     def whole(self) -> jax.sharding.Sharding:
@@ -286,9 +381,10 @@ def compile_programs(
     init = mapped(lambda seed: init_state(task, tx, jax.random.key(seed)))
     state = jax.eval_shape(init, seed)
     lies, whole = (None, None) if placement is None else (placement.state(state), placement.whole)
-    advance = make_advance(task, tx, chunk=chunk, replicas=replicas is not None)
     given, taken = (whole, whole, lies, whole), (lies, whole, whole)
-    advance = jax.jit(advance, in_shardings=given, out_shardings=taken).lower(task.data, task.evals, state, 0)
+    with contextlib.nullcontext() if placement is None else placement.in_effect():
+        advance = make_advance(task, tx, chunk=chunk, replicas=replicas is not None)
+        advance = jax.jit(advance, in_shardings=given, out_shardings=taken).lower(task.data, task.evals, state, 0)
     predict = None
     if inputs is not None:
         predict = jax.jit(

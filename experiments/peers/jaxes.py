@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.peers import cases
-from experiments.peers.cases import Case
+from experiments.peers.cases import Arrays, Case
 
 
 class Work(NamedTuple):
@@ -38,34 +38,33 @@ class JaxPeer:
         """The layer of a case with these weights."""
         raise NotImplementedError
 
-    def places(self, rows: int) -> tuple[Any, Any]:
-        """Where the rows of a batch lie, and where what all rows share; None leaves it to JAX."""
-        del rows
-        return None, None
+    def lowered_forward(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
+        """The forward pass, traced and lowered, and its arguments."""
+        del case
+        arguments = (layer.params, jnp.asarray(given.inputs))
+        return jax.jit(layer.apply).lower(*arguments), arguments
 
-    def _arrays(self, case: Case) -> tuple[Layer, Any, jax.Array, jax.Array]:
-        """The layer, its parameters, the inputs and the targets, each in its place."""
-        given = cases.arrays(case)
-        layer = self.layer(case, given.weights)
-        rows, whole = self.places(case.batch)
-        return layer, jax.device_put(layer.params, whole), *jax.device_put((given.inputs, given.targets), rows)
-
-    def forward(self, *sizes: int) -> Work:
-        """All outputs of a case."""
-        layer, params, inputs, _ = self._arrays(Case(*sizes))
-        program = jax.jit(layer.apply).lower(params, inputs).compile()
-        return Work(
-            lambda: jax.block_until_ready(program(params, inputs)), lambda: {'outputs': program(params, inputs)}
-        )
-
-    def _training(self, case: Case) -> tuple[Layer, Any, tuple[Any, ...]]:
-        layer, params, inputs, targets = self._arrays(case)
+    def lowered(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
+        """The training step, traced and lowered, and its arguments."""
 
         def loss(params, inputs, targets):
             return jnp.mean((layer.apply(params, inputs) - targets) ** 2)
 
-        arguments = (params, inputs, targets)
-        return layer, jax.jit(jax.value_and_grad(loss)).lower(*arguments), arguments
+        arguments = (layer.params, *map(jnp.asarray, (given.inputs, given.targets)))
+        return jax.jit(jax.value_and_grad(loss)).lower(*arguments), arguments
+
+    def forward(self, *sizes: int) -> Work:
+        """All outputs of a case."""
+        case = Case(*sizes)
+        given = cases.arrays(case)
+        lowered, arguments = self.lowered_forward(case, self.layer(case, given.weights), given)
+        program = lowered.compile()
+        return Work(lambda: jax.block_until_ready(program(*arguments)), lambda: {'outputs': program(*arguments)})
+
+    def _training(self, case: Case) -> tuple[Layer, Any, tuple[Any, ...]]:
+        given = cases.arrays(case)
+        layer = self.layer(case, given.weights)
+        return layer, *self.lowered(case, layer, given)
 
     def training(self, *sizes: int) -> Work:
         """Forward, backward, and the gradients of the weights, of the mean squared error over all steps of a case."""
@@ -76,7 +75,7 @@ class JaxPeer:
             loss, grads = program(*arguments)
             return {'loss': loss, **layer.shared(grads)}
 
-        devices = len(arguments[1].sharding.device_set)  # each has temporaries of its own
+        devices = len(jax.tree.leaves(arguments)[-1].sharding.device_set)  # each has temporaries of its own
         memory = devices * program.memory_analysis().temp_size_in_bytes
         return Work(lambda: jax.block_until_ready(program(*arguments)), results, memory)
 

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import launch
-from experiments.peers.cases import Case
+from experiments.peers.cases import Arrays, Case
 from experiments.peers.jaxes import JaxPeer, Layer, Work
-from seqjax import mesh, optim, sweep, train
+from seqjax import losses, mesh, optim, sweep, train
 from seqjax.cells import LSTMCell
 from seqjax.layers import RNN
+from seqjax.task import Batch, State, Task
 from seqjax.tasks import td
 
 
-def place(rows: int | None, replicas: int | None = None) -> mesh.Layout | None:
-    """Where a run of so many rows, or replicas, would lie."""
-    layout, _ = mesh.choose(None, rows=rows, replicas=replicas)
+def place(task: Task, rows: int | None, replicas: int | None = None) -> mesh.Layout | None:
+    """Where a run of the task with so many rows, or replicas, would lie."""
+    layout, _ = mesh.choose(None, rows=rows, replicas=replicas, pays=partial(train.worth_dividing, task))
     return layout
+
+
+class Where(NamedTuple):
+    """Where the arrays of a program lie, and what it is traced in."""
+
+    rows: Any
+    whole: Any
+    tracing: contextlib.AbstractContextManager[Any]
+
+    @classmethod
+    def of(cls, task: Task, rows: int) -> Where:
+        layout = place(task, rows)
+        if layout is None:
+            return cls(None, None, contextlib.nullcontext())
+        divided = layout.on(mesh.DATA) if rows % layout.size == 0 else layout.whole
+        return cls(divided, layout.whole, layout.in_effect())
+
+
+def _task(case: Case, given: Arrays) -> Task:
+    """The layer alone as a model, and the mean squared error over all steps."""
+    data = Batch(given.inputs, given.targets, np.ones((case.batch, case.steps), bool))
+    return Task(RNN(LSTMCell(case.units)), losses.mean_squared_error, lambda data, key, step: data, data)
 
 
 class Ours(JaxPeer):
@@ -29,10 +54,6 @@ class Ours(JaxPeer):
 
     def __init__(self) -> None:
         launch.use_cores(None, 'off')
-
-    def places(self, rows: int) -> tuple[Any, Any]:
-        layout = place(rows)
-        return (None, None) if layout is None else (layout.on(mesh.DATA), layout.whole)
 
     def layer(self, case: Case, weights: Mapping[str, np.ndarray]) -> Layer:
         cell = LSTMCell(case.units)
@@ -45,10 +66,31 @@ class Ours(JaxPeer):
             shared=lambda params: params['cell'],
         )
 
+    def lowered_forward(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
+        """Where a run would evaluate."""
+        where = Where.of(_task(case, given), case.batch)
+        arguments = (jax.device_put(layer.params, where.whole), jax.device_put(given.inputs, where.rows))
+        with where.tracing:
+            return jax.jit(layer.apply).lower(*arguments), arguments
+
+    def lowered(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
+        """The step of a run (`train.gradients`), where a run would take it."""
+        task = _task(case, given)
+        where = Where.of(task, case.batch)
+
+        def loss_and_gradients(params, data):
+            state = State(jnp.int32(0), jax.random.key(0), params, {}, ())
+            grads, metrics, _ = train.gradients(task._replace(data=data), state)
+            return metrics['loss'].compute(), grads
+
+        arguments = (jax.device_put(layer.params, where.whole), jax.device_put(task.data, where.rows))
+        with where.tracing:
+            return jax.jit(loss_and_gradients).lower(*arguments), arguments
+
     def replicas(self, count: int, epochs: int) -> Work:
         """So many epochs of the notebook's many-to-many run for that many seeds, in the groups of a run."""
         task, tx, width = td.td('many_to_many'), optim.adam(1e-3, 1e-7), sweep.group_width(count)
-        layout = place(None, width)
+        layout = place(task, None, width)
         programs = train.compile_programs(task, tx, None, chunk=epochs, replicas=width, placement=layout)
         groups = sweep.groups(np.arange(count, dtype=np.uint32), width)
         states = [programs.init(jnp.asarray(sweep.fill(group.seeds, width))) for group in groups]
