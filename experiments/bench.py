@@ -60,6 +60,9 @@ NOTEBOOK = 'many_to_one'  # whose process is timed as a whole
 # allocator that gives nothing back needs none. XLA gains from the first, PyTorch from the second, or from both.
 HUGE = 'glibc.malloc.hugetlb=1'
 KEEPING = 'glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000'
+ON_JAX = {'GLIBC_TUNABLES': HUGE}
+# One small step is over before another thread has heard of it, so `experiments.predict --stdin` does without one.
+AT_ONCE = {'JAX_CPU_ENABLE_ASYNC_DISPATCH': 'false'}
 ALLOCATORS = {
     'usual allocator': {},
     'keeping allocator': {'GLIBC_TUNABLES': KEEPING},
@@ -298,7 +301,7 @@ class Bench:
 
     def compare(self, sizes: Sequence[int], what: str, peers: Sequence[str]) -> None:
         """One row by several libraries: the same work, the best settings, then the rounds."""
-        row, contenders = name_of(sizes), self.contenders(peers)
+        row, contenders = name_of(sizes), self.contenders(peers, what)
         request = {'do': 'prepare', 'name': what, 'what': what, 'sizes': list(sizes)}
         for one, reply in client.ask_all({contender.client: request for contender in contenders}).items():
             if reply['temporaries'] is not None:
@@ -313,8 +316,8 @@ class Bench:
         words = [f'{table.NAMES[c.peer]} {table.span(self.timings.median(row, what, c.peer))}' for c in contenders]
         print(f'{what} {row}: {", ".join(words)}', flush=True)
 
-    def contenders(self, peers: Sequence[str]) -> list[Contender]:
-        """PyTorch in each of its settings, the others, all on JAX, with huge pages."""
+    def contenders(self, peers: Sequence[str], what: str) -> list[Contender]:
+        """PyTorch in each of its settings, the others, all on JAX, with huge pages; streams without a second thread."""
         found = []
         for peer in peers:
             if peer == TORCH:
@@ -323,7 +326,8 @@ class Bench:
                     threads = sorted({1, cores()})
                     found += [Contender(peer, f'{n} thread{"s" * (n > 1)}, {words}', n, process) for n in threads]
             else:
-                found.append(Contender(peer, '', None, self.client(peer, '', {'GLIBC_TUNABLES': HUGE})))
+                words, changes = ('at once', ON_JAX | AT_ONCE) if what == STREAMING else ('', ON_JAX)
+                found.append(Contender(peer, words, None, self.client(peer, words, changes)))
         return found
 
     def client(self, peer: str, words: str, changes: dict[str, str]) -> Client:
@@ -356,13 +360,13 @@ class Bench:
 
     def product(self) -> None:
         """The matrix product alone: what the machine can do just now."""
-        (ours,), size = self.contenders([OURS]), self.extent.product
+        (ours,), size = self.contenders([OURS], ''), self.extent.product
         ours.client.ask('prepare', name=PRODUCT, what=PRODUCT, sizes=[size])
         self.visit(ours, PRODUCT, str(size), PRODUCT, 1)
 
     def growth(self) -> None:
         """How our times grow; all sizes of a curve are visited in every round."""
-        (ours,) = self.contenders([OURS])
+        (ours,) = self.contenders([OURS], '')
         for what, curve in self.extent.growth.items():
             work = {'growth over replicas': REPLICAS, COMPILING: 'compiling'}.get(what, TRAINING)
             for sizes in curve:

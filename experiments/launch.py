@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from experiments.compiled import OFF, keep_compiled
 from seqjax import files, mesh, processes, signals
 from seqjax.files import UserError
 from seqjax.run import Saving
@@ -183,6 +184,13 @@ class Place(flags.ArgumentParser):
         return self.kind
 
 
+class Cache(Place):
+    """A folder, or none."""
+
+    def flag_type(self) -> str:
+        return f'{self.kind} | {OFF}'
+
+
 class Name(flags.ArgumentParser):
     """A word that the run must know."""
 
@@ -301,6 +309,14 @@ TOGETHER = {
     'heartbeat': Flag(Whole(1), 'seconds after which a process that is not heard of ends the run'),
 }
 ALONE = {'distributed': processes.OFF, 'heartbeat': 100}
+KEPT = {
+    'compilation_cache': Flag(
+        Cache(),
+        'where compiled programs stay, so that the next start need not compile; off keeps none. By default '
+        'JAX_COMPILATION_CACHE_DIR of the environment, or seqjax/jax in the cache of the user (XDG_CACHE_HOME, '
+        '~/.cache), which is kept below 1 GB',
+    ),
+}
 
 
 def check(table: Mapping[str, Flag], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -494,14 +510,6 @@ def one_line(sentence: str) -> str:
     return plain if len(plain) <= LONGEST else f'{plain[: LONGEST // 2]} ... {plain[-LONGEST // 2 :]}'
 
 
-def keep_compiled() -> None:
-    """Keeps compiled programs in the user's cache, unless JAX was told where: the second start is seconds faster."""
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-        jax.config.update('jax_compilation_cache_dir', str(Path(cache) / 'seqjax' / 'jax'))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-
-
 def use_cores(asked: str | None, processes_text: str) -> None:
     """On a CPU every core is a device, and more are made up where so many are asked for.
 
@@ -571,13 +579,14 @@ def main(
     argv, defaults = sys.argv[1:] if argv is None else list(argv), defaults or default_values(run)
     if 'mesh' in table:
         table, defaults = {**table, **TOGETHER}, {**defaults, **ALONE}
+    table, defaults = {**table, **KEPT}, {**defaults, **dict.fromkeys(KEPT)}
     try:
         if {'--help', '-help', '-h', '--helpfull', '--helpshort'} & set(argv):
             print(help_text(run, table, defaults, name), flush=True)
             return 0
         values = complete(parse(table, defaults, argv))
         together = {word: values.pop(word) for word in ALONE if word in values}
-        keep_compiled()
+        keep_compiled(values.pop('compilation_cache'))
         with signals.asked(later=False):
             if together:
                 use_cores(values['mesh'], together['distributed'])

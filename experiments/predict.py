@@ -93,6 +93,8 @@ def run(
     if len(asked) != 1:
         given = ', '.join(f'--{name}' for name in asked) or 'none of them'
         raise UserError(f'one of --data, --stdin and --prompt must say what to predict, and {given} is given')
+    if settings['stdin']:  # a step takes less time than to hand it to another thread
+        jax.config.update('jax_cpu_enable_async_dispatch', False)
     found = load(settings['workdir'], settings['seed'])
     {'data': _file, 'stdin': _stream, 'prompt': _write}[asked[0]](found, settings)
 

@@ -251,10 +251,12 @@ class Study(NamedTuple):
         steps = self.shared[self.module.STEPS]
         how = {'steps': steps, 'chunk': self.settings['every'], 'replicas': self.count, 'workdir': self.folder}
         task, tx = self.module.make_task(self.shared), self.module.make_optimiser(self.shared)
+        if hasattr(self.module, 'max_width'):
+            how['max_width'] = self.module.max_width(**self.shared)
         plan = host.prepare(task, tx, None, **how, **launch.keeping(self.settings | {'best': None}))
         plan, names, rows = plan._replace(tolerant=True), host.metric_names(plan.programs), []
         _check_metric(self.settings['metric'], names)
-        for group in groups_of.groups(np.arange(self.count), groups_of.group_width(self.count)):
+        for group in groups_of.groups(np.arange(self.count), plan.group):
             mine = [lanes[i] for i in group.seeds]
             values = self.values(
                 plan, f'{place}/lanes_{group.seeds[0]}_to_{group.seeds[-1]}', mine, len(names), group.first, show
@@ -277,7 +279,9 @@ class Study(NamedTuple):
         """What a group of lanes showed at every look, [looks, metrics, lanes]."""
         every, count, log = self.settings['every'], len(lanes), self.folder.journal(place, VALUES)
         rates = np.array([lane.rate for lane in lanes], np.float32)
-        begin = _with_rates(groups_of.fill(rates, plan.width)) if len(set(rates)) > 1 else None
+        begin = None
+        if (rates != np.float32(self.shared[RATE])).any():  # also where a group has but one rate, another's
+            begin = host.Begin(_with_rates, groups_of.fill(rates, plan.width))
         with plan.leg([lane.seed for lane in lanes], {VALUES: log}, place=place, begin=begin) as leg:
             looks = [np.frombuffer(leg.held[VALUES], '<f4').reshape(-1, metrics, count)]
             for part in leg.train():
@@ -290,8 +294,8 @@ class Study(NamedTuple):
         return np.concatenate(looks)
 
 
-def _with_rates(rates: np.ndarray) -> Callable[[State], State]:
-    return lambda state: state._replace(opt_state=optim.with_rates(state.opt_state, rates))
+def _with_rates(state: State, rates: np.ndarray) -> State:
+    return state._replace(opt_state=optim.with_rates(state.opt_state, rates))
 
 
 # --- what is shown ---------------------------------------------------------------------------------

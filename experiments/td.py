@@ -145,7 +145,7 @@ def _train(settings: dict[str, Any], folder: files.Workdir, targets: np.ndarray)
     folder.write_summary(summary)
     seed, replicas = settings['seed'], settings['replicas']
     how = {'steps': settings['epochs'], 'chunk': settings['chunk'], 'workdir': folder, **launch.keeping(settings)}
-    plan = host.prepare(task, tx, inputs, **how, replicas=replicas)
+    plan = host.prepare(task, tx, inputs, **how, replicas=replicas, max_width=max_width(**settings))
     if replicas is None:
         print(f'{settings["epochs"]:,} epochs, seed {seed}, on {summary["device"]}')
         record = host.run_one(plan, inputs, seed)
@@ -314,15 +314,26 @@ def _read_predictions(folder: files.Workdir, summary: dict[str, Any]) -> np.ndar
     return files.read_replicas(folder, 'predictions', (settings['replicas'], settings['length']))
 
 
+def _numbers(setup: str, length: int, hidden: int) -> int:
+    """About how many float32 numbers a training step has."""
+    outputs = length if setup == 'many_to_one' else 1
+    params = 4 * (2 * hidden + hidden**2) + (hidden + 1) * outputs
+    activations = 16 * length * hidden  # gates and states of every step, and their gradients
+    return 8 * params + activations
+
+
+def max_width(*, setup: str, length: int, hidden: int, **_: Any) -> int:
+    """How many replicas lie side by side at most."""
+    return sweep.max_width(_numbers(setup, length, hidden))
+
+
 def sizes(
     *, setup: str, length: int, hidden: int, epochs: int, replicas: int | None, **_: Any
 ) -> tuple[int, dict[str, Any]]:
     """About how many float32 numbers a run holds at once, and the flags that decide it."""
-    outputs = length if setup == 'many_to_one' else 1
-    params = 4 * (2 * hidden + hidden**2) + (hidden + 1) * outputs
-    activations = 16 * length * hidden  # gates and states of every step, and their gradients
-    side_by_side = 1 if replicas is None else sweep.group_width(replicas)
-    numbers = side_by_side * (8 * params + activations) + 3 * (replicas or 1) * epochs
+    one = _numbers(setup, length, hidden)
+    side_by_side = 1 if replicas is None else sweep.group_width(replicas, sweep.max_width(one))
+    numbers = side_by_side * one + 3 * (replicas or 1) * epochs
     return numbers, {'length': length, 'hidden': hidden, 'epochs': epochs, 'replicas': replicas}
 
 

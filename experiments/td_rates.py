@@ -143,13 +143,13 @@ class Study(NamedTuple):
 
     def curve(self, place: str, rate: float, seeds: np.ndarray, epochs: int) -> list[Point]:
         """Trains `seeds`, with checkpoints at `place`, and counts every few epochs those that are exact."""
-        every, inputs, width = self.settings['every'], self.task.data.inputs, sweep.group_width(len(seeds))
+        every, inputs = self.settings['every'], self.task.data.inputs
         how = {'steps': epochs, 'chunk': every, 'replicas': len(seeds), 'workdir': self.folder}
         how |= launch.keeping(self.settings)
         plan = host.prepare(self.task, optim.adam(rate, self.settings['adam_epsilon']), inputs, **how)
         exact = np.zeros(epochs // every, int)
         with report.progress(len(seeds) * epochs, 'seed-epoch') as show:
-            for group in sweep.groups(seeds, width):
+            for group in sweep.groups(seeds, plan.group):
                 exact += self.count(plan, f'{place}/{group}', group, show)
         return [Point(rate, (i + 1) * every, int(n), len(seeds)) for i, n in enumerate(exact)]
 

@@ -11,10 +11,12 @@ The rooms, each importing only from those above it:
     losses        masked losses and metrics, each a Mean that is not divided yet
     initializers  how weights begin: schemes by name, biases that set how long a gate remembers
     spread        the rows of a batch over the devices of the mesh in effect
+    ops           what the next two share: steps, chunks of a backward pass, rows divided by devices
     lstm_ops      the LSTM's recurrence as an array function: one signature, several ways to compute it
+    gru_ops       the same of the GRU
     cells         one time step: LSTMCell, GRUCell, SimpleRNNCell and their variants
     linear        cells whose steps can be taken all at once: MinGRUCell, MinLSTMCell, LRUCell, RGLRUCell
-    recurrence    how a cell is carried over time: nn.scan, lstm_ops, associative_scan, segments to save memory
+    recurrence    how a cell is carried over time: nn.scan, lstm_ops, gru_ops, associative_scan, segments to save memory
     layers        over time: RNN, Bidirectional, Stack, Stateful, TimeDistributed (nn.vmap)
     models        compositions: sequence to vector, sequence to sequence, and a constructor for the usual ones
     attention     a weighted mean of a source's steps: additive (Bahdanau), dot and general (Luong)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from seqjax import lstm_ops
+from seqjax import gru_ops, lstm_ops
 from seqjax.initializers import KEEP, LSTM_ROLES, SCHEMES, UPDATE, ConstantGate, GateBias, Initializer, Scheme, added
 from seqjax.masks import check_choice, check_shape
 
@@ -38,6 +38,14 @@ class HiddenCarry(NamedTuple):
     """State of a cell whose output is all that it remembers."""
 
     h: jax.Array  # [B, H]
+
+
+class OverTime(NamedTuple):
+    """What all steps at once give."""
+
+    last: Any  # the carry after the last step
+    outputs: jax.Array  # [T, B, H]
+    carries: Any  # [T, B, ...] the carry after each step; None where it is not asked for
 
 
 class Noise(NamedTuple):
@@ -257,6 +265,24 @@ class RecurrentCell(Cell):
         )
         return inputs @ kernel, h, recurrent_kernel, row(bias, inputs)
 
+    def _steps_as(self, cell: type[RecurrentCell]) -> bool:
+        """Whether a step is that of `cell` and not of a subclass, without the variants of all cells but DropConnect."""
+        variants = (self.layer_norm, self.recurrent_dropout, self.zoneout_h)
+        return type(self).__call__ is cell.__call__ and not any(variants)
+
+    def _fused_weights(
+        self, names: tuple[str, ...], inputs: jax.Array, h: jax.Array, noise: Noise | None
+    ) -> list[jax.Array]:
+        """The inputs and the weights of these names, in the dtype of the computation.
+
+        The weights must be there: a layer begins with steps taken one by one.
+        """
+        self._check_inputs(inputs)
+        weights = {name: self.get_variable('params', name) for name in names}
+        if noise is not None:
+            weights['recurrent_kernel'] *= noise.kernel  # once, and not at every step
+        return promote_dtype(inputs, *weights.values(), h, dtype=self.dtype)[:-1]
+
     def _norm(self, name: str, x: jax.Array, *, shift: bool = False) -> jax.Array:
         """x normalised over its last axis, where the cell has layer normalisation."""
         if not self.layer_norm:
@@ -378,27 +404,19 @@ class LSTMCell(RecurrentCell):
 
     @property
     def fused(self) -> bool:
-        """Whether `over_time` is this cell: no subclass with a step of its own, and no variant but DropConnect."""
-        if type(self).__call__ is not LSTMCell.__call__:
-            return False
+        """Whether `over_time` is this cell, of whose variants it has DropConnect alone."""
         standard = (self.forget, self.activation, self.recurrent_activation) == ('gate', jnp.tanh, nn.sigmoid)
-        variants = (self.peepholes, self.layer_norm, self.projection is not None)
-        return standard and not any((*variants, self.recurrent_dropout, self.zoneout_h, self.zoneout_c))
+        variants = (self.peepholes, self.projection is not None, self.zoneout_c)
+        return standard and not any(variants) and self._steps_as(LSTMCell)
 
-    def over_time(self, carry: LSTMCarry, inputs: jax.Array, noise: Noise | None, **how: Any) -> lstm_ops.Run:
-        """All steps of inputs [T, B, F] at once, by `seqjax.lstm_ops.lstm`, which takes what `how` has.
-
-        The weights must be there: a layer begins with steps taken one by one.
-        """
-        self._check_inputs(inputs)
+    def over_time(
+        self, carry: LSTMCarry, inputs: jax.Array, noise: Noise | None, *, history: bool, **how: Any
+    ) -> OverTime:
+        """All steps of inputs [T, B, F] at once, by `seqjax.lstm_ops.lstm`, which takes what `how` has."""
         carry = LSTMCarry(*carry)
-        kernel, recurrent_kernel, bias = (
-            self.get_variable('params', name) for name in ('kernel', 'recurrent_kernel', 'bias')
-        )
-        if noise is not None:
-            recurrent_kernel = recurrent_kernel * noise.kernel  # once, and not at every step
-        weights = promote_dtype(inputs, kernel, recurrent_kernel, bias, carry.h, dtype=self.dtype)[:4]
-        return lstm_ops.lstm(weights[0], carry, *weights[1:], **how)
+        inputs, *weights = self._fused_weights(lstm_ops.Weights._fields, inputs, carry.h, noise)
+        last, outputs, cells = lstm_ops.lstm(inputs, carry, *weights, history=history, **how)
+        return OverTime(last, outputs, LSTMCarry(cells, outputs.astype(carry.h.dtype)) if history else None)
 
     def _by_gate(self, x: jax.Array) -> dict[str, jax.Array]:
         names = 'ifgo' if self.forget == 'gate' else 'igo'
@@ -497,6 +515,21 @@ class GRUCell(RecurrentCell):
             self.sow('intermediates', name, value)
         new = self._zoneout(self.zoneout_h, z * h + (1 - z) * self._drop_candidate(n, noise), h, noise, 2)
         return HiddenCarry(new), new.astype(xw.dtype)
+
+    @property
+    def fused(self) -> bool:
+        """Whether `over_time` is this cell, of whose variants it has DropConnect alone."""
+        standard = (self.reset_after, self.activation, self.recurrent_activation) == (True, jnp.tanh, nn.sigmoid)
+        return standard and self._steps_as(GRUCell)
+
+    def over_time(
+        self, carry: HiddenCarry, inputs: jax.Array, noise: Noise | None, *, history: bool, fresh: Any, **how: Any
+    ) -> OverTime:
+        """All steps of inputs [T, B, F] at once, by `seqjax.gru_ops.gru`, which takes what `how` has."""
+        h, fresh = _hidden(carry).h, None if fresh is None else _hidden(fresh).h
+        inputs, *weights = self._fused_weights(gru_ops.Weights._fields, inputs, h, noise)
+        last, outputs = gru_ops.gru(inputs, h, *weights, fresh=fresh, **how)
+        return OverTime(HiddenCarry(last), outputs, HiddenCarry(outputs.astype(h.dtype)) if history else None)
 
     def _recurrent_bias(self, xw: jax.Array) -> jax.Array:
         # A bias that sets how long the gate keeps is set once, in `bias`.

@@ -45,7 +45,7 @@ def fit(plan: host.Plan, seeds: np.ndarray) -> Fit:
     """
     found, count = [], len(seeds)
     with report.progress(count * plan.steps, 'seed-step') as show:
-        for group in sweep.groups(seeds, sweep.group_width(count)):
+        for group in sweep.groups(seeds, plan.group):
             found.append(_group(plan, group, count, show))
     longest = max(one.looks.shape[1] for one in found)
     looks = [_longer(one.looks, longest) for one in found]
@@ -74,7 +74,7 @@ def refit(plan: host.Plan, found: Fit) -> Fit:
     """
     count, states = len(found.seeds), []
     with report.progress(count * plan.steps, 'seed-step again') as show:
-        for group in sweep.groups(found.seeds, sweep.group_width(count)):
+        for group in sweep.groups(found.seeds, plan.group):
             # By its steps, too: a run that is asked for more may find that another number of them is best.
             with plan.leg(group.seeds, {}, place=f'refit_{plan.steps}_{group}') as leg:
                 for part in leg.train():

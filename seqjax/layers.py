@@ -109,7 +109,7 @@ class RNN(nn.Module):
     masked_output: str = 'zero'
     learn_initial_carry: bool = False  # as parameters `initial_carry_...`, which begin at the cell's own
     parallel: bool = False  # all steps at once: for the cells of `seqjax.linear`
-    backend: str = 'auto'  # of an LSTM without variants: a key of `lstm_ops.BACKENDS`, all of which give the same
+    backend: str = 'auto'  # of an LSTM or a GRU without variants: a key of BACKENDS in `lstm_ops` or `gru_ops`
     remat_segments: int = 1  # above 1: that many segments, each computed again in the backward pass, to save memory
 
     def __post_init__(self) -> None:

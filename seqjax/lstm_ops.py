@@ -22,10 +22,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec as P
 
 from seqjax import masks
-from seqjax.spread import ROWS, parts
+from seqjax.ops import (
+    ALL,
+    FEW,
+    SMALL,
+    Rows,
+    Steps,
+    as_steps,
+    at,
+    beside,
+    check_floats,
+    check_weights,
+    flat,
+    flip,
+    in_chunks,
+    loop,
+    on_devices,
+    sum_of_products,
+    wide,
+)
+from seqjax.spread import parts
 
 
 class State(NamedTuple):
@@ -41,14 +59,6 @@ class Weights(NamedTuple):
     kernel: jax.Array  # [F, 4H]
     recurrent_kernel: jax.Array  # [H, 4H]
     bias: jax.Array  # [4H]
-
-
-class Steps(NamedTuple):
-    """What the steps are, in the order in which they are taken."""
-
-    inputs: jax.Array  # [T, B, F]
-    real: jax.Array | None  # [T, B] bool
-    resets: jax.Array | None  # [T, B] bool
 
 
 class Run(NamedTuple):
@@ -96,7 +106,7 @@ def lstm(
       fresh: c and h, each [B, H]; zeros by default.
       reverse: whether steps are taken from the last to the first; outputs keep the places of their inputs.
       history: whether c after each step is given, too.
-      unroll: steps in one iteration of the plain backend's compiled loop; by default as `loop` says.
+      unroll: steps in one iteration of the plain backend's compiled loop; by default as `seqjax.ops.loop` says.
       backend: a key of `BACKENDS`; by default as `choose` says.
 
     Raises:
@@ -112,7 +122,7 @@ def lstm(
         raise ValueError(f'unroll={unroll} must be at least 1: the steps in one iteration of the compiled loop')
     carry, weights = _state('carry', carry), Weights(kernel, recurrent_kernel, bias)
     fresh = jax.tree.map(jnp.zeros_like, carry) if fresh is None else _state('fresh', fresh)
-    steps = _steps(inputs, seq_lengths, mask, resets)
+    steps = as_steps(inputs, seq_lengths, mask, resets)
     _check(steps, carry, weights, fresh)
     count, rows, _ = inputs.shape
     devices = parts(rows)
@@ -123,9 +133,9 @@ def lstm(
     if backend == 'plain':
         how['unroll'] = unroll or loop(count, share * hidden)
     if reverse:
-        steps = _flip(steps)
-    run = _spread(partial(BACKENDS[backend], **how), devices)(steps, carry, weights, fresh)
-    return Run(run.last, *_flip(run[1:])) if reverse else run
+        steps = flip(steps)
+    last, *others = on_devices(partial(BACKENDS[backend], **how), devices)(steps, carry, weights, fresh)
+    return Run(last, *(flip(others) if reverse else others))
 
 
 def choose(steps: int, rows: int, hidden: int) -> tuple[str, int]:
@@ -143,33 +153,7 @@ def choose(steps: int, rows: int, hidden: int) -> tuple[str, int]:
     return ('columns' if hidden >= WIDE else 'rows'), 1
 
 
-def loop(steps: int, size: int) -> int:
-    """How many steps to take in one iteration of a compiled loop over T steps with a state of `size` numbers.
-
-    All of a few small ones, so that there is no loop; compiling does not take longer for more than `ALL`.
-    """
-    if size > SMALL or not steps:
-        return 1
-    return steps if steps <= ALL else FEW
-
-
-SMALL, NARROW, WIDE = 512, 128, 320
-ALL, FEW = 8, 4
-
-
-def _steps(inputs: jax.Array, seq_lengths: Any, mask: Any, resets: Any) -> Steps:
-    if inputs.ndim != 3:
-        raise ValueError(f'inputs {inputs.shape} must be [T, B, F]')
-    (count, rows, _), of = inputs.shape, f'inputs {inputs.shape}'
-    flags = [
-        None if x is None else masks.as_flags(x, (count, rows), of=of, name=name)
-        for name, x in (('mask', mask), ('resets', resets))
-    ]
-    real = flags[0]
-    if seq_lengths is not None:
-        some = masks.length_mask(masks.as_lengths(seq_lengths, (rows,), count, of=of), count).T
-        real = some if real is None else real & some
-    return Steps(inputs, real, flags[1])
+NARROW, WIDE = 128, 320
 
 
 def _state(name: str, pair: Any) -> State:
@@ -181,27 +165,18 @@ def _state(name: str, pair: Any) -> State:
 def _check(steps: Steps, carry: State, weights: Weights, fresh: State) -> None:
     """Raises ValueError where an array has not the shape or the dtype that the others say."""
     (_, rows, features), dtype = steps.inputs.shape, steps.inputs.dtype
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f'inputs are {dtype} and must be floating-point numbers')
+    check_floats('inputs', dtype)
     hidden = carry.h.shape[-1] if carry.h.ndim else 0
     shapes = {'kernel': (features, 4 * hidden), 'recurrent_kernel': (hidden, 4 * hidden), 'bias': (4 * hidden,)}
     why = f'inputs {steps.inputs.shape} and a carry of {hidden} units'
-    for name, want in shapes.items():
-        value = getattr(weights, name)
-        masks.check_shape(name, value.shape, want, why)
-        if value.dtype != dtype:
-            raise ValueError(f'{name} is {value.dtype} and must be {dtype}, as the inputs are')
+    check_weights(weights, shapes, dtype, why)
     for name, state in (('carry', carry), ('fresh', fresh)):
         for part in state._fields:
             value, like = getattr(state, part), getattr(carry, part).dtype
             masks.check_shape(f'{name}.{part}', value.shape, (rows, hidden), why)
-            if value.dtype != like or not jnp.issubdtype(like, jnp.floating):
-                want = like if jnp.issubdtype(like, jnp.floating) else 'floating-point numbers'
-                raise ValueError(f'{name}.{part} is {value.dtype} and must be {want}, as a carry keeps its dtype')
-
-
-def _flip(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.flip(x, axis=0), tree)
+            check_floats(f'{name}.{part}', value.dtype)
+            if value.dtype != like:
+                raise ValueError(f'{name}.{part} is {value.dtype} and must be {like}, as the carry is')
 
 
 # --- the plain recurrence --------------------------------------------------------------------------
@@ -232,22 +207,12 @@ def _plain(
 # --- how the numbers of a step lie -----------------------------------------------------------------
 
 
-class _Rows:
+class _Rows(Rows):
     """A row of the batch is a row in memory: states [B, H], gates [B, 4H].
 
     Inputs and a 1 stand beside h, and the kernel and the bias below the recurrent kernel, so that one product makes all
     sums of a step, and one of a chunk the gradients of all weights. What is kept are the sums.
     """
-
-    axis, chunk = -1, 16
-
-    def turn(self, x: jax.Array) -> jax.Array:
-        """[B, n] <-> as it lies here."""
-        return x
-
-    def flags(self, flags: jax.Array) -> jax.Array:
-        """[B], to select states by."""
-        return flags[:, None]
 
     def prepare(self, weights: Weights) -> jax.Array:
         """What every step multiplies with, [H + F + 1, 4H]."""
@@ -255,7 +220,7 @@ class _Rows:
 
     def keep(self, matrix: jax.Array, inputs: jax.Array, h: jax.Array) -> jax.Array:
         """inputs [B, F], h [B, H] -> the sums, [B, 4H]."""
-        return self._beside(h, inputs) @ matrix
+        return beside(h, inputs) @ matrix
 
     def gates(self, kept: jax.Array) -> list[jax.Array]:
         """-> i, f, g, o, each [B, H]."""
@@ -269,16 +234,9 @@ class _Rows:
         """dz [B, 4H] -> the gradient of h, [B, H]."""
         return dz @ matrix
 
-    def room(self, count: int, rows: int, width: int, dtype: Any) -> jax.Array:
-        """For dz of a chunk of `count` steps, [B, n, 4H]."""
-        return jnp.zeros((rows, count, width), dtype)
-
-    def put(self, room: jax.Array, dz: jax.Array, k: jax.Array) -> jax.Array:
-        return lax.dynamic_update_index_in_dim(room, dz, k, 1)
-
     def weights(self, room: jax.Array, inputs: jax.Array, h: jax.Array) -> jax.Array:
         """inputs [B, n, F], old h [B, n, H] -> what a chunk adds to the gradients of the weights, [H + F + 1, 4H]."""
-        return _sum_of_products(_flat(self._beside(h, inputs)).T, _flat(room))
+        return sum_of_products(flat(beside(h, inputs)).T, flat(room))
 
     def as_weights(self, gradients: jax.Array, hidden: int) -> Weights:
         return Weights(gradients[hidden:-1], gradients[:hidden], gradients[-1])
@@ -286,11 +244,6 @@ class _Rows:
     def inputs(self, room: jax.Array, kernel: jax.Array) -> jax.Array:
         """-> the gradients of the inputs of a chunk, [B, n, F]."""
         return room @ kernel.T
-
-    def _beside(self, h: jax.Array, inputs: jax.Array) -> jax.Array:
-        return jnp.concatenate(
-            [h.astype(inputs.dtype), inputs, jnp.ones_like(inputs, shape=(*h.shape[:-1], 1))], axis=-1
-        )
 
 
 class _Columns:
@@ -333,8 +286,8 @@ class _Columns:
     def weights(self, room: jax.Array, inputs: jax.Array, h: jax.Array) -> Weights:
         """Each of them transposed."""
         dz = room.reshape(len(room), math.prod(room.shape[1:]))
-        bias = dz.sum(axis=1, dtype=_wide(dz.dtype))
-        return Weights(*(_sum_of_products(dz, _flat(jnp.swapaxes(x, 0, 1))) for x in (inputs, h)), bias)
+        bias = dz.sum(axis=1, dtype=wide(dz.dtype))
+        return Weights(*(sum_of_products(dz, flat(jnp.swapaxes(x, 0, 1))) for x in (inputs, h)), bias)
 
     def as_weights(self, gradients: Weights, hidden: int) -> Weights:
         return Weights(*(x.T for x in gradients))
@@ -346,26 +299,6 @@ class _Columns:
 def _gates(z: jax.Array, axis: int) -> list[jax.Array]:
     i, f, g, o = jnp.split(z, 4, axis=axis)
     return [jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)]
-
-
-def _flat(x: jax.Array) -> jax.Array:
-    """[k, l, m] -> [k l, m]."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def _wide(dtype: Any) -> Any:
-    """Sums over many steps are not kept in half precision."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def _sum_of_products(x: jax.Array, y: jax.Array) -> jax.Array:
-    wide = _wide(x.dtype)
-    return lax.platform_dependent(
-        x,
-        y,
-        cpu=lambda x, y: lax.dot(x.astype(wide), y.astype(wide)),  # it lacks some products of halves with a wide sum
-        default=lambda x, y: lax.dot(x, y, preferred_element_type=wide),
-    )
 
 
 # --- the fast recurrence ---------------------------------------------------------------------------
@@ -413,7 +346,7 @@ def _forward(how: _How, steps: Steps, carry: State, weights: Weights, fresh: Sta
     def step(before, x):
         state, outputs = before
         old = state if x.resets is None else _where(form.flags(x.resets), begin, state)
-        kept = form.keep(matrix, _at(inputs, x.inputs), old.h)
+        kept = form.keep(matrix, at(inputs, x.inputs), old.h)
         i, f, g, o = form.gates(kept)
         c = f * old.c + i * g
         h = o * jnp.tanh(c)
@@ -434,38 +367,8 @@ def _forward(how: _How, steps: Steps, carry: State, weights: Weights, fresh: Sta
 
 
 def _backward(how: _How, kept: _Kept, gradients: Run) -> tuple[Any, ...]:
-    """The chunks from the last to the first, the first of which may be shorter."""
     form, (steps, carry, weights, fresh, *_) = how.form, kept
-    rows, count, hidden = kept.outputs.shape
     gradients = gradients._replace(outputs=jnp.swapaxes(gradients.outputs, 0, 1))
-    chunks = -(-count // form.chunk) - 1
-    short = count - chunks * form.chunk
-    step = _back_step(how, kept, gradients)
-
-    def chunk(back, first, length, old_h):
-        def body(j, state):
-            back, room = state
-            k = length - 1 - j
-            back, dz = step(first + k, back)
-            return back, form.put(room, dz, k)
-
-        room = form.room(length, rows, 4 * hidden, steps.inputs.dtype)
-        back, room = lax.fori_loop(0, length, body, (back, room))
-        inputs = lax.dynamic_slice_in_dim(steps.inputs, first, length, axis=1)
-        if steps.resets is not None:
-            anew = lax.dynamic_slice_in_dim(steps.resets, first, length).T
-            old_h = jnp.where(anew[..., None], fresh.h[:, None].astype(old_h.dtype), old_h)
-        new = form.weights(room, inputs, old_h)
-        of_inputs = form.inputs(room, weights.kernel).astype(back.inputs.dtype)
-        return back._replace(
-            weights=new if back.weights is None else jax.tree.map(jnp.add, back.weights, new),
-            inputs=lax.dynamic_update_slice_in_dim(back.inputs, of_inputs, first, 1),
-        )
-
-    def later(j, back):
-        first = short + (chunks - 1 - j) * form.chunk
-        return chunk(back, first, form.chunk, lax.dynamic_slice_in_dim(kept.outputs, first - 1, form.chunk, axis=1))
-
     back = _Back(
         state=_turn(form, gradients.last),
         c=kept.last.c,
@@ -473,12 +376,9 @@ def _backward(how: _How, kept: _Kept, gradients: Run) -> tuple[Any, ...]:
         weights=None,
         inputs=jnp.zeros_like(steps.inputs),
     )
-    if chunks:
-        some = jax.eval_shape(partial(later, 0), back).weights
-        back = back._replace(weights=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), some))
-        back = lax.fori_loop(0, chunks, later, back)
-    first_h = carry.h[:, None].astype(kept.outputs.dtype)
-    back = chunk(back, 0, short, jnp.concatenate([first_h, kept.outputs[:, : short - 1]], axis=1))
+    step = _back_step(how, kept, gradients)
+    back = in_chunks(form, step, back, steps, kept.outputs, carry.h, fresh.h, weights.kernel)
+    hidden = kept.outputs.shape[-1]
     of_weights = jax.tree.map(lambda x, like: x.astype(like.dtype), form.as_weights(back.weights, hidden), weights)
     of_fresh = jax.tree.map(jnp.zeros_like, fresh) if back.fresh is None else _turn(form, back.fresh)
     return Steps(jnp.swapaxes(back.inputs, 0, 1), None, None), _turn(form, back.state), of_weights, of_fresh
@@ -490,7 +390,7 @@ def _back_step(how: _How, kept: _Kept, gradients: Run) -> Callable[[Any, _Back],
     matrix = form.prepare_back(kept.weights)
 
     def step(t, back):
-        state = State(back.state.c, back.state.h + form.turn(_at(gradients.outputs, t)).astype(back.state.h.dtype))
+        state = State(back.state.c, back.state.h + form.turn(at(gradients.outputs, t)).astype(back.state.h.dtype))
         if how.history:
             state = state._replace(c=state.c + form.turn(gradients.cells[t]))
         passed = None
@@ -518,11 +418,6 @@ def _back_step(how: _How, kept: _Kept, gradients: Run) -> Callable[[Any, _Back],
 
 
 _fast.defvjp(_forward, _backward)
-
-
-def _at(x: jax.Array, t: jax.Array) -> jax.Array:
-    """[B, T, n] -> [B, n]."""
-    return lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False)
 
 
 def _turn(form: Any, state: State) -> State:
@@ -571,37 +466,3 @@ BACKENDS: dict[str, Callable[..., Run]] = {
     'columns': _with(_fast, _Columns()),
     'small': _with(_small, _Rows()),
 }
-
-
-# --- over devices ----------------------------------------------------------------------------------
-
-
-def _spread(run: Callable[..., Run], devices: int) -> Callable[..., Run]:
-    """Each device runs its own rows; where they cannot be divided, a few of zeros are put below them."""
-    if devices == 1:
-        return run
-
-    def padded(steps, carry, weights, fresh):
-        rows = steps.inputs.shape[1]
-        more = -rows % devices
-
-        def pad(x, axis):
-            return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
-
-        def cut(x, axis):
-            return lax.slice_in_dim(x, 0, rows, axis=axis)
-
-        by_row, by_step = P(ROWS), P(None, ROWS)
-        spread = jax.shard_map(
-            run,
-            in_specs=(by_step, by_row, P(), by_row),
-            out_specs=Run(by_row, by_step, by_step),
-            check_vma=False,  # as custom_vjp has no rule for it
-        )
-        steps, carry, fresh = (
-            jax.tree.map(partial(pad, axis=axis), x) for x, axis in ((steps, 1), (carry, 0), (fresh, 0))
-        )
-        last, *others = spread(steps, carry, weights, fresh)
-        return Run(jax.tree.map(partial(cut, axis=0), last), *jax.tree.map(partial(cut, axis=1), others))
-
-    return padded

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from seqjax import lstm_ops, masks
+from seqjax import masks, ops
 
 Carry = Any  # a tree of arrays [*B, ...]
 
@@ -42,7 +42,7 @@ class Scan(NamedTuple):
     fresh: Carry | None  # what a reset begins with
     noise: Any  # what a cell that drops has drawn for the sequence; None where nothing is dropped
     call: Callable[..., Any]  # (cell, carry, inputs, index) -> (carry, outputs)
-    backend: str  # see `seqjax.lstm_ops`
+    backend: str  # see `seqjax.lstm_ops` and `seqjax.gru_ops`
 
 
 def step_by_step(cell: nn.Module, carry: Carry, steps: Steps, how: Scan) -> Run:
@@ -57,7 +57,7 @@ def step_by_step(cell: nn.Module, carry: Carry, steps: Steps, how: Scan) -> Run:
             new = masks.select(x.real, new, carry)
         return new, (y, new if how.history else None)
 
-    unroll = how.unroll or lstm_ops.loop(len(steps.inputs), max((x.size for x in jax.tree.leaves(carry)), default=1))
+    unroll = how.unroll or ops.loop(len(steps.inputs), max((x.size for x in jax.tree.leaves(carry)), default=1))
     scan = nn.scan(step, **how.lift, in_axes=0, out_axes=0, reverse=how.reverse, unroll=unroll)
     last, (outputs, carries) = scan(cell, carry, steps)
     return Run(last, outputs, carries)
@@ -73,17 +73,16 @@ def fused(cell: Any, carry: Carry, steps: Steps, how: Scan) -> Run:
     def batched(x, axes):
         return x.reshape(*x.shape[:axes], *batch, x.shape[-1])
 
+    def as_carry(tree, axes):
+        return jax.tree.unflatten(jax.tree.structure(carry), [batched(x, axes) for x in jax.tree.leaves(tree)])
+
     inputs, mask, resets = (rows(x, 1) for x in (steps.inputs, steps.real, steps.resets))
     fresh = None if how.fresh is None else jax.tree.map(lambda x: rows(x, 0), how.fresh)
     options = {'reverse': how.reverse, 'history': how.history, 'unroll': how.unroll, 'backend': how.backend}
     flat = jax.tree.map(lambda x: rows(x, 0), carry)
     run = cell.over_time(flat, inputs, how.noise, mask=mask, resets=resets, fresh=fresh, **options)
-    last = jax.tree.unflatten(jax.tree.structure(carry), [batched(x, 0) for x in run.last])
-    outputs, carries = batched(run.outputs, 1), None
-    if how.history:
-        after = (batched(run.cells, 1), outputs.astype(last[1].dtype))
-        carries = jax.tree.unflatten(jax.tree.structure(carry), after)
-    return Run(last, outputs, carries)
+    carries = as_carry(run.carries, 1) if how.history else None
+    return Run(as_carry(run.last, 0), batched(run.outputs, 1), carries)
 
 
 def at_once(cell: Any, carry: Carry, steps: Steps, how: Scan) -> Run:

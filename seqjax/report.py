@@ -274,5 +274,14 @@ def draw_predictions(axis: Any, targets: np.ndarray, predictions: np.ndarray) ->
 
 def loss_quantiles(losses: np.ndarray) -> np.ndarray:
     """losses [R, steps] -> [5, steps], the BANDS over replicas; one that diverged counts as infinite."""
-    finite = np.where(np.isfinite(losses), losses, np.finfo(np.float32).max)
-    return np.quantile(finite, BANDS, axis=0)
+    blocks = [_quantiles(losses[:, i : i + COLUMNS]) for i in range(0, losses.shape[1], COLUMNS)]
+    return np.concatenate(blocks, axis=1)
+
+
+COLUMNS = 64  # steps that are copied at once: the losses of many replicas are the largest array of a run
+
+
+def _quantiles(losses: np.ndarray) -> np.ndarray:
+    rows = losses.T.copy()
+    rows[~np.isfinite(rows)] = np.finfo(np.float32).max
+    return np.quantile(rows, BANDS, axis=1, overwrite_input=True)

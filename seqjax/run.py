@@ -84,6 +84,13 @@ def loss_summary(losses: np.ndarray) -> dict[str, Any]:
 # --- from checkpoint to checkpoint -----------------------------------------------------------------
 
 
+class Begin(NamedTuple):
+    """What happens to a State before its first step."""
+
+    change: Callable[[State, Arrays], State]  # the same function for all groups, so that it is compiled once
+    given: Arrays  # to it, of one group
+
+
 class Plan(NamedTuple):
     """What all legs of a run share."""
 
@@ -95,10 +102,11 @@ class Plan(NamedTuple):
     workdir: Workdir
     saving: Saving
     layout: mesh.Layout | None  # None on one device
-    width: int | None  # replicas side by side
+    width: int | None  # replicas side by side, with what fills a group up
     seconds: float  # that compiling took
     source: Task | None = None  # whose data stay on the host, from where they are streamed
     tolerant: bool = False  # goes on where no loss of a group is finite any more
+    group: int | None = None  # replicas of a group
 
     @property
     def whole(self) -> jax.sharding.Sharding | None:
@@ -112,7 +120,7 @@ class Plan(NamedTuple):
         journals: Mapping[str, Journal],
         *,
         place: str = '',
-        begin: Callable[[State], State] | None = None,
+        begin: Begin | None = None,
     ) -> Iterator[Leg]:
         """One seed, or one group of them, on its way from where it was left.
 
@@ -158,9 +166,9 @@ class Plan(NamedTuple):
             return None
         return streaming.Feed(self.source, steps=self.steps, chunk=self.chunk, step=step, state=state and dict(state))
 
-    def _initial(self, seeds: np.ndarray, begin: Callable[[State], State] | None) -> State:
+    def _initial(self, seeds: np.ndarray, begin: Begin | None) -> State:
         state = self.programs.init(seeds)
-        return state if begin is None else jax.jit(begin, out_shardings=self._lies)(state)
+        return state if begin is None else jax.jit(begin.change, out_shardings=self._lies)(state, begin.given)
 
     @property
     def _lies(self) -> Any:
@@ -358,6 +366,7 @@ def prepare(
     devices: str | None = None,
     stream: bool = False,
     replicas: int | None = None,
+    max_width: int = sweep.MAX_WIDTH,
 ) -> Plan:
     """Compiles what a run executes.
 
@@ -369,6 +378,7 @@ def prepare(
       devices: the mesh, see `mesh.choose`.
       stream: whether the task's data stay on the host.
       replicas: R, how many seeds there are in all; they run side by side in groups of `sweep.group_width`.
+      max_width: how many of them at most, see `sweep.max_width`.
 
     Raises:
       UserError: there is no metric of the name that the best checkpoint goes by, or the mesh cannot be.
@@ -376,19 +386,21 @@ def prepare(
     start, chunk = time.perf_counter(), min(chunk, steps)
     if workdir.path is not None:
         checkpoint.warm_up()
-    layout, width, whole = _lay_out(task, devices, replicas), None, None
+    layout, group, whole = _lay_out(task, devices, replicas), None, None
     source, task = (task, streaming.streamed(task, chunk)) if stream else (None, task)
     if replicas is not None:
-        width = sweep.group_width(replicas)
+        group = sweep.group_width(replicas, max_width)
+    width = group
     if layout is not None:
-        width = width and -(-width // layout.size) * layout.size
+        width = group and -(-group // layout.size) * layout.size
         whole, task = layout.whole, layout.task(task)
     if not stream:
         task = task._replace(data=_put(task.data, whole))
     task = task._replace(evals=jax.device_put(task.evals, whole))
     programs = train.compile_programs(task, tx, inputs, chunk=chunk, replicas=width, placement=layout)
     _check_best(saving.best, programs)
-    return Plan(task, tx, programs, steps, chunk, workdir, saving, layout, width, time.perf_counter() - start, source)
+    seconds = time.perf_counter() - start
+    return Plan(task, tx, programs, steps, chunk, workdir, saving, layout, width, seconds, source, group=group)
 
 
 def _put(tree: Arrays, where: jax.sharding.Sharding | None) -> Arrays:
@@ -488,7 +500,7 @@ def run_many(plan: Plan, inputs: Arrays, seeds: np.ndarray, *, unit: str = 'epoc
     start = time.perf_counter()
     losses, outputs = np.empty((len(seeds), steps), np.float32), []
     with report.progress(len(seeds) * steps, f'seed-{unit}') as show:
-        for group in sweep.groups(seeds, sweep.group_width(len(seeds))):
+        for group in sweep.groups(seeds, plan.group):
             place, count = str(group), len(group.seeds)
             log = workdir.journal(place, LOSSES)
             with plan.leg(group.seeds, {LOSSES: log}, place=place) as leg:

@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_WIDTH = 256  # replicas side by side: more are no faster on a CPU, and their memory leaves the cache
+MAX_WIDTH = 256  # replicas side by side, of a model of any size
+# A group costs the host a checkpoint, which takes as long as some hundred replicas of a tiny model. More of those lie
+# side by side, up to what the caches of a CPU hold; wider than that they are no faster.
+WIDEST, NUMBERS = 1024, 2**21  # replicas, and the float32 numbers of all of them
 
 
 class Group(NamedTuple):
@@ -19,6 +22,15 @@ class Group(NamedTuple):
     def __str__(self) -> str:
         """For a person, and as the name of a folder: seeds_0_to_249."""
         return f'seeds_{self.seeds[0]}_to_{self.seeds[-1]}'
+
+
+def max_width(numbers: int) -> int:
+    """How many replicas may lie side by side, where a training step of one has so many float32 numbers.
+
+    >>> max_width(1), max_width(5000), max_width(10**6)
+    (1024, 419, 256)
+    """
+    return min(max(NUMBERS // numbers, MAX_WIDTH), WIDEST)
 
 
 def group_width(count: int, max_width: int = MAX_WIDTH) -> int:

@@ -69,7 +69,7 @@ class Trial(NamedTuple):
         metrics = list(self.plan.programs.shapes[1])
         found, looks, resumed, count = [], [], False, len(seeds)
         with report.progress(count * self.plan.steps, 'seed-step') as show:
-            for group in sweep.groups(seeds, sweep.group_width(count)):
+            for group in sweep.groups(seeds, self.plan.group):
                 before = sum(seed.sequences is not None for seed in found)
 
                 def told(taken: int, new: int, reached: int, before: int = before) -> None:

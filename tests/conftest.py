@@ -114,5 +114,5 @@ def compiled_td():
 def in_tmp(tmp_path, monkeypatch):
     """An empty folder to be in; what is compiled there is not kept for other runs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('experiments.launch.keep_compiled', lambda: None)
+    monkeypatch.setattr('experiments.launch.keep_compiled', lambda _: None)
     return tmp_path

@@ -79,7 +79,7 @@ def test_a_header_is_read_with_its_continuations(tmp_path):
 
 
 def test_an_unknown_claim_is_refused(capsys, monkeypatch):
-    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
+    monkeypatch.setattr(launch, 'keep_compiled', lambda _: None)
     assert claims.main(['--only=parit']) == 2
     assert '--only=parit is no claim; there are' in capsys.readouterr().err
 

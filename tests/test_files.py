@@ -227,7 +227,7 @@ def done(tmp_path_factory):
     """A finished run of each kind."""
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.setattr('experiments.launch.keep_compiled', lambda: None)
+        patch.setattr('experiments.launch.keep_compiled', lambda _: None)
         for kind, folder in folders.items():
             assert td.main([f'--workdir={folder}', *FLAGS, *KINDS[kind]]) == 0
     return folders

@@ -105,7 +105,7 @@ def stopped(monkeypatch, tmp_path):
         raise Reached
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
+    monkeypatch.setattr(launch, 'keep_compiled', lambda _: None)
     monkeypatch.setattr(host, 'prepare', stop)
     monkeypatch.setattr('seqjax.processes.start', lambda text, _: None if text == processes.OFF else stop())
     monkeypatch.setattr('experiments.launch.use_cores', lambda *_: None)

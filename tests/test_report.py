@@ -73,6 +73,19 @@ def test_loss_quantiles_count_a_diverged_seed_as_the_worst():
     np.testing.assert_allclose(got[:3], np.quantile(worst, [0.025, 0.25, 0.5], axis=0), rtol=1e-6)
 
 
+def test_loss_quantiles_of_many_steps_and_of_one_seed_leave_the_losses_alone():
+    """They are taken in blocks of steps, over which they are sorted in place."""
+    steps = 2 * report.COLUMNS + 3
+    for count in (1, 5):
+        losses = np.random.default_rng(count).uniform(1, 2, size=(count, steps)).astype(np.float32)
+        losses[0, ::7] = np.nan
+        before = losses.copy()
+        got = report.loss_quantiles(losses)
+        np.testing.assert_array_equal(losses, before)
+        finite = np.where(np.isfinite(losses), losses, np.finfo(np.float32).max)
+        np.testing.assert_array_equal(got, np.quantile(finite, report.BANDS, axis=0))
+
+
 def test_plain_progress_is_sparse_and_ends_at_the_total(capsys):
     with report.progress(12_345, 'epoch') as show:
         for done in [*range(7, 12_345, 7), 12_345]:

@@ -62,7 +62,7 @@ def run_many(folder, task=None, *, seeds=(20, 21, 22, 23, 24), steps=10, chunk=4
 def threes(monkeypatch):
     """Five seeds are a group of three and one of two."""
     monkeypatch.setattr(sweep, 'MAX_WIDTH', 3)
-    monkeypatch.setattr(sweep, 'group_width', lambda count: 3)
+    monkeypatch.setattr(sweep, 'group_width', lambda *_: 3)
 
 
 def rows(folder):

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import echo, td
 from experiments import sweep as command
-from seqjax import sweep, train
+from seqjax import optim, sweep, train
 from seqjax.files import UserError
 from seqjax.tasks.td import SETUPS
 from tests import reference
@@ -73,6 +73,19 @@ def test_group_width_splits_into_the_fewest_and_narrowest_groups(max_width):
         np.testing.assert_array_equal(np.concatenate([group.seeds for group in found]), np.arange(count))
 
 
+def test_small_models_lie_side_by_side_in_larger_numbers(monkeypatch):
+    """The notebook's are a thousand, and no model's group is narrower than it always was."""
+    widths = [td.max_width(setup='many_to_many', length=5, hidden=hidden) for hidden in (5, 10, 100, 1000)]
+    assert widths[0] == sweep.WIDEST > widths[1] > widths[2] == widths[3] == sweep.MAX_WIDTH
+    monkeypatch.setattr(sweep, 'WIDEST', 4)
+    monkeypatch.setattr(sweep, 'MAX_WIDTH', 2)
+    compiled, original = [], train.compile_programs
+    monkeypatch.setattr(train, 'compile_programs', lambda *args, **how: compiled.append(how) or original(*args, **how))
+    td.run(setup='many_to_one', epochs=2, replicas=7, picture=False)
+    command.run(**RATES | {'replicas': 4, 'epochs': 4})
+    assert [how['replicas'] for how in compiled] == [4, 4]
+
+
 # --- the command -----------------------------------------------------------------------------------
 
 RATES = {'experiment': 'td', 'setup': 'many_to_one', 'epochs': 12, 'every': 4, 'replicas': 3, 'seed': 5}
@@ -94,6 +107,24 @@ def test_settings_side_by_side_are_the_runs_of_each_setting(monkeypatch):
         ]
         got = [row.value for row in rows if row.setting == (rate,)]
         np.testing.assert_allclose(got, losses[:, [3, 7, 11]].ravel(), rtol=1e-5)
+
+
+def test_a_group_of_one_rate_has_that_rate(monkeypatch):
+    """Groups are as wide as there are seeds, so that none but the first has the rate of the program."""
+    together = command.run(**RATES)
+    monkeypatch.setattr(sweep, 'group_width', lambda *_: 3)
+    apart = command.run(**RATES)
+    assert [row[:4] for row in apart] == [row[:4] for row in together]
+    np.testing.assert_allclose([row.value for row in apart], [row.value for row in together], rtol=1e-5)
+
+
+def test_rates_of_all_groups_are_set_by_one_program(monkeypatch):
+    """The rates are its argument."""
+    monkeypatch.setattr(sweep, 'group_width', lambda *_: 2)
+    traced, original = [], optim.with_rates
+    monkeypatch.setattr(optim, 'with_rates', lambda *args: traced.append(1) or original(*args))
+    command.run(**RATES | {'grid': {'learning_rate': [1e-3, 0.02, 0.03]}, 'epochs': 4})
+    assert len(traced) == 1
 
 
 def test_settings_of_other_shapes_follow_each_other(in_tmp, capsys):

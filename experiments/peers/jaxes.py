@@ -41,7 +41,7 @@ class JaxPeer:
     def lowered_forward(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
         """The forward pass, traced and lowered, and its arguments."""
         del case
-        arguments = (layer.params, jnp.asarray(given.inputs))
+        arguments = jax.device_put((layer.params, given.inputs))
         return jax.jit(layer.apply).lower(*arguments), arguments
 
     def lowered(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
@@ -50,7 +50,7 @@ class JaxPeer:
         def loss(params, inputs, targets):
             return jnp.mean((layer.apply(params, inputs) - targets) ** 2)
 
-        arguments = (layer.params, *map(jnp.asarray, (given.inputs, given.targets)))
+        arguments = jax.device_put((layer.params, given.inputs, given.targets))
         return jax.jit(jax.value_and_grad(loss)).lower(*arguments), arguments
 
     def forward(self, *sizes: int) -> Work:
@@ -84,18 +84,17 @@ class JaxPeer:
         case = Case(*sizes)
         given = cases.arrays(case)
         layer = self.layer(case, given.weights)
-        inputs = jnp.asarray(given.inputs[:, 0])
-        program = jax.jit(layer.step).lower(layer.params, layer.carry, inputs).compile()
-        carry = layer.carry
+        params, carry, inputs = first = jax.device_put((layer.params, layer.carry, given.inputs[:, 0]))
+        program = jax.jit(layer.step).lower(*first).compile()
 
         def call():
             nonlocal carry
-            carry, outputs = program(layer.params, carry, inputs)
+            carry, outputs = program(params, carry, inputs)
             return jax.block_until_ready(outputs)
 
         def results():
-            second, _ = program(layer.params, layer.carry, inputs)
-            return {'outputs': program(layer.params, second, inputs)[1]}
+            second, _ = program(*first)
+            return {'outputs': program(params, second, inputs)[1]}
 
         return Work(call, results)
 
