@@ -120,7 +120,7 @@ def choose(
         raise ValueError(f'needs {count} devices, and there are {_named(devices)}')
     if replicas and axes.get(MODEL, 1) > 1:
         raise ValueError(f'divides weights by {MODEL}:{axes[MODEL]}, and replicas are divided by {DATA} alone')
-    if not replicas and rows % axes[DATA]:
+    if asked is not None and not replicas and rows % axes[DATA]:
         raise ValueError(f'divides {what} by {axes[DATA]}, which leaves a rest; choose sizes that divide')
     if jax.process_count() > 1 and count < len(devices):
         raise ValueError(f'leaves devices without work, and {jax.process_count()} processes need all of theirs')

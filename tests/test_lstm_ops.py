@@ -344,18 +344,20 @@ def test_a_backend_of_its_own_needs_less_memory(optimized, backend):
 @pytest.mark.parametrize(
     ('steps', 'rows', 'hidden', 'want'),
     [
-        (0, 9999, 9999, ('plain', 1)),
-        (8, 1, 512, ('plain', 8)),
-        (9, 1, 128, ('small', 1)),
-        (9, 1, 129, ('rows', 1)),
-        (9, 2, 128, ('rows', 1)),
-        (8, 1, 513, ('columns', 1)),
-        (100, 1, 320, ('columns', 1)),
-        (100, 32, 319, ('rows', 1)),
+        (0, 9999, 9999, 'plain'),
+        (8, 1, 512, 'plain'),
+        (8, 1, 513, 'columns'),
+        (9, 1, 128, 'small'),
+        (9, 1, 129, 'rows'),
+        (9, 2, 128, 'rows'),
+        (100, 1, 320, 'columns'),
+        (100, 32, 319, 'rows'),
     ],
 )
 def test_a_backend_is_chosen_by_size(steps, rows, hidden, want):
     assert lstm_ops.choose(steps, rows, hidden) == want
+    assert lstm_ops.choose(steps, rows, hidden, 'tpu') == 'plain'
+    assert lstm_ops.choose(steps, rows, hidden, 'gpu') == ('columns' if steps and rows * hidden > 512 else 'plain')
 
 
 # --- devices ---------------------------------------------------------------------------------------
