@@ -31,7 +31,11 @@ def parts(rows: int) -> int:
 
 
 def depends(f: Callable[..., Any], x: Any, *others: Any) -> bool:
-    """Whether f(x, *others) depends on any leaf of x; shapes and dtypes of them are enough."""
+    """Whether f(x, *others) depends on any leaf of x; shapes and dtypes of them are enough.
+
+    >>> depends(lambda x, y: x * y, 1.0, 2.0), depends(lambda x, y: y**2, 1.0, 2.0)
+    (True, False)
+    """
     jaxpr = jax.make_jaxpr(f)(x, *others).jaxpr
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return any(used[: len(jax.tree.leaves(x))])

@@ -67,6 +67,26 @@ def test_eight_devices_are_one(tmp_path):
         np.testing.assert_allclose(np.load(tmp_path / name / 'replicas.npz')['loss'], want, rtol=1e-5, err_msg=name)
 
 
+def test_by_itself_a_run_divides_what_pays_and_replicas_that_take_turns_are_single_runs(tmp_path):
+    """Rows that cannot be divided evenly, a model that draws, replicas too large to lie side by side."""
+    sizes = {'cell': 'lstm', 'hidden': 32, 'batch_size': 65, 'length': 1500, 'steps': 4}
+    draws = sizes | {'layers': 2, 'dropout': 0.5}
+    out = eight(
+        flags(**sizes, workdir=tmp_path / 'rows'),
+        flags(**draws, workdir=tmp_path / 'draws'),
+        flags(**sizes, replicas=64, workdir=tmp_path / 'replicas'),
+    )
+    assert out.count('code 0') == 3, out
+    assert 'a batch of 65 on 8 cpu devices' in out and 'a batch of 65 on 1 of 8 cpu devices' in out
+    assert '64 replicas on 8 cpu devices' in out
+    echo.run(**RUN | sizes, workdir=str(tmp_path / 'one'))
+    want = losses(tmp_path / 'one')
+    np.testing.assert_allclose(losses(tmp_path / 'rows'), want, rtol=1e-5)
+    replicas = np.load(tmp_path / 'replicas' / 'replicas.npz')['loss']
+    np.testing.assert_allclose(replicas[0], want, rtol=1e-5)
+    assert len(np.unique(replicas[:, 0])) == 64
+
+
 def test_the_layout_divides_what_it_says():
     """Of a State on eight devices: the carry's rows, the weights' columns, replicas; all else is everywhere."""
     code = """
