@@ -99,9 +99,7 @@ class RNN(nn.Module):
     return_carry: bool = False
     reverse: bool = False
     keep_order: bool = False
-    unroll: int | None = (
-        None  # steps in one iteration of the compiled loop: a matter of speed alone; by default by size
-    )
+    unroll: int | None = None  # steps in one iteration of the compiled loop, for speed alone; by default by size
     variable_axes: Mapping[str, Any] = FrozenDict()  # these four go to `nn.scan`
     variable_broadcast: Any = 'params'
     variable_carry: Any = False

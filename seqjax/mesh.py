@@ -67,9 +67,9 @@ class Layout(NamedTuple):
         """The sharding of every array of a State: replicas, or carries, over 'data', and weights over 'model'."""
         if self.replicas:
             return jax.tree.map(lambda _: self.on(DATA), shapes)
-        spread = jax.tree.map(self._weight, shapes)
+        weights = jax.tree.map(self._weight, shapes)
         carries = {name: jax.tree.map(self._rows, x) for name, x in shapes.variables.items() if name == CARRY}
-        return spread._replace(variables={**spread.variables, **carries})
+        return weights._replace(variables={**weights.variables, **carries})
 
     def _rows(self, x: Any) -> NamedSharding:
         """Rows that cannot be divided lie on every device."""

@@ -145,15 +145,10 @@ def worth_dividing(task: Task, low: int, high: int) -> bool:
     The largest weight must have `low` to `high` numbers: less is no work to divide, and what does not fit into the
     caches of a core is better read once, by all cores together. And the model must not draw, see `_divides`.
     """
-    key, batch, variables = jax.eval_shape(lambda: jax.random.key(0)), batch_shapes(task), _weights(task)
+    key, batch = jax.eval_shape(lambda: jax.random.key(0)), batch_shapes(task)
+    variables = dict(jax.eval_shape(task.model.init, key, batch.inputs))
     params = variables.pop('params', {})
     return low <= _largest(params) <= high and not _draws(task, params, variables, batch, key)
-
-
-def _weights(task: Task) -> dict[str, Any]:
-    """Shapes and dtypes of the model's variables."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return dict(jax.eval_shape(task.model.init, key, batch_shapes(task).inputs))
 
 
 def _largest(tree: Any) -> int:
@@ -328,9 +323,13 @@ def _replicated(task: Task, advance: Advance) -> Advance:
         state, metrics, evals = jax.lax.map(lambda one: advance(data, evals, one, n), state)
         return state, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), metrics), evals
 
-    rows = max((x.shape[0] for x in jax.tree.leaves(batch_shapes(task)) if x.ndim), default=1)
-    small = rows * _largest(_weights(task)) <= SIDE_BY_SIDE
-    many, each, by_step = side_by_side if small else in_turn, P(spread.ROWS), P(None, spread.ROWS)
+    def many(data, evals, state, n):
+        rows = max((x.shape[0] for x in jax.tree.leaves(batch_shapes(task)) if x.ndim), default=1)
+        largest = _largest((state.params, state.variables)) // len(state.step)
+        how = side_by_side if rows * largest <= SIDE_BY_SIDE else in_turn
+        return how(data, evals, state, n)
+
+    each, by_step = P(spread.ROWS), P(None, spread.ROWS)
     if spread.parts(2**31) == 1:
         return many
     return jax.shard_map(many, in_specs=(P(), P(), each, P()), out_specs=(each, by_step, each), check_vma=False)
