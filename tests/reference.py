@@ -125,3 +125,14 @@ def assert_trees_equal(got, want):
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             x, y = jax.random.key_data(x), jax.random.key_data(y)
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
+
+
+def assert_near(got, want, tolerance):
+    """Each array to a share of its largest number."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape, path
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.isfinite(a).all() and np.isfinite(b).all(), path
+        atol = tolerance * max(np.abs(b).max(initial=0), 1e-3)
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=str(path))

@@ -18,6 +18,7 @@ from seqjax.cells import GRUCell
 from seqjax.gru_ops import gru
 from seqjax.layers import RNN
 from tests import reference
+from tests.reference import assert_near
 
 FAST = sorted(set(gru_ops.BACKENDS) - {'plain'})
 CHUNK = gru_ops.FORM.chunk
@@ -60,17 +61,6 @@ def values_and_gradients(x, **options):
 
 def weighing(y):
     return jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
-
-
-def assert_near(got, want, tolerance):
-    """Each array to a share of its largest number."""
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape, path
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.isfinite(a).all() and np.isfinite(b).all(), path
-        atol = tolerance * max(np.abs(b).max(initial=0), 1e-3)
-        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=str(path))
 
 
 def make(seed, *shape, dtype=jnp.float32, everything=False):

@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from seqjax import lstm_ops
 from seqjax.lstm_ops import lstm
 from tests import reference
+from tests.reference import assert_near
 
 FAST = sorted(set(lstm_ops.BACKENDS) - {'plain'})
 CHUNK = {'rows': lstm_ops._Rows.chunk, 'columns': lstm_ops._Columns.chunk}
@@ -57,18 +58,6 @@ def values_and_gradients(x, **options):
 
     (_, run), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(x)
     return run, gradients
-
-
-def assert_near(got, want, tolerance):
-    """Each array to a share of its largest number."""
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape, path
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.isfinite(a).all() and np.isfinite(b).all(), path
-        np.testing.assert_allclose(
-            a, b, rtol=0, atol=tolerance * max(np.abs(b).max(initial=0), 1e-3), err_msg=str(path)
-        )
 
 
 def options_of(seed, count, rows, everything=False):
