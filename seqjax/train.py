@@ -248,16 +248,26 @@ def over_batches(task: Task, state: State, batches: Batch, f: Callable[[Arrays, 
     Returns:
       What `f` gives, leaves [N, ...].
     """
-    fixed = {'params': state.params, **_without_carry(state.variables)}
-
-    def one(carry, batch):
-        outputs, new = task.model.apply({**fixed, **carry}, batch.inputs, mutable=[CARRY])
-        return _rows_of(new), f(outputs, batch)
-
-    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches)
-    # All zeros is a stream that has not begun; for a model without one there is nothing to carry.
-    carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(partial(one, {}), first)[0])
+    one = partial(one_batch, task, state, f)
+    carry = before_batches(one, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches))
     return jax.lax.scan(one, carry, batches)[1]
+
+
+def one_batch(
+    task: Task, state: State, f: Callable[[Arrays, Batch], Arrays], carry: Variables, batch: Batch
+) -> tuple[Variables, Arrays]:
+    """The carry of a stateful model before a batch -> that after it, and f(outputs, batch)."""
+    fixed = {'params': state.params, **_without_carry(state.variables)}
+    outputs, new = task.model.apply({**fixed, **carry}, batch.inputs, mutable=[CARRY])
+    return _rows_of(new), f(outputs, batch)
+
+
+def before_batches(one: Callable[[Variables, Batch], tuple[Variables, Arrays]], batch: Batch) -> Variables:
+    """The carry before the first batch, of whose leaves shapes and dtypes are enough.
+
+    All zeros is a stream that has not begun; for a model without one there is nothing to carry.
+    """
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, {}, batch)[0])
 
 
 def over(watch: Watch, state: State) -> jax.Array:
@@ -315,6 +325,7 @@ def _replicated(task: Task, advance: Advance) -> Advance:
     Small replicas are computed side by side, as one operation for all costs little more than for one. Larger ones take
     turns: the products of many small matrices side by side are slower than one after the other.
     """
+    rows = max((x.shape[0] for x in jax.tree.leaves(batch_shapes(task)) if x.ndim), default=1)
 
     def side_by_side(data, evals, state, n):
         return jax.vmap(advance, in_axes=(None, None, 0, None), out_axes=(0, 1, 0))(data, evals, state, n)
@@ -324,7 +335,6 @@ def _replicated(task: Task, advance: Advance) -> Advance:
         return state, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), metrics), evals
 
     def many(data, evals, state, n):
-        rows = max((x.shape[0] for x in jax.tree.leaves(batch_shapes(task)) if x.ndim), default=1)
         largest = _largest((state.params, state.variables)) // len(state.step)
         how = side_by_side if rows * largest <= SIDE_BY_SIDE else in_turn
         return how(data, evals, state, n)

@@ -110,6 +110,7 @@ def stopped(monkeypatch, tmp_path):
     monkeypatch.setattr('seqjax.processes.start', lambda text, _: None if text == processes.OFF else stop())
     monkeypatch.setattr('experiments.launch.use_cores', lambda *_: None)
     monkeypatch.setattr('experiments.soak.Soak', stop)
+    monkeypatch.setattr('experiments.bench.Bench.run', stop)
 
 
 @pytest.mark.parametrize(('name', 'flag'), [(name, flag) for name in MODULES for flag in flags_of(name)])
