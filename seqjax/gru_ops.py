@@ -269,11 +269,11 @@ def _backward(kept: _Kept, gradients: Run) -> tuple[Any, ...]:
     return Steps(jnp.swapaxes(back.inputs, 0, 1), None, None), back.h, of_weights, of_fresh
 
 
-def _back_step(kept: _Kept, of_outputs: jax.Array) -> Callable[[Any, _Back], tuple[_Back, jax.Array]]:
-    """-> (t, what is carried after step t) -> what is carried before it, and what `_Rows` has of a step."""
+def _back_step(kept: _Kept, of_outputs: jax.Array) -> Callable[..., tuple[_Back, jax.Array]]:
+    """-> (t, what is carried after step t, nothing) -> what is carried before it, and what `_Rows` has of a step."""
     steps, matrix = kept.steps, kept.weights.recurrent_kernel.T
 
-    def step(t, back):
+    def step(t, back, _):
         dh = back.h + ops.at(of_outputs, t).astype(back.h.dtype)
         passed = None
         if steps.real is not None:  # the gradient of a masked step passes it by

@@ -6,10 +6,11 @@ the same numbers and brings its own backward pass, which
 - carries the gradients of c and h alone from step to step, so that a step needs one product and not three;
 - takes the gradients of the weights from chunks of steps: one large product for each is faster than a small one for
   every step, and needs less memory, and rounds less, than one of all steps;
-- keeps of each step h, c and what the gates come from, 6 H numbers a row, where JAX by itself keeps about 14 H.
+- keeps of each step h, c and what the gates come from, 6 H numbers a row, where JAX by itself keeps about 14 H; or h
+  and c alone where more would not fit into the caches, and makes the rest once more, a chunk at a time.
 
-`_Rows` and `_Columns` are two ways for the numbers of a step to lie in memory. `BACKENDS` has all ways by name, and
-`choose` says which is taken where; `./run.sh bench` measures what they are worth.
+`_Rows`, `_Narrow` and `_Columns` are ways for the numbers of a step to lie in memory. `BACKENDS` has all ways by name,
+and `choose` says which is taken where; `./run.sh bench` measures what they are worth.
 """
 
 from __future__ import annotations
@@ -143,6 +144,7 @@ def choose(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
 
     B H up to 512, T up to 8    plain, all steps unrolled
     B = 1, H up to 128          small
+    H up to 32                  narrow
     H from 320 on               columns
     else                        rows
 
@@ -153,12 +155,14 @@ def choose(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
         return 'columns' if platform == 'gpu' and steps and rows * hidden > SMALL else 'plain'
     if not steps or (steps <= ALL and rows * hidden <= SMALL):
         return 'plain'
-    if rows == 1 and hidden <= NARROW:
+    if rows == 1 and hidden <= ALONE:
         return 'small'
+    if hidden <= NARROW:
+        return 'narrow'
     return 'columns' if hidden >= WIDE else 'rows'
 
 
-NARROW, WIDE = 128, 320
+ALONE, NARROW, WIDE = 128, 32, 320
 
 
 def _state(name: str, pair: Any) -> State:
@@ -212,20 +216,33 @@ def _plain(
 # --- how the numbers of a step lie -----------------------------------------------------------------
 
 
+MANY = 2**20  # sums, which no cache of a core holds for long
+DEAR = 256  # units, from which on a product costs more than to read what it gave
+
+
 class _Rows(Rows):
     """A row of the batch is a row in memory: states [B, H], gates [B, 4H].
 
     Inputs and a 1 stand beside h, and the kernel and the bias below the recurrent kernel, so that one product makes all
-    sums of a step, and one of a chunk the gradients of all weights. What is kept are the sums.
+    sums of a step, and one of a chunk the gradients of all weights. What is kept are the sums; or nothing, where there
+    are many of them and they are soon made again.
     """
+
+    def again(self, steps: int, rows: int, hidden: int) -> bool:
+        """Whether the sums are made again."""
+        return 4 * steps * rows * hidden >= MANY and hidden < DEAR
 
     def prepare(self, weights: Weights) -> jax.Array:
         """What every step multiplies with, [H + F + 1, 4H]."""
         return jnp.concatenate([weights.recurrent_kernel, weights.kernel, weights.bias[None]])
 
-    def keep(self, matrix: jax.Array, inputs: jax.Array, h: jax.Array) -> jax.Array:
-        """inputs [B, F], h [B, H] -> the sums, [B, 4H]."""
+    def sums(self, matrix: jax.Array, inputs: jax.Array, h: jax.Array) -> jax.Array:
+        """inputs [B, F], h [B, H] -> [B, 4H]; or all of a chunk, [B, n, ...]."""
         return beside(h, inputs) @ matrix
+
+    def keep(self, sums: jax.Array) -> jax.Array:
+        """What of them is kept for the backward pass."""
+        return sums
 
     def gates(self, kept: jax.Array) -> list[jax.Array]:
         """-> i, f, g, o, each [B, H]."""
@@ -251,6 +268,25 @@ class _Rows(Rows):
         return room @ kernel.T
 
 
+class _Narrow(_Rows):
+    """As `_Rows`, but the gates are kept: what a backward step has to compute is then so plain that XLA makes vector
+    code of it for a few units, too.
+
+    All gates are made in one pass over the sums, as both functions of every sum: half of that is for nothing, and
+    faster than four parts put together.
+    """
+
+    def again(self, steps: int, rows: int, hidden: int) -> bool:
+        return False
+
+    def keep(self, sums: jax.Array) -> jax.Array:
+        is_g = jnp.arange(sums.shape[-1]) // (sums.shape[-1] // 4) == 2
+        return jnp.where(is_g[None], jnp.tanh(sums), jax.nn.sigmoid(sums))
+
+    def gates(self, kept: jax.Array) -> list[jax.Array]:
+        return jnp.split(kept, 4, axis=self.axis)
+
+
 class _Columns:
     """As `_Rows`, but a row of the batch is a column in memory: states [H, B], gates [4H, B].
 
@@ -269,9 +305,14 @@ class _Columns:
     def prepare(self, weights: Weights) -> Weights:
         return Weights(weights.kernel.T, weights.recurrent_kernel.T, weights.bias[:, None])
 
-    def keep(self, matrix: Weights, inputs: jax.Array, h: jax.Array) -> jax.Array:
-        z = matrix.kernel @ inputs.T + matrix.recurrent_kernel @ h.astype(inputs.dtype) + matrix.bias
-        return jnp.concatenate(_gates(z, self.axis))
+    def again(self, steps: int, rows: int, hidden: int) -> bool:
+        return False  # its products are what its time goes into
+
+    def sums(self, matrix: Weights, inputs: jax.Array, h: jax.Array) -> jax.Array:
+        return matrix.kernel @ inputs.T + matrix.recurrent_kernel @ h.astype(inputs.dtype) + matrix.bias
+
+    def keep(self, sums: jax.Array) -> jax.Array:
+        return jnp.concatenate(_gates(sums, self.axis))
 
     def gates(self, kept: jax.Array) -> list[jax.Array]:
         return jnp.split(kept, 4)
@@ -312,8 +353,9 @@ def _gates(z: jax.Array, axis: int) -> list[jax.Array]:
 class _How(NamedTuple):
     """What is known before anything is traced."""
 
-    form: Any  # _Rows() or _Columns()
+    form: Any  # _Rows(), _Narrow() or _Columns()
     history: bool
+    again: bool  # whether the backward pass makes the sums once more
 
 
 class _Kept(NamedTuple):
@@ -326,7 +368,7 @@ class _Kept(NamedTuple):
     last: State  # as it lies
     outputs: jax.Array  # [B, T, H]
     cells: jax.Array  # [T, ...] c before each step, as it lies
-    kept: jax.Array  # [T, ...] see `keep` of the form
+    kept: jax.Array | None  # [T, ...] see `keep` of the form; None where the sums are made again
 
 
 class _Back(NamedTuple):
@@ -341,7 +383,7 @@ class _Back(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fast(how: _How, steps: Steps, carry: State, weights: Weights, fresh: State) -> Run:
-    return _forward(how, steps, carry, weights, fresh)[0]
+    return _forward(how._replace(again=True), steps, carry, weights, fresh)[0]  # there is nothing to keep it for
 
 
 def _forward(how: _How, steps: Steps, carry: State, weights: Weights, fresh: State) -> tuple[Run, _Kept]:
@@ -351,8 +393,9 @@ def _forward(how: _How, steps: Steps, carry: State, weights: Weights, fresh: Sta
     def step(before, x):
         state, outputs = before
         old = state if x.resets is None else _where(form.flags(x.resets), begin, state)
-        kept = form.keep(matrix, at(inputs, x.inputs), old.h)
-        i, f, g, o = form.gates(kept)
+        sums = form.sums(matrix, at(inputs, x.inputs), old.h)
+        kept = None if how.again else form.keep(sums)
+        i, f, g, o = _gates(sums, form.axis) if how.again else form.gates(kept)
         c = f * old.c + i * g
         h = o * jnp.tanh(c)
         new = State(c.astype(old.c.dtype), h.astype(old.h.dtype))
@@ -382,19 +425,20 @@ def _backward(how: _How, kept: _Kept, gradients: Run) -> tuple[Any, ...]:
         inputs=jnp.zeros_like(steps.inputs),
     )
     step = _back_step(how, kept, gradients)
-    back = in_chunks(form, step, back, steps, kept.outputs, carry.h, fresh.h, weights.kernel)
+    again = partial(form.sums, form.prepare(weights)) if how.again else None
+    back = in_chunks(form, step, back, steps, kept.outputs, carry.h, fresh.h, weights.kernel, again)
     hidden = kept.outputs.shape[-1]
     of_weights = jax.tree.map(lambda x, like: x.astype(like.dtype), form.as_weights(back.weights, hidden), weights)
     of_fresh = jax.tree.map(jnp.zeros_like, fresh) if back.fresh is None else _turn(form, back.fresh)
     return Steps(jnp.swapaxes(back.inputs, 0, 1), None, None), _turn(form, back.state), of_weights, of_fresh
 
 
-def _back_step(how: _How, kept: _Kept, gradients: Run) -> Callable[[Any, _Back], tuple[_Back, jax.Array]]:
-    """-> (t, what is carried after step t) -> what is carried before it, and dz as it lies."""
+def _back_step(how: _How, kept: _Kept, gradients: Run) -> Callable[..., tuple[_Back, jax.Array]]:
+    """-> (t, what is carried after step t, its sums made again) -> what is carried before it, and dz as it lies."""
     form, steps, begin = how.form, kept.steps, _turn(how.form, kept.fresh)
     matrix = form.prepare_back(kept.weights)
 
-    def step(t, back):
+    def step(t, back, again):
         state = State(back.state.c, back.state.h + form.turn(at(gradients.outputs, t)).astype(back.state.h.dtype))
         if how.history:
             state = state._replace(c=state.c + form.turn(gradients.cells[t]))
@@ -405,7 +449,7 @@ def _back_step(how: _How, kept: _Kept, gradients: Run) -> Callable[[Any, _Back],
         before = kept.cells[t]
         anew = None if steps.resets is None else form.flags(steps.resets[t])
         old_c = before if anew is None else jnp.where(anew, begin.c, before)
-        i, f, g, o = form.gates(kept.kept[t])
+        i, f, g, o = _gates(again, form.axis) if how.again else form.gates(kept.kept[t])
         squashed = jnp.tanh(back.c)
         dc = state.c + state.h * o * (1 - squashed**2)
         sums = [dc * g * i * (1 - i), dc * old_c * f * (1 - f), dc * i * (1 - g**2), state.h * squashed * o * (1 - o)]
@@ -443,7 +487,7 @@ def _small(how: _How, steps: Steps, carry: State, weights: Weights, fresh: State
     The forward pass has fewest as `_Rows` has it, and forward and backward pass together as JAX makes them from a plain
     loop of some steps in one.
     """
-    return _forward(how, steps, carry, weights, fresh)[0]
+    return _forward(how._replace(again=True), steps, carry, weights, fresh)[0]
 
 
 def _small_forward(how: _How, steps: Steps, *arguments: Any) -> tuple[Run, Callable[..., Any]]:
@@ -462,12 +506,17 @@ _small.defvjp(_small_forward, _small_backward)
 
 
 def _with(run: Callable[..., Run], form: Any) -> Callable[..., Run]:
-    return lambda *arguments, history=False: run(_How(form, history), *arguments)
+    def backend(steps, carry, *others, history=False):
+        again = form.again(*steps.inputs.shape[:2], carry.h.shape[-1])
+        return run(_How(form, history, again), steps, carry, *others)
+
+    return backend
 
 
 BACKENDS: dict[str, Callable[..., Run]] = {
     'plain': _plain,
     'rows': _with(_fast, _Rows()),
+    'narrow': _with(_fast, _Narrow()),
     'columns': _with(_fast, _Columns()),
     'small': _with(_small, _Rows()),
 }

@@ -104,13 +104,14 @@ class Rows:
 
 def in_chunks(
     form: Any,
-    step: Callable[[Any, Any], tuple[Any, jax.Array]],
+    step: Callable[[Any, Any, Any], tuple[Any, jax.Array]],
     back: Any,
     steps: Steps,
     outputs: jax.Array,
     carry: jax.Array,
     fresh: jax.Array,
     kernel: jax.Array,
+    again: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Any:
     """`step` from the last step to the first, in chunks, the first of which may be shorter.
 
@@ -119,13 +120,16 @@ def in_chunks(
     Args:
       form: its `chunk`, `room` and `put` are those of `Rows` or like them; `weights` has (room, inputs [B, n, F], old h
         [B, n, H]) -> a tree that the chunks add up; `inputs` has (room, kernel) -> gradients [B, n, F].
-      step: (t, what is carried after step t) -> what is carried before it, and 4 H gradients a row as they lie.
+      step: (t, what is carried after step t, what `again` gave of it) -> what is carried before it, and 4 H gradients a
+        row as they lie.
       back: what is carried after the last step. Its `weights` are None, its `inputs` [B, T, F] are there to be filled.
       steps: with inputs [B, T, F].
       outputs: [B, T, H], h after each step.
       carry: [B, H], h before the first step.
       fresh: [B, H], h after a reset.
       kernel: as `inputs` of the form takes it.
+      again: (inputs [B, n, F], old h [B, n, H]) -> what of the forward pass is made once more for a chunk, [B, n, ...];
+        by default nothing is.
 
     Returns:
       What is carried before the first step.
@@ -135,18 +139,20 @@ def in_chunks(
     short = count - chunks * form.chunk
 
     def chunk(back, first, length, old_h):
-        def body(j, state):
-            back, room = state
-            k = length - 1 - j
-            back, dz = step(first + k, back)
-            return back, form.put(room, dz, k)
-
-        room = form.room(length, rows, 4 * hidden, steps.inputs.dtype)
-        back, room = lax.fori_loop(0, length, body, (back, room))
         inputs = lax.dynamic_slice_in_dim(steps.inputs, first, length, axis=1)
         if steps.resets is not None:
             anew = lax.dynamic_slice_in_dim(steps.resets, first, length).T
             old_h = jnp.where(anew[..., None], fresh[:, None].astype(old_h.dtype), old_h)
+        made = None if again is None else again(inputs, old_h)
+
+        def body(j, state):
+            back, room = state
+            k = length - 1 - j
+            back, dz = step(first + k, back, None if made is None else at(made, k))
+            return back, form.put(room, dz, k)
+
+        room = form.room(length, rows, 4 * hidden, steps.inputs.dtype)
+        back, room = lax.fori_loop(0, length, body, (back, room))
         new = form.weights(room, inputs, old_h)
         of_inputs = form.inputs(room, kernel).astype(back.inputs.dtype)
         return back._replace(

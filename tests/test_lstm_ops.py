@@ -18,8 +18,9 @@ from seqjax.lstm_ops import lstm
 from tests import reference
 from tests.reference import assert_near
 
-FAST = sorted(set(lstm_ops.BACKENDS) - {'plain'})
-CHUNK = {'rows': lstm_ops._Rows.chunk, 'columns': lstm_ops._Columns.chunk}
+AGAIN = 'rows_again'  # the backend 'rows' as it is for many steps
+FAST = sorted({*lstm_ops.BACKENDS, AGAIN} - {'plain'})
+CHUNK = dict.fromkeys(('rows', AGAIN, 'narrow'), lstm_ops._Rows.chunk) | {'columns': lstm_ops._Columns.chunk}
 WEIGHTS = ('kernel', 'recurrent_kernel', 'bias')
 
 
@@ -42,7 +43,14 @@ def problem(key, count, rows, features, hidden, dtype=jnp.float32):
     return x
 
 
+@pytest.fixture(autouse=True)
+def made_again(request, monkeypatch):
+    if hasattr(request.node, 'callspec') and request.node.callspec.params.get('backend') == AGAIN:
+        monkeypatch.setattr(lstm_ops, 'MANY', 0)
+
+
 def call(x, **options):
+    options['backend'] = 'rows' if options.get('backend') == AGAIN else options.get('backend', 'auto')
     fresh = (x['fresh_c'], x['fresh_h']) if options.get('resets') is not None else None
     return lstm(x['inputs'], (x['c'], x['h']), x['kernel'], x['recurrent_kernel'], x['bias'], fresh=fresh, **options)
 
@@ -330,6 +338,17 @@ def test_a_backend_of_its_own_needs_less_memory(optimized, backend):
     assert needs(backend) < needs('plain')
 
 
+def test_many_sums_are_not_kept(optimized, monkeypatch):
+    def needs(hidden):
+        x = jax.eval_shape(lambda: problem(jax.random.key(0), 256, 8, 8, hidden))
+        gradient = jax.jit(jax.grad(lambda x: (call(x, backend='rows').outputs ** 2).sum()))
+        return gradient.lower(x).compile().memory_analysis().temp_size_in_bytes
+
+    chosen = {hidden: needs(hidden) for hidden in (127, 128, 256)}  # fewer sums than that, many, and dear ones
+    monkeypatch.setattr(lstm_ops, 'MANY', 2**30)
+    assert {hidden: chosen[hidden] / needs(hidden) < 0.7 for hidden in chosen} == {127: False, 128: True, 256: False}
+
+
 @pytest.mark.parametrize(
     ('steps', 'rows', 'hidden', 'want'),
     [
@@ -339,6 +358,8 @@ def test_a_backend_of_its_own_needs_less_memory(optimized, backend):
         (9, 1, 128, 'small'),
         (9, 1, 129, 'rows'),
         (9, 2, 128, 'rows'),
+        (9, 99, 32, 'narrow'),
+        (9, 99, 33, 'rows'),
         (100, 1, 320, 'columns'),
         (100, 32, 319, 'rows'),
     ],
@@ -378,6 +399,7 @@ for name, axes, backends, rows in (
         if b % axes['data'] == 0:
             places['inputs'] = NamedSharding(mesh, P(None, 'data'))
         for backend in backends:
+            tests.lstm_ops.MANY = 0 if backend == tests.AGAIN else 2**20
             with jax.set_mesh(mesh):
                 program = jax.jit(run, static_argnums=1, in_shardings=(places,)).lower(x, backend).compile()
                 tests.assert_near(program(jax.device_put(x, places)), want, 1e-6)
