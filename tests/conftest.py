@@ -21,6 +21,9 @@ os.environ['KERAS_BACKEND'] = 'jax'  # read when Keras is imported, which only t
 # A mask [B, T] against outputs [B, T, O], or a bias against a batch, must not be broadcast by accident.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+# GPUs and TPUs round the factors of a product of float32 unless they are asked not to; a CPU never does.
+jax.config.update('jax_default_matmul_precision', 'highest')
+
 
 PLAIN = '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
 

@@ -14,7 +14,7 @@ from seqjax.cells import LSTMCell
 from seqjax.layers import RNN, Bidirectional, Stack, Stateful
 from seqjax.lstm_ops import lstm
 from tests import reference
-from tests.test_lstm_ops import FAST, assert_near
+from tests.test_lstm_ops import assert_near
 
 
 class OneByOne(LSTMCell):
@@ -114,7 +114,7 @@ def test_gates_are_sown_where_they_are_asked_for():
     np.testing.assert_allclose(RNN(LSTMCell(3), backend='rows').apply(params, x), outputs, atol=1e-6)
 
 
-@pytest.mark.parametrize('backend', ['auto', *FAST])
+@pytest.mark.parametrize('backend', ['auto', *lstm_ops.BACKENDS])
 def test_parameters_begin_as_they_always_did(backend):
     """Numbers of the layer that took steps one by one."""
     params = RNN(LSTMCell(3), backend=backend).init(jax.random.key(0), jnp.ones((2, 4, 2)))['params']['cell']
