@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import platform
 import subprocess
@@ -35,12 +36,14 @@ from experiments.peers import cases, client, scores, table
 from experiments.peers.cases import ROWS, STREAMING, TRAINING, Case
 from experiments.peers.client import Client
 from experiments.peers.scores import (
+    BACKENDS,
     COLD,
     COMPILING,
     FLAX,
     KERAS,
     LAYER,
     OURS,
+    PLAIN,
     PRODUCT,
     REPLICAS,
     TORCH,
@@ -54,7 +57,7 @@ from seqjax import files, report
 TIMINGS, MEMORY, TEXT, PICTURE = 'timings.csv', 'memory.csv', 'bench.md', 'bench.png'
 FILES = (files.SUMMARY, TIMINGS, MEMORY, TEXT, PICTURE)
 PEERS = (TORCH, FLAX, KERAS)
-PARTS = ('rows', 'streaming', 'replicas', 'start', 'growth')
+PARTS = ('rows', 'streaming', 'replicas', 'start', 'backends', 'growth')
 NOTEBOOK = 'many_to_one'  # whose process is timed as a whole
 # Every array of a step is made of pages anew: huge ones are fewer (as run.sh has it for all experiments), and an
 # allocator that gives nothing back needs none. XLA gains from the first, PyTorch from the second, or from both.
@@ -80,6 +83,7 @@ class Extent(NamedTuple):
     flops: float  # of a random row's training step, at most
     streams: Sequence[Case]
     replicas: tuple[int, int]  # seeds, epochs
+    backends: Sequence[tuple[str, str, Case]]  # cell, backend, and what it is for
     growth: dict[str, Sequence[Sequence[int]]]
     product: int  # the side of the matrices
 
@@ -98,6 +102,16 @@ def _growth(steps: Sequence[int], rows: Sequence[int], units: Sequence[int], see
     }
 
 
+CHOSEN = (  # cells, their backends, and what these are chosen for on CPUs
+    ('lstm', 'small', Case(1, 1000, 1, 32)),
+    ('lstm', 'narrow', Case(15, 114, 8, 28)),
+    ('lstm', 'rows', Case(32, 100, 64, 128)),
+    ('lstm', 'rows', Case(4, 4096, 8, 64)),  # whose sums are made again
+    ('lstm', 'columns', Case(64, 64, 128, 512)),
+    ('gru', 'rows', Case(32, 100, 64, 128)),
+    ('gru', 'rows', Case(64, 64, 128, 512)),
+)
+
 FULL = Extent(
     seconds=0.2,
     rounds=None,
@@ -106,6 +120,7 @@ FULL = Extent(
     flops=cases.FLOPS,
     streams=_streams(32, 128, 512, 1024),
     replicas=(1000, 100),
+    backends=CHOSEN,
     growth=_growth(
         [64, 256, 1024, 2048, 4096, 8192, 16_384],
         [1, 4, 16, 64, 256, 1024, 4096],
@@ -123,6 +138,7 @@ QUICK = Extent(
     flops=cases.QUICK_FLOPS,
     streams=_streams(32, 512),
     replicas=(1000, 20),
+    backends=tuple((cell, name, cases.quick(case)) for cell, name, case in CHOSEN),
     growth=_growth([256, 1024, 2048, 4096], [4, 64, 512], [32, 128, 512], [250, 1000, 2000, 4000], 10),
     product=1024,
 )
@@ -269,6 +285,7 @@ class Bench:
             'streaming': lambda: self.every(self.extent.streams, (STREAMING,)),
             'replicas': self.replicas,
             'start': self.start,
+            'backends': self.backends,
             'growth': self.growth,
         }
         for name, part in parts.items():
@@ -376,6 +393,20 @@ class Bench:
                     self.visit(ours, name_of(curve[n]), name_of(curve[n]), what, turn)
             ours.client.ask('forget')
             print(f'{what}: exponent {self.timings.exponent(what):.3f}', flush=True)
+
+    def backends(self) -> None:
+        """Each of ours beside the plain recurrence, where it is chosen on CPUs."""
+        (ours,) = self.contenders([OURS], '')
+        for (cell, backend, case), (words, what) in itertools.product(self.extent.backends, BACKENDS.items()):
+            row, names = f'{cell} {case}', (PLAIN, backend)
+            for name in names:
+                ours.client.ask('prepare', name=name, what='backend', sizes=[what, cell, name, *case])
+            for turn in self.rounds():
+                for name in self.rng.permutation(names):
+                    self.visit(ours._replace(peer=str(name)), str(name), row, words, turn)
+            ours.client.ask('forget')
+            found = [f'{name} {table.span(self.timings.median(row, words, name))}' for name in names]
+            print(f'{words} {row}: {", ".join(found)}', flush=True)
 
     def start(self) -> None:
         """The notebook's training as a whole process, beside Keras's."""

@@ -12,8 +12,9 @@ from experiments.peers.cases import FORWARD, ROWS, STREAMING, TRAINING, Case
 from experiments.peers.flaxes import Flax
 from experiments.peers.kerases import Keras
 from experiments.peers.ours import Ours
-from experiments.peers.scores import COMPILING, FLAX, KERAS, OURS, REPLICAS, TORCH, Timing, Timings
+from experiments.peers.scores import COMPILING, FLAX, KERAS, OURS, PLAIN, REPLICAS, TORCH, Timing, Timings
 from experiments.peers.torches import Torch
+from seqjax import gru_ops, lstm_ops
 from seqjax.files import UserError
 
 SMALL = Case(3, 4, 2, 5)
@@ -222,6 +223,7 @@ def test_the_tables_say_what_was_measured_and_where_we_lose():
             Timing('1000', scores.PRODUCT, OURS, '', 1, 2e9 / rate),
             *timed({OURS: [1, 1, 1], TORCH: [0.5, 0.5, 0.8], FLAX: [4, 4, 4]}),
             *timed({OURS: [0.1], FLAX: [0.2]}, '1000x20', REPLICAS),
+            *timed({PLAIN: [2, 2], 'rows': [1, 1]}, 'gru 3x4x2x5', 'training by a backend'),
             *growth(1.0, 'growth over T', '4x{}x8x64'),
         ]
     )
@@ -232,6 +234,7 @@ def test_the_tables_say_what_was_measured_and_where_we_lose():
     assert f'| {ROW} | training | 1 s | 2.00 (1.62 to 2.00) | 0.25 (0.25 to 0.25) | 2.0 |  |' in lines
     assert f'| {ROW} | 1 | 2.5 |' in lines
     assert '| 1000x20 | replicas | 100 ms | 0.50 (0.50 to 0.50) |' in lines
+    assert '| gru | 3x4x2x5 | training | rows | 1 s | 0.50 (0.50 to 0.50) |' in lines
     assert any(line.startswith('| growth over T | 16 to 16,384 | 16 µs to 16.4 ms | 1.000 |') for line in lines)
     assert f'- slower than PyTorch: {ROW} training 2.00 (1.62 to 2.00)' in lines
     assert f'- aims for the training step, as shares of PyTorch: {ROW} 2.00 of 0.85 (missed)' in lines
@@ -257,6 +260,19 @@ def test_a_small_run_from_end_to_end(tmp_path, capsys):
     assert text in said and '--seed=3' in said and 'not judged: no row slower than the best of PyTorch' in text
     assert bench.run(workdir=str(tmp_path / 'w'), **how) == []
     assert text in capsys.readouterr().out
+
+
+def test_backends_are_measured_beside_the_plain_one_and_all_of_a_cpu_are(monkeypatch, tmp_path):
+    of_lstm = {name for cell, name, _ in bench.CHOSEN if cell == 'lstm'}
+    assert of_lstm | {'plain', 'ahead'} == set(lstm_ops.BACKENDS)  # which is for GPUs
+    for cell, name, case in bench.CHOSEN:
+        ops = {'lstm': lstm_ops, 'gru': gru_ops}[cell]
+        assert ops.choose(case.steps, case.batch, case.units) == name
+    small = [('gru', 'rows', SMALL), ('lstm', 'small', SMALL)]
+    monkeypatch.setattr(bench, 'QUICK', bench.QUICK._replace(backends=small))
+    bench.run(quick=True, parts=['backends'], peers=[FLAX], workdir=str(tmp_path / 'w'), picture=False)
+    text = (tmp_path / 'w' / bench.TEXT).read_text(encoding='utf-8')
+    assert f'| gru | {SMALL} | forward | rows |' in text and f'| lstm | {SMALL} | training | small |' in text
 
 
 def test_a_library_that_is_missing_is_told(monkeypatch, capsys):

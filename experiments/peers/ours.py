@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import launch
-from experiments.peers.cases import Arrays, Case
+from experiments.peers import cases
+from experiments.peers.cases import FORWARD, Arrays, Case
 from experiments.peers.jaxes import JaxPeer, Layer, Work
 from seqjax import losses, mesh, optim, sweep, train
 from seqjax.cells import LSTMCell
 from seqjax.layers import RNN
+from seqjax.models import CELLS
 from seqjax.task import Batch, State, Task
 from seqjax.tasks import td
 
@@ -86,6 +88,23 @@ class Ours(JaxPeer):
         arguments = (jax.device_put(layer.params, where.whole), jax.device_put(task.data, where.rows))
         with where.tracing:
             return jax.jit(loss_and_gradients).lower(*arguments), arguments
+
+    def backend(self, what: str, cell: str, name: str, *sizes: int) -> Work:
+        """A case by one of our backends, on one device."""
+        case = Case(*sizes)
+        given, layer = cases.arrays(case), RNN(CELLS[cell](case.units), backend=name)
+        variables = layer.init(jax.random.key(cases.SEED), given.inputs[:1, :1])
+
+        def loss(variables, inputs, targets):
+            return jnp.mean((layer.apply(variables, inputs) - targets) ** 2)
+
+        if what == FORWARD:
+            arguments, run = (variables, given.inputs), layer.apply
+        else:
+            arguments, run = (variables, given.inputs, given.targets), jax.value_and_grad(loss)
+        arguments = jax.device_put(arguments)
+        program = jax.jit(run).lower(*arguments).compile()
+        return Work(lambda: jax.block_until_ready(program(*arguments)), dict)
 
     def replicas(self, count: int, epochs: int) -> Work:
         """So many epochs of the notebook's many-to-many run for that many seeds, in the groups of a run."""

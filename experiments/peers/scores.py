@@ -12,8 +12,10 @@ from experiments.peers.cases import FORWARD, ROWS, STREAMING, TRAINING, Case
 
 OURS, FLAX, KERAS, TORCH = 'ours', 'flax', 'keras', 'torch'
 PRODUCT, REPLICAS = 'product', 'replicas'
-WARM, COLD = 'start, warm', 'start, cold'
 LAYER = (FORWARD, TRAINING)  # what is measured of every row
+PLAIN = 'plain'
+BACKENDS = {f'{what} by a backend': what for what in LAYER}  # of ours, whose name is in the place of a peer's
+WARM, COLD = 'start, warm', 'start, cold'
 COMPILING = 'compiling over T'
 # What grows, and which of a row's numbers it grows with.
 GROWTH = {'growth over T': 1, 'growth over B': 0, 'growth over H': 3, 'growth over replicas': 0, COMPILING: 1}
@@ -28,7 +30,7 @@ UPPER = 16  # the exponent is of sizes from the largest / UPPER on, where what d
 class Timing(NamedTuple):
     """A line of timings.csv."""
 
-    row: str  # sizes: BxTxFxH; for replicas seeds x epochs, for a matrix product its side
+    row: str  # sizes: BxTxFxH, for a backend behind its cell; seeds x epochs of replicas; the side of a matrix product
     what: str
     peer: str
     setting: str  # threads and allocator of PyTorch
@@ -71,15 +73,19 @@ class Timings:
         """Over the rounds of what was measured."""
         return float(np.median(self.seconds(row, what, peer)))
 
-    def ratio(self, row: str, what: str, peer: str) -> Ratio | None:
+    def ratio(self, row: str, what: str, peer: str, ours: str = OURS) -> Ratio | None:
         """Round by round, so that what slows a machine for a while slows both."""
-        ours, theirs = self.seconds(row, what, OURS), self.seconds(row, what, peer)
+        ours, theirs = self.seconds(row, what, ours), self.seconds(row, what, peer)
         rounds = min(len(ours), len(theirs))
         return Ratio(*map(float, np.quantile(ours[:rounds] / theirs[:rounds], QUARTILES))) if rounds else None
 
     def rows(self, *whats: str) -> list[tuple[str, str]]:
         """(row, what) in the order in which they were measured."""
         return list(dict.fromkeys((t.row, t.what) for t in self.all if t.what in whats))
+
+    def peers(self, row: str, what: str) -> list[str]:
+        """By whom it was measured."""
+        return list(dict.fromkeys(t.peer for t in self.all if (t.row, t.what) == (row, what)))
 
     def setting(self, row: str, what: str, peer: str) -> str:
         """That of the rounds that count."""

@@ -9,7 +9,20 @@ import numpy as np
 
 from experiments.peers import scores
 from experiments.peers.cases import FORWARD, STREAMING, TRAINING
-from experiments.peers.scores import COLD, FLAX, GROWTH, KERAS, LAYER, OURS, REPLICAS, TORCH, WARM, Timings
+from experiments.peers.scores import (
+    BACKENDS,
+    COLD,
+    FLAX,
+    GROWTH,
+    KERAS,
+    LAYER,
+    OURS,
+    PLAIN,
+    REPLICAS,
+    TORCH,
+    WARM,
+    Timings,
+)
 from seqjax import report
 
 NAMES = {OURS: 'seqjax', TORCH: 'PyTorch', FLAX: 'Flax', KERAS: 'Keras'}
@@ -24,6 +37,7 @@ def markdown(timings: Timings, memory: Memory, machine: str, origin: str) -> str
         _memory(memory),
         _seconds(timings, (REPLICAS,), "Replicas: seeds x epochs of the notebook's many-to-many run"),
         _seconds(timings, (WARM, COLD), "The notebook's many-to-one run, a whole process"),
+        _backends(timings),
         _growth(timings),
         _verdict(timings, memory),
     ]
@@ -68,6 +82,17 @@ def _memory(memory: Memory) -> str:
         [row, *(f'{memory[row, peer] / 1e6:,.3g}' if (row, peer) in memory else '' for peer in peers)] for row in rows
     ]
     return _lines('Temporaries of the training step, MB', ['', *(NAMES[peer] for peer in peers)], lines)
+
+
+def _backends(timings: Timings) -> str:
+    lines = []
+    for row, what in timings.rows(*BACKENDS):
+        for name in timings.peers(row, what):
+            if name != PLAIN:
+                ratio = _ratio(timings.ratio(row, what, PLAIN, name))
+                lines.append([*row.split(), BACKENDS[what], name, span(timings.median(row, what, name)), ratio])
+    head = ['', 'B x T x F x H', 'what', 'backend', 'time', '/ plain']
+    return _lines('Our backends on one device, beside the plain recurrence', head, lines)
 
 
 def _growth(timings: Timings) -> str:
