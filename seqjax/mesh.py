@@ -21,7 +21,8 @@ from seqjax.task import State, Task
 from seqjax.train import CARRY
 
 DATA, MODEL = spread.ROWS, 'model'
-WIDTHS = 4_000, 1_200_000  # numbers of the largest weight between which cores of a CPU divide a batch
+# Between which cores of a CPU divide a batch: products of numbers with the largest weight, and numbers of that weight.
+WORK, WIDEST = 4_000_000, 1_200_000
 USEFUL = 8  # rows or replicas of a device, from which on it is used without being asked for
 
 
@@ -101,8 +102,8 @@ def choose(
       asked: such as 'data:4'; None takes all devices where that is useful, else one.
       rows: B, that is to be divided among them; of no interest where there are replicas.
       replicas: R, which are divided instead where there are any.
-      pays: whether a model whose largest weight must have so many numbers, and no more than so many, gains by cores
-        that divide its batch; asked only where it decides. See `train.worth_dividing`.
+      pays: whether a model whose largest weight takes part in so many products, and has no more than so many numbers,
+        gains by cores that divide its batch; asked only where it decides. See `train.worth_dividing`.
 
     Returns:
       None for one device; and no line where there is but one.
@@ -148,7 +149,7 @@ def _default(
     useful = many >= USEFUL * count
     if useful and not replicas:
         cores = devices[0].platform == 'cpu'
-        useful = pays is not None and pays(*WIDTHS) if cores else rows % count == 0
+        useful = pays is not None and pays(WORK, WIDEST) if cores else rows % count == 0
     if useful or jax.process_count() > 1:
         return {DATA: count}, f'{what} on {_named(devices)}'
     return {DATA: 1}, f'{what} on 1 of {_named(devices)} (--mesh=data:{count} takes them all)'

@@ -7,6 +7,7 @@ numbers do not depend on the length of its chunks.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -139,16 +140,18 @@ def _draws(task: Task, params: Params, variables: Variables, batch: Batch, key: 
     return spread.depends(lambda key, *rest: _gradients(task, *rest, key), key, params, variables, batch)
 
 
-def worth_dividing(task: Task, low: int, high: int) -> bool:
+def worth_dividing(task: Task, work: int, widest: int) -> bool:
     """Whether devices that share one memory gain by taking the rows of a batch each by itself; nothing is computed.
 
-    The largest weight must have `low` to `high` numbers: less is no work to divide, and what does not fit into the
-    caches of a core is better read once, by all cores together. And the model must not draw, see `_divides`.
+    The largest weight must take part in so many products, that of its numbers with the steps of all rows: less is done
+    before the devices have heard of it. It must have no more than `widest` numbers: what does not fit into the caches
+    of a core is better read once, by all cores together. And the model must not draw, see `_divides`.
     """
     key, batch = jax.eval_shape(lambda: jax.random.key(0)), batch_shapes(task)
     variables = dict(jax.eval_shape(task.model.init, key, batch.inputs))
     params = variables.pop('params', {})
-    return low <= _largest(params) <= high and not _draws(task, params, variables, batch, key)
+    steps, largest = max((math.prod(x.shape[:2]) for x in jax.tree.leaves(batch.inputs)), default=0), _largest(params)
+    return steps * largest >= work and largest <= widest and not _draws(task, params, variables, batch, key)
 
 
 def _largest(tree: Any) -> int:

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import echo
-from seqjax import mesh
+from experiments import echo, launch
+from seqjax import mesh, train
 from tests.test_processes import RUN, losses
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +69,7 @@ def test_eight_devices_are_one(tmp_path):
 
 def test_by_itself_a_run_divides_what_pays_and_replicas_that_take_turns_are_single_runs(tmp_path):
     """Rows that cannot be divided evenly, a model that draws, replicas too large to lie side by side."""
-    sizes = {'cell': 'lstm', 'hidden': 32, 'batch_size': 65, 'length': 1500, 'steps': 4}
+    sizes = {'cell': 'lstm', 'hidden': 32, 'batch_size': 65, 'window': 24, 'length': 4000, 'steps': 4}
     draws = sizes | {'layers': 2, 'dropout': 0.5}
     out = eight(
         flags(**sizes, workdir=tmp_path / 'rows'),
@@ -139,7 +139,8 @@ class Device:
     ('platform', 'count', 'rows', 'replicas', 'widest', 'want'),
     [
         ('cpu', 1, 100, 100, None, ({'data': 1}, '')),
-        ('cpu', 2, 64, None, 4 * 16**2, ({'data': 1}, 'a batch on 1 of 2 cpu devices (--mesh=data:2 takes them all)')),
+        ('cpu', 2, 64, None, 4 * 8**2, ({'data': 1}, 'a batch on 1 of 2 cpu devices (--mesh=data:2 takes them all)')),
+        ('cpu', 2, 640, None, 4 * 8**2, ({'data': 2}, 'a batch on 2 cpu devices')),
         ('cpu', 2, 64, None, 4 * 128**2, ({'data': 2}, 'a batch on 2 cpu devices')),
         (
             'cpu',
@@ -159,10 +160,22 @@ class Device:
     ],
 )
 def test_by_default_all_devices_are_used_where_each_has_enough_to_do(platform, count, rows, replicas, widest, want):
-    found = mesh._default(
-        [Device(platform)] * count, 'a batch', rows, replicas, lambda low, high: low <= widest <= high
-    )
-    assert found == want
+    def pays(work, most):  # sequences of 100 steps
+        return 100 * rows * widest >= work and widest <= most
+
+    assert mesh._default([Device(platform)] * count, 'a batch', rows, replicas, pays) == want
+
+
+def test_cores_divide_what_is_work_and_neither_too_wide_nor_drawn():
+    def worth(work, widest, **options):
+        task = echo.make_task({**launch.default_values(echo.run), 'batch_size': 8, 'window': 10, 'hidden': 4, **options})
+        return train.worth_dividing(task, work, widest)
+
+    largest = 4 * 4 * 4  # the recurrent kernel of the LSTM, beside one input
+    assert worth(8 * 10 * largest, largest, cell='lstm')
+    assert not worth(8 * 10 * largest + 1, largest, cell='lstm')
+    assert not worth(8 * 10 * largest, largest - 1, cell='lstm')
+    assert not worth(0, 10**9, cell='lstm', layers=2, dropout=0.5)
 
 
 def test_more_devices_than_there_are_is_told():
