@@ -77,7 +77,8 @@ class Extent(NamedTuple):
     """How much is measured."""
 
     seconds: float  # of a visit
-    rounds: int | None  # of what takes seconds: starting, compiling; as many as of all else by default
+    rounds: int  # by default
+    slow_rounds: int | None  # of what takes seconds: starting, compiling; as many as of all else where it is None
     rows: Sequence[Case]
     random: int
     flops: float  # of a random row's training step, at most
@@ -114,7 +115,8 @@ CHOSEN = (  # cells, their backends, and what these are chosen for on CPUs
 
 FULL = Extent(
     seconds=0.2,
-    rounds=None,
+    rounds=5,
+    slow_rounds=None,
     rows=ROWS,
     random=6,
     flops=cases.FLOPS,
@@ -132,14 +134,15 @@ FULL = Extent(
 )
 QUICK = Extent(
     seconds=0.05,
-    rounds=1,
+    rounds=3,
+    slow_rounds=1,
     rows=tuple(cases.quick(row) for row in ROWS),
-    random=2,
+    random=1,
     flops=cases.QUICK_FLOPS,
     streams=_streams(32, 512),
     replicas=(1000, 20),
-    backends=tuple((cell, name, cases.quick(case)) for cell, name, case in CHOSEN),
-    growth=_growth([256, 1024, 2048, 4096], [4, 64, 512], [32, 128, 512], [250, 1000, 2000, 4000], 10),
+    backends=tuple((cell, name, cases.quick(case)) for cell, name, case in CHOSEN if case.units < 64),
+    growth=_growth([256, 1024, 2048, 4096], [4, 64, 512], [32, 128, 512], [250, 1000, 4000], 10),
     product=1024,
 )
 
@@ -165,9 +168,9 @@ FLAGS = {
     'seed': Flag(
         Whole(0, 2**32 - 1), 'decides the random rows and the order of the visits; drawn, and told, by default'
     ),
-    'rounds': Flag(Whole(1), 'how often each library is visited; medians are over them'),
+    'rounds': Flag(Whole(1), 'how often each library is visited, medians are over them; by default 5, with --quick 3'),
     'rows': Flag(Many(Size()), 'sizes of the layers, instead of the usual six'),
-    'random': Flag(Whole(0), 'how many more rows are drawn; by default 6, with --quick 2, with --rows none'),
+    'random': Flag(Whole(0), 'how many more rows are drawn; by default 6, with --quick 1, with --rows none'),
     'peers': Flag(Many(Choice(*PEERS)), 'with whom we are compared'),
     'parts': Flag(Many(Choice(*PARTS)), 'what is measured'),
     **{name: launch.SHARED[name] for name in ('workdir', 'overwrite', 'picture')},
@@ -178,7 +181,7 @@ def run(
     *,
     quick: bool = False,
     seed: int | None = None,
-    rounds: int = 5,
+    rounds: int | None = None,
     rows: Sequence[str] | None = None,
     random: int | None = None,
     peers: Sequence[str] = PEERS,
@@ -220,7 +223,7 @@ def _run(settings: dict[str, Any], folder: files.Workdir) -> list[Gate]:
     folder.write_summary(summary)
     with Bench(settings, folder, np.random.default_rng(drawn)) as bench:
         bench.run()
-    words = f'Medians of {settings["rounds"]} rounds, with their quartiles; random rows of seed {drawn}'
+    words = f'Medians of {bench.rounds()[-1]} rounds, with their quartiles; random rows of seed {drawn}'
     origin = f'{words}; seqjax {seqjax.__version__}.'
     text = table.markdown(bench.timings, bench.memory, machine, origin)
     folder.write(TEXT, lambda path: path.write_text(text + '\n', encoding='utf-8'))
@@ -294,7 +297,8 @@ class Bench:
 
     def rounds(self, slow: bool = False) -> range:
         """Their numbers, from 1."""
-        return range(1, ((slow and self.extent.rounds) or self.settings['rounds']) + 1)
+        count = self.settings['rounds'] or self.extent.rounds
+        return range(1, (self.extent.slow_rounds or count if slow else count) + 1)
 
     def all_rows(self) -> None:
         """The usual rows, or those that were asked for, and random ones."""

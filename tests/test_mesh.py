@@ -168,7 +168,9 @@ def test_by_default_all_devices_are_used_where_each_has_enough_to_do(platform, c
 
 def test_cores_divide_what_is_work_and_neither_too_wide_nor_drawn():
     def worth(work, widest, **options):
-        task = echo.make_task({**launch.default_values(echo.run), 'batch_size': 8, 'window': 10, 'hidden': 4, **options})
+        task = echo.make_task(
+            {**launch.default_values(echo.run), 'batch_size': 8, 'window': 10, 'hidden': 4, **options}
+        )
         return train.worth_dividing(task, work, widest)
 
     largest = 4 * 4 * 4  # the recurrent kernel of the LSTM, beside one input

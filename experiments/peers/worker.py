@@ -39,6 +39,8 @@ class Worker:
         """Compiles, and calls once, so that what is measured is warm."""
         self.works[name] = work = getattr(self.peer, what)(*sizes)
         work.call()
+        gc.collect()
+        gc.freeze()  # so that `measure` has little to look through
         return {'temporaries': work.temporaries}
 
     def measure(self, name: str, seconds: float, threads: int | None) -> dict[str, Any]:
@@ -60,6 +62,7 @@ class Worker:
     def forget(self) -> dict[str, Any]:
         """Lets go of all that was prepared."""
         self.works.clear()
+        gc.unfreeze()
         gc.collect()
         return {}
 
