@@ -108,7 +108,7 @@ CHOSEN = (  # cells, their backends, and what these are chosen for on CPUs
     ('lstm', 'narrow', Case(15, 114, 8, 28)),
     ('lstm', 'rows', Case(32, 100, 64, 128)),
     ('lstm', 'rows', Case(4, 4096, 8, 64)),  # whose sums are made again
-    ('lstm', 'columns', Case(64, 64, 128, 512)),
+    ('lstm', 'columns', Case(32, 128, 64, 1024)),
     ('gru', 'rows', Case(32, 100, 64, 128)),
     ('gru', 'rows', Case(64, 64, 128, 512)),
 )

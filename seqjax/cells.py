@@ -270,15 +270,13 @@ class RecurrentCell(Cell):
         variants = (self.layer_norm, self.recurrent_dropout, self.zoneout_h)
         return type(self).__call__ is cell.__call__ and not any(variants)
 
-    def _fused_weights(
-        self, names: tuple[str, ...], inputs: jax.Array, h: jax.Array, noise: Noise | None
-    ) -> list[jax.Array]:
-        """The inputs and the weights of these names, in the dtype of the computation.
+    def _fused_weights(self, inputs: jax.Array, h: jax.Array, noise: Noise | None) -> list[jax.Array]:
+        """The inputs and `fused_names`, in the dtype of the computation.
 
         The weights must be there: a layer begins with steps taken one by one.
         """
         self._check_inputs(inputs)
-        weights = {name: self.get_variable('params', name) for name in names}
+        weights = {name: self.get_variable('params', name) for name in self.fused_names}
         if noise is not None:
             weights['recurrent_kernel'] *= noise.kernel  # once, and not at every step
         return promote_dtype(inputs, *weights.values(), h, dtype=self.dtype)[:-1]
@@ -402,6 +400,8 @@ class LSTMCell(RecurrentCell):
         )
         return carry, carry.h.astype(xw.dtype)
 
+    fused_names = lstm_ops.Weights._fields  # the weights of `over_time`, which must be there
+
     @property
     def fused(self) -> bool:
         """Whether `over_time` is this cell, of whose variants it has DropConnect alone."""
@@ -414,7 +414,7 @@ class LSTMCell(RecurrentCell):
     ) -> OverTime:
         """All steps of inputs [T, B, F] at once, by `seqjax.lstm_ops.lstm`, which takes what `how` has."""
         carry = LSTMCarry(*carry)
-        inputs, *weights = self._fused_weights(lstm_ops.Weights._fields, inputs, carry.h, noise)
+        inputs, *weights = self._fused_weights(inputs, carry.h, noise)
         last, outputs, cells = lstm_ops.lstm(inputs, carry, *weights, history=history, **how)
         return OverTime(last, outputs, LSTMCarry(cells, outputs.astype(carry.h.dtype)) if history else None)
 
@@ -516,6 +516,8 @@ class GRUCell(RecurrentCell):
         new = self._zoneout(self.zoneout_h, z * h + (1 - z) * self._drop_candidate(n, noise), h, noise, 2)
         return HiddenCarry(new), new.astype(xw.dtype)
 
+    fused_names = gru_ops.Weights._fields  # the weights of `over_time`, which must be there
+
     @property
     def fused(self) -> bool:
         """Whether `over_time` is this cell, of whose variants it has DropConnect alone."""
@@ -527,7 +529,7 @@ class GRUCell(RecurrentCell):
     ) -> OverTime:
         """All steps of inputs [T, B, F] at once, by `seqjax.gru_ops.gru`, which takes what `how` has."""
         h, fresh = _hidden(carry).h, None if fresh is None else _hidden(fresh).h
-        inputs, *weights = self._fused_weights(gru_ops.Weights._fields, inputs, h, noise)
+        inputs, *weights = self._fused_weights(inputs, h, noise)
         last, outputs = gru_ops.gru(inputs, h, *weights, fresh=fresh, **how)
         return OverTime(HiddenCarry(last), outputs, HiddenCarry(outputs.astype(h.dtype)) if history else None)
 

@@ -271,7 +271,7 @@ class RNN(nn.Module):
         usual = plain and self.split_rngs is None and len(axes.features) == 1
         if not usual or self.is_initializing() or not getattr(self.cell, 'fused', False):
             return False
-        return all(self.cell.has_variable('params', name) for name in lstm_ops.Weights._fields)  # else Flax makes them
+        return all(self.cell.has_variable('params', name) for name in self.cell.fused_names)  # else Flax makes them
 
     def _call(self, axes: _Axes, deterministic: bool | None) -> tuple[Any, Callable[..., Any]]:
         """What the cell draws for the sequence, and with that (cell, carry, inputs, index) -> (carry, outputs)."""

@@ -145,7 +145,7 @@ def choose(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
     B H up to 512, T up to 8    plain, all steps unrolled
     B = 1, H up to 128          small
     H up to 32                  narrow
-    H from 320 on               columns
+    H from 900 on, B from 8 on  columns
     else                        rows
 
     Measured on CPUs. On a GPU (an H200) the last four are ahead for H up to 512, else columns. A TPU, where nothing has
@@ -159,10 +159,11 @@ def choose(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
         return 'small'
     if hidden <= NARROW:
         return 'narrow'
-    return 'columns' if hidden >= WIDE else 'rows'
+    return 'columns' if hidden >= WIDE and rows >= MATRIX else 'rows'
 
 
-ALONE, NARROW, WIDE, LAUNCHED = 128, 32, 320, 512
+ALONE, NARROW, WIDE, LAUNCHED = 128, 32, 900, 512
+MATRIX = 8  # columns; fewer are multiplied as so many vectors
 
 
 def _state(name: str, pair: Any) -> State:

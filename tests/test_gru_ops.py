@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamNotFoundError
 from jax.flatten_util import ravel_pytree
 
 from seqjax import gru_ops
@@ -320,6 +321,15 @@ def test_a_layer_gives_what_its_steps_give(backend, dropped, batch):
 )
 def test_other_cells_go_step_by_step(options):
     assert GRUCell(5).fused and GRUCell(5, drop_connect=0.1).fused and not GRUCell(5, **options).fused
+
+
+def test_a_weight_that_is_not_there_is_flaxs_to_refuse():
+    layer, x = RNN(GRUCell(3)), jnp.ones((2, 4, 2))
+    params = layer.init(jax.random.key(0), x)['params']['cell']
+    for name in gru_ops.Weights._fields:
+        rest = {other: value for other, value in params.items() if other != name}
+        with pytest.raises(ScopeParamNotFoundError, match=f'"{name}"'):
+            layer.apply({'params': {'cell': rest}}, x)
 
 
 def test_a_layer_refuses_a_way_that_is_the_lstms_alone():

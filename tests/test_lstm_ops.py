@@ -357,14 +357,15 @@ def test_many_sums_are_not_kept(optimized, monkeypatch):
     [
         (0, 9999, 9999, 'plain'),
         (8, 1, 512, 'plain'),
-        (8, 1, 513, 'columns'),
+        (8, 1, 513, 'rows'),
+        (8, 8, 900, 'columns'),
+        (8, 7, 900, 'rows'),
         (9, 1, 128, 'small'),
         (9, 1, 129, 'rows'),
         (9, 2, 128, 'rows'),
         (9, 99, 32, 'narrow'),
         (9, 99, 33, 'rows'),
-        (100, 1, 320, 'columns'),
-        (100, 32, 319, 'rows'),
+        (100, 32, 899, 'rows'),
     ],
 )
 def test_a_backend_is_chosen_by_size(steps, rows, hidden, want):
