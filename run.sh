@@ -5,7 +5,7 @@
 #   ./run.sh EXPERIMENT [flags]  python -m experiments.EXPERIMENT [flags]
 #   ./run.sh soak --kills=100    kills runs at random moments, and compares how they end
 #   ./run.sh claims              published results, run again: under two hours (--quick: two minutes)
-#   ./run.sh bench               time and memory beside PyTorch, Flax and Keras: half an hour (--quick: two minutes)
+#   ./run.sh bench               time and memory beside PyTorch, Flax and Keras: 15 minutes (--quick: two)
 #   ./run.sh test [arguments]    the tests (arguments go to pytest)
 #   ./run.sh versions            the tests under the oldest and the newest versions, on every Python from 3.11 to 3.13
 #   ./run.sh check               the linter
