@@ -197,10 +197,7 @@ def _plain(
 ) -> Run:
     """The equations, one step after the other; JAX differentiates them in whatever way."""
 
-    def of_inputs(x):
-        return x @ weights.kernel + weights.bias[None]
-
-    return _scan(steps, of_inputs, carry, weights, fresh, history=history, unroll=unroll)
+    return _scan(steps, lambda x: x @ weights.kernel, carry, weights, fresh, history=history, unroll=unroll)
 
 
 def _scan(
@@ -213,13 +210,13 @@ def _scan(
     history: bool,
     unroll: int,
 ) -> Run:
-    """`of_inputs` gives what those of a step add to its sums, [B, 4H]."""
+    """`of_inputs` gives what those of a step add to its sums, [B, 4H], beside h and the bias."""
     dtype = steps.inputs.dtype
 
     def step(state, x):
         if x.resets is not None:
             state = masks.select(x.resets, fresh, state)
-        z = of_inputs(x.inputs) + state.h.astype(dtype) @ weights.recurrent_kernel
+        z = of_inputs(x.inputs) + state.h.astype(dtype) @ weights.recurrent_kernel + weights.bias[None]
         i, f, g, o = jnp.split(z, 4, axis=-1)
         c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * jnp.tanh(g)
         h = jax.nn.sigmoid(o) * jnp.tanh(c)
@@ -237,9 +234,8 @@ def _ahead(steps: Steps, carry: State, weights: Weights, fresh: State, *, histor
 
     For GPUs, on which it takes longer to start an operation than to compute most of these.
     """
-    sums = steps.inputs @ weights.kernel + weights.bias[None, None]
-    how = {'history': history, 'unroll': AT_ONCE}
-    return _scan(steps._replace(inputs=sums), lambda x: x, carry, weights, fresh, **how)
+    ready = steps._replace(inputs=steps.inputs @ weights.kernel)
+    return _scan(ready, lambda x: x, carry, weights, fresh, history=history, unroll=AT_ONCE)
 
 
 AT_ONCE = 8
