@@ -140,6 +140,7 @@ def answering(model: nn.Module, form: Form) -> Callable[[Best, Batch], Arrays]:
         return train.one_batch(task, State(0, None, best.params, best.variables, None), form.answers, carry, batch)
 
     def answers(best, batches):
+        best = jax.device_put(best)  # once, and not for every batch
         batches = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(len(batches.mask))]
         carry, found = train.before_batches(partial(program, best), batches[0]), []
         for batch in batches:

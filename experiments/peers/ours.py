@@ -92,18 +92,12 @@ class Ours(JaxPeer):
     def backend(self, what: str, cell: str, name: str, *sizes: int) -> Work:
         """A case by one of our backends, on one device."""
         case = Case(*sizes)
-        given, layer = cases.arrays(case), RNN(CELLS[cell](case.units), backend=name)
-        variables = layer.init(jax.random.key(cases.SEED), given.inputs[:1, :1])
-
-        def loss(variables, inputs, targets):
-            return jnp.mean((layer.apply(variables, inputs) - targets) ** 2)
-
-        if what == FORWARD:
-            arguments, run = (variables, given.inputs), layer.apply
-        else:
-            arguments, run = (variables, given.inputs, given.targets), jax.value_and_grad(loss)
-        arguments = jax.device_put(arguments)
-        program = jax.jit(run).lower(*arguments).compile()
+        given, rnn = cases.arrays(case), RNN(CELLS[cell](case.units), backend=name)
+        variables = rnn.init(jax.random.key(cases.SEED), given.inputs[:1, :1])
+        layer = Layer(variables, rnn.apply, step=None, carry=None, shared=None)
+        lower = super().lowered_forward if what == FORWARD else super().lowered
+        lowered, arguments = lower(case, layer, given)
+        program = lowered.compile()
         return Work(lambda: jax.block_until_ready(program(*arguments)), dict)
 
     def replicas(self, count: int, epochs: int) -> Work:
