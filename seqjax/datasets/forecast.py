@@ -202,6 +202,7 @@ def unseen(
     name: str, table: tables.Table, recipe: Mapping[str, Any], *, batch_size: int, origins: Spans | None = None
 ) -> Unseen:
     """A file to predict: forecasts from every origin, or from those of some spans; the last reach into the future."""
+    recipe = {**recipe, 'dates': list(table.dates)}
     parts = [ready(name, series, recipe) for series in table.series]
     lengths = [part.steps for part in parts]
     wanted = [(0, length) for length in lengths] if origins is None else origins
@@ -210,7 +211,10 @@ def unseen(
     return Unseen(
         evaluation(parts, recipe, rows, wanted),
         lambda answers: said_of.table_of(collected(answers, parts, rows, wanted), parts, recipe),
-        [f'{name}: {sum(lengths):,} rows in {len(parts)} series; told from {count:,}'],
+        [
+            f'{name}: {sum(lengths):,} rows in {len(parts)} series; told from {count:,}',
+            *([said_of.dates_line(table)] if table.columns.date is not None else []),
+        ],
     )
 
 
@@ -222,9 +226,9 @@ def _completed(name: str, table: tables.Table, splits: Sequence[Split], recipe: 
         for series, split in zip(table.series, splits, strict=True)
     }
     longest = max(table.series, key=lambda series: len(series.rows))
-    found = {'targets': list(columns.targets), 'scales': scales, 'cycles': [], 'pace': None}
+    found = {'targets': list(columns.targets), 'scales': scales, 'cycles': [], 'pace': None, 'dates': None}
     if columns.date is not None:
-        found['pace'] = list(dates.pace(longest.dates))
+        found |= {'pace': list(dates.pace(longest.dates, longest.offsets)), 'dates': list(table.dates)}
     if recipe['calendar']:
         found['cycles'] = cycles_of(longest.dates)
         if not found['cycles']:
