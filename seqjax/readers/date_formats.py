@@ -34,9 +34,11 @@ DAYS = [
 ]
 HOURS = ['%H:%M', '%H:%M:%S', '%H:%M:%S.%f', '%I:%M %p', '%I:%M:%S %p', '%I:%M%p', '%I:%M:%S%p', '%I %p', '%I%p']
 TIMED = re.compile(r'\d:\d\d|\d ?[AaPp][Mm]\b')
-OFFSET = r'(?:\d:\d\d|\dT\d\d).*?(Z|UTC|GMT|[+-]\d\d(?::?\d\d){0,2})$'
-QUARTERS = r'^(?:(?P<a>\d{4})[-/ ]?Q(?P<b>[1-4])|Q(?P<d>[1-4])[-/ ]?(?P<c>\d{4}))$'
-WEEKS = r'\d{4}-?W\d\d(?:-?[1-7])?'
+OFFSET = re.compile(r'(?:\d:\d\d|\dT\d\d).*?\s*(Z|UTC|GMT|[+-]\d\d(?::?\d\d){0,2})$', re.ASCII)
+QUARTERS = re.compile(r'(\d{4})[-/ ]?Q([1-4])|Q([1-4])[-/ ]?(\d{4})', re.ASCII | re.IGNORECASE)
+WEEKS = re.compile(r'(\d{4})-?W(\d\d)(?:-?([1-7]))?', re.ASCII)
+YEAR_FIRST = re.compile(r'\d{4}(?!\.\d$)', re.ASCII)  # 2010.1 may be October or a fraction
+NUMBER = re.compile(r'(\d{4,})\.0', re.ASCII)  # a whole number that was written as a fraction
 
 
 class DateFormat(NamedTuple):
@@ -136,9 +138,9 @@ def parse(text: str, form: DateFormat, after: Stamp | None = None, column: str =
     Raises:
       UserError: the text does not fit; the sentence names the column and the text.
     """
-    pandas = need('pandas', f'column {column!r}')
+    need('pandas', f'column {column!r}')
     reader = ColumnReader(lambda row: f'column {column!r}', form)
-    reader.add(1, pandas.Series([text.strip() or None], dtype=object))
+    reader.add_texts(1, [text])
     local, offsets, _ = reader.finish()
     if offsets is None and form.zone:
         offsets = dates.offsets_in(local, form.zone, None if after is None else after.instant)
@@ -199,17 +201,23 @@ class ColumnReader:
             raise UserError(f'{self.where(first + int(missing.argmax()))} has no date; fill it in')
         if types.is_datetime64_any_dtype(column):
             self._add_dates(first, column)
-            return
-        text = column.astype(str).str.strip().str.replace(r'^(\d{4,})\.0$', r'\1', regex=True)  # numbers with a fraction
-        text, offsets = self._split_offsets(first, text)
+        else:
+            self.add_texts(first, column.astype(str).tolist())
+
+    def add_texts(self, first: int, texts: list[str]) -> None:
+        """Reads a part of the column as text."""
+        texts = [NUMBER.sub(r'\1', text) if text.endswith('.0') else text for text in map(str.strip, texts)]
+        if '' in texts:
+            raise UserError(f'{self.where(first + texts.index(""))} has no date; fill it in')
+        plain, offsets = self._split_offsets(first, texts)
         if self.readings is None:
-            formats = candidates(text.iloc[0]) if self.form.format is None else [self.form.format]
+            formats = candidates(plain[0]) if self.form.format is None else [self.form.format]
             if not formats:
-                raise UserError(f'{self.where(first)} holds {text.iloc[0][:80]!r}, {_no_format(text.iloc[0])}')
+                raise UserError(f'{self.where(first)} holds {texts[0][:80]!r}, {_no_format(texts[0])}')
             self.readings = {format: [] for format in formats}
         fitting, misfits = {}, {}
         for format in self.readings:
-            local = _local(text, format)
+            local = _local(plain, format)
             bad = np.isnat(local)
             if bad.any():
                 misfits[int(bad.argmax())] = format
@@ -218,7 +226,7 @@ class ColumnReader:
         if not fitting:
             place = max(misfits)
             raise UserError(
-                f'{self.where(first + place)} holds {text.iloc[place][:80]!r}, which does not fit the date format '
+                f'{self.where(first + place)} holds {texts[place][:80]!r}, which does not fit the date format '
                 f'{misfits[place]}{_example(misfits[place])}; write all dates in one format'
             )
         self.readings = fitting
@@ -228,7 +236,7 @@ class ColumnReader:
     def _add_dates(self, first: int, column: Any) -> None:
         """Dates that the file knows as such."""
         zone = column.dt.tz
-        self._check_aware(first, np.array([zone is not None]), str(column.iloc[0]))
+        self._check_aware(first, np.array([zone is not None]), [str(column.iloc[0])])
         local = column.to_numpy() if zone is None else column.dt.tz_localize(None).to_numpy()
         self.readings = {self.form.format or ISO: [*(self.readings or {'': []}).popitem()[1], local.astype(MICRO)]}
         if zone is not None:
@@ -238,38 +246,42 @@ class ColumnReader:
             if self.form.zone is None and _is_zone(name):
                 self.form = self.form._replace(zone=name)
 
-    def _split_offsets(self, first: int, text: Any) -> tuple[Any, np.ndarray | None]:
-        """The text [n] without offsets from UTC, and these in seconds [n], where there are any."""
+    def _split_offsets(self, first: int, texts: list[str]) -> tuple[list[str], np.ndarray | None]:
+        """The texts [n] without offsets from UTC, and these in seconds [n], where there are any."""
         format = self.form.format
         if format in EPOCHS:
-            return text, np.zeros(len(text), np.int32)
+            return texts, np.zeros(len(texts), np.int32)
         if format in (QUARTER, WEEK) or (format not in (None, ISO) and not self.form.aware):
-            return text, None
-        found = text.str.contains(OFFSET.replace('(Z', '(?:Z'), regex=True).to_numpy(bool)
-        self._check_aware(first, found, text.iloc[int((found != found[0]).argmax())])
-        if not found[0]:
-            return text, None
-        ends = text.str.extract(OFFSET, expand=False)
-        seconds = {end: _offset_seconds(end) for end in ends.unique()}
-        offsets = ends.map(seconds)
-        if offsets.isna().any():
-            place = int(offsets.isna().to_numpy().argmax())
-            raise UserError(
-                f'{self.where(first + place)} holds {text.iloc[place][:80]!r}, whose offset from UTC {ends.iloc[place]} '
-                'does not exist; correct it'
-            )
-        return text.str.replace(r'\s*(?:Z|UTC|GMT|[+-][\d:]+)$', '', regex=True), offsets.to_numpy(np.int32)
+            return texts, None
+        found = [OFFSET.search(text) for text in texts]
+        has = np.array([one is not None for one in found])
+        self._check_aware(first, has, texts)
+        if not has[0]:
+            return texts, None
+        known: dict[str, int | None] = {}
+        for place, one in enumerate(found):
+            end = one[1]
+            if end not in known:
+                known[end] = _offset_seconds(end)
+            if known[end] is None:
+                raise UserError(
+                    f'{self.where(first + place)} holds {texts[place][:80]!r}, whose offset from UTC {end} does not '
+                    'exist; correct it'
+                )
+        offsets = np.array([known[one[1]] for one in found], np.int32)
+        return [text[: one.start(1)].rstrip() for text, one in zip(texts, found, strict=True)], offsets
 
-    def _check_aware(self, first: int, found: np.ndarray, word: str) -> None:
+    def _check_aware(self, first: int, found: np.ndarray, texts: list[str]) -> None:
         """Raises UserError where some dates have an offset from UTC and others do not."""
         if self.form.aware is None:
             self.form = self.form._replace(aware=bool(found[0]))
         wrong = found != self.form.aware
         if wrong.any():
+            place = int(wrong.argmax())
             has, must = ('no', 'with') if self.form.aware else ('an', 'without')
             raise UserError(
-                f'{self.where(first + int(wrong.argmax()))} holds {word[:80]!r}, which has {has} offset from UTC, unlike '
-                f'the dates before it; write all {must} an offset'
+                f'{self.where(first + place)} holds {texts[place][:80]!r}, which has {has} offset from UTC, unlike the '
+                f'other dates; write all {must} an offset'
             )
 
     def finish(self, ids: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None, DateFormat]:
@@ -327,9 +339,7 @@ class ColumnReader:
 
 def candidates(text: str) -> list[str]:
     """The formats that may be those of a column that begins with `text`."""
-    import pandas
-
-    one = pandas.Series([text])
+    one = [text]
     for word in (ISO, QUARTER, WEEK):
         if not np.isnat(_local(one, word)).any():
             return [word]
@@ -344,26 +354,30 @@ def candidates(text: str) -> list[str]:
     ]
 
 
-def _local(text: Any, format: str) -> np.ndarray:
-    """Local times [n] of a pandas Series of texts, NaT where one does not fit."""
+def _local(texts: list[str], format: str) -> np.ndarray:
+    """Local times [n], NaT where a text does not fit."""
     import pandas
 
     if format in EPOCHS:
-        numbers = pandas.to_numeric(text, errors='coerce').to_numpy(np.float64, na_value=np.nan) * EPOCHS[format]
-        fits = np.abs(numbers) < 2**55  # of microseconds: about a thousand years
+        numbers = pandas.to_numeric(np.array(texts, object), errors='coerce').astype(np.float64) * EPOCHS[format]
+        fits = np.abs(numbers) < 2**55  # microseconds of about a thousand years
         return np.where(fits, np.where(fits, numbers, 0).round().astype(np.int64).view(MICRO), np.datetime64('NaT', 'us'))
     if format == QUARTER:
-        found = text.str.upper().str.extract(QUARTERS)
-        year, quarter = found['a'].fillna(found['c']), found['b'].fillna(found['d']).astype(float)
-        text, format = year + (3 * quarter - 2).fillna(0).astype(int).map('-{:02}'.format), '%Y-%m'
+        texts, format = [_first_month(text) for text in texts], '%Y-%m'
     elif format == WEEK:
-        found = text.str.fullmatch(WEEKS)
-        text, format = text.str.replace('-', '').where(found), '%GW%V-%u'
-        text = text.str[:7] + '-' + text.str[7:].replace('', '1')
-    else:  # pandas reads the words now and today as well
-        text = text.where(text.str.match(r'\d{4}(?!\.\d$)' if format == ISO else r'.*\d'))
-    format = 'ISO8601' if format == ISO else format
-    return pandas.to_datetime(text, format=format, errors='coerce').to_numpy().astype(MICRO)
+        weeks = [WEEKS.fullmatch(text) for text in texts]
+        texts, format = [one and f'{one[1]}-{one[2]}-{one[3] or 1}' for one in weeks], '%G-%V-%u'
+    elif format == ISO:
+        texts, format = [text if YEAR_FIRST.match(text) else None for text in texts], 'ISO8601'
+    else:  # pandas reads these words in any format
+        texts = [None if text.lower() in ('now', 'today') else text for text in texts]
+    return pandas.to_datetime(np.array(texts, object), format=format, errors='coerce').to_numpy().astype(MICRO)
+
+
+def _first_month(text: str) -> str | None:
+    """The first month of a quarter, as YYYY-MM."""
+    found = QUARTERS.fullmatch(text)
+    return found and f'{found[1] or found[4]}-{3 * int(found[2] or found[3]) - 2:02}'
 
 
 def _offset_seconds(text: str) -> int | None:
