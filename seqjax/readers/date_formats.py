@@ -88,8 +88,9 @@ def check_format(text: str) -> str:
     fields = re.findall(r'%(.?)', text.removesuffix('%z'), re.DOTALL)
     unknown = [field for field in fields if not field or field not in DIRECTIVES]
     if unknown:
-        hint = ', and %z at the end' if 'z' in unknown else '; use --time_zone for %Z' if 'Z' in unknown else ''
-        raise ValueError(f'has %{unknown[0]}, and must have of {" ".join("%" + one for one in DIRECTIVES)}{hint}')
+        hint = ' (pass --time_zone)' if 'Z' in unknown else ''
+        some = ' '.join(f'%{one}' for one in DIRECTIVES)
+        raise ValueError(f'must have no %{unknown[0]}{hint}, but directives of {some}, and %z at the end')
     has = set(fields)
     wrong = {
         'must have the year, %Y or %y, once': len(has & set('Yy')) != 1,
