@@ -186,7 +186,8 @@ def _check_together(settings: Mapping[str, Any]) -> None:
     """Raises UserError where two flags do not go together."""
     refusals = {
         '--calendar needs the column of the date: say --date': settings['calendar'] and settings['date'] is None,
-        '--date_format is the format of a column of dates: pass --date': settings['date_format'] and not settings['date'],
+        '--date_format is the format of a column of dates: pass --date': settings['date_format']
+        and not settings['date'],
         '--time_zone is that of a column of dates: pass --date': settings['time_zone'] and not settings['date'],
         '--relative_to=season needs the steps of a season: say --season': (
             settings['relative_to'] == 'season' and settings['season'] is None

@@ -52,7 +52,10 @@ MONTHS = pandas.date_range('2011-01-01', periods=40, freq='MS')
     ('days', 'format'),
     [(DAYS, format) for format in ('%d/%m/%Y', '%m/%d/%Y', '%d.%m.%Y', '%d-%m-%Y', '%d/%m/%y', '%m-%d-%y', '%y/%m/%d')]
     + [(DAYS, format) for format in ('%d %b %Y', '%d-%b-%y', '%B %d, %Y', '%a, %d %b %Y', '%y%m%d', '%Y-%b-%d')]
-    + [(MINUTES, format) for format in ('%d/%m/%Y %H:%M', '%m/%d/%Y %I:%M %p', '%d.%m.%Y, %H:%M:%S', '%m/%d/%y %I:%M%p')]
+    + [
+        (MINUTES, format)
+        for format in ('%d/%m/%Y %H:%M', '%m/%d/%Y %I:%M %p', '%d.%m.%Y, %H:%M:%S', '%m/%d/%y %I:%M%p')
+    ]
     + [(MINUTES, '%Y-%m-%d %I:%M:%S %p')]
     + [(MONTHS, format) for format in ('%b %Y', '%B %Y', '%m/%Y', '%m.%Y', '%b-%y', '%Y %b')],
 )
@@ -96,7 +99,6 @@ def test_weeks(read):
 def test_two_readings_are_refused_and_the_flag_settles_it(read, days, form):
     """Every first of a month may be a day of January; an even pace does not tell."""
     texts = days.strftime(form)
-    day_first, month_first = '%d/%m', '%m/%d'
     other = form.replace('%d', '%D').replace('%m', '%d').replace('%D', '%m')
     with pytest.raises(UserError, match=r"column 'day' .*--date_format") as refused:
         read(texts)
@@ -241,11 +243,13 @@ def test_a_single_text_that_does_not_fit(read):
 
 # --- time zones ------------------------------------------------------------------------------------
 
-AUTUMN = pandas.date_range('2022-10-28', periods=6, tz=BERLIN), pandas.date_range(
-    '2022-10-29 20:00', periods=12, freq='h', tz=BERLIN
+AUTUMN = (
+    pandas.date_range('2022-10-28', periods=6, tz=BERLIN),
+    pandas.date_range('2022-10-29 20:00', periods=12, freq='h', tz=BERLIN),
 )
-SPRING = pandas.date_range('2022-03-25', periods=6, tz=BERLIN), pandas.date_range(
-    '2022-03-26 20:00', periods=24, freq='30min', tz=BERLIN
+SPRING = (
+    pandas.date_range('2022-03-25', periods=6, tz=BERLIN),
+    pandas.date_range('2022-03-26 20:00', periods=24, freq='30min', tz=BERLIN),
 )
 ELSEWHERE = [
     pandas.date_range('2022-11-04 12:00', periods=5, tz='America/New_York'),
@@ -285,7 +289,10 @@ def test_an_hour_that_comes_twice_is_refused_with_a_remedy_that_works(read, days
     clock = days.tz_localize(None).strftime('%Y-%m-%d %H:%M')
     with pytest.raises(UserError, match='--time_zone'):
         read(clock)
-    same(read(clock, DateFormat.of_flags(None, str(days.tz))).series[0].instants, days.tz_convert('UTC').tz_localize(None))
+    same(
+        read(clock, DateFormat.of_flags(None, str(days.tz))).series[0].instants,
+        days.tz_convert('UTC').tz_localize(None),
+    )
     once = [text for place, text in enumerate(clock) if place == 0 or text > max(clock[:place])]
     assert len(read(once).series[0].dates) == len(once)
     with pytest.raises(UserError, match='same date|before that of'):  # a row twice is no change of the clock
@@ -440,7 +447,9 @@ def test_dates_are_written_in_one_format(read, days, first):
     written = date_formats.write(series.dates, series.offsets, table.dates)
     assert written[0] == first and len({len(text) for text in written}) == 1
     assert pandas.Series(pandas.to_datetime(written)).tolist() == list(days)
-    assert date_formats.write(series.dates[:1], None if series.offsets is None else series.offsets[:1], table.dates) == [
+    assert date_formats.write(
+        series.dates[:1], None if series.offsets is None else series.offsets[:1], table.dates
+    ) == [
         first  # of the column, not of a part of it
     ]
 

@@ -457,7 +457,9 @@ def _by_series(
     order = np.argsort(codes, kind='stable')
     ends = np.cumsum(np.bincount(codes))[:-1]
     return [
-        Series(str(name), values[part], rows[part], *(None if some is None else some[part] for some in (dates, offsets)))
+        Series(
+            str(name), values[part], rows[part], *(None if some is None else some[part] for some in (dates, offsets))
+        )
         for name, part in zip(names, np.split(order, ends), strict=True)
     ]
 
