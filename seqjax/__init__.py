@@ -9,6 +9,7 @@ The rooms, each importing only from those above it:
     task          the types that everybody shares: Sequences, Batch, Mean, Task, State
     masks         which steps are real: lengths and masks, their checks, and what they mean along time
     losses        masked losses and metrics, each a Mean that is not divided yet
+    activations   activation functions by name
     initializers  how weights begin: schemes by name, biases that set how long a gate remembers
     spread        the rows of a batch over the devices of the mesh in effect
     ops           what the next two share: steps, chunks of a backward pass, rows divided by devices
