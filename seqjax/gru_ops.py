@@ -82,7 +82,7 @@ def gru(
       fresh: [B, H]; zeros by default.
       reverse: whether steps are taken from the last to the first; outputs keep the places of their inputs.
       unroll: steps in one iteration of the plain backend's compiled loop; by default as `seqjax.ops.loop` says.
-      backend: a key of `BACKENDS`; by default as `choose` says.
+      backend: a key of `BACKENDS`; by default as `choose` says. Where T or B is symbolic (`jax.export`), it is 'plain'.
 
     Raises:
       ValueError: an argument does not fit the others; the message names it.
@@ -102,9 +102,11 @@ def gru(
     count, rows, _ = inputs.shape
     devices = parts(rows)
     share, hidden = -(-rows // devices), h.shape[-1]  # rows of a device
-    if backend == 'auto' or not count:
+    if backend == 'auto' or not ops.known(count, rows) or not count:
         backend = choose(count, share, hidden, jax.default_backend())
-    how = {'unroll': unroll or ops.loop(count, share * hidden)} if backend == 'plain' else {}
+    how = {}
+    if backend == 'plain':
+        how['unroll'] = (unroll if ops.known(count) else 1) or ops.loop(count, share * hidden)
     if reverse:
         steps = ops.flip(steps)
     last, outputs = ops.on_devices(partial(BACKENDS[backend], **how), devices)(steps, h, weights, fresh)
@@ -116,10 +118,11 @@ def choose(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
 
     B H up to 64, or B = 1 and H up to 512    plain: a step costs more to start than to compute
     else                                      rows
+    T or B symbolic                           plain
 
     Measured on CPUs, and taken for GPUs, too; a TPU has plain.
     """
-    if platform == 'tpu':
+    if platform == 'tpu' or not ops.known(steps, rows):
         return 'plain'
     small = rows * hidden <= (ALONE if rows == 1 else SMALL)
     return 'plain' if small or not steps else 'rows'

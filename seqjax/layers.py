@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from seqjax import lstm_ops, masks
+from seqjax import lstm_ops, masks, ops
 from seqjax.recurrence import Carry, Run, Scan, Steps, at_once, fused, in_segments, step_by_step
 
 MASKED_OUTPUTS = ('zero', 'hold')
@@ -260,8 +260,9 @@ class RNN(nn.Module):
         noise, call = self._call(axes, deterministic)
         steps = steps._replace(index=jnp.arange(axes.steps))
         how = Scan(reverse, history, self.unroll, lift, fresh, noise, call, self.backend)
-        run = at_once if parallel else fused if self._fuses(axes) else step_by_step
-        if self.remat_segments == 1:
+        known = ops.known(axes.steps)  # neither a tree of steps nor segments can be made of a symbolic number
+        run = at_once if parallel and known else fused if self._fuses(axes) else step_by_step
+        if self.remat_segments == 1 or not known:
             return run(self.cell, carry, steps, how)
         return in_segments(run, self.cell, carry, steps, how, self.remat_segments, axes.batch)
 

@@ -39,6 +39,7 @@ from seqjax.ops import (
     flat,
     flip,
     in_chunks,
+    known,
     loop,
     on_devices,
     sum_of_products,
@@ -108,7 +109,7 @@ def lstm(
       reverse: whether steps are taken from the last to the first; outputs keep the places of their inputs.
       history: whether c after each step is given, too.
       unroll: steps in one iteration of the plain backend's compiled loop; by default as `seqjax.ops.loop` says.
-      backend: a key of `BACKENDS`; by default as `choose` says.
+      backend: a key of `BACKENDS`; by default as `choose` says. Where T or B is symbolic (`jax.export`), it is 'plain'.
 
     Raises:
       ValueError: an argument does not fit the others; the message names it.
@@ -128,11 +129,11 @@ def lstm(
     count, rows, _ = inputs.shape
     devices = parts(rows)
     share, hidden = -(-rows // devices), recurrent_kernel.shape[0]  # rows of a device
-    if backend == 'auto' or not count:
+    if backend == 'auto' or not known(count, rows) or not count:
         backend = choose(count, share, hidden, jax.default_backend())
     how = {'history': history}
     if backend == 'plain':
-        how['unroll'] = unroll or loop(count, share * hidden)
+        how['unroll'] = (unroll if known(count) else 1) or loop(count, share * hidden)
     if reverse:
         steps = flip(steps)
     last, *others = on_devices(partial(BACKENDS[backend], **how), devices)(steps, carry, weights, fresh)
@@ -147,11 +148,12 @@ def choose(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
     H up to 32                  narrow
     H from 900 on, B from 8 on  columns
     else                        rows
+    T or B symbolic             plain
 
     Measured on CPUs. On a GPU (an H200) the last four are ahead for H up to 512, else columns. A TPU, where nothing has
     been measured yet, has plain.
     """
-    if not steps or platform not in ('cpu', 'gpu') or (steps <= ALL and rows * hidden <= SMALL):
+    if not known(steps, rows) or not steps or platform not in ('cpu', 'gpu') or (steps <= ALL and rows * hidden <= SMALL):
         return 'plain'
     if platform == 'gpu':
         return 'ahead' if hidden <= LAUNCHED else 'columns'

@@ -66,15 +66,21 @@ def flip(tree: Any) -> Any:
 def loop(steps: int, size: int) -> int:
     """How many steps to take in one iteration of a compiled loop over T steps with a state of `size` numbers.
 
-    All of a few small ones, so that there is no loop; compiling does not take longer for more than `ALL`.
+    All of a few small ones, so that there is no loop; compiling does not take longer for more than `ALL`. One where a
+    size is symbolic.
     """
-    if size > SMALL or not steps:
+    if not known(steps, size) or size > SMALL or not steps:
         return 1
     return steps if steps <= ALL else FEW
 
 
 SMALL = 512
 ALL, FEW = 8, 4
+
+
+def known(*sizes: Any) -> bool:
+    """Returns True if no size is a symbolic dimension of `jax.export`, which cannot be compared with a number."""
+    return all(isinstance(size, int) for size in sizes)
 
 
 # --- a backward pass -------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ ALLOWED = {
     'cells': {'masks', 'activations', 'initializers', 'lstm_ops', 'gru_ops'},
     'linear': {'masks', 'activations', 'initializers', 'cells'},
     'recurrence': {'masks', 'ops'},
-    'layers': {'masks', 'lstm_ops', 'recurrence'},
+    'layers': {'masks', 'ops', 'lstm_ops', 'recurrence'},
     'models': {'task', 'masks', 'cells', 'linear', 'layers'},
     'attention': {'masks'},
     'encoder_decoder': {'task', 'masks', 'cells', 'layers', 'models', 'attention'},
