@@ -12,6 +12,7 @@ The rooms, each importing only from those above it:
     activations   activation functions by name
     initializers  how weights begin: schemes by name, biases that set how long a gate remembers
     spread        the rows of a batch over the devices of the mesh in effect
+    linear_map    linear maps with a transpose of their own: fast reverse mode beside forward mode
     ops           what the next two share: steps, chunks of a backward pass, rows divided by devices
     lstm_ops      the LSTM's recurrence as an array function: one signature, several ways to compute it
     gru_ops       the same of the GRU

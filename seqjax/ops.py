@@ -242,7 +242,7 @@ def on_devices(run: Callable[..., Any], devices: int) -> Callable[..., Any]:
             local,
             in_specs=(by_step, by_row, P(), by_row),
             out_specs=(by_row, by_step),
-            check_vma=False,  # as custom_vjp has no rule for it
+            check_vma=False,  # as `linear_map` has no rule for it
         )
         steps, carry, fresh = (
             jax.tree.map(partial(pad, axis=axis), x) for x, axis in ((steps, 1), (carry, 0), (fresh, 0))
