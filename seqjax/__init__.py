@@ -7,6 +7,7 @@ Axes, wherever a shape stands in a comment:
 The rooms, each importing only from those above it:
 
     task          the types that everybody shares: Sequences, Batch, Mean, Task, State
+    options       names of options: a mistyped one is refused with the nearest one
     masks         which steps are real: lengths and masks, their checks, and what they mean along time
     losses        masked losses and metrics, each a Mean that is not divided yet
     activations   activation functions by name

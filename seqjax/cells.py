@@ -23,6 +23,7 @@ from seqjax import gru_ops, lstm_ops
 from seqjax.activations import SIGMOID, TANH, Activation, named
 from seqjax.initializers import KEEP, LSTM_ROLES, SCHEMES, UPDATE, ConstantGate, GateBias, Initializer, Scheme, added
 from seqjax.masks import check_choice, check_shape
+from seqjax.options import NamedOptions
 
 
 class LSTMCarry(NamedTuple):
@@ -61,7 +62,7 @@ class Noise(NamedTuple):
 # --- what all cells share --------------------------------------------------------------------------
 
 
-class Cell(nn.RNNCellBase):
+class Cell(NamedOptions, nn.RNNCellBase):
     """Weights by name, their checks and their precision.
 
     The parameters are `kernel` [F, nH] and `bias` [nH], for n gates side by side, and what a cell adds to them.

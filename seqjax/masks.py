@@ -6,13 +6,14 @@ it leaves the carry as it was, and whatever stands there (1e30, NaN, infinity) r
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from seqjax.options import nearest
 
 Shape = tuple[int, ...]
 
@@ -39,17 +40,6 @@ def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
     """Raises a ValueError that names the argument and lists what is known, where the value is none of that."""
     if value not in tuple(known):  # not by its hash, which a wrong one may lack
         raise ValueError(f'{name}={value!r} must be one of {", ".join(map(repr, known))}{nearest(value, known)}')
-
-
-def nearest(word: Any, known: Iterable[Any]) -> str:
-    """Returns the end of a message that suggests the most similar of the known words; empty if none is similar.
-
-    >>> nearest('lsmt', ['lstm', 'gru'])
-    "; did you mean 'lstm'?"
-    """
-    words = [other for other in known if isinstance(other, str)]
-    close = difflib.get_close_matches(word, words, 1) if isinstance(word, str) else []
-    return f'; did you mean {close[0]!r}?' if close else ''
 
 
 def check_range(name: str, x: Any, last: int, reason: str) -> None:

@@ -462,7 +462,8 @@ def test_a_recurrent_layer_under_time_distribution_gets_the_mask_of_its_own_step
         (MASK.T, r'mask \(6, 4\) must be \(4, 6\).*axis 0 is 6, not 4'),
         (MASK[:, 0], r'mask \(4,\) must be \(4, 6\)'),
         (MASK.astype(np.float32), 'mask is float32 and must be bool'),
-        (np.ones((B, T, F), bool), r'mask \(4, 6, 3\) goes to Dense, which takes none'),
+        (np.ones((B, T, F), bool), r'mask \(4, 6, 3\) must be \(4, 6\)'),
+        (np.ones((B, T, 1), bool), r'mask \(4, 6, 1\) must be \(4, 6\)'),
     ],
 )
 def test_a_mask_that_does_not_fit_a_time_distributed_module_is_refused(mask, message):
