@@ -153,7 +153,12 @@ def choose(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
     Measured on CPUs. On a GPU (an H200) the last four are ahead for H up to 512, else columns. A TPU, where nothing has
     been measured yet, has plain.
     """
-    if not known(steps, rows) or not steps or platform not in ('cpu', 'gpu') or (steps <= ALL and rows * hidden <= SMALL):
+    if (
+        not known(steps, rows)
+        or not steps
+        or platform not in ('cpu', 'gpu')
+        or (steps <= ALL and rows * hidden <= SMALL)
+    ):
         return 'plain'
     if platform == 'gpu':
         return 'ahead' if hidden <= LAUNCHED else 'columns'
@@ -454,11 +459,19 @@ def _fast_jvp(how: _How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) ->
 def _tangents(how: _How, kept: _Kept, tangents: tuple[Any, ...]) -> Run:
     """Forward mode is that of the plain recurrence."""
     inputs = jnp.swapaxes(kept.steps.inputs, 0, 1)
-    return _plain_jvp(kept.steps._replace(inputs=inputs), kept.carry, kept.weights, kept.fresh, tangents, how.history)[1]
+    return _plain_jvp(kept.steps._replace(inputs=inputs), kept.carry, kept.weights, kept.fresh, tangents, how.history)[
+        1
+    ]
 
 
 def _plain_jvp(
-    steps: Steps, carry: State, weights: Weights, fresh: State, tangents: tuple[Any, ...], history: bool, unroll: int = 1
+    steps: Steps,
+    carry: State,
+    weights: Weights,
+    fresh: State,
+    tangents: tuple[Any, ...],
+    history: bool,
+    unroll: int = 1,
 ) -> tuple[Run, Run]:
     """What `_plain` gives, and its tangents for those of inputs, carry, weights and fresh."""
 

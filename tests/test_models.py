@@ -8,7 +8,12 @@ import pytest
 from seqjax.activations import named
 from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from seqjax.layers import RNN, Stack, Stateful, TimeDistributed
-from seqjax.models import SequenceToSequence, SequenceToVector, recurrent, sequence_model
+from seqjax.models import (
+    SequenceToSequence,
+    SequenceToVector,
+    recurrent,
+    sequence_model,
+)
 from seqjax.task import Sequences
 from tests import reference
 
