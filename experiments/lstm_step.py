@@ -17,7 +17,8 @@ import numpy as np
 
 from experiments import launch
 from experiments.launch import Choice, Flag, Many, Number, Whole
-from seqjax.cells import RECURRENT_ACTIVATIONS, LSTMCell
+from seqjax.activations import RECURRENT_ACTIVATIONS
+from seqjax.cells import LSTMCell
 
 UNITS = 10  # that fit a line
 

@@ -21,7 +21,7 @@ from experiments import launch
 from experiments.launch import Choice, Flag, Whole
 from seqjax import files, optim, report, sweep
 from seqjax import run as host
-from seqjax.cells import RECURRENT_ACTIVATIONS
+from seqjax.activations import RECURRENT_ACTIVATIONS
 from seqjax.task import Task
 from seqjax.tasks import td as task_td
 

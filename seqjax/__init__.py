@@ -7,10 +7,13 @@ Axes, wherever a shape stands in a comment:
 The rooms, each importing only from those above it:
 
     task          the types that everybody shares: Sequences, Batch, Mean, Task, State
+    options       names of options: a mistyped one is refused with the nearest one
     masks         which steps are real: lengths and masks, their checks, and what they mean along time
     losses        masked losses and metrics, each a Mean that is not divided yet
+    activations   activation functions by name
     initializers  how weights begin: schemes by name, biases that set how long a gate remembers
     spread        the rows of a batch over the devices of the mesh in effect
+    linear_map    linear maps with a transpose of their own: fast reverse mode beside forward mode
     ops           what the next two share: steps, chunks of a backward pass, rows divided by devices
     lstm_ops      the LSTM's recurrence as an array function: one signature, several ways to compute it
     gru_ops       the same of the GRU

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from seqjax import masks
+from seqjax.options import NamedOptions
 
 
 class Source(NamedTuple):
@@ -27,7 +28,7 @@ class Source(NamedTuple):
     mask: jax.Array | None  # [B, S] bool: which steps are real; None for all
 
 
-class Attention(nn.Module):
+class Attention(NamedOptions, nn.Module):
     """What all kinds share; a kind says by `_scores` how well each step fits, and by `_scored` from what."""
 
     def __call__(self, query: jax.Array, keys: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,6 @@ for a whole sequence once (`noise`), and hands it to every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,10 +20,10 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from seqjax import gru_ops, lstm_ops
+from seqjax.activations import SIGMOID, TANH, Activation, named
 from seqjax.initializers import KEEP, LSTM_ROLES, SCHEMES, UPDATE, ConstantGate, GateBias, Initializer, Scheme, added
 from seqjax.masks import check_choice, check_shape
-
-Activation = Callable[[jax.Array], jax.Array]
+from seqjax.options import NamedOptions
 
 
 class LSTMCarry(NamedTuple):
@@ -60,22 +59,10 @@ class Noise(NamedTuple):
         return self._replace(key=jax.random.fold_in(self.key, step))
 
 
-def keras2_hard_sigmoid(x: jax.Array) -> jax.Array:
-    """clip(0.2 x + 0.5, 0, 1): the gate activation of Keras before 2.3, when the notebook was written."""
-    return jnp.clip(0.2 * x + 0.5, 0, 1)
-
-
-RECURRENT_ACTIVATIONS: dict[str, Activation] = {
-    'sigmoid': nn.sigmoid,  # Keras 3, PyTorch, Flax
-    'hard_sigmoid': nn.hard_sigmoid,  # relu6(x + 3) / 6: JAX's and Keras 3's function of this name
-    'keras2_hard_sigmoid': keras2_hard_sigmoid,
-}
-
-
 # --- what all cells share --------------------------------------------------------------------------
 
 
-class Cell(nn.RNNCellBase):
+class Cell(NamedOptions, nn.RNNCellBase):
     """Weights by name, their checks and their precision.
 
     The parameters are `kernel` [F, nH] and `bias` [nH], for n gates side by side, and what a cell adds to them.
@@ -91,6 +78,9 @@ class Cell(nn.RNNCellBase):
 
     def __post_init__(self) -> None:
         check_count('features', self.features, 'how many hidden units the cell has')
+        for name in ('activation', 'recurrent_activation'):
+            if hasattr(self, name):
+                object.__setattr__(self, name, named(name, getattr(self, name)))
         super().__post_init__()
 
     @property
@@ -330,8 +320,8 @@ class LSTMCell(RecurrentCell):
     The gates are sown in the collection 'intermediates', by their names.
     """
 
-    activation: Activation = jnp.tanh
-    recurrent_activation: Activation = nn.sigmoid  # of the gates i, f, o
+    activation: str | Activation = TANH  # a key of ACTIVATIONS, or a function
+    recurrent_activation: str | Activation = SIGMOID  # of the gates i, f, o
     forget: str = 'gate'
     peepholes: bool = False
     peephole_init: Initializer | None = None
@@ -405,7 +395,7 @@ class LSTMCell(RecurrentCell):
     @property
     def fused(self) -> bool:
         """Whether `over_time` is this cell, of whose variants it has DropConnect alone."""
-        standard = (self.forget, self.activation, self.recurrent_activation) == ('gate', jnp.tanh, nn.sigmoid)
+        standard = (self.forget, self.activation, self.recurrent_activation) == ('gate', TANH, SIGMOID)
         variants = (self.peepholes, self.projection is not None, self.zoneout_c)
         return standard and not any(variants) and self._steps_as(LSTMCell)
 
@@ -471,8 +461,8 @@ class GRUCell(RecurrentCell):
     """
 
     reset_after: bool = True
-    activation: Activation = jnp.tanh
-    recurrent_activation: Activation = nn.sigmoid  # of the gates z, r
+    activation: str | Activation = TANH  # a key of ACTIVATIONS, or a function
+    recurrent_activation: str | Activation = SIGMOID  # of the gates z, r
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -521,7 +511,7 @@ class GRUCell(RecurrentCell):
     @property
     def fused(self) -> bool:
         """Whether `over_time` is this cell, of whose variants it has DropConnect alone."""
-        standard = (self.reset_after, self.activation, self.recurrent_activation) == (True, jnp.tanh, nn.sigmoid)
+        standard = (self.reset_after, self.activation, self.recurrent_activation) == (True, TANH, SIGMOID)
         return standard and self._steps_as(GRUCell)
 
     def over_time(
@@ -550,7 +540,7 @@ class SimpleRNNCell(RecurrentCell):
     Masks of a step (Semeniuta et al. 2016) fall on h in h U.
     """
 
-    activation: Activation = jnp.tanh  # or nn.relu
+    activation: str | Activation = TANH  # a key of ACTIVATIONS, or a function
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ from seqjax import attention as attentions
 from seqjax import masks
 from seqjax.cells import check_count
 from seqjax.layers import Stack
-from seqjax.models import CELLS, as_steps, recurrent
+from seqjax.models import CELLS, as_steps, check_cell_options, recurrent
+from seqjax.options import NamedOptions
 from seqjax.task import Arrays, Sequences
 
 ATTENTIONS = ('none', 'additive', 'dot', 'general')
@@ -39,7 +40,7 @@ class Draws(NamedTuple):
     index: jax.Array  # [] the number of the step
 
 
-class Bridge(nn.Module):
+class Bridge(NamedOptions, nn.Module):
     """The carries of both directions as one: each part is a dense layer of its two, side by side."""
 
     dtype: Any = None
@@ -57,7 +58,7 @@ class Bridge(nn.Module):
         return jax.tree_util.tree_map_with_path(merge, forward, backward)
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(NamedOptions, nn.Module):
     """Reads a source and writes a target; called as model((source, targets)).
 
     The decoder reads `begin` and then the targets up to the last but one (teacher forcing), so the logits at a step say
@@ -302,6 +303,7 @@ def encoder_decoder(
     >>> model.init_with_output(jax.random.key(0), (source, targets))[0].shape
     (2, 5, 10)
     """
+    check_cell_options('encoder_decoder', cell, cell_options, encoder_decoder)
     masks.check_choice('attention', attention, ATTENTIONS)
     check_count('vocabulary', vocabulary, 'how many tokens there are')
     if source_vocabulary is not None:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from seqjax import masks, ops
+from seqjax.linear_map import linear_map
 from seqjax.ops import Steps
 from seqjax.spread import parts
 
@@ -62,9 +63,8 @@ def gru(
 ) -> Run:
     """The GRU of `seqjax.cells.GRUCell` with `reset_after`, tanh and sigmoid, over time, which is the first axis.
 
-    Gradients reach inputs, h, weights and fresh in both backends, and so do gradients of gradients (`jax.hessian`).
-    Only 'plain' has first derivatives in forward mode (`jax.jvp`, `jax.jacfwd`); for the other JAX refuses them in a
-    TypeError.
+    Gradients reach inputs, h, weights and fresh in both backends, in reverse mode, in forward mode (`jax.jvp`,
+    `jax.jacfwd`), and in both again (`jax.hessian`). Forward mode costs what it costs with 'plain'.
 
     The rows are spread over the axis 'data' of the mesh in effect (`jax.set_mesh`), where there is one.
 
@@ -82,7 +82,7 @@ def gru(
       fresh: [B, H]; zeros by default.
       reverse: whether steps are taken from the last to the first; outputs keep the places of their inputs.
       unroll: steps in one iteration of the plain backend's compiled loop; by default as `seqjax.ops.loop` says.
-      backend: a key of `BACKENDS`; by default as `choose` says.
+      backend: a key of `BACKENDS`; by default as `choose` says. Where T or B is symbolic (`jax.export`), it is 'plain'.
 
     Raises:
       ValueError: an argument does not fit the others; the message names it.
@@ -102,9 +102,11 @@ def gru(
     count, rows, _ = inputs.shape
     devices = parts(rows)
     share, hidden = -(-rows // devices), h.shape[-1]  # rows of a device
-    if backend == 'auto' or not count:
+    if backend == 'auto' or not ops.known(count, rows) or not count:
         backend = choose(count, share, hidden, jax.default_backend())
-    how = {'unroll': unroll or ops.loop(count, share * hidden)} if backend == 'plain' else {}
+    how = {}
+    if backend == 'plain':
+        how['unroll'] = (unroll if ops.known(count) else 1) or ops.loop(count, share * hidden)
     if reverse:
         steps = ops.flip(steps)
     last, outputs = ops.on_devices(partial(BACKENDS[backend], **how), devices)(steps, h, weights, fresh)
@@ -116,10 +118,11 @@ def choose(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
 
     B H up to 64, or B = 1 and H up to 512    plain: a step costs more to start than to compute
     else                                      rows
+    T or B symbolic                           plain
 
     Measured on CPUs, and taken for GPUs, too; a TPU has plain.
     """
-    if platform == 'tpu':
+    if platform == 'tpu' or not ops.known(steps, rows):
         return 'plain'
     small = rows * hidden <= (ALONE if rows == 1 else SMALL)
     return 'plain' if small or not steps else 'rows'
@@ -221,7 +224,7 @@ class _Back(NamedTuple):
     inputs: jax.Array  # [B, T, F] gradients so far
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _fast(steps: Steps, h: jax.Array, weights: Weights, fresh: jax.Array) -> Run:
     return _forward(steps, h, weights, fresh)[0]
 
@@ -252,7 +255,24 @@ def _forward(steps: Steps, h: jax.Array, weights: Weights, fresh: jax.Array) -> 
     return Run(last, jnp.swapaxes(outputs, 0, 1)), kept
 
 
+@_fast.defjvp
+def _fast_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Run, Run]:
+    run, kept = _forward(*primals)
+    return run, linear_map(_tangents, _backward, kept, (tangents[0].inputs, *tangents[1:]), like=run)
+
+
+def _tangents(kept: _Kept, tangents: tuple[Any, ...]) -> Run:
+    """Forward mode is that of the plain recurrence."""
+
+    def plain(inputs, *others):
+        return _plain(kept.steps._replace(inputs=inputs), *others)
+
+    inputs = jnp.swapaxes(kept.steps.inputs, 0, 1)
+    return jax.jvp(plain, (inputs, kept.h, kept.weights, kept.fresh), tangents)[1]
+
+
 def _backward(kept: _Kept, gradients: Run) -> tuple[Any, ...]:
+    """Gradients of inputs, h, weights and fresh."""
     steps, h, weights, fresh, *_ = kept
     hidden = h.shape[-1]
     step = _back_step(kept, jnp.swapaxes(gradients.outputs, 0, 1))
@@ -266,7 +286,7 @@ def _backward(kept: _Kept, gradients: Run) -> tuple[Any, ...]:
     back = ops.in_chunks(FORM, step, back, steps, kept.outputs, h, fresh, n_first)
     of_weights = jax.tree.map(lambda x, like: x.astype(like.dtype), FORM.as_weights(back.weights, hidden), weights)
     of_fresh = jnp.zeros_like(fresh) if back.fresh is None else back.fresh
-    return Steps(jnp.swapaxes(back.inputs, 0, 1), None, None), back.h, of_weights, of_fresh
+    return jnp.swapaxes(back.inputs, 0, 1), back.h, of_weights, of_fresh
 
 
 def _back_step(kept: _Kept, of_outputs: jax.Array) -> Callable[..., tuple[_Back, jax.Array]]:
@@ -294,7 +314,5 @@ def _back_step(kept: _Kept, of_outputs: jax.Array) -> Callable[..., tuple[_Back,
 
     return step
 
-
-_fast.defvjp(_forward, _backward)
 
 BACKENDS: dict[str, Callable[..., Run]] = {'plain': _plain, 'rows': _fast}

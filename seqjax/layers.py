@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from seqjax import lstm_ops, masks
+from seqjax import lstm_ops, masks, ops
+from seqjax.options import NamedOptions
 from seqjax.recurrence import Carry, Run, Scan, Steps, at_once, fused, in_segments, step_by_step
 
 MASKED_OUTPUTS = ('zero', 'hold')
@@ -71,7 +72,7 @@ class _Axes(NamedTuple):
         return cls(rest[:count], shape[time], rest[count:], time)
 
 
-class RNN(nn.Module):
+class RNN(NamedOptions, nn.Module):
     """Carries a cell over time: the parameters are shared by all steps, so their count does not depend on T.
 
     What `flax.linen.RNN` takes goes by the same names here, and means the same where no step is masked. The cell is any
@@ -260,8 +261,9 @@ class RNN(nn.Module):
         noise, call = self._call(axes, deterministic)
         steps = steps._replace(index=jnp.arange(axes.steps))
         how = Scan(reverse, history, self.unroll, lift, fresh, noise, call, self.backend)
-        run = at_once if parallel else fused if self._fuses(axes) else step_by_step
-        if self.remat_segments == 1:
+        known = ops.known(axes.steps)  # neither a tree of steps nor segments can be made of a symbolic number
+        run = at_once if parallel and known else fused if self._fuses(axes) else step_by_step
+        if self.remat_segments == 1 or not known:
             return run(self.cell, carry, steps, how)
         return in_segments(run, self.cell, carry, steps, how, self.remat_segments, axes.batch)
 
@@ -366,7 +368,7 @@ def _history(first: Carry, carries: Carry, reverse: bool, axes: _Axes) -> Carry:
 # --- both directions -------------------------------------------------------------------------------
 
 
-class Bidirectional(nn.Module):
+class Bidirectional(NamedOptions, nn.Module):
     """Reads the sequence in both directions and merges the outputs step by step, as `flax.linen.Bidirectional` does.
 
     With `return_sequences=False` the summary is merged from what each direction has at its own end: forward at the last
@@ -444,7 +446,7 @@ def _split(key: jax.Array | None, count: int) -> Sequence[Any]:
 # --- stacks ----------------------------------------------------------------------------------------
 
 
-class Stack(nn.Module):
+class Stack(NamedOptions, nn.Module):
     """Layers in turn, each reading the outputs of the one before; the carry is a tuple with a part for each.
 
     Dropout stands between two layers, so one layer has none. It acts where the call has a random stream 'dropout', as
@@ -557,7 +559,7 @@ class Stream(NamedTuple):
     carry: Carry  # of the layer, after the window before
 
 
-class Stateful(nn.Module):
+class Stateful(NamedOptions, nn.Module):
     """Goes on where the call before it ended: windows of a long stream, row by row (truncated backpropagation).
 
     The carry lives in the mutable collection 'carry': values go on, gradients stop at the window's edge (Williams and
@@ -621,7 +623,7 @@ class Stateful(nn.Module):
 # --- any module ------------------------------------------------------------------------------------
 
 
-class TimeDistributed(nn.Module):
+class TimeDistributed(NamedOptions, nn.Module):
     """Applies one module to every time step: [B, T, ...] -> [B, T, ...], one set of parameters for all steps.
 
     Random streams (dropout) are drawn anew at every step.
@@ -639,16 +641,16 @@ class TimeDistributed(nn.Module):
 
         Args:
           inputs: [B, T, ...].
-          mask: bool [B, T], or [B, T, ...] with further axes of the inputs: which steps are real. Outputs of masked
-            steps are 0 (a dense layer's bias is not), and inputs of masked steps reach nothing. A module that has an
-            argument `mask` is given mask[:, t].
+          mask: bool [B, T]: which steps are real. Outputs of masked steps are 0 (a dense layer's bias is not), and
+            inputs of masked steps reach nothing. A module that has an argument `mask` is given mask[:, t], and its mask
+            may have further axes of the inputs; that of a recurrent layer over [B, T, S, F] is [B, T, S] or [B, T].
           args, kwargs: reach every step as they are.
 
         Returns:
           What the module returns, with time as axis 1.
 
         Raises:
-          ValueError: the inputs have no time axis; or the mask does not fit them, or goes to a module that takes none.
+          ValueError: the inputs have no time axis, or the mask does not fit them.
         """
         inputs = jnp.asarray(inputs)
         if inputs.ndim < 2:
@@ -670,13 +672,24 @@ class TimeDistributed(nn.Module):
         """Which steps are real [B, T], and the mask for the module; None for either that there is not."""
         if mask is None:
             return None, None
-        axes = max(2, jnp.ndim(mask))
-        mask = masks.as_flags(mask, inputs.shape[:axes], of=f'inputs {inputs.shape}')
+        of, axes = f'inputs {inputs.shape}', jnp.ndim(mask)
+        recurrent = isinstance(self.module, RNN | Bidirectional | Stack | Stateful)
         # The `mask` of a normalisation is over the features.
         norm = isinstance(self.module, nn.BatchNorm | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
-        takes = 'mask' in inspect.signature(type(self.module).__call__).parameters and not norm
-        if axes > 2 and not takes:
-            raise ValueError(
-                f'mask {mask.shape} goes to {type(self.module).__name__}, which takes none; give one [B, T]'
-            )
-        return mask.any(axis=tuple(range(2, axes))), mask if takes else None
+        takes = recurrent or ('mask' in inspect.signature(type(self.module).__call__).parameters and not norm)
+        if axes <= 2 or not takes:
+            real = masks.as_flags(mask, inputs.shape[:2], of=of)
+            if recurrent:  # a masked step has no real step within
+                shape = _mask_shape(inputs, self.module)
+                return real, jnp.broadcast_to(masks.expand(real, len(shape)), shape)
+            return real, real if takes else None
+        mask = masks.as_flags(mask, _mask_shape(inputs, self.module) if recurrent else inputs.shape[:axes], of=of)
+        return mask.any(axis=tuple(range(2, mask.ndim))), mask
+
+
+def _mask_shape(inputs: jax.Array, layer: nn.Module) -> tuple[int, ...]:
+    """The shape [B, T, *B, S] of a mask for a recurrent layer that reads [*B, S, F] at each step of the inputs."""
+    while not hasattr(layer, 'cell'):
+        layer = next(getattr(layer, name) for name in ('forward_rnn', 'rnn', 'layers') if hasattr(layer, name))
+        layer = layer[0] if isinstance(layer, tuple) else layer
+    return inputs.shape[: -layer.cell.num_feature_axes]

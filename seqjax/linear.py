@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
-from seqjax.cells import Activation, Cell, HiddenCarry, check_count, row
+from seqjax.activations import IDENTITY, Activation
+from seqjax.cells import Cell, HiddenCarry, check_count, row
 from seqjax.initializers import KEEP, UPDATE, WRITE
 
 Affine = tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]
@@ -71,26 +72,17 @@ class LinearCell(Cell):
         return x.astype(jnp.promote_types(x.dtype, self._carry_dtype))
 
 
-def identity(x: jax.Array) -> jax.Array:
-    return x
-
-
-def positive(x: jax.Array) -> jax.Array:
-    """x + 1/2 from 0 on, sigmoid(x) below: the function g of Feng et al. 2024, whose values are above 0."""
-    return jnp.where(x >= 0, x + 0.5, nn.sigmoid(x))
-
-
 class MinGRUCell(LinearCell):
     """The minimal GRU (Feng et al. 2024, section 3).
 
         z  = sigmoid(x W + b)   n = activation(x W + b) each with its own half of W and b
         h' = (1 - z) * h + z * n
 
-    Parameters: `kernel` [F, 2H], `bias` [2H], that is 2 (F + 1) H numbers. With `activation=positive` it is the paper's
-    form in logarithms (appendix B), whose states are above 0.
+    Parameters: `kernel` [F, 2H], `bias` [2H], that is 2 (F + 1) H numbers. With `activation='positive'` it is the
+    paper's form in logarithms (appendix B), whose states are above 0.
     """
 
-    activation: Activation = identity  # or `positive`
+    activation: str | Activation = IDENTITY  # or 'positive'
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -109,11 +101,11 @@ class MinLSTMCell(LinearCell):
         f, i = sigmoid(x W + b)   n = activation(x W + b) each with its own third of W and b
         h'   = f / (f + i) * h + i / (f + i) * n
 
-    Parameters: `kernel` [F, 3H], `bias` [3H], that is 3 (F + 1) H numbers. With `activation=positive` it is the paper's
-    form in logarithms (appendix B).
+    Parameters: `kernel` [F, 3H], `bias` [3H], that is 3 (F + 1) H numbers. With `activation='positive'` it is the
+    paper's form in logarithms (appendix B).
     """
 
-    activation: Activation = identity  # or `positive`
+    activation: str | Activation = IDENTITY  # or 'positive'
 
     @property
     def roles(self) -> tuple[str, ...]:

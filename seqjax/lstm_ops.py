@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from seqjax import masks
+from seqjax.linear_map import linear_map
 from seqjax.ops import (
     ALL,
     FEW,
@@ -39,6 +40,7 @@ from seqjax.ops import (
     flat,
     flip,
     in_chunks,
+    known,
     loop,
     on_devices,
     sum_of_products,
@@ -88,9 +90,8 @@ def lstm(
 ) -> Run:
     """The LSTM of `seqjax.cells.LSTMCell`, with tanh and sigmoid, over time, which is the first axis.
 
-    Gradients reach inputs, carry, weights and fresh in every backend, and so do gradients of gradients (`jax.hessian`,
-    `jax.jacrev` twice). Only 'plain' and 'ahead' have first derivatives in forward mode (`jax.jvp`, `jax.jacfwd`); for
-    the others JAX refuses them in a TypeError.
+    Gradients reach inputs, carry, weights and fresh in every backend, in reverse mode, in forward mode (`jax.jvp`,
+    `jax.jacfwd`), and in both again (`jax.hessian`). Forward mode costs what it costs with 'plain'.
 
     The rows are spread over the axis 'data' of the mesh in effect (`jax.set_mesh`), where there is one.
 
@@ -108,7 +109,7 @@ def lstm(
       reverse: whether steps are taken from the last to the first; outputs keep the places of their inputs.
       history: whether c after each step is given, too.
       unroll: steps in one iteration of the plain backend's compiled loop; by default as `seqjax.ops.loop` says.
-      backend: a key of `BACKENDS`; by default as `choose` says.
+      backend: a key of `BACKENDS`; by default as `choose` says. Where T or B is symbolic (`jax.export`), it is 'plain'.
 
     Raises:
       ValueError: an argument does not fit the others; the message names it.
@@ -128,11 +129,11 @@ def lstm(
     count, rows, _ = inputs.shape
     devices = parts(rows)
     share, hidden = -(-rows // devices), recurrent_kernel.shape[0]  # rows of a device
-    if backend == 'auto' or not count:
+    if backend == 'auto' or not known(count, rows) or not count:
         backend = choose(count, share, hidden, jax.default_backend())
     how = {'history': history}
     if backend == 'plain':
-        how['unroll'] = unroll or loop(count, share * hidden)
+        how['unroll'] = (unroll if known(count) else 1) or loop(count, share * hidden)
     if reverse:
         steps = flip(steps)
     last, *others = on_devices(partial(BACKENDS[backend], **how), devices)(steps, carry, weights, fresh)
@@ -147,11 +148,17 @@ def choose(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
     H up to 32                  narrow
     H from 900 on, B from 8 on  columns
     else                        rows
+    T or B symbolic             plain
 
     Measured on CPUs. On a GPU (an H200) the last four are ahead for H up to 512, else columns. A TPU, where nothing has
     been measured yet, has plain.
     """
-    if not steps or platform not in ('cpu', 'gpu') or (steps <= ALL and rows * hidden <= SMALL):
+    if (
+        not known(steps, rows)
+        or not steps
+        or platform not in ('cpu', 'gpu')
+        or (steps <= ALL and rows * hidden <= SMALL)
+    ):
         return 'plain'
     if platform == 'gpu':
         return 'ahead' if hidden <= LAUNCHED else 'columns'
@@ -409,7 +416,7 @@ class _Back(NamedTuple):
     inputs: jax.Array  # [B, T, F] gradients so far
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _fast(how: _How, steps: Steps, carry: State, weights: Weights, fresh: State) -> Run:
     return _forward(how._replace(again=True), steps, carry, weights, fresh)[0]  # there is nothing to keep it for
 
@@ -442,7 +449,40 @@ def _forward(how: _How, steps: Steps, carry: State, weights: Weights, fresh: Sta
     return run, _Kept(steps._replace(inputs=inputs), carry, weights, fresh, last, outputs, cells, kept)
 
 
+@_fast.defjvp
+def _fast_jvp(how: _How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Run, Run]:
+    run, kept = _forward(how, *primals)
+    arguments = (tangents[0].inputs, *tangents[1:])
+    return run, linear_map(partial(_tangents, how), partial(_backward, how), kept, arguments, like=run)
+
+
+def _tangents(how: _How, kept: _Kept, tangents: tuple[Any, ...]) -> Run:
+    """Forward mode is that of the plain recurrence."""
+    inputs = jnp.swapaxes(kept.steps.inputs, 0, 1)
+    return _plain_jvp(kept.steps._replace(inputs=inputs), kept.carry, kept.weights, kept.fresh, tangents, how.history)[
+        1
+    ]
+
+
+def _plain_jvp(
+    steps: Steps,
+    carry: State,
+    weights: Weights,
+    fresh: State,
+    tangents: tuple[Any, ...],
+    history: bool,
+    unroll: int = 1,
+) -> tuple[Run, Run]:
+    """What `_plain` gives, and its tangents for those of inputs, carry, weights and fresh."""
+
+    def plain(inputs, *others):
+        return _plain(steps._replace(inputs=inputs), *others, history=history, unroll=unroll)
+
+    return jax.jvp(plain, (steps.inputs, carry, weights, fresh), tangents)
+
+
 def _backward(how: _How, kept: _Kept, gradients: Run) -> tuple[Any, ...]:
+    """Gradients of inputs, carry, weights and fresh."""
     form, (steps, carry, weights, fresh, *_) = how.form, kept
     gradients = gradients._replace(outputs=jnp.swapaxes(gradients.outputs, 0, 1))
     back = _Back(
@@ -458,7 +498,7 @@ def _backward(how: _How, kept: _Kept, gradients: Run) -> tuple[Any, ...]:
     hidden = kept.outputs.shape[-1]
     of_weights = jax.tree.map(lambda x, like: x.astype(like.dtype), form.as_weights(back.weights, hidden), weights)
     of_fresh = jax.tree.map(jnp.zeros_like, fresh) if back.fresh is None else _turn(form, back.fresh)
-    return Steps(jnp.swapaxes(back.inputs, 0, 1), None, None), _turn(form, back.state), of_weights, of_fresh
+    return jnp.swapaxes(back.inputs, 0, 1), _turn(form, back.state), of_weights, of_fresh
 
 
 def _back_step(how: _How, kept: _Kept, gradients: Run) -> Callable[..., tuple[_Back, jax.Array]]:
@@ -494,9 +534,6 @@ def _back_step(how: _How, kept: _Kept, gradients: Run) -> Callable[..., tuple[_B
     return step
 
 
-_fast.defvjp(_forward, _backward)
-
-
 def _turn(form: Any, state: State) -> State:
     return jax.tree.map(form.turn, state)
 
@@ -508,7 +545,7 @@ def _where(flags: jax.Array, x: State, y: State) -> State:
 # --- small ones ------------------------------------------------------------------------------------
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _small(how: _How, steps: Steps, carry: State, weights: Weights, fresh: State) -> Run:
     """Where a step is so small that what counts is how many operations it has, and not what they compute.
 
@@ -518,19 +555,9 @@ def _small(how: _How, steps: Steps, carry: State, weights: Weights, fresh: State
     return _forward(how._replace(again=True), steps, carry, weights, fresh)[0]
 
 
-def _small_forward(how: _How, steps: Steps, *arguments: Any) -> tuple[Run, Callable[..., Any]]:
-    def plain(inputs, *arguments):
-        return _plain(steps._replace(inputs=inputs), *arguments, history=how.history, unroll=FEW)
-
-    return jax.vjp(plain, steps.inputs, *arguments)
-
-
-def _small_backward(how: _How, vjp: Callable[..., Any], gradients: Run) -> tuple[Any, ...]:
-    inputs, *others = vjp(gradients)
-    return Steps(inputs, None, None), *others
-
-
-_small.defvjp(_small_forward, _small_backward)
+@_small.defjvp
+def _small_jvp(how: _How, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Run, Run]:
+    return _plain_jvp(*primals, (tangents[0].inputs, *tangents[1:]), how.history, FEW)
 
 
 def _with(run: Callable[..., Run], form: Any) -> Callable[..., Run]:

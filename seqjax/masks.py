@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax.options import nearest
+
 Shape = tuple[int, ...]
 
 # --- checks ----------------------------------------------------------------------------------------
@@ -37,7 +39,7 @@ def check_shape(name: str, got: Shape, want: Shape, reason: str) -> None:
 def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
     """Raises a ValueError that names the argument and lists what is known, where the value is none of that."""
     if value not in tuple(known):  # not by its hash, which a wrong one may lack
-        raise ValueError(f'{name}={value!r} must be one of {", ".join(map(repr, known))}')
+        raise ValueError(f'{name}={value!r} must be one of {", ".join(map(repr, known))}{nearest(value, known)}')
 
 
 def check_range(name: str, x: Any, last: int, reason: str) -> None:

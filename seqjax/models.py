@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from seqjax import masks
 from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from seqjax.layers import RNN, Bidirectional, Stack, Stateful, TimeDistributed, check_dropout
 from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
+from seqjax.options import NamedOptions, check_options, names, nearest
 from seqjax.task import Arrays, Sequences
 
 CELLS: dict[str, type[nn.RNNCellBase]] = {
@@ -26,7 +28,7 @@ CELLS: dict[str, type[nn.RNNCellBase]] = {
 }
 
 
-class _Model(nn.Module):
+class _Model(NamedOptions, nn.Module):
     """What the models share: tokens are embedded, and what is known of the steps reaches the recurrent layer."""
 
     rnn: nn.Module  # [B, T, F] -> [B, T, H]: any layer of `seqjax.layers`
@@ -126,6 +128,16 @@ def as_tokens(tokens: jax.Array, vocabulary: int, real: jax.Array | None) -> jax
     return tokens.astype(jnp.promote_types(tokens.dtype, jnp.int32))
 
 
+def check_cell_options(
+    called: str, cell: str | Callable[..., nn.RNNCellBase], given: dict[str, Any], *functions: Callable[..., Any]
+) -> None:
+    """Raises TypeError if an option belongs neither to one of the functions nor to the cell."""
+    parameters = [p for function in functions for p in inspect.signature(function).parameters.values()]
+    own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    of_cell = names(CELLS.get(cell, LSTMCell) if isinstance(cell, str) else cell)
+    check_options(called, given, None if of_cell is None else list(dict.fromkeys([*own, *of_cell])))
+
+
 def recurrent(
     cell: str | Callable[..., nn.RNNCellBase],
     features: int,
@@ -160,7 +172,11 @@ def recurrent(
       ValueError: an argument is none of the known ones, or does not go with another.
     """
     if isinstance(cell, str) and cell not in CELLS:
-        raise ValueError(f'cell={cell!r} must be one of {", ".join(CELLS)}, or make a cell when called with features')
+        raise ValueError(
+            f'cell={cell!r} must be one of {", ".join(CELLS)}, or make a cell when called with features'
+            f'{nearest(cell, CELLS)}'
+        )
+    check_cell_options('recurrent', cell, cell_options, recurrent)
     if layers < 1:
         raise ValueError(f'layers={layers} must be at least 1')
     if bidirectional and layers > 1 and merge_mode == 'none':
@@ -215,6 +231,7 @@ def sequence_model(
     >>> model.init_with_output(jax.random.key(0), tokens)[0].shape
     (2, 7, 10)
     """
+    check_cell_options('sequence_model', cell, options, sequence_model, recurrent)
     kinds = {'vector': SequenceToVector, 'sequence': SequenceToSequence}
     masks.check_choice('answer', answer, kinds)
     if vocabulary is None and embedding is not None:

@@ -66,15 +66,21 @@ def flip(tree: Any) -> Any:
 def loop(steps: int, size: int) -> int:
     """How many steps to take in one iteration of a compiled loop over T steps with a state of `size` numbers.
 
-    All of a few small ones, so that there is no loop; compiling does not take longer for more than `ALL`.
+    All of a few small ones, so that there is no loop; compiling does not take longer for more than `ALL`. One where a
+    size is symbolic.
     """
-    if size > SMALL or not steps:
+    if not known(steps, size) or size > SMALL or not steps:
         return 1
     return steps if steps <= ALL else FEW
 
 
 SMALL = 512
 ALL, FEW = 8, 4
+
+
+def known(*sizes: Any) -> bool:
+    """Returns True if no size is a symbolic dimension of `jax.export`, which cannot be compared with a number."""
+    return all(isinstance(size, int) for size in sizes)
 
 
 # --- a backward pass -------------------------------------------------------------------------------
@@ -236,7 +242,7 @@ def on_devices(run: Callable[..., Any], devices: int) -> Callable[..., Any]:
             local,
             in_specs=(by_step, by_row, P(), by_row),
             out_specs=(by_row, by_step),
-            check_vma=False,  # as custom_vjp has no rule for it
+            check_vma=False,  # as `linear_map` has no rule for it
         )
         steps, carry, fresh = (
             jax.tree.map(partial(pad, axis=axis), x) for x, axis in ((steps, 1), (carry, 0), (fresh, 0))

@@ -57,7 +57,10 @@ def step_by_step(cell: nn.Module, carry: Carry, steps: Steps, how: Scan) -> Run:
             new = masks.select(x.real, new, carry)
         return new, (y, new if how.history else None)
 
-    unroll = how.unroll or ops.loop(len(steps.inputs), max((x.size for x in jax.tree.leaves(carry)), default=1))
+    count, sizes = steps.inputs.shape[0], [x.size for x in jax.tree.leaves(carry)]
+    unroll = how.unroll if ops.known(count) else 1
+    if unroll is None:
+        unroll = ops.loop(count, max(sizes, default=1)) if ops.known(*sizes) else 1
     scan = nn.scan(step, **how.lift, in_axes=0, out_axes=0, reverse=how.reverse, unroll=unroll)
     last, (outputs, carries) = scan(cell, carry, steps)
     return Run(last, outputs, carries)
@@ -118,7 +121,7 @@ def in_segments(
     What is kept in between is a carry for each segment, and the outputs. Where `count` does not divide T, masked steps
     fill the last segment.
     """
-    total = len(steps.inputs)
+    total = steps.inputs.shape[0]
     length = max(1, -(-total // count))
     count = -(-total // length)
     if count * length > total and steps.real is None:

@@ -27,7 +27,7 @@ def parts(rows: int) -> int:
     if others or types.get(ROWS) != AxisType.Auto:
         return 1
     count = mesh.shape.get(ROWS, 1)
-    return count if rows >= count else 1
+    return count if isinstance(rows, int) and rows >= count else 1  # not of a symbolic dimension of `jax.export`
 
 
 def depends(f: Callable[..., Any], x: Any, *others: Any) -> bool:

@@ -12,7 +12,17 @@ from experiments.peers.cases import FORWARD, ROWS, STREAMING, TRAINING, Case
 from experiments.peers.flaxes import Flax
 from experiments.peers.kerases import Keras
 from experiments.peers.ours import Ours
-from experiments.peers.scores import COMPILING, FLAX, KERAS, OURS, PLAIN, REPLICAS, TORCH, Timing, Timings
+from experiments.peers.scores import (
+    COMPILING,
+    FLAX,
+    KERAS,
+    OURS,
+    PLAIN,
+    REPLICAS,
+    TORCH,
+    Timing,
+    Timings,
+)
 from experiments.peers.torches import Torch
 from seqjax import gru_ops, lstm_ops
 from seqjax.files import UserError

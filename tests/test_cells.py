@@ -8,12 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.cells import (
-    RECURRENT_ACTIVATIONS,
-    LSTMCarry,
-    LSTMCell,
-    keras2_hard_sigmoid,
-)
+from seqjax.activations import RECURRENT_ACTIVATIONS, keras2_hard_sigmoid
+from seqjax.cells import LSTMCarry, LSTMCell
 from seqjax.initializers import ConstantGate, orthogonal_init
 from seqjax.layers import RNN
 from tests import reference

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
-from seqjax.initializers import GATE_BIASES, SCHEMES, ChronoGate, ConstantGate, UniformGate
+from seqjax.initializers import (
+    GATE_BIASES,
+    SCHEMES,
+    ChronoGate,
+    ConstantGate,
+    UniformGate,
+)
 from seqjax.layers import RNN
 from seqjax.linear import MinGRUCell, MinLSTMCell, RGLRUCell
 from tests import reference

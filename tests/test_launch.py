@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
-from experiments import checkpoint, claims, compiled, echo, launch, lstm_step, soak, td, td_rates, temporal_order
+from experiments import (
+    checkpoint,
+    claims,
+    compiled,
+    echo,
+    launch,
+    lstm_step,
+    soak,
+    td,
+    td_rates,
+    temporal_order,
+)
 from seqjax import files
 from seqjax.files import UserError
 

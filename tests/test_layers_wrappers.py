@@ -1,6 +1,8 @@
 """Both directions, stacks, streams, and masks over time-distributed modules."""
 
+import ast
 import functools
+import re
 import warnings
 
 import flax.linen as nn
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seqjax import losses
 from seqjax.cells import GRUCell, HiddenCarry, LSTMCarry, LSTMCell, SimpleRNNCell
 from seqjax.layers import MERGES, RNN, Bidirectional, Stack, Stateful, TimeDistributed
 from seqjax.models import recurrent
@@ -17,6 +20,7 @@ from tests import reference
 B, T, F, H = 4, 6, 3, 5
 LENGTHS = np.array([3, 6, 0, 1])
 MASK = np.arange(T) < LENGTHS[:, None]
+KEY = jax.random.key(0)
 
 
 def draw(*shape, seed=0):
@@ -462,12 +466,78 @@ def test_a_recurrent_layer_under_time_distribution_gets_the_mask_of_its_own_step
         (MASK.T, r'mask \(6, 4\) must be \(4, 6\).*axis 0 is 6, not 4'),
         (MASK[:, 0], r'mask \(4,\) must be \(4, 6\)'),
         (MASK.astype(np.float32), 'mask is float32 and must be bool'),
-        (np.ones((B, T, F), bool), r'mask \(4, 6, 3\) goes to Dense, which takes none'),
+        (np.ones((B, T, F), bool), r'mask \(4, 6, 3\) must be \(4, 6\)'),
+        (np.ones((B, T, 1), bool), r'mask \(4, 6, 1\) must be \(4, 6\)'),
     ],
 )
 def test_a_mask_that_does_not_fit_a_time_distributed_module_is_refused(mask, message):
     with pytest.raises(ValueError, match=message):
         TimeDistributed(nn.Dense(2)).init(jax.random.key(0), draw(B, T, F), mask=mask)
+
+
+def test_a_whole_step_is_masked_for_a_recurrent_layer_under_time_distribution():
+    """A mask [B, T] over [B, T, S, F] is that of all S steps within."""
+    x, mask = draw(2, 3, 4, F), np.array([[True, False, True], [False, True, True]])
+    for rnn in (RNN(LSTMCell(H)), Bidirectional(RNN(LSTMCell(H)), RNN(GRUCell(H))), Stack([RNN(GRUCell(H))])):
+        layer = TimeDistributed(rnn)
+        variables = {'params': {'module': reference.random_variables(rnn, x[:, 0])['params']}}
+        got = layer.apply(variables, x, mask=mask)
+        want = layer.apply(variables, x, mask=np.broadcast_to(mask[..., None], x.shape[:3]))
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(np.asarray(got)[~mask], 0)
+
+
+WORDS = (2, 3, 4, F)  # [B, T, S, F]
+
+
+def layer_call(layer, shape, **fixed):
+    """name, size -> a call of the layer with an argument of that shape."""
+    return lambda name, size: layer.init(jax.random.key(0), jnp.ones(shape), **fixed, **{name: np.ones(size, bool)})
+
+
+@pytest.mark.parametrize(
+    ('name', 'size', 'call'),
+    [
+        *(('mask', size, layer_call(TimeDistributed(nn.Dense(2)), (B, T, F))) for size in ((B, T, 1), (B, T, F), (B,))),
+        *(('mask', size, layer_call(TimeDistributed(nn.LayerNorm()), (B, T, F))) for size in ((B, T, F), (T, B))),
+        *(('mask', size, layer_call(TimeDistributed(nn.Dense(2)), WORDS)) for size in ((2, 3, 4), WORDS)),
+        *(
+            ('mask', size, layer_call(TimeDistributed(layer), WORDS))
+            for layer in (RNN(GRUCell(H)), Bidirectional(RNN(GRUCell(H)), RNN(GRUCell(H))), Stack([RNN(GRUCell(H))]))
+            for size in ((2, 4), (2, 3, 3), WORDS, (2,))
+        ),
+        *(
+            ('mask', size, layer_call(TimeDistributed(Masked()), (B, T, F)))
+            for size in ((T, B), (B, T, 1), (B, T, F, 1))
+        ),
+        *(
+            (name, size, layer_call(layer, (B, T, F)))
+            for layer in (RNN(GRUCell(H)), Stateful(RNN(GRUCell(H))))
+            for name in ('mask', 'resets')
+            for size in ((B, T, 1), (T, B), (B,))
+        ),
+        (
+            'seq_lengths',
+            (B, 1),
+            lambda _, n: RNN(GRUCell(H)).init(KEY, jnp.ones((B, T, F)), seq_lengths=np.ones(n, int)),
+        ),
+        (
+            'mask',
+            (B, T, 1),
+            lambda _, n: losses.cross_entropy(jnp.ones((B, T, 5)), np.ones((B, T), int), np.ones(n, bool)),
+        ),
+        ('mask', (T, B), lambda _, n: losses.squared_error(jnp.ones((B, T, 5)), jnp.ones((B, T, 5)), np.ones(n, bool))),
+        ('mask', (T,), lambda _, n: losses.frame_nll(jnp.ones((B, T, 5)), jnp.ones((B, T, 5)), np.ones(n, bool))),
+        ('labels', (B, T, 1), lambda _, n: losses.cross_entropy(jnp.ones((B, T, 5)), np.ones(n, int))),
+        ('outputs', (B, T), lambda _, n: losses.squared_error(jnp.ones(n), jnp.ones((B, T, 1)))),
+    ],
+)
+def test_a_shape_that_a_message_asks_for_is_accepted(name, size, call):
+    with pytest.raises(ValueError) as error:
+        call(name, size)
+    asked = re.search(rf'{name} {re.escape(str(size))} must be .*?(\(.*?\))', str(error.value))
+    assert asked, error.value
+    call(name, ast.literal_eval(asked[1]))
 
 
 @pytest.mark.parametrize('shape', [(0, T, F), (B, 0, F), (0, 0, F)])

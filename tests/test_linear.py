@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seqjax.activations import positive
 from seqjax.cells import LSTMCell
 from seqjax.layers import RNN, Bidirectional, Stack
-from seqjax.linear import LinearCell, LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell, positive
+from seqjax.linear import LinearCell, LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
 from tests import reference
 
 B, T, F, H = 3, 9, 2, 4

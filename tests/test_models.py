@@ -5,9 +5,15 @@ import jax
 import numpy as np
 import pytest
 
+from seqjax.activations import named
 from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from seqjax.layers import RNN, Stack, Stateful, TimeDistributed
-from seqjax.models import SequenceToSequence, SequenceToVector, recurrent, sequence_model
+from seqjax.models import (
+    SequenceToSequence,
+    SequenceToVector,
+    recurrent,
+    sequence_model,
+)
 from seqjax.task import Sequences
 from tests import reference
 
@@ -131,7 +137,7 @@ def test_the_constructor_builds_what_it_says():
     assert isinstance(stream.rnn, Stateful) and isinstance(stream.rnn.rnn.cell, nn.GRUCell)
     assert (stream.embed.num_embeddings, stream.embed.features) == (VOCABULARY, H)
     plain = recurrent('simple', H, activation=nn.relu, unroll=3)
-    assert isinstance(plain, RNN) and plain.unroll == 3 and plain.cell.activation is nn.relu
+    assert isinstance(plain, RNN) and plain.unroll == 3 and plain.cell.activation == named('activation', 'relu')
     for cell, kind in (('lstm', LSTMCell), ('gru', GRUCell), ('simple', SimpleRNNCell)):
         assert type(recurrent(cell, H).cell) is kind
 

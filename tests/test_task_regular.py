@@ -18,7 +18,12 @@ from seqjax import optim, train
 from seqjax.models import sequence_model
 from seqjax.problem import WRONG, Goal
 from seqjax.task import Task
-from seqjax.tasks.regular import cycle_navigation, even_pairs, modular_arithmetic, parity
+from seqjax.tasks.regular import (
+    cycle_navigation,
+    even_pairs,
+    modular_arithmetic,
+    parity,
+)
 from tests.drawing import compiled
 
 DRAWS, MANY = 1000, 20_000

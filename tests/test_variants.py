@@ -11,10 +11,11 @@ import optax
 import pytest
 
 from seqjax import losses, train
+from seqjax.activations import positive
 from seqjax.cells import GRUCell, HiddenCarry, LSTMCarry, LSTMCell, SimpleRNNCell
 from seqjax.initializers import ConstantGate, uniform_init
 from seqjax.layers import RNN, Bidirectional
-from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell, positive
+from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
 from seqjax.models import SequenceToVector
 from seqjax.task import Batch, Task
 from tests import equations, reference

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from seqjax import losses
-from seqjax.cells import RECURRENT_ACTIVATIONS, LSTMCell
+from seqjax.activations import RECURRENT_ACTIVATIONS
+from seqjax.cells import LSTMCell
 from seqjax.layers import RNN, TimeDistributed
 from seqjax.models import SequenceToSequence, SequenceToVector
 from seqjax.task import Batch, Task
