@@ -32,6 +32,7 @@ from absl import flags
 import seqjax
 from experiments import launch
 from experiments.launch import Choice, Flag, Many, Whole
+from experiments.run_directory import default_workdir
 from experiments.peers import cases, client, scores, table
 from experiments.peers.cases import ROWS, STREAMING, TRAINING, Case
 from experiments.peers.client import Client
@@ -518,7 +519,11 @@ def _versions(names: Sequence[str]) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     return launch.main(
-        run, FLAGS, argv, name='experiments.bench', complete=lambda values: launch.default_workdir(values, 'bench')
+        run,
+        FLAGS,
+        argv,
+        name='experiments.bench',
+        complete=lambda values: default_workdir(values, launch.default_values(run), 'bench'),
     )
 
 

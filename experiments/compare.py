@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments import launch, studies
 from experiments.launch import Choice, Flag, Many, Name, Whole
+from experiments.run_directory import default_workdir
 from experiments.study import DEFAULTS, MODEL, TRAINING, Study, goal_of, make_model
 from seqjax import files, report
 from seqjax.files import UserError
@@ -229,14 +230,15 @@ def main(argv: list[str] | None = None) -> int:
         table, defaults = table_of(tasks)
     except ValueError:  # told when it is run
         table, defaults = table_of(OWN_DEFAULTS['tasks'])
-    return launch.main(
-        run,
-        table,
-        argv,
-        name=f'experiments.{NAME}',
-        complete=lambda values: launch.default_workdir(values, NAME, '-'.join(values['tasks']).replace(':', '.')),
-        defaults=defaults,
-    )
+
+    def complete(values: dict[str, Any]) -> dict[str, Any]:
+        tasks = '-'.join(values['tasks']).replace(':', '.')
+        few = values['steps'] is not None and values['steps'] < max(studies.find(task).every for task in values['tasks'])
+        # Few steps decide --every where that is not given.
+        steps = 'every' if few and values['every'] is None else 'steps'
+        return default_workdir(values, defaults, NAME, tasks, named=['tasks', 'cells'], steps=steps)
+
+    return launch.main(run, table, argv, name=f'experiments.{NAME}', complete=complete, defaults=defaults)
 
 
 FLAGS = table_of(OWN_DEFAULTS['tasks'])[0]

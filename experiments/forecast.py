@@ -68,6 +68,7 @@ class Forecast(Kind):
 
     name = 'forecast'
     about = 'Forecasts series of numbers from a table with a row for each point in time.'
+    suffix = '.csv'
     OWN = {
         'target': Flag(Many(Name()), 'columns to forecast; by default the one column of numbers, where there is one'),
         'date': Flag(Name(), 'column of the date, which must rise'),

@@ -499,11 +499,6 @@ def default_values(run: Callable[..., Any]) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in inspect.signature(run).parameters.items()}
 
 
-def default_workdir(values: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The command line keeps results in runs/NAMES where no --workdir is given; Python keeps none."""
-    return values if values['workdir'] is not None else {**values, 'workdir': os.path.join('runs', *names)}
-
-
 def one_line(sentence: str) -> str:
     """As a terminal can show it: what is not printable escaped, and values of more than a few lines cut."""
     plain = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in sentence)
@@ -584,13 +579,16 @@ def main(
         if {'--help', '-help', '-h', '--helpfull', '--helpshort'} & set(argv):
             print(help_text(run, table, defaults, name), flush=True)
             return 0
-        values = complete(parse(table, defaults, argv))
+        parsed = parse(table, defaults, argv)
+        values = complete(parsed)
         together = {word: values.pop(word) for word in ALONE if word in values}
         keep_compiled(values.pop('compilation_cache'))
         with signals.asked(later=False):
             if together:
                 use_cores(values['mesh'], together['distributed'])
                 join(together['distributed'], together['heartbeat'])
+            if 'workdir' in values and values['workdir'] != parsed['workdir']:
+                print(f'run directory: {values["workdir"]} (--workdir names another)\n', flush=True)
             run(**values)
             sys.stdout.flush()
             processes.stop()

@@ -27,6 +27,7 @@ class Music(Kind):
 
     name = 'music'
     about = 'Learns to forecast the next frame of piano rolls in a .mat file, and compares with simple forecasts.'
+    suffix = '.mat'
     OWN = {
         'window': Flag(Whole(1), 'frames of a training window, which may begin and end anywhere'),
         'transpose': Flag(

@@ -19,6 +19,7 @@ import optax
 
 from experiments import launch
 from experiments.launch import Choice, Flag, Whole
+from experiments.run_directory import default_workdir
 from seqjax import files, optim, report, sweep
 from seqjax import run as host
 from seqjax.cells import RECURRENT_ACTIVATIONS
@@ -154,8 +155,9 @@ def _train(settings: dict[str, Any], folder: files.Workdir, targets: np.ndarray)
         record = host.run_many(plan, inputs, np.arange(seed, seed + replicas))
         predictions = _flat(record.outputs, settings)
         files.write_replicas(folder, loss=record.losses, predictions=predictions)
-    print('compiled in {compile:.2f} s, trained in {train:.2f} s\n'.format(**record.seconds))
-    summary |= {'finished': True, 'seconds': record.seconds, **host.loss_summary(record.losses)}
+    print(record.timing() + '\n')
+    seconds = None if record.resumed else record.seconds
+    summary |= {'finished': True, 'seconds': seconds, **host.loss_summary(record.losses)}
     summary |= _outcome(record.losses, _flat(record.outputs, settings), targets, settings)
     folder.write_summary(summary)
     return summary, record
@@ -343,7 +345,9 @@ def main(argv: list[str] | None = None) -> int:
         FLAGS,
         argv,
         name='experiments.td',
-        complete=lambda values: launch.default_workdir(values, 'td', values['setup']),
+        complete=lambda values: default_workdir(
+            values, launch.default_values(run), 'td', values['setup'], named=['setup'], steps=STEPS
+        ),
     )
 
 
