@@ -208,7 +208,7 @@ def read_reference(settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray] | 
     path = REFERENCE / f'loss_{settings["setup"]}.csv'
     if not path.exists() or any(settings[name] != value for name, value in NOTEBOOK.items()):
         return None
-    with path.open(newline='') as lines:
+    with path.open(newline='', encoding='utf-8') as lines:
         rows = [(int(row['epoch']), float(row['loss'])) for row in csv.DictReader(lines)]
     rows = [row for row in rows if row[0] <= settings['epochs']]
     return (np.array([epoch for epoch, _ in rows]), np.array([loss for _, loss in rows])) if rows else None

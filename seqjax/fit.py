@@ -118,7 +118,7 @@ def _group(plan: host.Plan, group: sweep.Group, seeds: int, shown: Progress) -> 
             journal.append(values.astype('<f4').tobytes())
             over, best = (np.asarray(x)[:count] for x in see(part.state))
             new = len(part.metrics['loss'].total)
-            words = f'best {watch.split} {watch.metric} {_median(best):.4g}'
+            words = f'best {watch.split} {watch.metric} {_median(best[best < train.WORST]):.4g}'
             if over.any():
                 words += f', {over.sum()} of {count} seeds stopped early'
             shown.show((part.step + new) * count, new * count, words)
@@ -126,6 +126,7 @@ def _group(plan: host.Plan, group: sweep.Group, seeds: int, shown: Progress) -> 
                 break
         shown.end(leg.taken * count, steps * count)
         best = _on_host(plan, plan.kept(leg.state, count).best)
+    best = best._replace(value=np.where(best.step == 0, np.inf, best.value))  # before the first that is finite
     shown = np.stack(looks, 1) if looks else np.empty((count, 0, len(metrics)), np.float32)
     return Fit(group.seeds, metrics, shown, best, resumed)
 

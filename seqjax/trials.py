@@ -20,7 +20,8 @@ from seqjax.task import Arrays, Batch, Mean, State, Task
 LOOKS, REACHED = 'looks.f32', 'reached.jsonl'  # of each group, beside its checkpoints
 TABLE = 'looks.csv'
 
-Test = Callable[[State, Arrays], dict[str, jax.Array]]  # of one seed, on what it has not seen -> numbers by name
+# Of one seed, on what it has not seen -> numbers by name; a Mean that counted nothing is NaN.
+Test = Callable[[State, Arrays], dict[str, jax.Array | Mean]]
 
 
 class Seed(NamedTuple):
@@ -127,8 +128,14 @@ class Trial(NamedTuple):
         test: Callable[[State, int, Arrays], dict[str, jax.Array]],
     ) -> Seed:
         """One of a group, with what the test says of it now."""
-        values = {name: float(x) for name, x in jax.device_get(test(states, i, self.unseen)).items()}
+        values = {name: _number(x) for name, x in jax.device_get(test(states, i, self.unseen)).items()}
         return Seed(int(group.seeds[i]), None if steps is None else steps * self.batch_size, values)
+
+
+def _number(x: np.ndarray | Mean) -> float:
+    if not isinstance(x, Mean):
+        return float(x)
+    return float(np.float32(x.total) / np.float32(x.count)) if x.count > 0 else math.nan
 
 
 def _mean(metric: Mean) -> np.ndarray:
