@@ -32,7 +32,6 @@ from absl import flags
 import seqjax
 from experiments import launch
 from experiments.launch import Choice, Flag, Many, Whole
-from experiments.run_directory import default_workdir
 from experiments.peers import cases, client, scores, table
 from experiments.peers.cases import ROWS, STREAMING, TRAINING, Case
 from experiments.peers.client import Client
@@ -53,6 +52,7 @@ from experiments.peers.scores import (
     Timing,
     Timings,
 )
+from experiments.run_directory import default_workdir
 from seqjax import files, report
 
 TIMINGS, MEMORY, TEXT, PICTURE = 'timings.csv', 'memory.csv', 'bench.md', 'bench.png'

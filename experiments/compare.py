@@ -85,12 +85,14 @@ def run(**values: Any) -> list[tuple[Entry, Outcome]]:
     # Tasks and cells may be added to a comparison; what a run of it depends on, that run compares itself.
     shared = {name: value for name, value in settings.items() if name not in ('tasks', 'cells')}
     with files.open_workdir(shared, NAME, names=FILES) as (folder, _):
-        folder.write_summary({'experiment': NAME, 'finished': True, 'flags': shared})
+        summary = {'experiment': NAME, 'finished': False, 'flags': shared}
+        folder.write_summary(summary)
         found = []
         for entry in entries:
             print(f'{entry.task}, {entry.cell}({entry.hidden}), {entry.params:,} parameters')
             found.append((entry, _outcome(entry, folder)))
         _write(folder, found)
+        folder.write_summary(summary | {'finished': True})
         print('\n'.join(['', *table_lines(found), '', *difference_lines(found)]))
         if settings['picture']:
             _picture(folder, found)
@@ -233,7 +235,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def complete(values: dict[str, Any]) -> dict[str, Any]:
         tasks = '-'.join(values['tasks']).replace(':', '.')
-        few = values['steps'] is not None and values['steps'] < max(studies.find(task).every for task in values['tasks'])
+        few = values['steps'] is not None and values['steps'] < max(
+            studies.find(task).every for task in values['tasks']
+        )
         # Few steps decide --every where that is not given.
         steps = 'every' if few and values['every'] is None else 'steps'
         return default_workdir(values, defaults, NAME, tasks, named=['tasks', 'cells'], steps=steps)

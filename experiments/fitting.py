@@ -9,6 +9,7 @@ What the files of a kind are, and how they are split, is the kind's; all else is
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -256,7 +257,8 @@ class Kind:
         """Each cell in a folder of its own, within that of the comparison."""
         shared = {name: value for name, value in settings.items() if name not in ('compare', 'cell')}
         with files.open_workdir(shared, f'{self.name}.compare', names=(files.SUMMARY, COMPARED, *CELLS)) as (folder, _):
-            folder.write_summary({'experiment': f'{self.name}.compare', 'finished': True, 'flags': shared})
+            whole = {'experiment': f'{self.name}.compare', 'finished': False, 'flags': shared}
+            folder.write_summary(whole)
             results = []
             for cell in settings['compare']:
                 path = None if folder.path is None else str(folder.path / cell)
@@ -266,6 +268,7 @@ class Kind:
                 print()
             measure = dataset.measure
             write_compared(folder, measure, results)
+            folder.write_summary(whole | {'finished': True})
             print('\n'.join([*table_lines(measure, results), '', *difference_lines(measure, results)]))
             if folder.path is not None:
                 print('\n' + folder.listing())
@@ -312,7 +315,9 @@ class Kind:
         evals = {watch.split: dataset.validation}
         task = Task(model, dataset.score, dataset.batch, dataset.data, evals, watch)
         plan = _plan(task, settings, folder, steps, every)
-        cut = '' if steps == settings['steps'] else f' (--steps={settings["steps"]} cut to a multiple of --every={every})'
+        cut = (
+            '' if steps == settings['steps'] else f' (--steps={settings["steps"]} cut to a multiple of --every={every})'
+        )
         print(
             f'at most {steps:,} steps{cut} of {settings["batch_size"]}, a look every {every:,}, until '
             f'{settings["patience"]} looks were no better'
@@ -377,6 +382,7 @@ def fingerprint(dataset: Dataset) -> str:
         array = np.ascontiguousarray(jax.random.key_data(leaf) if checkpoint.is_key(leaf) else leaf)
         digest.update(f'{array.shape}{array.dtype}'.encode())
         digest.update(array.view(np.uint8).data if array.size else b'')
+    digest.update(json.dumps(dataset.recipe, sort_keys=True, default=str).encode())  # names of columns and classes
     return digest.hexdigest()
 
 

@@ -281,7 +281,7 @@ SHARED = {
         "of matrix products, in JAX's words: by default a TPU takes bfloat16 and a recent GPU TensorFloat-32; highest "
         'is float32, high lies between; a CPU has float32 always',
     ),
-    'workdir': Flag(Place(), 'where the results stay; made if missing'),
+    'workdir': Flag(Place(), 'the run directory; by default one in runs/ for each set of flags'),
     'overwrite': Flag(Switch(), 'replace the results that --workdir holds'),
     'picture': Flag(Switch(), 'draw curve.png (needs matplotlib, the extra "plots")'),
     'mesh': Flag(

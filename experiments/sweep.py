@@ -278,7 +278,7 @@ class Study(NamedTuple):
             begin = host.Begin(_with_rates, groups_of.fill(rates, plan.width))
         with plan.leg([lane.seed for lane in lanes], {VALUES: log}, place=place, begin=begin) as leg:
             looks = [np.frombuffer(leg.held[VALUES], '<f4').reshape(-1, metrics, count)]
-            shown.begin(place, leg.taken, leg.taken == plan.steps, self.folder.path)
+            shown.begin(place, leg.taken, leg.taken == plan.steps, self.folder.path, plan.chunk * count)
             for part in leg.train():
                 new = len(part.metrics['loss'].total)
                 if (part.step + new) % every == 0:

@@ -228,10 +228,13 @@ def _conclusion(summary: dict[str, Any], targets: np.ndarray) -> str:
         first, last = summary['first_loss'], summary['last_loss']
         predictions = np.array(summary['predictions'], float)
         right = int(exact(predictions[:, None], targets[:, None]).sum())
+        moved = f'{"fell" if last < first else "rose"} from {first:.3g} to {last:.3g}'
+        if last == first:
+            moved = f'stayed at {last:.3g}'
         return (
             f'{after}{"all" if summary["exact"] else right} of {len(targets)} predictions equal their targets to one '
-            f'decimal, and the loss {"fell" if last < first else "rose"} from {first:.3g} to {last:.3g}; that is seed '
-            f'{settings["seed"]} alone, and --replicas=100 shows how often it happens.'
+            f'decimal, and the loss {moved}; that is seed {settings["seed"]} alone, and --replicas=100 shows how often '
+            'it happens.'
         )
     found = summary['replicas']
     low, high = found['interval']

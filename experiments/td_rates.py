@@ -160,7 +160,7 @@ class Study(NamedTuple):
         every, count, log = self.settings['every'], len(group.seeds), self.folder.journal(place, EXACT)
         exact, n = np.zeros(plan.steps // every, int), 0
         with plan.leg(group.seeds, {EXACT: log}, place=place) as leg:
-            shown.begin(place, leg.taken, leg.taken == plan.steps, self.folder.path)
+            shown.begin(place, leg.taken, leg.taken == plan.steps, self.folder.path, plan.chunk * count)
             for epoch, n in files.whole_numbers(leg.held[EXACT]):
                 exact[epoch // every - 1] = n
             for part in leg.train():

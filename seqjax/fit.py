@@ -110,7 +110,8 @@ def _group(plan: host.Plan, group: sweep.Group, seeds: int, shown: Progress) -> 
     with plan.leg(group.seeds, {LOOKS: journal}, place=str(group)) as leg:
         looks = list(np.frombuffer(leg.held[LOOKS], '<f4').reshape(-1, count, len(metrics)))
         resumed, over = leg.taken > 0, np.asarray(see(leg.state)[0])[:count]
-        shown.begin(group.place_among(seeds), leg.taken, bool(over.all()) or leg.taken == steps, plan.workdir.path)
+        done = bool(over.all()) or leg.taken == steps
+        shown.begin(group.place_among(seeds), leg.taken, done, plan.workdir.path, plan.chunk * count)
         for part in leg.train() if not over.all() else ():
             values = _values(part)
             values[over] = np.nan  # others went on beside it

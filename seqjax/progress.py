@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,9 +33,10 @@ class Progress:
         self.words = ''
         self.start, self.first = time.perf_counter(), (0.0, 0)  # the latter after the first chunk, with its units
         self.slow = False  # whether the warning was given
+        self.late = threading.Timer(FIRST, self._say)
         self.resumed: str | None = ''  # what a run resumes from; None once it was told
 
-    def begin(self, place: str, taken: int, over: bool, folder: Path | None) -> None:
+    def begin(self, place: str, taken: int, over: bool, folder: Path | None, chunk: int = 0) -> None:
         """Begins a group, and says once from which step a run resumes.
 
         Args:
@@ -42,14 +44,27 @@ class Progress:
           taken: steps that it took in earlier sessions.
           over: nothing of it is left to do.
           folder: the run directory.
+          chunk: units until the first call of `show`.
         """
-        if not self.here:
+        if not self.here and not over:
             self.start = time.perf_counter()
+            self._wait(chunk)
         if folder is None or self.resumed is None or not (taken or self.resumed):
             return
         self.resumed = f'Resuming from step {taken:,}{place and f" of {place}"} ({folder})'
         if not over:
             self._tell()
+
+    def _wait(self, chunk: int) -> None:
+        """Warns after a minute without a first chunk, where as many of them as there are take more than a day."""
+        self.late.cancel()
+        least = FIRST * (self.total - self.ended) / max(chunk, 1)
+        if chunk and least > DAY:
+            self.late = threading.Timer(
+                FIRST, self._say, (f'no chunk was done in {FIRST} seconds: all of this run', 'least', least)
+            )
+            self.late.daemon = True
+            self.late.start()
 
     def _tell(self) -> None:
         if self.resumed:
@@ -58,6 +73,7 @@ class Progress:
 
     def show(self, done: int, new: int, words: str = '') -> None:
         """Shows `done` units of this group, of which `new` came since the last call."""
+        self.late.cancel()
         self.here, self.chunks, self.words = self.here + new, self.chunks + 1, words
         now = time.perf_counter()
         left = (self.total - self.ended - done) / max(self._speed(now), 1e-9)
@@ -89,13 +105,18 @@ class Progress:
         """Says once, early on, that a run takes more than a day."""
         measured = now - self.first[0] >= MEASURED if self.chunks > 1 else now - self.start >= LONG
         early = now - self.start < FIRST or self.chunks <= CHUNKS
+        if left > DAY and measured and early:
+            speed = f'{self._speed(now):,.3g} {self.unit}s a second'
+            self._say(f'at the measured speed of {speed} the rest of this run', 'most', left)
+
+    def _say(self, what: str, bound: str, seconds: float) -> None:
         named = next((name for name in ('epoch', 'step') if name in self.unit), None)  # the flag of the steps
-        if named is None or self.slow or left < DAY or not measured or not early or not processes.is_first():
+        if named is None or self.slow or not processes.is_first():
             return
         self.slow = True
         files.warn(
-            f'at the measured speed of {self._speed(now):,.3g} {self.unit}s a second the rest of this run takes at most '
-            f'{left / DAY:,.1f} days; fewer --{named}s or --replicas, or a smaller --hidden, shorten it'
+            f'{what} takes at {bound} {seconds / DAY:,.1f} days; fewer --{named}s or --replicas, or a smaller '
+            '--hidden, shorten it'
         )
 
 
@@ -119,8 +140,11 @@ def progress(total: int, unit: str) -> Iterator[Progress]:
     """
     with (_bar if sys.stdout.isatty() else _lines)(total, unit) as draw:
         shown = Progress(total, unit, draw)
-        yield shown
-        shown.close()
+        try:
+            yield shown
+            shown.close()
+        finally:
+            shown.late.cancel()
 
 
 @contextlib.contextmanager

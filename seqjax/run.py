@@ -471,7 +471,7 @@ def run_one(plan: Plan, inputs: Arrays, seed: int, *, unit: str = 'epoch') -> Re
         losses[: leg.taken] = _losses_of(leg.held[METRICS])
         resumed = leg.taken
         with progress(steps, unit) as shown:
-            shown.begin('', leg.taken, leg.taken == steps, plan.workdir.path)
+            shown.begin('', leg.taken, leg.taken == steps, plan.workdir.path, plan.chunk)
             for part in leg.train():
                 new = divide(part.metrics['loss'])
                 log.append(format_rows(part.step + 1, new).encode())
@@ -513,7 +513,9 @@ def run_many(plan: Plan, inputs: Arrays, seeds: np.ndarray, *, unit: str = 'epoc
                 mine = losses[group.first : group.first + count]
                 mine[:, : leg.taken] = np.frombuffer(leg.held[LOSSES], '<f4').reshape(-1, count).T
                 resumed |= leg.taken > 0
-                shown.begin(group.place_among(len(seeds)), leg.taken, leg.taken == steps, workdir.path)
+                shown.begin(
+                    group.place_among(len(seeds)), leg.taken, leg.taken == steps, workdir.path, plan.chunk * count
+                )
                 for part in leg.train():
                     new = divide(part.metrics['loss'])
                     log.append(new.astype('<f4').tobytes())

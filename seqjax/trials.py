@@ -79,9 +79,7 @@ class Trial(NamedTuple):
                 resumed |= its.resumed
         return Outcome(found, metrics, _side_by_side(looks), resumed)
 
-    def _group(
-        self, group: sweep.Group, metrics: list[str], shown: Progress, before: int, seeds: int
-    ) -> Outcome:
+    def _group(self, group: sweep.Group, metrics: list[str], shown: Progress, before: int, seeds: int) -> Outcome:
         """What became of seeds that are trained side by side; `before` of all seeds have reached the goal already."""
         place, count, steps = str(group), len(group.seeds), self.plan.steps
         journals = {name: self.plan.workdir.journal(place, name) for name in (LOOKS, REACHED)}
@@ -91,7 +89,7 @@ class Trial(NamedTuple):
             found = {seed.seed: seed for seed in _seeds(leg.held[REACHED])}
             resumed, since = leg.taken > 0, dict[str, Mean]()  # the metrics since the last look
             over = leg.taken == steps or (len(found) == count and not self.to_the_end)
-            shown.begin(group.place_among(seeds), leg.taken, over, self.plan.workdir.path)
+            shown.begin(group.place_among(seeds), leg.taken, over, self.plan.workdir.path, self.plan.chunk * count)
             for part in leg.train() if not over else ():
                 since = _merged(since, part.metrics)
                 new = len(part.metrics['loss'].total)

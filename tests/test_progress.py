@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,27 @@ def test_one_long_chunk_is_enough_to_measure(clock, capsys):
         clock[0] += 100
         shown.show(100, 100)
     assert 'at most 1.2 days; fewer --epochs' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('chunk', 'warned'), [(10, True), (1000, False)])
+def test_a_first_chunk_of_over_a_minute_is_measured_while_it_runs(chunk, warned, monkeypatch, capsys):
+    """10,000 chunks of a minute are a week, 100 are not a day."""
+    monkeypatch.setattr(module, 'FIRST', 0.02)
+    monkeypatch.setattr(module, 'DAY', 0.02 * 1440)
+    with progress(100_000, 'seed-step') as shown:
+        shown.begin('', 0, False, None, chunk)
+        time.sleep(0.1)
+        shown.show(chunk, chunk)
+    assert ('takes at least 6.9 days' in capsys.readouterr().err) == warned
+
+
+def test_a_run_that_ends_before_its_first_chunk_does_not_warn_later(monkeypatch, capsys):
+    monkeypatch.setattr(module, 'FIRST', 0.02)
+    monkeypatch.setattr(module, 'DAY', 0.02)
+    with progress(100_000, 'seed-step') as shown:
+        shown.begin('', 0, False, None, 1)
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ''
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):

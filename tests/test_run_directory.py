@@ -18,7 +18,9 @@ def directory(module, *argv, monkeypatch=None):
 
     def stop(run, table, argv, *, name, complete, defaults=None):
         defaults = defaults or launch.default_values(run)
-        found.append(complete(launch.parse({**table, **launch.TOGETHER}, {**defaults, **launch.ALONE}, argv))['workdir'])
+        found.append(
+            complete(launch.parse({**table, **launch.TOGETHER}, {**defaults, **launch.ALONE}, argv))['workdir']
+        )
         return 0
 
     with pytest.MonkeyPatch.context() as patch:
