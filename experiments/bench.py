@@ -52,6 +52,7 @@ from experiments.peers.scores import (
     Timing,
     Timings,
 )
+from experiments.run_directory import default_workdir
 from seqjax import files, report
 
 TIMINGS, MEMORY, TEXT, PICTURE = 'timings.csv', 'memory.csv', 'bench.md', 'bench.png'
@@ -518,7 +519,11 @@ def _versions(names: Sequence[str]) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     return launch.main(
-        run, FLAGS, argv, name='experiments.bench', complete=lambda values: launch.default_workdir(values, 'bench')
+        run,
+        FLAGS,
+        argv,
+        name='experiments.bench',
+        complete=lambda values: default_workdir(values, launch.default_values(run), 'bench'),
     )
 
 

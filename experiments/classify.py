@@ -27,6 +27,7 @@ class Classify(Kind):
 
     name = 'classify'
     about = 'Classes of whole time series, from a .ts file of the UCR and UEA archive.'
+    suffix = '.ts'
     data_help = 'the .ts file; or PACKAGE:PATH, a file that an installed package has'
     OWN = {
         'test_data': Flag(Place('file'), f'the .ts file for the test; NAME{TEST} beside NAME{TRAIN} by default'),

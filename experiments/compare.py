@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments import launch, studies
 from experiments.launch import Choice, Flag, Many, Name, Whole
+from experiments.run_directory import default_workdir
 from experiments.study import DEFAULTS, MODEL, TRAINING, Study, goal_of, make_model
 from seqjax import files, report
 from seqjax.files import UserError
@@ -84,12 +85,14 @@ def run(**values: Any) -> list[tuple[Entry, Outcome]]:
     # Tasks and cells may be added to a comparison; what a run of it depends on, that run compares itself.
     shared = {name: value for name, value in settings.items() if name not in ('tasks', 'cells')}
     with files.open_workdir(shared, NAME, names=FILES) as (folder, _):
-        folder.write_summary({'experiment': NAME, 'finished': True, 'flags': shared})
+        summary = {'experiment': NAME, 'finished': False, 'flags': shared}
+        folder.write_summary(summary)
         found = []
         for entry in entries:
             print(f'{entry.task}, {entry.cell}({entry.hidden}), {entry.params:,} parameters')
             found.append((entry, _outcome(entry, folder)))
         _write(folder, found)
+        folder.write_summary(summary | {'finished': True})
         print('\n'.join(['', *table_lines(found), '', *difference_lines(found)]))
         if settings['picture']:
             _picture(folder, found)
@@ -229,14 +232,17 @@ def main(argv: list[str] | None = None) -> int:
         table, defaults = table_of(tasks)
     except ValueError:  # told when it is run
         table, defaults = table_of(OWN_DEFAULTS['tasks'])
-    return launch.main(
-        run,
-        table,
-        argv,
-        name=f'experiments.{NAME}',
-        complete=lambda values: launch.default_workdir(values, NAME, '-'.join(values['tasks']).replace(':', '.')),
-        defaults=defaults,
-    )
+
+    def complete(values: dict[str, Any]) -> dict[str, Any]:
+        tasks = '-'.join(values['tasks']).replace(':', '.')
+        few = values['steps'] is not None and values['steps'] < max(
+            studies.find(task).every for task in values['tasks']
+        )
+        # Few steps decide --every where that is not given.
+        steps = 'every' if few and values['every'] is None else 'steps'
+        return default_workdir(values, defaults, NAME, tasks, named=['tasks', 'cells'], steps=steps)
+
+    return launch.main(run, table, argv, name=f'experiments.{NAME}', complete=complete, defaults=defaults)
 
 
 FLAGS = table_of(OWN_DEFAULTS['tasks'])[0]

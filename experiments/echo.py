@@ -17,6 +17,7 @@ import optax
 
 from experiments import launch
 from experiments.launch import Choice, Flag, Fraction, Positive, Switch, Whole
+from experiments.run_directory import default_workdir
 from seqjax import files, optim, report, streaming, sweep
 from seqjax import run as host
 from seqjax.files import UserError
@@ -160,10 +161,11 @@ def _train(
     else:
         record = host.run_many(plan, symbols, np.arange(seed, seed + replicas), unit='step')
         files.write_replicas(folder, loss=record.losses)
-    print('compiled in {compile:.2f} s, trained in {train:.2f} s'.format(**record.seconds))
+    print(record.timing())
     known = record.outputs[..., delay:, :].argmax(-1) == answers[:, delay:]
     right = known.reshape(-1, FRESH * ASKED).sum(axis=1)
-    summary |= {'finished': True, 'seconds': record.seconds, **host.loss_summary(record.losses)}
+    seconds = None if record.resumed else record.seconds
+    summary |= {'finished': True, 'seconds': seconds, **host.loss_summary(record.losses)}
     summary |= {'answers': Answers(right.tolist(), FRESH * ASKED)._asdict()}
     folder.write_summary(summary)
     return summary, record.losses
@@ -222,7 +224,9 @@ def main(argv: list[str] | None = None) -> int:
         FLAGS,
         argv,
         name='experiments.echo',
-        complete=lambda values: launch.default_workdir(values, NAME, values['feed']),
+        complete=lambda values: default_workdir(
+            values, launch.default_values(run), NAME, values['feed'], named=['feed'], steps=STEPS
+        ),
     )
 
 

@@ -9,6 +9,7 @@ What the files of a kind are, and how they are split, is the kind's; all else is
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ import numpy as np
 
 from experiments import launch, study
 from experiments.launch import Choice, Flag, Fraction, Many, Place, Switch, Whole
+from experiments.run_directory import default_workdir
 from seqjax import checkpoint, files, fit, mesh, processes, report, sweep, train, verdict
 from seqjax import run as host
 from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Unseen
@@ -201,6 +203,7 @@ class Kind:
         self.defaults = {'data': None, **DEFAULTS, **self.own_defaults}
 
     data_help = 'the file; or PACKAGE:PATH, a file that an installed package has'
+    suffix = ''  # the usual one of --data
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Plain values -> all settings; raises UserError where one is refused or two do not go together."""
@@ -231,6 +234,8 @@ class Kind:
         """
         settings, start = self.check(values), time.perf_counter()
         dataset = self.dataset(settings)
+        # Resolved: a run that is asked for more steps must keep it.
+        settings['every'] = min(settings['every'] or min(dataset.epoch, MOST_EVERY), settings['steps'])
         for cell in settings['compare'] or [settings['cell']]:
             make_model(dataset.form, settings | {'cell': cell})
         print('\n'.join([dataset.name, *(f'  {line}' for line in [*dataset.look, *first_scores(dataset)])]))
@@ -252,7 +257,8 @@ class Kind:
         """Each cell in a folder of its own, within that of the comparison."""
         shared = {name: value for name, value in settings.items() if name not in ('compare', 'cell')}
         with files.open_workdir(shared, f'{self.name}.compare', names=(files.SUMMARY, COMPARED, *CELLS)) as (folder, _):
-            folder.write_summary({'experiment': f'{self.name}.compare', 'finished': True, 'flags': shared})
+            whole = {'experiment': f'{self.name}.compare', 'finished': False, 'flags': shared}
+            folder.write_summary(whole)
             results = []
             for cell in settings['compare']:
                 path = None if folder.path is None else str(folder.path / cell)
@@ -262,6 +268,7 @@ class Kind:
                 print()
             measure = dataset.measure
             write_compared(folder, measure, results)
+            folder.write_summary(whole | {'finished': True})
             print('\n'.join([*table_lines(measure, results), '', *difference_lines(measure, results)]))
             if folder.path is not None:
                 print('\n' + folder.listing())
@@ -302,14 +309,17 @@ class Kind:
         self, dataset: Dataset, model: nn.Module, settings: dict[str, Any], folder: files.Workdir
     ) -> tuple[Fit, int]:
         """Trains every seed, and tells the steps between two looks."""
-        every = min(settings['every'] or min(dataset.epoch, MOST_EVERY), settings['steps'])
+        every = settings['every']
         steps = settings['steps'] // every * every
         watch = Watch(every, settings['patience'])
         evals = {watch.split: dataset.validation}
         task = Task(model, dataset.score, dataset.batch, dataset.data, evals, watch)
         plan = _plan(task, settings, folder, steps, every)
+        cut = (
+            '' if steps == settings['steps'] else f' (--steps={settings["steps"]} cut to a multiple of --every={every})'
+        )
         print(
-            f'at most {steps:,} steps of {settings["batch_size"]}, a look every {every:,}, until '
+            f'at most {steps:,} steps{cut} of {settings["batch_size"]}, a look every {every:,}, until '
             f'{settings["patience"]} looks were no better'
         )
         seeds = np.arange(settings['seed'], settings['seed'] + settings['replicas'])
@@ -331,7 +341,16 @@ class Kind:
 
         def complete(values: dict[str, Any]) -> dict[str, Any]:
             what = 'compare' if values['compare'] else values['cell']
-            return launch.default_workdir(values, self.name, what)
+            # Few steps decide --every.
+            every = min(values['every'] or MOST_EVERY, values['steps'])
+            found = default_workdir(
+                values | {'every': every},
+                self.defaults | {'every': MOST_EVERY},
+                *(self.name, what),
+                named=('cell', 'compare'),
+                suffix=self.suffix,
+            )
+            return values | {'workdir': found['workdir']}
 
         run.__doc__ = self.about
         name = f'experiments.{self.name}'
@@ -363,6 +382,7 @@ def fingerprint(dataset: Dataset) -> str:
         array = np.ascontiguousarray(jax.random.key_data(leaf) if checkpoint.is_key(leaf) else leaf)
         digest.update(f'{array.shape}{array.dtype}'.encode())
         digest.update(array.view(np.uint8).data if array.size else b'')
+    digest.update(json.dumps(dataset.recipe, sort_keys=True, default=str).encode())  # names of columns and classes
     return digest.hexdigest()
 
 

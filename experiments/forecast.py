@@ -3,8 +3,8 @@
     python -m experiments.forecast --data=statsmodels:datasets/sunspots/sunspots.csv --target=SUNACTIVITY --date=YEAR \\
         --validation_from=1881 --test_from=1921
     python -m experiments.forecast --data=sales.csv --target=sold --date=day --id=shop --covariates=price --calendar \\
-        --horizon=14 --season=7 --head=quantile
-    python -m experiments.predict --workdir=runs/forecast/lstm --data=sales_of_today.csv --out=forecasts.csv
+        --horizon=14 --season=7 --head=quantile --workdir=runs/sales
+    python -m experiments.predict --workdir=runs/sales --data=sales_of_today.csv --out=forecasts.csv
 
 The split is by time: each series has its training, its validation and its test part, one after the other. A forecast
 belongs to the part in which all that it is about lies; what was read before may lie in the part before. Scores are over
@@ -82,6 +82,7 @@ class Forecast(Kind):
 
     name = 'forecast'
     about = 'Forecasts series of numbers from a table with a row for each point in time.'
+    suffix = '.csv'
     OWN = {
         'target': Flag(Many(Name()), 'columns to forecast; by default the one column of numbers, where there is one'),
         'date': Flag(Name(), 'column of the date, which must rise'),

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import gc
 import inspect
+import io
 import math
 import operator
 import os
@@ -280,7 +281,7 @@ SHARED = {
         "of matrix products, in JAX's words: by default a TPU takes bfloat16 and a recent GPU TensorFloat-32; highest "
         'is float32, high lies between; a CPU has float32 always',
     ),
-    'workdir': Flag(Place(), 'where the results stay; made if missing'),
+    'workdir': Flag(Place(), 'the run directory; by default one in runs/ for each set of flags'),
     'overwrite': Flag(Switch(), 'replace the results that --workdir holds'),
     'picture': Flag(Switch(), 'draw curve.png (needs matplotlib, the extra "plots")'),
     'mesh': Flag(
@@ -441,13 +442,10 @@ def find_flagfiles(argv: Iterable[str], within: tuple[Path, ...] = ()) -> list[s
             continue
         if not equals:
             path = next(words, '')
-        file = _find_flagfile(path)
+        file = _find_flagfile(path, within)
         if file in within:
             raise UserError(f'flagfile {path!r} reads itself; take that line out')
-        try:
-            lines = [line.strip() for line in file.read_text(encoding='utf-8').splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f'flagfile {path!r} cannot be read as text; it holds one --name=value a line') from error
+        lines = [line.strip() for line in _read_flagfile(path, file).split('\n')]
         lines = [line for line in lines if line and not line.startswith(('#', '//'))]
         found += find_flagfiles(lines, (*within, file))
     return found
@@ -465,9 +463,23 @@ def peek(argv: Iterable[str], name: str, default: str) -> str:
     return value
 
 
-def _find_flagfile(path: str) -> Path:
+def _read_flagfile(path: str, file: Path) -> str:
+    """The text of a flagfile; raises UserError where it cannot be read, or is not UTF-8."""
+    try:
+        text = file.read_text(encoding='utf-8-sig')  # some editors begin with a byte-order mark
+    except OSError as error:
+        raise UserError(f'flagfile {path!r} cannot be read: {error.strerror or error}') from error
+    except UnicodeDecodeError:
+        text = '\0'
+    if '\0' in text:  # as UTF-16 has, with a byte-order mark or without
+        raise UserError(f'flagfile {path!r} is not UTF-8 text; save it as UTF-8, with one --name=value a line')
+    return text
+
+
+def _find_flagfile(path: str, within: tuple[Path, ...] = ()) -> Path:
     name = Path(path).name
     candidates = [files.expand('flagfile', path)]
+    candidates += [file.parent / path for file in within[-1:]]  # beside the flagfile that names it
     if Path(path).parent in (Path('.'), Path('experiments/flags')):  # a path to elsewhere means that place alone
         candidates += [FLAGFILES / name, FLAGFILES / f'{name}.flags']
     for candidate in candidates:
@@ -497,11 +509,6 @@ def help_text(run: Callable[..., Any], table: Mapping[str, Flag], defaults: Mapp
 
 def default_values(run: Callable[..., Any]) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in inspect.signature(run).parameters.items()}
-
-
-def default_workdir(values: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The command line keeps results in runs/NAMES where no --workdir is given; Python keeps none."""
-    return values if values['workdir'] is not None else {**values, 'workdir': os.path.join('runs', *names)}
 
 
 def one_line(sentence: str) -> str:
@@ -544,7 +551,7 @@ def join(text: str, heartbeat: int) -> None:
         raise UserError(f'--distributed={text} cannot join: {" ".join(str(error).split())[:200]}') from error
     signals.take_back()
     if text != processes.OFF and not processes.is_first():
-        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+        sys.stdout = open(os.devnull, 'w', errors='backslashreplace')  # noqa: SIM115
 
 
 def main(
@@ -576,6 +583,9 @@ def main(
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.stdout is None:  # closed by whoever called
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal or a pipe cannot encode is escaped
+            stream.reconfigure(errors='backslashreplace')
     argv, defaults = sys.argv[1:] if argv is None else list(argv), defaults or default_values(run)
     if 'mesh' in table:
         table, defaults = {**table, **TOGETHER}, {**defaults, **ALONE}
@@ -584,13 +594,16 @@ def main(
         if {'--help', '-help', '-h', '--helpfull', '--helpshort'} & set(argv):
             print(help_text(run, table, defaults, name), flush=True)
             return 0
-        values = complete(parse(table, defaults, argv))
+        parsed = parse(table, defaults, argv)
+        values = complete(parsed)
         together = {word: values.pop(word) for word in ALONE if word in values}
         keep_compiled(values.pop('compilation_cache'))
         with signals.asked(later=False):
             if together:
                 use_cores(values['mesh'], together['distributed'])
                 join(together['distributed'], together['heartbeat'])
+            if 'workdir' in values and values['workdir'] != parsed['workdir']:
+                print(f'run directory: {values["workdir"]} (--workdir names another)\n', flush=True)
             run(**values)
             sys.stdout.flush()
             processes.stop()

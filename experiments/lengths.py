@@ -21,7 +21,7 @@ from experiments.study import SPLITS, Study
 from seqjax import files, report, train, trials
 from seqjax.files import UserError
 from seqjax.problem import WRONG, Problem, input_shapes
-from seqjax.task import State, Task
+from seqjax.task import Mean, State, Task
 from seqjax.trials import Outcome, Seed
 
 WITHIN, BEYOND = 'within', 'beyond'  # what was trained on: where a tested length lies
@@ -61,18 +61,18 @@ class Lengths(Study):
         points, longest = lengths_of(problem, settings), trained(problem)
         key = jax.random.key(SPLITS[settings['split']])
 
-        def wrong(state: State, key: jax.Array, length: jax.Array, size: int) -> jax.Array:
+        def wrong(state: State, key: jax.Array, length: jax.Array, size: int) -> Mean:
             batch = problem.draw(jax.random.fold_in(key, length), jnp.full(settings['count'], length), size)
-            mean = task.loss(train.apply(task, state, batch.inputs), batch)[WRONG]
-            return jnp.where(mean.count > 0, mean.compute(), jnp.nan)  # there may be no sequence of that length
+            return task.loss(train.apply(task, state, batch.inputs), batch)[WRONG]
 
-        def test(state: State, key: jax.Array) -> dict[str, jax.Array]:
+        def test(state: State, key: jax.Array) -> dict[str, Mean]:
             values = {}
             # The model is compiled for each padded length, and not for each length.
             for size, among in padded(points).items():
                 found = jax.lax.map(lambda x, size=size: wrong(state, key, x, size), jnp.array(among))
-                for length, value in zip(among, found, strict=True):
-                    values[f'{WITHIN if length <= longest else BEYOND}/{length}'] = value
+                for i, length in enumerate(among):
+                    one = jax.tree.map(lambda x, i=i: x[i], found)
+                    values[f'{WITHIN if length <= longest else BEYOND}/{length}'] = one
             return values
 
         return test, key

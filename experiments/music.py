@@ -1,7 +1,7 @@
 """Piano rolls: the notes of the next frame, from all frames before it.
 
-    python -m experiments.music --data=JSB_Chorales.mat --flagfile=experiments/flags/jsb.flags
-    python -m experiments.predict --workdir=runs/music/lstm --data=JSB_Chorales.mat --part=test --out=frames.csv
+    python -m experiments.music --data=JSB_Chorales.mat --flagfile=experiments/flags/jsb.flags --workdir=runs/jsb
+    python -m experiments.predict --workdir=runs/jsb --data=JSB_Chorales.mat --part=test --out=frames.csv
 
 The file has three cell arrays of pieces [T, 88], 0 or 1 for each key of a piano: traindata, validdata, testdata. The
 score is the negative log-likelihood in nats of a frame, the sum over its 88 notes; the mean is over the frames t = 2..T
@@ -27,6 +27,7 @@ class Music(Kind):
 
     name = 'music'
     about = 'Learns to forecast the next frame of piano rolls in a .mat file, and compares with simple forecasts.'
+    suffix = '.mat'
     OWN = {
         'window': Flag(Whole(1), 'frames of a training window, which may begin and end anywhere'),
         'transpose': Flag(

@@ -1,8 +1,8 @@
 """Uses a finished run: predictions for a file, for observations that come one at a time, or a text that goes on.
 
-    python -m experiments.predict --workdir=runs/forecast/lstm --data=new.csv --out=predictions.csv
-    tail -f sensor.csv | python -m experiments.predict --workdir=runs/forecast/lstm --stdin
-    python -m experiments.predict --workdir=runs/text/lstm --prompt='KING' --length=300 --temperature=0.8
+    python -m experiments.predict --workdir=runs/sales --data=new.csv --out=predictions.csv
+    tail -f sales.csv | python -m experiments.predict --workdir=runs/sales --stdin
+    python -m experiments.predict --workdir=runs/text/book-lstm --prompt='KING' --length=300 --temperature=0.8
 
 The data go through what the run's went through, with what was fitted on its training part. On the file that the run was
 trained on it gives the numbers that the run's own test gave, bit for bit.
@@ -88,7 +88,7 @@ def run(
     """
     settings = launch.check(FLAGS, locals(), launch.default_values(run))
     if settings['workdir'] is None:
-        raise UserError('--workdir is missing: the folder of a finished run, such as runs/forecast/lstm')
+        raise UserError('--workdir is missing: the folder of a finished run, such as runs/forecast/sales-lstm')
     asked = [name for name in ('data', 'stdin', 'prompt') if settings[name] not in (None, False)]
     if len(asked) != 1:
         given = ', '.join(f'--{name}' for name in asked) or 'none of them'

@@ -25,9 +25,11 @@ import numpy as np
 
 from experiments import launch
 from experiments.launch import Choice, Flag, Many, Whole
-from seqjax import checkpoint, files, report
+from experiments.run_directory import default_workdir
+from seqjax import checkpoint, files
 from seqjax.checkpoint import Store
 from seqjax.files import CHECKPOINTS, METRICS, UserError
+from seqjax.progress import Progress, progress
 
 COMMON = ('--layers=2', '--dropout=0.2', '--schedule=cosine', '--clip_norm=1', '--nopicture', '--hidden=16')
 RUNS = {
@@ -100,16 +102,16 @@ class Soak:
         for name in self.settings['runs']:
             print(f'{name}: an undisturbed run')
             self.start(self.folder / name / 'undisturbed', RUNS[name]).communicate()
-        with report.progress(self.settings['kills'], 'kill') as show:
+        with progress(self.settings['kills'], 'kill') as shown:
             while self.kills < self.settings['kills']:
                 name = self.settings['runs'][self.finished % len(self.settings['runs'])]
-                self.disturb(self.folder / name / 'killed', RUNS[name], show)
+                self.disturb(self.folder / name / 'killed', RUNS[name], shown)
                 compare(self.folder / name / 'killed', self.folder / name / 'undisturbed')
                 shutil.rmtree(self.folder / name / 'killed')
                 self.finished += 1
         return Outcome(self.kills, self.finished, self.training)
 
-    def disturb(self, folder: Path, flags: Sequence[str], show: Any) -> None:
+    def disturb(self, folder: Path, flags: Sequence[str], shown: Progress) -> None:
         """One run, killed until it ends, or until there were enough kills."""
         while True:
             before = _rows(folder)
@@ -124,7 +126,7 @@ class Soak:
                 process.send_signal(signal.SIGKILL)
                 self.kills += 1
                 self.training += _rows(folder) != before
-                show(self.kills, 1, f'{self.finished} runs ended')
+                shown.show(self.kills, 1, f'{self.finished} runs ended')
             _, said = process.communicate()
             if process.returncode not in (0, -signal.SIGKILL):
                 raise UserError(f'a run in {folder} ended with {process.returncode}: {said.strip()}')
@@ -166,7 +168,11 @@ def compare(folder: Path, other: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     return launch.main(
-        run, FLAGS, argv, name='experiments.soak', complete=lambda values: launch.default_workdir(values, 'soak')
+        run,
+        FLAGS,
+        argv,
+        name='experiments.soak',
+        complete=lambda values: default_workdir(values, launch.default_values(run), 'soak'),
     )
 
 

@@ -115,8 +115,7 @@ class Command:
             return self.run(task, **values)
 
         def complete(values: dict[str, Any]) -> dict[str, Any]:
-            find(values['task'])
-            return launch.default_workdir(values, self.name, *values['task'].split(':'), values['cell'])
+            return self.study(values['task']).default_workdir(values, self.name, *values['task'].split(':'))
 
         run.__doc__ = self.about
         table, defaults = self._flags(argv)

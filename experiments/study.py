@@ -24,6 +24,7 @@ from absl import flags
 
 from experiments import launch
 from experiments.launch import Choice, Flag, Fraction, Number, Positive, Switch, Whole
+from experiments.run_directory import default_workdir
 from seqjax import files, optim, report, sweep, trials
 from seqjax import run as host
 from seqjax.data import epoch_rows
@@ -367,13 +368,22 @@ class Study:
         """The value of every flag; raises UserError where one is refused."""
         return launch.parse(self.FLAGS, self.defaults, argv)
 
+    def default_workdir(self, values: dict[str, Any], *names: str) -> dict[str, Any]:
+        """Returns the flags with the default --workdir below runs/NAMES."""
+        every = values['every'] or min(self.every, values['steps'])  # as `check` has it
+        named = ('task', 'cell')
+        found = default_workdir(
+            values | {'every': every}, self.defaults | {'every': self.every}, *names, values['cell'], named=named
+        )
+        return values | {'workdir': found['workdir']}
+
     def main(self, argv: list[str] | None = None) -> int:
         return launch.main(
             self.run,
             self.FLAGS,
             argv,
             name=f'experiments.{self.name}',
-            complete=lambda values: launch.default_workdir(values, self.name, values['cell']),
+            complete=lambda values: self.default_workdir(values, self.name),
             defaults=self.defaults,
         )
 

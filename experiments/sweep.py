@@ -13,7 +13,7 @@ import csv
 import importlib
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,10 +21,12 @@ import numpy as np
 
 from experiments import launch, studies
 from experiments.launch import Choice, Flag, Grid, Name, Whole
+from experiments.run_directory import default_workdir
 from seqjax import files, optim, report
 from seqjax import run as host
 from seqjax import sweep as groups_of
 from seqjax.files import UserError
+from seqjax.progress import Progress, progress
 from seqjax.task import State
 
 NAME, TABLE, VALUES = 'sweep', 'sweep.csv', 'values.f32'
@@ -198,19 +200,13 @@ def _train(
     summary = host.new_summary(NAME, settings, [])
     folder.write_summary(summary)
     seeds = range(settings['seed'], settings['seed'] + settings['replicas'])
-    rows, done = [], 0
+    rows = []
     total = sum(one[module.STEPS] * len(seeds) for one in every_setting.values())
-    with report.progress(total, 'seed-step') as show:
+    with progress(total, 'seed-step') as shown:
         for place, shared, several in _programs(every_setting, module):
             lanes = [Lane(setting, seed, one[RATE]) for setting, one in several.items() for seed in seeds]
             launch.check_memory(*module.sizes(**shared | {'replicas': len(lanes)}))
-            study = Study(settings, shared, module, folder, len(lanes))
-
-            def progress(taken: int, new: int, words: str, before: int = done) -> None:
-                show(before + taken, new, words)
-
-            rows += study.rows(place, lanes, progress)
-            done += len(lanes) * shared[module.STEPS]
+            rows += Study(settings, shared, module, folder, len(lanes)).rows(place, lanes, shown)
     places = {setting: i for i, setting in enumerate(every_setting)}
     rows.sort(key=lambda row: (places[row.setting], row.seed, row.step))
     _write(folder, [name for name, _ in settings['grid']], rows)
@@ -246,7 +242,7 @@ class Study(NamedTuple):
     folder: files.Workdir
     count: int  # of lanes
 
-    def rows(self, place: str, lanes: Sequence[Lane], show: Callable[[int, int, str], None]) -> list[Row]:
+    def rows(self, place: str, lanes: Sequence[Lane], shown: Progress) -> list[Row]:
         """All values of all lanes."""
         steps = self.shared[self.module.STEPS]
         how = {'steps': steps, 'chunk': self.settings['every'], 'replicas': self.count, 'workdir': self.folder}
@@ -258,9 +254,8 @@ class Study(NamedTuple):
         _check_metric(self.settings['metric'], names)
         for group in groups_of.groups(np.arange(self.count), plan.group):
             mine = [lanes[i] for i in group.seeds]
-            values = self.values(
-                plan, f'{place}/lanes_{group.seeds[0]}_to_{group.seeds[-1]}', mine, len(names), group.first, show
-            )
+            its_place = f'{place}/lanes_{group.seeds[0]}_to_{group.seeds[-1]}'
+            values = self.values(plan, its_place, mine, len(names), shown)
             for i, lane in enumerate(mine):
                 for look, (metric, found) in itertools.product(range(len(values)), enumerate(names)):
                     step = (look + 1) * self.settings['every']
@@ -273,8 +268,7 @@ class Study(NamedTuple):
         place: str,
         lanes: Sequence[Lane],
         metrics: int,
-        first: int,
-        show: Callable[[int, int, str], None],
+        shown: Progress,
     ) -> np.ndarray:
         """What a group of lanes showed at every look, [looks, metrics, lanes]."""
         every, count, log = self.settings['every'], len(lanes), self.folder.journal(place, VALUES)
@@ -284,13 +278,15 @@ class Study(NamedTuple):
             begin = host.Begin(_with_rates, groups_of.fill(rates, plan.width))
         with plan.leg([lane.seed for lane in lanes], {VALUES: log}, place=place, begin=begin) as leg:
             looks = [np.frombuffer(leg.held[VALUES], '<f4').reshape(-1, metrics, count)]
+            shown.begin(place, leg.taken, leg.taken == plan.steps, self.folder.path, plan.chunk * count)
             for part in leg.train():
                 new = len(part.metrics['loss'].total)
                 if (part.step + new) % every == 0:
                     now = host.latest(part).astype('<f4')
                     log.append(now.tobytes())
                     looks.append(now[None])
-                show(first * plan.steps + (part.step + new) * count, new * count, '')
+                shown.show((part.step + new) * count, new * count)
+            shown.end(plan.steps * count, plan.steps * count)
         return np.concatenate(looks)
 
 
@@ -372,14 +368,13 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     experiment = launch.peek(argv, 'experiment', OWN_DEFAULTS['experiment'])
     table, defaults = table_of(experiment if experiment in EXPERIMENTS else OWN_DEFAULTS['experiment'])
-    return launch.main(
-        run,
-        table,
-        argv,
-        name='experiments.sweep',
-        complete=lambda values: launch.default_workdir(values, NAME, values['experiment']),
-        defaults=defaults,
-    )
+
+    def complete(values: dict[str, Any]) -> dict[str, Any]:
+        # The steps decide --every where that is not given.
+        steps = 'every' if values['every'] is None else module_of(values['experiment']).STEPS
+        return default_workdir(values, defaults, NAME, values['experiment'], named=['experiment'], steps=steps)
+
+    return launch.main(run, table, argv, name='experiments.sweep', complete=complete, defaults=defaults)
 
 
 if __name__ == '__main__':

@@ -19,6 +19,7 @@ import optax
 
 from experiments import launch
 from experiments.launch import Choice, Flag, Whole
+from experiments.run_directory import default_workdir
 from seqjax import files, optim, report, sweep
 from seqjax import run as host
 from seqjax.activations import RECURRENT_ACTIVATIONS
@@ -154,8 +155,9 @@ def _train(settings: dict[str, Any], folder: files.Workdir, targets: np.ndarray)
         record = host.run_many(plan, inputs, np.arange(seed, seed + replicas))
         predictions = _flat(record.outputs, settings)
         files.write_replicas(folder, loss=record.losses, predictions=predictions)
-    print('compiled in {compile:.2f} s, trained in {train:.2f} s\n'.format(**record.seconds))
-    summary |= {'finished': True, 'seconds': record.seconds, **host.loss_summary(record.losses)}
+    print(record.timing() + '\n')
+    seconds = None if record.resumed else record.seconds
+    summary |= {'finished': True, 'seconds': seconds, **host.loss_summary(record.losses)}
     summary |= _outcome(record.losses, _flat(record.outputs, settings), targets, settings)
     folder.write_summary(summary)
     return summary, record
@@ -206,7 +208,7 @@ def read_reference(settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray] | 
     path = REFERENCE / f'loss_{settings["setup"]}.csv'
     if not path.exists() or any(settings[name] != value for name, value in NOTEBOOK.items()):
         return None
-    with path.open(newline='') as lines:
+    with path.open(newline='', encoding='utf-8') as lines:
         rows = [(int(row['epoch']), float(row['loss'])) for row in csv.DictReader(lines)]
     rows = [row for row in rows if row[0] <= settings['epochs']]
     return (np.array([epoch for epoch, _ in rows]), np.array([loss for _, loss in rows])) if rows else None
@@ -226,10 +228,13 @@ def _conclusion(summary: dict[str, Any], targets: np.ndarray) -> str:
         first, last = summary['first_loss'], summary['last_loss']
         predictions = np.array(summary['predictions'], float)
         right = int(exact(predictions[:, None], targets[:, None]).sum())
+        moved = f'{"fell" if last < first else "rose"} from {first:.3g} to {last:.3g}'
+        if last == first:
+            moved = f'stayed at {last:.3g}'
         return (
             f'{after}{"all" if summary["exact"] else right} of {len(targets)} predictions equal their targets to one '
-            f'decimal, and the loss {"fell" if last < first else "rose"} from {first:.3g} to {last:.3g}; that is seed '
-            f'{settings["seed"]} alone, and --replicas=100 shows how often it happens.'
+            f'decimal, and the loss {moved}; that is seed {settings["seed"]} alone, and --replicas=100 shows how often '
+            'it happens.'
         )
     found = summary['replicas']
     low, high = found['interval']
@@ -343,7 +348,9 @@ def main(argv: list[str] | None = None) -> int:
         FLAGS,
         argv,
         name='experiments.td',
-        complete=lambda values: launch.default_workdir(values, 'td', values['setup']),
+        complete=lambda values: default_workdir(
+            values, launch.default_values(run), 'td', values['setup'], named=['setup'], steps=STEPS
+        ),
     )
 
 

@@ -8,15 +8,17 @@ The fewest epochs that bring the share to --share are chosen on one set of seeds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import launch, td
 from experiments.launch import Flag, Many, Positive, Share, Whole
+from experiments.run_directory import default_workdir
 from seqjax import files, optim, report, sweep
 from seqjax import run as host
+from seqjax.progress import Progress, progress
 from seqjax.task import Task
 from seqjax.tasks import td as task_td
 
@@ -148,18 +150,17 @@ class Study(NamedTuple):
         how |= launch.keeping(self.settings)
         plan = host.prepare(self.task, optim.adam(rate, self.settings['adam_epsilon']), inputs, **how)
         exact = np.zeros(epochs // every, int)
-        with report.progress(len(seeds) * epochs, 'seed-epoch') as show:
+        with progress(len(seeds) * epochs, 'seed-epoch') as shown:
             for group in sweep.groups(seeds, plan.group):
-                exact += self.count(plan, f'{place}/{group}', group, show)
+                exact += self.count(plan, f'{place}/{group}', group, shown)
         return [Point(rate, (i + 1) * every, int(n), len(seeds)) for i, n in enumerate(exact)]
 
-    def count(
-        self, plan: host.Plan, place: str, group: sweep.Group, show: Callable[[int, int, str], None]
-    ) -> np.ndarray:
+    def count(self, plan: host.Plan, place: str, group: sweep.Group, shown: Progress) -> np.ndarray:
         """How many seeds of a group are exact after every few epochs, [epochs // every]."""
         every, count, log = self.settings['every'], len(group.seeds), self.folder.journal(place, EXACT)
-        exact = np.zeros(plan.steps // every, int)
+        exact, n = np.zeros(plan.steps // every, int), 0
         with plan.leg(group.seeds, {EXACT: log}, place=place) as leg:
+            shown.begin(place, leg.taken, leg.taken == plan.steps, self.folder.path, plan.chunk * count)
             for epoch, n in files.whole_numbers(leg.held[EXACT]):
                 exact[epoch // every - 1] = n
             for part in leg.train():
@@ -169,7 +170,8 @@ class Study(NamedTuple):
                     predictions = np.asarray(plan.programs.predict(part.state, self.task.data.inputs))[:count]
                     exact[done // every - 1] = n = td.exact(predictions.reshape(count, -1), self.targets).sum()
                     log.append(files.format_whole_numbers([(done, n)]))
-                    show(group.first * plan.steps + done * count, new * count, f'{n:,} exact')
+                shown.show(done * count, new * count, f'{n:,} of {count:,} exact')
+            shown.end(plan.steps * count, plan.steps * count)
         return exact
 
 
@@ -226,7 +228,9 @@ def main(argv: list[str] | None = None) -> int:
         FLAGS,
         argv,
         name='experiments.td_rates',
-        complete=lambda values: launch.default_workdir(values, 'td_rates', values['setup']),
+        complete=lambda values: default_workdir(
+            values, launch.default_values(run), 'td_rates', values['setup'], named=['setup'], steps='epochs'
+        ),
     )
 
 

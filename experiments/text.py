@@ -35,6 +35,7 @@ SHOWN = 5  # unknown tokens that are named
 class Language(Kind):
     name = 'text'
     about = 'Predicts the next character, byte or word of a text.'
+    suffix = '.txt'
     OWN = {
         'tokens': Flag(
             Choice(*texts.KINDS),

@@ -36,8 +36,9 @@ The rooms, each importing only from those above it:
     processes     several processes that compute one run
     streaming     data that stay on the host: batches made there, by grain
     ------        rooms that touch files or print
-    report        parameter table, progress, shares with their intervals, pictures
+    report        parameter table, shares with their intervals, pictures
     files         the folder of a run: its lock, its journals, and files that are never left half written
+    progress      how far a run is: a bar or lines, the time left, a warning where a run takes days
     signals       how a run is asked to stop: SIGTERM, SIGINT
     checkpoint    saves by Orbax, sealed with checksums, verified before use
     run           the host half of a run: from checkpoint to checkpoint, with a log; knows no task by name

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from seqjax import checkpoint, files, report, sweep, train
+from seqjax import checkpoint, files, sweep, train
 from seqjax import run as host
 from seqjax.files import UserError
+from seqjax.progress import Progress, progress
 from seqjax.task import Best, Mean
 
 LOOKS = 'looks.f32'  # of each group, beside its checkpoints
@@ -44,9 +45,9 @@ def fit(plan: host.Plan, seeds: np.ndarray) -> Fit:
       UserError: see `seqjax.run.Plan.leg`; or no seed had a finite value at any look.
     """
     found, count = [], len(seeds)
-    with report.progress(count * plan.steps, 'seed-step') as show:
+    with progress(count * plan.steps, 'seed-step') as shown:
         for group in sweep.groups(seeds, plan.group):
-            found.append(_group(plan, group, count, show))
+            found.append(_group(plan, group, count, shown))
     longest = max(one.looks.shape[1] for one in found)
     looks = [_longer(one.looks, longest) for one in found]
     best = jax.tree.map(lambda *parts: np.concatenate(parts), *[one.best for one in found])
@@ -73,14 +74,17 @@ def refit(plan: host.Plan, found: Fit) -> Fit:
       UserError: see `seqjax.run.Leg.train`.
     """
     count, states = len(found.seeds), []
-    with report.progress(count * plan.steps, 'seed-step again') as show:
+    with progress(count * plan.steps, 'seed-step again') as shown:
         for group in sweep.groups(found.seeds, plan.group):
             # By its steps, too: a run that is asked for more may find that another number of them is best.
             with plan.leg(group.seeds, {}, place=f'refit_{plan.steps}_{group}') as leg:
+                if leg.taken:
+                    print(f'the second training of {str(group).replace("_", " ")} resumes from step {leg.taken:,}')
                 for part in leg.train():
                     new = len(part.metrics['loss'].total)
-                    done = group.first * plan.steps + (part.step + new) * len(group.seeds)
-                    show(done, new * len(group.seeds), f'loss {_median(_values(part)[:, 0]):.4g}')
+                    done = (part.step + new) * len(group.seeds)
+                    shown.show(done, new * len(group.seeds), f'loss {_median(_values(part)[:, 0]):.4g}')
+                shown.end(plan.steps * len(group.seeds), plan.steps * len(group.seeds))
                 state = plan.kept(leg.state, len(group.seeds))
                 states.append(_on_host(plan, (state.params, state.variables)))
     params, variables = jax.tree.map(lambda *parts: np.concatenate(parts), *states)
@@ -98,7 +102,7 @@ def _longer(looks: np.ndarray, count: int) -> np.ndarray:
     return np.pad(looks, [(0, 0), (0, count - looks.shape[1]), (0, 0)], constant_values=np.nan)
 
 
-def _group(plan: host.Plan, group: sweep.Group, seeds: int, show: Callable[[int, int, str], None]) -> Fit:
+def _group(plan: host.Plan, group: sweep.Group, seeds: int, shown: Progress) -> Fit:
     """Seeds that are trained side by side, until the last of them has no patience left."""
     count, steps, watch = len(group.seeds), plan.steps, plan.task.watch
     metrics, journal = host.metric_names(plan.programs), plan.workdir.journal(str(group), LOOKS)
@@ -106,6 +110,8 @@ def _group(plan: host.Plan, group: sweep.Group, seeds: int, show: Callable[[int,
     with plan.leg(group.seeds, {LOOKS: journal}, place=str(group)) as leg:
         looks = list(np.frombuffer(leg.held[LOOKS], '<f4').reshape(-1, count, len(metrics)))
         resumed, over = leg.taken > 0, np.asarray(see(leg.state)[0])[:count]
+        done = bool(over.all()) or leg.taken == steps
+        shown.begin(group.place_among(seeds), leg.taken, done, plan.workdir.path, plan.chunk * count)
         for part in leg.train() if not over.all() else ():
             values = _values(part)
             values[over] = np.nan  # others went on beside it
@@ -113,12 +119,15 @@ def _group(plan: host.Plan, group: sweep.Group, seeds: int, show: Callable[[int,
             journal.append(values.astype('<f4').tobytes())
             over, best = (np.asarray(x)[:count] for x in see(part.state))
             new = len(part.metrics['loss'].total)
-            done = steps if over.all() else part.step + new
-            words = f'best {watch.split} {watch.metric} {_median(best):.4g}'
-            show(group.first * steps + done * count, new * count, words)
+            words = f'best {watch.split} {watch.metric} {_median(best[best < train.WORST]):.4g}'
+            if over.any():
+                words += f', {over.sum()} of {count} seeds stopped early'
+            shown.show((part.step + new) * count, new * count, words)
             if over.all():
                 break
+        shown.end(leg.taken * count, steps * count)
         best = _on_host(plan, plan.kept(leg.state, count).best)
+    best = best._replace(value=np.where(best.step == 0, np.inf, best.value))  # before the first that is finite
     shown = np.stack(looks, 1) if looks else np.empty((count, 0, len(metrics)), np.float32)
     return Fit(group.seeds, metrics, shown, best, resumed)
 

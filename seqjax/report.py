@@ -1,12 +1,9 @@
-"""What a person sees: the parameter table, progress, shares with their intervals, pictures."""
+"""What a person sees: the parameter table, shares with their intervals, pictures."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +14,6 @@ from seqjax.task import Arrays, Params
 
 Z95 = 1.959964  # the normal distribution's 97.5% quantile
 BANDS = (0.025, 0.25, 0.5, 0.75, 0.975)  # quantiles: the edges of the 95% and 50% bands, and the median
-PLAIN_LINES = 10  # of progress, where there is no terminal
 
 
 # --- the parameter table ---------------------------------------------------------------------------
@@ -147,56 +143,6 @@ def format_interval(values: np.ndarray, spec: str = '.4g', half_spec: str = '.2g
     """
     mean, half = mean_interval(values)
     return f'{mean:{spec}}' if math.isinf(half) else f'{mean:{spec}} ± {half:{half_spec}}'
-
-
-# --- progress --------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def progress(total: int, unit: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Shows how far a run is: a bar on a terminal, at most PLAIN_LINES lines in a file or a notebook.
-
-    Gives a function of the units done so far, of those among them that are new since the last call (others were done
-    before the run was stopped), and of a few words to show beside them.
-    """
-    start, here = time.perf_counter(), 0
-
-    def show(done, new, words):
-        nonlocal here
-        here += new
-        update(done, f'{words}  {here / max(time.perf_counter() - start, 1e-9):,.0f} {unit}/s')
-
-    with (_bar if sys.stdout.isatty() else _lines)(total, unit) as update:
-        yield show
-
-
-@contextlib.contextmanager
-def _lines(total, unit):
-    shown = 0
-
-    def update(done, words):
-        nonlocal shown
-        if done * PLAIN_LINES // total > shown or done == total:
-            shown = done * PLAIN_LINES // total
-            print(f'{unit} {done:>{len(f"{total:,}")},}/{total:,}  {words}', flush=True)
-
-    yield update
-
-
-@contextlib.contextmanager
-def _bar(total, unit):
-    from rich import progress as rich_progress  # only a terminal needs it, and it takes a tenth of a second
-
-    columns = (
-        rich_progress.TextColumn(unit),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TextColumn('{task.fields[words]}'),
-        rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with rich_progress.Progress(*columns) as bar:
-        task = bar.add_task(unit, total=total, words='')
-        yield lambda done, words: bar.update(task, completed=done, words=words)
 
 
 # --- pictures --------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import seqjax
 from seqjax import checkpoint, mesh, processes, report, signals, streaming, sweep, train
 from seqjax.checkpoint import About, Store
 from seqjax.files import CHECKPOINTS, METRICS, Journal, UserError, Workdir
+from seqjax.progress import progress
 from seqjax.task import Arrays, Mean, State, Task, batch_shapes
 
 LOSSES = 'losses.f32'  # of a group of replicas, [steps, replicas], until replicas.npz is written
@@ -38,7 +39,13 @@ class Record(NamedTuple):
     losses: np.ndarray  # [steps], or [R, steps] with replicas
     outputs: np.ndarray  # of the trained model: [B, ...], or [R, B, ...]
     state: State  # the last; of the last group with replicas
-    seconds: dict[str, float]  # 'compile' and 'train'
+    seconds: dict[str, float]  # 'compile' and 'train', of this session
+    resumed: bool = False  # whether a part of it was done before this session
+
+    def timing(self) -> str:
+        """The seconds, for a person."""
+        text = 'compiled in {compile:.2f} s, trained in {train:.2f} s'.format(**self.seconds)
+        return f'{text} since it was resumed' if self.resumed else text
 
 
 class Part(NamedTuple):
@@ -462,20 +469,18 @@ def run_one(plan: Plan, inputs: Arrays, seed: int, *, unit: str = 'epoch') -> Re
     with plan.leg(seed, {METRICS: log}) as leg:
         losses = np.empty(steps, np.float32)
         losses[: leg.taken] = _losses_of(leg.held[METRICS])
-        _tell_where(leg)
-        with report.progress(steps, unit) as show:
+        resumed = leg.taken
+        with progress(steps, unit) as shown:
+            shown.begin('', leg.taken, leg.taken == steps, plan.workdir.path, plan.chunk)
             for part in leg.train():
                 new = divide(part.metrics['loss'])
                 log.append(format_rows(part.step + 1, new).encode())
                 losses[part.step : part.step + len(new)] = new
-                show(part.step + len(new), len(new), f'loss {new[-1]:.4g}')
+                shown.show(part.step + len(new), len(new), f'loss {new[-1]:.4g}')
+            shown.end(steps, steps)
     outputs = np.asarray(plan.programs.predict(leg.state, inputs))
-    return Record(losses, outputs, leg.state, {'compile': plan.seconds, 'train': time.perf_counter() - start})
-
-
-def _tell_where(leg: Leg) -> None:
-    if leg.taken:
-        print(f'goes on from step {leg.taken:,}, saved in {leg.store.folder}')
+    seconds = {'compile': plan.seconds, 'train': time.perf_counter() - start}
+    return Record(losses, outputs, leg.state, seconds, resumed > 0)
 
 
 def _losses_of(rows: bytes) -> list[float]:
@@ -499,24 +504,35 @@ def run_many(plan: Plan, inputs: Arrays, seeds: np.ndarray, *, unit: str = 'epoc
     workdir, steps = plan.workdir, plan.steps
     start = time.perf_counter()
     losses, outputs = np.empty((len(seeds), steps), np.float32), []
-    with report.progress(len(seeds) * steps, f'seed-{unit}') as show:
+    resumed = False
+    with progress(len(seeds) * steps, f'seed-{unit}') as shown:
         for group in sweep.groups(seeds, plan.group):
             place, count = str(group), len(group.seeds)
             log = workdir.journal(place, LOSSES)
             with plan.leg(group.seeds, {LOSSES: log}, place=place) as leg:
                 mine = losses[group.first : group.first + count]
                 mine[:, : leg.taken] = np.frombuffer(leg.held[LOSSES], '<f4').reshape(-1, count).T
-                _tell_where(leg)
+                resumed |= leg.taken > 0
+                shown.begin(
+                    group.place_among(len(seeds)), leg.taken, leg.taken == steps, workdir.path, plan.chunk * count
+                )
                 for part in leg.train():
                     new = divide(part.metrics['loss'])
                     log.append(new.astype('<f4').tobytes())
                     mine[:, part.step : part.step + len(new)] = new.T
-                    done = group.first * steps + (part.step + len(new)) * count
-                    show(done, new.size, f'median loss {np.median(new[-1]):.4g}')
+                    shown.show((part.step + len(new)) * count, new.size, _median_loss(new[-1]))
+                shown.end(steps * count, steps * count)
             outputs.append(np.asarray(plan.programs.predict(leg.state, inputs))[:count])
     seconds = {'compile': plan.seconds, 'train': time.perf_counter() - start}
     _write_bands(workdir, losses)
-    return Record(losses, np.concatenate(outputs), leg.state, seconds)
+    return Record(losses, np.concatenate(outputs), leg.state, seconds, resumed)
+
+
+def _median_loss(losses: np.ndarray) -> str:
+    """The median loss of a group [n], and how many of its seeds diverged."""
+    finite = losses[np.isfinite(losses)]
+    diverged = f', {len(losses) - len(finite)} diverged' if len(finite) < len(losses) else ''
+    return f'median loss {np.median(finite) if len(finite) else np.nan:.4g}{diverged}'
 
 
 def _write_bands(workdir: Workdir, losses: np.ndarray) -> None:

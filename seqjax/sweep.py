@@ -23,6 +23,10 @@ class Group(NamedTuple):
         """For a person, and as the name of a folder: seeds_0_to_249."""
         return f'seeds_{self.seeds[0]}_to_{self.seeds[-1]}'
 
+    def place_among(self, count: int) -> str:
+        """The group for a person; empty where it has all of `count` seeds."""
+        return '' if len(self.seeds) == count else str(self).replace('_', ' ')
+
 
 def max_width(numbers: int) -> int:
     """How many replicas may lie side by side, where a training step of one has so many float32 numbers.

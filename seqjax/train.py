@@ -26,6 +26,7 @@ Variables = Mapping[str, Arrays]
 Advance = Callable[..., tuple[State, Metrics, dict[str, Metrics]]]
 
 CARRY = 'carry'  # the collection in which a stateful model keeps where its stream stands, leaves [B, ...]
+WORST = float(np.finfo(np.float32).max)  # of a watched metric before the first look; JAX_DEBUG_INFS takes no infinity
 INIT = 2**32 - 1  # the "step" whose key draws the initial parameters; a real step is an int32
 
 
@@ -47,7 +48,7 @@ def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> 
         params = variables.pop('params')
         best = None
         if task.watch is not None:
-            best = Best(jnp.float32(jnp.inf), jnp.int32(0), params, _without_carry(variables))
+            best = Best(jnp.float32(WORST), jnp.int32(0), params, _without_carry(variables))
         return State(jnp.int32(0), key, params, variables, tx.init(params), best)
 
     return init(key)
@@ -365,9 +366,9 @@ class Placement(Protocol):
 class Programs(NamedTuple):
     """All that a run executes, compiled before its first step, so that compiling is timed apart from training."""
 
-    init: jax.stages.Compiled  # seed, uint32 -> State
-    advance: jax.stages.Compiled  # see make_advance
-    predict: jax.stages.Compiled | None  # (state, inputs) -> outputs
+    init: Callable[..., State]  # seed, uint32 -> State
+    advance: Advance  # see make_advance
+    predict: Callable[..., Arrays] | None  # (state, inputs) -> outputs
     shapes: tuple[State, Metrics, dict[str, Metrics]]  # of what `advance` gives
 
 
@@ -394,15 +395,16 @@ def compile_programs(
     state = jax.eval_shape(init, seed)
     lies, whole = (None, None) if placement is None else (placement.state(state), placement.whole)
     given, taken = (whole, whole, lies, whole), (lies, whole, whole)
+    apply_all = mapped(partial(apply, task), in_axes=(0, None))
     with contextlib.nullcontext() if placement is None else placement.in_effect():
         advance = make_advance(task, tx, chunk=chunk, replicas=replicas is not None)
+        if jax.config.jax_disable_jit:  # nothing is compiled ahead: each operation runs by itself, for debuggers
+            shapes = jax.eval_shape(advance, task.data, task.evals, state, 0)
+            return Programs(init, advance, None if inputs is None else apply_all, shapes)
         advance = jax.jit(advance, in_shardings=given, out_shardings=taken).lower(task.data, task.evals, state, 0)
     predict = None
     if inputs is not None:
-        predict = jax.jit(
-            mapped(partial(apply, task), in_axes=(0, None)), in_shardings=(lies, whole), out_shardings=whole
-        )
-        predict = predict.lower(state, inputs).compile()
+        predict = jax.jit(apply_all, in_shardings=(lies, whole), out_shardings=whole).lower(state, inputs).compile()
     init = jax.jit(init, out_shardings=lies).lower(seed).compile()
     return Programs(init, advance.compile(), predict, advance.out_info)
 

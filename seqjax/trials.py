@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from seqjax import files, report, sweep, train
+from seqjax import files, sweep, train
 from seqjax import run as host
 from seqjax.problem import Goal
+from seqjax.progress import Progress, progress
 from seqjax.task import Arrays, Batch, Mean, State, Task
 
 LOOKS, REACHED = 'looks.f32', 'reached.jsonl'  # of each group, beside its checkpoints
 TABLE = 'looks.csv'
 
-Test = Callable[[State, Arrays], dict[str, jax.Array]]  # of one seed, on what it has not seen -> numbers by name
+# Of one seed, on what it has not seen -> numbers by name; a Mean that counted nothing is NaN.
+Test = Callable[[State, Arrays], dict[str, jax.Array | Mean]]
 
 
 class Seed(NamedTuple):
@@ -68,21 +70,17 @@ class Trial(NamedTuple):
         """
         metrics = list(self.plan.programs.shapes[1])
         found, looks, resumed, count = [], [], False, len(seeds)
-        with report.progress(count * self.plan.steps, 'seed-step') as show:
+        with progress(count * self.plan.steps, 'seed-step') as shown:
             for group in sweep.groups(seeds, self.plan.group):
                 before = sum(seed.sequences is not None for seed in found)
-
-                def told(taken: int, new: int, reached: int, before: int = before) -> None:
-                    show(taken, new, f'{before + reached} of {count} at the goal')
-
-                its = self._group(group, metrics, told)
+                its = self._group(group, metrics, shown, before, count)
                 found += its.seeds
                 looks.append(its.looks)
                 resumed |= its.resumed
         return Outcome(found, metrics, _side_by_side(looks), resumed)
 
-    def _group(self, group: sweep.Group, metrics: list[str], show: Callable[[int, int, int], None]) -> Outcome:
-        """What became of seeds that are trained side by side."""
+    def _group(self, group: sweep.Group, metrics: list[str], shown: Progress, before: int, seeds: int) -> Outcome:
+        """What became of seeds that are trained side by side; `before` of all seeds have reached the goal already."""
         place, count, steps = str(group), len(group.seeds), self.plan.steps
         journals = {name: self.plan.workdir.journal(place, name) for name in (LOOKS, REACHED)}
         test = jax.jit(self._of_one, out_shardings=self.plan.whole)
@@ -90,7 +88,9 @@ class Trial(NamedTuple):
             looks = list(np.frombuffer(leg.held[LOOKS], '<f4').reshape(-1, count, len(metrics)))
             found = {seed.seed: seed for seed in _seeds(leg.held[REACHED])}
             resumed, since = leg.taken > 0, dict[str, Mean]()  # the metrics since the last look
-            for part in leg.train() if self.to_the_end or len(found) < count else ():
+            over = leg.taken == steps or (len(found) == count and not self.to_the_end)
+            shown.begin(group.place_among(seeds), leg.taken, over, self.plan.workdir.path, self.plan.chunk * count)
+            for part in leg.train() if not over else ():
                 since = _merged(since, part.metrics)
                 new = len(part.metrics['loss'].total)
                 done = part.step + new
@@ -103,10 +103,10 @@ class Trial(NamedTuple):
                     reached = [self._tested(group, int(i), part.state, done, test) for i in just]
                     found |= {seed.seed: seed for seed in reached}
                     journals[REACHED].append(_lines(reached))
-                over = len(found) == count and not self.to_the_end
-                show(group.first * steps + (steps if over else done) * count, new * count, len(found))
-                if over:
+                shown.show(done * count, new * count, f'{before + len(found)} of {seeds} at the goal')
+                if len(found) == count and not self.to_the_end:
                     break
+            shown.end(leg.taken * count, steps * count)
             for i, seed in enumerate(group.seeds.tolist()):
                 if self.to_the_end or seed not in found:
                     at_end = self._tested(group, i, leg.state, None, test)
@@ -126,8 +126,14 @@ class Trial(NamedTuple):
         test: Callable[[State, int, Arrays], dict[str, jax.Array]],
     ) -> Seed:
         """One of a group, with what the test says of it now."""
-        values = {name: float(x) for name, x in jax.device_get(test(states, i, self.unseen)).items()}
+        values = {name: _number(x) for name, x in jax.device_get(test(states, i, self.unseen)).items()}
         return Seed(int(group.seeds[i]), None if steps is None else steps * self.batch_size, values)
+
+
+def _number(x: np.ndarray | Mean) -> float:
+    if not isinstance(x, Mean):
+        return float(x)
+    return float(np.float32(x.total) / np.float32(x.count)) if x.count > 0 else math.nan
 
 
 def _mean(metric: Mean) -> np.ndarray:

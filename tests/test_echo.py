@@ -97,7 +97,7 @@ def test_ten_steps_are_five_and_a_new_process_and_five(kind, tmp_path):
         own = [f'--workdir={tmp_path / folder}', f'--steps={steps}', f'--chunk={chunk}', '--checkpoint_every=4']
         done = command(*flags, *own, module='echo')
         assert done.returncode == 0, done.stderr
-    assert 'goes on from step 5' in done.stdout
+    assert 'Resuming from step 5 ' in done.stdout
     soak.compare(tmp_path / 'parts', tmp_path / 'straight')
     held, straight = (json.loads((tmp_path / name / 'summary.json').read_text()) for name in ('parts', 'straight'))
     assert held['answers'] == straight['answers'] and held['last_loss'] == straight['last_loss']

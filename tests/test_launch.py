@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import io
 import os
 import subprocess
 import sys
@@ -240,6 +241,65 @@ def test_a_mistake_in_a_flagfile(content, words, asked, capsys, tmp_path):
 def test_a_flagfile_that_is_no_file(name, asked, capsys):
     told = refused([f'--flagfile={name}'], asked, capsys)
     assert repr(name) in told and 'many_to_many_solved.flags' in told
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'\xef\xbb\xbf--epochs=2\n--seed=3\n',  # a byte-order mark
+        b'--epochs=2\r\n--seed=3\r\n',
+        b'\xef\xbb\xbf# what it is\r\n\r\n  --epochs=2 \t\r\n// and\r\n--seed=3',
+        b'\xef\xbb\xbf--flagfile=inner.flags\n--seed=3\n',
+    ],
+)
+@pytest.mark.parametrize('place', ['mine.flags', 'folder/mine.flags'])
+def test_a_flagfile_of_any_editor_is_read(content, place, asked, tmp_path):
+    """With a byte-order mark, the line ends of DOS, spaces at the end; another flagfile lies beside it."""
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    (path.parent / 'inner.flags').write_bytes(b'\xef\xbb\xbf--epochs=2\r\n')
+    assert td.main([f'--flagfile={place}']) == 0
+    assert (asked[0]['epochs'], asked[0]['seed']) == (2, 3)
+
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-le', 'utf-16-be', 'utf-32', 'latin-1'])
+def test_a_flagfile_in_another_encoding_is_refused(encoding, asked, capsys, tmp_path):
+    (tmp_path / 'mine.flags').write_bytes('--workdir=é\n'.encode(encoding))
+    told = refused(['--flagfile=mine.flags'], asked, capsys)
+    assert "'mine.flags'" in told and 'UTF-8' in told
+
+
+def test_a_flagfile_that_cannot_be_read_is_refused(asked, capsys, tmp_path, monkeypatch):
+    def denied(self, *args, **kwargs):
+        raise PermissionError(13, 'Permission denied')
+
+    (tmp_path / 'mine.flags').write_text('--epochs=2')
+    monkeypatch.setattr(Path, 'read_text', denied)
+    told = refused(['--flagfile=mine.flags'], asked, capsys)
+    assert "'mine.flags'" in told and 'Permission denied' in told
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1252', 'latin-1', 'utf-8'])
+def test_what_the_terminal_cannot_show_is_escaped(encoding, asked, monkeypatch):
+    """Signs of an interval, an emoji, half a surrogate pair, blocks of a bar: on both streams, and no traceback."""
+    text = 'mean 1 ± 2 😀 é \ud83d \udce9 ━'
+
+    @functools.wraps(td.run)
+    def run(**values):
+        print(text)
+        files.warn(text)
+
+    monkeypatch.setattr(td, 'run', run)
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors='strict') for _ in range(2)]
+    monkeypatch.setattr(sys, 'stdout', streams[0])
+    monkeypatch.setattr(sys, 'stderr', streams[1])
+    assert td.main(['--workdir=w']) == 0
+    for stream, before in zip(streams, ('', 'warning: '), strict=True):
+        stream.flush()
+        assert stream.buffer.getvalue().decode(encoding) == before + ''.join(
+            c if c.encode(encoding, 'ignore') else c.encode('ascii', 'backslashreplace').decode() for c in text + '\n'
+        )
 
 
 def test_a_file_here_comes_before_one_of_the_package(asked, tmp_path):

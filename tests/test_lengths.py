@@ -77,9 +77,9 @@ def test_a_model_that_learned_the_rule_generalises_and_an_untrained_one_does_not
 
 
 def test_a_finished_run_is_shown_again_with_its_curve(in_tmp, capsys):
-    argv = [f'--{name}={value}' for name, value in SHORT.items() if name != 'picture']
+    argv = [f'--{name}={value}' for name, value in SHORT.items() if name != 'picture'] + ['--workdir=w']
     assert lengths.main([*argv, '--task=parity']) == 0
-    out, folder = capsys.readouterr().out, in_tmp / 'runs/lengths/parity/lstm'
+    out, folder = capsys.readouterr().out, in_tmp / 'w'
     assert (folder / 'curve.png').is_file() and json.loads((folder / 'summary.json').read_text())['finished']
     assert lengths.main([*argv, '--task=parity']) == 0
     again = capsys.readouterr().out

@@ -72,7 +72,7 @@ def test_two_and_four_processes_are_one_and_go_on_as_each_other(straight, tmp_pa
     assert 'a batch of 8 on 2 cpu devices' in outputs[0][0]  # the first one talks
     assert all(line.startswith('[Gloo]') for line in outputs[1][0].splitlines())
     codes, outputs = ended(list(start(tmp_path, 4, '--steps=16')))
-    assert codes == [0] * 4 and 'goes on from step 10' in outputs[0][0], outputs
+    assert codes == [0] * 4 and 'Resuming from step 10 ' in outputs[0][0], outputs
     echo.run(**RUN, steps=24, workdir=str(tmp_path))
     np.testing.assert_allclose(losses(tmp_path), straight, rtol=1e-5)
     assert not (tmp_path / '.lock').exists()

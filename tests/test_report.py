@@ -1,8 +1,4 @@
-"""What a person sees: numbers, the parameter table, intervals, quantiles, progress and pictures."""
-
-import contextlib
-import os
-import sys
+"""What a person sees: numbers, the parameter table, intervals, quantiles and pictures."""
 
 import numpy as np
 import pytest
@@ -84,44 +80,6 @@ def test_loss_quantiles_of_many_steps_and_of_one_seed_leave_the_losses_alone():
         np.testing.assert_array_equal(losses, before)
         finite = np.where(np.isfinite(losses), losses, np.finfo(np.float32).max)
         np.testing.assert_array_equal(got, np.quantile(finite, report.BANDS, axis=0))
-
-
-def test_plain_progress_is_sparse_and_ends_at_the_total(capsys):
-    with report.progress(12_345, 'epoch') as show:
-        for done in [*range(7, 12_345, 7), 12_345]:
-            show(done, 7, f'loss {done}')
-    lines = capsys.readouterr().out.splitlines()
-    assert 5 <= len(lines) <= 10 and lines[-1].startswith('epoch 12,345/12,345  loss 12345  ')
-    assert len({line.index('/') for line in lines}) == 1  # one column
-
-
-def test_the_rate_is_of_what_was_done_here(monkeypatch, capsys):
-    """A run that goes on has steps that another process did: they are no speed of this one."""
-    times = iter([100.0, 102.0, 104.0])
-    monkeypatch.setattr(report.time, 'perf_counter', lambda: next(times))
-    with report.progress(1000, 'step') as show:
-        show(900, 100, 'x')
-        show(1000, 100, 'y')
-    assert [line.split('  ')[-1] for line in capsys.readouterr().out.splitlines()] == ['50 step/s', '50 step/s']
-
-
-def test_progress_on_a_terminal_is_a_bar(monkeypatch):
-    pty = pytest.importorskip('pty', reason='a terminal needs POSIX')
-    monkeypatch.setenv('TERM', 'xterm')
-    monkeypatch.setenv('COLUMNS', '100')
-    master, slave = pty.openpty()
-    with open(slave, 'w', encoding='utf-8') as terminal:
-        monkeypatch.setattr(sys, 'stdout', terminal)
-        with report.progress(40, 'epoch') as show:
-            show(20, 20, 'loss 0.5')
-            show(40, 20, 'loss 0.25')
-    shown = b''
-    with contextlib.suppress(OSError):  # the end, on Linux
-        while part := os.read(master, 4096):
-            shown += part
-    os.close(master)
-    shown = shown.decode()
-    assert '━' in shown and '40/40' in shown and 'loss 0.25' in shown and '\r' in shown
 
 
 @pytest.mark.parametrize('shape', [(7,), (3, 7)])

@@ -119,13 +119,14 @@ def test_a_disk_that_fills_up_is_told_in_a_sentence(in_tmp, capsys, monkeypatch)
 
 @pytest.mark.parametrize('flags', [[], ['--replicas=3']])
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_told(flags, in_tmp, capsys):
-    assert td.main(['--learning_rate=1e30', '--epochs=300', '--chunk=7', '--nopicture', *flags]) == 2
+    argv = ['--learning_rate=1e30', '--epochs=300', '--chunk=7', '--nopicture', '--workdir=w', *flags]
+    assert td.main(argv) == 2
     told = sentence(capsys)
     assert 'at step 2 of 300' in told and '--learning_rate' in told
-    summary = json.loads((in_tmp / 'runs/td/many_to_many/summary.json').read_text())
+    summary = json.loads((in_tmp / 'w/summary.json').read_text())
     assert not summary['finished']
     if not flags:
-        rows = (in_tmp / 'runs/td/many_to_many/metrics.csv').read_text().splitlines()
+        rows = (in_tmp / 'w/metrics.csv').read_text().splitlines()
         assert rows[0] == 'step,loss' and len(rows) == 3 and np.isfinite(float(rows[1].split(',')[1]))
 
 
@@ -183,10 +184,10 @@ def test_a_finished_run_is_shown_again_and_another_is_refused(in_tmp, capsys):
     assert 'shown again' in again and again.splitlines()[-1] == first.splitlines()[-1]
     assert (folder / 'metrics.csv').stat().st_mtime_ns == before and (folder / 'curve.png').exists()
     for flags, name in ((['--hidden=6'], 'hidden'), (['--seed=2'], 'seed'), (['--replicas=4'], 'replicas')):
-        assert td.main([*SHORT, *flags]) == 2
+        assert td.main([*SHORT, *flags, f'--workdir={folder}']) == 2
         told = sentence(capsys)
         assert f'--{name}' in told and '--overwrite' in told
-    assert td.main([*SHORT, '--hidden=6', '--overwrite']) == 0
+    assert td.main([*SHORT, '--hidden=6', f'--workdir={folder}', '--overwrite']) == 0
     assert json.loads((folder / 'summary.json').read_text())['flags']['hidden'] == 6
     assert not (folder / 'curve.png').exists()
 
@@ -224,7 +225,7 @@ def test_an_unfinished_run_goes_on(in_tmp, capsys):
     folder = in_tmp / 'runs/td/many_to_many'
     path, whole = folder / 'summary.json', (folder / 'metrics.csv').read_bytes()
     held = json.loads(path.read_text())
-    for gone, told in (('12', 'goes on from step 10,'), ('10', 'goes on from step 5,'), ('', '')):
+    for gone, told in (('12', 'Resuming from step 10 '), ('10', 'Resuming from step 5 '), ('', '')):
         path.write_text(json.dumps({**held, 'finished': False}))
         (folder / 'metrics.csv').write_bytes(whole[: len(whole) * 9 // 10])
         if gone:
@@ -235,7 +236,7 @@ def test_an_unfinished_run_goes_on(in_tmp, capsys):
         capsys.readouterr()
         assert td.main([*SHORT, '--checkpoint_every=5', '--keep=9']) == 0
         shown = capsys.readouterr().out
-        assert 'shown again' not in shown and told in shown and ('goes on' in shown) == bool(told)
+        assert 'shown again' not in shown and told in shown and shown.count('Resuming') == bool(told)
         assert (folder / 'metrics.csv').read_bytes() == whole
         now = json.loads(path.read_text())
         assert {**now, 'seconds': 0, 'flags': 0} == {**held, 'seconds': 0, 'flags': 0}
@@ -251,11 +252,11 @@ def test_a_run_whose_summary_is_lost_is_finished_from_its_checkpoints(in_tmp, ca
     assert td.main(SHORT) == 2
     assert 'remove summary.json to go on from the checkpoints' in sentence(capsys)
     path.unlink()
-    assert td.main([*SHORT, '--seed=1']) == 2
+    assert td.main([*SHORT, '--seed=1', f'--workdir={path.parent}']) == 2
     assert 'with --seed=0, and this one is with --seed=1' in sentence(capsys)
     assert not path.exists()
     assert td.main(SHORT) == 0
-    assert 'goes on from step 12' in capsys.readouterr().out
+    assert 'Resuming from step 12 ' in capsys.readouterr().out
     assert {**json.loads(path.read_text()), 'seconds': 0} == {**held, 'seconds': 0}
 
 
@@ -273,9 +274,9 @@ def test_without_matplotlib_the_run_is_complete(in_tmp, capsys, monkeypatch):
 
 def test_replicas_leave_their_curves_and_the_right_shares(in_tmp, capsys):
     """The share, its interval, the quantiles and the comparison with the notebook are counted here once more."""
-    flags = ['--setup=many_to_one', '--replicas=40', '--epochs=230', '--seed=3']
+    flags = ['--setup=many_to_one', '--replicas=40', '--epochs=230', '--seed=3', '--workdir=w']
     assert td.main(flags) == 0
-    folder = in_tmp / 'runs/td/many_to_one'
+    folder = in_tmp / 'w'
     summary = json.loads((folder / 'summary.json').read_text())
     with np.load(folder / 'replicas.npz') as held:
         losses, predictions = held['loss'], held['predictions']
@@ -416,9 +417,9 @@ def test_a_terminal_sees_a_bar(in_tmp):
 
 
 def test_the_study_counts_what_runs_of_their_own_count(in_tmp, capsys):
-    flags = ['--rates=0.02,0.1', '--epochs=70', '--every=10', '--replicas=20', '--share=0.5']
+    flags = ['--rates=0.02,0.1', '--epochs=70', '--every=10', '--replicas=20', '--share=0.5', '--workdir=w']
     assert td_rates.main(flags) == 0
-    folder = in_tmp / 'runs/td_rates/many_to_many'
+    folder = in_tmp / 'w'
     assert {file.name for file in folder.iterdir()} == {'checkpoints', 'shares.csv', 'shares.png', 'summary.json'}
     last = capsys.readouterr().out.strip().splitlines()[-1]
     with (folder / 'shares.csv').open() as file:
