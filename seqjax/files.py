@@ -135,6 +135,8 @@ class Journal:
             return f'{self.path} cannot be read ({error.strerror})'
         if len(held) < mark.length:
             return f'{self.path} has lost rows'
+        if not held.startswith(self.header):
+            return f'{self.path} has other columns'
         return None if hashlib.sha256(held).hexdigest() == mark.sha256 else f'{self.path} was changed'
 
     def begin(self, mark: Mark | None) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from seqjax import checkpoint, files, report, sweep, train
+from seqjax import checkpoint, files, optim, report, sweep, train
 from seqjax import run as host
 from seqjax.files import UserError
 from seqjax.task import Best, Mean
@@ -26,6 +26,7 @@ class Fit(NamedTuple):
     looks: np.ndarray  # [R, looks, metrics]; NaN where a seed was not looked at any more
     best: Best  # leaves [R, ...], on the host
     resumed: bool = False  # whether a part of it was done before this process
+    rates: np.ndarray = np.empty(0)  # [looks]: the learning rate of the last step before each look
 
     def chosen(self) -> int:
         """The place of the seed that is best on validation."""
@@ -56,7 +57,8 @@ def fit(plan: host.Plan, seeds: np.ndarray) -> Fit:
             f'{watch.split} {watch.metric} was never a finite number, for any of {count} seeds: try a smaller '
             '--learning_rate, or --clip_norm=1'
         )
-    return Fit(seeds, found[0].metrics, np.concatenate(looks), best, any(one.resumed for one in found))
+    rates = optim.learning_rates(plan.tx, plan.task.watch.every * np.arange(1, longest + 1) - 1)
+    return Fit(seeds, found[0].metrics, np.concatenate(looks), best, any(one.resumed for one in found), rates)
 
 
 def typical_step(found: Fit, every: int) -> int:
@@ -146,9 +148,9 @@ def write_looks(folder: files.Workdir, found: Fit, every: int) -> None:
         for seed, looks in zip(found.seeds, found.looks, strict=True):
             for i, values in enumerate(looks):
                 if not np.isnan(values).all():
-                    yield [seed, (i + 1) * every, *(f'{x:.9g}' for x in values)]
+                    yield [seed, (i + 1) * every, *(f'{x:.9g}' for x in values), found.rates[i]]
 
-    files.write_table(folder, TABLE, ['seed', 'step', *found.metrics], rows())
+    files.write_table(folder, TABLE, ['seed', 'step', *found.metrics, 'learning_rate'], rows())
 
 
 def write_models(folder: files.Workdir, found: Fit) -> None:
