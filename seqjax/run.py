@@ -398,6 +398,7 @@ def prepare(
         task = task._replace(data=_put(task.data, whole))
     task = task._replace(evals=jax.device_put(task.evals, whole))
     programs = train.compile_programs(task, tx, inputs, chunk=chunk, replicas=width, placement=layout)
+    checkpoint.describe(programs.shapes[0])  # refuses names that no checkpoint can hold
     _check_best(saving.best, programs)
     seconds = time.perf_counter() - start
     return Plan(task, tx, programs, steps, chunk, workdir, saving, layout, width, seconds, source, group=group)
