@@ -456,7 +456,14 @@ def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
 
 
 def write_arrays(workdir: Workdir, name: str, **arrays: np.ndarray) -> None:
-    """A file of arrays by name, as NumPy has it."""
+    """A file of arrays by name, as NumPy has it.
+
+    Raises:
+      UserError: NumPy cannot keep two names apart.
+    """
+    for other in arrays:
+        if f'{other}.npy' in arrays:
+            raise UserError(f'{name} cannot keep {other} and {other}.npy apart; rename the key that ends in ".npy"')
     workdir.write(name, lambda path: np.savez(path, **arrays))
 
 

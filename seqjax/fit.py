@@ -177,9 +177,11 @@ def read_models(path: Path, like: Mapping[str, Any]) -> tuple[np.ndarray, Best]:
     with files.reading(path), np.load(path) as held:
         leaves = []
         for name, leaf in checkpoint.named(shapes).items():
-            if name not in held or held[name].shape[1:] != leaf.shape:
-                raise ValueError(f'it is of another model: {name} of shape {leaf.shape} is not there')
-            leaves.append(held[name])
+            array = held[name] if name in held else np.empty(0)
+            array = array.view(leaf.dtype) if array.dtype.kind == 'V' else array  # bfloat16, which NumPy cannot name
+            if (array.shape[1:], array.dtype) != (leaf.shape, leaf.dtype):
+                raise ValueError(f'it is of another model: {name}, {leaf.dtype} {leaf.shape}, is not there')
+            leaves.append(array)
         return held['seeds'], Best(
             held['value'], held['step'], **jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         )

@@ -48,19 +48,8 @@ ALLOWED = {
     'parameters': {'files'},
     'checkpoint': {'task', 'files', 'parameters', 'processes'},
     'run': {
-        *(
-            'task',
-            'optim',
-            'train',
-            'sweep',
-            'mesh',
-            'processes',
-            'streaming',
-            'report',
-            'files',
-            'signals',
-            'checkpoint',
-        )
+        *('task', 'optim', 'train', 'sweep', 'mesh', 'processes', 'streaming', 'report', 'files', 'signals'),
+        'checkpoint',
     },
     'trials': {'task', 'problem', 'optim', 'train', 'sweep', 'report', 'files', 'run'},
     'fit': {'task', 'optim', 'train', 'sweep', 'report', 'files', 'checkpoint', 'run'},
