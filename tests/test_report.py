@@ -18,6 +18,7 @@ from seqjax.encoder_decoder import ATTENTIONS, encoder_decoder
 from seqjax.layers import RNN, TimeDistributed
 from seqjax.models import CELLS, sequence_model
 from seqjax.problem import input_shapes
+from seqjax.run import new_summary
 from seqjax.tasks.td import td
 
 TABLES = {
@@ -52,6 +53,7 @@ def assert_complete(model, inputs):
     for layer in layers:
         assert layer.params == sum(leaf.size for leaf in jax.tree.leaves(params.get(layer.name, {})))
     assert report.format_table(layers).endswith(f'Total params: {total:,}')
+    assert new_summary('x', {}, layers)['params'] == total
     return [(layer.name, layer.kind, layer.output_shape, layer.params) for layer in layers]
 
 
@@ -80,6 +82,11 @@ def test_an_attention_shows_its_context():
 
 
 @pytest.mark.parametrize('cell', CELLS)
+def test_the_table_of_every_cell_is_complete(cell):
+    assert_complete(sequence_model('vector', 2, cell=cell, features=4), FLOATS)
+
+
+@pytest.mark.parametrize('cell', ['lstm', 'lru'])
 @pytest.mark.parametrize(
     ('options', 'inputs'),
     [
