@@ -244,22 +244,30 @@ class Study(NamedTuple):
 
     def rows(self, place: str, lanes: Sequence[Lane], shown: Progress) -> list[Row]:
         """All values of all lanes."""
-        steps = self.shared[self.module.STEPS]
-        how = {'steps': steps, 'chunk': self.settings['every'], 'replicas': self.count, 'workdir': self.folder}
+        how = {
+            'steps': self.shared[self.module.STEPS],
+            'chunk': self.settings['every'],
+            'replicas': self.count,
+            'workdir': self.folder,
+        }
         task, tx = self.module.make_task(self.shared), self.module.make_optimiser(self.shared)
         if hasattr(self.module, 'max_width'):
             how['max_width'] = self.module.max_width(**self.shared)
         plan = host.prepare(task, tx, None, **how, **launch.keeping(self.settings | {'best': None}))
         plan, names, rows = plan._replace(tolerant=True), host.metric_names(plan.programs), []
-        _check_metric(self.settings['metric'], names)
+        _check_metric(self.settings['metric'], [*names, RATE])
+        free = _rate_is_free(self.shared, self.module)
         for group in groups_of.groups(np.arange(self.count), plan.group):
             mine = [lanes[i] for i in group.seeds]
             its_place = f'{place}/lanes_{group.seeds[0]}_to_{group.seeds[-1]}'
             values = self.values(plan, its_place, mine, len(names), shown)
+            steps = self.settings['every'] * np.arange(1, len(values) + 1)
+            rates = optim.learning_rates(tx, steps - 1)
             for i, lane in enumerate(mine):
-                for look, (metric, found) in itertools.product(range(len(values)), enumerate(names)):
-                    step = (look + 1) * self.settings['every']
-                    rows.append(Row(lane.setting, lane.seed, step, found, float(values[look, metric, i])))
+                for look, step in enumerate(steps.tolist()):
+                    found = [*values[look, :, i], lane.rate if free else rates[look]]
+                    for metric, value in zip([*names, RATE], found, strict=True):
+                        rows.append(Row(lane.setting, lane.seed, step, metric, float(value)))
         return rows
 
     def values(

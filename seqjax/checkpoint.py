@@ -34,6 +34,7 @@ import numpy as np
 
 from seqjax import processes
 from seqjax.files import ABOUT, Mark, UserError, sync, warn
+from seqjax.parameters import is_key, load, named, save, words_of  # noqa: F401
 from seqjax.task import State
 
 STATE, SEAL = 'state', 'checksums'
@@ -69,24 +70,17 @@ def versions() -> dict[str, str]:
 # --- the State as Orbax takes it -------------------------------------------------------------------
 
 
-def is_key(leaf: Any) -> bool:
-    """Whether an array is of keys, which are neither saved nor spread as they are."""
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def named(tree: Any) -> dict[str, Any]:
-    """The leaves of a State, or of what Orbax gives back of it, by name: params/head/kernel."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {'/'.join(_word(part) for part in path): leaf for path, leaf in leaves}
-
-
-def _word(part: Any) -> str:
-    """A dictionary's key, a tuple's field or place."""
-    return str(next(getattr(part, kind) for kind in ('key', 'name', 'idx') if hasattr(part, kind)))
-
-
 def describe(state: State) -> dict[str, list[Any]]:
-    """Name -> shape and dtype, of every array of a State."""
+    """Name -> shape and dtype, of every array of a State.
+
+    Raises:
+      UserError: two arrays have one name, here or in Orbax, which joins keys with dots.
+    """
+    found: dict[str, str] = {}
+    for words, _ in words_of(state):
+        name, other = '/'.join(words), found.setdefault('.'.join(words), '/'.join(words))
+        if name != other:
+            raise UserError(f'a checkpoint cannot keep {other} and {name} apart; rename the key that contains a "."')
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named(state).items()}
 
 

@@ -68,14 +68,15 @@ def sample(
 ) -> Decoded:
     """Each token drawn with probability p^(1 / temperature), normalised; as `greedy` otherwise.
 
-    Scores are of the model's own p. A temperature near 0 is `greedy`.
+    Scores are of the model's own p. A temperature near 0 is `greedy`. In compiled code, which cannot raise, one that is
+    not above 0 makes the scores NaN.
     """
     _check_number('temperature', temperature, above=True)
 
     def draw(log_p, step):
         return jax.random.categorical(jax.random.fold_in(key, step), log_p / temperature)
 
-    return _write(model, variables, source, longest, end, draw)
+    return _spoil(_write(model, variables, source, longest, end, draw), temperature > 0)
 
 
 def beam(
@@ -93,7 +94,8 @@ def beam(
     Args:
       width: W. With 1 it is `greedy`.
       length_penalty: a, from 0. Hypotheses are compared by score / ((5 + length) / 6)^a (Wu et al. 2016, equation 14),
-        at each step and in the end; above 0 it favours long ones.
+        at each step and in the end; above 0 it favours long ones. In compiled code, which cannot raise, one below 0
+        makes the scores NaN.
       others: see `greedy`.
 
     Returns:
@@ -124,7 +126,7 @@ def beam(
             tokens = masks.select(state.ended, jnp.full_like(tokens, end), tokens)
         return _keep(state, carry, log_p, tokens, index, end, length_penalty), None
 
-    return jax.lax.scan(step, state, jnp.arange(longest))[0].decoded
+    return _spoil(jax.lax.scan(step, state, jnp.arange(longest))[0].decoded, length_penalty >= 0)
 
 
 def _keep(
@@ -200,6 +202,11 @@ def _log_probabilities(
 def _check_longest(longest: Any) -> None:
     if isinstance(longest, bool) or not isinstance(longest, int | np.integer) or longest < 1:
         raise ValueError(f'longest={longest!r} must be a whole number from 1: how many tokens are written at most')
+
+
+def _spoil(decoded: Decoded, fine: Any) -> Decoded:
+    """The same with scores of NaN where compiled code finds that a number is out of its range."""
+    return decoded if masks.is_concrete(fine) else decoded._replace(scores=jnp.where(fine, decoded.scores, jnp.nan))
 
 
 def _check_number(name: str, value: Any, above: bool = False) -> None:

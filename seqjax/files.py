@@ -135,6 +135,8 @@ class Journal:
             return f'{self.path} cannot be read ({error.strerror})'
         if len(held) < mark.length:
             return f'{self.path} has lost rows'
+        if not held.startswith(self.header):
+            return f'{self.path} has other columns'
         return None if hashlib.sha256(held).hexdigest() == mark.sha256 else f'{self.path} was changed'
 
     def begin(self, mark: Mark | None) -> bytes:
@@ -454,7 +456,14 @@ def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
 
 
 def write_arrays(workdir: Workdir, name: str, **arrays: np.ndarray) -> None:
-    """A file of arrays by name, as NumPy has it."""
+    """A file of arrays by name, as NumPy has it.
+
+    Raises:
+      UserError: NumPy cannot keep two names apart.
+    """
+    for other in arrays:
+        if f'{other}.npy' in arrays:
+            raise UserError(f'{name} cannot keep {other} and {other}.npy apart; rename the key that ends in ".npy"')
     workdir.write(name, lambda path: np.savez(path, **arrays))
 
 

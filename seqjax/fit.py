@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from seqjax import checkpoint, files, sweep, train
+from seqjax import checkpoint, files, optim, sweep, train
 from seqjax import run as host
 from seqjax.files import UserError
 from seqjax.progress import Progress, progress
@@ -27,6 +27,7 @@ class Fit(NamedTuple):
     looks: np.ndarray  # [R, looks, metrics]; NaN where a seed was not looked at any more
     best: Best  # leaves [R, ...], on the host
     resumed: bool = False  # whether a part of it was done before this process
+    rates: np.ndarray = np.empty(0)  # [looks]: the learning rate of the last step before each look
 
     def chosen(self) -> int:
         """The place of the seed that is best on validation."""
@@ -57,7 +58,8 @@ def fit(plan: host.Plan, seeds: np.ndarray) -> Fit:
             f'{watch.split} {watch.metric} was never a finite number, for any of {count} seeds: try a smaller '
             '--learning_rate, or --clip_norm=1'
         )
-    return Fit(seeds, found[0].metrics, np.concatenate(looks), best, any(one.resumed for one in found))
+    rates = optim.learning_rates(plan.tx, plan.task.watch.every * np.arange(1, longest + 1) - 1)
+    return Fit(seeds, found[0].metrics, np.concatenate(looks), best, any(one.resumed for one in found), rates)
 
 
 def typical_step(found: Fit, every: int) -> int:
@@ -155,9 +157,9 @@ def write_looks(folder: files.Workdir, found: Fit, every: int) -> None:
         for seed, looks in zip(found.seeds, found.looks, strict=True):
             for i, values in enumerate(looks):
                 if not np.isnan(values).all():
-                    yield [seed, (i + 1) * every, *(f'{x:.9g}' for x in values)]
+                    yield [seed, (i + 1) * every, *(f'{x:.9g}' for x in values), found.rates[i]]
 
-    files.write_table(folder, TABLE, ['seed', 'step', *found.metrics], rows())
+    files.write_table(folder, TABLE, ['seed', 'step', *found.metrics, 'learning_rate'], rows())
 
 
 def write_models(folder: files.Workdir, found: Fit) -> None:
@@ -184,9 +186,11 @@ def read_models(path: Path, like: Mapping[str, Any]) -> tuple[np.ndarray, Best]:
     with files.reading(path), np.load(path) as held:
         leaves = []
         for name, leaf in checkpoint.named(shapes).items():
-            if name not in held or held[name].shape[1:] != leaf.shape:
-                raise ValueError(f'it is of another model: {name} of shape {leaf.shape} is not there')
-            leaves.append(held[name])
+            array = held[name] if name in held else np.empty(0)
+            array = array.view(leaf.dtype) if array.dtype.kind == 'V' else array  # bfloat16, which NumPy cannot name
+            if (array.shape[1:], array.dtype) != (leaf.shape, leaf.dtype):
+                raise ValueError(f'it is of another model: {name}, {leaf.dtype} {leaf.shape}, is not there')
+            leaves.append(array)
         return held['seeds'], Best(
             held['value'], held['step'], **jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         )

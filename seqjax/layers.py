@@ -168,7 +168,8 @@ class RNN(NamedOptions, nn.Module):
             any number of axes.
           initial_carry: what a call with `return_carry` gave; the cell's own by default.
           init_key: for cells whose own initial carry is random.
-          seq_lengths: integers [B], 0 to T: how many steps of each row are real, counted from the first.
+          seq_lengths: integers [B], 0 to T: how many steps of each row are real, counted from the first. In compiled
+            code, which cannot raise, the results of a row whose length is out of range are NaN.
           mask: bool [B, T], also with `time_major`: which steps are real; padding right, left or in holes. With
             `seq_lengths`, a step is real where both say so.
           resets: bool [B, T], also with `time_major`: where a row starts anew.
@@ -201,6 +202,7 @@ class RNN(NamedOptions, nn.Module):
         x = jnp.moveaxis(inputs, axes.time, 0)
         if real is not None:
             x = masks.zero(x, real)  # so that NaN in padding never meets a weight
+        x = masks.spoil(x, seq_lengths, axes.steps, 0)
         steps = Steps(x, real, _before(resets, reverse))
         last, outputs, carries = self._run(carry, fresh, steps, axes, reverse, carry_history, parallel, deterministic)
 

@@ -8,6 +8,8 @@ Each takes (outputs, targets, mask); the mask is bool, [B] or [B, T], a leading 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,7 +120,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None =
       ValueError: shapes or dtypes do not fit; or a label that counts is no class.
     """
     logits, labels, weights = _labels(logits, labels, mask)
-    fine = (labels >= 0) & (labels < logits.shape[-1])
+    fine = _are_classes(labels, logits)
     values = optax.softmax_cross_entropy_with_integer_labels(masks.zero(logits, weights), jnp.where(fine, labels, 0))
     return _mean(jnp.where(fine, values, jnp.nan), weights)
 
@@ -158,8 +160,12 @@ def ctc(
     mask: jax.Array | None = None,
     label_mask: jax.Array | None = None,
     blank: int = 0,
+    zero_infinity: bool = False,
 ) -> Mean:
     """Connectionist temporal classification (Graves et al. 2006), by optax; counts sequences that have a frame.
+
+    In compiled code, where values cannot be checked, a sequence with an invalid label or mask makes the total NaN, and
+    one with too few frames makes it infinite. Either has gradient 0; the gradients of other sequences stay right.
 
     Args:
       logits: [B, T, V].
@@ -167,13 +173,14 @@ def ctc(
       mask: [B, T]: which frames are real; padding on the right.
       label_mask: [B, N]: which labels are; padding on the right.
       blank: the class that stands for no label.
+      zero_infinity: count a sequence with too few frames as a loss of 0, as PyTorch's argument of this name does.
 
     Returns:
       Mean(sum of negative log-likelihoods in nats, number of sequences).
 
     Raises:
       ValueError: shapes or dtypes do not fit; or, where the values are known, a mask is not padding on the right, a
-        label is no class or the blank, or a sequence has fewer frames than its labels need.
+        label is no class or the blank, or without `zero_infinity` a sequence has fewer frames than its labels need.
     """
     logits, labels = _floats(logits, 'logits'), jnp.asarray(labels)
     if logits.ndim != 3 or labels.ndim != 2 or labels.shape[:1] != logits.shape[:1]:
@@ -187,19 +194,43 @@ def ctc(
     frames = _weights(mask, logits.shape[:2], 'frames')
     real = _weights(label_mask, labels.shape, 'labels')
     labels = jnp.where(real, labels, blank)
-    _check_ctc(frames, labels, real, logits.shape[-1], blank)
+    _check_ctc(frames, labels, real, logits.shape[-1], blank, zero_infinity)
     if logits.shape[1] == 0:  # no sequence has a frame
         return _mean(jnp.zeros(logits.shape[:1], logits.dtype), frames.any(axis=1))
     labels = _wide(labels)
     values = optax.ctc_loss(
-        masks.zero(logits, frames), (~frames).astype(logits.dtype), labels, (~real).astype(logits.dtype), blank_id=blank
-    )
-    return _mean(values.astype(logits.dtype), frames.any(axis=1))
+        masks.zero(logits, frames),
+        (~frames).astype(logits.dtype),
+        labels,
+        (~real).astype(logits.dtype),
+        blank_id=blank,
+        log_epsilon=LOG_ZERO,
+    ).astype(logits.dtype)
+    values += jax.lax.stop_gradient(jnp.maximum(-values, 0))  # rounding makes a certain answer slightly negative
+    values = jnp.where(frames.sum(axis=1) < _frames_needed(labels, real), 0 if zero_infinity else jnp.inf, values)
+    fine = _are_classes(labels, logits) & (labels != blank) | ~real
+    fine = fine.all(axis=1) & ~_has_holes(frames) & ~_has_holes(real)
+    return _mean(jnp.where(fine, values, jnp.nan), frames.any(axis=1))
 
 
-def _check_ctc(frames: jax.Array, labels: jax.Array, real: jax.Array, classes: int, blank: int) -> None:
+LOG_ZERO = -1e30  # of a path that does not exist; optax's own -1e5 is the logarithm of some that do
+
+
+def _frames_needed(labels: Any, real: Any) -> Any:
+    """Frames [B] that the labels need: between two equal ones stands a blank."""
+    return real.sum(axis=1) + (real[:, 1:] & (labels[:, 1:] == labels[:, :-1])).sum(axis=1)
+
+
+def _has_holes(mask: Any) -> Any:
+    """Returns True for the rows of a mask [B, T] that are not padded on the right alone."""
+    return (mask[:, 1:] & ~mask[:, :-1]).any(axis=1)
+
+
+def _check_ctc(
+    frames: jax.Array, labels: jax.Array, real: jax.Array, classes: int, blank: int, zero_infinity: bool
+) -> None:
     for name, mask in (('mask', frames), ('label_mask', real)):
-        if masks.is_concrete(mask) and (np.diff(np.asarray(mask).astype(int), axis=1) > 0).any():
+        if masks.is_concrete(mask) and _has_holes(np.asarray(mask)).any():
             raise ValueError(f'{name} has a real step after a masked one; CTC needs the padding on the right')
     if not all(map(masks.is_concrete, (frames, labels, real))):
         return
@@ -209,10 +240,8 @@ def _check_ctc(frames: jax.Array, labels: jax.Array, real: jax.Array, classes: i
             f'labels[{row}, {place}] is {labels[row, place]} and must be a class from 0 to {classes - 1} that is not '
             f'blank={blank}'
         )
-    # Between two equal labels stands a blank.
-    repeats = (real[:, 1:] & (labels[:, 1:] == labels[:, :-1])).sum(axis=1)
-    given, needed = frames.sum(axis=1), real.sum(axis=1) + repeats
-    for (row,) in np.argwhere((given > 0) & (given < needed))[:1]:
+    given, needed = frames.sum(axis=1), _frames_needed(labels, real)
+    for (row,) in np.argwhere((given > 0) & (given < needed) & (not zero_infinity))[:1]:
         raise ValueError(f'row {row} has {given[row]} frames, and its labels need {needed[row]}; no alignment exists')
 
 
@@ -220,26 +249,36 @@ def _check_ctc(frames: jax.Array, labels: jax.Array, real: jax.Array, classes: i
 
 
 def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Mean:
-    """Share of labels whose logit is the largest; shapes and errors as `cross_entropy`. NaN is never right."""
+    """Share of labels whose logit is the largest; shapes and errors as `cross_entropy`. NaN is never right.
+
+    Under a transformation a label that is no class makes the total NaN.
+    """
     logits, labels, weights = _labels(logits, labels, mask)
-    return _mean(_right(logits, labels).astype(jnp.float32), weights)
+    return _mean(_right(logits, labels), weights)
 
 
 def exact_match(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Mean:
     """Share of sequences all of whose labels are right; one without a label that counts is not counted.
 
-    Shapes and errors as `cross_entropy`, with labels [B, T].
+    Shapes and errors as `cross_entropy`, with labels [B, T]. Under a transformation a label that is no class makes the
+    total NaN.
     """
     logits, labels, weights = _labels(logits, labels, mask)
     if labels.ndim < 2:
         raise ValueError(f'labels {labels.shape} must be [B, T]: a sequence has more than one')
     axes = tuple(range(1, labels.ndim))
-    right = (_right(logits, labels) | ~weights).all(axis=axes)
-    return _mean(right.astype(jnp.float32), weights.any(axis=axes))
+    right = jnp.where(weights, _right(logits, labels), 1).min(axis=axes, initial=1)
+    return _mean(right, weights.any(axis=axes))
 
 
 def _right(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
+    """1 where the label has the largest logit, else 0; NaN for what is no class."""
+    right = (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
+    return jnp.where(_are_classes(labels, logits), right.astype(jnp.float32), jnp.nan)
+
+
+def _are_classes(labels: jax.Array, logits: jax.Array) -> jax.Array:
+    return (labels >= 0) & (labels < logits.shape[-1])
 
 
 def perplexity(mean: Mean) -> jax.Array:

@@ -43,7 +43,10 @@ def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
 
 
 def check_range(name: str, x: Any, last: int, reason: str) -> None:
-    """Raises a ValueError that names the first of the integers that is not from 0 to `last`, where they are known."""
+    """Raises a ValueError that names the first of the integers that is not from 0 to `last`, where they are known.
+
+    Compiled code cannot raise: callers make NaN of whatever depends on such an integer.
+    """
     if not is_concrete(x):
         return
     values = np.asarray(x)
@@ -53,7 +56,7 @@ def check_range(name: str, x: Any, last: int, reason: str) -> None:
 
 
 def as_lengths(lengths: Any, batch: Shape, steps: int, *, of: str, name: str = 'seq_lengths') -> jax.Array:
-    """Lengths as int32 [*B].
+    """Lengths as int32 [*B]; in compiled code T in place of one that is out of range, see `spoil`.
 
     Args:
       lengths: integers [*B], each from 0 to `steps`.
@@ -70,11 +73,33 @@ def as_lengths(lengths: Any, batch: Shape, steps: int, *, of: str, name: str = '
         raise ValueError(f'{name} are {lengths.dtype} and must be integers: the number of real steps of each row')
     check_shape(name, lengths.shape, batch, f'the batch axes of {of}')
     check_range(name, lengths, steps, f'the time axis of {of}')
+    if not is_concrete(lengths):
+        lengths = jnp.where(_out_of_range(lengths, steps), steps, lengths)
     return jnp.asarray(lengths, jnp.int32)
 
 
+def _out_of_range(lengths: jax.Array, steps: int) -> jax.Array:
+    lengths = lengths.astype(jnp.int32)  # a byte cannot be compared with 256 steps
+    return (lengths < 0) | (lengths > steps)
+
+
+def spoil(x: jax.Array, seq_lengths: Any, steps: int, time_axis: int) -> jax.Array:
+    """x, and in compiled code NaN in rows whose lengths are out of range, so that no result of theirs looks right.
+
+    Args:
+      x: [*B, T, ...], or [T, *B, ...] with time_axis 0; integers stay as they are.
+      seq_lengths: integers [*B], or None.
+      steps: T.
+      time_axis: that of `x`.
+    """
+    if seq_lengths is None or is_concrete(seq_lengths) or not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    bad = _out_of_range(seq_lengths, steps)
+    return jnp.where(expand(bad if time_axis else bad[None], x.ndim), jnp.nan, x)
+
+
 def as_flags(flags: Any, shape: Shape, *, of: str, name: str = 'mask') -> jax.Array:
-    """Flags as bool of `shape`; integers 0 and 1 are taken too.
+    """Flags as bool of `shape`; integers 0 and 1 are taken too. In compiled code every integer but 0 is True.
 
     Raises:
       ValueError: they are of another shape or dtype; or, where the values are known, an integer is neither 0 nor 1.
@@ -174,7 +199,8 @@ def flip_sequences(x: Any, seq_lengths: Any = None, mask: Any = None) -> Any:
 
     Args:
       x: an array [B, T, ...].
-      seq_lengths: integers [B].
+      seq_lengths: integers [B]; in compiled code a row whose length is out of range becomes NaN, of integers as if it
+        had T steps.
       mask: bool [B, T].
 
     Raises:
@@ -187,4 +213,5 @@ def flip_sequences(x: Any, seq_lengths: Any = None, mask: Any = None) -> Any:
     if x.ndim < 2:
         raise ValueError(f'x {x.shape} must be [B, T, ...]: the time axis is axis 1')
     real = real_steps(seq_lengths, mask, x.shape[:1], x.shape[1], of=f'x {x.shape}')
+    x = spoil(x, seq_lengths, x.shape[1], 1)
     return jnp.swapaxes(flip(jnp.swapaxes(x, 0, 1), None if real is None else real.T), 0, 1)

@@ -95,7 +95,8 @@ def as_steps(inputs: Arrays, embed: nn.Embed | None) -> tuple[jax.Array, jax.Arr
       embed: of tokens; None for inputs [B, T, F].
 
     Returns:
-      values [B, T, F]; which steps are real [B, T], None for all; the resets, None where there are none.
+      values [B, T, F]; which steps are real [B, T], None for all; the resets, None where there are none. In compiled
+      code, which cannot raise, NaN stands for tokens that are out of range, and in rows whose lengths are.
 
     Raises:
       ValueError: an argument does not fit the others; the message names it.
@@ -110,12 +111,17 @@ def as_steps(inputs: Arrays, embed: nn.Embed | None) -> tuple[jax.Array, jax.Arr
         raise ValueError(f'inputs {values.shape} must be [B, T, F]; tokens [B, T] need embed=nn.Embed(...)')
     real = masks.real_steps(seq_lengths, mask, values.shape[:1], values.shape[1], of=f'inputs {values.shape}')
     if embed is not None:
-        values = embed(as_tokens(values, embed.num_embeddings, real))
-    return values, real, resets
+        tokens = as_tokens(values, embed.num_embeddings, real)
+        values = embed(tokens)
+        if embed.num_embeddings == 1:  # Flax does not look at the tokens
+            values = jnp.where(tokens[..., None] == 0, values, jnp.nan)
+    return masks.spoil(values, seq_lengths, values.shape[1], 1), real, resets
 
 
 def as_tokens(tokens: jax.Array, vocabulary: int, real: jax.Array | None) -> jax.Array:
     """Tokens [B, T] with 0 where a step is masked, so that padding may hold any number.
+
+    In compiled code those below 0 become `vocabulary`, for which an embedding gives NaN: -1 would be its last row.
 
     Raises:
       ValueError: they are no integers [B, T]; or, where the values are known, one is below 0 or not below `vocabulary`.
@@ -125,7 +131,8 @@ def as_tokens(tokens: jax.Array, vocabulary: int, real: jax.Array | None) -> jax
     if real is not None:
         tokens = jnp.where(real, tokens, 0)
     masks.check_range('tokens', tokens, vocabulary - 1, 'the last row of the embedding')
-    return tokens.astype(jnp.promote_types(tokens.dtype, jnp.int32))
+    tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.int32))
+    return tokens if masks.is_concrete(tokens) else jnp.where(tokens < 0, vocabulary, tokens)
 
 
 def check_cell_options(

@@ -28,7 +28,10 @@ class Steps(NamedTuple):
 
 
 def as_steps(inputs: jax.Array, seq_lengths: Any, mask: Any, resets: Any) -> Steps:
-    """inputs [T, B, F], lengths [B], flags [T, B]; raises ValueError where they do not fit each other."""
+    """inputs [T, B, F], lengths [B], flags [T, B]; raises ValueError where they do not fit each other.
+
+    In compiled code, which cannot raise, inputs of a row whose length is out of range are NaN.
+    """
     if inputs.ndim != 3:
         raise ValueError(f'inputs {inputs.shape} must be [T, B, F]')
     (count, rows, _), of = inputs.shape, f'inputs {inputs.shape}'
@@ -40,6 +43,7 @@ def as_steps(inputs: jax.Array, seq_lengths: Any, mask: Any, resets: Any) -> Ste
     if seq_lengths is not None:
         some = masks.length_mask(masks.as_lengths(seq_lengths, (rows,), count, of=of), count).T
         real = some if real is None else real & some
+        inputs = masks.spoil(inputs, seq_lengths, count, 0)
     return Steps(inputs, real, flags[1])
 
 

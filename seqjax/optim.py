@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 B1, B2 = 0.9, 0.999  # Kingma and Ba 2015, and the default of Keras, PyTorch and optax
@@ -36,7 +39,28 @@ def rates_in_state(opt_state: optax.OptState) -> bool:
 
 def with_rates(opt_state: optax.OptState, rates: Any) -> optax.OptState:
     """The optimiser's state with another learning rate, or with one for each replica [R]."""
-    return optax.tree_utils.tree_set(opt_state, learning_rate=rates)
+    dtype = optax.tree_utils.tree_get(opt_state, 'learning_rate').dtype
+    return optax.tree_utils.tree_set(opt_state, learning_rate=jnp.asarray(rates, dtype))
+
+
+def learning_rates(tx: optax.GradientTransformation, steps: np.ndarray) -> np.ndarray:
+    """The learning rates of training steps [n], counted from 0, as float32 [n]; NaN if the optimiser's state has none.
+
+    >>> learning_rates(adam(schedule('cosine', 0.5, 8), 1e-7), np.array([0, 4, 8])).round(6).tolist()
+    [0.5, 0.25, 0.0]
+    """
+    param = jnp.zeros(())
+
+    @jax.jit
+    def at(count):
+        # The integers of a state are the steps that were taken.
+        state = jax.tree.map(lambda x: count if jnp.issubdtype(x.dtype, jnp.integer) else x, tx.init(param))
+        _, state = tx.update(param, state, param)
+        named = optax.tree_utils.tree_get_all_with_path(state, 'learning_rate')
+        rates = [x for _, x in named if isinstance(x, jax.Array)]  # of a schedule there is a state, too
+        return rates[0] if len(rates) == 1 else jnp.float32(jnp.nan)
+
+    return np.asarray(jax.lax.map(at, jnp.asarray(steps, jnp.int32)), np.float32)
 
 
 def adam(
@@ -53,6 +77,9 @@ def adam(
 
     `weight_decay` is decoupled (Loshchilov and Hutter 2019, algorithm 2): each step takes that share, times the
     learning rate, off every parameter.
+
+    Norms, moments and updates are computed in the widest floating dtype of the parameters, in float32 at least: in
+    bfloat16 B2 would be 1, and in float16 epsilon 0. Updates have the dtypes of the gradients.
     """
     how = {
         'learning_rate': learning_rate,
@@ -64,4 +91,26 @@ def adam(
         adam = optax.inject_hyperparams(optax.adamw)(**how, weight_decay=weight_decay)
     else:
         adam = optax.inject_hyperparams(optax.adam)(**how)
-    return adam if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adam)
+    return _in_wide(adam if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adam))
+
+
+def _in_wide(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Computes in one dtype for all floating parameters: the widest of theirs, float32 at least."""
+
+    def widen(tree, params):
+        dtype = jnp.result_type(jnp.float32, *(x.dtype for x in jax.tree.leaves(params) if _is_floating(x)))
+        return jax.tree.map(lambda x: x.astype(dtype) if _is_floating(x) else x, tree)
+
+    def init(params):
+        return tx.init(widen(params, params))
+
+    def update(grads, state, params=None):
+        like = grads if params is None else params
+        updates, state = tx.update(widen(grads, like), state, widen(params, like))
+        return jax.tree.map(lambda update, grad: update.astype(grad.dtype), updates, grads), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_floating(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)

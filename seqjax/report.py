@@ -24,7 +24,7 @@ class Layer(NamedTuple):
 
     name: str
     kind: str
-    output_shape: tuple[int | None, ...]  # None for the batch axis, as Keras writes it
+    output_shape: tuple[int | None, ...]  # None for the batch axis, as Keras writes it; of a parameter its own
     params: int
 
 
@@ -33,23 +33,39 @@ def count_params(params: Params) -> int:
 
 
 def model_layers(model: nn.Module, inputs: Arrays) -> list[Layer]:
-    """The model's direct parts in the order of their calls; nothing is computed."""
-    outputs: dict[str, tuple[str, Any]] = {}
+    """The model's direct parts in the order of their calls, then its own parameters; nothing is computed.
+
+    The rows have every parameter once, by whichever method a part is reached. A part without a call, such as an
+    attention that is prepared once, shows the output of the method that was called last.
+    """
+    parts: dict[str, tuple[str, tuple[int, ...]]] = {}  # kinds and shapes alone: outputs are tracers
+    called = set()
 
     def record(call, args, kwargs, context):
         result = call(*args, **kwargs)
-        if len(context.module.path) == 1 and context.method_name == '__call__':
-            outputs[context.module.path[0]] = (_kind(context.module), result)
+        shapes = [x.shape for x in jax.tree.leaves(result) if hasattr(x, 'shape')]
+        name, is_call = context.module.path[:1], context.method_name == '__call__'
+        if len(context.module.path) == 1 and shapes and context.method_name != 'setup':
+            called.update(name if is_call else ())
+            if is_call or name[0] not in called:
+                parts[name[0]] = _kind(context.module), shapes[0]
         return result
 
     with nn.intercept_methods(record):
         variables = jax.eval_shape(lambda inputs: model.init(jax.random.key(0), inputs), inputs)
-    return [
-        Layer(
-            name, kind, (None, *jax.tree.leaves(output)[0].shape[1:]), count_params(variables['params'].get(name, {}))
-        )
-        for name, (kind, output) in outputs.items()
+    params = variables.get('params', {})
+    layers = [
+        Layer(name, kind, (None, *shape[1:]), count_params(params.get(name, {})))
+        for name, (kind, shape) in parts.items()
     ]
+    return layers + [_own(name, params[name]) for name in params if name not in parts]
+
+
+def _own(name: str, value: Params) -> Layer:
+    """Parameters that belong to no part that was called: an array of the model's own, or several."""
+    leaves = jax.tree.leaves(value)
+    kind, shape = ('parameter', tuple(leaves[0].shape)) if len(leaves) == 1 else ('parameters', ())
+    return Layer(name, kind, shape, count_params(value))
 
 
 def _kind(module: nn.Module) -> str:

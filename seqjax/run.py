@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import seqjax
-from seqjax import checkpoint, mesh, processes, report, signals, streaming, sweep, train
+from seqjax import checkpoint, mesh, optim, processes, report, signals, streaming, sweep, train
 from seqjax.checkpoint import About, Store
 from seqjax.files import CHECKPOINTS, METRICS, Journal, UserError, Workdir
 from seqjax.progress import progress
@@ -405,6 +405,7 @@ def prepare(
         task = task._replace(data=_put(task.data, whole))
     task = task._replace(evals=jax.device_put(task.evals, whole))
     programs = train.compile_programs(task, tx, inputs, chunk=chunk, replicas=width, placement=layout)
+    checkpoint.describe(programs.shapes[0])  # refuses names that no checkpoint can hold
     _check_best(saving.best, programs)
     seconds = time.perf_counter() - start
     return Plan(task, tx, programs, steps, chunk, workdir, saving, layout, width, seconds, source, group=group)
@@ -464,8 +465,9 @@ def run_one(plan: Plan, inputs: Arrays, seed: int, *, unit: str = 'epoch') -> Re
     Raises:
       UserError: see `Plan.leg` and `Leg.train`.
     """
-    log, steps = plan.workdir.log('step,loss\n'), plan.steps
+    log, steps = plan.workdir.log('step,loss,learning_rate\n'), plan.steps
     start = time.perf_counter()
+    rates = optim.learning_rates(plan.tx, np.arange(steps))
     with plan.leg(seed, {METRICS: log}) as leg:
         losses = np.empty(steps, np.float32)
         losses[: leg.taken] = _losses_of(leg.held[METRICS])
@@ -474,7 +476,7 @@ def run_one(plan: Plan, inputs: Arrays, seed: int, *, unit: str = 'epoch') -> Re
             shown.begin('', leg.taken, leg.taken == steps, plan.workdir.path, plan.chunk)
             for part in leg.train():
                 new = divide(part.metrics['loss'])
-                log.append(format_rows(part.step + 1, new).encode())
+                log.append(format_rows(part.step + 1, rates[part.step :], new).encode())
                 losses[part.step : part.step + len(new)] = new
                 shown.show(part.step + len(new), len(new), f'loss {new[-1]:.4g}')
             shown.end(steps, steps)
@@ -484,13 +486,15 @@ def run_one(plan: Plan, inputs: Arrays, seed: int, *, unit: str = 'epoch') -> Re
 
 
 def _losses_of(rows: bytes) -> list[float]:
-    return [float(row.partition(',')[2]) for row in rows.decode().splitlines()]
+    return [float(row.split(',')[1]) for row in rows.decode().splitlines()]
 
 
-def format_rows(first: int, *columns: np.ndarray) -> str:
-    """Rows of metrics.csv: the number of the step, counted from 1, and float32 values, written without loss."""
-    rows = zip(*columns, strict=True)
-    return ''.join(','.join([str(first + i), *(f'{x:.9g}' for x in row)]) + '\n' for i, row in enumerate(rows))
+def format_rows(first: int, rates: np.ndarray, *columns: np.ndarray) -> str:
+    """Rows of metrics.csv: step, counted from 1; columns; learning rate. Float32 values, written without loss."""
+    rows = zip(rates, *columns, strict=False)
+    return ''.join(
+        ','.join([str(first + i), *(f'{x:.9g}' for x in row), str(rate)]) + '\n' for i, (rate, *row) in enumerate(rows)
+    )
 
 
 def run_many(plan: Plan, inputs: Arrays, seeds: np.ndarray, *, unit: str = 'epoch') -> Record:
@@ -524,7 +528,7 @@ def run_many(plan: Plan, inputs: Arrays, seeds: np.ndarray, *, unit: str = 'epoc
                 shown.end(steps * count, steps * count)
             outputs.append(np.asarray(plan.programs.predict(leg.state, inputs))[:count])
     seconds = {'compile': plan.seconds, 'train': time.perf_counter() - start}
-    _write_bands(workdir, losses)
+    _write_bands(workdir, losses, optim.learning_rates(plan.tx, np.arange(steps)))
     return Record(losses, np.concatenate(outputs), leg.state, seconds, resumed)
 
 
@@ -535,12 +539,12 @@ def _median_loss(losses: np.ndarray) -> str:
     return f'median loss {np.median(finite) if len(finite) else np.nan:.4g}{diverged}'
 
 
-def _write_bands(workdir: Workdir, losses: np.ndarray) -> None:
-    """metrics.csv of replicas, whose losses are [R, steps]."""
+def _write_bands(workdir: Workdir, losses: np.ndarray, rates: np.ndarray) -> None:
+    """metrics.csv of replicas, whose losses are [R, steps] and rates [steps]."""
 
     def write(path):
-        names = ['step', 'loss', *(f'loss_q{q:g}' for q in report.BANDS if q != 0.5)]
+        names = ['step', 'loss', *(f'loss_q{q:g}' for q in report.BANDS if q != 0.5), 'learning_rate']
         low, q1, median, q3, high = report.loss_quantiles(losses).astype(np.float32)
-        path.write_text(','.join(names) + '\n' + format_rows(1, median, low, q1, q3, high), encoding='utf-8')
+        path.write_text(','.join(names) + '\n' + format_rows(1, rates, median, low, q1, q3, high), encoding='utf-8')
 
     workdir.write(METRICS, write)

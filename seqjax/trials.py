@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from seqjax import files, sweep, train
+from seqjax import files, optim, sweep, train
 from seqjax import run as host
 from seqjax.problem import Goal
 from seqjax.progress import Progress, progress
@@ -49,6 +49,7 @@ class Outcome(NamedTuple):
     metrics: list[str]
     looks: np.ndarray  # [R, looks, metrics]: the mean over the sequences since the look before; NaN after the last
     resumed: bool = False  # whether a part of it was done before this process
+    rates: np.ndarray = np.empty(0)  # [looks]: the learning rate of the last step before each look
 
 
 class Trial(NamedTuple):
@@ -77,7 +78,9 @@ class Trial(NamedTuple):
                 found += its.seeds
                 looks.append(its.looks)
                 resumed |= its.resumed
-        return Outcome(found, metrics, _side_by_side(looks), resumed)
+        looks = _side_by_side(looks)
+        rates = optim.learning_rates(self.plan.tx, self.every * np.arange(1, looks.shape[1] + 1) - 1)
+        return Outcome(found, metrics, looks, resumed, rates)
 
     def _group(self, group: sweep.Group, metrics: list[str], shown: Progress, before: int, seeds: int) -> Outcome:
         """What became of seeds that are trained side by side; `before` of all seeds have reached the goal already."""
@@ -184,9 +187,10 @@ def write_looks(folder: files.Workdir, outcome: Outcome, sequences: int) -> None
         for seed, looks in zip(outcome.seeds, outcome.looks, strict=True):
             for i, values in enumerate(looks):
                 if not np.isnan(values).all():
-                    yield [seed.seed, (i + 1) * sequences, *(f'{x:.9g}' for x in values)]
+                    yield [seed.seed, (i + 1) * sequences, *(f'{x:.9g}' for x in values), outcome.rates[i]]
 
-    files.write_table(folder, TABLE, ['seed', 'sequences', *outcome.metrics], rows())
+    columns = ['seed', 'sequences', *outcome.metrics, 'learning_rate']
+    files.write_table(folder, TABLE, columns, rows())
 
 
 def read_outcome(folder: files.Workdir, summary: Mapping[str, Any], sequences: int) -> Outcome:
@@ -196,9 +200,11 @@ def read_outcome(folder: files.Workdir, summary: Mapping[str, Any], sequences: i
     places, path = {seed.seed: i for i, seed in enumerate(seeds)}, folder.file(TABLE)
     with files.reading(path), path.open(newline='', encoding='utf-8') as lines:
         table = csv.reader(lines)
-        if next(table, []) != ['seed', 'sequences', *metrics]:
+        columns = ['seed', 'sequences', *metrics]
+        end = len(columns)
+        if next(table, [])[:end] != columns:
             raise ValueError('the columns are not those of the run')
-        rows = [(places[int(row[0])], int(row[1]) // sequences - 1, list(map(float, row[2:]))) for row in table]
+        rows = [(places[int(row[0])], int(row[1]) // sequences - 1, list(map(float, row[2:end]))) for row in table]
         looks = np.full((len(seeds), max((row[1] for row in rows), default=-1) + 1, len(metrics)), np.nan, np.float32)
         for place, look, values in rows:
             looks[place, look] = values

@@ -360,3 +360,49 @@ def test_a_step_is_saved_once(tmp_path):
     other.restore(jax.eval_shape(lambda: state_of(0)), lambda about: None)
     save(other, 5)
     assert (tmp_path / '5' / 'checksums').stat().st_mtime_ns == before
+
+
+def with_params(params):
+    return State(jnp.int32(1), jax.random.key(0), jax.tree.map(jnp.float32, params), {}, ())
+
+
+@pytest.mark.parametrize(
+    ('params', 'named'),
+    [
+        ({'a/b': 1, 'a': {'b': 2}}, "'params/a/b'"),
+        ({'a': {'b/c': 1}, 'a/b': {'c': 2}}, "'params/a/b/c'"),
+        ({'a.b': 1, 'a': {'b': 2}}, 'params/a.b and params/a/b|params/a/b and params/a.b'),
+        ({'a\0b': 1}, 'a.*x00b'),
+        ({'\udc80': 1}, 'udc80'),
+    ],
+)
+def test_keys_that_no_checkpoint_can_keep_apart_are_refused(params, named, tmp_path):
+    """Before anything is written: they were saved, and another array came back, or none."""
+    with pytest.raises(UserError, match=named):
+        save_state(tmp_path, with_params(params))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'params',
+    [
+        {'a/b': 1, 'c.d': 2, '/': 3, '.': 4, '..': 5, 'a/': 6},
+        {'': 1, 'a': {'': {'': 2}}, ' ': 3},
+        {'A': 1, 'a': 2, 'ä': 3, 'a\u0308': 4, "'": 5, '"': 6, '\n': 7},
+        {1: 1, 2: {3: 2, 10: 3}, 12: [4, (5, {'x': 6})]},
+        {'a': {}, 'b': 1, 'c': [], 'd': None, 'e': ((), {'f': {}})},
+        {True: 1, False: {(0, 1): 2, (1, 0): 3}},
+    ],
+)
+def test_odd_keys_come_back(params, tmp_path):
+    state = with_params(params)
+    save_state(tmp_path, state)
+    got, _ = Store(tmp_path).restore(jax.eval_shape(lambda: state), lambda about: None)
+    assert jax.tree.structure(got.params) == jax.tree.structure(state.params)
+    assert list(map(float, jax.tree.leaves(got.params))) == list(map(float, jax.tree.leaves(state.params)))
+
+
+def save_state(folder, state):
+    store = Store(folder)
+    store.save(state, about_of(1, state))
+    store.close()

@@ -235,3 +235,23 @@ def test_decoding_is_compiled_once_for_all_values():
 def test_what_cannot_be_decoded_is_refused(how, options, message):
     with pytest.raises(ValueError, match=message):
         how(MODEL, draw(), SOURCE, **{'longest': LONGEST, **options})
+
+
+@pytest.mark.parametrize(
+    ('decode', 'good', 'bad'),
+    [
+        (lambda model, x: sample(MODEL, model, SOURCE, longest=3, key=jax.random.key(0), temperature=x), 0.5, 0.0),
+        (lambda model, x: sample(MODEL, model, SOURCE, longest=3, key=jax.random.key(0), temperature=x), 0.5, -1.0),
+        (lambda model, x: sample(MODEL, model, SOURCE, longest=3, key=jax.random.key(0), temperature=x), 2.0, np.nan),
+        (lambda model, x: beam(MODEL, model, SOURCE, longest=3, width=2, length_penalty=x), 0.0, -0.5),
+    ],
+)
+def test_compiled_scores_are_nan_where_a_number_is_out_of_range(decode, good, bad):
+    """It is refused otherwise; a number that can be gives what it gives without compiling."""
+    variables, compiled = draw(), jax.jit(decode)
+    assert np.isnan(compiled(variables, bad).scores).all()
+    got, want = compiled(variables, good), decode(variables, good)
+    np.testing.assert_array_equal(got.tokens, want.tokens)
+    np.testing.assert_allclose(got.scores, want.scores, rtol=1e-5)
+    with pytest.raises(ValueError, match='temperature|length_penalty'):
+        decode(variables, bad)

@@ -12,6 +12,7 @@ from experiments import launch, lstm_step, studies, td
 from seqjax import cells, linear, models, report
 from seqjax.initializers import GATE_BIASES, SCHEMES
 from seqjax.layers import RNN
+from tests import reference
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -29,7 +30,7 @@ def run_block(containing):
 
 
 def test_every_python_block_of_the_readme_is_run():
-    assert README.count('```python') == 5
+    assert README.count('```python') == 6
 
 
 def test_the_readmes_experiment_runs():
@@ -67,6 +68,12 @@ def test_the_readmes_decoder_writes_what_it_says():
     assert [x.shape for x in written] == [(2, 6), (2,), (2,)] and [x.shape for x in best] == [(2, 4, 6), (2, 4), (2, 4)]
     for tokens, length in zip(written.tokens, written.lengths, strict=True):
         assert length == (list(tokens).index(0) + 1 if 0 in tokens else 6)
+
+
+def test_the_readmes_parameters_are_loaded_as_they_were(in_tmp):
+    names = run_block('checkpoint.load(')
+    reference.assert_trees_equal(names['params'], names['variables']['params'])
+    assert [path.name for path in in_tmp.iterdir()] == ['model.safetensors']
 
 
 def test_the_tests_that_the_readme_links_to_are_there():

@@ -263,7 +263,7 @@ def one_array(folder):
         np.save(file, np.ones(3))
 
 
-HEADER = b'step,loss\n'
+HEADER = b'step,loss,learning_rate\n'
 DAMAGES = {
     'summary: nothing': ('single', fill('summary.json', b'')),
     'summary: bytes': ('single', fill('summary.json', b'\xff\xfe')),
@@ -309,3 +309,14 @@ def test_a_damaged_run_is_told_in_a_sentence(name, done, tmp_path, capsys):
     told = capsys.readouterr().err
     assert told.startswith('experiments.td: ') and told.count('\n') == 1 and '--overwrite' in told
     assert str(folder) in told
+
+
+@pytest.mark.parametrize('header', ['step,loss,rate\n', 'step\n', 'a,b\n'])
+def test_a_journal_of_other_columns_is_not_added_to(header, tmp_path):
+    """Even where its checksum is right: rows of another version of the program would be read as ours."""
+    log = files.Journal(tmp_path / 'metrics.csv', 'step,loss\n')
+    log.begin(None)
+    log.append(b'1,0.5\n')
+    mark = log.mark()
+    assert log.fault(mark) is None
+    assert 'other columns' in files.Journal(tmp_path / 'metrics.csv', header).fault(mark)

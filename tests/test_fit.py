@@ -10,7 +10,7 @@ import pytest
 from seqjax import files, fit, train
 from seqjax import run as host
 from seqjax.files import UserError
-from seqjax.task import Batch, Mean, Task, Watch
+from seqjax.task import Batch, Best, Mean, Task, Watch
 
 # Of a look of a seed: what validation says there, whatever the model.
 SCRIPT = np.array([[3, 2, 4, 5, 1, 1, 1, 1], [5, 4, 3, 2, 2, 2, 2, 9], [np.nan, 6, np.nan, 5, 7, 8, 1, 0]], np.float32)
@@ -147,3 +147,40 @@ def test_what_is_written_is_read_again(tmp_path):
     (tmp_path / fit.MODELS).write_bytes(b'PK')
     with pytest.raises(UserError, match='models.npz'):
         fit.read_models(tmp_path / fit.MODELS, dict(like))
+
+
+TREES = [
+    {'w': jnp.arange(3.0).astype(jnp.bfloat16), 'v': jnp.float16(0.1), 'n': np.arange(2)},
+    {'a.b': jnp.ones(1), 'a': {'b': jnp.zeros(1), '': jnp.ones(2)}, 'file': jnp.ones(3), 'A': jnp.ones(4)},
+    {'x.npy': jnp.ones(1), 'y': {'x.npy': jnp.zeros(1)}},
+]
+
+
+@pytest.mark.parametrize('params', TREES)
+def test_parameters_of_any_dtype_and_key_are_read_again(params, tmp_path):
+    assert_read_again(params, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('params', 'named'),
+    [
+        ({'a/b': jnp.ones(1), 'a': {'b': jnp.zeros(1)}}, "'params/a/b'"),
+        ({'x.npy': jnp.ones(1), 'x': jnp.zeros(1)}, 'params/x.npy'),
+        ({'a\0b': jnp.ones(1)}, r"'params/a\\x00b'"),
+    ],
+)
+def test_keys_that_the_file_cannot_keep_apart_are_refused(params, named, tmp_path):
+    with pytest.raises(UserError, match=named):
+        assert_read_again(params, tmp_path)
+    assert not (tmp_path / fit.MODELS).exists()
+
+
+def assert_read_again(params, folder):
+    best = Best(np.zeros(2), np.zeros(2, int), jax.tree.map(lambda x: np.stack([x, x]), params), {})
+    settings = {'workdir': str(folder), 'overwrite': False}
+    with files.open_workdir(settings, 'x', names=(fit.MODELS,)) as (workdir, _):
+        fit.write_models(workdir, fit.Fit(np.arange(2), [], np.zeros((2, 0, 0)), best))
+    _, got = fit.read_models(folder / fit.MODELS, {'params': params})
+    assert jax.tree.structure(got.params) == jax.tree.structure(params)
+    for one, other in zip(jax.tree.leaves(got.params), jax.tree.leaves(best.params), strict=True):
+        assert one.dtype == other.dtype and one.tobytes() == other.tobytes()

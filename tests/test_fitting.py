@@ -111,7 +111,9 @@ def test_a_file_that_changed_since_is_no_run_to_go_on_with(trained, finished, mo
 def test_no_more_steps_are_taken_than_were_asked_for(data, steps, every, looks):
     """The kind of the tests has an epoch of 4."""
     KIND.run(**QUICK | {'steps': steps, 'every': every, 'replicas': 1}, workdir='w')
-    assert [int(row[1]) for row in rows_of('w/looks.csv')[1:]] == looks
+    header, *rows = rows_of('w/looks.csv')
+    assert [int(row[1]) for row in rows] == looks
+    assert header[-1] == 'learning_rate' and {row[-1] for row in rows} == {str(np.float32(KIND.defaults[header[-1]]))}
 
 
 def test_cells_are_compared_over_the_same_seeds(data, capsys):

@@ -544,11 +544,17 @@ def test_an_unroll_below_one_is_refused(unroll):
         RNN(LSTMCell(H), unroll=unroll)
 
 
-def test_L04_lengths_that_cannot_be_looked_at_never_read_past_the_end():
-    """Under jit: over T means T, below 0 means 0."""
-    layer, variables, x = started('lstm')
+@pytest.mark.parametrize('name', ['lstm', 'gru', 'tanh', 'lstm_coupled', 'minlstm_at_once', 'lru', 'flax_gru'])
+def test_L04_lengths_that_cannot_be_looked_at_never_read_past_the_end(name):
+    """Under jit: what comes of a row whose length is over T or below 0 is NaN, and other rows are as they were."""
+    layer, variables, x = started(name)
     run = jax.jit(lambda lengths: layer.apply(variables, x, seq_lengths=lengths, return_carry=True))
-    assert_equal(run(jnp.array([9, 2, -3, 6])), run(jnp.array([6, 2, 0, 6])))
+    got, want = run(jnp.array([9, 2, -3, 6])), run(jnp.array([6, 2, 0, 6]))
+    assert_equal(*(jax.tree.map(lambda leaf: leaf[1::2], tree) for tree in (got, want)))
+    assert all(np.isnan(leaf[::2]).all() for leaf in jax.tree.leaves(got))
+    summary = jax.jit(lambda n: layer.apply(variables, x, seq_lengths=n, return_sequences=False))
+    summary = summary(jnp.array([9, 2, -(2**31), 2**31 - 1]))
+    np.testing.assert_array_equal(np.isnan(jax.tree.leaves(summary)[0]).all(axis=1), [True, False, True, True])
     with pytest.raises(ValueError, match='must be integers'):
         run(jnp.ones(B))
     with pytest.raises(ValueError, match='axis 0 is 3, not 4'):

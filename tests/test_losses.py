@@ -229,6 +229,94 @@ def test_ctc_sums_over_all_alignments():
     reference.assert_close(swapped.total, got.total, 1e-6)
 
 
+def draw_ctc(seed, blank, scale):
+    """Lengths and labels of 6 rows, repeats, rows without labels and impossible ones among them."""
+    rng = np.random.default_rng(seed)
+    logits = scale * rng.normal(size=(6, 7, 5)).astype(np.float32)
+    labels = rng.choice([c for c in range(5) if c != blank], size=(6, 4))
+    labels[1] = labels[1, 0]
+    return logits, labels, np.array([7, 4, 3, 1, 5, rng.integers(1, 8)]), np.array([4, 4, 0, 1, 3, rng.integers(5)])
+
+
+@pytest.mark.parametrize('zero_infinity', [False, True])
+@pytest.mark.parametrize(('seed', 'blank', 'scale'), [(0, 0, 1), (1, 4, 1), (2, 2, 10), (3, 0, 1000), (4, 4, 1e6)])
+def test_ctc_is_that_of_pytorch(seed, blank, scale, zero_infinity):
+    """Every row and its gradient, compiled; row 1 has four equal labels and 4 frames, so that no alignment exists."""
+    torch = pytest.importorskip('torch', reason='PyTorch is the reference here: pip install "seqjax[test]"')
+    logits, labels, frames, counts = draw_ctc(seed, blank, scale)
+    mask, label_mask = np.arange(7) < frames[:, None], np.arange(4) < counts[:, None]
+    theirs = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    log_p = theirs.log_softmax(-1).transpose(0, 1)
+    sizes = map(torch.tensor, (labels, frames, counts))
+    want = torch.nn.functional.ctc_loss(log_p, *sizes, blank=blank, reduction='none', zero_infinity=zero_infinity)
+    want[torch.isfinite(want)].sum().backward()
+
+    def each(logits):
+        def one(*row):
+            return losses.ctc(*(x[None] for x in row), blank=blank, zero_infinity=zero_infinity).total
+
+        values = jax.vmap(one)(logits, labels, mask, label_mask)
+        return values.sum(), values
+
+    grads, got = jax.jit(jax.grad(each, has_aux=True))(logits)
+    np.testing.assert_allclose(got, want.detach().numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grads, np.nan_to_num(theirs.grad.numpy()), atol=2e-4)  # NaN of an infinite loss
+    assert got[1] == (0 if zero_infinity else np.inf) and not grads[1].any() and (got >= 0).all()
+    together = losses.ctc(logits, labels, mask, label_mask, blank, True)  # not refused
+    assert together.count == 6
+    reference.assert_close(together.total, got[np.isfinite(got)].sum(), 1e-5)
+
+
+@pytest.mark.parametrize('certain', [20.0, 50.0, 1e4, 1e30])
+@pytest.mark.parametrize('labels', [[], [1], [1, 1], [2, 1]])
+def test_ctc_of_a_certain_answer_is_not_negative(labels, certain):
+    path = [0, *(c for label in labels for c in (label, 0))]
+    logits = np.eye(3, dtype=np.float32)[path][None] * certain
+    value, grads = jax.value_and_grad(lambda x: losses.ctc(x, np.array([labels], int)).total)(logits)
+    assert 0 <= value < 1e-6 and np.isfinite(grads).all()
+
+
+@pytest.mark.parametrize(
+    ('changed', 'value'),
+    [
+        ({'labels': [[1, 5], [2, 3]]}, np.nan),  # no class
+        ({'labels': [[1, -1], [2, 3]]}, np.nan),
+        ({'labels': [[0, 1], [2, 3]]}, np.nan),  # the blank
+        ({'mask': [[True, False, True, True], [True] * 4]}, np.nan),
+        ({'label_mask': [[False, True], [True, True]]}, np.nan),
+        ({'mask': [[True, False, False, False], [True] * 4]}, np.inf),  # one frame, two labels
+        ({'labels': [[1, 1], [2, 3]], 'mask': [[True, True, False, False], [True] * 4]}, np.inf),
+    ],
+)
+def test_compiled_ctc_gives_no_plausible_number_for_what_cannot_be(changed, value):
+    """Without compiling it is refused; compiled, the other row has the gradient that it has alone."""
+    plain = {'labels': [[1, 2], [2, 3]], 'mask': [[True] * 4] * 2, 'label_mask': [[True] * 2] * 2}
+    args = {name: np.array(x) for name, x in (plain | changed).items()}
+    logits = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
+    with pytest.raises(ValueError, match='labels|mask|frames'):
+        losses.ctc(logits, **args)
+    gradient = jax.jit(jax.value_and_grad(lambda logits, args: losses.ctc(logits, **args).total))
+    got, grads = gradient(logits, args)
+    np.testing.assert_equal(float(got), value)
+    alone = gradient(logits[1:], {name: x[1:] for name, x in args.items()})[1]
+    np.testing.assert_allclose(grads[1:], alone, rtol=1e-5, atol=1e-6)
+    assert not grads[0].any()
+
+
+@pytest.mark.parametrize('label', [-1, 5, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize('loss', [losses.cross_entropy, losses.accuracy, losses.exact_match])
+def test_compiled_losses_of_what_is_no_class_are_nan(loss, label):
+    """Where it counts; where it is masked it changes nothing, and of the others nothing does."""
+    logits, labels = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32), np.ones((2, 3), int)
+    labels[0, 2] = label
+    mask, compiled = np.ones((2, 3), bool), jax.jit(loss)
+    assert np.isnan(compiled(logits, labels, mask).total)
+    mask[0, 2] = False
+    assert compiled(logits, labels, mask) == loss(logits, labels, mask)
+    with pytest.raises(ValueError, match=r'labels\[0, 2\]'):
+        loss(logits, labels)
+
+
 MASKED = {
     'squared_error': (losses.squared_error, lambda: draw((4, 6, 3), 2)),
     'absolute_error': (losses.absolute_error, lambda: draw((4, 6, 3), 2)),

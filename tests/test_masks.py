@@ -66,3 +66,30 @@ def test_flags_are_looked_at_where_they_can_be():
     with pytest.raises(ValueError, match='are these lengths'):
         masks.as_flags(np.array([0, 3]), (2,), of='x')
     np.testing.assert_array_equal(jax.jit(lambda m: masks.as_flags(m, (2,), of='x'))(jnp.array([0, 3])), [False, True])
+
+
+# --- compiled code, which cannot raise -------------------------------------------------------------
+
+
+@pytest.mark.parametrize('dtype', [np.int32, np.int8, np.uint8, np.uint32])
+@pytest.mark.parametrize('steps', [3, 200])
+def test_compiled_flips_of_rows_whose_lengths_cannot_be_are_nan(steps, dtype):
+    """255 steps in a byte are -1 or 255; of integers, which have no NaN, all steps count."""
+    x = np.arange(3 * steps, dtype=np.float32).reshape(3, steps)
+    lengths = np.array([2, 0, 255]).astype(dtype)
+    got = jax.jit(masks.flip_sequences)(x, lengths)
+    np.testing.assert_array_equal(got[:2], masks.flip_sequences(x, lengths.astype(int).clip(0, steps))[:2])
+    assert np.isnan(got[2]).all()
+    numbers = jax.jit(masks.flip_sequences)(x.astype(np.int32), lengths)
+    np.testing.assert_array_equal(numbers[2], x[2, ::-1])
+    with pytest.raises(ValueError, match='seq_lengths'):
+        masks.flip_sequences(x, lengths)
+
+
+@pytest.mark.parametrize('flag', [2, -1, 127])
+def test_compiled_flags_are_true_where_they_are_not_0(flag):
+    flags = np.array([[0, 1, flag]], np.int8)
+    compiled = jax.jit(lambda flags: masks.as_flags(flags, (1, 3), of='x'))
+    np.testing.assert_array_equal(compiled(flags), [[False, True, True]])
+    with pytest.raises(ValueError, match='mask holds'):
+        masks.as_flags(flags, (1, 3), of='x')

@@ -182,3 +182,31 @@ def test_tokens_that_are_none_are_refused(inputs, message):
 def test_tokens_without_an_embedding_are_refused():
     with pytest.raises(ValueError, match=r'inputs \(2, 7\) must be \[B, T, F\]; tokens \[B, T\] need embed='):
         sequence_model('vector', O, features=H).init(jax.random.key(0), tokens())
+
+
+@pytest.mark.parametrize('token', [-1, -3, 4, 255, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize('vocabulary', [1, 4])
+@pytest.mark.parametrize('answer', ['vector', 'sequence'])
+def test_compiled_models_give_nan_for_a_token_that_is_none(answer, vocabulary, token):
+    """From its step on, in its row alone; -1 is not the last row of the embedding. In padding it may be anything."""
+    model = sequence_model(answer, 2, features=3, vocabulary=vocabulary)
+    tokens, lengths = np.zeros((3, 4), np.int64), np.array([4, 3, 4])
+    variables = model.init(jax.random.key(0), (tokens, lengths))
+    run, want = jax.jit(model.apply), model.apply(variables, (tokens, lengths))
+    tokens[0, 2] = tokens[1, 3] = token
+    got = run(variables, (tokens.astype(np.int32), lengths))
+    np.testing.assert_allclose(got[1:], want[1:], rtol=1e-5, atol=1e-7)
+    assert np.isnan(got[0] if answer == 'vector' else got[0, 2:]).all()
+    with pytest.raises(ValueError, match=r'tokens\[0, 2\]'):
+        model.apply(variables, (tokens, lengths))
+
+
+@pytest.mark.parametrize('vocabulary', [None, 4])
+def test_compiled_models_give_nan_for_a_length_that_cannot_be(vocabulary):
+    model = sequence_model('sequence', 2, features=3, vocabulary=vocabulary, layers=2, bidirectional=True)
+    inputs = np.ones((3, 4), np.int32) if vocabulary else np.ones((3, 4, 2), np.float32)
+    variables = model.init(jax.random.key(0), inputs)
+    run = jax.jit(model.apply)
+    got = run(variables, (inputs, np.array([5, 3, -1])))
+    assert np.isnan(got[::2]).all()
+    np.testing.assert_array_equal(got[1], run(variables, (inputs, np.array([4, 3, 0])))[1])

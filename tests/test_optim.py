@@ -1,6 +1,7 @@
 """Adam as Keras writes it, also where gradients are so small that the place of epsilon decides."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -124,3 +125,92 @@ def test_gradients_beyond_a_norm_are_scaled_to_it():
         for tx, g in ((optim.adam(RATE, EPSILON, limit), grads), (optim.adam(RATE, EPSILON), scaled))
     )
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-8)
+
+
+DTYPES = {'float16': 1e-3, 'bfloat16': 8e-3, 'float32': 5e-5, 'float64': 1e-10}  # to which updates are right
+
+
+def numpy_updates(params, grads, rates, epsilon, clip_norm=None, weight_decay=0.0):
+    """The updates of Adam in float64, with the parameters held where they are."""
+    mu = nu = np.zeros_like(params)
+    for t, grad in enumerate(grads, 1):
+        norm = np.sqrt((grad**2).sum())
+        grad = grad if clip_norm is None or norm < clip_norm else grad / norm * clip_norm
+        mu, nu = 0.9 * mu + 0.1 * grad, 0.999 * nu + 0.001 * grad**2
+        root = np.sqrt(nu / (1 - 0.999**t)) + epsilon / np.sqrt(1 - 0.999**t)
+        yield -rates[t - 1] * (mu / (1 - 0.9**t) / root + weight_decay * params)
+
+
+@pytest.mark.parametrize('weight_decay', [0.0, 0.1])
+@pytest.mark.parametrize('clip_norm', [None, 1.0])
+@pytest.mark.parametrize('schedule', [('constant', 0.01, None), ('cosine', 0.01, 12)])
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_adam_in_every_dtype_is_the_formula(dtype, schedule, clip_norm, weight_decay, x64):
+    """Epsilon is 0 in float16, and B2 is 1 in bfloat16; gradients are among those whose square underflows there."""
+    rng = np.random.default_rng(0)
+    params, grads = rng.normal(size=8), rng.normal(size=(10, 8)) * np.repeat([3.0, 1e-2, 1e-4, 1e-6], 2)
+    params, grads = (jnp.asarray(x, dtype) for x in (params, grads))
+    rates = [0.01 if schedule[0] == 'constant' else 0.005 * (1 + np.cos(np.pi * t / 12)) for t in range(10)]
+    tx = optim.adam(optim.schedule(*schedule), 1e-8, clip_norm, weight_decay)
+    state, update = tx.init(params), jax.jit(tx.update)
+    wide = [np.asarray(x, np.float64) for x in (params, grads)]
+    for t, want in enumerate(numpy_updates(*wide, rates, 1e-8, clip_norm, weight_decay)):
+        got, state = update(grads[t], state, params)
+        assert got.dtype == jnp.dtype(dtype)
+        np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=DTYPES[dtype], atol=1e-7)
+    assert _rates(state)[0] == pytest.approx(rates[-1], rel=1e-5)
+
+
+@pytest.mark.parametrize('dtypes', [('bfloat16', 'float32'), ('float32', 'float16'), ('float16', 'bfloat16')])
+def test_parameters_of_several_dtypes_are_updated_in_theirs(dtypes):
+    params = {name: jnp.full(3, 0.5, name) for name in dtypes}
+    tx = optim.adam(0.01, 1e-7, clip_norm=1e6, weight_decay=0.01)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = jax.jit(tx.update)(params, state, params)
+    for name in dtypes:
+        assert updates[name].dtype == jnp.dtype(name)
+        np.testing.assert_allclose(np.float32(updates[name]), -0.01 * (1 + 0.01 * 0.5), rtol=1e-2)
+
+
+def test_a_norm_beyond_the_range_of_float16_is_scaled():
+    params = jnp.full(1000, 1.0, jnp.float16)
+    tx = optim.adam(0.01, 1e-7, clip_norm=1.0)
+    updates, _ = tx.update(params * 60_000, tx.init(params), params)
+    np.testing.assert_allclose(np.float32(updates), -0.01, rtol=1e-3)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'float64'])
+def test_rates_of_replicas_have_the_dtype_of_the_state(dtype, x64):
+    tx = optim.adam(1e-3, 1e-7)
+    state = jax.vmap(tx.init)(jnp.zeros((3, 2), dtype))
+    rates = np.array([1e-3, 0.02, 1e-8], np.float32)
+    other = optim.with_rates(state, rates)
+    assert jax.tree.map(lambda x: x.dtype, other) == jax.tree.map(lambda x: x.dtype, state)
+    updates, _ = jax.vmap(tx.update)(jnp.ones((3, 2), dtype), other, jnp.zeros((3, 2), dtype))
+    np.testing.assert_allclose(np.float64(updates[:, 0]), -np.float64(rates), rtol=1e-2, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ('tx', 'want'),
+    [
+        (optim.adam(0.003, 1e-7), [0.003] * 4),
+        (optim.adam(optim.schedule('cosine', 0.5, 4), 1e-7, clip_norm=1.0), [0.5, 0.4267767, 0.25, 0.0732233]),
+        (optim.adam(lambda step: 0.1 / (1 + step), 1e-7, weight_decay=0.1), [0.1, 0.05, 0.1 / 3, 0.025]),
+        (optax.sgd(0.1), [np.nan] * 4),
+    ],
+)
+def test_the_learning_rates_are_those_of_the_updates(tx, want):
+    """By hand, and by what the state holds after each step."""
+    got = optim.learning_rates(tx, np.arange(4))
+    np.testing.assert_allclose(got, np.float32(want), rtol=1e-6)
+    param, held = jnp.zeros(2), []
+    state = tx.init(param)
+    for _ in range(4):
+        _, state = tx.update(param, state, param)
+        held.append(next((float(x) for x in [*_rates(state), np.nan]), None))
+    np.testing.assert_array_equal(got, np.float32(held))
+
+
+def _rates(state):
+    return [x for _, x in optax.tree_utils.tree_get_all_with_path(state, 'learning_rate') if hasattr(x, 'dtype')]

@@ -1,9 +1,20 @@
 """What a person sees: numbers, the parameter table, intervals, quantiles and pictures."""
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import studies
+from experiments.study import make_model
 from seqjax import report
+from seqjax.cells import LSTMCell
+from seqjax.encoder_decoder import ATTENTIONS, encoder_decoder
+from seqjax.layers import RNN, TimeDistributed
+from seqjax.models import CELLS, sequence_model
+from seqjax.problem import input_shapes
+from seqjax.run import new_summary
 from seqjax.tasks.td import td
 
 TABLES = {
@@ -24,6 +35,131 @@ def test_the_table_of_each_setup(setup):
     lines = report.format_table(report.model_layers(task.model, task.data.inputs)).splitlines()
     assert [' '.join(line.split()) for line in lines if '=' not in line][1:] == TABLES[setup]
     assert lines[1] == lines[-2] == '=' * len(lines[0]) == '=' * len(lines[2]) == '=' * len(lines[3])
+
+
+def assert_complete(model, inputs):
+    """The rows add up to the numbers of all parameters, named as these are; the total of the table says so."""
+    params = jax.eval_shape(model.init, jax.random.key(0), inputs).get('params', {})
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    layers = report.model_layers(model, inputs)
+    assert sum(layer.params for layer in layers) == total
+    assert {layer.name for layer in layers if layer.params} == {
+        name for name in params if jax.tree.leaves(params[name])
+    }
+    for layer in layers:
+        assert layer.params == sum(leaf.size for leaf in jax.tree.leaves(params.get(layer.name, {})))
+    assert report.format_table(layers).endswith(f'Total params: {total:,}')
+    assert new_summary('x', {}, layers)['params'] == total
+    return [(layer.name, layer.kind, layer.output_shape, layer.params) for layer in layers]
+
+
+TOKENS, PAIR = np.zeros((2, 4), int), (np.zeros((2, 4), int), np.zeros((2, 3), int))
+FLOATS = np.zeros((2, 4, 3), np.float32)
+
+
+@pytest.mark.parametrize('options', [{}, {'bidirectional': True, 'merge_mode': 'sum', 'source_vocabulary': 5}])
+@pytest.mark.parametrize('attention', ATTENTIONS)
+def test_the_table_of_an_encoder_and_decoder_is_complete(attention, options):
+    assert_complete(encoder_decoder(7, features=4, attention=attention, **options), PAIR)
+
+
+def test_the_table_holds_on_to_no_tracer():
+    """As JAX_CHECK_TRACER_LEAKS=1 has it."""
+    with jax.checking_leaks():
+        assert report.model_layers(nn.Sequential([nn.Dense(4), nn.Dense(2)]), FLOATS)
+
+
+def test_an_attention_shows_its_context():
+    """By hand: query (c and h), key and score of an additive attention of 4 units are 8 x 4 + 4 x 4 + 4 weights."""
+    rows = assert_complete(encoder_decoder(7, features=4, attention='additive'), PAIR)
+    assert ('attention', 'AdditiveAttention', (None, 4), 52) in rows
+    rows = assert_complete(encoder_decoder(7, features=4, attention='general'), PAIR)
+    assert ('attention', 'DotAttention', (None, 4), 16) in rows
+
+
+@pytest.mark.parametrize('cell', CELLS)
+def test_the_table_of_every_cell_is_complete(cell):
+    assert_complete(sequence_model('vector', 2, cell=cell, features=4), FLOATS)
+
+
+@pytest.mark.parametrize('cell', ['lstm', 'lru'])
+@pytest.mark.parametrize(
+    ('options', 'inputs'),
+    [
+        ({'learn_initial_carry': True}, FLOATS),
+        ({'vocabulary': 5, 'bidirectional': True, 'learn_initial_carry': True}, TOKENS),
+        ({'layers': 2, 'dropout': 0.5, 'input_dropout': 0.1, 'output_dropout': 0.1}, FLOATS),
+        ({'vocabulary': 5, 'stateful': True}, (TOKENS, np.array([4, 2]))),
+    ],
+)
+def test_the_table_of_a_sequence_model_is_complete(cell, options, inputs):
+    assert_complete(sequence_model('sequence', 2, cell=cell, features=4, **options), inputs)
+
+
+@pytest.mark.parametrize('name', [name for name in studies.NAMES if name != 'echo'])
+def test_the_table_of_every_task_is_complete(name):
+    study = studies.find(name)
+    problem = study.problem(study.defaults)
+    assert_complete(make_model(problem, study.defaults), input_shapes(problem))
+
+
+class Custom(nn.Module):
+    """Its own parameters, parts reached by methods alone, a shared part, one that gives no array, a tied embedding."""
+
+    def setup(self):
+        self.scale = self.param('scale', nn.initializers.ones, (3, 2))
+        self.pair = self.param('pair', lambda key: {'a': jnp.ones(2), 'b': jnp.ones((2, 2))})
+        self.embed, self.shared, self.aside = nn.Embed(5, 3), nn.Dense(3), Aside()
+
+    def __call__(self, tokens):
+        x = self.shared(self.shared(self.embed(tokens)))
+        return self.embed.attend(x) + self.scale.sum() + self.pair['a'].sum() + self.aside.weight()
+
+
+class Aside(nn.Module):
+    @nn.compact
+    def weight(self):
+        return self.param('weight', nn.initializers.ones, (2, 3)).sum()
+
+    def nothing(self):
+        return None
+
+
+def test_the_table_has_what_the_model_itself_owns():
+    assert assert_complete(Custom(), TOKENS) == [
+        ('embed', 'Embed', (None, 4, 3), 15),
+        ('shared', 'Dense', (None, 4, 3), 12),
+        ('aside', 'Aside', (None,), 6),
+        ('pair', 'parameters', (), 6),
+        ('scale', 'parameter', (3, 2), 6),
+    ]
+    rows = assert_complete(RNN(LSTMCell(4), learn_initial_carry=True), FLOATS)
+    assert [row for row in rows if row[1] == 'parameter'] == [
+        ('initial_carry_c', 'parameter', (4,), 4),
+        ('initial_carry_h', 'parameter', (4,), 4),
+    ]
+    assert assert_complete(nn.Dense(2), FLOATS) == [('bias', 'parameter', (2,), 2), ('kernel', 'parameter', (3, 2), 6)]
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        nn.Sequential([nn.remat(nn.Dense)(4), nn.relu, nn.Dropout(0.5, deterministic=True), nn.Dense(2)]),
+        nn.vmap(nn.Dense, variable_axes={'params': 0}, split_rngs={'params': True})(4),
+        nn.Sequential([nn.vmap(nn.Dense, variable_axes={'params': 0}, split_rngs={'params': True})(4), nn.LayerNorm()]),
+        nn.Sequential([TimeDistributed(nn.Dense(4)), nn.RNN(nn.GRUCell(3)), nn.MultiHeadDotProductAttention(1)]),
+        nn.Sequential(
+            [nn.WeightNorm(nn.Dense(4)), nn.Dense(2, kernel_init=nn.with_partitioning(nn.zeros, ('a', 'b')))]
+        ),
+        nn.Sequential([nn.relu]),
+        nn.Sequential(
+            [nn.BatchNorm(use_running_average=True), nn.Bidirectional(nn.RNN(nn.GRUCell(3)), nn.RNN(nn.GRUCell(3)))]
+        ),
+    ],
+    ids=range(7),
+)
+def test_the_table_of_any_module_is_complete(model):
+    assert_complete(model, FLOATS)
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(chunk, bad, value, f
         assert f'the largest gradient of step {bad} is {value}, in ' in str(it.value)
         assert f'the state after step {bad - 1} is saved' in str(it.value)
         table = rows(tmp_path)
-        assert table[0] == ['step', 'loss'] and [int(row[0]) for row in table[1:]] == list(range(1, bad + 1))
+        assert table[0] == ['step', 'loss', 'learning_rate'] and [int(row[0]) for row in table[1:]] == list(
+            range(1, bad + 1)
+        )
         kept = np.array([row[1] for row in table[1:]], np.float32)
         np.testing.assert_array_equal(kept, [*finite[: bad - 1], value])
         assert saved(tmp_path)[-1] == bad - 1
@@ -266,11 +268,11 @@ def test_many_seeds_go_on_while_one_of_a_group_is_finite(chunk, threes, tmp_path
         if not diverged[i]:
             np.testing.assert_allclose(record.losses[i], run_one(None, seed=seed).losses, rtol=1e-5)
     table = rows(tmp_path)
-    assert table[0] == ['step', 'loss', 'loss_q0.025', 'loss_q0.25', 'loss_q0.75', 'loss_q0.975']
+    assert table[0] == ['step', 'loss', 'loss_q0.025', 'loss_q0.25', 'loss_q0.75', 'loss_q0.975', 'learning_rate']
     table = np.array(table[1:], np.float64)
     np.testing.assert_array_equal(table[:, 0], range(1, 11))
     low, q1, median, q3, high = report.loss_quantiles(record.losses)
-    np.testing.assert_allclose(table[:, 1:].T, [median, low, q1, q3, high], rtol=1e-6)
+    np.testing.assert_allclose(table[:, 1:-1].T, [median, low, q1, q3, high], rtol=1e-6)
 
 
 @pytest.mark.parametrize('chunk', [4, 100])

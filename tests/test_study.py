@@ -320,14 +320,21 @@ def test_what_a_run_leaves_and_shows(in_tmp, capsys):
         assert 'looks.csv of a finished run cannot be read' in capsys.readouterr().err
 
 
-def test_the_table_has_every_look_of_every_seed(in_tmp):
-    outcome = temporal_order.run(**SHORT, workdir='w')
+@pytest.mark.parametrize(
+    ('flags', 'rates'),
+    [({}, [0.003] * 2), ({'schedule': 'cosine', 'decay_steps': 10, 'learning_rate': 0.01}, [0.0090450850, 0.005])],
+)
+def test_the_table_has_every_look_of_every_seed(flags, rates, in_tmp):
+    """Half a cosine over 10 steps is (1 + cos(pi t / 10)) / 2: steps 2 and 5 are the last before the looks."""
+    outcome = temporal_order.run(**SHORT | flags, workdir='w')
     with (in_tmp / 'w/looks.csv').open() as lines:
         rows = list(csv.DictReader(lines))
     assert [(int(row['seed']), int(row['sequences'])) for row in rows] == [(0, 48), (0, 96), (1, 48), (1, 96)]
     for i, name in enumerate(outcome.metrics):
         found = np.array([float(row[name]) for row in rows], np.float32).reshape(2, 2)
         np.testing.assert_array_equal(found, outcome.looks[..., i])
+    assert [float(row['learning_rate']) for row in rows] == pytest.approx(rates * 2, rel=1e-6)
+    assert outcome.rates == pytest.approx(rates, rel=1e-6)
 
 
 def test_same_flags_same_bytes_and_replicas_are_seeds_of_their_own(in_tmp):

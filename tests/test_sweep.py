@@ -99,8 +99,10 @@ def test_settings_side_by_side_are_the_runs_of_each_setting(monkeypatch):
     rows = command.run(**RATES)
     assert [how['replicas'] for how in compiled] == [6]
     assert [(row.setting, row.seed, row.step) for row in rows] == [
-        ((rate,), seed, step) for rate in (1e-3, 0.02) for seed in (5, 6, 7) for step in (4, 8, 12)
+        ((rate,), seed, step) for rate in (1e-3, 0.02) for seed in (5, 6, 7) for step in (4, 8, 12) for _ in range(2)
     ]
+    assert all(row.value == row.setting[0] for row in rows if row.metric == 'learning_rate')
+    rows = [row for row in rows if row.metric == 'loss']
     for rate in (1e-3, 0.02):
         losses = td.run(setup='many_to_one', epochs=12, learning_rate=rate, seed=5, replicas=3, picture=False).metrics[
             'loss'
@@ -137,7 +139,7 @@ def test_settings_of_other_shapes_follow_each_other(in_tmp, capsys):
     with (in_tmp / 'w/sweep.csv').open() as lines:
         table = list(csv.DictReader(lines))
     assert list(table[0]) == ['cell', 'delay', 'seed', 'step', 'metric', 'value']
-    assert len(table) == 4 * 2 * 2 * 2 and {row['metric'] for row in table} == {'loss', 'accuracy'}
+    assert len(table) == 4 * 2 * 2 * 3 and {row['metric'] for row in table} == {'loss', 'accuracy', 'learning_rate'}
     echo.run(cell='simple', delay=2, steps=6, replicas=2, hidden=3, length=200, picture=False, workdir='e')
     want = np.load('e/replicas.npz')['loss'][:, [2, 5]]
     got = [
@@ -148,6 +150,16 @@ def test_settings_of_other_shapes_follow_each_other(in_tmp, capsys):
     again = capsys.readouterr().out
     assert 'shown again' in again and 'loss at step 6' in again
     assert (in_tmp / 'w/curve.png').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize('rates', [[0.01], [0.01, 0.02]])
+def test_the_table_has_the_learning_rate_of_a_schedule(rates):
+    """Half a cosine, whose rate at the last step before a look is by hand."""
+    how = {'experiment': 'even_pairs', 'steps': 4, 'every': 2, 'replicas': 2, 'picture': False, 'hidden': 2}
+    rows = command.run(**how, schedule='cosine', decay_steps=8, grid={'learning_rate': rates})
+    got = [row.value for row in rows if row.metric == 'learning_rate']
+    want = [rate * (1 + np.cos(np.pi * step / 8)) / 2 for rate in rates for _ in range(2) for step in (1, 3)]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def test_a_sweep_that_was_stopped_goes_on(in_tmp, monkeypatch):

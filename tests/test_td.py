@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_told(flags, in_tmp, caps
     assert not summary['finished']
     if not flags:
         rows = (in_tmp / 'w/metrics.csv').read_text().splitlines()
-        assert rows[0] == 'step,loss' and len(rows) == 3 and np.isfinite(float(rows[1].split(',')[1]))
+        assert rows[0] == 'step,loss,learning_rate' and len(rows) == 3 and np.isfinite(float(rows[1].split(',')[1]))
 
 
 def test_python_refuses_with_a_value_error():
@@ -153,6 +153,7 @@ def test_what_a_run_leaves_and_shows(setup, count, in_tmp, capsys):
         rows = list(csv.DictReader(file))
     assert [int(row['step']) for row in rows] == list(range(1, 13))
     np.testing.assert_array_equal(np.array([row['loss'] for row in rows], np.float32), result.metrics['loss'])
+    assert {row['learning_rate'] for row in rows} == {'0.001'}
     np.testing.assert_array_equal(np.array(summary['predictions'], np.float32), result.predictions)
     assert set(summary['flags']) == set(td.FLAGS) and summary['flags']['epochs'] == 12
     assert summary['params'] == count == sum(layer['params'] for layer in summary['layers'])
