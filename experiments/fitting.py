@@ -27,6 +27,7 @@ from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Unseen
 from seqjax.files import UserError
 from seqjax.fit import Fit
 from seqjax.models import CELLS, sequence_model
+from seqjax.readers.bounds import Bounds
 from seqjax.task import Arrays, Batch, Best, State, Task, Watch
 from seqjax.verdict import Gain
 
@@ -60,7 +61,12 @@ TRAINING = {
     **{name: study.TRAINING[name] for name in ('schedule', 'decay_steps', 'clip_norm')},
     **{name: flag for name, flag in launch.SHARED.items() if name not in ('chunk', 'best')},
 }
+LIMITS = {
+    'max_columns': Flag(Whole(1), 'columns or channels that a file may have'),
+    'max_bytes': Flag(Whole(1, 2**63 - 1), 'bytes that a file may have, after it is decompressed'),
+}
 DEFAULTS = {
+    **{f'max_{name}': value for name, value in Bounds()._asdict().items()},
     **{'cell': 'lstm', 'hidden': 64, 'layers': 1, 'bidirectional': False, 'dropout': 0.0, 'input_dropout': 0.0},
     **{'output_dropout': 0.0, 'recurrent_dropout': 0.0, 'drop_connect': 0.0, 'gate_bias': 'default'},
     **{'parallel': False, 'compare': None, 'batch_size': 32, 'steps': 10_000, 'every': None, 'patience': 10},
@@ -151,6 +157,11 @@ def answering(model: nn.Module, form: Form) -> Callable[[Best, Batch], Arrays]:
     return answers
 
 
+def bounds_of(settings: Mapping[str, Any]) -> Bounds:
+    """Returns the limits on a file that --max_columns and --max_bytes set."""
+    return Bounds(settings['max_columns'], settings['max_bytes'])
+
+
 # --- the experiment --------------------------------------------------------------------------------
 
 
@@ -197,7 +208,7 @@ class Kind:
 
     def __init__(self):
         data = Flag(Place('file'), self.data_help)
-        self.FLAGS = {'data': data, **self.OWN, **MODEL, **TRAINING}
+        self.FLAGS = {'data': data, **self.OWN, **LIMITS, **MODEL, **TRAINING}
         self.defaults = {'data': None, **DEFAULTS, **self.own_defaults}
 
     data_help = 'the file; or PACKAGE:PATH, a file that an installed package has'

@@ -49,6 +49,7 @@ FLAGS = {
     'temperature': Flag(Positive(), 'below 1 what is likely becomes likelier'),
     'samples': Flag(Whole(1), 'how many texts to write'),
     'draw': Flag(Whole(0, 2**32 - 1), 'decides what is drawn for --prompt'),
+    **{name: flag._replace(help=flag.help + '; as in the run by default') for name, flag in fitting.LIMITS.items()},
 }
 
 
@@ -78,6 +79,8 @@ def run(
     temperature: float = 1.0,
     samples: int = 1,
     draw: int = 0,
+    max_columns: int | None = None,
+    max_bytes: int | None = None,
 ) -> None:
     """Predicts with the model of a finished run.
 
@@ -96,6 +99,8 @@ def run(
     if settings['stdin']:  # a step takes less time than to hand it to another thread
         jax.config.update('jax_cpu_enable_async_dispatch', False)
     found = load(settings['workdir'], settings['seed'])
+    limits = {name: settings[name] for name in fitting.LIMITS if settings[name] is not None}
+    found = found._replace(settings={**found.settings, **limits})
     {'data': _file, 'stdin': _stream, 'prompt': _write}[asked[0]](found, settings)
 
 
@@ -113,7 +118,7 @@ def load(workdir: str, seed: int | None = None) -> Model:
     if not summary['finished']:
         raise UserError(f'--workdir={workdir} holds a run that is not finished: the command that began it goes on')
     with folder.reading():
-        settings, recipe, chosen = summary['flags'], summary['recipe'], int(summary['result']['chosen'])
+        settings, recipe, chosen = {**kind.defaults, **summary['flags']}, summary['recipe'], int(summary['result']['chosen'])
         form = kind.form(settings, recipe)
         model = fitting.make_model(form, settings)
     like = dict(jax.eval_shape(model.init, jax.random.key(0), fitting.one_step(form)))

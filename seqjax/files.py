@@ -48,6 +48,8 @@ NO_NUMBER = (
     'keep',
     'best',
     'metric',
+    'max_columns',
+    'max_bytes',
 )
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
 
