@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import launch
-from experiments.fitting import Kind
+from experiments.fitting import Kind, bounds_of
 from experiments.launch import Choice, Flag, Place, Share
 from seqjax.dataset import Dataset, Form, Stream, Unseen
 from seqjax.datasets import labelled_series
@@ -46,7 +46,7 @@ class Classify(Kind):
 
     def dataset(self, settings: Mapping[str, Any]) -> Dataset:
         return labelled_series.dataset(
-            *_read(settings['data'], settings['test_data']),
+            *_read(settings, settings['data']),
             test_share=settings['test'],
             validation_share=settings['validation'],
             missing=settings['missing'],
@@ -61,9 +61,9 @@ class Classify(Kind):
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         if settings['part'] == 'all':
             file = locate(path)
-            return labelled_series.unseen(file.name, read_series(file), recipe)
+            return labelled_series.unseen(file.name, read_series(file, bounds_of(settings)), recipe)
         shares = settings['test'], settings['validation']
-        parts = labelled_series.split(*_read(path, settings['test_data']), *shares)
+        parts = labelled_series.split(*_read(settings, path), *shares)
         return labelled_series.unseen(
             f'the {settings["part"]} part of {path}', getattr(parts, settings['part']), recipe
         )
@@ -72,11 +72,11 @@ class Classify(Kind):
         return labelled_series.stream(recipe)
 
 
-def _read(data: str, test_data: str | None) -> tuple[str, Series, tuple[str, Series] | None]:
+def _read(settings: Mapping[str, Any], data: str) -> tuple[str, Series, tuple[str, Series] | None]:
     """The name of a file, its series, and both of the file for the test; None where there is none."""
-    path = locate(data)
-    other = beside(path) if test_data is None else locate(test_data)
-    return path.name, read_series(path), None if other is None else (other.name, read_series(other))
+    path, bounds = locate(data), bounds_of(settings)
+    other = beside(path) if settings['test_data'] is None else locate(settings['test_data'])
+    return path.name, read_series(path, bounds), None if other is None else (other.name, read_series(other, bounds))
 
 
 def beside(path: Path) -> Path | None:

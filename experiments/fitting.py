@@ -159,7 +159,7 @@ def answering(model: nn.Module, form: Form) -> Callable[[Best, Batch], Arrays]:
 
 def bounds_of(settings: Mapping[str, Any]) -> Bounds:
     """Returns the limits on a file that --max_columns and --max_bytes set."""
-    return Bounds(settings['max_columns'], settings['max_bytes'])
+    return Bounds(**{name: settings[f'max_{name}'] for name in Bounds._fields if f'max_{name}' in settings})
 
 
 # --- the experiment --------------------------------------------------------------------------------

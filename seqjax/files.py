@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -82,6 +83,40 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f'{path} of a finished run cannot be read ({error}); --overwrite trains again') from error
+
+
+NOT_REGULAR = ((stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket'), (stat.S_ISCHR, 'a device'))
+
+
+def open_file(path: Path, mode: str = 'rb', **options: Any) -> Any:
+    """Opens a regular file for reading, and never waits for a pipe or a device.
+
+    Raises:
+      OSError: it cannot be opened, or is not a regular file; `strerror` says why.
+    """
+    check_regular(path)
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | getattr(os, 'O_NONBLOCK', 0)), **options)
+
+
+def check_regular(path: Path) -> int:
+    """Returns the size of a regular file in bytes; raises OSError if it is something else."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for holds, name in NOT_REGULAR if holds(status.st_mode)), 'a device')
+        raise OSError(errno.EINVAL, f'it is {kind}, not a regular file', str(path))
+    return status.st_size
+
+
+@contextlib.contextmanager
+def open_data(path: Path, mode: str = 'rb', **options: Any) -> Iterator[Any]:
+    """Opens a file of data; raises UserError if it cannot be opened or read."""
+    try:
+        with open_file(path, mode, **options) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror or error}; name another file') from error
 
 
 def expand(flag: str, path: str) -> Path:

@@ -145,9 +145,9 @@ def split(
     name: str, images: Images, test: tuple[str, Images] | None, test_count: int, validation_share: float
 ) -> Parts:
     """The parts of a run on a file; see `dataset`."""
-    for given, held in ((name, images), *([test] if test else [])):
+    for (given, held), flag in zip(((name, images), *([test] if test else [])), ('labels', 'test_labels'), strict=False):
         if held.labels is None:
-            raise UserError(f'{given} comes without labels, and there is nothing to learn then; name them, as --labels')
+            raise UserError(f'{given} needs labels, and has none beside it; pass --{flag}, their file')
     count = len(images.values)
     if test is None and test_count >= count:
         raise UserError(f'--test={test_count} leaves none of the {count:,} images of {name}; choose fewer')

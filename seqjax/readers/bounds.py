@@ -24,10 +24,18 @@ class Bounds(NamedTuple):
                 f'--max_columns={count} to read it'
             )
 
-    def check_bytes(self, where: object, size: int, what: str = 'has') -> None:
-        """Raises UserError if the decompressed content of `where`, known or read so far, is larger than allowed."""
-        if size > self.bytes:
+    def check_bytes(self, where: object, size: int, what: str = 'has', copies: int = 1) -> None:
+        """Raises UserError if the decompressed content of `where`, known or read so far, is larger than allowed.
+
+        Args:
+          where: a path, with a line if known.
+          size: in bytes.
+          what: the verb of the sentence.
+          copies: how many times as much memory it takes to read the content.
+        """
+        if size > self.bytes // copies:
+            limit = '--max_bytes' if copies == 1 else f'--max_bytes / {copies}'
             raise UserError(
-                f'{where} {what} more than {self.bytes:,} bytes (--max_bytes); check the file, or pass a larger '
+                f'{where} {what} more than {self.bytes // copies:,} bytes ({limit}); check the file, or pass a larger '
                 '--max_bytes to read it'
             )
