@@ -7,6 +7,7 @@ Where a file is called NAME_TRAIN.ts and NAME_TEST.ts lies beside it, that one i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ class Classify(Kind):
             seed=settings['seed'],
         )
 
+    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+        return labelled_series.check_recipe(recipe, settings['missing'])
+
     def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
         return labelled_series.form(recipe)
 
@@ -82,7 +86,7 @@ def _read(settings: Mapping[str, Any], data: str) -> tuple[str, Series, tuple[st
 def beside(path: Path) -> Path | None:
     """The file for the test that the archive has beside one to train on; None where there is none."""
     other = path.with_name(path.name.removesuffix(TRAIN) + TEST)
-    return other if path.name.endswith(TRAIN) and other.is_file() else None
+    return other if path.name.endswith(TRAIN) and os.path.isfile(other) else None
 
 
 KIND = Classify()

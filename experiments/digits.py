@@ -58,6 +58,9 @@ class Digits(Kind):
             seed=settings['seed'],
         )
 
+    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+        return digits.check_recipe(recipe, settings['order'], settings['permute'])
+
     def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
         return digits.form(recipe)
 

@@ -186,6 +186,10 @@ class Kind:
         """Of the models of a run, as its recipe has it; that of `dataset`."""
         raise NotImplementedError
 
+    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+        """Returns the recipe of a run that was read from a file; raises UserError if it is invalid."""
+        return recipe
+
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         """A file to predict, through the same preprocessing; refuses unknown labels and other columns by name."""
         raise NotImplementedError
@@ -306,6 +310,7 @@ class Kind:
         fit.write_looks(folder, found, every)
         fit.write_models(folder, found)
         ended = {'seconds': None if found.resumed else time.perf_counter() - start, 'result': plain(result)}
+        ended['models'] = files.sha256(folder.file(fit.MODELS)) if folder.writes else None
         folder.write_summary(summary | {'finished': True} | ended)
         return result
 

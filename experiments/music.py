@@ -18,7 +18,7 @@ from experiments import launch
 from experiments.fitting import Kind, bounds_of
 from experiments.launch import Flag, Whole
 from seqjax.dataset import Dataset, Form, Stream, Unseen
-from seqjax.datasets import music
+from seqjax.datasets import music, recipes
 from seqjax.readers.rolls import KEYS, NOTES, read_rolls
 
 
@@ -49,6 +49,9 @@ class Music(Kind):
         path = settings['data']
         chosen = {name: settings[name] for name in ('batch_size', 'window', 'transpose', 'seed')}
         return music.music(Path(path).name, read_rolls(path, KEYS, bounds_of(settings)), **chosen)
+
+    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+        return recipes.check(recipe, {'steps': recipes.whole(1, recipes.MOST_STEPS)})
 
     def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
         return music.form()

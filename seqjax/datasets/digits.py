@@ -18,7 +18,7 @@ import numpy as np
 from seqjax.baselines import classes as simple
 from seqjax.data import epoch_rows
 from seqjax.dataset import Dataset, Form, Stream, Unseen
-from seqjax.datasets import classify
+from seqjax.datasets import classify, recipes
 from seqjax.files import UserError
 from seqjax.readers.images import Images
 from seqjax.task import Batch
@@ -92,6 +92,29 @@ def dataset(
         validation=_batches(validation, labels['validation'], recipe),
         test=classify.asked(_batches(held_out, labels['test'], recipe), labels['test'], recipe['classes']),
     )
+
+
+SIDE = recipes.whole(1, 2**16)
+SCHEMA = {
+    'classes': recipes.several(recipes.choice(*map(str, range(256))), 2, distinct=True),
+    'maximum': recipes.whole(1, 255),
+    'height': SIDE,
+    'width': SIDE,
+    'order': recipes.choice('rows', 'pixels'),
+    'permutation': recipes.optional(recipes.several(recipes.whole(0))),
+}
+
+
+def check_recipe(recipe: Any, order: str, permute: bool) -> Recipe:
+    """Returns a recipe that was read from a file; raises UserError if it is invalid."""
+    recipes.check(recipe, SCHEMA, {'order': order})
+    labels, pixels = list(map(int, recipe['classes'])), recipe['height'] * recipe['width']
+    recipes.require(labels == sorted(labels), f'classes that do not ascend: {labels}')
+    recipes.require(pixels <= recipes.MOST_STEPS, f'images of {pixels:,} pixels')
+    drawn = recipe['permutation']
+    recipes.require((drawn is not None) == permute, f'permutation={str(drawn)[:80]}, and --permute is {permute}')
+    recipes.require(drawn is None or sorted(drawn) == list(range(pixels)), 'a permutation that is none')
+    return recipe
 
 
 def form(recipe: Recipe) -> Form:

@@ -17,7 +17,7 @@ import numpy as np
 from seqjax.baselines import classes as simple
 from seqjax.data import epoch_rows
 from seqjax.dataset import Dataset, Form, Stream, Unseen
-from seqjax.datasets import classify
+from seqjax.datasets import classify, recipes
 from seqjax.files import UserError
 from seqjax.readers.archive import UNKNOWN, Series, matching
 from seqjax.task import Batch, Sequences
@@ -86,6 +86,23 @@ def dataset(
         validation=_batches(parts.validation, recipe),
         test=classify.asked(_batches(parts.test, recipe), parts.test.labels, recipe['classes']),
     )
+
+
+SCHEMA = {
+    'classes': recipes.several(recipes.text(1), 2, distinct=True),
+    'mean': recipes.several(recipes.number(), 1),
+    'factor': recipes.several(recipes.number(-1), 1),
+    'missing': recipes.choice('refuse', 'mask'),
+    'steps': recipes.whole(1, recipes.MOST_STEPS),
+}
+
+
+def check_recipe(recipe: Any, missing: str) -> Recipe:
+    """Returns a recipe that was read from a file; raises UserError if it is invalid."""
+    recipes.check(recipe, SCHEMA, {'missing': missing})
+    recipes.require(len(recipe['mean']) == len(recipe['factor']), 'mean and factor of different lengths')
+    recipes.require(recipes.NAMES.holds(recipe.get('declared', [])), "no list of names as 'declared'")
+    return recipe
 
 
 def form(recipe: Recipe) -> Form:

@@ -71,12 +71,17 @@ def beside_of(path: Path, *words: str) -> Path | None:
     True
     """
     name = path.name
-    if words[0] not in name.lower() or not path.parent.is_dir():
+    if words[0] not in name.lower():
         return None
     for old, new in zip(words[::2], words[1::2], strict=True):
         name = re.sub(old, new, name, flags=re.IGNORECASE)
-    same = [file for file in path.parent.iterdir() if _plain(file.name) == _plain(name) and file.is_file()]
-    return min(same, key=lambda file: (file.name != name, _ungzipped(file.name) != _ungzipped(name), file.name), default=None)
+    try:
+        names = os.listdir(path.parent)
+    except OSError:  # it may be closed to whoever would list it, and open to whoever knows a name
+        names = [name, f'{name}.gz', name.removesuffix('.gz')]
+    names = [other for other in names if _plain(other) == _plain(name) and os.path.isfile(path.with_name(other))]
+    names.sort(key=lambda other: (other != name, _ungzipped(other) != _ungzipped(name), other))
+    return path.with_name(names[0]) if names else None
 
 
 def _ungzipped(name: str) -> str:
