@@ -135,9 +135,7 @@ def load(workdir: str, seed: int | None = None) -> Model:
     return Model(kind, settings, recipe, form, model, seed, one)
 
 
-def _checked(
-    kind: Kind, summary: Mapping[str, Any], folder: files.Workdir
-) -> tuple[dict[str, Any], Mapping[str, Any]]:
+def _checked(kind: Kind, summary: Mapping[str, Any], folder: files.Workdir) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """The flags and the recipe of a run, which may come from elsewhere: nothing is built of them before this.
 
     Raises:

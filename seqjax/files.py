@@ -485,9 +485,16 @@ def _finished(workdir: Workdir) -> dict[str, Any] | None:
     return None
 
 
+def _abouts(workdir: Workdir) -> Iterator[Path]:
+    """What checkpoints say of themselves, of those that can be listed."""
+    for place, _, names in os.walk(workdir.file(CHECKPOINTS)):
+        if ABOUT in names:
+            yield Path(place, ABOUT)
+
+
 def _has_checkpoints_of(workdir: Workdir) -> bool:
     """Whether there are checkpoints of this run, for each of them knows whose it is; raises UserError for another's."""
-    for path in workdir.file(CHECKPOINTS).rglob(ABOUT):
+    for path in _abouts(workdir):
         try:
             about = read_json(path)
             held = str(about['experiment']), dict(about['flags'])
@@ -512,7 +519,7 @@ def read_summary(workdir: Workdir) -> dict[str, Any]:
         if held is not None and held != checksum(summary):
             raise ValueError('it was changed or is damaged: its checksum differs')
     except DAMAGED as error:
-        saved = any(workdir.file(CHECKPOINTS).rglob(ABOUT))
+        saved = any(_abouts(workdir))
         reason = getattr(error, 'strerror', None) or repr(error)
         raise UserError(
             f'{workdir.path} holds files whose {SUMMARY} cannot be read ({reason}); '

@@ -24,6 +24,7 @@ from seqjax import run as host
 from seqjax.files import UserError
 from seqjax.task import Best
 from tests import kinds
+from tests.oddities import ODD, odd, ordinary_user
 
 SMALL = {'hidden': 3, 'replicas': 2, 'batch_size': 4, 'steps': 4}
 
@@ -279,6 +280,57 @@ def test_a_run_of_before_the_checksums_is_read(runs, tmp_path):
     del summary['recipe']['declared']
     (run / files.SUMMARY).write_text(json.dumps(summary))
     kinds.same(predict.load(str(run)).best, predict.load(str(runs('classify')[1])).best)
+
+
+PLACES = ('.', files.SUMMARY, fit.MODELS)
+
+
+@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('kind', ODD)
+def test_what_is_not_a_file_in_a_runs_place_is_refused_at_once(runs, tmp_path, place, kind):
+    run = tmp_path / 'run'
+    shutil.copytree(runs('music')[1], run)
+    path = run / place
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if kind == 'inside a file':
+        path.write_text('x')
+    else:
+        odd(path.parent, kind, path.name)
+    if (place, kind) == ('.', 'folder'):
+        path.rmdir()
+    with pytest.raises(UserError, match='run'):
+        predict.load(str(run))
+
+
+@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('mode', [0o000, 0o300])
+def test_what_may_not_be_read_is_named(runs, tmp_path, place, mode):
+    run = tmp_path / 'run'
+    shutil.copytree(runs('music')[1], run)
+    (run / place).chmod(mode)
+    try:
+        with ordinary_user():
+            if (place, mode) == ('.', 0o300):  # its files may be opened by name
+                predict.load(str(run))
+                return
+            with pytest.raises(UserError, match='run.*Permission denied'):
+                predict.load(str(run))
+    finally:
+        (run / place).chmod(0o700)
+
+
+def test_output_in_a_place_that_may_not_be_read_is_refused(runs, tmp_path, capsys):
+    data, run = runs('music')
+    (tmp_path / 'closed').mkdir(mode=0o000)
+    try:
+        with ordinary_user():
+            assert predict.main([f'--workdir={run}', f'--data={data}', f'--out={tmp_path}/closed/out.csv']) == 2
+            assert predict.main([f'--workdir={run}', f'--data={tmp_path}/closed/x.mat']) == 2
+    finally:
+        (tmp_path / 'closed').chmod(0o700)
+    told = capsys.readouterr().err.splitlines()
+    assert 'closed/out.csv cannot be written (Permission denied)' in told[0]
+    assert 'closed/x.mat cannot be read: Permission denied' in told[-1]
 
 
 def main(count):

@@ -121,7 +121,10 @@ def test_what_cannot_be_learned_from_is_refused():
     images = draw()
     for words, action in [
         ('x needs labels, and has none beside it; pass --labels', lambda: make(images._replace(labels=None))),
-        ('y needs labels, and has none beside it; pass --test_labels', lambda: make(images, ('y', images._replace(labels=None)))),
+        (
+            'y needs labels, and has none beside it; pass --test_labels',
+            lambda: make(images, ('y', images._replace(labels=None))),
+        ),
         ('--test=50 leaves none of the 50', lambda: make(images, test_count=50)),
         ('--validation=0.001 of 40', lambda: make(images, validation_share=0.001)),
         ('--validation=1 of 40', lambda: make(images, validation_share=1.0)),

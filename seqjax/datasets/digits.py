@@ -168,7 +168,9 @@ def split(
     name: str, images: Images, test: tuple[str, Images] | None, test_count: int, validation_share: float
 ) -> Parts:
     """The parts of a run on a file; see `dataset`."""
-    for (given, held), flag in zip(((name, images), *([test] if test else [])), ('labels', 'test_labels'), strict=False):
+    for (given, held), flag in zip(
+        ((name, images), *([test] if test else [])), ('labels', 'test_labels'), strict=False
+    ):
         if held.labels is None:
             raise UserError(f'{given} needs labels, and has none beside it; pass --{flag}, their file')
     count = len(images.values)

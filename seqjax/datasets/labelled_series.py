@@ -198,9 +198,7 @@ def _check_some(name: str, rows: np.ndarray, flag: str, share: float) -> None:
         )
 
 
-def _fitting(
-    name: str, series: Series, classes: Sequence[str], declared: Sequence[str], channels: int
-) -> Series:
+def _fitting(name: str, series: Series, classes: Sequence[str], declared: Sequence[str], channels: int) -> Series:
     """Returns the series with labels as places in `classes`, that were trained on, out of those `declared` there."""
     if series.values.shape[1] != channels:
         raise UserError(

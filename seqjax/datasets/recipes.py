@@ -45,9 +45,7 @@ def several(rule: Rule, least: int = 0, distinct: bool = False) -> Rule:
     """A list."""
 
     def holds(x: Any) -> bool:
-        return (
-            isinstance(x, list) and len(x) >= least and all(map(rule.holds, x)) and not (distinct and repeated(x))
-        )
+        return isinstance(x, list) and len(x) >= least and all(map(rule.holds, x)) and not (distinct and repeated(x))
 
     return Rule(holds, f'a list of {least} or more values, each {rule.words}{", all different" if distinct else ""}')
 

@@ -23,7 +23,7 @@ from typing import NamedTuple, TextIO
 import numpy as np
 
 from seqjax.files import UserError, open_data
-from seqjax.readers.bounds import Bounds
+from seqjax.readers.bounds import DEFAULT, Bounds
 
 COPIES = 8  # of a line, while it is read
 PIECE = 2**20  # characters that become numbers at once
@@ -42,7 +42,7 @@ class Series(NamedTuple):
     classes: tuple[str, ...]  # as the head declares them; none where it declares that there are none
 
 
-def read_series(path: Path, bounds: Bounds = Bounds()) -> Series:
+def read_series(path: Path, bounds: Bounds = DEFAULT) -> Series:
     """Reads a .ts file, line by line.
 
     Raises:
@@ -184,9 +184,7 @@ def _flag(path: Path, tags: Mapping[str, Sequence[str]], tag: str) -> bool:
     return word == 'true'
 
 
-def _label(
-    where: str, word: str, classes: Sequence[str], places: Mapping[str, int], same: Callable[[str], str]
-) -> int:
+def _label(where: str, word: str, classes: Sequence[str], places: Mapping[str, int], same: Callable[[str], str]) -> int:
     word = _unquoted(word.strip())
     if same(word) in places:
         return places[same(word)]

@@ -39,3 +39,6 @@ class Bounds(NamedTuple):
                 f'{where} {what} more than {self.bytes // copies:,} bytes ({limit}); check the file, or pass a larger '
                 '--max_bytes to read it'
             )
+
+
+DEFAULT = Bounds()

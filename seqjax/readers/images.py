@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seqjax.files import UserError, open_data
-from seqjax.readers.bounds import Bounds
+from seqjax.readers.bounds import DEFAULT, Bounds
 from seqjax.readers.extra import need
 
 DIGITS = 'digits'  # the word for scikit-learn's 1,797 of 8 x 8
@@ -34,7 +34,7 @@ class Images(NamedTuple):
     labels: np.ndarray | None  # [N] uint8
 
 
-def read_images(path: str | Path, labels: str | Path | None = None, bounds: Bounds = Bounds()) -> Images:
+def read_images(path: str | Path, labels: str | Path | None = None, bounds: Bounds = DEFAULT) -> Images:
     """Images of an idx file with the labels of another one; or the digits of scikit-learn, for the word `digits`.
 
     Args:
@@ -92,7 +92,7 @@ def _plain(name: str) -> str:
     return _ungzipped(name).lower().replace('.', '-')
 
 
-def read_idx(path: Path, axes: int, bounds: Bounds = Bounds()) -> np.ndarray:
+def read_idx(path: Path, axes: int, bounds: Bounds = DEFAULT) -> np.ndarray:
     """An idx file of bytes -> uint8 with so many axes.
 
     Raises:

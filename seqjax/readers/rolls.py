@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from seqjax.files import UserError, open_data
-from seqjax.readers.bounds import Bounds
+from seqjax.readers.bounds import DEFAULT, Bounds
 from seqjax.readers.extra import locate, need
 
 KEYS = {'train': 'traindata', 'validation': 'validdata', 'test': 'testdata'}  # parts, and how the file names them
@@ -25,7 +25,7 @@ SHORTEST = 2  # frames: one to read, and one to foretell
 Pieces = list[np.ndarray]  # each [T, 88] uint8, 1 where a note sounds
 
 
-def read_rolls(path: str, parts: Collection[str] = (), bounds: Bounds = Bounds()) -> dict[str, Pieces]:
+def read_rolls(path: str, parts: Collection[str] = (), bounds: Bounds = DEFAULT) -> dict[str, Pieces]:
     """The pieces of a file, by part.
 
     The file has the variables `traindata`, `validdata` and `testdata`, each a cell array of pieces [T, 88] of 0 and 1;
@@ -87,7 +87,7 @@ OF_MATRICES = range(1, 4)  # cells, structures and objects
 FULL = (*range(1, 5), *range(6, 16))  # those that hold each of their items: all but sparse ones and functions
 
 
-def load(path: Path, io: Any, names: list[str], bounds: Bounds = Bounds()) -> dict[str, Any]:
+def load(path: Path, io: Any, names: list[str], bounds: Bounds = DEFAULT) -> dict[str, Any]:
     """Variables of a .mat file of version 5 to 7, by SciPy.
 
     Raises:
