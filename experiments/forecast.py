@@ -151,6 +151,9 @@ class Forecast(Kind):
         how = {'batch_size': settings['batch_size'], 'order': settings['ar_order']}
         return forecast.dataset(path.name, table, splits, recipe, **how)
 
+    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+        return forecast.check_recipe(recipe, settings)
+
     def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
         return forecast.form(recipe)
 

@@ -168,12 +168,13 @@ def write_models(folder: files.Workdir, found: Fit) -> None:
     files.write_arrays(folder, MODELS, seeds=found.seeds, value=found.best.value, step=found.best.step, **arrays)
 
 
-def read_models(path: Path, like: Mapping[str, Any]) -> tuple[np.ndarray, Best]:
+def read_models(path: Path, like: Mapping[str, Any], count: int | None = None) -> tuple[np.ndarray, Best]:
     """What `write_models` left.
 
     Args:
       path: the file.
-      like: shapes of the model's variables, as `model.init` gives them.
+      like: shapes and dtypes of the model's variables, as `model.init` gives them.
+      count: how many seeds there must be; None for any number.
 
     Returns:
       The seeds [R], and the best of each, leaves [R, ...].
@@ -183,14 +184,16 @@ def read_models(path: Path, like: Mapping[str, Any]) -> tuple[np.ndarray, Best]:
     """
     params, variables = like['params'], {name: x for name, x in like.items() if name not in ('params', train.CARRY)}
     shapes = {'params': params, 'variables': variables}
-    with files.reading(path), np.load(path) as held:
-        leaves = []
-        for name, leaf in checkpoint.named(shapes).items():
-            array = held[name] if name in held else np.empty(0)
-            array = array.view(leaf.dtype) if array.dtype.kind == 'V' else array  # bfloat16, which NumPy cannot name
-            if (array.shape[1:], array.dtype) != (leaf.shape, leaf.dtype):
-                raise ValueError(f'it is of another model: {name}, {leaf.dtype} {leaf.shape}, is not there')
-            leaves.append(array)
-        return held['seeds'], Best(
-            held['value'], held['step'], **jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-        )
+    seeds = files.read_arrays(path, {'seeds': ((count,), np.int64)})['seeds']
+    leaves = checkpoint.named(shapes)
+    own = {'seeds': ((len(seeds),), np.int64), 'value': ((len(seeds),), np.float32), 'step': ((len(seeds),), np.int32)}
+    expected = own | {name: ((len(seeds), *leaf.shape), _stored_dtype(leaf.dtype)) for name, leaf in leaves.items()}
+    held = files.read_arrays(path, expected, others=False)
+    learned = [held[name].view(leaf.dtype) for name, leaf in leaves.items()]
+    return seeds, Best(held['value'], held['step'], **jax.tree.unflatten(jax.tree.structure(shapes), learned))
+
+
+def _stored_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype in a file's header; NumPy has no name for bfloat16 and the like, and writes raw bytes."""
+    dtype = np.dtype(dtype)
+    return np.dtype(f'V{dtype.itemsize}') if dtype.kind == 'V' else dtype

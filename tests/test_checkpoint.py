@@ -20,6 +20,7 @@ from seqjax.checkpoint import About, Store
 from seqjax.files import UserError
 from seqjax.task import State
 from tests import reference
+from tests.oddities import ODD, odd, ordinary_user
 
 STEPS = (1, 2, 10)  # 10 comes after 2
 
@@ -406,3 +407,50 @@ def save_state(folder, state):
     store = Store(folder)
     store.save(state, about_of(1, state))
     store.close()
+# --- files that are not files, or may not be read ----------------------------
+
+
+@pytest.mark.parametrize('name', ['checksums', 'about.json', 'state/_METADATA', '.'])
+@pytest.mark.parametrize('kind', ODD[:-1])
+def test_what_is_not_a_file_makes_a_step_unsound_at_once(saved, tmp_path, name, kind):
+    shutil.copytree(saved / '10', tmp_path / '10')
+    path = tmp_path / '10' / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    odd(path.parent, kind, path.name)
+    with pytest.raises(checkpoint.Unsound):
+        checkpoint.verify(tmp_path / '10')
+
+
+@pytest.mark.parametrize('name', ['checksums', 'about.json', '.'])
+def test_a_step_that_may_not_be_read_is_skipped_by_name(saved, tmp_path, name, capsys):
+    shutil.copytree(saved, tmp_path / 'c')
+    (tmp_path / 'c/10' / name).chmod(0o000)
+    with ordinary_user():
+        assert restore(tmp_path / 'c')[1].step == 2
+    assert 'Permission denied' in capsys.readouterr().err
+
+
+def test_a_folder_of_checkpoints_that_may_not_be_listed_is_named(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / 'c')
+    (tmp_path / 'c').chmod(0o300)
+    try:
+        with ordinary_user():
+            for action in (lambda: restore(tmp_path / 'c'), lambda: list(checkpoint.stores(tmp_path))):
+                with pytest.raises(UserError, match='c cannot be read: Permission denied'):
+                    action()
+    finally:
+        (tmp_path / 'c').chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [{'step': '10'}, {'step': None}, {'journals': [1]}, {'journals': {'x': [1]}}, {'journals': {'x': ['a', 'b']}},
+     {'flags': []}, {'metrics': {'loss': 'low'}}, {'leaves': 3}, {'versions': None}, {'experiment': 1}, {'other': 1}],
+)  # fmt: skip
+def test_a_step_whose_right_checksums_are_of_other_types_is_unsound(saved, tmp_path, changes):
+    shutil.copytree(saved / '10', tmp_path / '10')
+    path = tmp_path / '10/about.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    checkpoint.seal(tmp_path / '10')
+    with pytest.raises(checkpoint.Unsound, match='about.json is damaged'):
+        checkpoint.verify(tmp_path / '10')

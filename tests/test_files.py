@@ -15,6 +15,7 @@ import pytest
 
 from experiments import td
 from seqjax import files
+from tests.oddities import ODD, odd, ordinary_user
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {'seed': 1, 'workdir': 'anywhere', 'overwrite': False, 'picture': True, 'chunk': 10}
@@ -237,7 +238,7 @@ def lose(name):
     def damage(folder):
         summary = json.loads((folder / 'summary.json').read_text())
         del summary[name]
-        (folder / 'summary.json').write_text(json.dumps(summary))
+        files.Workdir(folder).write_summary(summary)
 
     return damage
 
@@ -245,7 +246,7 @@ def lose(name):
 def change(**changes):
     def damage(folder):
         summary = json.loads((folder / 'summary.json').read_text())
-        (folder / 'summary.json').write_text(json.dumps(summary | changes))
+        files.Workdir(folder).write_summary(summary | changes)
 
     return damage
 
@@ -320,3 +321,60 @@ def test_a_journal_of_other_columns_is_not_added_to(header, tmp_path):
     mark = log.mark()
     assert log.fault(mark) is None
     assert 'other columns' in files.Journal(tmp_path / 'metrics.csv', header).fault(mark)
+
+
+# --- what stands in place of a file, and what may not be read ----------------------------------------
+
+
+@pytest.mark.parametrize('kind', ODD)
+def test_only_a_file_is_opened_and_nothing_is_waited_for(tmp_path, kind):
+    path = odd(tmp_path, kind)
+    for open_one in (files.open_file, files.read_json, files.sha256):
+        with pytest.raises(OSError) as caught:
+            open_one(path)
+        assert caught.value.strerror
+    with pytest.raises(files.UserError, match='cannot be read'), files.open_data(path):
+        pass
+
+
+@pytest.mark.parametrize('kind', ['pipe', 'socket', 'folder', 'loop'])
+def test_a_journal_in_place_of_which_something_else_stands_is_refused(tmp_path, kind):
+    path = odd(tmp_path, kind)
+    assert files.Journal(path).fault(files.Mark(0, '')) is not None
+    for mark in (None, files.Mark(0, '')):
+        with pytest.raises(files.UserError, match='cannot write .*odd'):
+            files.Journal(path).begin(mark)
+
+
+@pytest.mark.parametrize('mode', [0o000, 0o300, 0o500])
+@pytest.mark.parametrize('place', ['', 'summary.json', 'checkpoints'])
+def test_a_folder_that_may_not_be_read_or_written_ends_in_a_sentence(tmp_path, place, mode):
+    folder = tmp_path / 'run'
+    finished(folder, finished=False)
+    (folder / 'checkpoints').mkdir()
+    (folder / place).chmod(mode)
+    try:
+        with ordinary_user(), contextlib.suppress(files.UserError):
+            opened(folder)
+            assert mode > 0 or place == 'checkpoints'
+    finally:
+        (folder / place).chmod(0o700)
+
+
+def flipped(content, place):
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def test_every_flipped_bit_of_a_summary_is_found(tmp_path):
+    workdir = files.Workdir(tmp_path, 'x')
+    workdir.write_summary(
+        {'experiment': 'x', 'finished': True, 'flags': {'seed': 1.5e-3, 'name': 'ä'}, 'seconds': None}
+    )
+    path = tmp_path / 'summary.json'
+    content, want = path.read_bytes(), files.read_summary(workdir)
+    for place in range(len(content)):
+        path.write_bytes(flipped(content, place))
+        try:
+            assert files.read_summary(workdir) == want or b'"sha256"' not in path.read_bytes(), place
+        except files.UserError as error:
+            assert 'summary.json cannot be read' in str(error)

@@ -163,12 +163,12 @@ def test_the_byte_that_is_wrong_is_counted_from_the_beginning_of_the_file(tmp_pa
 
 
 def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path):
-    with pytest.raises(UserError, match=r'none\.txt cannot be read \(No such file'):
+    with pytest.raises(UserError, match=r'none\.txt cannot be read: No such file'):
         texts.read_new(tmp_path / 'none.txt', 'characters', all_of)
     with pytest.raises(UserError, match=r'is a folder without a text \(.txt or .md\); name a file'):
         texts.read_new(tmp_path, 'characters', all_of)
     os.mkfifo(tmp_path / 'pipe')
-    with pytest.raises(UserError, match='pipe is no file that can be read twice'):
+    with pytest.raises(UserError, match='pipe cannot be read'):
         texts.read_new(tmp_path / 'pipe', 'characters', all_of)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seqjax.files import UserError
+from seqjax.files import UserError, open_file
 from seqjax.readers import date_formats
 from seqjax.readers.date_formats import ColumnReader, DateFormat
 from seqjax.readers.dates import instants, offsets_in
@@ -286,10 +286,9 @@ class _Parquet:
 
 def _check_file(path: Path) -> None:
     try:
-        if path.stat().st_size == 0:
-            raise UserError(f'{path} is empty; give a file with a row of names and rows of numbers')
-        with path.open('rb') as file:
-            file.read(1)
+        with open_file(path) as file:
+            if not file.read(1):
+                raise UserError(f'{path} is empty; give a file with a row of names and rows of numbers')
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}; give another --data') from error
 
