@@ -488,6 +488,6 @@ def _check_dates(path: Path, series: Series, columns: Columns, form: DateFormat)
             f'{path}: rows {above} and {row}{series.phrase} have the same date {after}; take one out{remedy}'
         )
     raise UserError(
-        f'{path}: row {row}{series.phrase} has the date {after}, before that of row {above}, {before}; sort the rows by '
-        f'date{remedy}'
+        f'{path}: row {row}{series.phrase} has the date {after}, before that of row {above}, {before}; sort the rows '
+        f'by date{remedy}'
     )
