@@ -24,7 +24,7 @@ BERLIN = 'Europe/Berlin'
 def read(tmp_path):
     """Dates, and what is known of their format -> the table of a file that holds them."""
 
-    def read_(texts, form=DateFormat(), **columns):
+    def read_(texts, form=date_formats.UNDECIDED, **columns):
         path = tmp_path / 'x.csv'
         frame = pandas.DataFrame({'day': texts, 'v': np.arange(len(texts)) % 7.0} | columns)
         frame.to_csv(path, index=False)

@@ -60,6 +60,9 @@ class DateFormat(NamedTuple):
         return f'{self.format}%z' if self.aware and '%' in str(self.format) else str(self.format)
 
 
+UNDECIDED = DateFormat()
+
+
 class Stamp(NamedTuple):
     """A date in the frame of its file."""
 
@@ -151,7 +154,8 @@ def parse(text: str, form: DateFormat, after: Stamp | None = None, column: str =
 def write(local: np.ndarray, offsets: np.ndarray | None, form: DateFormat) -> list[str]:
     """Dates [n] in one format, which `pandas.to_datetime` reads: as YYYY-MM-DD where no time of day is known.
 
-    >>> write(np.array(['2020-01-31T12', '2020-02-01'], 'datetime64[us]'), np.array([3600, 7200]), DateFormat(aware=True))
+    >>> local = np.array(['2020-01-31T12', '2020-02-01'], 'datetime64[us]')
+    >>> write(local, np.array([3600, 7200]), DateFormat(aware=True))
     ['2020-01-31 12:00:00+01:00', '2020-02-01 00:00:00+02:00']
     """
     unit = max(form.unit, unit_of(local), 's' if form.aware else 'D', key=UNITS.index)

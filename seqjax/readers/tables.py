@@ -17,7 +17,7 @@ import numpy as np
 
 from seqjax.files import UserError, open_file
 from seqjax.readers import date_formats
-from seqjax.readers.date_formats import ColumnReader, DateFormat
+from seqjax.readers.date_formats import UNDECIDED, ColumnReader, DateFormat
 from seqjax.readers.dates import instants, offsets_in
 from seqjax.readers.extra import need
 
@@ -74,7 +74,7 @@ class Table(NamedTuple):
 
     columns: Columns  # the targets known
     series: Sequence[Series]  # in the order in which they begin
-    dates: DateFormat = DateFormat()  # of the column of dates, if there is one
+    dates: DateFormat = UNDECIDED  # of the column of dates, if there is one
 
 
 def read(
@@ -84,7 +84,7 @@ def read(
     separator: str = ',',
     decimal: str = '.',
     mask: bool = False,
-    dates: DateFormat = DateFormat(),
+    dates: DateFormat = UNDECIDED,
 ) -> Table:
     """Reads the columns that are asked for, and no other.
 
@@ -487,6 +487,6 @@ def _check_dates(path: Path, series: Series, columns: Columns, form: DateFormat)
             f'{path}: rows {above} and {row}{series.phrase} have the same date {after}; take one out{remedy}'
         )
     raise UserError(
-        f'{path}: row {row}{series.phrase} has the date {after}, before that of row {above}, {before}; sort the rows by '
-        f'date{remedy}'
+        f'{path}: row {row}{series.phrase} has the date {after}, before that of row {above}, {before}; sort the rows '
+        f'by date{remedy}'
     )
