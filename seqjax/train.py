@@ -396,17 +396,32 @@ def compile_programs(
     lies, whole = (None, None) if placement is None else (placement.state(state), placement.whole)
     given, taken = (whole, whole, lies, whole), (lies, whole, whole)
     apply_all = mapped(partial(apply, task), in_axes=(0, None))
-    with contextlib.nullcontext() if placement is None else placement.in_effect():
-        advance = make_advance(task, tx, chunk=chunk, replicas=replicas is not None)
-        if jax.config.jax_disable_jit:  # nothing is compiled ahead: each operation runs by itself, for debuggers
+    in_effect = contextlib.nullcontext if placement is None else placement.in_effect
+    with in_effect():
+        advance = jax.jit(
+            make_advance(task, tx, chunk=chunk, replicas=replicas is not None), in_shardings=given, out_shardings=taken
+        )
+        if jax.config.jax_disable_jit or jax.config.jax_debug_nans or jax.config.jax_debug_infs:
+            # Nothing is compiled ahead: JAX runs each operation by itself, or again by itself to find where a NaN is.
             shapes = jax.eval_shape(advance, task.data, task.evals, state, 0)
-            return Programs(init, advance, None if inputs is None else apply_all, shapes)
-        advance = jax.jit(advance, in_shardings=given, out_shardings=taken).lower(task.data, task.evals, state, 0)
+            predict = None if inputs is None else jax.jit(apply_all, in_shardings=(lies, whole), out_shardings=whole)
+            return Programs(jax.jit(init, out_shardings=lies), _within(in_effect, advance), predict, shapes)
+        advance = advance.lower(task.data, task.evals, state, 0)
     predict = None
     if inputs is not None:
         predict = jax.jit(apply_all, in_shardings=(lies, whole), out_shardings=whole).lower(state, inputs).compile()
     init = jax.jit(init, out_shardings=lies).lower(seed).compile()
     return Programs(init, advance.compile(), predict, advance.out_info)
+
+
+def _within(context: Callable[[], contextlib.AbstractContextManager[Any]], f: Advance) -> Advance:
+    """f, called within the context."""
+
+    def call(*args):
+        with context():
+            return f(*args)
+
+    return call
 
 
 def steps_taken(state: State) -> int:

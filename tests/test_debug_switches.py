@@ -59,7 +59,7 @@ def test_a_study_finishes(switch):
 @pytest.mark.parametrize('switch', ['jax_debug_nans'], indirect=True)
 def test_a_length_without_a_sequence_makes_no_nan_on_the_device(switch):
     """Of one symbol there is no a^n b^n."""
-    outcome = lengths.run(task='anbn', **SHORT, up_to=4, points=2, count=2)
+    outcome = lengths.run(task='anbn', **SHORT | {'longest': 4}, up_to=8, points=2, count=2)
     assert [name for name, value in outcome.seeds[0].test.items() if np.isnan(value)] == ['within/1']
 
 
