@@ -74,7 +74,7 @@ def as_lengths(lengths: Any, batch: Shape, steps: int, *, of: str, name: str = '
     check_shape(name, lengths.shape, batch, f'the batch axes of {of}')
     check_range(name, lengths, steps, f'the time axis of {of}')
     if not is_concrete(lengths):
-        lengths = jnp.where(_out_of_range(lengths, steps), steps, lengths)
+        lengths = jnp.where(_out_of_range(lengths, steps), steps, lengths.astype(jnp.int32))
     return jnp.asarray(lengths, jnp.int32)
 
 
