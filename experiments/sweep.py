@@ -370,6 +370,8 @@ def _read(folder: files.Workdir, grid: Sequence[Sequence[Any]]) -> list[Row]:
         for *setting, seed, step, metric, value in table:
             found = tuple(values[word] for values, word in zip(known, setting, strict=True))
             rows.append(Row(found, int(seed), int(step), metric, float(value)))
+        if not rows:
+            raise ValueError('it has no rows')
         return rows
 
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from experiments import launch
-from experiments.fitting import Kind, Sampling
+from experiments.fitting import Kind, Sampling, bounds_of
 from experiments.launch import Choice, Flag, Share, Whole
 from seqjax.dataset import Dataset, Form, Stream, Unseen
 from seqjax.datasets import recipes
@@ -70,6 +70,7 @@ class Language(Kind):
             )
         recipe = {name: settings[name] for name in ('tokens', 'window', 'validation', 'test', 'held_out')}
         path = locate(settings['data'])
+        texts.check_size(path, bounds_of(settings))
         read = texts.read_new(
             path, settings['tokens'], lambda count: _bounds(count, recipe).training, size=settings['vocabulary']
         )
@@ -108,6 +109,7 @@ class Language(Kind):
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         """A text to score, or with settings['part'] the part of it that training would have held out."""
         part, vocabulary, found = settings.get('part', 'all'), _vocabulary(recipe), locate(path)
+        texts.check_size(found, bounds_of(settings))
         read = texts.read_again(found, vocabulary)
         begin, end = _bounds(len(read.tokens), recipe).part(part)
         if end - begin < 2:

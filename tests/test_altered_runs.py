@@ -1,6 +1,6 @@
 """Files of a finished run that were altered: a prediction ends in one sentence, or is the same as before.
 
-python -m tests.test_altered_runs COUNT     alters COUNT copies of each kind, and predicts with all of them
+python -m tests.test_altered_runs COUNT [KIND ...]     alters COUNT copies of each kind, and predicts with all of them
 """
 
 import io
@@ -161,11 +161,15 @@ def alter(seed, run):
     return forged
 
 
+def number(word):
+    try:
+        return float(word)
+    except ValueError:
+        return word
+
+
 def numbers(path):
-    return [
-        [float(word) if word.lstrip('-')[:1].isdigit() else word for word in line.split(',')]
-        for line in path.read_text().splitlines()
-    ]
+    return [list(map(number, line.split(','))) for line in path.read_text().splitlines()]
 
 
 def close(one, other):
@@ -333,9 +337,9 @@ def test_output_in_a_place_that_may_not_be_read_is_refused(runs, tmp_path, capsy
     assert 'closed/x.mat cannot be read: Permission denied' in told[-1]
 
 
-def main(count):
-    """By hand: all kinds, `count` alterations each, and whole predictions."""
-    for name in KINDS:
+def main(count, *names):
+    """By hand: all kinds or those named, `count` alterations each, and whole predictions."""
+    for name in names or KINDS:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             data = make(name, folder)
@@ -363,4 +367,4 @@ def main(count):
 
 
 if __name__ == '__main__':
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])

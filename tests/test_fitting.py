@@ -254,7 +254,7 @@ def test_a_stream_traces_two_programs_however_long_it_is(trained, monkeypatch):
         (['--workdir=other', '--stdin'], '--workdir=other holds a run of td, which learned from no file of data'),
         (['--workdir=half', '--stdin'], '--workdir=half holds a run that is not finished'),
         (['--workdir=broken', '--stdin'], 'cannot be read'),
-        (['--workdir=bare', '--stdin'], 'cannot be read'),
+        (['--workdir=bare', '--stdin'], 'bare/summary.json is not that of a run'),
     ],
 )
 def test_what_cannot_be_predicted_is_told_in_a_sentence(trained, argv, words, capsys):

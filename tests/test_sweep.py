@@ -9,7 +9,7 @@ import pytest
 
 from experiments import echo, td
 from experiments import sweep as command
-from seqjax import optim, sweep, train
+from seqjax import files, optim, sweep, train
 from seqjax.files import UserError
 from seqjax.tasks.td import SETUPS
 from tests import reference
@@ -230,3 +230,27 @@ def test_the_flags_of_the_experiment_are_those_of_the_sweep(capsys):
     out = capsys.readouterr().out
     assert '--delay=(' in out and '--grid=(' in out and '--setup' not in out
     assert json.dumps(command.OWN_DEFAULTS)  # plain values
+
+
+TABLE = 'delay,seed,step,metric,value\n1,0,3,loss,0.5\n'
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        '',
+        '\n',
+        TABLE.splitlines()[0],
+        TABLE.replace('delay', 'cell'),
+        TABLE + '1,0\n',
+        TABLE + '2,0,3,loss,0.5\n',
+        TABLE + 'x\0',
+    ],
+)
+def test_a_table_that_was_damaged_is_refused(tmp_path, content):
+    (tmp_path / 'sweep.csv').write_text(TABLE)
+    folder, grid = files.Workdir(tmp_path), [['delay', [1]]]
+    assert command._read(folder, grid) == [command.Row((1,), 0, 3, 'loss', 0.5)]
+    (tmp_path / 'sweep.csv').write_text(content)
+    with pytest.raises(UserError, match='sweep.csv'):
+        command._read(folder, grid)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from seqjax.files import UserError
 from seqjax.readers import texts
+from seqjax.readers.bounds import Bounds
 from seqjax.readers.texts import Vocabulary
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True)
@@ -170,6 +171,10 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     with pytest.raises(UserError, match='pipe cannot be read'):
         texts.read_new(tmp_path / 'pipe', 'characters', all_of)
+    (tmp_path / 'a.txt').write_text('abc')
+    texts.check_size(tmp_path, Bounds(bytes=3))
+    with pytest.raises(UserError, match='--max_bytes'):
+        texts.check_size(tmp_path, Bounds(bytes=2))
 
 
 # --- vocabularies ----------------------------------------------------------------------------------

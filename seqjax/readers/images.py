@@ -61,7 +61,7 @@ def read_images(path: str | Path, labels: str | Path | None = None, bounds: Boun
 def beside_of(path: Path, *words: str) -> Path | None:
     """Returns the file in the same folder whose name has other words, or None.
 
-    Upper or lower case, a dot instead of a dash, and .gz make no difference; the file whose name differs least is taken.
+    Case, a dot instead of a dash, and .gz make no difference; the file whose name differs least is taken.
 
     Args:
       path: of the file.

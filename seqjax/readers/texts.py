@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seqjax.files import UserError, open_data
+from seqjax.readers.bounds import Bounds
 
 KINDS = ('characters', 'bytes', 'words')
 SUFFIXES = ('.txt', '.md')  # of the files of a folder that are its texts
@@ -135,6 +136,15 @@ def find_texts(path: Path) -> list[Path]:
     if not found:
         raise UserError(f'{path} is a folder without a text ({" or ".join(SUFFIXES)}); name a file')
     return found
+
+
+def check_size(path: Path, bounds: Bounds) -> None:
+    """Raises UserError if the texts of a file or folder cannot be read, or are larger than allowed."""
+    size = 0
+    for file in find_texts(path):
+        with open_data(file) as opened:
+            size += os.fstat(opened.fileno()).st_size
+    bounds.check_bytes(path, size)
 
 
 def _refuse(error: OSError) -> None:
