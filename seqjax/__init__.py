@@ -35,6 +35,7 @@ The rooms, each importing only from those above it:
     ------        rooms that touch files or print
     report        parameter table, progress, shares with their intervals, pictures
     files         the folder of a run: its lock, its journals, and files that are never left half written
+    memory        what a program needs, estimated before it is compiled, and what this machine has
     signals       how a run is asked to stop: SIGTERM, SIGINT
     checkpoint    saves by Orbax, sealed with checksums, verified before use
     run           the host half of a run: from checkpoint to checkpoint, with a log; knows no task by name

@@ -275,7 +275,12 @@ def before_batches(one: Callable[[Variables, Batch], tuple[Variables, Arrays]], 
 
 def over(watch: Watch, state: State) -> jax.Array:
     """Whether as many looks as its patience allows went by without a better one; [], or [R] with replicas."""
-    return state.step - state.best.step >= watch.patience * watch.every
+    return state.step - state.best.step >= _most_waiting(watch)
+
+
+def _most_waiting(watch: Watch) -> int:
+    """Steps without a better look that the patience allows: no more than a step, an int32, can count."""
+    return min(watch.patience * watch.every, 2**31 - 1)
 
 
 def _keep_best(watch: Watch, state: State, evals: dict[str, Metrics]) -> State:
@@ -284,7 +289,7 @@ def _keep_best(watch: Watch, state: State, evals: dict[str, Metrics]) -> State:
     value = mean.compute().astype(jnp.float32)
     at_look = (state.step > 0) & (state.step % watch.every == 0)
     # One look late: at the last one that its patience allows, a better one still counts.
-    waiting = state.step - state.best.step <= watch.patience * watch.every
+    waiting = state.step - state.best.step <= _most_waiting(watch)
     better = at_look & waiting & (mean.count > 0) & (value < state.best.value)  # NaN is not better
     new = Best(value, state.step, state.params, _without_carry(state.variables))
     return state._replace(best=jax.tree.map(partial(jnp.where, better), new, state.best))
@@ -379,11 +384,14 @@ def compile_programs(
     chunk: int,
     replicas: int | None = None,
     placement: Placement | None = None,
+    inspect: Callable[[Any], None] = lambda program: None,
 ) -> Programs:
     """Compiles the programs of a run, or with `replicas` those of that many runs side by side (leading axis R).
 
     Without `inputs` there is no program for predictions. With `placement` the State lies where it says, and all that
     is for the host is on every device.
+
+    `inspect` gets the jaxpr of each before it is compiled, and may raise.
     """
 
     def mapped(f, **axes):
@@ -396,13 +404,17 @@ def compile_programs(
     given, taken = (whole, whole, lies, whole), (lies, whole, whole)
     with contextlib.nullcontext() if placement is None else placement.in_effect():
         advance = make_advance(task, tx, chunk=chunk, replicas=replicas is not None)
-        advance = jax.jit(advance, in_shardings=given, out_shardings=taken).lower(task.data, task.evals, state, 0)
+        traced = jax.jit(advance, in_shardings=given, out_shardings=taken).trace(task.data, task.evals, state, 0)
+        inspect(traced.jaxpr)
+        advance = traced.lower()
     predict = None
     if inputs is not None:
         predict = jax.jit(
             mapped(partial(apply, task), in_axes=(0, None)), in_shardings=(lies, whole), out_shardings=whole
         )
-        predict = predict.lower(state, inputs).compile()
+        predict = predict.trace(state, inputs)
+        inspect(predict.jaxpr)
+        predict = predict.lower().compile()
     init = jax.jit(init, out_shardings=lies).lower(seed).compile()
     return Programs(init, advance.compile(), predict, advance.out_info)
 

@@ -44,9 +44,11 @@ ALLOWED = {
     'processes': set(),
     'streaming': {'task'},
     'files': {'processes'},
+    'memory': {'files'},
     'signals': set(),
     'checkpoint': {'task', 'files', 'processes'},
-    'run': {'task', 'train', 'sweep', 'mesh', 'processes', 'streaming', 'report', 'files', 'signals', 'checkpoint'},
+    'run': {'task', 'train', 'sweep', 'mesh', 'processes', 'streaming', 'report', 'files', 'memory', 'signals'}
+    | {'checkpoint'},
     'trials': {'task', 'problem', 'train', 'sweep', 'report', 'files', 'run'},
     'fit': {'task', 'train', 'sweep', 'report', 'files', 'checkpoint', 'run'},
     'verdict': {'dataset', 'report'},
