@@ -53,7 +53,7 @@ from experiments.peers.scores import (
     Timings,
 )
 from experiments.run_directory import default_workdir
-from seqjax import files, report
+from seqjax import files, memory, report
 
 TIMINGS, MEMORY, TEXT, PICTURE = 'timings.csv', 'memory.csv', 'bench.md', 'bench.png'
 FILES = (files.SUMMARY, TIMINGS, MEMORY, TEXT, PICTURE)
@@ -169,9 +169,11 @@ FLAGS = {
     'seed': Flag(
         Whole(0, 2**32 - 1), 'decides the random rows and the order of the visits; drawn, and told, by default'
     ),
-    'rounds': Flag(Whole(1), 'how often each library is visited, medians are over them; by default 5, with --quick 3'),
+    'rounds': Flag(
+        Whole(1, 1000), 'how often each library is visited, medians are over them; by default 5, with --quick 3'
+    ),
     'rows': Flag(Many(Size()), 'sizes of the layers, instead of the usual six'),
-    'random': Flag(Whole(0), 'how many more rows are drawn; by default 6, with --quick 1, with --rows none'),
+    'random': Flag(Whole(0, 1000), 'how many more rows are drawn; by default 6, with --quick 1, with --rows none'),
     'peers': Flag(Many(Choice(*PEERS)), 'with whom we are compared'),
     'parts': Flag(Many(Choice(*PARTS)), 'what is measured'),
     **{name: launch.SHARED[name] for name in ('workdir', 'overwrite', 'picture')},
@@ -203,6 +205,10 @@ def run(
         else than we do.
     """
     settings = launch.check(FLAGS, locals(), launch.default_values(run))
+    for row in settings['rows'] or ():
+        rows, steps, features, units = cases.sizes(row)
+        numbers = rows * steps * (features + 10 * units) + 24 * units * (features + units)
+        memory.check_bytes(f'--rows={row}', 4 * numbers)
     with files.open_workdir(settings, 'bench', names=FILES) as (folder, summary):
         if summary is None:
             if folder.path is not None:

@@ -60,7 +60,7 @@ class Entry(NamedTuple):
 def table_of(tasks: Sequence[str]) -> tuple[dict[str, Flag], dict[str, Any]]:
     """The flags of a comparison over some tasks; None where a task's own default holds."""
     found = [studies.find(task) for task in tasks]
-    shared = [name for name in found[0].own if all(name in study.own for study in found)]
+    shared = [name for name in found[0].own if name not in OWN and all(name in study.own for study in found)]
     own = {name: found[0].FLAGS[name] for name in shared}
     table = OWN | own | {name: flag for name, flag in (MODEL | TRAINING).items() if name != 'cell'}
     ours = {name: DEFAULTS[name] for name in (*OURS, 'seed', 'replicas')}

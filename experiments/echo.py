@@ -24,6 +24,7 @@ from seqjax.files import UserError
 from seqjax.models import CELLS
 from seqjax.task import Task
 from seqjax.tasks import echo as task_echo
+from seqjax.train import SIDE_BY_SIDE
 
 NAME, STEPS = 'echo', 'steps'
 FRESH, ASKED = 64, 64  # sequences to test on, and their answers that count
@@ -34,7 +35,7 @@ FLAGS = {
     'delay': Flag(Whole(0), 'how many steps back the answer lies'),
     'cell': Flag(Choice(*CELLS), 'the recurrent cell'),
     'hidden': Flag(Whole(1), 'units of a layer'),
-    'layers': Flag(Whole(1), 'recurrent layers'),
+    'layers': Flag(Whole(1, 100), 'recurrent layers'),
     'dropout': Flag(Fraction(), 'share of values that is dropped between two layers'),
     'window': Flag(Whole(1), 'steps of a window'),
     'batch_size': Flag(Whole(1), 'windows in a training step'),
@@ -208,14 +209,20 @@ def sizes(
     steps: int,
     replicas: int | None,
     delay: int,
+    chunk: int = 1,
     **_: Any,
 ) -> tuple[int, dict[str, Any]]:
     """About how many float32 numbers a run holds at once, and the flags that decide it."""
     rows = max(window * batch_size, FRESH * (delay + ASKED))
     side_by_side = 1 if replicas is None else sweep.group_width(replicas)
-    numbers = side_by_side * layers * (8 * 8 * hidden**2 + 10 * rows * hidden) + 4 * max(length, window * batch_size)
+    weights, kept = layers * hidden**2, 2 * layers * rows * hidden
+    at_once = side_by_side if window * batch_size * hidden**2 <= SIDE_BY_SIDE else 1
+    # A symbol is an int64 where the series is drawn and cut into rows, and so is its place.
+    numbers = 6 * side_by_side * weights + at_once * kept + 12 * max(length, window * batch_size)
+    numbers += (replicas or 1) * (3 * steps + FRESH * (delay + ASKED) * task_echo.SYMBOLS)
+    numbers += 4 * side_by_side * min(chunk, steps)
     named = {'hidden': hidden, 'layers': layers, 'window': window, 'batch_size': batch_size, 'length': length}
-    return numbers + 3 * (replicas or 1) * steps, named | {'delay': delay, 'steps': steps, 'replicas': replicas}
+    return numbers, named | {'delay': delay, 'steps': steps, 'replicas': replicas, 'chunk': chunk}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -232,11 +232,16 @@ class Kind:
         return settings
 
     def sizes(self, settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-        """About how many float32 numbers a run holds at least, and the flags that decide it."""
-        names = ('hidden', 'layers', 'batch_size', 'replicas')
-        hidden, rows = settings['hidden'], settings['batch_size']
-        one = settings['layers'] * (1 + settings['bidirectional']) * (8 * 4 * hidden * hidden + 10 * rows * hidden)
-        return sweep.group_width(settings['replicas']) * one, {name: settings[name] for name in names}
+        """About how many float32 numbers a run holds at least, whatever its data, and the flags that decide it."""
+        names = ('hidden', 'layers', 'batch_size', 'every', 'replicas')
+        hidden, rows, width = settings['hidden'], settings['batch_size'], sweep.group_width(settings['replicas'])
+        wide = settings['layers'] * (1 + settings['bidirectional'])
+        gates = min(study.GATES.get(cell, 1) for cell in settings['compare'] or [settings['cell']])
+        weights, kept = wide * gates * hidden * hidden, wide * (gates + 2) * rows * hidden
+        at_once = width if rows * gates * hidden**2 <= train.SIDE_BY_SIDE else 1
+        numbers = 6 * width * weights + at_once * kept + 4 * width * (settings['every'] or 1)
+        numbers += settings['replicas'] * (2 * weights + 50)  # what is kept of a seed on the host
+        return numbers, {name: settings[name] for name in names}
 
     def run(self, **values: Any) -> list[Result]:
         """Learns from a file, and says whether that was worth it.

@@ -27,13 +27,14 @@ import numpy as np
 from absl import flags
 
 from experiments.compiled import OFF, keep_compiled
-from seqjax import files, mesh, processes, signals
+from seqjax import files, memory, mesh, processes, signals
 from seqjax.files import UserError
 from seqjax.run import Saving
 
 FLAGFILES = Path(__file__).parent / 'flags'
 MISTAKE, BROKEN_PIPE = 2, 141
 LONGEST = 1000  # characters of a sentence
+MOST_CORES = 256  # devices that are made up on a CPU; each has threads
 
 
 # --- parsers: from a flag's text, or from a plain value --------------------------------------------
@@ -169,6 +170,9 @@ class Many(flags.ArgumentParser):
         return f'{self.parser.flag_type()},...'
 
 
+LONGEST_PATH, LONGEST_NAME = 3000, 255  # bytes; Linux takes 4095 and 255, and a run adds names of its own
+
+
 class Place(flags.ArgumentParser):
     """The path of a folder, or of a file."""
 
@@ -177,8 +181,12 @@ class Place(flags.ArgumentParser):
 
     def parse(self, argument: Any) -> str:
         text = os.fspath(argument) if isinstance(argument, str | os.PathLike) else ''
-        if not text.strip() or '\0' in text:
+        if not text.strip() or '\0' in text or not _encodable(text):
             raise ValueError(f'must be the path of a {self.kind}')
+        if len(text.encode()) > LONGEST_PATH or max(len(name.encode()) for name in text.split(os.sep)) > LONGEST_NAME:
+            raise ValueError(
+                f'must be a path of at most {LONGEST_PATH} bytes, with names of at most {LONGEST_NAME}; choose another'
+            )
         return text
 
     def flag_type(self) -> str:
@@ -196,7 +204,7 @@ class Name(flags.ArgumentParser):
     """A word that the run must know."""
 
     def parse(self, argument: Any) -> str:
-        if not isinstance(argument, str) or not argument.strip():
+        if not isinstance(argument, str) or not argument.strip() or not _encodable(argument):
             raise ValueError('must be a name')
         return argument
 
@@ -369,13 +377,7 @@ def check_every(every: int, name: str, steps: int) -> None:
 
 def check_memory(numbers: int, sizes: Mapping[str, Any]) -> None:
     """Raises UserError where a run of so many float32 numbers cannot fit this machine's memory."""
-    has = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    if 4 * numbers > has:
-        named = ' '.join(f'--{name}={value}' for name, value in sizes.items() if value is not None)
-        raise UserError(
-            f'{named} would need about {4 * numbers / 1e9:,.0f} GB of memory and this machine has {has / 1e9:,.0f}; '
-            'choose smaller ones'
-        )
+    memory.check_bytes(memory.named_sizes(sizes), 4 * numbers)
 
 
 def nearest(word: str, words: Any) -> str:
@@ -406,9 +408,9 @@ def parse(table: Mapping[str, Flag], defaults: Mapping[str, Any], argv: list[str
     Raises:
       UserError: a flag, a value or a flagfile is wrong.
     """
-    values = define(table, defaults)
-    values.set_gnu_getopt(True)
     try:
+        values = define(table, defaults)
+        values.set_gnu_getopt(True)
         rest = values(['', *find_flagfiles(argv)])[1:]
     except flags.UnrecognizedFlagError as error:
         raise UserError(unknown(error.flagname, table)) from error
@@ -528,6 +530,7 @@ def use_cores(asked: str | None, processes_text: str) -> None:
     if asked is not None:
         address, wanted = processes.parse(processes_text), math.prod(mesh.parse(asked).values())
         count = max(count, wanted) if address is None else -(-wanted // address.count)
+        count = min(count, MOST_CORES)
     with contextlib.suppress(RuntimeError):  # JAX has begun: its devices are what they are
         jax.config.update('jax_num_cpu_devices', count)
 

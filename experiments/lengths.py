@@ -18,7 +18,7 @@ import numpy as np
 from experiments import launch, studies
 from experiments.launch import Flag, Whole
 from experiments.study import SPLITS, Study
-from seqjax import files, report, train, trials
+from seqjax import files, memory, report, train, trials
 from seqjax.files import UserError
 from seqjax.problem import WRONG, Problem, input_shapes
 from seqjax.task import Mean, State, Task
@@ -29,7 +29,7 @@ TIMES = 10  # the longest tested length by default, in those trained on
 SOLVED = 0.99  # of the sequences of every length tested: such a seed generalises
 OWN = {
     'up_to': Flag(Whole(1), f'the longest length that is tested; {TIMES} times the longest trained on by default'),
-    'points': Flag(Whole(2), 'how many lengths are tested, evenly spaced from 1 on'),
+    'points': Flag(Whole(2, 10_000), 'how many lengths are tested, evenly spaced from 1 on'),
     'count': Flag(Whole(1), 'sequences of each length'),
 }
 OWN_DEFAULTS = {'up_to': None, 'points': 50, 'count': 512}
@@ -44,18 +44,34 @@ class Lengths(Study):
 
     def __init__(self, study: Study):
         super().__init__(study.make, name=study.name, every=study.every)
+        for name in set(OWN) & set(study.own):
+            raise UserError(f'{study.name}({name}=...) is the name of a flag of this command: its arguments are flags')
         self.FLAGS = {name: flag for name, flag in self.FLAGS.items() if name != 'to_the_end'} | OWN
         self.defaults = study.defaults | OWN_DEFAULTS
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
         settings = super().check(values) | {'to_the_end': True}
         problem = self.problem(settings)
-        if problem.draw is None:
-            raise UserError(f'--task={self.name}: {problem.name} is not drawn by length; parity, for example, is')
         settings['up_to'] = settings['up_to'] or TIMES * trained(problem)
         if settings['up_to'] <= trained(problem):
             raise UserError(f'--up_to={settings["up_to"]} must be over {trained(problem)}, the longest trained on')
         return settings
+
+    def sizes(self, **settings: Any) -> tuple[int, dict[str, Any]]:
+        numbers, named = super().sizes(**settings)
+        problem, count = self.problem(settings), settings['count']
+        if problem.draw is None:
+            raise UserError(f'--task={self.name}: {problem.name} is not drawn by length; parity, for example, is')
+        size = max(padded([settings['up_to'] or TIMES * trained(problem)]))
+        tested = named | {'up_to': settings['up_to'], 'count': count}
+        steps = 1 if problem.answer == 'vector' else size
+        needed = count * (size * (2 + settings['hidden']) + 3 * steps * problem.outputs)
+        launch.check_memory(needed, tested)
+        try:
+            program = jax.make_jaxpr(lambda: problem.draw(jax.random.key(0), jnp.full(count, size), size))()
+        except (ValueError, OverflowError) as error:
+            raise UserError(f'--up_to={settings["up_to"] or size}: {error}') from error
+        return numbers + needed + memory.peak_bytes(program) // 4, tested
 
     def test(self, problem: Problem, task: Task, settings: Mapping[str, Any]) -> tuple[trials.Test, Any]:
         points, longest = lengths_of(problem, settings), trained(problem)

@@ -42,7 +42,7 @@ class Music(Kind):
 
     def sizes(self, settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         numbers, named = super().sizes(settings)
-        frame = 2 * NOTES + 10 * settings['layers'] * settings['hidden']
+        frame = 2 * NOTES + settings['hidden']
         numbers += settings['batch_size'] * settings['window'] * frame
         return numbers, {'window': settings['window'], **named}
 

@@ -93,6 +93,7 @@ def run(
     settings = launch.check(FLAGS, locals(), launch.default_values(run))
     if settings['workdir'] is None:
         raise UserError('--workdir is missing: the folder of a finished run, such as runs/forecast/sales-lstm')
+    target = None if settings['out'] is None else _target(settings)
     asked = [name for name in ('data', 'stdin', 'prompt') if settings[name] not in (None, False)]
     if len(asked) != 1:
         given = ', '.join(f'--{name}' for name in asked) or 'none of them'
@@ -102,7 +103,7 @@ def run(
     found = load(settings['workdir'], settings['seed'])
     limits = {name: settings[name] for name in fitting.LIMITS if settings[name] is not None}
     found = found._replace(settings={**found.settings, **limits})
-    {'data': _file, 'stdin': _stream, 'prompt': _write}[asked[0]](found, settings)
+    {'data': _file, 'stdin': _stream, 'prompt': _write}[asked[0]](found, settings | {'out': target})
 
 
 def load(workdir: str, seed: int | None = None) -> Model:
@@ -195,11 +196,24 @@ def _file(found: Model, settings: Mapping[str, Any]) -> None:
         print(*lines, sep='\n', file=sys.stderr)
         files.write_rows(sys.stdout, columns, rows)
         return
+    _written(settings['out'], columns, rows)
+    print(*lines, f'written to {settings["out"]}', sep='\n')
+
+
+def _target(settings: Mapping[str, Any]) -> Path:
+    """The file of --out; raises UserError where it may not be written."""
     target = files.expand('out', settings['out'])
-    if os.path.lexists(target) and not settings['overwrite']:
+    try:
+        exists, is_file, has_folder = os.path.lexists(target), target.is_file(), target.parent.is_dir()
+    except OSError as error:
+        raise UserError(f'--out={target} cannot be written ({error.strerror}); choose another') from error
+    if exists and not is_file:
+        raise UserError(f'--out={target} is not a file; choose another')
+    if not has_folder:
+        raise UserError(f'--out={target} cannot be written: {target.parent} is not a folder; make it, or choose another')
+    if exists and not settings['overwrite']:
         raise UserError(f'--out={target} exists; choose another, or --overwrite to replace it')
-    _written(target, columns, rows)
-    print(*lines, f'written to {target}', sep='\n')
+    return target
 
 
 def _written(target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

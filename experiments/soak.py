@@ -43,7 +43,7 @@ CHUNKS = (30, 77)  # steps between two visits of the host: few, so that their pr
 FLAGS = {
     'kills': Flag(Whole(1), 'how many times a run is killed'),
     'runs': Flag(Many(Choice(*RUNS)), 'which runs, in turn'),
-    'steps': Flag(Whole(10), 'training steps of each run'),
+    'steps': Flag(Whole(10, (2**31 - 1) // 2), 'training steps of each run'),
     'every': Flag(Whole(1), 'steps between two checkpoints'),
     'seconds': Flag(Whole(1), 'that a run may train at most until it is killed'),
     **{name: launch.SHARED[name] for name in ('seed', 'workdir', 'overwrite')},

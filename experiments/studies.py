@@ -8,15 +8,22 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments import launch
 from experiments.fitting import Kind
 from experiments.launch import Flag, Name
 from experiments.study import Study
+from seqjax import signals
 from seqjax.files import UserError
 from seqjax.problem import Problem
 from seqjax.trials import Outcome
+
+T = TypeVar('T')
+TASK = (
+    'a task is a function that is imported and called: its arguments are int, float, bool or Literal and have '
+    'defaults, and it returns a Problem of seqjax.problem'
+)
 
 # Read, not imported: which modules have a study. A new one is entered nowhere.
 NAMES = tuple(
@@ -41,16 +48,30 @@ def find(task: str) -> Study:
             )
         return importlib.import_module(f'experiments.{task}').STUDY
     module, _, name = task.partition(':')
-    found = getattr(_imported(module, task), name, None)
+    if not all(part.isidentifier() for part in [*module.split('.'), name]):
+        raise UserError(f'--task={task} must be MODULE:FUNCTION, such as my_module:my_task')
+    fault = f'{module} cannot be imported from {os.getcwd()}'
+    found = _attempt(task, fault, lambda: getattr(_imported(module), name, None))
     if isinstance(found, Study):
         return found
-    if not callable(found):
-        raise UserError(f'--task={task}: {module} has no function {name!r} that returns a Problem')
-    study = Study(found)
-    problem = study.problem(study.defaults)
+    if not callable(found) or isinstance(found, type):
+        what = 'is a class' if isinstance(found, type) else 'does not exist' if found is None else 'is not a function'
+        raise UserError(f'--task={task}: {name!r} of {module} {what}; {TASK}')
+    study = _attempt(task, 'its arguments cannot be read', lambda: Study(found, name=getattr(found, '__name__', name)))
+    problem = _attempt(task, 'it cannot be called', lambda: study.problem(study.defaults))
     if not isinstance(problem, Problem):
-        raise UserError(f'--task={task} must return a Problem of seqjax.problem, and returns {type(problem).__name__}')
+        raise UserError(f'--task={task} returns {type(problem).__name__}; {TASK}')
     return study
+
+
+def _attempt(task: str, fault: str, action: Callable[[], T]) -> T:
+    """What `action` gives, which runs code of the user; whatever that raises becomes a sentence."""
+    try:
+        return action()
+    except (signals.Terminated, UserError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f'--task={task}: {fault} ({type(error).__name__}: {error}); {TASK}') from error
 
 
 def door(experiment: str) -> Study | Command | Kind:
@@ -59,18 +80,11 @@ def door(experiment: str) -> Study | Command | Kind:
     return next(getattr(module, name) for name in ('STUDY', 'COMMAND', 'KIND') if hasattr(module, name))
 
 
-def _imported(module: str, task: str) -> Any:
+def _imported(module: str) -> Any:
     """A module of anyone's, found from the folder where the command was given, too."""
-    if not all(part.isidentifier() for part in module.split('.')):
-        raise UserError(f'--task={task} must be MODULE:FUNCTION, such as my_module:my_task')
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.import_module(module)
-    except Exception as error:  # whatever a module of theirs may raise
-        raise UserError(
-            f'--task={task}: {module} cannot be imported from {os.getcwd()} ({type(error).__name__}: {error})'
-        ) from error
+    return importlib.import_module(module)
 
 
 class Command:

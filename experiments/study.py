@@ -10,6 +10,7 @@ and what its docstring says of them is their help.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import time
 import typing
@@ -25,7 +26,7 @@ from absl import flags
 from experiments import launch
 from experiments.launch import Choice, Flag, Fraction, Number, Positive, Switch, Whole
 from experiments.run_directory import default_workdir
-from seqjax import files, optim, report, sweep, trials
+from seqjax import files, memory, optim, report, sweep, trials
 from seqjax import run as host
 from seqjax.data import epoch_rows
 from seqjax.encoder_decoder import ATTENTIONS, encoder_decoder
@@ -34,6 +35,7 @@ from seqjax.initializers import GATE_BIASES
 from seqjax.models import CELLS, sequence_model
 from seqjax.problem import WRONG, Goal, Problem, input_shapes
 from seqjax.task import Batch, Task, batch_shapes
+from seqjax.train import SIDE_BY_SIDE
 from seqjax.trials import Outcome, Trial
 
 STEPS = 'steps'
@@ -42,13 +44,14 @@ FILES = (files.SUMMARY, trials.TABLE, files.CURVE)
 HELD_OUT = 2560
 SPLITS = {'validation': 2**32 - 1, 'test': 2**32 - 2}  # seeds of their draws, which no run has
 TESTED = 256  # sequences at a time
+GATES = {'lstm': 4, 'gru': 3}  # of the recurrent kernel; other cells have at least one
 EVERY = 125
 SHOWN = 20  # seeds of the table before the rest is cut
 
 MODEL = {
     'cell': Flag(Choice(*CELLS), 'the recurrent cell'),
     'hidden': Flag(Whole(1), 'units of a layer'),
-    'layers': Flag(Whole(1), 'recurrent layers'),
+    'layers': Flag(Whole(1, 100), 'recurrent layers'),
     'bidirectional': Flag(Switch(), 'read in both directions'),
     'dropout': Flag(Fraction(), 'share of values that is dropped between two layers'),
     'gate_bias': Flag(
@@ -60,6 +63,8 @@ MODEL = {
     'attention': Flag(Choice(*ATTENTIONS), 'how a decoder looks back at its source, where sequences are written'),
     'scheduled_sampling': Flag(Fraction(), 'share of tokens that a decoder reads of its own in training'),
 }
+# Names of flags that every command has, and of absl's own.
+RESERVED = {'task', *launch.TOGETHER, *launch.KEPT, 'flagfile', 'undefok', 'help', 'helpfull', 'helpshort', 'h'}
 TRAINING = {
     'batch_size': Flag(Whole(1), 'sequences in a training step'),
     'steps': Flag(Whole(1), 'training steps at most; a multiple of --every'),
@@ -95,27 +100,36 @@ def options_of(make: Callable[..., Problem]) -> tuple[dict[str, Flag], dict[str,
     """The flags of a problem and their defaults.
 
     Raises:
-      UserError: an argument has no default, a type that no flag has, or the name of a flag that every study has.
+      UserError: an argument has no default, a default or a type that no flag has, or the name of a flag of the command.
     """
     table, defaults, types = {}, {}, typing.get_type_hints(make)
     for name, parameter in inspect.signature(make).parameters.items():
-        if parameter.default is parameter.empty or name in MODEL or name in TRAINING:
-            why = 'needs a default' if parameter.default is parameter.empty else 'is the name of a flag of every task'
-            raise UserError(f'{make.__qualname__}({name}=...) {why}: its arguments are flags')
+        who = f'{getattr(make, "__qualname__", make)}({name}=...)'
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise UserError(f'{who} cannot be passed by its name: its arguments are flags')
+        if parameter.default is parameter.empty:
+            raise UserError(f'{who} needs a default: its arguments are flags')
+        if name in MODEL or name in TRAINING or name in RESERVED:
+            raise UserError(f'{who} is the name of a flag of every task: its arguments are flags')
         parser = _parser(types.get(name))
         if parser is None:
             raise UserError(
-                f'{make.__qualname__}({name}: {types.get(name, "no type")}) is no flag: its arguments are '
-                'int, float, bool or Literal'
+                f'{who} of type {types.get(name, "none")} is no flag: its arguments are int, float, bool or Literal of '
+                'texts'
             )
-        table[name], defaults[name] = Flag(parser, _help(make, name)), parameter.default
+        try:
+            default = parser.parse(parameter.default)
+        except ValueError as error:
+            raise UserError(f'{who}: its default {parameter.default!r} {error}') from error
+        table[name], defaults[name] = Flag(parser, _help(make, name)), default
     return table, defaults
 
 
 def _parser(kind: Any) -> flags.ArgumentParser | None:
-    if typing.get_origin(kind) is typing.Literal:
-        return Choice(*typing.get_args(kind))
-    return {int: Whole(0), float: Number(), bool: Switch()}.get(kind)
+    words = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    if words:
+        return Choice(*words) if all(isinstance(word, str) for word in words) else None
+    return {int: Whole(0), float: Number(), bool: Switch()}.get(kind) if isinstance(kind, type) else None
 
 
 def _help(make: Callable[..., Problem], name: str) -> str:
@@ -242,16 +256,39 @@ class Study:
         return make_optimiser(settings)
 
     def sizes(self, **settings: Any) -> tuple[int, dict[str, Any]]:
-        """About how many float32 numbers a run holds at once, and the flags that decide it."""
-        names = (*self.own, 'hidden', 'layers', 'batch_size', 'replicas')
-        values = jax.tree.leaves(input_shapes(self.problem(settings)))[0]
-        steps, features = values.shape[1], values.shape[2] if values.ndim > 2 else settings['hidden']
-        rows, hidden = settings['batch_size'], settings['hidden']
-        wide = settings['layers'] * (1 + settings['bidirectional'])
-        one = wide * (8 * 4 * hidden * (hidden + features) + 10 * steps * max(rows, TESTED // 4) * hidden)
-        one += rows * steps * features
-        side_by_side = sweep.group_width(settings['replicas'])
-        return side_by_side * one + HELD_OUT * steps * features, {name: settings[name] for name in names}
+        """About how many float32 numbers a run holds at least, and the flags that decide it.
+
+        Whole numbers of any size, before anything is compiled; `seqjax.memory` has more of a program that is traced.
+        """
+        names = (*self.own, 'hidden', 'layers', 'batch_size', 'every', 'replicas')
+        problem, hidden, rows = self.problem(settings), settings['hidden'], settings['batch_size']
+        program, batch = self._drawn(problem, settings)
+        values, answers = jax.tree.leaves(batch.inputs)[0], math.prod(batch.mask.shape[1:]) * problem.outputs
+        steps, features = values.shape[1], values.shape[2] if values.ndim > 2 else hidden
+        tokens = problem.outputs + (problem.vocabulary or 0)
+        wide, gates = settings['layers'] * (1 + settings['bidirectional']), GATES.get(settings['cell'], 1)
+        weights = wide * gates * hidden * (hidden + features) + hidden * tokens
+        kept = wide * (gates + 2) * steps * rows * hidden + rows * (steps * features + 2 * answers)
+        width = sweep.group_width(settings['replicas'])
+        # Larger replicas take turns, see `train.SIDE_BY_SIDE`.
+        at_once = width if rows * hidden * max(gates * hidden, tokens) <= SIDE_BY_SIDE else 1
+        metrics = 4 * width * (settings['every'] or 1)
+        numbers = 6 * width * weights + at_once * kept + metrics + memory.peak_bytes(program) // 4
+        # What is kept of a seed on the host.
+        numbers += 3 * HELD_OUT * answers + 150 * settings['replicas']
+        return numbers, {name: settings[name] for name in names}
+
+    def _drawn(self, problem: Problem, settings: Mapping[str, Any]) -> tuple[Any, Batch]:
+        """The program that draws the unseen sequences, and their shapes; nothing is drawn."""
+        try:
+            draw = jax.make_jaxpr(lambda: problem.sample(jax.random.key(0), HELD_OUT), return_shape=True)
+            program, batch = draw()
+        except (ValueError, TypeError, OverflowError) as error:
+            flags = f'{named(settings, self.own)}: ' if self.own else ''
+            raise UserError(f'{flags}{problem.name} cannot be drawn: {error}') from error
+        if not isinstance(batch, Batch):
+            raise UserError(f'{self.name}: a sample must be a Batch of seqjax.task, and is {type(batch).__name__}')
+        return program, batch
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Plain values -> all settings; raises UserError where one is refused or two do not go together."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import importlib
 import itertools
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ NAME, TABLE, VALUES = 'sweep', 'sweep.csv', 'values.f32'
 FILES = (files.SUMMARY, TABLE, files.CURVE)
 EXPERIMENTS = ('td', 'echo', *studies.NAMES)  # which have make_task, make_optimiser and STEPS
 LOOKS = 20  # at the metrics, by default
+MOST_SETTINGS = 10_000
+ROW = 100  # float32 numbers that the rows of a look at a run take, at least
 RATE = 'learning_rate'
 # Flags of an experiment that a sweep has itself, or has no use for.
 NOT_OURS = ('seed', 'replicas', 'workdir', 'overwrite', 'picture', 'chunk', 'every', 'best')
@@ -57,6 +60,11 @@ class Row(NamedTuple):
     step: int
     metric: str
     value: float
+
+
+# Settings that share a program: the place of their checkpoints, the flags of one of them, and those of all.
+Program = tuple[str, dict[str, Any], dict[tuple[Any, ...], dict[str, Any]]]
+Programs = Sequence[Program]
 
 
 class Lane(NamedTuple):
@@ -114,8 +122,22 @@ def run(**values: Any) -> list[Row]:
     settings[module.STEPS] = max(steps)
     settings['every'] = settings['every'] or max(1, min(steps) // LOOKS)
     launch.check_every(settings['every'], module.STEPS, min(steps))
+    programs = list(_programs(every_setting, module))
+    _check_sizes(settings, programs, module)
     with files.open_workdir(settings, NAME, names=FILES, steps=module.STEPS) as (folder, summary):
-        return _run(settings, every_setting, module, folder, summary)
+        return _run(settings, every_setting, programs, module, folder, summary)
+
+
+def _check_sizes(settings: dict[str, Any], programs: Programs, module: Any) -> None:
+    """Raises UserError where a program, or the table of all values, exceeds the memory."""
+    replicas, every = settings['replicas'], settings['every']
+    looks = sum(shared[module.STEPS] // every * len(several) for _, shared, several in programs)
+    sizes = {'replicas': replicas, module.STEPS: settings[module.STEPS], 'every': every}
+    launch.check_memory(ROW * looks * replicas, sizes)
+    for _, shared, several in programs:
+        chunks = {'replicas': len(several) * replicas, 'every': every, 'chunk': every}
+        numbers, named = module.sizes(**shared | chunks)
+        launch.check_memory(numbers, named | {'chunk': None} | sizes)
 
 
 def _axes(grid: Any, table: Mapping[str, Flag]) -> dict[str, list[Any]]:
@@ -151,6 +173,10 @@ def _combine(
 ) -> dict[tuple[Any, ...], dict[str, Any]]:
     """The values of the grid's flags -> all flags of the experiment."""
     defaults, found = _defaults(module), {}
+    count = math.prod(map(len, axes.values()))
+    if count > MOST_SETTINGS:
+        named = ' '.join(f'--grid={name} of {len(values)} values' for name, values in axes.items())
+        raise UserError(f'{named} makes {count:,} settings; choose values that make at most {MOST_SETTINGS:,}')
     for setting in itertools.product(*axes.values()):
         one = defaults | {name: settings[name] for name in module.FLAGS if name in settings}
         one |= dict(zip(axes, setting, strict=True))
@@ -164,6 +190,7 @@ def _combine(
 def _run(
     settings: dict[str, Any],
     every_setting: dict[tuple[Any, ...], dict[str, Any]],
+    programs: Programs,
     module: Any,
     folder: files.Workdir,
     summary: dict[str, Any] | None,
@@ -172,7 +199,7 @@ def _run(
     names = [name for name, _ in settings['grid']]
     if summary is None:
         with launch.matmul_precision(settings['matmul_precision']):
-            rows = _train(settings, every_setting, module, folder)
+            rows = _train(settings, every_setting, programs, module, folder)
     else:
         print(f'{folder.path} holds this sweep, finished: shown again (--overwrite does it anew)\n')
         rows = _read(folder, settings['grid'])
@@ -194,6 +221,7 @@ def _check_metric(metric: str, names: Iterable[str]) -> None:
 def _train(
     settings: dict[str, Any],
     every_setting: dict[tuple[Any, ...], dict[str, Any]],
+    programs: Programs,
     module: Any,
     folder: files.Workdir,
 ) -> list[Row]:
@@ -203,9 +231,8 @@ def _train(
     rows = []
     total = sum(one[module.STEPS] * len(seeds) for one in every_setting.values())
     with progress(total, 'seed-step') as shown:
-        for place, shared, several in _programs(every_setting, module):
+        for place, shared, several in programs:
             lanes = [Lane(setting, seed, one[RATE]) for setting, one in several.items() for seed in seeds]
-            launch.check_memory(*module.sizes(**shared | {'replicas': len(lanes)}))
             rows += Study(settings, shared, module, folder, len(lanes)).rows(place, lanes, shown)
     places = {setting: i for i, setting in enumerate(every_setting)}
     rows.sort(key=lambda row: (places[row.setting], row.seed, row.step))
@@ -214,9 +241,7 @@ def _train(
     return rows
 
 
-def _programs(
-    every_setting: dict[tuple[Any, ...], dict[str, Any]], module: Any
-) -> Iterator[tuple[str, dict[str, Any], dict[tuple[Any, ...], dict[str, Any]]]]:
+def _programs(every_setting: dict[tuple[Any, ...], dict[str, Any]], module: Any) -> Iterator[Program]:
     """Settings that share a program: where their checkpoints lie, the flags of one of them, and those of all."""
     shared: dict[str, tuple[str, dict[tuple[Any, ...], dict[str, Any]]]] = {}
     for i, (setting, one) in enumerate(every_setting.items()):

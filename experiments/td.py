@@ -333,13 +333,13 @@ def max_width(*, setup: str, length: int, hidden: int, **_: Any) -> int:
 
 
 def sizes(
-    *, setup: str, length: int, hidden: int, epochs: int, replicas: int | None, **_: Any
+    *, setup: str, length: int, hidden: int, epochs: int, replicas: int | None, chunk: int = 1, **_: Any
 ) -> tuple[int, dict[str, Any]]:
     """About how many float32 numbers a run holds at once, and the flags that decide it."""
     one = _numbers(setup, length, hidden)
     side_by_side = 1 if replicas is None else sweep.group_width(replicas, sweep.max_width(one))
-    numbers = side_by_side * one + 3 * (replicas or 1) * epochs
-    return numbers, {'length': length, 'hidden': hidden, 'epochs': epochs, 'replicas': replicas}
+    numbers = side_by_side * (one + 4 * min(chunk, epochs)) + (replicas or 1) * (3 * epochs + length)
+    return numbers, {'length': length, 'hidden': hidden, 'epochs': epochs, 'replicas': replicas, 'chunk': chunk}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -81,7 +81,9 @@ def run(
     """
     settings = launch.check(FLAGS, locals(), launch.default_values(run))
     launch.check_seeds(settings['seed'], settings['replicas'], sets=2)
-    launch.check_memory(*td.sizes(**settings))
+    numbers, sizes = td.sizes(**settings, chunk=settings['every'])
+    points = len(settings['rates']) * (settings['epochs'] // settings['every'])
+    launch.check_memory(numbers + 60 * points, {**sizes, 'chunk': None, 'every': settings['every']})
     launch.check_every(settings['every'], 'epochs', settings['epochs'])
     with files.open_workdir(settings, 'td_rates', names=FILES, steps='epochs') as (folder, summary):
         if summary is None:

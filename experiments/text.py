@@ -20,6 +20,7 @@ import numpy as np
 from experiments import launch
 from experiments.fitting import Kind, Sampling, bounds_of
 from experiments.launch import Choice, Flag, Share, Whole
+from seqjax import memory
 from seqjax.dataset import Dataset, Form, Stream, Unseen
 from seqjax.datasets import recipes
 from seqjax.datasets import text as datasets
@@ -138,7 +139,7 @@ class Language(Kind):
         """Texts that begin with the prompt, each with `how.length` tokens more.
 
         Raises:
-          UserError: the prompt is empty, or has a token that the model does not know.
+          UserError: the prompt is empty or has a token that the model does not know, or the texts exceed the memory.
         """
         vocabulary = _vocabulary(recipe)
         tokens, missing = vocabulary.encode(prompt)
@@ -151,6 +152,11 @@ class Language(Kind):
             )
         key, variables = jax.random.key(how.seed), {'params': best.params, **best.variables}
         options = {'length': how.length, 'samples': how.samples, 'never': vocabulary.unknown}
+        sizes = f'--samples={how.samples} --length={how.length}'
+        # Each token is a key, a number, and a piece of text.
+        memory.check_bytes(sizes, how.samples * (4 * len(tokens) * settings['hidden'] + 100 * how.length))
+        drawing = datasets.sample.trace(model, variables, tokens, key, how.temperature, **options)
+        memory.check_bytes(sizes, memory.peak_bytes(drawing.jaxpr))
         written = datasets.sample(model, variables, tokens, key, how.temperature, **options)
         return [vocabulary.decode(np.concatenate([tokens, row])) for row in np.asarray(written)]
 

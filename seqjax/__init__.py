@@ -40,6 +40,7 @@ The rooms, each importing only from those above it:
     files         the folder of a run: its lock, its journals, and files that are never left half written
     progress      how far a run is: a bar or lines, the time left, a warning where a run takes days
     parameters    the arrays of a tree by name, saved in one file with checksums and loaded from it
+    memory        what a program needs, estimated before it is compiled, and what this machine has
     signals       how a run is asked to stop: SIGTERM, SIGINT
     checkpoint    saves by Orbax, sealed with checksums, verified before use
     run           the host half of a run: from checkpoint to checkpoint, with a log; knows no task by name

@@ -16,6 +16,7 @@ from seqjax import losses
 from seqjax.task import Arrays, Batch, Mean
 
 Score = Callable[[Arrays, Batch], dict[str, Mean]]
+MOST_WORK = 10**9  # operations, about 10 s, before a problem is there
 WRONG = 'wrong'  # the metric that every score has: the share of sequences that are not answered rightly
 
 
@@ -55,6 +56,19 @@ class Problem(NamedTuple):
 def input_shapes(problem: Problem) -> Arrays:
     """Shapes and dtypes of the inputs of one sequence [1, ...]; nothing is drawn."""
     return jax.eval_shape(lambda: problem.sample(jax.random.key(0), 1)).inputs
+
+
+def check_cost(work: int, **sizes: int) -> None:
+    """Raises ValueError where what a problem of these sizes computes beforehand takes more than `MOST_WORK` operations.
+
+    >>> check_cost(10**12, longest=10**6)
+    Traceback (most recent call last):
+    ...
+    ValueError: longest=1000000 is too large: what is computed beforehand would take about 10,000 s
+    """
+    if work > MOST_WORK:
+        named = ' with '.join(f'{name}={size}' for name, size in sizes.items())
+        raise ValueError(f'{named} is too large: what is computed beforehand would take about {work // 10**8:,} s')
 
 
 def mistakes(right: jax.Array, mask: jax.Array) -> Mean:

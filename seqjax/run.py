@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import seqjax
-from seqjax import checkpoint, mesh, optim, processes, report, signals, streaming, sweep, train
+from seqjax import checkpoint, memory, mesh, optim, processes, report, signals, streaming, sweep, train
 from seqjax.checkpoint import About, Store
 from seqjax.files import CHECKPOINTS, METRICS, Journal, UserError, Workdir
 from seqjax.progress import progress
@@ -388,7 +388,8 @@ def prepare(
       max_width: how many of them at most, see `sweep.max_width`.
 
     Raises:
-      UserError: there is no metric of the name that the best checkpoint goes by, or the mesh cannot be.
+      UserError: there is no metric of the name that the best checkpoint goes by, the mesh cannot be, or the training
+        steps need more memory than this machine has.
     """
     start, chunk = time.perf_counter(), min(chunk, steps)
     if workdir.path is not None:
@@ -404,7 +405,8 @@ def prepare(
     if not stream:
         task = task._replace(data=_put(task.data, whole))
     task = task._replace(evals=jax.device_put(task.evals, whole))
-    programs = train.compile_programs(task, tx, inputs, chunk=chunk, replicas=width, placement=layout)
+    how = {'chunk': chunk, 'replicas': width, 'placement': layout}
+    programs = train.compile_programs(task, tx, inputs, **how, inspect=partial(memory.check, workdir.settings))
     checkpoint.describe(programs.shapes[0])  # refuses names that no checkpoint can hold
     _check_best(saving.best, programs)
     seconds = time.perf_counter() - start

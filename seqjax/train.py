@@ -276,7 +276,12 @@ def before_batches(one: Callable[[Variables, Batch], tuple[Variables, Arrays]], 
 
 def over(watch: Watch, state: State) -> jax.Array:
     """Whether as many looks as its patience allows went by without a better one; [], or [R] with replicas."""
-    return state.step - state.best.step >= watch.patience * watch.every
+    return state.step - state.best.step >= _most_waiting(watch)
+
+
+def _most_waiting(watch: Watch) -> int:
+    """Steps without a better look that the patience allows: no more than a step, an int32, can count."""
+    return min(watch.patience * watch.every, 2**31 - 1)
 
 
 def _keep_best(watch: Watch, state: State, evals: dict[str, Metrics]) -> State:
@@ -285,7 +290,7 @@ def _keep_best(watch: Watch, state: State, evals: dict[str, Metrics]) -> State:
     value = mean.compute().astype(jnp.float32)
     at_look = (state.step > 0) & (state.step % watch.every == 0)
     # One look late: at the last one that its patience allows, a better one still counts.
-    waiting = state.step - state.best.step <= watch.patience * watch.every
+    waiting = state.step - state.best.step <= _most_waiting(watch)
     better = at_look & waiting & (mean.count > 0) & (value < state.best.value)  # NaN is not better
     new = Best(value, state.step, state.params, _without_carry(state.variables))
     return state._replace(best=jax.tree.map(partial(jnp.where, better), new, state.best))
@@ -380,11 +385,14 @@ def compile_programs(
     chunk: int,
     replicas: int | None = None,
     placement: Placement | None = None,
+    inspect: Callable[[Any], None] = lambda program: None,
 ) -> Programs:
     """Compiles the programs of a run, or with `replicas` those of that many runs side by side (leading axis R).
 
     Without `inputs` there is no program for predictions. With `placement` the State lies where it says, and all that
     is for the host is on every device.
+
+    `inspect` gets the jaxpr of each before it is compiled, and may raise.
     """
 
     def mapped(f, **axes):
@@ -397,6 +405,9 @@ def compile_programs(
     given, taken = (whole, whole, lies, whole), (lies, whole, whole)
     apply_all = mapped(partial(apply, task), in_axes=(0, None))
     in_effect = contextlib.nullcontext if placement is None else placement.in_effect
+    predict = None
+    if inputs is not None:
+        predict = jax.jit(apply_all, in_shardings=(lies, whole), out_shardings=whole)
     with in_effect():
         advance = jax.jit(
             make_advance(task, tx, chunk=chunk, replicas=replicas is not None), in_shardings=given, out_shardings=taken
@@ -404,12 +415,14 @@ def compile_programs(
         if jax.config.jax_disable_jit or jax.config.jax_debug_nans or jax.config.jax_debug_infs:
             # Nothing is compiled ahead: JAX runs each operation by itself, or again by itself to find where a NaN is.
             shapes = jax.eval_shape(advance, task.data, task.evals, state, 0)
-            predict = None if inputs is None else jax.jit(apply_all, in_shardings=(lies, whole), out_shardings=whole)
             return Programs(jax.jit(init, out_shardings=lies), _within(in_effect, advance), predict, shapes)
-        advance = advance.lower(task.data, task.evals, state, 0)
-    predict = None
-    if inputs is not None:
-        predict = jax.jit(apply_all, in_shardings=(lies, whole), out_shardings=whole).lower(state, inputs).compile()
+        traced = advance.trace(task.data, task.evals, state, 0)
+        inspect(traced.jaxpr)
+        advance = traced.lower()
+    if predict is not None:
+        traced = predict.trace(state, inputs)
+        inspect(traced.jaxpr)
+        predict = traced.lower().compile()
     init = jax.jit(init, out_shardings=lies).lower(seed).compile()
     return Programs(init, advance.compile(), predict, advance.out_info)
 

@@ -64,6 +64,13 @@ VALUES = [
         '\x1b[31m',
     ),
 ]
+# Of flags that name a file, a folder, a module or a column.
+PLACES = [
+    *('.', '..', '/', 'data', 'data/x', 'x' * 300, 'x/' * 3000, '/' + 'x/' * 500, 'ä' * 200, '\ud800', 'x\n'),
+    *('seqjax:' + 'x' * 5000, 'x' * 5000 + ':y', 'x' * 200 + ':' + 'y/' * 100, 'a.b:c', 'seqjax:', 'seqjax:..'),
+    *('builtins:dict', 'builtins:print', 'seqjax.problem:Problem', 'os:path', 'os:getcwd', 'import:x', 'sys:exit()'),
+]
+NAMING = (launch.Place, launch.Name, launch.Many)
 
 
 OWN = {
@@ -118,7 +125,9 @@ def test_no_value_of_a_flag_ends_in_a_traceback(name, flag, stopped, capsys):
     module, accepted = module_of(name), 0
     default = {'checkpoint': ['--workdir=nowhere'], 'begin': ['--data=data']}
     Path('data').write_text('40')
-    for value in VALUES:
+    parser = (getattr(module, 'FLAGS', {}) | launch.KEPT).get(flag, (None,))[0]
+    values = [*VALUES, *(PLACES if flag == 'flagfile' or isinstance(parser, NAMING) else [])]
+    for value in values:
         try:
             code = module.main([*default.get(name, []), f'--{flag}={value}'])
         except Reached:
@@ -130,4 +139,4 @@ def test_no_value_of_a_flag_ends_in_a_traceback(name, flag, stopped, capsys):
         else:
             assert code in (None, 0) and err == '', (value, code, err)
             accepted += 1
-    assert accepted < len(VALUES) / 2 or flag in ('workdir', 'place', 'export', 'best', 'metric', 'prompt')
+    assert accepted < len(values) / 2 or flag in ('workdir', 'place', 'export', 'best', 'metric', 'prompt')

@@ -405,6 +405,8 @@ def test_both_forms_of_a_linear_cell_find_the_same(in_tmp):
 
 
 OUTSIDE = """
+import sys
+from typing import Literal
 import jax, jax.numpy as jnp
 from seqjax.problem import Problem, classification
 from seqjax.task import Batch
@@ -419,6 +421,25 @@ def no_task() -> int:
     return 3
 
 number = 3
+
+def needs(bits: int) -> Problem: ...
+def negative(bits: int = -1) -> Problem: ...
+def many(*words: int) -> Problem: ...
+def numbered(bits: Literal[1, 2] = 1) -> Problem: ...
+def unknown_type(bits: 'Nowhere' = 1) -> Problem: ...
+def help(help: bool = True) -> Problem: ...
+
+def raises() -> Problem:
+    return {}['nothing']
+
+def exits() -> Problem:
+    sys.exit(3)
+
+def unshaped() -> Problem:
+    return my_task()._replace(sample=lambda key, count: jnp.ones(count) + jnp.ones(count + 1))
+
+def no_batch() -> Problem:
+    return my_task()._replace(sample=lambda key, count: jnp.ones(count))
 """
 
 
@@ -440,9 +461,28 @@ def test_a_task_of_another_module_has_flags_and_files(in_tmp, capsys):
     [
         ('parityy', '--task=parityy must be one of'),
         ('no_module_7:x', 'no_module_7 cannot be imported from'),
-        ('my_module_8:x', "my_module_8 has no function 'x' that returns a Problem"),
-        ('my_module_8:number', "my_module_8 has no function 'number' that returns a Problem"),
-        ('my_module_8:no_task', 'must return a Problem of seqjax.problem, and returns int'),
+        ('my_module_8:x', "'x' of my_module_8 does not exist"),
+        ('my_module_8:number', "'number' of my_module_8 is not a function"),
+        ('my_module_8:no_task', 'returns int'),
+        ('my_module_8:needs', 'needs(bits=...) needs a default'),
+        ('my_module_8:negative', 'negative(bits=...): its default -1'),
+        ('my_module_8:many', 'many(words=...) cannot be passed by its name'),
+        ('my_module_8:numbered', 'numbered(bits=...) of type'),
+        ('my_module_8:unknown_type', 'its arguments cannot be read (NameError'),
+        ('my_module_8:raises', 'it cannot be called (KeyError'),
+        ('my_module_8:exits', 'it cannot be called (SystemExit'),
+        ('my_module_8:unshaped', 'cannot be drawn'),
+        ('my_module_8:no_batch', 'must be a Batch'),
+        ('my_module_8:help', 'help(help=...) is the name of a flag'),
+        ('builtins:dict', "'dict' of builtins is a class"),
+        ('builtins:print', 'cannot be passed by its name'),
+        ('builtins:len', 'cannot be passed by its name'),
+        ('seqjax.problem:Problem', 'is a class'),
+        ('exits_8:x', 'exits_8 cannot be imported from'),
+        ('my_module_8:my_task()', 'must be MODULE:FUNCTION'),
+        ('my_module_8:my_task:more', 'must be MODULE:FUNCTION'),
+        ('my_module_8:', 'must be MODULE:FUNCTION'),
+        ('a' * 5000 + ':x', 'a task is a function'),
         ('../x:y', 'must be MODULE:FUNCTION'),
         (':', 'must be MODULE:FUNCTION'),
         ('broken_8:x', 'broken_8 cannot be imported from'),
@@ -453,6 +493,7 @@ def test_what_is_no_task_is_refused_in_a_sentence(task, words, in_tmp, capsys):
 
     (in_tmp / 'my_module_8.py').write_text(OUTSIDE)
     (in_tmp / 'broken_8.py').write_text('1 / 0')
+    (in_tmp / 'exits_8.py').write_text('import sys\nsys.exit(3)')
     assert any_task.main([f'--task={task}']) == 2
     err = capsys.readouterr().err
     assert words in err and err.count('\n') == 1

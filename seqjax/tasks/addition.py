@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.problem import Examples, Goal, Problem, classification, entropy
+from seqjax.problem import Examples, Goal, Problem, check_cost, classification, entropy
 from seqjax.task import Batch, Sequences
 
 SYMBOLS = ' 0123456789+'  # of the tokens; the answers have no plus
@@ -43,7 +43,8 @@ def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> P
       reverse: questions are read from the last character to the first.
 
     Raises:
-      ValueError: `digits` is not from 1 to 9, `examples` is below 3, or there are not so many different questions.
+      ValueError: `digits` is not from 1 to 9, `examples` is below 3 or too large, or there are not so many different
+        questions.
 
     >>> batch = addition(examples=100).examples().train
     >>> source, answer = batch.inputs
@@ -62,6 +63,7 @@ def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> P
             f'examples={examples} must be at most {most:,}, the questions that numbers of up to digits={digits} make, '
             'a+b and b+a being one'
         )
+    check_cost(100 * examples, examples=examples)
     return Problem(
         name=f'addition of numbers of up to {digits} digits',
         sample=partial(_sample, digits=digits, reverse=reverse),

@@ -27,14 +27,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seqjax import losses
-from seqjax.problem import WRONG, Goal, Problem, Score, by_length, entropy, mistakes
+from seqjax.problem import WRONG, Goal, Problem, Score, by_length, check_cost, entropy, mistakes
 from seqjax.task import Arrays, Batch, Mean, Sequences
 
 SHORTEST = 4  # of the longest strings: with those of two symbols alone there is nothing to count
@@ -87,7 +87,7 @@ def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> Problem:
       deepest: brackets that are open at once, at most.
 
     Raises:
-      ValueError: `kinds` or `deepest` is below 1, or `longest` is odd or below 4.
+      ValueError: `kinds` or `deepest` is below 1, `longest` is odd or below 4, or there are too many walks to count.
 
     >>> batch = dyck(longest=12).sample(jax.random.key(3), 1)
     >>> length = int(batch.inputs.seq_lengths[0])
@@ -97,6 +97,7 @@ def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> Problem:
     for name, value in (('kinds', kinds), ('deepest', deepest)):
         if value < 1:
             raise ValueError(f'{name}={value} must be at least 1')
+    check_cost(100 * kinds, kinds=kinds)
     _check_longest(longest)
     strings = [ways[0] for ways in _ways(longest, deepest)[2::2]]  # of each length, were there one kind of bracket
     half = (longest + 2) / 4  # brackets that open in a string, on average; as many close
@@ -131,7 +132,8 @@ def _problem(
       counts: how often each symbol is asked for in a string, on average.
     """
 
-    constant = entropy(count / sum(counts) for count in counts)
+    total = sum(counts)
+    constant = entropy(count / total for count in counts)
     return Problem(
         name=name,
         sample=by_length(draw, longest, shortest=2, step=2),
@@ -200,8 +202,14 @@ def _anbn_ideal(values: jax.Array, *, most: int) -> tuple[jax.Array, jax.Array]:
 # --- brackets --------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4)
 def _ways(longest: int, deepest: int) -> list[list[int]]:
-    """[steps that are left, depth]: how many walks end at depth 0 and stay between that and `deepest`."""
+    """[steps that are left, depth]: how many walks end at depth 0 and stay between that and `deepest`.
+
+    Raises:
+      ValueError: the table has too many numbers, of up to `longest` bits each.
+    """
+    check_cost(longest * (deepest + 1) * (longest + 32) // 2, longest=longest, deepest=deepest)
     ways = [[1] + [0] * deepest]
     for _ in range(longest):
         low, high = [0, *ways[-1][:-1]], [*ways[-1][1:], 0]  # of the depth below, of that above
@@ -254,18 +262,25 @@ def _tops(opens: jax.Array, kind: jax.Array, depth: jax.Array, kinds: int, deepe
     return jnp.take_along_axis(latest, depth[..., None], 2)[..., 0] % kinds
 
 
+@lru_cache(maxsize=4)
 def _chances(longest: int, deepest: int) -> np.ndarray:
     """[symbols so far, depth, 3]: how likely it is that one opens, that one closes, that the string ends.
 
     By all lengths that the string may still have, and all walks of each; 0 where nothing comes there.
     """
-    ways = np.array(_ways(longest, deepest), float)  # [left, depth]
+    whole = _ways(longest, deepest)  # [left, depth]
+    # As floats of any size: those of a row over a power of two, which rounds nothing.
+    bits = np.array([max(row).bit_length() - 1 for row in whole])
+    ways = np.array([[n / (1 << k) for n in row] for row, k in zip(whole, bits.tolist(), strict=True)])
     every = np.arange(2, longest + 1, 2)
     chances = np.zeros((longest + 1, deepest + 1, 3))
     for place in range(longest + 1):
-        left, weights = every[every >= place] - place, 1 / ways[every[every >= place], 0]
-        more = left > 0
+        lengths = every[every >= place]
+        left = lengths - place
+        weights, more = 1 / ways[lengths, 0], left > 0
         after = ways[left[more] - 1] * weights[more, None]  # [lengths, depth], of walks that go on from there
+        scale = bits[np.maximum(left - 1, 0)] + bits[place] - bits[lengths]  # the same power for all of a place
+        after, weights = np.ldexp(after, scale[more, None]), np.ldexp(weights, scale)
         chances[place, :-1, 0] = after[:, 1:].sum(0)
         chances[place, 1:, 1] = after[:, :-1].sum(0)
         chances[place, 0, 2] = weights[~more].sum()

@@ -15,7 +15,7 @@ from, as in the source.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import jax
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import masks
-from seqjax.problem import Problem, by_length, classification, entropy
+from seqjax.problem import Problem, by_length, check_cost, classification, entropy
 from seqjax.task import Batch, Sequences
 
 OPERATORS = '+-*'  # the symbols after the numbers
@@ -83,7 +83,7 @@ def modular_arithmetic(longest: int = 40, modulus: int = 5) -> Problem:
       modulus: numbers are from 0 to one below it.
 
     Raises:
-      ValueError: `longest` is below 1, or `modulus` below 2.
+      ValueError: `longest` is below 1, `modulus` below 2, or one is too large.
 
     >>> batch = modular_arithmetic(longest=9).sample(jax.random.key(9), 1)
     >>> symbols = batch.inputs.values[0, : int(batch.inputs.seq_lengths[0])].argmax(-1)
@@ -105,7 +105,7 @@ def cycle_navigation(longest: int = 40, cycle: int = 5) -> Problem:
       cycle: places on the cycle.
 
     Raises:
-      ValueError: `longest` is below 1, or `cycle` below 2.
+      ValueError: `longest` is below 1, `cycle` below 2, or one is too large.
 
     >>> batch = cycle_navigation(longest=6).sample(jax.random.key(4), 1)
     >>> symbols = batch.inputs.values[0, : int(batch.inputs.seq_lengths[0])].argmax(-1)
@@ -202,8 +202,10 @@ def _value(numbers: jax.Array, before: jax.Array, real: jax.Array, modulus: int)
     return (products * ends).sum(1) % modulus
 
 
+@lru_cache(maxsize=4)
 def _arithmetic_shares(longest: int, modulus: int) -> list[float]:
     """How often each value is the answer, over all odd lengths."""
+    check_cost(longest // 2 * (5000 + modulus**3 // 20), longest=longest, modulus=modulus)
     numbers = np.arange(modulus)
     sums = (numbers[:, None] + numbers) % modulus
     products = np.zeros((modulus, modulus))  # [term, the term times a number]
@@ -219,9 +221,12 @@ def _arithmetic_shares(longest: int, modulus: int) -> list[float]:
     return (total / len(lengths)).tolist()
 
 
+@lru_cache(maxsize=4)
 def _navigation_shares(longest: int, cycle: int) -> list[float]:
     """How often each place is the last, over all lengths."""
-    places, total = np.eye(cycle)[0], np.zeros(cycle)
+    check_cost(longest * (5000 + cycle), longest=longest, cycle=cycle)
+    places, total = np.zeros(cycle), np.zeros(cycle)
+    places[0] = 1
     for _ in range(longest):
         places = (np.roll(places, -1) + places + np.roll(places, 1)) / len(MOVES)
         total += places

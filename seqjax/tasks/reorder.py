@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 
-from seqjax.problem import Goal, Problem, classification, lengths_between
+from seqjax.problem import Goal, Problem, check_cost, classification, lengths_between
 from seqjax.task import Batch, Sequences
 
 END = 0  # of an answer; padding too. Symbols are the tokens from 1.
@@ -38,7 +38,7 @@ def reversal(longest: int = 10, symbols: int = 8) -> Problem:
       symbols: that there are to draw from.
 
     Raises:
-      ValueError: `longest` or `symbols` is below 1.
+      ValueError: `longest` or `symbols` is below 1, or `longest` is too large.
 
     >>> batch = reversal(longest=6).sample(jax.random.key(6), 1)
     >>> source, answer = batch.inputs
@@ -47,6 +47,7 @@ def reversal(longest: int = 10, symbols: int = 8) -> Problem:
     >>> int(source.seq_lengths[0]), batch.mask[0].astype(int).tolist()
     (5, [1, 1, 1, 1, 1, 1, 0])
     """
+    check_cost(300 * longest, longest=longest)
     return _problem('reversal', _reversed, lambda length: length * math.log(symbols), longest, symbols)
 
 
@@ -58,13 +59,14 @@ def sorting(longest: int = 10, symbols: int = 8) -> Problem:
       symbols: that there are to draw from.
 
     Raises:
-      ValueError: `longest` or `symbols` is below 1.
+      ValueError: `longest` or `symbols` is below 1, or `longest` is too large.
 
     >>> batch = sorting(longest=6).sample(jax.random.key(6), 1)
     >>> source, answer = batch.inputs
     >>> source.values[0].tolist(), answer[0].tolist()
     ([5, 1, 6, 6, 7, 0], [1, 5, 6, 6, 7, 0, 0])
     """
+    check_cost(200 * longest**2, longest=longest)
     return _problem('sorting', _sorted, lambda length: _entropy_of_counts(length, symbols), longest, symbols)
 
 
@@ -99,6 +101,7 @@ def _figures(entropy: Callable[[int], float], longest: int, symbols: int) -> dic
     }
 
 
+@lru_cache(maxsize=4096)
 def _entropy_of_counts(length: int, symbols: int) -> float:
     """Of how often each symbol is among `length`, in nats: that of the sequence, less that of its order."""
     if symbols == 1:
