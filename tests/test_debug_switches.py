@@ -63,7 +63,7 @@ def test_a_length_without_a_sequence_makes_no_nan_on_the_device(switch):
     assert [name for name, value in outcome.seeds[0].test.items() if np.isnan(value)] == ['within/1']
 
 
-@pytest.mark.parametrize('switch', ['jax_debug_infs', 'jax_enable_x64', 'jax_disable_jit'], indirect=True)
+@pytest.mark.parametrize('switch', ['jax_debug_infs', 'jax_enable_x64'], indirect=True)
 def test_a_run_on_a_file_finishes(switch, tmp_path):
     (tmp_path / 'data').write_text('40')
     kinds.KIND.run(
