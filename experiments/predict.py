@@ -210,7 +210,9 @@ def _target(settings: Mapping[str, Any]) -> Path:
     if exists and not is_file:
         raise UserError(f'--out={target} is not a file; choose another')
     if not has_folder:
-        raise UserError(f'--out={target} cannot be written: {target.parent} is not a folder; make it, or choose another')
+        raise UserError(
+            f'--out={target} cannot be written: {target.parent} is not a folder; make it, or choose another'
+        )
     if exists and not settings['overwrite']:
         raise UserError(f'--out={target} exists; choose another, or --overwrite to replace it')
     return target

@@ -407,6 +407,8 @@ def save_state(folder, state):
     store = Store(folder)
     store.save(state, about_of(1, state))
     store.close()
+
+
 # --- files that are not files, or may not be read ----------------------------
 
 
