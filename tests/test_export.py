@@ -52,7 +52,7 @@ LAYERS = {
 @pytest.mark.parametrize(('name', 'spec'), [(name, 'bt'[i % 2 :]) for i, name in enumerate(LAYERS)] + [('lstm', 'b')])
 def test_a_layer_with_symbolic_sizes_gives_the_numbers_of_the_concrete_call(name, spec):
     layer = LAYERS[name]()
-    variables = layer.init(jax.random.key(0), X)
+    variables = {'params': layer.init(jax.random.key(0), X)['params']}  # a stream that is kept has its own batch
 
     def run(x, lengths, mask, resets):
         return layer.apply(variables, x, seq_lengths=lengths, mask=mask, resets=resets, return_carry=True)
