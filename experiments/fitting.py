@@ -473,11 +473,11 @@ def conclusion(measure: Measure, result: Result) -> str:
 def write_compared(folder: files.Workdir, measure: Measure, results: Sequence[Result]) -> None:
     """compare.csv: a row for each seed of each cell, and one for each baseline."""
     rows = [
-        [result.cell, result.hidden, result.params, seed, f'{value:.9g}']
+        [result.cell, result.hidden, result.params, seed, value]
         for result in results
         for seed, value in zip(result.seeds, result.values.tolist(), strict=True)
     ]
-    rows += [[name, '', '', '', f'{value:.9g}'] for name, value in results[0].baselines.items()]
+    rows += [[name, '', '', '', value] for name, value in results[0].baselines.items()]
     files.write_table(folder, COMPARED, ['model', 'hidden', 'params', 'seed', measure.name], rows)
 
 

@@ -293,7 +293,7 @@ class _Following:
         told = np.asarray(self.answer(outputs, self.past), np.float64)  # [H, C, K]
         told = told * self.scale[1][:, None] + self.scale[0][:, None]
         order = [2, *(place for pair in INTERVALS.values() for place in pair)] if told.shape[-1] > 1 else [0]
-        return [f'{value:.9g}' for value in told[..., order].swapaxes(0, 1).reshape(-1).tolist()]
+        return told[..., order].swapaxes(0, 1).reshape(-1).tolist()
 
 
 KIND = Forecast()

@@ -64,7 +64,7 @@ def calendar(dates: np.ndarray, cycles: Sequence[str]) -> np.ndarray:
         'day': dates - dates.astype('datetime64[D]'),
     }
     turns = [2 * np.pi * since[cycle].astype(np.int64) / CYCLES[cycle] for cycle in cycles]
-    return np.array([side(turn) for turn in turns for side in (np.sin, np.cos)]).reshape(-1, len(dates)).T
+    return np.array([side(turn) for turn in turns for side in (np.sin, np.cos)]).reshape(2 * len(cycles), len(dates)).T
 
 
 def fit_scale(name: str, series: Series, columns: Sequence[str], count: int) -> list[list[float]]:

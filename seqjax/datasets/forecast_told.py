@@ -204,8 +204,8 @@ def _table_rows(
             for place, target in enumerate(recipe['targets']):
                 for step in range(horizon):
                     value = truth[k, step, place]
-                    numbers = [f'{x:.9g}' for x in forecasts[k, step, place].tolist()]
-                    known = '' if np.isnan(value) else f'{value:.12g}'
+                    numbers = forecasts[k, step, place].tolist()
+                    known = '' if np.isnan(value) else float(value)
                     when = times[origin], times[origin + step + 1]
                     yield [*several, *when, target, step + 1, *numbers, known]
 
