@@ -32,7 +32,7 @@ from experiments.launch import Choice, Flag, Fraction, Many, Name, Switch, Whole
 from seqjax.dataset import SPLITS, Dataset, Form, Stream, Unseen
 from seqjax.datasets import forecast
 from seqjax.datasets.forecast_rows import Ahead, Split, spans
-from seqjax.datasets.forecast_series import columns_of, ready
+from seqjax.datasets.forecast_series import Unusable, columns_of, ready
 from seqjax.datasets.forecast_told import INTERVALS
 from seqjax.files import UserError
 from seqjax.readers import dates, tables
@@ -95,16 +95,25 @@ class Forecast(Kind):
         ),
         'relative_to': Flag(
             Choice('last', 'nothing', 'season'),
-            'what the answer of the network is added to: the last value, nothing, or that of a --season before',
+            'what the answer of the network is added to: the last value, nothing, or the value a season before (the '
+            'season that is best on validation)',
         ),
-        'season': Flag(Whole(2), 'steps of a season; the value of the season before is a baseline then'),
+        'season': Flag(
+            Many(Whole(2)),
+            'steps of a season, one or several: the value a season before is a baseline; with --date the usual seasons of '
+            'its frequency are tried, too, such as 24 and 168 for hours',
+        ),
         'ar_order': Flag(Whole(1, 1000), 'order of the autoregression to beat; by default that of the lowest AIC'),
+        'skip_short': Flag(
+            Switch(), 'leave out series (by --id) that are too short or constant to learn from, here and in predictions'
+        ),
     }
     own_defaults = {
         **{'target': None, 'date': None, 'id': None, 'covariates': None, 'calendar': False, 'missing': 'refuse'},
         **{'separator': ',', 'decimal': '.', 'validation': 0.15, 'test': 0.15, 'validation_from': None},
         **{'test_from': None, 'horizon': 1, 'window': 64, 'strategy': 'direct', 'head': 'point'},
-        **{'relative_to': 'last', 'season': None, 'ar_order': None, 'hidden': 32},
+        **{'relative_to': 'last', 'season': None, 'ar_order': None, 'skip_short': False},
+        'hidden': 32,
     }
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,13 +125,14 @@ class Forecast(Kind):
         path = locate(settings['data'])
         columns = Columns(settings['target'], settings['covariates'] or (), settings['date'], settings['id'])
         table = _read(path, columns, settings)
-        names = ('date', 'id', 'season', 'horizon', 'window', 'strategy', 'head', 'calendar')
+        names = ('date', 'id', 'horizon', 'window', 'strategy', 'head', 'calendar', 'skip_short')
         recipe = {name: settings[name] for name in names} | {
             'covariates': list(columns.covariates),
             'mask': settings['missing'] == 'mask',
-            'lag': {'last': 1, 'nothing': None, 'season': settings['season']}[settings['relative_to']],
+            'seasons': settings['season'],
+            'lag': {'last': 1, 'nothing': None, 'season': 'season'}[settings['relative_to']],
         }
-        splits = [split(path.name, series, settings) for series in table.series]
+        splits = _splits(path.name, table, settings)
         how = {'batch_size': settings['batch_size'], 'order': settings['ar_order']}
         return forecast.dataset(path.name, table, splits, recipe, **how)
 
@@ -134,13 +144,18 @@ class Forecast(Kind):
         file, part, origins = locate(path), settings.get('part', ALL), None
         table = _read(file, columns_of(recipe), settings)
         if part != ALL:
-            splits = [split(file.name, series, settings) for series in table.series]
-            lengths = [len(series.rows) for series in table.series]
-            origins = spans(part, splits, lengths, recipe['horizon'])
-            if any(first < 0 or first >= stop for first, stop in origins):
+            known, _ = forecast.known_series(file.name, table, recipe)
+            table = table._replace(series=known)
+            lengths = [len(series.rows) for series in known]
+            origins = spans(part, _splits(file.name, table, settings), lengths, recipe['horizon'])
+            long = [0 <= first < stop for first, stop in origins]
+            if not (any(long) if settings.get('skip_short') else all(long)):
                 raise UserError(
-                    f'{file} is too short for a {part} part with --horizon={recipe["horizon"]}; say --part=all'
+                    f'{file}{known[long.index(False)].phrase} is too short for a {part} part with '
+                    f'--horizon={recipe["horizon"]}; use --part=all'
                 )
+            table = table._replace(series=[one for one, some in zip(known, long, strict=True) if some])
+            origins = [span for span, some in zip(origins, long, strict=True) if some]
         return forecast.unseen(file.name, table, recipe, batch_size=settings['batch_size'], origins=origins)
 
     def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
@@ -162,8 +177,8 @@ def _check_together(settings: Mapping[str, Any]) -> None:
     """Raises UserError where two flags do not go together."""
     refusals = {
         '--calendar needs the column of the date: say --date': settings['calendar'] and settings['date'] is None,
-        '--relative_to=season needs the steps of a season: say --season': (
-            settings['relative_to'] == 'season' and settings['season'] is None
+        '--relative_to=season needs the steps of a season: pass --season, or --date for the usual ones': (
+            settings['relative_to'] == 'season' and settings['season'] is None and settings['date'] is None
         ),
         '--strategy=recursive has no covariates of the future to read: leave out --covariates': (
             settings['strategy'] == 'recursive' and settings['covariates']
@@ -190,6 +205,20 @@ def _check_together(settings: Mapping[str, Any]) -> None:
 # --- splits ----------------------------------------------------------------------------------------
 
 
+def _splits(name: str, table: Table, settings: Mapping[str, Any]) -> list[Split]:
+    """Returns the split of each series; a series that does not reach a named date gets one without a training part."""
+    found, errors = [], []
+    for series in table.series:
+        try:
+            found.append(split(name, series, settings))
+        except Unusable as error:
+            errors.append(error)
+            found.append(Split(0, 0))
+    if len(errors) == len(found):
+        raise errors[0]
+    return found
+
+
 def split(name: str, series: Series, settings: Mapping[str, Any]) -> Split:
     """Where validation and test begin in a series: at the rows or dates that are named, or by shares."""
     count = len(series.rows)
@@ -198,7 +227,7 @@ def split(name: str, series: Series, settings: Mapping[str, Any]) -> Split:
         return Split(test - round(settings['validation'] * count), test)
     found = Split(*(_place(name, series, flag, settings[flag]) for flag in ('validation_from', 'test_from')))
     if found.validation >= found.test:
-        raise UserError(
+        raise Unusable(
             f'--validation_from={settings["validation_from"]} must lie before --test_from={settings["test_from"]}'
             f', and in {name}{series.phrase} no row is between them'
         )
@@ -210,7 +239,7 @@ def _place(name: str, series: Series, flag: str, text: str) -> int:
     count = len(series.rows)
     if series.dates is None:
         place = int(text) - 1 if text.isascii() and text.isdigit() else -1
-        kind = f'must be a row from 2 to {count}, as there is no --date'
+        kind = f'must be a row from 2 to {count}, as there is no --date' if count > 1 else 'needs more than one row'
     else:
         try:
             place = int(np.searchsorted(series.dates, dates.parsed(text)))
@@ -218,7 +247,7 @@ def _place(name: str, series: Series, flag: str, text: str) -> int:
             raise UserError(f'--{flag}={text} is no date; write it as YYYY-MM-DD') from error
         kind = f'must be a date after {dates.written(series.dates[0])} and up to {dates.written(series.dates[-1])}'
     if not 0 < place < count:
-        raise UserError(f'--{flag}={text} {kind}, for {name}{series.phrase}')
+        raise Unusable(f'--{flag}={text} {kind}, for {name}{series.phrase}')
     return place
 
 

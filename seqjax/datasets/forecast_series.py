@@ -21,6 +21,10 @@ FARTHEST = 1e15  # training standard deviations from the mean; float32 squares n
 CYCLES = {'year': 31_556_952_000_000, 'week': 604_800_000_000, 'day': 86_400_000_000}  # microseconds
 
 
+class Unusable(UserError):
+    """A series that is too short or constant, so that nothing can be learned from it."""
+
+
 class Ready(NamedTuple):
     """A series as a model reads it."""
 
@@ -71,7 +75,8 @@ def fit_scale(name: str, series: Series, columns: Sequence[str], count: int) -> 
     """[mean, standard deviation] of each column over the first `count` values, which are the training part.
 
     Raises:
-      UserError: a column has no value there, is constant there, or has values too large to be squared.
+      Unusable: a column has no value there, or is constant there.
+      UserError: a column has values too large to be squared.
     """
     found = []
     for place, column in enumerate(columns):
@@ -79,9 +84,9 @@ def fit_scale(name: str, series: Series, columns: Sequence[str], count: int) -> 
         values = values[~np.isnan(values)]
         where = f'{name}: column {column!r}{series.phrase}'
         if not len(values):
-            raise UserError(f'{where} has no value on the training part; leave it out')
+            raise Unusable(f'{where} has no value on the training part; leave it out')
         if values.min() == values.max():
-            raise UserError(f'{where} is constant on the training part; leave it out, or begin validation later')
+            raise Unusable(f'{where} is constant on the training part; leave it out, or begin validation later')
         with np.errstate(over='ignore', invalid='ignore'):
             mean, deviation = float(values.mean()), float(values.std())
         if not (0 < deviation < math.inf):
@@ -97,6 +102,8 @@ def ready(name: str, series: Series, recipe: Mapping[str, Any]) -> Ready:
       UserError: its id is none of those that were trained on; or a value is too far from them.
     """
     key = series.name or ''
+    if key in recipe.get('left_out', ()):
+        raise UserError(f'{name}: series {key!r} was left out of the training by --skip_short; leave it out here, too')
     if key not in recipe['scales']:
         known = list(recipe['scales'])
         raise UserError(
