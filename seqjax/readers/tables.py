@@ -18,9 +18,9 @@ import numpy as np
 from seqjax.files import UserError
 from seqjax.readers.dates import MICRO, written
 from seqjax.readers.extra import need
+from seqjax.readers.numbers import MISSING
 
 CHUNK = 2**16  # rows that are parsed at a time
-MISSING = ('', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'null', 'NULL', 'None', '#N/A', '<NA>')  # how a value is left out
 TABS = ('.tsv', '.tab')
 BYTE_ORDER = (b'\xff\xfe', b'\xfe\xff')  # how UTF-16 begins
 OTHERS = {'\t': 'tab', ';': ';', ',': ',', '|': '|'}  # separators, as --separator takes them

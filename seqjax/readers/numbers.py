@@ -1,0 +1,153 @@
+"""Numbers written as text: the same rules for the columns of a table and for a single word.
+
+A point before exactly three digits is ambiguous: 1.473 is 1473 in a German file. Without flags the decimal sign of a
+column is '.', and the column is refused if both hold:
+
+- every number with a point has one to three digits before it, the first not 0, and exactly three after it (1.473);
+- there are numbers without a point, too (950).
+
+A single 0.473, 1.5 or 1.4730 shows that the points of a column are decimal signs. A column in which every number has
+three decimals is read as it stands. --decimal and --thousands settle it for all columns.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from seqjax.files import UserError
+
+MISSING = ('', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'null', 'NULL', 'None', '#N/A', '<NA>')  # how a value is left out
+DECIMAL = ('.', ',')
+THOUSANDS = {',': ',', '.': '.', "'": "'\u2019", 'space': ' \u00a0\u202f\u2009'}  # the characters of each sign
+_REMOVED = {name: dict.fromkeys(map(ord, signs)) for name, signs in THOUSANDS.items()}
+WHOLE, GROUPED = 'whole', 'grouped'  # 950; 1.473
+
+
+class NumberFormat(NamedTuple):
+    """How the numbers of a column are written."""
+
+    decimal: str = '.'
+    thousands: str | None = None  # a key of THOUSANDS
+    # None if the decimal sign is certain. Otherwise what the column has held so far: WHOLE numbers, GROUPED ones, or
+    # '' if none. A number of the other kind beside them is ambiguous.
+    seen: str | None = None
+
+
+def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # noqa: B008
+    """Returns the number that a word stands for, NaN if it stands for a missing value.
+
+    Raises:
+      UserError: the word is not a finite number in this format, or is ambiguous. The message names the word and says
+        what is wrong; callers add where it stands.
+    """
+    word = word.strip()
+    if not _pattern(format.decimal, format.thousands).fullmatch(word):
+        if word in MISSING or word.lstrip('+-').lower() == 'nan':
+            return math.nan
+        raise UserError(f'{word[:80]!r} is not a number{_reason(word, format)}')
+    if format.seen and {format.seen, _kind(word)} == {WHOLE, GROUPED}:
+        raise UserError(f'{word!r} is ambiguous: {_BESIDE[format.seen]}')
+    if format.thousands is not None:
+        word = word.translate(_REMOVED[format.thousands])
+    value = _value(word.replace(format.decimal, '.'))
+    if math.isinf(value):
+        raise UserError(f'{word[:80]!r} is not finite')
+    return value
+
+
+def parse_column(words: Iterable[str], format: NumberFormat = NumberFormat()) -> np.ndarray:  # noqa: B008
+    """Returns [n] float64, the numbers that the words of a column stand for, by the rules of `parse_number`.
+
+    Raises:
+      BadNumber: a word is refused.
+    """
+    words, known = list(words), {}
+    for place, word in enumerate(words):
+        if word not in known:
+            try:
+                known[word] = parse_number(word, format)
+            except UserError as error:
+                raise BadNumber(str(error), place) from error
+    return np.array([known[word] for word in words], np.float64)
+
+
+class BadNumber(UserError):
+    """A word of a column is not a number."""
+
+    def __init__(self, message: str, place: int):
+        super().__init__(message)
+        self.place = place
+
+
+def _value(word: str) -> float:
+    """Returns the number as pandas' default parser computes it, so that a word has the bits that it has in a file.
+
+    Unlike `float`, it rounds more than once if there are more than 15 digits or a large exponent.
+    """
+    if len(word) <= 15 and 'e' not in word and 'E' not in word:
+        return float(word)
+    digits, _, power = word.lower().partition('e')
+    whole, _, fraction = digits.lstrip('+-').partition('.')
+    exponent, kept, number = int(power or 0), (whole + fraction)[:17], 0.0
+    for digit in kept:
+        number = number * 10 + int(digit)
+    exponent += max(len(whole) - 17, 0) - max(len(kept) - len(whole), 0)
+    if exponent > 308:
+        number = math.inf
+    elif exponent < -308:
+        number = number / 10.0 ** min(-308 - exponent, 308) / 1e308
+    else:
+        number = number * float(f'1e{exponent}') if exponent > 0 else number / float(f'1e{-exponent}')
+    return -number if word.startswith('-') else number
+
+
+_BESIDE = {
+    WHOLE: 'numbers of this column had no point in training, and 1.473 may be 1473; write it as 1473 or as 1.4730',
+    GROUPED: 'all numbers of this column had three decimals in training, and 1.473 may be 1473 there; write 950.000',
+}
+
+
+def _kind(word: str) -> str | None:
+    """WHOLE or GROUPED; None for a number whose point is certainly a decimal sign."""
+    if '.' not in word:
+        return WHOLE
+    return GROUPED if re.fullmatch(r'[+-]?[1-9]\d{0,2}\.\d{3}', word) else None
+
+
+@functools.cache
+def _pattern(decimal: str, thousands: str | None) -> re.Pattern[str]:
+    point = re.escape(decimal)
+    number = rf'(?:\d+(?:{point}\d*)?|{point}\d+)(?:[eE][+-]?\d+)?'
+    if thousands is not None:
+        sign = f'[{re.escape(THOUSANDS[thousands])}]'
+        groups = rf'(?:[1-9]\d{{0,2}}(?:{sign}\d{{3}})+|[1-9]\d?(?:{sign}\d{{2}})+{sign}\d{{3}})'  # 1,234,567 12,34,567
+        number = rf'(?:{number}|{groups}(?:{point}\d*)?)'
+    return re.compile(rf'[+-]?{number}', re.ASCII)
+
+
+def _reason(word: str, format: NumberFormat) -> str:
+    """The end of a sentence about a word that is not a number, if the reason can be seen."""
+    if re.fullmatch(r'\(.*\)', word):
+        return '; write a negative number with a minus sign'
+    if '%' in word:
+        return '; remove the percent sign'
+    if any(unicodedata.category(sign) == 'Sc' for sign in word):
+        return '; remove the currency sign'
+    if '\u2212' in word:
+        return "; write the minus sign as '-'"
+    if '_' in word:
+        return '; remove the underscore'
+    if any(sign.isdigit() and not sign.isascii() for sign in word):
+        return '; write it with the digits 0 to 9'
+    if re.fullmatch(r'[+-]?inf(inity)?', word, re.IGNORECASE):
+        return '; write a finite number'
+    if re.fullmatch(r'[+-]?\d+', word.translate(_REMOVED.get(format.thousands, {}))):
+        return f', as its groups with --thousands={format.thousands} are not of three digits, or start with 0'
+    return ''
