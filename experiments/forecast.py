@@ -19,7 +19,7 @@ series from the beginning, also to predict; one of more than 4096 + 8 * --window
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,11 @@ from experiments.launch import Choice, Flag, Fraction, Many, Name, Switch, Whole
 from seqjax.dataset import SPLITS, Dataset, Form, Stream, Unseen
 from seqjax.datasets import forecast
 from seqjax.datasets.forecast_rows import Ahead, Split, spans
-from seqjax.datasets.forecast_series import Unusable, columns_of, ready
+from seqjax.datasets.forecast_series import Unusable, columns_of, format_of, ready
 from seqjax.datasets.forecast_told import INTERVALS
 from seqjax.files import UserError
-from seqjax.readers import dates, tables
+from seqjax.readers import date_formats, tables
+from seqjax.readers.date_formats import DateFormat
 from seqjax.readers.extra import locate
 from seqjax.readers.tables import Columns, Series, Table
 from seqjax.task import Batch
@@ -63,6 +64,19 @@ class Sign(Name):
         return 'character'
 
 
+class Checked(Name):
+    """A text that a function of `seqjax.readers.date_formats` takes."""
+
+    def __init__(self, check: Callable[[str], str], kind: str):
+        self.check, self.kind = check, kind
+
+    def parse(self, argument: Any) -> str:
+        return self.check(super().parse(argument))
+
+    def flag_type(self) -> str:
+        return self.kind
+
+
 class Forecast(Kind):
     """Series of numbers, in time."""
 
@@ -71,6 +85,14 @@ class Forecast(Kind):
     OWN = {
         'target': Flag(Many(Name()), 'columns to forecast; by default the one column of numbers, where there is one'),
         'date': Flag(Name(), 'column of the date, which must rise'),
+        'date_format': Flag(
+            Checked(date_formats.check_format, f'strptime format | {" | ".join(date_formats.WORDS)}'),
+            'format of the dates; by default the only one that fits all of them',
+        ),
+        'time_zone': Flag(
+            Checked(date_formats.check_zone, 'time zone'),
+            'time zone of the dates, such as Europe/Berlin; dates with an offset from UTC are converted to it',
+        ),
         'id': Flag(Name(), 'column that says which series a row is of'),
         'covariates': Flag(Many(Name()), 'further columns of numbers that are known up to now'),
         'calendar': Flag(Switch(), 'read where in the year, week and day a row is, too, by --date'),
@@ -109,7 +131,8 @@ class Forecast(Kind):
         ),
     }
     own_defaults = {
-        **{'target': None, 'date': None, 'id': None, 'covariates': None, 'calendar': False, 'missing': 'refuse'},
+        **{'target': None, 'date': None, 'date_format': None, 'time_zone': None, 'id': None, 'covariates': None},
+        **{'calendar': False, 'missing': 'refuse'},
         **{'separator': ',', 'decimal': '.', 'validation': 0.15, 'test': 0.15, 'validation_from': None},
         **{'test_from': None, 'horizon': 1, 'window': 64, 'strategy': 'direct', 'head': 'point'},
         **{'relative_to': 'last', 'season': None, 'ar_order': None, 'skip_short': False},
@@ -124,7 +147,8 @@ class Forecast(Kind):
     def dataset(self, settings: Mapping[str, Any]) -> Dataset:
         path = locate(settings['data'])
         columns = Columns(settings['target'], settings['covariates'] or (), settings['date'], settings['id'])
-        table = _read(path, columns, settings)
+        dates = DateFormat.of_flags(settings['date_format'], settings['time_zone'])
+        table = _read(path, columns, settings, dates)
         names = ('date', 'id', 'horizon', 'window', 'strategy', 'head', 'calendar', 'skip_short')
         recipe = {name: settings[name] for name in names} | {
             'covariates': list(columns.covariates),
@@ -142,7 +166,7 @@ class Forecast(Kind):
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         """From every origin, the last of which reach into the future; or from those of one part of the file."""
         file, part, origins = locate(path), settings.get('part', ALL), None
-        table = _read(file, columns_of(recipe), settings)
+        table = _read(file, columns_of(recipe), settings, format_of(recipe))
         if part != ALL:
             known, _ = forecast.known_series(file.name, table, recipe)
             table = table._replace(series=known)
@@ -168,8 +192,8 @@ class Forecast(Kind):
         return Stream(following.parse, following.columns, following.values, following.restart)
 
 
-def _read(path: Path, columns: Columns, settings: Mapping[str, Any]) -> Table:
-    how = {'separator': settings['separator'], 'decimal': settings['decimal']}
+def _read(path: Path, columns: Columns, settings: Mapping[str, Any], dates: DateFormat) -> Table:
+    how = {'separator': settings['separator'], 'decimal': settings['decimal'], 'dates': dates}
     return tables.read(path, columns, **how, mask=settings['missing'] == 'mask')
 
 
@@ -177,6 +201,8 @@ def _check_together(settings: Mapping[str, Any]) -> None:
     """Raises UserError where two flags do not go together."""
     refusals = {
         '--calendar needs the column of the date: say --date': settings['calendar'] and settings['date'] is None,
+        '--date_format is the format of a column of dates: pass --date': settings['date_format'] and not settings['date'],
+        '--time_zone is that of a column of dates: pass --date': settings['time_zone'] and not settings['date'],
         '--relative_to=season needs the steps of a season: pass --season, or --date for the usual ones': (
             settings['relative_to'] == 'season' and settings['season'] is None and settings['date'] is None
         ),
@@ -210,7 +236,7 @@ def _splits(name: str, table: Table, settings: Mapping[str, Any]) -> list[Split]
     found, errors = [], []
     for series in table.series:
         try:
-            found.append(split(name, series, settings))
+            found.append(split(name, series, settings, table.dates))
         except Unusable as error:
             errors.append(error)
             found.append(Split(0, 0))
@@ -219,13 +245,13 @@ def _splits(name: str, table: Table, settings: Mapping[str, Any]) -> list[Split]
     return found
 
 
-def split(name: str, series: Series, settings: Mapping[str, Any]) -> Split:
+def split(name: str, series: Series, settings: Mapping[str, Any], form: DateFormat) -> Split:
     """Where validation and test begin in a series: at the rows or dates that are named, or by shares."""
     count = len(series.rows)
     if settings['validation_from'] is None:
         test = count - round(settings['test'] * count)
         return Split(test - round(settings['validation'] * count), test)
-    found = Split(*(_place(name, series, flag, settings[flag]) for flag in ('validation_from', 'test_from')))
+    found = Split(*(_place(name, series, flag, settings[flag], form) for flag in ('validation_from', 'test_from')))
     if found.validation >= found.test:
         raise Unusable(
             f'--validation_from={settings["validation_from"]} must lie before --test_from={settings["test_from"]}'
@@ -234,18 +260,26 @@ def split(name: str, series: Series, settings: Mapping[str, Any]) -> Split:
     return found
 
 
-def _place(name: str, series: Series, flag: str, text: str) -> int:
-    """The place of a date or a row, which must be one of the series but its first."""
+def _place(name: str, series: Series, flag: str, text: str, form: DateFormat) -> int:
+    """The place of a date or a row, which must be one of the series but its first.
+
+    A date without an offset from UTC is a local time of the file.
+    """
     count = len(series.rows)
     if series.dates is None:
         place = int(text) - 1 if text.isascii() and text.isdigit() else -1
         kind = f'must be a row from 2 to {count}, as there is no --date' if count > 1 else 'needs more than one row'
     else:
         try:
-            place = int(np.searchsorted(series.dates, dates.parsed(text)))
-        except ValueError as error:
-            raise UserError(f'--{flag}={text} is no date; write it as YYYY-MM-DD') from error
-        kind = f'must be a date after {dates.written(series.dates[0])} and up to {dates.written(series.dates[-1])}'
+            when = date_formats.parse(text, DateFormat(date_formats.ISO))
+        except UserError as error:
+            raise UserError(f'--{flag}={text} is not a date; write it as YYYY-MM-DD') from error
+        if when.offset is not None and series.offsets is None:
+            raise UserError(f'--{flag}={text} has an offset from UTC, and the dates of {name} do not; leave it out')
+        times = series.dates >= when.local if when.offset is None else series.instants >= when.instant
+        place = int(times.argmax()) if times.any() else count
+        offsets = None if series.offsets is None else series.offsets[[0, -1]]
+        kind = 'must be a date after {} and up to {}'.format(*date_formats.write(series.dates[[0, -1]], offsets, form))
     if not 0 < place < count:
         raise Unusable(f'--{flag}={text} {kind}, for {name}{series.phrase}')
     return place
@@ -261,12 +295,12 @@ class _Following:
         self.settings, self.recipe = settings, recipe
         self.names = columns_of(recipe).numbers
         self.leads = [name for name in (recipe['id'], recipe['date'] if recipe['cycles'] else None) if name is not None]
-        self.form = forecast.form(recipe)
+        self.form, self.dates = forecast.form(recipe), format_of(recipe)
         self.answer = jax.jit(self._answer)
         self.restart()
 
     def restart(self) -> None:
-        self.series, self.scale = None, None
+        self.series, self.scale, self.stamp = None, None, None
         self.past = np.zeros((self.recipe['lag'] or 1, len(self.recipe['targets'])), np.float32)
 
     @property
@@ -288,8 +322,12 @@ class _Following:
         if self.series not in (None, series):
             raise UserError(f'series {series!r} follows {self.series!r}; put an empty line between two series')
         values = np.array([[self._number(*pair) for pair in zip(self.names, words[len(self.leads) :], strict=True)]])
-        date = np.array([self._date(leads[self.recipe['date']])]) if self.recipe['cycles'] else None
-        found = ready('the line', Series(series, values, np.array([1]), date), self.recipe)
+        date = offset = None
+        if self.recipe['cycles']:
+            self.stamp = date_formats.parse(leads[self.recipe['date']], self.dates, self.stamp, self.recipe['date'])
+            date = np.array([self.stamp.local])
+            offset = None if self.stamp.offset is None else np.array([self.stamp.offset])
+        found = ready('the line', Series(series, values, np.array([1]), date, offset), self.recipe)
         self.series, self.scale = series, found.scale
         now = np.where(found.real[0], found.values[0], self.past[0])
         self.past = np.concatenate([self.past[1:], now[None]])
@@ -307,12 +345,6 @@ class _Following:
         if not np.isfinite(value):
             raise UserError(f'column {name!r} holds {word[:80]!r}, which is not finite; mend it')
         return value
-
-    def _date(self, word: str) -> np.datetime64:
-        try:
-            return dates.parsed(word)
-        except ValueError as error:
-            raise UserError(f'column {self.recipe["date"]!r} holds {word[:80]!r}; write dates as YYYY-MM-DD') from error
 
     def _answer(self, outputs: jax.Array, past: jax.Array) -> jax.Array:
         known = past[None] if self.recipe['lag'] else None

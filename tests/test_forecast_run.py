@@ -150,7 +150,7 @@ def test_an_id_that_was_not_trained_on_is_refused(in_tmp, capsys, monkeypatch):
         ({'test': 0.0}, '--test=0 leaves no test part'),
         ({'test': 0.6, 'validation': 0.5}, 'leave nothing to train on'),
         ({'validation_from': '2020-02-20', 'test_from': '2020-02-10'}, 'must lie before --test_from=2020-02-10'),
-        ({'validation_from': 'soon', 'test_from': '2020-02-10'}, '--validation_from=soon is no date; write it as'),
+        ({'validation_from': 'soon', 'test_from': '2020-02-10'}, '--validation_from=soon is not a date; write it as'),
         ({'validation_from': '2019', 'test_from': '2020-02-10'}, '2019 must be a date after 2020-01-01 and up to'),
         ({'date': None, 'validation_from': '2020-01-05', 'test_from': '9'}, 'must be a row from 2 to 60'),
         ({'window': 60}, '--window=60 needs 61'),

@@ -205,6 +205,7 @@ def unseen(
     name: str, table: tables.Table, recipe: Mapping[str, Any], *, batch_size: int, origins: Spans | None = None
 ) -> Unseen:
     """A file to predict: forecasts from every origin, or from those of some spans; the last reach into the future."""
+    recipe = {**recipe, 'dates': list(table.dates)}
     series, left_out = known_series(name, table, recipe)
     parts = [ready(name, one, recipe) for one in series]
     lengths = [part.steps for part in parts]
@@ -217,6 +218,7 @@ def unseen(
         [
             f'{name}: {sum(lengths):,} rows in {len(parts)} series; told from {count:,}',
             *([f'not predicted, as the run left them out: {_named(left_out)}'] if left_out else []),
+            *([said_of.dates_line(table)] if table.columns.date is not None else []),
         ],
     )
 
@@ -272,9 +274,9 @@ def _completed(name: str, table: tables.Table, splits: Sequence[Split], recipe: 
     """The recipe, with what is fitted on the training part, and the season that is best on validation."""
     columns = table.columns
     longest = max(table.series, key=lambda series: len(series.rows))
-    found = {'targets': list(columns.targets), 'cycles': [], 'pace': None}
+    found = {'targets': list(columns.targets), 'cycles': [], 'pace': None, 'dates': None}
     if columns.date is not None:
-        found['pace'] = list(dates.pace(longest.dates))
+        found |= {'pace': list(dates.pace(longest.dates, longest.offsets)), 'dates': list(table.dates)}
     if recipe['calendar']:
         found['cycles'] = cycles_of(longest.dates)
         if not found['cycles']:

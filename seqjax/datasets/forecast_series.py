@@ -14,7 +14,8 @@ import numpy as np
 from seqjax.baselines import forecasts as baselines
 from seqjax.files import UserError
 from seqjax.readers import tables
-from seqjax.readers.dates import Pace, pace
+from seqjax.readers.date_formats import DateFormat
+from seqjax.readers.dates import Pace, following, pace
 from seqjax.readers.tables import Columns, Series
 
 FARTHEST = 1e15  # training standard deviations from the mean; float32 squares no more
@@ -124,8 +125,7 @@ def ready(name: str, series: Series, recipe: Mapping[str, Any]) -> Ready:
     ahead = np.zeros((recipe['horizon'] - 1, len(channels(recipe))), np.float32)
     if recipe['cycles']:
         parts.append(calendar(series.dates, recipe['cycles']))
-        following = pace_of(series, recipe).after(series.dates[-1], len(ahead))
-        ahead[:, -2 * len(recipe['cycles']) :] = calendar(following, recipe['cycles'])
+        ahead[:, -2 * len(recipe['cycles']) :] = calendar(dates_after(series, recipe, len(ahead))[0], recipe['cycles'])
     return Ready(
         series,
         np.concatenate(parts, 1, dtype=np.float32),
@@ -139,4 +139,15 @@ def ready(name: str, series: Series, recipe: Mapping[str, Any]) -> Ready:
 
 def pace_of(series: Series, recipe: Mapping[str, Any]) -> Pace:
     """Of its dates, or where there are too few of those that were trained on."""
-    return pace(series.dates) if len(series.dates) > 2 else Pace(*recipe['pace'])
+    return pace(series.dates, series.offsets) if len(series.dates) > 2 else Pace(*recipe['pace'])
+
+
+def dates_after(series: Series, recipe: Mapping[str, Any], steps: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Local times [steps] that follow a series, and their offsets from UTC."""
+    offset = None if series.offsets is None else int(series.offsets[-1])
+    return following(series.dates[-1], offset, pace_of(series, recipe), steps, format_of(recipe).zone)
+
+
+def format_of(recipe: Mapping[str, Any]) -> DateFormat:
+    """The format of the dates of a run; one that decides nothing where the run has not kept it."""
+    return DateFormat(*(recipe.get('dates') or ()))

@@ -14,8 +14,9 @@ import numpy as np
 from seqjax.baselines import forecasts as baselines
 from seqjax.dataset import SPLITS, Items, Table
 from seqjax.datasets.forecast_rows import Spans, Split, Told
-from seqjax.datasets.forecast_series import Ready, pace_of
-from seqjax.readers import dates, tables
+from seqjax.datasets.forecast_series import Ready, dates_after, format_of
+from seqjax.readers import date_formats, dates, tables
+from seqjax.readers.date_formats import DateFormat
 from seqjax.readers.tables import Series
 
 INTERVALS = {'90%': (0, 4), '50%': (1, 3)}  # between which of the quantiles that are told
@@ -116,7 +117,7 @@ def look(table: tables.Table, recipe: Mapping[str, Any], parts: Sequence[Ready],
     lengths = [len(one.rows) for one in series]
     range_ = f'{min(lengths):,}' if len(set(lengths)) == 1 else f'{min(lengths):,} to {max(lengths):,}'
     lines = [f'{sum(lengths):,} rows in {len(series)} series' + (f' of {range_}' if len(series) > 1 else '')]
-    lines += [_dates_line(series)] if columns.date is not None else []
+    lines += [dates_line(table)] if columns.date is not None else []
     roles = {'target': columns.targets, 'covariates': columns.covariates, 'calendar': recipe['cycles']}
     roles |= {role: [name] for role, name in (('date', columns.date), ('series by', columns.id)) if name is not None}
     lines.append('; '.join(f'{role} {_some(names)}' for role, names in roles.items() if names))
@@ -127,7 +128,7 @@ def look(table: tables.Table, recipe: Mapping[str, Any], parts: Sequence[Ready],
     some = [f'{count:,} of {name}' for name, count in missing.items() if count]
     lines.append(f'missing values: {_some(some) or "none"}' + (', masked' if some else ''))
     for part in ('training', *SPLITS):
-        lines.append(_part_line(part, parts, splits))
+        lines.append(_part_line(part, parts, splits, table.dates))
     lines += _season_lines(recipe)
     how = {'direct': 'all at once', 'recursive': 'each from the one before'}[recipe['strategy']]
     lines.append(
@@ -155,22 +156,39 @@ def _some(names: Sequence[str]) -> str:
     return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
 
 
-def _dates_line(series: Sequence[Series]) -> str:
-    first, last = min(one.dates[0] for one in series), max(one.dates[-1] for one in series)
+def dates_line(table: tables.Table) -> str:
+    """The span, the pace and the gaps of the dates of a file, and how they were read."""
+    series, form = table.series, table.dates
     several = [one for one in series if len(one.dates) > 1]
-    line = f'dates from {dates.written(first)} to {dates.written(last)}'
-    paces = {dates.pace(one.dates).words() for one in several}
-    line += f', a row every {_some(sorted(paces))}'
-    places = [(one, dates.gaps(one.dates, dates.pace(one.dates))) for one in several]
+    line = f'dates from {_span([(one, 0, -1) for one in series], form)}'
+    if form.format not in (None, date_formats.ISO):
+        line += f' (read as {form})'
+    if form.zone:
+        line += f' in {form.zone}'
+    paces = [dates.pace(one.dates, one.offsets) for one in several]
+    line += f', a row every {_some(sorted({pace.words() for pace in paces}))}' if several else ''
+    places = [(one, dates.gaps(one.dates, pace, one.offsets)) for one, pace in zip(several, paces, strict=True)]
     count = sum(len(found) for _, found in places)
     if count:
         one, found = next((one, found) for one, found in places if len(found))
-        place = f'{dates.written(one.dates[found[0]])}{one.phrase}'
+        place = f'{_date(one, found[0], form)}{one.phrase}'
         line += f' but for {count:,}, the first after {place}; a row is a step all the same'
-    return line + ('' if count else ', without gaps')
+    return line + ('' if count or not several else ', without gaps')
 
 
-def _part_line(part: str, parts: Sequence[Ready], splits: Sequence[Split]) -> str:
+def _span(edges: Sequence[tuple[Series, int, int]], form: DateFormat) -> str:
+    """The first and the last date of stretches of series, given by their first and last place."""
+    first = min(edges, key=lambda edge: edge[0].instants[edge[1]])
+    last = max(edges, key=lambda edge: edge[0].instants[edge[2]])
+    return f'{_date(first[0], first[1], form)} to {_date(last[0], last[2], form)}'
+
+
+def _date(series: Series, place: int, form: DateFormat) -> str:
+    offset = None if series.offsets is None else series.offsets[[place]]
+    return date_formats.write(series.dates[[place]], offset, form)[0]
+
+
+def _part_line(part: str, parts: Sequence[Ready], splits: Sequence[Split], form: DateFormat) -> str:
     """Which rows of a file are in a part."""
     edges = []
     for one, split in zip(parts, splits, strict=True):
@@ -179,8 +197,7 @@ def _part_line(part: str, parts: Sequence[Ready], splits: Sequence[Split]) -> st
         edges.append((one.series, bounds[place], bounds[place + 1] - 1))
     count = sum(last - first + 1 for _, first, last in edges)
     if edges[0][0].dates is not None:
-        span = min(one.dates[first] for one, first, _ in edges), max(one.dates[last] for one, _, last in edges)
-        return f'{part}: {count:,} rows, {dates.written(span[0])} to {dates.written(span[1])}'
+        return f'{part}: {count:,} rows, {_span(edges, form)}'
     if len(edges) == 1:
         return f'{part}: {count:,} rows, {edges[0][1] + 1:,} to {edges[0][2] + 1:,}'
     return f'{part}: {count:,} rows, of each series'
@@ -221,10 +238,14 @@ def _times(part: Ready, origins: np.ndarray, recipe: Mapping[str, Any]) -> list[
     stop = origins[-1] + recipe['horizon'] + 1
     if part.series.dates is None:
         return list(range(origins[0] + 1, stop + 1))
-    times = part.series.dates
-    if stop > len(times):
-        times = np.concatenate([times, pace_of(part.series, recipe).after(times[-1], stop - len(times))])
-    return [dates.written(time) for time in times[origins[0] : stop]]
+    series = part.series
+    local, offsets = series.dates, series.offsets
+    if stop > len(local):
+        later, later_offsets = dates_after(series, recipe, stop - len(local))
+        local = np.concatenate([local, later])
+        offsets = None if offsets is None else np.concatenate([offsets, later_offsets])
+    shown = slice(origins[0], stop)
+    return date_formats.write(local[shown], None if offsets is None else offsets[shown], format_of(recipe))
 
 
 def tell(told: Mapping[str, Sequence[Told]], parts: Sequence[Ready], recipe: Mapping[str, Any]) -> list[str]:

@@ -1,38 +1,70 @@
-"""Dates of rows: how far they are apart, where one is left out, and which ones come next."""
+"""Arithmetic of dates: the time between rows, gaps, the dates that follow, and time zones.
+
+A date is the local time that the clock of its file shows, datetime64[us]: the calendar and a pace of days or more go by
+it. Its offset from UTC, in seconds, stands beside it where it is known: the order of rows and a pace below a day go by
+the time in UTC, which the change of a clock leaves even.
+"""
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 import numpy as np
 
 MICRO = 'datetime64[us]'
-WRITTEN = re.compile(r'\d{4}(-\d\d(-\d\d([ T]\d\d(:\d\d(:\d\d(\.\d{1,6})?)?)?)?)?)?', re.ASCII)
-UNITS = (('day', 86_400_000_000), ('hour', 3_600_000_000), ('minute', 60_000_000), ('second', 1_000_000))
+DAY = 86_400_000_000  # microseconds
+UNITS = (('day', DAY), ('hour', 3_600_000_000), ('minute', 60_000_000), ('second', 1_000_000))
 
 
-def parsed(text: str) -> np.datetime64:
-    """A date that a person wrote as YYYY-MM-DD, or with the time of day, or without day or month.
+# --- time zones ------------------------------------------------------------------------------------
 
-    Raises:
-      ValueError: it is none.
+
+def instants(local: np.ndarray, offsets: np.ndarray | None) -> np.ndarray:
+    """UTC [n] of local times; these themselves where no offset is known."""
+    return local if offsets is None else local - offsets.astype('timedelta64[s]')
+
+
+def in_zone(instants: np.ndarray, zone: str) -> tuple[np.ndarray, np.ndarray]:
+    """Local times [n] and offsets from UTC in seconds [n] of times in UTC."""
+    import pandas
+
+    local = pandas.DatetimeIndex(instants).tz_localize('UTC').tz_convert(zone).tz_localize(None).to_numpy().astype(MICRO)
+    return local, seconds(local - instants)
+
+
+def offsets_in(local: np.ndarray, zone: str, after: np.datetime64 | None = None) -> np.ndarray:
+    """Offsets from UTC in seconds [n] of local times in a zone, in their order.
+
+    Of the two hours of the same name where the clock is set back, a time is in the first unless that is not later than
+    the time before it.
+
+    Args:
+      local: times as the clock shows them.
+      zone: a name, such as Europe/Berlin.
+      after: the time in UTC before the first.
     """
-    if not WRITTEN.fullmatch(text.strip()):
-        raise ValueError(f'{text!r} is no date')
-    return np.datetime64(text.strip(), 'us')
+    import pandas
+
+    index = pandas.DatetimeIndex(local)
+    ways = [
+        index.tz_localize(zone, ambiguous=np.full(len(local), way), nonexistent='shift_forward').tz_convert('UTC')
+        for way in (True, False)
+    ]
+    one, other = (way.tz_localize(None).to_numpy().astype(MICRO) for way in ways)
+    found, later = np.minimum(one, other), np.maximum(one, other)
+    for place in np.flatnonzero(found != later):
+        before = found[place - 1] if place else after
+        if before is not None and found[place] <= before:
+            found[place] = later[place]
+    return seconds(local - found)
 
 
-def written(date: np.datetime64) -> str:
-    """As short as it can be.
+def seconds(differences: np.ndarray) -> np.ndarray:
+    """Whole seconds [n], int32."""
+    return (differences // np.timedelta64(1, 's')).astype(np.int32)
 
-    >>> written(np.datetime64('2020-01-31T00:00', 'us')), written(np.datetime64('2020-01-31T12:30', 'us'))
-    ('2020-01-31', '2020-01-31 12:30:00')
-    """
-    for unit in ('D', 's'):
-        if date == date.astype(f'datetime64[{unit}]'):
-            return str(date.astype(f'datetime64[{unit}]')).replace('T', ' ')
-    return str(date).replace('T', ' ')
+
+# --- pace ------------------------------------------------------------------------------------------
 
 
 class Pace(NamedTuple):
@@ -69,7 +101,7 @@ class Pace(NamedTuple):
         return np.minimum(months.astype(MICRO) + within, last + within % np.timedelta64(1, 'D'))
 
 
-def pace(dates: np.ndarray) -> Pace:
+def pace(dates: np.ndarray, offsets: np.ndarray | None = None) -> Pace:
     """How far apart most of some dates [n >= 2] are."""
     days, months = dates.astype('datetime64[D]'), dates.astype('datetime64[M]')
     steps = np.diff(months).astype(int)
@@ -79,9 +111,26 @@ def pace(dates: np.ndarray) -> Pace:
         if (days == _last_days(months)).all():
             return Pace('ends of months', _commonest(steps))
     gap = _commonest(np.diff(dates).astype(int))
-    if gap == 86_400_000_000 and len(dates) > 7 and np.is_busday(days).all():
+    if gap <= 0 or gap % DAY:
+        gap = _commonest(np.diff(instants(dates, offsets)).astype(int))
+    if gap == DAY and len(dates) > 7 and np.is_busday(days).all():
         return Pace('weekdays', 1)
     return Pace('microseconds', gap)
+
+
+def following(
+    local: np.datetime64, offset: int | None, found: Pace, steps: int, zone: str | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The local times [steps] that follow one, and their offsets from UTC, by the rules of a zone where it is known."""
+    if offset is None:
+        return found.after(local, steps), None
+    if zone is None:
+        return found.after(local, steps), np.full(steps, offset, np.int32)
+    instant = local - np.timedelta64(offset, 's')
+    if found.unit == 'microseconds' and found.count % DAY:
+        return in_zone(found.after(instant, steps), zone)
+    ahead = found.after(local, steps)
+    return ahead, offsets_in(ahead, zone, instant)
 
 
 def _last_days(months: np.ndarray) -> np.ndarray:
@@ -89,13 +138,14 @@ def _last_days(months: np.ndarray) -> np.ndarray:
     return (months + np.timedelta64(1, 'M')).astype('datetime64[D]') - np.timedelta64(1, 'D')
 
 
-def gaps(dates: np.ndarray, found: Pace) -> np.ndarray:
-    """Places [k] of the dates [n] whose next one does not follow at the pace."""
+def gaps(dates: np.ndarray, found: Pace, offsets: np.ndarray | None = None) -> np.ndarray:
+    """Places [k] of the dates [n] whose next one does not follow at the pace: the fewer, by local time and by UTC."""
     if found.unit == 'weekdays':
         days = dates.astype('datetime64[D]')
         return np.flatnonzero(np.busday_count(days[:-1], days[1:]) != 1)
     if found.unit == 'microseconds':
-        return np.flatnonzero(np.diff(dates).astype(int) != found.count)
+        ways = dates, instants(dates, offsets)
+        return min((np.flatnonzero(np.diff(way).astype(int) != found.count) for way in ways), key=len)
     return np.flatnonzero(np.diff(dates.astype('datetime64[M]')).astype(int) != found.count)
 
 

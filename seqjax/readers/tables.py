@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seqjax.files import UserError
-from seqjax.readers.dates import MICRO, written
+from seqjax.readers import date_formats
+from seqjax.readers.date_formats import ColumnReader, DateFormat
+from seqjax.readers.dates import instants, offsets_in
 from seqjax.readers.extra import need
 from seqjax.readers.numbers import MISSING
 
@@ -53,7 +55,13 @@ class Series(NamedTuple):
     name: str | None  # its id; None where a file has one series
     values: np.ndarray  # [n, columns] float64: targets, then covariates; NaN where one is missing
     rows: np.ndarray  # [n] of the file, counted from 1
-    dates: np.ndarray | None  # [n] datetime64[us], rising
+    dates: np.ndarray | None  # [n] datetime64[us], local times
+    offsets: np.ndarray | None = None  # [n] seconds from UTC to the local time; None where no zone is known
+
+    @property
+    def instants(self) -> np.ndarray:
+        """[n], rising: the dates in UTC; the local times where no zone is known."""
+        return instants(self.dates, self.offsets)
 
     @property
     def phrase(self) -> str:
@@ -66,9 +74,18 @@ class Table(NamedTuple):
 
     columns: Columns  # the targets known
     series: Sequence[Series]  # in the order in which they begin
+    dates: DateFormat = DateFormat()  # of the column of dates, if there is one
 
 
-def read(path: Path, columns: Columns, *, separator: str = ',', decimal: str = '.', mask: bool = False) -> Table:
+def read(
+    path: Path,
+    columns: Columns,
+    *,
+    separator: str = ',',
+    decimal: str = '.',
+    mask: bool = False,
+    dates: DateFormat = DateFormat(),
+) -> Table:
     """Reads the columns that are asked for, and no other.
 
     Args:
@@ -77,6 +94,7 @@ def read(path: Path, columns: Columns, *, separator: str = ',', decimal: str = '
       separator: between columns of text; a file named .tsv has tabs where it is the comma.
       decimal: the sign before a fraction, of text.
       mask: whether values may be missing.
+      dates: the format of the dates, as far as it is known.
 
     Raises:
       UserError: the file cannot be read as such a table; a column is not there, or holds text; a value is infinite, or
@@ -88,10 +106,16 @@ def read(path: Path, columns: Columns, *, separator: str = ',', decimal: str = '
     if columns.targets is None:
         columns = columns._replace(targets=[_only_number(source, columns)])
     _check_columns(path, source.names, columns)
-    parts = [_Part(path, first, frame, columns, source) for first, frame in source.frames(columns.all, columns.words)]
+    reader = ColumnReader(lambda row: f'{path}: row {row}, column {columns.date!r}', dates)
+    parts = [
+        _Part(path, first, frame, columns, source, reader) for first, frame in source.frames(columns.all, columns.words)
+    ]
     if not parts:
         raise UserError(f'{path} has no row below the names of its columns; give it some')
-    ids, dates = (_joined([getattr(part, name) for part in parts]) for name in ('ids', 'dates'))
+    ids = None if columns.id is None else np.concatenate([part.ids for part in parts])
+    days = offsets = None
+    if columns.date is not None:
+        days, offsets, dates = reader.finish(ids)
     values = np.empty((sum(len(part.values) for part in parts), len(columns.numbers)))
     place = 0
     for part in parts:  # a part is let go of as soon as it is copied
@@ -99,10 +123,12 @@ def read(path: Path, columns: Columns, *, separator: str = ',', decimal: str = '
         part.values = None
     if not mask:
         _refuse_missing(path, values, columns.numbers)
-    series = _by_series(values, ids, dates)
+    series = _by_series(values, ids, days, offsets)
+    if days is not None and offsets is None and dates.zone:
+        series = [one._replace(offsets=offsets_in(one.dates, dates.zone)) for one in series]
     for one in series:
-        _check_dates(path, one, columns)
-    return Table(columns, series)
+        _check_dates(path, one, columns, dates)
+    return Table(columns, series, dates)
 
 
 def one_line(error: Exception) -> str:
@@ -357,14 +383,13 @@ def _only_number(source: _Text | _Parquet, columns: Columns) -> str:
 class _Part:
     """Some rows of a file as arrays."""
 
-    def __init__(self, path: Path, first: int, frame: Any, columns: Columns, source: _Text | _Parquet):
+    def __init__(
+        self, path: Path, first: int, frame: Any, columns: Columns, source: _Text | _Parquet, reader: ColumnReader
+    ):
         self.values = np.stack([_numbers(path, first, frame[name], source) for name in columns.numbers], 1)
         self.ids = None if columns.id is None else _ids(path, first, frame[columns.id])
-        self.dates = None if columns.date is None else _dates(path, first, frame[columns.date], source)
-
-
-def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
-    return None if parts[0] is None else np.concatenate(parts)
+        if columns.date is not None:
+            reader.add(first, frame[columns.date])
 
 
 def _place(flags: np.ndarray) -> int:
@@ -420,17 +445,19 @@ def _refuse_missing(path: Path, values: np.ndarray, names: Sequence[str]) -> Non
             )
 
 
-def _by_series(values: np.ndarray, ids: np.ndarray | None, dates: np.ndarray | None) -> list[Series]:
+def _by_series(
+    values: np.ndarray, ids: np.ndarray | None, dates: np.ndarray | None, offsets: np.ndarray | None
+) -> list[Series]:
     rows = np.arange(1, len(values) + 1)
     if ids is None:
-        return [Series(None, values, rows, dates)]
+        return [Series(None, values, rows, dates, offsets)]
     import pandas
 
     codes, names = pandas.factorize(ids)
     order = np.argsort(codes, kind='stable')
     ends = np.cumsum(np.bincount(codes))[:-1]
     return [
-        Series(str(name), values[part], rows[part], None if dates is None else dates[part])
+        Series(str(name), values[part], rows[part], *(None if some is None else some[part] for some in (dates, offsets)))
         for name, part in zip(names, np.split(order, ends), strict=True)
     ]
 
@@ -438,55 +465,27 @@ def _by_series(values: np.ndarray, ids: np.ndarray | None, dates: np.ndarray | N
 # --- dates -----------------------------------------------------------------------------------------
 
 
-def _dates(path: Path, first: int, column: Any, source: Any) -> np.ndarray:
-    """[n] datetime64[us], in UTC where a zone is given."""
-    import pandas
-    from pandas.api import types
-
-    missing = column.isna().to_numpy(bool)
-    if missing.any():
-        raise UserError(f'{path}: row {first + _place(missing)} has no date in column {column.name!r}; give it one')
-    if not types.is_datetime64_any_dtype(column):
-        text = column.astype(str).str.strip().str.replace(r'^(\d{4})\.0$', r'\1', regex=True)  # years as numbers
-        source.format = getattr(source, 'format', None) or _date_format(text.iloc[0])
-        found = pandas.to_datetime(text, format=source.format, utc=True, errors='coerce')
-        bad = found.isna().to_numpy(bool)
-        if bad.any():
-            word, row = text.iloc[_place(bad)], first + _place(bad)
-            which = 'no date; leave out --date where rows are only numbered, or' if row == 1 else 'no date as in row 1;'
-            raise UserError(
-                f'{path}: row {row}, column {column.name!r} holds {word[:80]!r}, which is {which} write all as '
-                'YYYY-MM-DD'
-            )
-        column = found
-    if getattr(column.dtype, 'tz', None) is not None:
-        column = column.dt.tz_convert('UTC').dt.tz_localize(None)
-    return column.to_numpy().astype(MICRO)
-
-
-def _date_format(text: str) -> str:
-    """How the first date is written, which all others must follow; ISO 8601 where it is not seen."""
-    import pandas
-
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)  # of days before months, which the first date shows
-        found = pandas.tseries.api.guess_datetime_format(text)
-    return found if found and not found.startswith('%Y-%m-%d') else 'ISO8601'
-
-
-def _check_dates(path: Path, series: Series, columns: Columns) -> None:
+def _check_dates(path: Path, series: Series, columns: Columns, form: DateFormat) -> None:
     """Raises UserError where a date is not after the one before it."""
     if series.dates is None or len(series.dates) < 2:
         return
-    late = np.diff(series.dates) <= np.timedelta64(0, 'us')
+    steps = np.diff(series.instants)
+    late = steps <= np.timedelta64(0, 'us')
     if not late.any():
         return
     place = _place(late)
-    (before, after), (above, row) = series.dates[place : place + 2], series.rows[place : place + 2]
+    pair = slice(place, place + 2)
+    offsets = None if series.offsets is None else series.offsets[pair]
+    (before, after), (above, row) = date_formats.write(series.dates[pair], offsets, form), series.rows[pair]
+    remedy = ''
+    if series.offsets is None and form.unit != 'D' and steps[place] >= np.timedelta64(-1, 'h'):
+        remedy = ', or pass --time_zone=Europe/Berlin or the like where the clock was set back'
     if before == after:
-        remedy = 'take one out' if columns.id is not None else 'take one out, or name the column of the series by --id'
-        raise UserError(f'{path}: rows {above} and {row}{series.phrase} have the same date {written(after)}; {remedy}')
+        remedy += '' if columns.id is not None else ', or name the column of the series by --id'
+        raise UserError(
+            f'{path}: rows {above} and {row}{series.phrase} have the same date {after}; take one out{remedy}'
+        )
     raise UserError(
-        f'{path}: row {row}{series.phrase} has the date {written(after)}, before that of row {above}, '
-        f'{written(before)}; sort the rows by date'
+        f'{path}: row {row}{series.phrase} has the date {after}, before that of row {above}, {before}; sort the rows by '
+        f'date{remedy}'
     )

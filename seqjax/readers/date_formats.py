@@ -1,0 +1,419 @@
+"""Reading and writing of dates: the format of a column, which all of its dates decide, and its frame.
+
+A format is a strptime format, as pandas and Python have it, or one of `WORDS`. pandas does the parsing; an offset from
+UTC at the end of a text is split off before. The local time is what is kept, see `seqjax.readers.dates`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import zoneinfo
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seqjax.files import UserError
+from seqjax.readers import dates
+from seqjax.readers.dates import MICRO
+from seqjax.readers.extra import need
+
+ISO, QUARTER, WEEK = 'iso8601', 'quarter', 'week'
+EPOCHS = {'epoch_s': 10**6, 'epoch_ms': 10**3}  # microseconds of a unit since 1970-01-01 UTC
+WORDS = (ISO, QUARTER, WEEK, *EPOCHS)
+DIRECTIVES = 'YymdbBjHIMSfpaA%'  # of strptime; and %z at the end
+UNITS = ('D', 's', 'us')
+
+DAYS = [
+    *(f'%d{s}%m{s}%Y %m{s}%d{s}%Y %d{s}%m{s}%y %m{s}%d{s}%y %y{s}%m{s}%d %m{s}%Y'.split() for s in '/.-'),
+    *(f'%Y{s}%m{s}%d|%d{s}%b{s}%Y|%d{s}%B{s}%Y|%d{s}%b{s}%y|%Y{s}%b{s}%d'.split('|') for s in '/.- '),
+    *(f'%b{s}%Y|%B{s}%Y|%Y{s}%b|%Y{s}%B|%b{s}%y'.split('|') for s in '/.- '),
+    ['%b %d, %Y', '%B %d, %Y', '%b %d %Y', '%B %d %Y', '%a, %d %b %Y', '%a %d %b %Y', '%A, %d %B %Y', '%A, %B %d, %Y'],
+    ['%d. %B %Y', '%d. %b %Y', '%d%b%Y', '%Y%m', '%y%m%d'],
+]
+HOURS = ['%H:%M', '%H:%M:%S', '%H:%M:%S.%f', '%I:%M %p', '%I:%M:%S %p', '%I:%M%p', '%I:%M:%S%p', '%I %p', '%I%p']
+TIMED = re.compile(r'\d:\d\d|\d ?[AaPp][Mm]\b')
+OFFSET = re.compile(r'(?:\d:\d\d|\dT\d\d).*?\s*(Z|UTC|GMT|[+-]\d\d(?::?\d\d){0,2})$', re.ASCII)
+QUARTERS = re.compile(r'(\d{4})[-/ ]?Q([1-4])|Q([1-4])[-/ ]?(\d{4})', re.ASCII | re.IGNORECASE)
+WEEKS = re.compile(r'(\d{4})-?W(\d\d)(?:-?([1-7]))?', re.ASCII)
+YEAR_FIRST = re.compile(r'\d{4}(?!\.\d$)', re.ASCII)  # 2010.1 may be October or a fraction
+NUMBER = re.compile(r'(\d{4,})\.0', re.ASCII)  # a whole number that was written as a fraction
+
+
+class DateFormat(NamedTuple):
+    """The format of a column of dates; a run keeps it for later files."""
+
+    format: str | None = None  # a strptime format without %z, or one of WORDS; None: decided by the column
+    zone: str | None = None  # the time zone that dates are in, such as Europe/Berlin
+    aware: bool | None = None  # whether each date has an offset from UTC; None: decided by the column
+    unit: str = 'D'  # the shortest of UNITS in which all dates are whole
+
+    @classmethod
+    def of_flags(cls, format: str | None, zone: str | None) -> DateFormat:
+        """The format that --date_format and --time_zone ask for."""
+        if format is None or format == ISO:
+            return cls(format, zone)
+        return cls(format.removesuffix('%z').rstrip(), zone, format.endswith('%z') or format in EPOCHS)
+
+    def __str__(self) -> str:
+        return f'{self.format}%z' if self.aware and '%' in str(self.format) else str(self.format)
+
+
+class Stamp(NamedTuple):
+    """A date in the frame of its file."""
+
+    local: np.datetime64  # [us], as the clock shows it
+    offset: int | None = None  # seconds before UTC is that time; None where no zone is known
+
+    @property
+    def instant(self) -> np.datetime64:
+        """The same in UTC; the local time where no zone is known."""
+        return self.local - np.timedelta64(self.offset or 0, 's')
+
+
+# --- flags -----------------------------------------------------------------------------------------
+
+
+def check_format(text: str) -> str:
+    """The text of --date_format.
+
+    Raises:
+      ValueError: it is neither one of `WORDS` nor a strptime format of a date.
+    """
+    if text in WORDS:
+        return text
+    if '%' not in text:
+        raise ValueError(f'must be a strptime format, such as %d/%m/%Y, or one of {", ".join(WORDS)}')
+    fields = re.findall(r'%(.?)', text.removesuffix('%z'), re.DOTALL)
+    unknown = [field for field in fields if not field or field not in DIRECTIVES]
+    if unknown:
+        hint = ', and %z at the end' if 'z' in unknown else '; use --time_zone for %Z' if 'Z' in unknown else ''
+        raise ValueError(f'has %{unknown[0]}, and must have of {" ".join("%" + one for one in DIRECTIVES)}{hint}')
+    has = set(fields)
+    wrong = {
+        'must have the year, %Y or %y, once': len(has & set('Yy')) != 1,
+        'must have each directive once': len(fields) - fields.count('%') != len(has - {'%'}),
+        'must have %p beside %I': ('I' in has) != ('p' in has),
+        'must have one of %H and %I': {'H', 'I'} <= has,
+        'must have a month beside %d': 'd' in has and not has & set('mbB'),
+        'must have one month': len(has & set('mbB')) > 1,
+        'must have %H or %I beside %M': 'M' in has and not has & set('HI'),
+        'must have %M beside %S': 'S' in has and 'M' not in has,
+        'must have %S beside %f': 'f' in has and 'S' not in has,
+    }
+    for sentence, refused in wrong.items():
+        if refused:
+            raise ValueError(sentence)
+    return text
+
+
+def check_zone(text: str) -> str:
+    """The text of --time_zone; raises ValueError where it is none."""
+    if not _is_zone(text):
+        raise ValueError('must be the name of a time zone, such as Europe/Berlin or UTC')
+    return text
+
+
+def _is_zone(text: str) -> bool:
+    try:
+        zoneinfo.ZoneInfo(text)
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        return False
+    return True
+
+
+# --- one text --------------------------------------------------------------------------------------
+
+
+def parse(text: str, form: DateFormat, after: Stamp | None = None, column: str = 'date') -> Stamp:
+    """Parses a date of a column whose format is known; the result is the same as when a file is read.
+
+    Args:
+      text: the date.
+      form: of the run.
+      after: the date before, which decides between the two hours of the same name where the clock is set back.
+      column: its name, for messages.
+
+    Raises:
+      UserError: the text does not fit; the sentence names the column and the text.
+    """
+    need('pandas', f'column {column!r}')
+    reader = ColumnReader(lambda row: f'column {column!r}', form)
+    reader.add_texts(1, [text])
+    local, offsets, _ = reader.finish()
+    if offsets is None and form.zone:
+        offsets = dates.offsets_in(local, form.zone, None if after is None else after.instant)
+    return Stamp(local[0], None if offsets is None else int(offsets[0]))
+
+
+def write(local: np.ndarray, offsets: np.ndarray | None, form: DateFormat) -> list[str]:
+    """Dates [n] in one format, which `pandas.to_datetime` reads: as YYYY-MM-DD where no time of day is known.
+
+    >>> write(np.array(['2020-01-31T12', '2020-02-01'], 'datetime64[us]'), np.array([3600, 7200]), DateFormat(aware=True))
+    ['2020-01-31 12:00:00+01:00', '2020-02-01 00:00:00+02:00']
+    """
+    unit = max(form.unit, unit_of(local), 's' if form.aware else 'D', key=UNITS.index)
+    words = [word.replace('T', ' ') for word in np.datetime_as_string(local, unit=unit).tolist()]
+    if not form.aware or offsets is None:
+        return words
+    return [word + _offset_text(int(offset)) for word, offset in zip(words, offsets, strict=True)]
+
+
+def write_one(stamp: Stamp, form: DateFormat) -> str:
+    """A date in the frame of a run."""
+    return write(np.array([stamp.local]), None if stamp.offset is None else np.array([stamp.offset]), form)[0]
+
+
+def unit_of(local: np.ndarray) -> str:
+    """The first of UNITS in which all dates are whole."""
+    return next(unit for unit in UNITS if unit == 'us' or (local.astype(f'datetime64[{unit}]') == local).all())
+
+
+def _offset_text(seconds: int) -> str:
+    sign, size = '-' if seconds < 0 else '+', abs(seconds)
+    ending = f':{size % 60:02}' if size % 60 else ''
+    return f'{sign}{size // 3600:02}:{size // 60 % 60:02}{ending}'
+
+
+# --- a column --------------------------------------------------------------------------------------
+
+
+class ColumnReader:
+    """Reads a column of dates part by part, in all formats that fit so far."""
+
+    def __init__(self, where: Callable[[int], str], form: DateFormat):
+        self.where = where  # a row, counted from 1 -> the file, the row and the column, for messages
+        self.form = form
+        self.readings: dict[str, list[np.ndarray]] | None = None  # by format; of local times
+        self.offsets: list[np.ndarray] = []
+
+    def add(self, first: int, column: Any) -> None:
+        """Reads a part of the column, a pandas Series that begins in row `first`.
+
+        Raises:
+          UserError: a date is missing, or fits no format that the rows before fit.
+        """
+        from pandas.api import types
+
+        missing = column.isna().to_numpy(bool)
+        if missing.any():
+            raise UserError(f'{self.where(first + int(missing.argmax()))} has no date; fill it in')
+        if types.is_datetime64_any_dtype(column):
+            self._add_dates(first, column)
+        else:
+            self.add_texts(first, column.astype(str).tolist())
+
+    def add_texts(self, first: int, texts: list[str]) -> None:
+        """Reads a part of the column as text."""
+        texts = [NUMBER.sub(r'\1', text) if text.endswith('.0') else text for text in map(str.strip, texts)]
+        if '' in texts:
+            raise UserError(f'{self.where(first + texts.index(""))} has no date; fill it in')
+        plain, offsets = self._split_offsets(first, texts)
+        if self.readings is None:
+            formats = candidates(plain[0]) if self.form.format is None else [self.form.format]
+            if not formats:
+                raise UserError(f'{self.where(first)} holds {texts[0][:80]!r}, {_no_format(texts[0])}')
+            self.readings = {format: [] for format in formats}
+        fitting, misfits = {}, {}
+        for format in self.readings:
+            local = _local(plain, format)
+            bad = np.isnat(local)
+            if bad.any():
+                misfits[int(bad.argmax())] = format
+            else:
+                fitting[format] = [*self.readings[format], local]
+        if not fitting:
+            place = max(misfits)
+            raise UserError(
+                f'{self.where(first + place)} holds {texts[place][:80]!r}, which does not fit the date format '
+                f'{misfits[place]}{_example(misfits[place])}; write all dates in one format'
+            )
+        self.readings = fitting
+        if offsets is not None:
+            self.offsets.append(offsets)
+
+    def _add_dates(self, first: int, column: Any) -> None:
+        """Dates that the file knows as such."""
+        zone = column.dt.tz
+        self._check_aware(first, np.array([zone is not None]), [str(column.iloc[0])])
+        local = column.to_numpy() if zone is None else column.dt.tz_localize(None).to_numpy()
+        self.readings = {self.form.format or ISO: [*(self.readings or {'': []}).popitem()[1], local.astype(MICRO)]}
+        if zone is not None:
+            instants = column.dt.tz_convert('UTC').dt.tz_localize(None).to_numpy().astype(MICRO)
+            self.offsets.append(dates.seconds(local.astype(MICRO) - instants))
+            name = getattr(zone, 'key', None) or getattr(zone, 'zone', None) or str(zone)  # of zoneinfo, of pytz
+            if self.form.zone is None and _is_zone(name):
+                self.form = self.form._replace(zone=name)
+
+    def _split_offsets(self, first: int, texts: list[str]) -> tuple[list[str], np.ndarray | None]:
+        """The texts [n] without offsets from UTC, and these in seconds [n], where there are any."""
+        format = self.form.format
+        if format in EPOCHS:
+            return texts, np.zeros(len(texts), np.int32)
+        if format in (QUARTER, WEEK) or (format not in (None, ISO) and not self.form.aware):
+            return texts, None
+        found = [OFFSET.search(text) for text in texts]
+        has = np.array([one is not None for one in found])
+        self._check_aware(first, has, texts)
+        if not has[0]:
+            return texts, None
+        known: dict[str, int | None] = {}
+        for place, one in enumerate(found):
+            end = one[1]
+            if end not in known:
+                known[end] = _offset_seconds(end)
+            if known[end] is None:
+                raise UserError(
+                    f'{self.where(first + place)} holds {texts[place][:80]!r}, whose offset from UTC {end} does not '
+                    'exist; correct it'
+                )
+        offsets = np.array([known[one[1]] for one in found], np.int32)
+        return [text[: one.start(1)].rstrip() for text, one in zip(texts, found, strict=True)], offsets
+
+    def _check_aware(self, first: int, found: np.ndarray, texts: list[str]) -> None:
+        """Raises UserError where some dates have an offset from UTC and others do not."""
+        if self.form.aware is None:
+            self.form = self.form._replace(aware=bool(found[0]))
+        wrong = found != self.form.aware
+        if wrong.any():
+            place = int(wrong.argmax())
+            has, must = ('no', 'with') if self.form.aware else ('an', 'without')
+            raise UserError(
+                f'{self.where(first + place)} holds {texts[place][:80]!r}, which has {has} offset from UTC, unlike the '
+                f'other dates; write all {must} an offset'
+            )
+
+    def finish(self, ids: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None, DateFormat]:
+        """Local times [n], offsets from UTC in seconds [n] where the dates have them, and the format.
+
+        Args:
+          ids: of the series [n] that the rows belong to.
+
+        Raises:
+          UserError: two formats fit, and differ; or a time does not exist in the time zone.
+        """
+        offsets = np.concatenate(self.offsets) if self.offsets else None
+        self.offsets = []
+        found = {format: np.concatenate(parts) for format, parts in self.readings.items()}
+        self.readings = {}
+        first, *others = found
+        for format in others:  # the same dates are no second reading
+            if np.array_equal(found[first], found[format]):
+                del found[format]
+        if len(found) > 1:
+            rising = [format for format, local in found.items() if _rises(dates.instants(local, offsets), ids)]
+            found = {format: found[format] for format in rising or found}
+        if len(found) > 1:
+            self._refuse_ambiguous(found)
+        ((format, local),) = found.items()
+        form = self.form._replace(format=format, aware=offsets is not None)
+        if form.zone and offsets is None:
+            self._check_existing(local, form.zone)
+        elif form.zone:
+            local, offsets = dates.in_zone(dates.instants(local, offsets), form.zone)
+        return local, offsets, form._replace(unit=max(form.unit, unit_of(local), key=UNITS.index))
+
+    def _refuse_ambiguous(self, found: dict[str, np.ndarray]) -> None:
+        one, other = list(found.values())[:2]
+        row = int((one != other).argmax())
+        readings = [
+            f'{", ".join(write(local[row : row + 3], None, DateFormat()))} with --date_format={format}'
+            for format, local in found.items()
+        ]
+        raise UserError(
+            f'{self.where(row + 1)} and the rows below are ambiguous: {"; or ".join(readings)}; pass the right '
+            '--date_format'
+        )
+
+    def _check_existing(self, local: np.ndarray, zone: str) -> None:
+        """Raises UserError where the clock of a zone skips a time; a day may begin at a midnight that it skips."""
+        skipped = (dates.in_zone(dates.instants(local, dates.offsets_in(local, zone)), zone)[0] != local) & (
+            local != local.astype('datetime64[D]')
+        )
+        if skipped.any():
+            row = int(skipped.argmax())
+            time = write(local[row : row + 1], None, DateFormat())[0]
+            raise UserError(f'{self.where(row + 1)} is {time}, which --time_zone={zone} skips; correct the zone')
+
+
+def candidates(text: str) -> list[str]:
+    """The formats that may be those of a column that begins with `text`."""
+    one = [text]
+    for word in (ISO, QUARTER, WEEK):
+        if not np.isnat(_local(one, word)).any():
+            return [word]
+    days = [format for formats in DAYS for format in formats]
+    if TIMED.search(text):
+        days = [f'{day}{sign}{hour}' for day in days for sign in (' ', 'T', ', ') for hour in HOURS]
+    digits = text.isdigit()
+    return [
+        format
+        for format in days
+        if digits == (format in ('%Y%m', '%y%m%d')) and not np.isnat(_local(one, format)).any()
+    ]
+
+
+def _local(texts: list[str], format: str) -> np.ndarray:
+    """Local times [n], NaT where a text does not fit."""
+    import pandas
+
+    if format in EPOCHS:
+        numbers = pandas.to_numeric(np.array(texts, object), errors='coerce').astype(np.float64) * EPOCHS[format]
+        fits = np.abs(numbers) < 2**55  # microseconds of about a thousand years
+        return np.where(fits, np.where(fits, numbers, 0).round().astype(np.int64).view(MICRO), np.datetime64('NaT', 'us'))
+    if format == QUARTER:
+        texts, format = [_first_month(text) for text in texts], '%Y-%m'
+    elif format == WEEK:
+        weeks = [WEEKS.fullmatch(text) for text in texts]
+        texts, format = [one and f'{one[1]}-{one[2]}-{one[3] or 1}' for one in weeks], '%G-%V-%u'
+    elif format == ISO:
+        texts, format = [text if YEAR_FIRST.match(text) else None for text in texts], 'ISO8601'
+    else:  # pandas reads these words in any format
+        texts = [None if text.lower() in ('now', 'today') else text for text in texts]
+    return pandas.to_datetime(np.array(texts, object), format=format, errors='coerce').to_numpy().astype(MICRO)
+
+
+def _first_month(text: str) -> str | None:
+    """The first month of a quarter, as YYYY-MM."""
+    found = QUARTERS.fullmatch(text)
+    return found and f'{found[1] or found[4]}-{3 * int(found[2] or found[3]) - 2:02}'
+
+
+def _offset_seconds(text: str) -> int | None:
+    """Seconds of an offset such as +01:00; None where it is a day or more."""
+    if text[0] not in '+-':
+        return 0
+    digits = text[1:].replace(':', '').ljust(6, '0')
+    hours, minutes, seconds = (int(digits[place : place + 2]) for place in (0, 2, 4))
+    total = 3600 * hours + 60 * minutes + seconds
+    return (-total if text[0] == '-' else total) if hours < 24 and max(minutes, seconds) < 60 else None
+
+
+def _rises(instants: np.ndarray, ids: np.ndarray | None) -> bool:
+    """Returns True if the dates of each series rise."""
+    if ids is None:
+        return bool((instants[1:] > instants[:-1]).all())
+    import pandas
+
+    codes, _ = pandas.factorize(ids)
+    order = np.argsort(codes, kind='stable')
+    later = np.diff(instants[order]) > np.timedelta64(0, 'us')
+    return bool((later | (np.diff(codes[order]) > 0)).all())
+
+
+def _example(format: str) -> str:
+    """A date in a strptime format, in parentheses."""
+    day = datetime.datetime(2024, 12, 31, 18, 30)
+    return f' (such as {day.strftime(format)})' if '%' in format else ''
+
+
+def _no_format(text: str) -> str:
+    """The end of a sentence about a first date in no known format."""
+    digits = text.lstrip('-').partition('.')[0]
+    epoch = {10: 'epoch_s', 9: 'epoch_s', 13: 'epoch_ms', 12: 'epoch_ms'}.get(len(digits)) if digits.isdigit() else None
+    remedy = f'--date_format={epoch} for time since 1970' if epoch else '--date_format'
+    return (
+        f'which is not a date in a known format; pass {remedy}, write dates as YYYY-MM-DD, or leave out --date where '
+        'rows are only numbered'
+    )
