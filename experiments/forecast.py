@@ -18,10 +18,9 @@ series from the beginning, also to predict; one of more than 4096 + 8 * --window
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,8 +35,10 @@ from seqjax.datasets.forecast_series import Unusable, columns_of, format_of, rea
 from seqjax.datasets.forecast_told import INTERVALS
 from seqjax.files import UserError
 from seqjax.readers import date_formats, tables
-from seqjax.readers.date_formats import DateFormat
+from seqjax.readers.date_formats import DateFormat, Stamp
 from seqjax.readers.extra import locate
+from seqjax.readers.lines import LineReader
+from seqjax.readers.numbers import NumberFormat, parse_number
 from seqjax.readers.tables import Columns, Series, Table
 from seqjax.task import Batch
 
@@ -153,6 +154,8 @@ class Forecast(Kind):
         recipe = {name: settings[name] for name in names} | {
             'covariates': list(columns.covariates),
             'mask': settings['missing'] == 'mask',
+            'header': list(table.names),
+            'separator': table.separator,
             'seasons': settings['season'],
             'lag': {'last': 1, 'nothing': None, 'season': 'season'}[settings['relative_to']],
         }
@@ -183,13 +186,20 @@ class Forecast(Kind):
         return forecast.unseen(file.name, table, recipe, batch_size=settings['batch_size'], origins=origins)
 
     def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
-        """A line is the row of a file: the id and the date where there is one to know, targets, covariates."""
+        """A line is a row, with the columns of the run's file in their order, or those that a header line names."""
         if recipe['strategy'] == 'recursive':
             raise UserError(
                 '--stdin: the run has --strategy=recursive, which reads its own forecasts; train --strategy=direct'
             )
         following = _Following(settings, recipe)
-        return Stream(following.parse, following.columns, following.values, following.restart)
+        return Stream(
+            following.parse,
+            following.columns,
+            following.values,
+            following.restart,
+            series=lambda: following.series,
+            takes_empty=True,
+        )
 
 
 def _read(path: Path, columns: Columns, settings: Mapping[str, Any], dates: DateFormat) -> Table:
@@ -288,20 +298,29 @@ def _place(name: str, series: Series, flag: str, text: str, form: DateFormat) ->
 # --- one observation after the other ---------------------------------------------------------------
 
 
+class _State(NamedTuple):
+    """What is kept of a series from line to line."""
+
+    stamp: Stamp | None  # of the last row
+    past: np.ndarray  # [lag, C] of the targets in units of the training part, as `Ready.past`
+    scale: np.ndarray  # [2, C]
+
+
 class _Following:
-    """Rows that come one at a time."""
+    """Rows that come one at a time: a series for each id."""
 
     def __init__(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]):
-        self.settings, self.recipe = settings, recipe
-        self.names = columns_of(recipe).numbers
-        self.leads = [name for name in (recipe['id'], recipe['date'] if recipe['cycles'] else None) if name is not None]
-        self.form, self.dates = forecast.form(recipe), format_of(recipe)
+        self.recipe, self.form, self.dates = recipe, forecast.form(recipe), format_of(recipe)
+        columns = columns_of(recipe)
+        self.numbers = {name: NumberFormat(settings['decimal']) for name in columns.numbers}
+        separator = recipe.get('separator', settings['separator'])
+        self.lines = LineReader(recipe.get('header'), columns.all, separator, self._is_value)
         self.answer = jax.jit(self._answer)
         self.restart()
 
     def restart(self) -> None:
-        self.series, self.scale, self.stamp = None, None, None
-        self.past = np.zeros((self.recipe['lag'] or 1, len(self.recipe['targets'])), np.float32)
+        """All series begin anew."""
+        self.series, self.states = None, {}
 
     @property
     def columns(self) -> list[str]:
@@ -311,48 +330,70 @@ class _Following:
         steps = range(1, self.recipe['horizon'] + 1)
         return [f'{target}+{step}{end}' for target in self.recipe['targets'] for step in steps for end in ends]
 
-    def parse(self, line: str) -> np.ndarray:
-        """[F] of a row."""
-        words = [word.strip() for word in next(csv.reader([line], delimiter=self.settings['separator']))]
-        wanted = [*self.leads, *self.names]
-        if len(words) != len(wanted):
-            raise UserError(f'{len(words)} values are not the {len(wanted)} of a row: {", ".join(wanted)}')
-        leads = dict(zip(self.leads, words, strict=False))
-        series = leads.get(self.recipe['id']) if self.recipe['id'] is not None else None
-        if self.series not in (None, series):
-            raise UserError(f'series {series!r} follows {self.series!r}; put an empty line between two series')
-        values = np.array([[self._number(*pair) for pair in zip(self.names, words[len(self.leads) :], strict=True)]])
-        date = offset = None
-        if self.recipe['cycles']:
-            self.stamp = date_formats.parse(leads[self.recipe['date']], self.dates, self.stamp, self.recipe['date'])
-            date = np.array([self.stamp.local])
-            offset = None if self.stamp.offset is None else np.array([self.stamp.offset])
-        found = ready('the line', Series(series, values, np.array([1]), date, offset), self.recipe)
-        self.series, self.scale = series, found.scale
-        now = np.where(found.real[0], found.values[0], self.past[0])
-        self.past = np.concatenate([self.past[1:], now[None]])
+    def parse(self, line: str) -> np.ndarray | None:
+        """[F] of a row; None for a line that begins all series anew: a header line, or an empty one.
+
+        An empty line is a missing value where a line is one value and values may be missing.
+        """
+        if not line.strip() and not (self.lines.single and self.recipe['mask']):
+            return None
+        words = self.lines.read(line)
+        if words is None:
+            return None
+        self.series = None if self.recipe['id'] is None else words[self.recipe['id']]
+        if self.series == '':
+            raise UserError(f'column {self.recipe["id"]!r} has no id; give it one')
+        state = self.states.get(self.series)
+        values = np.array([[self._number(name, words[name]) for name in self.numbers]])
+        stamp = self._stamp(words, state and state.stamp)
+        date = None if stamp is None else np.array([stamp.local])
+        offset = None if stamp is None or stamp.offset is None else np.array([stamp.offset])
+        found = ready('the line', Series(self.series, values, np.array([1]), date, offset), self.recipe)
+        past = np.zeros((self.recipe['lag'] or 1, len(self.recipe['targets'])), np.float32)
+        past = past if state is None else state.past
+        now = np.where(found.real[0], found.values[0], past[0])
+        self.states[self.series] = _State(stamp, np.concatenate([past[1:], now[None]]), found.scale)
         return found.inputs[0]
 
-    def _number(self, name: str, word: str) -> float:
-        if word in tables.MISSING:
-            if self.recipe['mask']:
-                return np.nan
-            raise UserError(f'column {name!r} has no value, and the run has --missing=refuse; fill it in')
+    def _is_value(self, name: str, word: str) -> bool:
+        """Returns True if a word may be a value of a column."""
         try:
-            value = float(word.replace(self.settings['decimal'], '.'))
-        except ValueError as error:
-            raise UserError(f'column {name!r} holds {word[:80]!r}, which is no number; mend it') from error
-        if not np.isfinite(value):
-            raise UserError(f'column {name!r} holds {word[:80]!r}, which is not finite; mend it')
+            if name in self.numbers:
+                parse_number(word, self.numbers[name])
+            elif name == self.recipe['date']:
+                date_formats.parse(word, self.dates)
+        except UserError:
+            return False
+        return True
+
+    def _number(self, name: str, word: str) -> float:
+        try:
+            value = parse_number(word, self.numbers[name])
+        except UserError as error:
+            raise UserError(f'column {name!r}: {error}') from error
+        if np.isnan(value) and not self.recipe['mask']:
+            raise UserError(f'column {name!r} has no value, and the run has --missing=refuse; fill it in')
         return value
+
+    def _stamp(self, words: Mapping[str, str], before: Stamp | None) -> Stamp | None:
+        """The date of a row, which must be after the one before it."""
+        name = self.recipe['date']
+        if name is None:
+            return None
+        found = date_formats.parse(words[name], self.dates, before, name)
+        if before is not None and found.instant <= before.instant:
+            last = date_formats.write_one(before, self.dates)
+            raise UserError(f'column {name!r} holds {words[name]!r}, which is not after {last}; sort the rows by date')
+        return found
 
     def _answer(self, outputs: jax.Array, past: jax.Array) -> jax.Array:
         known = past[None] if self.recipe['lag'] else None
         return self.form.answers(outputs[None, None], Batch((), Ahead((), (), known), ()))[0, 0]
 
     def values(self, outputs: np.ndarray, parsed: np.ndarray) -> Sequence[Any]:
-        told = np.asarray(self.answer(outputs, self.past), np.float64)  # [H, C, K]
-        told = told * self.scale[1][:, None] + self.scale[0][:, None]
+        state = self.states[self.series]
+        told = np.asarray(self.answer(outputs, state.past), np.float64)  # [H, C, K]
+        told = told * state.scale[1][:, None] + state.scale[0][:, None]
         order = [2, *(place for pair in INTERVALS.values() for place in pair)] if told.shape[-1] > 1 else [0]
         return told[..., order].swapaxes(0, 1).reshape(-1).tolist()
 

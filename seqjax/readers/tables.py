@@ -75,6 +75,8 @@ class Table(NamedTuple):
     columns: Columns  # the targets known
     series: Sequence[Series]  # in the order in which they begin
     dates: DateFormat = DateFormat()  # of the column of dates, if there is one
+    names: Sequence[str] = ()  # of all columns of the file, in their order
+    separator: str = ','  # between columns of text
 
 
 def read(
@@ -128,7 +130,7 @@ def read(
         series = [one._replace(offsets=offsets_in(one.dates, dates.zone)) for one in series]
     for one in series:
         _check_dates(path, one, columns, dates)
-    return Table(columns, series, dates)
+    return Table(columns, series, dates, source.names, source.separator)
 
 
 def one_line(error: Exception) -> str:
@@ -249,6 +251,7 @@ class _Parquet:
     """A parquet file."""
 
     decimal = '.'  # of numbers that it holds as text
+    separator = ','  # of lines that are read with a run on such a file
 
     def __init__(self, path: Path):
         parquet, arrow = need('pyarrow.parquet', path), need('pyarrow', path)
