@@ -32,11 +32,12 @@ from experiments.launch import Choice, Flag, Fraction, Many, Name, Switch, Whole
 from seqjax.dataset import SPLITS, Dataset, Form, Stream, Unseen
 from seqjax.datasets import forecast
 from seqjax.datasets.forecast_rows import Ahead, Split, spans
-from seqjax.datasets.forecast_series import columns_of, ready
+from seqjax.datasets.forecast_series import columns_of, formats_of, ready
 from seqjax.datasets.forecast_told import INTERVALS
 from seqjax.files import UserError
-from seqjax.readers import dates, tables
+from seqjax.readers import dates, numbers, tables
 from seqjax.readers.extra import locate
+from seqjax.readers.numbers import NumberFormat, parse_number
 from seqjax.readers.tables import Columns, Series, Table
 from seqjax.task import Batch
 
@@ -63,6 +64,14 @@ class Sign(Name):
         return 'character'
 
 
+class Thousands(Choice):
+    """The name of a thousands sign, or one of its characters."""
+
+    def parse(self, argument: Any) -> str:
+        names = {sign: name for name, signs in numbers.THOUSANDS.items() for sign in signs}
+        return super().parse(names.get(argument, argument) if isinstance(argument, str) else argument)
+
+
 class Forecast(Kind):
     """Series of numbers, in time."""
 
@@ -79,7 +88,12 @@ class Forecast(Kind):
             'mask: a missing value is read as 0, beside a 1 that says so, and is left out of every score',
         ),
         'separator': Flag(Sign(), 'between columns of text; a file named .tsv has tabs'),
-        'decimal': Flag(Sign(), 'before the fraction of a number'),
+        'decimal': Flag(
+            Choice(*numbers.DECIMAL), "decimal sign of numbers in text; '.' by default, if no column leaves it open"
+        ),
+        'thousands': Flag(
+            Thousands(*numbers.THOUSANDS), "sign between groups of digits: 1,234 or 12,34,567; ' is the apostrophe"
+        ),
         'validation': Flag(Fraction(), 'share of each series that settings and the end of training are chosen by'),
         'test': Flag(Fraction(), 'share of each series, its last, that is looked at once'),
         'validation_from': Flag(Name(), 'date, or without --date row of each series, at which validation begins'),
@@ -102,7 +116,7 @@ class Forecast(Kind):
     }
     own_defaults = {
         **{'target': None, 'date': None, 'id': None, 'covariates': None, 'calendar': False, 'missing': 'refuse'},
-        **{'separator': ',', 'decimal': '.', 'validation': 0.15, 'test': 0.15, 'validation_from': None},
+        **{'separator': ',', 'decimal': None, 'thousands': None, 'validation': 0.15, 'test': 0.15, 'validation_from': None},
         **{'test_from': None, 'horizon': 1, 'window': 64, 'strategy': 'direct', 'head': 'point'},
         **{'relative_to': 'last', 'season': None, 'ar_order': None, 'hidden': 32},
     }
@@ -132,7 +146,7 @@ class Forecast(Kind):
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         """From every origin, the last of which reach into the future; or from those of one part of the file."""
         file, part, origins = locate(path), settings.get('part', ALL), None
-        table = _read(file, columns_of(recipe), settings)
+        table = _read(file, columns_of(recipe), settings, formats_of(recipe))
         if part != ALL:
             splits = [split(file.name, series, settings) for series in table.series]
             lengths = [len(series.rows) for series in table.series]
@@ -153,9 +167,14 @@ class Forecast(Kind):
         return Stream(following.parse, following.columns, following.values, following.restart)
 
 
-def _read(path: Path, columns: Columns, settings: Mapping[str, Any]) -> Table:
-    how = {'separator': settings['separator'], 'decimal': settings['decimal']}
-    return tables.read(path, columns, **how, mask=settings['missing'] == 'mask')
+def _read(
+    path: Path,
+    columns: Columns,
+    settings: Mapping[str, Any],
+    formats: Mapping[str, NumberFormat] | None = None,
+) -> Table:
+    how = {name: settings[name] for name in ('separator', 'decimal', 'thousands')}
+    return tables.read(path, columns, **how, formats=formats, mask=settings['missing'] == 'mask')
 
 
 def _check_together(settings: Mapping[str, Any]) -> None:
@@ -230,7 +249,7 @@ class _Following:
 
     def __init__(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]):
         self.settings, self.recipe = settings, recipe
-        self.names = columns_of(recipe).numbers
+        self.names, self.formats = columns_of(recipe).numbers, formats_of(recipe)
         self.leads = [name for name in (recipe['id'], recipe['date'] if recipe['cycles'] else None) if name is not None]
         self.form = forecast.form(recipe)
         self.answer = jax.jit(self._answer)
@@ -267,16 +286,12 @@ class _Following:
         return found.inputs[0]
 
     def _number(self, name: str, word: str) -> float:
-        if word in tables.MISSING:
-            if self.recipe['mask']:
-                return np.nan
-            raise UserError(f'column {name!r} has no value, and the run has --missing=refuse; fill it in')
         try:
-            value = float(word.replace(self.settings['decimal'], '.'))
-        except ValueError as error:
-            raise UserError(f'column {name!r} holds {word[:80]!r}, which is no number; mend it') from error
-        if not np.isfinite(value):
-            raise UserError(f'column {name!r} holds {word[:80]!r}, which is not finite; mend it')
+            value = parse_number(word, self.formats[name])
+        except UserError as error:
+            raise UserError(f'column {name!r}: {error}') from error
+        if np.isnan(value) and not self.recipe['mask']:
+            raise UserError(f'column {name!r} has no value, and the run has --missing=refuse; fill it in')
         return value
 
     def _date(self, word: str) -> np.datetime64:

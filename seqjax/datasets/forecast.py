@@ -223,6 +223,7 @@ def _completed(name: str, table: tables.Table, splits: Sequence[Split], recipe: 
     }
     longest = max(table.series, key=lambda series: len(series.rows))
     found = {'targets': list(columns.targets), 'scales': scales, 'cycles': [], 'pace': None}
+    found['numbers'] = {name: list(format) for name, format in table.formats.items()}
     if columns.date is not None:
         found['pace'] = list(dates.pace(longest.dates))
     if recipe['calendar']:

@@ -13,10 +13,11 @@ three decimals is read as it stands. --decimal and --thousands settle it for all
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ MISSING = ('', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'null', 'NULL', 'None', '#N/A',
 DECIMAL = ('.', ',')
 THOUSANDS = {',': ',', '.': '.', "'": "'\u2019", 'space': ' \u00a0\u202f\u2009'}  # the characters of each sign
 _REMOVED = {name: dict.fromkeys(map(ord, signs)) for name, signs in THOUSANDS.items()}
-WHOLE, GROUPED = 'whole', 'grouped'  # 950; 1.473
+WHOLE, GROUPED, CERTAIN = 'whole', 'grouped', 'certain'  # 950; 1.473; 0.5
 
 
 class NumberFormat(NamedTuple):
@@ -49,10 +50,10 @@ def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # 
     """
     word = word.strip()
     if not _pattern(format.decimal, format.thousands).fullmatch(word):
-        if word in MISSING or word.lstrip('+-').lower() == 'nan':
+        if _is_missing(word):
             return math.nan
         raise UserError(f'{word[:80]!r} is not a number{_reason(word, format)}')
-    if format.seen and {format.seen, _kind(word)} == {WHOLE, GROUPED}:
+    if format.seen and {format.seen, *first_of_kinds([word])} == {WHOLE, GROUPED}:
         raise UserError(f'{word!r} is ambiguous: {_BESIDE[format.seen]}')
     if format.thousands is not None:
         word = word.translate(_REMOVED[format.thousands])
@@ -74,16 +75,16 @@ def parse_column(words: Iterable[str], format: NumberFormat = NumberFormat()) ->
             try:
                 known[word] = parse_number(word, format)
             except UserError as error:
-                raise BadNumber(str(error), place) from error
+                raise BadNumber(str(error), word, place) from error
     return np.array([known[word] for word in words], np.float64)
 
 
 class BadNumber(UserError):
     """A word of a column is not a number."""
 
-    def __init__(self, message: str, place: int):
+    def __init__(self, message: str, word: str, place: int):
         super().__init__(message)
-        self.place = place
+        self.word, self.place = word, place
 
 
 def _value(word: str) -> float:
@@ -108,17 +109,86 @@ def _value(word: str) -> float:
     return -number if word.startswith('-') else number
 
 
-_BESIDE = {
-    WHOLE: 'numbers of this column had no point in training, and 1.473 may be 1473; write it as 1473 or as 1.4730',
-    GROUPED: 'all numbers of this column had three decimals in training, and 1.473 may be 1473 there; write 950.000',
+def matches(word: str, format: NumberFormat) -> bool:
+    """Returns True if a word is a number in this format, or stands for a missing value."""
+    return bool(_pattern(format.decimal, format.thousands).fullmatch(word)) or _is_missing(word)
+
+
+def _is_missing(word: str) -> bool:
+    return word in MISSING or word.lstrip('+-').lower() == 'nan'
+
+
+# --- the format of a column ------------------------------------------------------------------------
+
+
+def format_of(decimal: str | None, thousands: str | None) -> NumberFormat:
+    """Returns the format that --decimal and --thousands describe; without them the decimal sign is open."""
+    if decimal is None and thousands is None:
+        return NumberFormat(seen='')
+    if decimal is None:
+        decimal = ',' if thousands == '.' else '.'
+    if decimal == thousands:
+        raise UserError(f'--decimal={decimal} and --thousands={thousands} must be different signs; change one of them')
+    return NumberFormat(decimal, thousands)
+
+
+FORMATS = [NumberFormat(*signs) for signs in itertools.product(DECIMAL, (None, *THOUSANDS)) if len({*signs}) == 2]
+
+
+def flags(format: NumberFormat) -> str:
+    """Returns the flags that describe a format."""
+    decimal = f"--decimal='{format.decimal}'"
+    if format.thousands is None:
+        return decimal
+    thousands = {"'": '--thousands="\'"', 'space': '--thousands=space'}.get(
+        format.thousands, f"--thousands='{format.thousands}'"
+    )
+    return thousands if format.decimal == '.' else f'{decimal} {thousands}'
+
+
+def phrase(format: NumberFormat) -> str:
+    """Describes a format, in a sentence."""
+    return f'the decimal sign {format.decimal!r} and ' + (
+        'no thousands sign' if format.thousands is None else f'the thousands sign {format.thousands!r}'
+    )
+
+
+def certain(values: np.ndarray) -> bool:
+    """Returns True if the values of a column, read with '.' as the decimal sign, show that it is one.
+
+    They do if a fraction lies below 1, above 1000, or has more than three decimals, as none in 1.473 does.
+    """
+    for start in range(0, len(values), 2**16):
+        block = np.abs(values[start : start + 2**16])
+        fractions = block[block != np.floor(block)]  # NaN among them, of which nothing is true
+        scaled = 1000 * fractions
+        if ((fractions < 1) | (fractions > 1000) | (np.abs(scaled - np.round(scaled)) > 1e-6)).any():
+            return True
+    return False
+
+
+_GROUPED = r'[+-]?[1-9]\d{0,2}\.\d{3}'
+_KINDS = {
+    WHOLE: re.compile(r'^[+-]?\d[^.\n]*$', re.MULTILINE),
+    GROUPED: re.compile(rf'^{_GROUPED}$', re.MULTILINE),
+    CERTAIN: re.compile(rf'^(?!{_GROUPED}$)[^.\n]*\..*$', re.MULTILINE),
 }
 
 
-def _kind(word: str) -> str | None:
-    """WHOLE or GROUPED; None for a number whose point is certainly a decimal sign."""
-    if '.' not in word:
-        return WHOLE
-    return GROUPED if re.fullmatch(r'[+-]?[1-9]\d{0,2}\.\d{3}', word) else None
+def first_of_kinds(words: Sequence[str]) -> dict[str, int]:
+    """Returns the place of the first word of each kind, of numbers with '.' as the decimal sign."""
+    text, places = '\n'.join(words), {}
+    for kind, pattern in _KINDS.items():
+        found = pattern.search(text)
+        if found:
+            places[kind] = text.count('\n', 0, found.start())
+    return places
+
+
+_BESIDE = {
+    WHOLE: 'numbers of this column had no point in training, and 1.473 may be 1473; write it as 1473 or as 1.4730',
+    GROUPED: 'all numbers of this column had three decimals in training, and 1.473 may be 1473; write it with decimals',
+}
 
 
 @functools.cache
