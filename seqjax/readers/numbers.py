@@ -17,7 +17,7 @@ import itertools
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,20 +63,27 @@ def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # 
     return value
 
 
-def parse_column(words: Iterable[str], format: NumberFormat = NumberFormat()) -> np.ndarray:  # noqa: B008
+def parse_column(words: Sequence[str], format: NumberFormat = NumberFormat()) -> np.ndarray:  # noqa: B008
     """Returns [n] float64, the numbers that the words of a column stand for, by the rules of `parse_number`.
 
     Raises:
       BadNumber: a word is refused.
     """
-    words, known = list(words), {}
+    text = '\n'.join(words)
+    if text.count('\n') == len(words) - 1 and not _other_line(format.decimal, format.thousands).search(text):
+        for sign in THOUSANDS.get(format.thousands, ''):
+            text = text.replace(sign, '')
+        lines = text.replace(format.decimal, '.').split('\n')
+        values = np.array([_value(line) if line else math.nan for line in lines], np.float64)
+        if format.seen is None and not np.isinf(values).any():
+            return values
+    values = np.empty(len(words))
     for place, word in enumerate(words):
-        if word not in known:
-            try:
-                known[word] = parse_number(word, format)
-            except UserError as error:
-                raise BadNumber(str(error), word, place) from error
-    return np.array([known[word] for word in words], np.float64)
+        try:
+            values[place] = parse_number(word, format)
+        except UserError as error:
+            raise BadNumber(str(error), word, place) from error
+    return values
 
 
 class BadNumber(UserError):
@@ -185,6 +192,21 @@ def first_of_kinds(words: Sequence[str]) -> dict[str, int]:
     return places
 
 
+def first_of_kinds_by_value(values: np.ndarray, digits: np.ndarray) -> dict[str, int]:
+    """Returns what `first_of_kinds` does for numbers of which the text is not at hand.
+
+    Args:
+      values: of the numbers, with '.' as the decimal sign; zeros are of no kind.
+      digits: their values with '.' left out, so that digits / values is 10 to the number of decimals.
+    """
+    values, digits = np.abs(values), np.abs(digits)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        decimals = np.round(np.log10(digits / values))  # NaN of a missing value and of 0
+    kinds = {WHOLE: decimals == 0, GROUPED: (decimals == 3) & (values >= 1) & (values < 1000)}
+    kinds[CERTAIN] = ~np.isnan(decimals) & ~kinds[WHOLE] & ~kinds[GROUPED]
+    return {kind: int(np.argmax(flags)) for kind, flags in kinds.items() if flags.any()}
+
+
 _BESIDE = {
     WHOLE: 'numbers of this column had no point in training, and 1.473 may be 1473; write it as 1473 or as 1.4730',
     GROUPED: 'all numbers of this column had three decimals in training, and 1.473 may be 1473; write it with decimals',
@@ -193,13 +215,23 @@ _BESIDE = {
 
 @functools.cache
 def _pattern(decimal: str, thousands: str | None) -> re.Pattern[str]:
+    return re.compile(_number(decimal, thousands), re.ASCII)
+
+
+@functools.cache
+def _other_line(decimal: str, thousands: str | None) -> re.Pattern[str]:
+    """A line that is not a number, and not empty."""
+    return re.compile(rf'^(?!{_number(decimal, thousands)}$|$)', re.ASCII | re.MULTILINE)
+
+
+def _number(decimal: str, thousands: str | None) -> str:
     point = re.escape(decimal)
     number = rf'(?:\d+(?:{point}\d*)?|{point}\d+)(?:[eE][+-]?\d+)?'
     if thousands is not None:
         sign = f'[{re.escape(THOUSANDS[thousands])}]'
         groups = rf'(?:[1-9]\d{{0,2}}(?:{sign}\d{{3}})+|[1-9]\d?(?:{sign}\d{{2}})+{sign}\d{{3}})'  # 1,234,567 12,34,567
         number = rf'(?:{number}|{groups}(?:{point}\d*)?)'
-    return re.compile(rf'[+-]?{number}', re.ASCII)
+    return rf'[+-]?{number}'
 
 
 def _reason(word: str, format: NumberFormat) -> str:

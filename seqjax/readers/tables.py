@@ -155,11 +155,16 @@ class _Text:
         self._check_separator()
 
     def frames(
-        self, names: Sequence[str], words: Sequence[str] = (), rows: int | None = None, checked: bool = False
+        self,
+        names: Sequence[str],
+        words: Sequence[str] = (),
+        rows: int | None = None,
+        checked: bool = False,
+        pointless: bool = False,
     ) -> Iterator[tuple[int, Any]]:
         """The number of a first row, and a pandas frame of the columns, part by part; `words` are read as text.
 
-        No other column is parsed if the file was `checked` by an earlier reading.
+        No other column is parsed if the file was `checked` by an earlier reading; `pointless` leaves out all points.
         """
         unique = [name or f' {place}' for place, name in enumerate(self.names)]
         # All columns are parsed: with a choice of them, pandas drops the values that a row has too many.
@@ -168,6 +173,7 @@ class _Text:
         options |= {'dtype': dict.fromkeys(words, str), 'keep_default_na': False}
         options |= {'na_values': {name: ('',) if name in words else MISSING for name in names}}
         options |= {'usecols': list(names)} if checked else {}
+        options |= {'decimal': ',', 'thousands': '.'} if pointless else {}
         chunk = max(1, min(CHUNK, 8 * CHUNK // len(unique)))
         left = self._rows_before_blank_end() if rows is None else rows
         with self._parsing(), self._csv(**options, chunksize=chunk, nrows=left) as reader:
@@ -180,8 +186,9 @@ class _Text:
     def _csv(self, **options: Any) -> Any:
         import pandas
 
+        options = {'decimal': self.numbers.decimal, **options}
         options |= {'sep': self.separator, 'encoding': 'utf-8-sig', 'skip_blank_lines': False, 'compression': None}
-        return pandas.read_csv(self.path, engine='c', skipinitialspace=True, decimal=self.numbers.decimal, **options)
+        return pandas.read_csv(self.path, engine='c', skipinitialspace=True, **options)
 
     @contextlib.contextmanager
     def _parsing(self) -> Iterator[None]:
@@ -252,7 +259,12 @@ class _Parquet:
             self.names = list(self.file.schema_arrow.names)
 
     def frames(
-        self, names: Sequence[str], words: Sequence[str] = (), rows: int | None = None, checked: bool = False
+        self,
+        names: Sequence[str],
+        words: Sequence[str] = (),
+        rows: int | None = None,
+        checked: bool = False,
+        pointless: bool = False,
     ) -> Iterator[tuple[int, Any]]:
         """As those of text; a file of parquet knows itself what is text."""
         first = 1
@@ -398,7 +410,7 @@ def _place(flags: np.ndarray) -> int:
 
 def _words(column: Any) -> list[str]:
     """The text of a column, with '' for missing values."""
-    return [str(word).strip() for word in column.where(column.notna(), '')]
+    return [str(word).strip() for word in column.astype(object).where(column.notna(), '').tolist()]
 
 
 def _numbers(path: Path, first: int, column: Any, source: _Text | _Parquet, columns: Columns) -> np.ndarray:
@@ -484,22 +496,37 @@ def _settle(
             row = _place(known)
             open_ = known.any() and not (source.typed and formats[name].seen)
             seen[name] = {numbers.WHOLE: (row + 1, f'{values[row, place]:.0f}')} if open_ else {}
-    seen |= _kinds(source, unsettled)
+    seen |= _kinds(source, unsettled, values[:, [names.index(name) for name in unsettled]])
     return {name: _settled(source, name, names, seen[name], formats[name]) for name in names}
 
 
-def _kinds(source: _Text | _Parquet, names: Sequence[str]) -> dict[str, dict[str, tuple[int, str]]]:
-    """Returns for each column the row and the word where each kind of number is met first, until one is CERTAIN."""
+def _kinds(
+    source: _Text | _Parquet, names: Sequence[str], values: np.ndarray
+) -> dict[str, dict[str, tuple[int, str]]]:
+    """Returns for each column the row and the word where each kind of number is met first, until one is CERTAIN.
+
+    `values` are those of the columns. The text is read as far as the first zero, the decimals of which no value shows;
+    further down, the values of the numbers without their points show the decimals.
+    """
     found: dict[str, dict[str, tuple[int, str]]] = {name: {} for name in names}
-    for rows in (1000, None):  # most columns are settled by their first rows
+    rows = max([1000, *(_place(column == 0) + 1 for column in values.T)])
+    for how in ({'words': names, 'rows': rows}, {'pointless': True}):
         left = [name for name in names if numbers.CERTAIN not in found[name]]
-        for first, frame in source.frames(left, left, rows, checked=True) if left else ():
+        for first, frame in source.frames(left, checked=True, **how) if left else ():
             for name in left:
-                if numbers.CERTAIN in found[name] or frame[name].dtype.kind in 'iufb':  # the numbers of a parquet file
+                column, place = frame[name], names.index(name)
+                if column.dtype.kind not in 'iuf':
+                    words = _words(column)
+                    kinds = {kind: (first + i, words[i]) for kind, i in numbers.first_of_kinds(words).items()}
+                elif source.typed:
                     continue
-                words = _words(frame[name])
-                for kind, place in numbers.first_of_kinds(words).items():
-                    found[name].setdefault(kind, (first + place, words[place]))
+                else:
+                    block = values[first - 1 : first - 1 + len(column), place]
+                    kinds = numbers.first_of_kinds_by_value(block, column.to_numpy(np.float64))
+                    kinds = {
+                        kind: (first + i, f'{block[i]:.{3 * (kind == numbers.GROUPED)}f}') for kind, i in kinds.items()
+                    }
+                found[name] = kinds | found[name]
     return found
 
 
