@@ -31,10 +31,10 @@ from experiments.launch import Choice, Flag, Fraction, Many, Name, Switch, Whole
 from seqjax.dataset import SPLITS, Dataset, Form, Stream, Unseen
 from seqjax.datasets import forecast
 from seqjax.datasets.forecast_rows import Ahead, Split, spans
-from seqjax.datasets.forecast_series import Unusable, columns_of, format_of, ready
+from seqjax.datasets.forecast_series import Unusable, columns_of, format_of, formats_of, ready
 from seqjax.datasets.forecast_told import INTERVALS
 from seqjax.files import UserError
-from seqjax.readers import date_formats, tables
+from seqjax.readers import date_formats, numbers, tables
 from seqjax.readers.date_formats import DateFormat, Stamp
 from seqjax.readers.extra import locate
 from seqjax.readers.lines import LineReader
@@ -78,6 +78,14 @@ class Checked(Name):
         return self.kind
 
 
+class Thousands(Choice):
+    """The name of a thousands sign, or one of its characters."""
+
+    def parse(self, argument: Any) -> str:
+        names = {sign: name for name, signs in numbers.THOUSANDS.items() for sign in signs}
+        return super().parse(names.get(argument, argument) if isinstance(argument, str) else argument)
+
+
 class Forecast(Kind):
     """Series of numbers, in time."""
 
@@ -102,7 +110,12 @@ class Forecast(Kind):
             'mask: a missing value is read as 0, beside a 1 that says so, and is left out of every score',
         ),
         'separator': Flag(Sign(), 'between columns of text; a file named .tsv has tabs'),
-        'decimal': Flag(Sign(), 'before the fraction of a number'),
+        'decimal': Flag(
+            Choice(*numbers.DECIMAL), "decimal sign of numbers in text; '.' by default, if no column leaves it open"
+        ),
+        'thousands': Flag(
+            Thousands(*numbers.THOUSANDS), "sign between groups of digits: 1,234 or 12,34,567; ' is the apostrophe"
+        ),
         'validation': Flag(Fraction(), 'share of each series that settings and the end of training are chosen by'),
         'test': Flag(Fraction(), 'share of each series, its last, that is looked at once'),
         'validation_from': Flag(Name(), 'date, or without --date row of each series, at which validation begins'),
@@ -134,7 +147,14 @@ class Forecast(Kind):
     own_defaults = {
         **{'target': None, 'date': None, 'date_format': None, 'time_zone': None, 'id': None, 'covariates': None},
         **{'calendar': False, 'missing': 'refuse'},
-        **{'separator': ',', 'decimal': '.', 'validation': 0.15, 'test': 0.15, 'validation_from': None},
+        **{
+            'separator': ',',
+            'decimal': None,
+            'thousands': None,
+            'validation': 0.15,
+            'test': 0.15,
+            'validation_from': None,
+        },
         **{'test_from': None, 'horizon': 1, 'window': 64, 'strategy': 'direct', 'head': 'point'},
         **{'relative_to': 'last', 'season': None, 'ar_order': None, 'skip_short': False},
         'hidden': 32,
@@ -169,7 +189,7 @@ class Forecast(Kind):
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         """From every origin, the last of which reach into the future; or from those of one part of the file."""
         file, part, origins = locate(path), settings.get('part', ALL), None
-        table = _read(file, columns_of(recipe), settings, format_of(recipe))
+        table = _read(file, columns_of(recipe), settings, format_of(recipe), formats_of(recipe))
         if part != ALL:
             known, _ = forecast.known_series(file.name, table, recipe)
             table = table._replace(series=known)
@@ -202,16 +222,23 @@ class Forecast(Kind):
         )
 
 
-def _read(path: Path, columns: Columns, settings: Mapping[str, Any], dates: DateFormat) -> Table:
-    how = {'separator': settings['separator'], 'decimal': settings['decimal'], 'dates': dates}
-    return tables.read(path, columns, **how, mask=settings['missing'] == 'mask')
+def _read(
+    path: Path,
+    columns: Columns,
+    settings: Mapping[str, Any],
+    dates: DateFormat,
+    formats: Mapping[str, NumberFormat] | None = None,
+) -> Table:
+    how = {name: settings[name] for name in ('separator', 'decimal', 'thousands')}
+    return tables.read(path, columns, **how, formats=formats, dates=dates, mask=settings['missing'] == 'mask')
 
 
 def _check_together(settings: Mapping[str, Any]) -> None:
     """Raises UserError where two flags do not go together."""
     refusals = {
         '--calendar needs the column of the date: say --date': settings['calendar'] and settings['date'] is None,
-        '--date_format is the format of a column of dates: pass --date': settings['date_format'] and not settings['date'],
+        '--date_format is the format of a column of dates: pass --date': settings['date_format']
+        and not settings['date'],
         '--time_zone is that of a column of dates: pass --date': settings['time_zone'] and not settings['date'],
         '--relative_to=season needs the steps of a season: pass --season, or --date for the usual ones': (
             settings['relative_to'] == 'season' and settings['season'] is None and settings['date'] is None
@@ -312,7 +339,7 @@ class _Following:
     def __init__(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]):
         self.recipe, self.form, self.dates = recipe, forecast.form(recipe), format_of(recipe)
         columns = columns_of(recipe)
-        self.numbers = {name: NumberFormat(settings['decimal']) for name in columns.numbers}
+        self.numbers = {name: NumberFormat() for name in columns.numbers} | formats_of(recipe)
         separator = recipe.get('separator', settings['separator'])
         self.lines = LineReader(recipe.get('header'), columns.all, separator, self._is_value)
         self.answer = jax.jit(self._answer)

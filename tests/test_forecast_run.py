@@ -108,9 +108,9 @@ def test_lines_that_are_no_row_are_refused(finished):
     assert parse('0,5;0,5').shape == (2,)
     for line, words in {
         '1,0': '1 values are not the 2 of a row: x, z',
-        '1,0;two': "column 'z' holds 'two', which is no number",
+        '1,0;two': "column 'z': 'two' is not a number",
         '1,0;': "column 'z' has no value, and the run has --missing=refuse",
-        '1,0;inf': "column 'z' holds 'inf', which is not finite",
+        '1,0;inf': "column 'z': 'inf' is not a number; write a finite",
         '1,0;1e300': 'is 1e\\+300, more than 1e\\+15 standard deviations',
     }.items():
         with pytest.raises(UserError, match=words):

@@ -21,10 +21,10 @@ PLAIN = 'day,a,b\n2020-01-01,1.5,7\n2020-01-02,-2e3,8\n2020-01-04,3,9\n'
 def read(tmp_path):
     """Text or bytes, and columns -> the table of a file that holds it."""
 
-    def read_(content, targets=('a',), name='x.csv', separator=',', decimal='.', mask=False, **columns):
+    def read_(content, targets=('a',), name='x.csv', separator=',', decimal=None, thousands=None, mask=False, **columns):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        how = {'separator': separator, 'decimal': decimal, 'mask': mask}
+        how = {'separator': separator, 'decimal': decimal, 'thousands': thousands, 'mask': mask}
         return tables.read(path, Columns(targets and list(targets), **columns), **how)
 
     return read_
@@ -112,13 +112,13 @@ REFUSED = {
     'two targets': ('a,b\n1,2\n', {'targets': None}, "has 2 columns of numbers, 'a', 'b'; name the column"),
     'no number': ('a,b\nx,y\n', {'targets': None}, 'has no free column of numbers'),
     'two roles': (PLAIN, {'covariates': ['a']}, "--covariates=a has the column 'a' that --target has"),
-    'text': (PLAIN.replace('3,9', 'three,9'), {}, "row 3, column 'a' holds 'three', which is no number"),
-    'yes and no': ('a\nTrue\nFalse\n', {}, "row 1, column 'a' holds 'True', which is no number"),
-    'decimal comma': ('a;b\n1,5;2\n', {'separator': ';'}, "holds '1,5', which is no number; say --decimal=','"),
-    'decimal point': ('a;b\n1.5;2\n', {'separator': ';', 'decimal': ','}, "say --decimal='.'"),
+    'text': (PLAIN.replace('3,9', 'three,9'), {}, "row 3, column 'a': 'three' is not a number"),
+    'yes and no': ('a\nTrue\nFalse\n', {}, "row 1, column 'a': 'True' is not a number"),
+    'decimal comma': ('a;b\n1,5;2\n', {'separator': ';'}, "'1,5' is not a number; use --decimal=','"),
+    'decimal point': ('a;b\n1.5;2\n', {'separator': ';', 'decimal': ','}, r"use --decimal='\.'"),
     'semicolons': (PLAIN.replace(',', ';'), {}, "say --separator=';'"),
     'tabs': (PLAIN.replace(',', '\t'), {}, "say --separator='tab'"),
-    'same sign': (PLAIN, {'decimal': ','}, 'are the same sign'),
+    'same sign': (PLAIN, {'decimal': ',', 'thousands': ','}, '--decimal=, and --thousands=, must be different'),
     'missing': (
         'a,b\n1,2\n,3\n,4\n',
         {},
@@ -128,7 +128,7 @@ REFUSED = {
     'infinite': ('a\n1\n-inf\n', {'mask': True}, "row 2, column 'a' is infinite"),
     'more values': ('a,b\n1,2,3\n4,5,6\n', {}, 'rows of more values than its 2 names'),
     'one row of more': ('a,b\n1,2\n4,5,6\n', {}, 'is no table with .*line 3'),
-    'open quote': ('a,b\n1,2\n"4,5\n', {}, 'is no table|no number'),
+    'open quote': ('a,b\n1,2\n"4,5\n', {}, 'is no table|not a number'),
     'no id': ('who,a\nx,1\n,2\n', {'id': 'who'}, "row 2 has no id in column 'who'"),
     'no date': ('day,a\n2020,1\n,2\n', {'date': 'day'}, "row 2, column 'day' has no date"),
     'numbers': ('day,a\n0,1\n1,2\n', {'date': 'day'}, "row 1, column 'day' holds '0', .* leave out --date where"),

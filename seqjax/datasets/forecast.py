@@ -267,7 +267,10 @@ def _left_out_lines(left_out: Mapping[str | None, str]) -> list[str]:
     if not left_out:
         return []
     count = len(left_out)
-    return [f'left out, too short or constant: {count:,} series, {_named(list(left_out))}', *list(left_out.values())[:3]]
+    return [
+        f'left out, too short or constant: {count:,} series, {_named(list(left_out))}',
+        *list(left_out.values())[:3],
+    ]
 
 
 def _completed(name: str, table: tables.Table, splits: Sequence[Split], recipe: dict[str, Any]) -> dict[str, Any]:
@@ -275,6 +278,7 @@ def _completed(name: str, table: tables.Table, splits: Sequence[Split], recipe: 
     columns = table.columns
     longest = max(table.series, key=lambda series: len(series.rows))
     found = {'targets': list(columns.targets), 'cycles': [], 'pace': None, 'dates': None}
+    found['numbers'] = {name: list(format) for name, format in table.formats.items()}
     if columns.date is not None:
         found |= {'pace': list(dates.pace(longest.dates, longest.offsets)), 'dates': list(table.dates)}
     if recipe['calendar']:
@@ -286,9 +290,7 @@ def _completed(name: str, table: tables.Table, splits: Sequence[Split], recipe: 
     return recipe | found | {'own': len(table.series) * len(columns.targets) == 1}
 
 
-def _seasons(
-    name: str, table: tables.Table, splits: Sequence[Split], recipe: Mapping[str, Any]
-) -> dict[str, Any]:
+def _seasons(name: str, table: tables.Table, splits: Sequence[Split], recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the seasons that are tried, the one that is best on validation, and the lag of what is added."""
     known = set(recipe['seasons'] or ()) | set(usual(Pace(*recipe['pace'])) if recipe['pace'] else ())
     seasons = fitting(sorted(known), splits)
@@ -298,14 +300,14 @@ def _seasons(
         scaled.append((series.values[:, : len(recipe['targets'])] - mean) / deviation)
     season = best(seasons, scaled, splits, recipe['horizon'])
     if recipe['lag'] == 'season' and season is None:
-        raise UserError(f'--relative_to=season: the dates of {name} have no usual season that is short enough; pass --season')
+        raise UserError(
+            f'--relative_to=season: the dates of {name} have no usual season that is short enough; pass --season'
+        )
     found = {'seasons': seasons, 'seasons_too_long': sorted(known - set(seasons)), 'season': season}
     return found | {'lag': season if recipe['lag'] == 'season' else recipe['lag']}
 
 
-def _check_parts(
-    name: str, series: Series, split: Split, recipe: Mapping[str, Any], order: int | None
-) -> None:
+def _check_parts(name: str, series: Series, split: Split, recipe: Mapping[str, Any], order: int | None) -> None:
     """Raises Unusable where a part is too short for what is asked."""
     who, rows = f'{name}{series.phrase.replace(" of", ":", 1)}', max(split.validation, 0)
     if rows < FEWEST_ROWS:

@@ -29,7 +29,7 @@ def usual(pace: Pace) -> list[int]:
     gap = pace.count
     found = [cycle // gap for cycle in SHORT if cycle % gap == 0 and cycle >= 12 * gap]
     found += [cycle // gap for cycle in LONG if cycle % gap == 0 and cycle >= 2 * gap]
-    return found + ([round(YEAR / gap)] if gap % DAY == 0 and YEAR >= 2 * gap else [])
+    return found + ([round(YEAR / gap)] if gap % DAY == 0 and 2 * gap <= YEAR else [])
 
 
 def fitting(seasons: Sequence[int], splits: Sequence[Split]) -> list[int]:

@@ -16,6 +16,7 @@ from seqjax.files import UserError
 from seqjax.readers import tables
 from seqjax.readers.date_formats import DateFormat
 from seqjax.readers.dates import Pace, following, pace
+from seqjax.readers.numbers import NumberFormat
 from seqjax.readers.tables import Columns, Series
 
 FARTHEST = 1e15  # training standard deviations from the mean; float32 squares no more
@@ -53,6 +54,11 @@ def channels(recipe: Mapping[str, Any]) -> list[str]:
 def columns_of(recipe: Mapping[str, Any]) -> Columns:
     """What is read of a file to predict."""
     return Columns(recipe['targets'], recipe['covariates'], recipe['date'], recipe['id'])
+
+
+def formats_of(recipe: Mapping[str, Any]) -> dict[str, NumberFormat]:
+    """Returns how the numbers of each column were written in training, as a file to predict must write them."""
+    return {name: NumberFormat(*format) for name, format in (recipe.get('numbers') or {}).items()}
 
 
 def cycles_of(dates: np.ndarray) -> list[str]:

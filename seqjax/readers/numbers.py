@@ -13,10 +13,11 @@ three decimals is read as it stands. --decimal and --thousands settle it for all
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ MISSING = ('', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'null', 'NULL', 'None', '#N/A',
 DECIMAL = ('.', ',')
 THOUSANDS = {',': ',', '.': '.', "'": "'\u2019", 'space': ' \u00a0\u202f\u2009'}  # the characters of each sign
 _REMOVED = {name: dict.fromkeys(map(ord, signs)) for name, signs in THOUSANDS.items()}
-WHOLE, GROUPED = 'whole', 'grouped'  # 950; 1.473
+WHOLE, GROUPED, CERTAIN = 'whole', 'grouped', 'certain'  # 950; 1.473; 0.5
 
 
 class NumberFormat(NamedTuple):
@@ -49,10 +50,10 @@ def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # 
     """
     word = word.strip()
     if not _pattern(format.decimal, format.thousands).fullmatch(word):
-        if word in MISSING or word.lstrip('+-').lower() == 'nan':
+        if _is_missing(word):
             return math.nan
         raise UserError(f'{word[:80]!r} is not a number{_reason(word, format)}')
-    if format.seen and {format.seen, _kind(word)} == {WHOLE, GROUPED}:
+    if format.seen and {format.seen, *first_of_kinds([word])} == {WHOLE, GROUPED}:
         raise UserError(f'{word!r} is ambiguous: {_BESIDE[format.seen]}')
     if format.thousands is not None:
         word = word.translate(_REMOVED[format.thousands])
@@ -62,28 +63,35 @@ def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # 
     return value
 
 
-def parse_column(words: Iterable[str], format: NumberFormat = NumberFormat()) -> np.ndarray:  # noqa: B008
+def parse_column(words: Sequence[str], format: NumberFormat = NumberFormat()) -> np.ndarray:  # noqa: B008
     """Returns [n] float64, the numbers that the words of a column stand for, by the rules of `parse_number`.
 
     Raises:
       BadNumber: a word is refused.
     """
-    words, known = list(words), {}
+    text = '\n'.join(words)
+    if text.count('\n') == len(words) - 1 and not _other_line(format.decimal, format.thousands).search(text):
+        for sign in THOUSANDS.get(format.thousands, ''):
+            text = text.replace(sign, '')
+        lines = text.replace(format.decimal, '.').split('\n')
+        values = np.array([_value(line) if line else math.nan for line in lines], np.float64)
+        if format.seen is None and not np.isinf(values).any():
+            return values
+    values = np.empty(len(words))
     for place, word in enumerate(words):
-        if word not in known:
-            try:
-                known[word] = parse_number(word, format)
-            except UserError as error:
-                raise BadNumber(str(error), place) from error
-    return np.array([known[word] for word in words], np.float64)
+        try:
+            values[place] = parse_number(word, format)
+        except UserError as error:
+            raise BadNumber(str(error), word, place) from error
+    return values
 
 
 class BadNumber(UserError):
     """A word of a column is not a number."""
 
-    def __init__(self, message: str, place: int):
+    def __init__(self, message: str, word: str, place: int):
         super().__init__(message)
-        self.place = place
+        self.word, self.place = word, place
 
 
 def _value(word: str) -> float:
@@ -108,28 +116,122 @@ def _value(word: str) -> float:
     return -number if word.startswith('-') else number
 
 
-_BESIDE = {
-    WHOLE: 'numbers of this column had no point in training, and 1.473 may be 1473; write it as 1473 or as 1.4730',
-    GROUPED: 'all numbers of this column had three decimals in training, and 1.473 may be 1473 there; write 950.000',
+def matches(word: str, format: NumberFormat) -> bool:
+    """Returns True if a word is a number in this format, or stands for a missing value."""
+    return bool(_pattern(format.decimal, format.thousands).fullmatch(word)) or _is_missing(word)
+
+
+def _is_missing(word: str) -> bool:
+    return word in MISSING or word.lstrip('+-').lower() == 'nan'
+
+
+# --- the format of a column ------------------------------------------------------------------------
+
+
+def format_of(decimal: str | None, thousands: str | None) -> NumberFormat:
+    """Returns the format that --decimal and --thousands describe; without them the decimal sign is open."""
+    if decimal is None and thousands is None:
+        return NumberFormat(seen='')
+    if decimal is None:
+        decimal = ',' if thousands == '.' else '.'
+    if decimal == thousands:
+        raise UserError(f'--decimal={decimal} and --thousands={thousands} must be different signs; change one of them')
+    return NumberFormat(decimal, thousands)
+
+
+FORMATS = [NumberFormat(*signs) for signs in itertools.product(DECIMAL, (None, *THOUSANDS)) if len({*signs}) == 2]
+
+
+def flags(format: NumberFormat) -> str:
+    """Returns the flags that describe a format."""
+    decimal = f"--decimal='{format.decimal}'"
+    if format.thousands is None:
+        return decimal
+    thousands = {"'": '--thousands="\'"', 'space': '--thousands=space'}.get(
+        format.thousands, f"--thousands='{format.thousands}'"
+    )
+    return thousands if format.decimal == '.' else f'{decimal} {thousands}'
+
+
+def phrase(format: NumberFormat) -> str:
+    """Describes a format, in a sentence."""
+    return f'the decimal sign {format.decimal!r} and ' + (
+        'no thousands sign' if format.thousands is None else f'the thousands sign {format.thousands!r}'
+    )
+
+
+def certain(values: np.ndarray) -> bool:
+    """Returns True if the values of a column, read with '.' as the decimal sign, show that it is one.
+
+    They do if a fraction lies below 1, above 1000, or has more than three decimals, as none in 1.473 does.
+    """
+    for start in range(0, len(values), 2**16):
+        block = np.abs(values[start : start + 2**16])
+        fractions = block[block != np.floor(block)]  # NaN among them, of which nothing is true
+        scaled = 1000 * fractions
+        if ((fractions < 1) | (fractions > 1000) | (np.abs(scaled - np.round(scaled)) > 1e-6)).any():
+            return True
+    return False
+
+
+_GROUPED = r'[+-]?[1-9]\d{0,2}\.\d{3}'
+_KINDS = {
+    WHOLE: re.compile(r'^[+-]?\d[^.\n]*$', re.MULTILINE),
+    GROUPED: re.compile(rf'^{_GROUPED}$', re.MULTILINE),
+    CERTAIN: re.compile(rf'^(?!{_GROUPED}$)[^.\n]*\..*$', re.MULTILINE),
 }
 
 
-def _kind(word: str) -> str | None:
-    """WHOLE or GROUPED; None for a number whose point is certainly a decimal sign."""
-    if '.' not in word:
-        return WHOLE
-    return GROUPED if re.fullmatch(r'[+-]?[1-9]\d{0,2}\.\d{3}', word) else None
+def first_of_kinds(words: Sequence[str]) -> dict[str, int]:
+    """Returns the place of the first word of each kind, of numbers with '.' as the decimal sign."""
+    text, places = '\n'.join(words), {}
+    for kind, pattern in _KINDS.items():
+        found = pattern.search(text)
+        if found:
+            places[kind] = text.count('\n', 0, found.start())
+    return places
+
+
+def first_of_kinds_by_value(values: np.ndarray, digits: np.ndarray) -> dict[str, int]:
+    """Returns what `first_of_kinds` does for numbers of which the text is not at hand.
+
+    Args:
+      values: of the numbers, with '.' as the decimal sign; zeros are of no kind.
+      digits: their values with '.' left out, so that digits / values is 10 to the number of decimals.
+    """
+    values, digits = np.abs(values), np.abs(digits)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        decimals = np.round(np.log10(digits / values))  # NaN of a missing value and of 0
+    kinds = {WHOLE: decimals == 0, GROUPED: (decimals == 3) & (values >= 1) & (values < 1000)}
+    kinds[CERTAIN] = ~np.isnan(decimals) & ~kinds[WHOLE] & ~kinds[GROUPED]
+    return {kind: int(np.argmax(flags)) for kind, flags in kinds.items() if flags.any()}
+
+
+_BESIDE = {
+    WHOLE: 'numbers of this column had no point in training, and 1.473 may be 1473; write it as 1473 or as 1.4730',
+    GROUPED: 'all numbers of this column had three decimals in training, and 1.473 may be 1473; write it with decimals',
+}
 
 
 @functools.cache
 def _pattern(decimal: str, thousands: str | None) -> re.Pattern[str]:
+    return re.compile(_number(decimal, thousands), re.ASCII)
+
+
+@functools.cache
+def _other_line(decimal: str, thousands: str | None) -> re.Pattern[str]:
+    """A line that is not a number, and not empty."""
+    return re.compile(rf'^(?!{_number(decimal, thousands)}$|$)', re.ASCII | re.MULTILINE)
+
+
+def _number(decimal: str, thousands: str | None) -> str:
     point = re.escape(decimal)
     number = rf'(?:\d+(?:{point}\d*)?|{point}\d+)(?:[eE][+-]?\d+)?'
     if thousands is not None:
         sign = f'[{re.escape(THOUSANDS[thousands])}]'
         groups = rf'(?:[1-9]\d{{0,2}}(?:{sign}\d{{3}})+|[1-9]\d?(?:{sign}\d{{2}})+{sign}\d{{3}})'  # 1,234,567 12,34,567
         number = rf'(?:{number}|{groups}(?:{point}\d*)?)'
-    return re.compile(rf'[+-]?{number}', re.ASCII)
+    return rf'[+-]?{number}'
 
 
 def _reason(word: str, format: NumberFormat) -> str:
