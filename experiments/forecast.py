@@ -30,7 +30,7 @@ from experiments.fitting import Kind
 from experiments.launch import Choice, Flag, Fraction, Many, Name, Switch, Whole
 from seqjax.dataset import SPLITS, Dataset, Form, Stream, Unseen
 from seqjax.datasets import forecast
-from seqjax.datasets.forecast_rows import Ahead, Split, spans
+from seqjax.datasets.forecast_rows import TILE, Ahead, Split, spans
 from seqjax.datasets.forecast_series import Unusable, columns_of, format_of, formats_of, ready
 from seqjax.datasets.forecast_told import INTERVALS
 from seqjax.files import UserError
@@ -218,6 +218,7 @@ class Forecast(Kind):
             following.values,
             following.restart,
             series=lambda: following.series,
+            rows=TILE,
             takes_empty=True,
         )
 

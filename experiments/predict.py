@@ -15,6 +15,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,9 +207,12 @@ def lines_of(file: Any) -> Iterator[str]:
 
 def answers_to(found: Model, stream: Stream, lines: Iterable[str]) -> Iterator[Sequence[Any]]:
     """An answer for each observation, at the cost of one step: the carry is kept."""
-    variables = {'params': found.best.params, **found.best.variables}
-    first = jax.jit(lambda x: found.model.apply(variables, x, return_carry=True))
-    further = jax.jit(lambda carry, x: found.model.apply(variables, x, initial_carry=carry, return_carry=True))
+    variables = jax.device_put({'params': found.best.params, **found.best.variables})
+    first = partial(jax.jit(lambda variables, x: found.model.apply(variables, x, return_carry=True)), variables)
+    further = partial(
+        jax.jit(lambda variables, carry, x: found.model.apply(variables, x, initial_carry=carry, return_carry=True)),
+        variables,
+    )
     carries: dict[Any, Any] = {}  # of each series
     for number, line in enumerate(lines, 1):
         try:
@@ -219,10 +223,10 @@ def answers_to(found: Model, stream: Stream, lines: Iterable[str]) -> Iterator[S
             carries.clear()
             stream.restart()
             continue
-        inputs, series = jnp.asarray(observed)[None, None], stream.series()
+        inputs, series = jnp.asarray(np.stack([observed[None]] * stream.rows)), stream.series()
         carry, outputs = further(carries[series], inputs) if series in carries else first(inputs)
         carries[series] = carry
-        yield stream.values(np.asarray(outputs).reshape(-1), observed)
+        yield stream.values(np.asarray(outputs)[0].reshape(-1), observed)
 
 
 # --- text ------------------------------------------------------------------------------------------

@@ -37,7 +37,14 @@ def draw(seed=0, missing=0.0, lengths=LENGTHS):
 def make(table=None, splits=SPLITTING, **changes):
     """A data set of such a table."""
     recipe = {'covariates': ['z'], 'date': 'day', 'id': 'who', 'mask': False, 'seasons': None, 'lag': 1}
-    recipe |= {'horizon': HORIZON, 'window': WINDOW, 'strategy': 'direct', 'head': 'point', 'calendar': False, 'skip_short': False}
+    recipe |= {
+        'horizon': HORIZON,
+        'window': WINDOW,
+        'strategy': 'direct',
+        'head': 'point',
+        'calendar': False,
+        'skip_short': False,
+    }
     return forecast.dataset('x.csv', table or draw(), splits, recipe | changes, batch_size=4, order=2)
 
 
@@ -420,7 +427,10 @@ def test_baselines_know_only_what_was_known_at_the_origin():
     """Persistence, by hand; and autoregression that is fitted on what stands before the part that it tells of."""
     table = draw()
     made = make(table)
-    assert list(made.baselines) == ['persistence', '7 steps before', 'AR(2)'] and tuple(SPLITS) == ('validation', 'test')
+    assert list(made.baselines) == ['persistence', '7 steps before', 'AR(2)'] and tuple(SPLITS) == (
+        'validation',
+        'test',
+    )
     changed = draw()
     for series, split in zip(changed.series, SPLITTING, strict=True):
         series.values[split.test :] += 100

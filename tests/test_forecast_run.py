@@ -75,11 +75,20 @@ def test_a_run_predicts_what_its_test_said_bit_for_bit(in_tmp, capsys, monkeypat
         with pytest.raises(UserError, match='--strategy=recursive, which reads its own forecasts'):
             predict.run(workdir='run', stdin=True)
         return
-    observed = [','.join([who, day, x, z]) for day, who, x, z in (line.split(',') for line in lines[1:])]
-    columns, *told = predicted(capsys, monkeypatch, 'run', *observed[:60], '', *observed[60:])
-    assert columns[:2] == ['x+1', 'x+1 lower 90%'] and len(told) == 120
+    # As the file has them; then all anew, the series mixed and the columns in another order, as a header line says.
+    mixed = [
+        ','.join([who, x, 'text', z, day])
+        for one in zip(lines[1:61], lines[61:], strict=True)
+        for day, who, x, z in map(lambda line: line.split(','), one)
+    ]
+    columns, *told = predicted(
+        capsys, monkeypatch, 'run', '\ufeff' + lines[0], *lines[1:], '', 'who,x,other,z,day', *mixed
+    )
+    assert columns[:2] == ['x+1', 'x+1 lower 90%'] and len(told) == 240
     expected = np.array([row[5:10] for row in rows], float).reshape(120, 15)
-    np.testing.assert_allclose(np.array(told, float), expected, atol=1e-4)
+    np.testing.assert_allclose(np.array(told[:120], float), expected, atol=2e-6)
+    expected = expected.reshape(2, 60, 15).swapaxes(0, 1).reshape(120, 15)
+    np.testing.assert_allclose(np.array(told[120:], float), expected, atol=2e-6)
 
 
 @pytest.fixture(scope='module')
@@ -102,12 +111,58 @@ def test_a_run_without_dates_counts_rows(finished):
     assert rows[0][:4] == ['50', '51', 'x', '1'] and rows[-1][:4] == ['57', '60', 'x', '3']
 
 
+def test_months_with_thousands_signs_and_a_time_zone_are_the_same_in_a_file_in_another_file_and_in_a_stream(
+    in_tmp, capsys, monkeypatch
+):
+    """All three give the same numbers to the last digit, and read what pandas reads."""
+    pandas = pytest.importorskip('pandas')
+    days = pandas.date_range('2010-01-01', periods=90, freq='MS')
+    values = (np.random.default_rng(0).normal(size=90).cumsum() * 100 + 12_000).round()
+    lines = ['note,month,sold,price'] + [
+        f'"a, b",{day:%d/%m/%Y},"{int(value):,}",{place}.5'
+        for place, (day, value) in enumerate(zip(days, values, strict=True))
+    ]
+    (in_tmp / 'x.csv').write_text('\n'.join(lines) + '\n')
+    (in_tmp / 'y.csv').write_text('\r\n'.join([lines[0], *lines[31:]]) + '\r\n', encoding='utf-8-sig')
+    flags = {'target': 'sold', 'date': 'month', 'date_format': '%d/%m/%Y', 'thousands': ',', 'window': 8}
+    flags |= {'time_zone': 'Europe/Berlin', 'hidden': 4, 'steps': 20, 'every': 10, 'replicas': 1, 'picture': False}
+    (result,) = forecast.run(data='x.csv', workdir='run', **flags)
+    assert '12 steps before' in result.baselines
+    predict.run(workdir='run', data='x.csv', out='all.csv')
+    predict.run(workdir='run', data='y.csv', out='second.csv')
+    (columns, *told), (_, *own) = rows_of(in_tmp / 'all.csv'), rows_of(in_tmp / 'run' / 'predictions.csv')
+    assert columns == ['origin', 'date', 'target', 'step', 'forecast', 'actual']
+    assert own == told[-len(own) - 1 : -1]
+    # pandas, by its own means.
+    read = pandas.read_csv('x.csv', thousands=',')
+    when = pandas.to_datetime(read['month'], dayfirst=True).dt.tz_localize('Europe/Berlin')
+    assert pandas.to_datetime([row[0] for row in told], utc=True).tolist() == when.dt.tz_convert('UTC').tolist()
+    assert [float(row[-1]) for row in told[:-1]] == read['sold'][1:].tolist() and told[-1][-1] == ''
+    assert told[-1][:2] == ['2017-06-01 00:00:00+02:00', '2017-07-01 00:00:00+02:00']
+    error = np.array([float(row[4]) - float(row[5]) for row in own])
+    assert np.sqrt(np.mean(error**2)) == pytest.approx(result.values[0], rel=1e-12)
+    # The second file begins later, and is also what a stream is given: whole, with its header, or line by line.
+    second = [row[4] for row in rows_of(in_tmp / 'second.csv')[1:]]
+    streamed = predicted(
+        capsys,
+        monkeypatch,
+        'run',
+        '\ufeff' + lines[0],
+        *lines[31:],
+        '',
+        'price,sold,month',
+        *(f'0,"{line.split(chr(34))[3]}",{line.split(",")[2]}' for line in lines[1:]),
+    )
+    assert [word for (word,) in streamed[1:61]] == second
+    assert [word for (word,) in streamed[61:]] == [row[4] for row in told]
+
+
 def test_lines_that_are_no_row_are_refused(finished):
     found = predict.load(str(finished / 'run'))
     parse = found.kind.stream(found.settings, found.recipe).parse
     assert parse('0,5;0,5').shape == (2,)
     for line, words in {
-        '1,0': '1 values are not the 2 of a row: x, z',
+        '1,0': "1 values, and 2 are expected: 'x', 'z'",
         '1,0;two': "column 'z': 'two' is not a number",
         '1,0;': "column 'z' has no value, and the run has --missing=refuse",
         '1,0;inf': "column 'z': 'inf' is not a number; write a finite",
@@ -135,8 +190,10 @@ def test_an_id_that_was_not_trained_on_is_refused(in_tmp, capsys, monkeypatch):
     write(in_tmp / 'y.csv', names='ac')
     with pytest.raises(UserError, match="y.csv: series 'c' is none of the 2 that were trained on; there are 'a', 'b'"):
         predict.run(workdir='run', data='y.csv', out='out.csv')
-    with pytest.raises(UserError, match="line 2 .* series 'b' follows 'a'; put an empty line"):
-        predicted(capsys, monkeypatch, 'run', 'a,1', 'b,2')
+    with pytest.raises(UserError, match="line 2 .* series 'c' is none of the 2"):
+        predicted(capsys, monkeypatch, 'run', '2020-01-01,a,1,2', '2020-01-01,c,1,2')
+    with pytest.raises(UserError, match="line 3 .*'day' holds '2020-01-01', which is not after 2020-01-02"):
+        predicted(capsys, monkeypatch, 'run', '2020-01-02,a,1,2', '2020-01-01,b,1,2', '2020-01-01,a,1,2')
 
 
 @pytest.mark.parametrize(

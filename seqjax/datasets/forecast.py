@@ -32,6 +32,7 @@ from seqjax.datasets.forecast_rows import (
     evaluation,
     rows_of,
     spans,
+    tiled,
     training,
 )
 from seqjax.datasets.forecast_seasons import best, fitting, usual
@@ -164,7 +165,7 @@ def dataset(
     data, batch = training(train, recipe, batch_size)
     origins = {part: spans(part, splits, lengths, horizon) for part in SPLITS}
     looked = asked(rows_of([part.steps for part in seen], recipe['window'], batch_size), origins['validation'])
-    tested = asked(rows_of(lengths, recipe['window'], batch_size), origins['test'])
+    tested = tiled(asked(rows_of(lengths, recipe['window'], batch_size), origins['test']))
     others = functools.cache(partial(said_of.rivals, parts, recipe, splits, order))
     _check_known(name, parts, origins, horizon)
 
@@ -210,7 +211,7 @@ def unseen(
     parts = [ready(name, one, recipe) for one in series]
     lengths = [part.steps for part in parts]
     wanted = [(0, length) for length in lengths] if origins is None else origins
-    rows = asked(rows_of(lengths, recipe['window'], batch_size), wanted)
+    rows = tiled(asked(rows_of(lengths, recipe['window'], batch_size), wanted))
     count = sum(stop - first for first, stop in wanted)
     return Unseen(
         evaluation(parts, recipe, rows, wanted),
