@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -431,13 +432,13 @@ def _tested(
 
 def plain(result: Result) -> dict[str, Any]:
     """As JSON has it."""
-    gains = {name: list(gain) for name, gain in result.gains.items()}
+    gains = {name: [gain.mean, gain.half if math.isfinite(gain.half) else None] for name, gain in result.gains.items()}
     return result._asdict() | {'values': result.values.tolist(), 'gains': gains}
 
 
 def result_of(held: Mapping[str, Any]) -> Result:
     """What `plain` gave."""
-    gains = {name: Gain(*gain) for name, gain in held['gains'].items()}
+    gains = {name: Gain(mean, math.inf if half is None else half) for name, (mean, half) in held['gains'].items()}
     return Result(**{**held, 'values': np.array(held['values'], float), 'gains': gains})
 
 

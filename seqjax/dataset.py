@@ -94,5 +94,5 @@ class Stream(NamedTuple):
     values: Callable[[np.ndarray, np.ndarray], Sequence[Any]]  # (outputs [O], what was parsed) -> one a column
     restart: Callable[[], None] = lambda: None  # told that another sequence begins
     series: Callable[[], Any] = lambda: None  # the sequence of the last line; each has a carry of its own
-    rows: int = 1  # equal rows that a step computes, for the numbers that a batch of rows gives
+    rows: int = 1  # equal rows that a step computes, so that it rounds as a batch of a file does
     takes_empty: bool = False  # whether `parse` decides about empty lines, too

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 
 import numpy as np
 import pytest
@@ -171,7 +172,9 @@ def test_the_verdict_is_about_the_baseline_that_is_best_on_validation_and_names_
     gains['AR(2)'] = Gain(0.5, 0.1)
     assert 'AR(2)' not in fitting.conclusion(Measure('RMSE', root=True), result)
     assert fitting.conclusion(Measure('RMSE', root=True), result._replace(baseline=None)).count('AR(2)') == 1
-    assert fitting.result_of(fitting.plain(result)).baseline == '24 steps before'
+    gains['persistence'] = Gain(3.0, np.inf)
+    again = fitting.result_of(json.loads(json.dumps(fitting.plain(result), allow_nan=False)))
+    assert again.baseline == '24 steps before' and again.gains == gains
 
 
 # --- series that are too short ----------------------------------------------------------------------
