@@ -13,6 +13,7 @@ from seqjax.datasets.forecast_rows import Split, rows_of, spans
 from seqjax.datasets.forecast_series import calendar, channels, cycles_of, ready
 from seqjax.files import UserError
 from seqjax.models import sequence_model
+from seqjax.readers.date_formats import DateFormat
 from seqjax.readers.tables import Columns, Series, Table
 from seqjax.task import Batch
 
@@ -218,6 +219,22 @@ def test_the_table_has_a_row_for_each_forecast_and_the_future_is_open():
         assert float(told) == pytest.approx(values[place], rel=1e-4)  # the last value
         assert (actual == '') == (place + step >= len(values))
         assert actual == '' or float(actual) == pytest.approx(values[place + step])
+
+
+def test_the_table_has_the_dates_of_the_file_with_their_offsets():
+    """The clock of Berlin changed on 2020-03-29."""
+    table, change = draw(), np.datetime64('2020-03-29T01')
+    zoned = [one._replace(offsets=np.where(one.dates < change, 3600, 7200)) for one in table.series]
+    table = table._replace(series=zoned, dates=DateFormat('iso8601', 'Europe/Berlin', True))
+    made = make(table, calendar=True)
+    assert any(
+        '2020-04-26 00:00:00+02:00 in Europe/Berlin, a row every 1 day(s), without' in line for line in made.look
+    )
+    unseen = forecast.unseen('x.csv', table, made.recipe, batch_size=4)
+    rows = list(unseen.table(outputs_of(made, unseen.batches))[1])
+    assert rows[0][:3] == ['a', '2020-03-01 00:00:00+01:00', '2020-03-02 00:00:00+01:00']
+    assert rows[-1][:3] == ['b', '2020-04-26 00:00:00+02:00', '2020-04-29 00:00:00+02:00']
+    assert any('2020-04-26 00:00:00+02:00' in line for line in unseen.look)
 
 
 @pytest.mark.parametrize('head', ['gaussian', 'quantile'])

@@ -7,6 +7,7 @@ UTC at the end of a text is split off before. The local time is what is kept, se
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 import zoneinfo
 from collections.abc import Callable
@@ -33,7 +34,6 @@ DAYS = [
     ['%d. %B %Y', '%d. %b %Y', '%d%b%Y', '%Y%m', '%y%m%d'],
 ]
 HOURS = ['%H:%M', '%H:%M:%S', '%H:%M:%S.%f', '%I:%M %p', '%I:%M:%S %p', '%I:%M%p', '%I:%M:%S%p', '%I %p', '%I%p']
-TIMED = re.compile(r'\d:\d\d|\d ?[AaPp][Mm]\b')
 OFFSET = re.compile(r'(?:\d:\d\d|\dT\d\d).*?\s*(Z|UTC|GMT|[+-]\d\d(?::?\d\d){0,2})$', re.ASCII)
 QUARTERS = re.compile(r'(\d{4})[-/ ]?Q([1-4])|Q([1-4])[-/ ]?(\d{4})', re.ASCII | re.IGNORECASE)
 WEEKS = re.compile(r'(\d{4})-?W(\d\d)(?:-?([1-7]))?', re.ASCII)
@@ -58,6 +58,9 @@ class DateFormat(NamedTuple):
 
     def __str__(self) -> str:
         return f'{self.format}%z' if self.aware and '%' in str(self.format) else str(self.format)
+
+
+UNDECIDED = DateFormat()
 
 
 class Stamp(NamedTuple):
@@ -88,8 +91,9 @@ def check_format(text: str) -> str:
     fields = re.findall(r'%(.?)', text.removesuffix('%z'), re.DOTALL)
     unknown = [field for field in fields if not field or field not in DIRECTIVES]
     if unknown:
-        hint = ', and %z at the end' if 'z' in unknown else '; use --time_zone for %Z' if 'Z' in unknown else ''
-        raise ValueError(f'has %{unknown[0]}, and must have of {" ".join("%" + one for one in DIRECTIVES)}{hint}')
+        hint = ' (pass --time_zone)' if 'Z' in unknown else ''
+        some = ' '.join(f'%{one}' for one in DIRECTIVES)
+        raise ValueError(f'must have no %{unknown[0]}{hint}, but directives of {some}, and %z at the end')
     has = set(fields)
     wrong = {
         'must have the year, %Y or %y, once': len(has & set('Yy')) != 1,
@@ -150,7 +154,8 @@ def parse(text: str, form: DateFormat, after: Stamp | None = None, column: str =
 def write(local: np.ndarray, offsets: np.ndarray | None, form: DateFormat) -> list[str]:
     """Dates [n] in one format, which `pandas.to_datetime` reads: as YYYY-MM-DD where no time of day is known.
 
-    >>> write(np.array(['2020-01-31T12', '2020-02-01'], 'datetime64[us]'), np.array([3600, 7200]), DateFormat(aware=True))
+    >>> local = np.array(['2020-01-31T12', '2020-02-01'], 'datetime64[us]')
+    >>> write(local, np.array([3600, 7200]), DateFormat(aware=True))
     ['2020-01-31 12:00:00+01:00', '2020-02-01 00:00:00+02:00']
     """
     unit = max(form.unit, unit_of(local), 's' if form.aware else 'D', key=UNITS.index)
@@ -343,15 +348,26 @@ def candidates(text: str) -> list[str]:
     for word in (ISO, QUARTER, WEEK):
         if not np.isnat(_local(one, word)).any():
             return [word]
+    return [format for format in _formats().get(_shape(text), ()) if not np.isnat(_local(one, format)).any()]
+
+
+@functools.cache
+def _formats() -> dict[str, list[str]]:
+    """The strptime formats that are tried, by their shape."""
     days = [format for formats in DAYS for format in formats]
-    if TIMED.search(text):
-        days = [f'{day}{sign}{hour}' for day in days for sign in (' ', 'T', ', ') for hour in HOURS]
-    digits = text.isdigit()
-    return [
-        format
-        for format in days
-        if digits == (format in ('%Y%m', '%y%m%d')) and not np.isnat(_local(one, format)).any()
-    ]
+    found: dict[str, list[str]] = {}
+    for format in days + [f'{day}{sign}{hour}' for day in days for sign in (' ', 'T', ', ') for hour in HOURS]:
+        found.setdefault(_shape(re.sub('%[bBaAp]', 'x', re.sub('%[YymdHIMSf]', '0', format))), []).append(format)
+    return found
+
+
+def _shape(text: str) -> str:
+    """A text with 0 for each number, x for each word, and one space for several.
+
+    >>> _shape('2 Jan 2010  13:00')
+    '0 x 0 0:0'
+    """
+    return re.sub(r'\s+', ' ', re.sub(r'[^\W\d_]+', 'x', re.sub(r'\d+', '0', text)))
 
 
 def _local(texts: list[str], format: str) -> np.ndarray:
@@ -361,7 +377,9 @@ def _local(texts: list[str], format: str) -> np.ndarray:
     if format in EPOCHS:
         numbers = pandas.to_numeric(np.array(texts, object), errors='coerce').astype(np.float64) * EPOCHS[format]
         fits = np.abs(numbers) < 2**55  # microseconds of about a thousand years
-        return np.where(fits, np.where(fits, numbers, 0).round().astype(np.int64).view(MICRO), np.datetime64('NaT', 'us'))
+        return np.where(
+            fits, np.where(fits, numbers, 0).round().astype(np.int64).view(MICRO), np.datetime64('NaT', 'us')
+        )
     if format == QUARTER:
         texts, format = [_first_month(text) for text in texts], '%Y-%m'
     elif format == WEEK:

@@ -28,7 +28,9 @@ def in_zone(instants: np.ndarray, zone: str) -> tuple[np.ndarray, np.ndarray]:
     """Local times [n] and offsets from UTC in seconds [n] of times in UTC."""
     import pandas
 
-    local = pandas.DatetimeIndex(instants).tz_localize('UTC').tz_convert(zone).tz_localize(None).to_numpy().astype(MICRO)
+    local = (
+        pandas.DatetimeIndex(instants).tz_localize('UTC').tz_convert(zone).tz_localize(None).to_numpy().astype(MICRO)
+    )
     return local, seconds(local - instants)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from seqjax.files import UserError
 from seqjax.readers import date_formats, numbers
-from seqjax.readers.date_formats import ColumnReader, DateFormat
+from seqjax.readers.date_formats import UNDECIDED, ColumnReader, DateFormat
 from seqjax.readers.dates import instants, offsets_in
 from seqjax.readers.extra import need
 from seqjax.readers.numbers import MISSING, BadNumber, NumberFormat
@@ -75,7 +75,7 @@ class Table(NamedTuple):
 
     columns: Columns  # the targets known
     series: Sequence[Series]  # in the order in which they begin
-    dates: DateFormat = DateFormat()  # of the column of dates, if there is one
+    dates: DateFormat = UNDECIDED  # of the column of dates, if there is one
     names: Sequence[str] = ()  # of all columns of the file, in their order
     separator: str = ','  # between columns of text
     formats: Mapping[str, NumberFormat] = MappingProxyType({})  # of the numbers in each column
@@ -90,7 +90,7 @@ def read(
     thousands: str | None = None,
     formats: Mapping[str, NumberFormat] | None = None,
     mask: bool = False,
-    dates: DateFormat = DateFormat(),
+    dates: DateFormat = UNDECIDED,
 ) -> Table:
     """Reads the columns that are asked for, and no other.
 
@@ -640,6 +640,6 @@ def _check_dates(path: Path, series: Series, columns: Columns, form: DateFormat)
             f'{path}: rows {above} and {row}{series.phrase} have the same date {after}; take one out{remedy}'
         )
     raise UserError(
-        f'{path}: row {row}{series.phrase} has the date {after}, before that of row {above}, {before}; sort the rows by '
-        f'date{remedy}'
+        f'{path}: row {row}{series.phrase} has the date {after}, before that of row {above}, {before}; sort the rows '
+        f'by date{remedy}'
     )
