@@ -32,7 +32,7 @@ from experiments.launch import Choice, Flag, Fraction, Many, Name, Switch, Whole
 from seqjax.dataset import SPLITS, Dataset, Form, Stream, Unseen
 from seqjax.datasets import forecast
 from seqjax.datasets.forecast_rows import Ahead, Split, spans
-from seqjax.datasets.forecast_series import columns_of, formats_of, ready
+from seqjax.datasets.forecast_series import columns_of, number_formats, ready
 from seqjax.datasets.forecast_told import INTERVALS
 from seqjax.files import UserError
 from seqjax.readers import dates, numbers, tables
@@ -146,7 +146,7 @@ class Forecast(Kind):
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         """From every origin, the last of which reach into the future; or from those of one part of the file."""
         file, part, origins = locate(path), settings.get('part', ALL), None
-        table = _read(file, columns_of(recipe), settings, formats_of(recipe))
+        table = _read(file, columns_of(recipe), settings, number_formats(recipe))
         if part != ALL:
             splits = [split(file.name, series, settings) for series in table.series]
             lengths = [len(series.rows) for series in table.series]
@@ -249,7 +249,9 @@ class _Following:
 
     def __init__(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]):
         self.settings, self.recipe = settings, recipe
-        self.names, self.formats = columns_of(recipe).numbers, formats_of(recipe)
+        self.names = columns_of(recipe).numbers
+        how = numbers.format_of(settings['decimal'], settings['thousands'])
+        self.formats = {**dict.fromkeys(self.names, how), **number_formats(recipe)}
         self.leads = [name for name in (recipe['id'], recipe['date'] if recipe['cycles'] else None) if name is not None]
         self.form = forecast.form(recipe)
         self.answer = jax.jit(self._answer)
