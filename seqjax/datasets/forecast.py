@@ -36,7 +36,7 @@ from seqjax.datasets.forecast_rows import (
 )
 from seqjax.datasets.forecast_series import Ready, channels, cycles_of, fit_scale, ready
 from seqjax.files import UserError
-from seqjax.readers import dates, tables
+from seqjax.readers import dates, summary, tables
 from seqjax.readers.tables import Series
 from seqjax.task import Arrays, Batch, Mean
 
@@ -210,7 +210,7 @@ def unseen(
     return Unseen(
         evaluation(parts, recipe, rows, wanted),
         lambda answers: said_of.table_of(collected(answers, parts, rows, wanted), parts, recipe),
-        [f'{name}: {sum(lengths):,} rows in {len(parts)} series; told from {count:,}'],
+        [f'{name}: {sum(lengths):,} rows in {len(parts)} series; told from {count:,}', *summary.lines(table)],
     )
 
 

@@ -16,7 +16,7 @@ from seqjax.dataset import SPLITS, Items, Table
 from seqjax.datasets.forecast_rows import Spans, Split, Told
 from seqjax.datasets.forecast_series import Ready, pace_of
 from seqjax.files import UserError
-from seqjax.readers import dates, tables
+from seqjax.readers import dates, summary, tables
 from seqjax.readers.tables import Series
 
 INTERVALS = {'90%': (0, 4), '50%': (1, 3)}  # between which of the quantiles that are told
@@ -142,7 +142,7 @@ def look(table: tables.Table, recipe: Mapping[str, Any], parts: Sequence[Ready],
         f'read step by step from the beginning, in windows of {recipe["window"]} to train; at each step '
         f'{recipe["horizon"]} ahead are told' + (f', {how}' if recipe['horizon'] > 1 else '')
     )
-    return lines
+    return lines + summary.lines(table)
 
 
 def _some(names: Sequence[str]) -> str:
