@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from experiments import launch
-from experiments.fitting import Kind
+from experiments.fitting import Kind, bounds_of
 from experiments.launch import Choice, Flag, Fraction, Many, Name, Switch, Whole
 from seqjax.dataset import SPLITS, Dataset, Form, Stream, Unseen
 from seqjax.datasets import forecast
@@ -140,6 +140,9 @@ class Forecast(Kind):
         how = {'batch_size': settings['batch_size'], 'order': settings['ar_order']}
         return forecast.dataset(path.name, table, splits, recipe, **how)
 
+    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+        return forecast.check_recipe(recipe, settings)
+
     def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
         return forecast.form(recipe)
 
@@ -174,7 +177,8 @@ def _read(
     formats: Mapping[str, NumberFormat] | None = None,
 ) -> Table:
     how = {name: settings[name] for name in ('separator', 'decimal', 'thousands')}
-    return tables.read(path, columns, **how, formats=formats, mask=settings['missing'] == 'mask')
+    how |= {'formats': formats, 'mask': settings['missing'] == 'mask', 'bounds': bounds_of(settings)}
+    return tables.read(path, columns, **how)
 
 
 def _check_together(settings: Mapping[str, Any]) -> None:
