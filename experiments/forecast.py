@@ -116,7 +116,14 @@ class Forecast(Kind):
     }
     own_defaults = {
         **{'target': None, 'date': None, 'id': None, 'covariates': None, 'calendar': False, 'missing': 'refuse'},
-        **{'separator': ',', 'decimal': None, 'thousands': None, 'validation': 0.15, 'test': 0.15, 'validation_from': None},
+        **{
+            'separator': ',',
+            'decimal': None,
+            'thousands': None,
+            'validation': 0.15,
+            'test': 0.15,
+            'validation_from': None,
+        },
         **{'test_from': None, 'horizon': 1, 'window': 64, 'strategy': 'direct', 'head': 'point'},
         **{'relative_to': 'last', 'season': None, 'ar_order': None, 'hidden': 32},
     }

@@ -108,7 +108,9 @@ def test_a_word_of_another_kind_settles_an_open_format():
 def test_a_word_has_the_bits_that_it_has_in_a_file():
     rng = np.random.default_rng(0)
     words = [repr(x) for x in rng.normal(size=500).tolist()] + ['1e-300', '-2.5E+20', '0.1', '123456789012345678.5']
-    words += [f'{x * 10.0**power:.17e}' for x, power in zip(rng.normal(size=500), rng.integers(-290, 290, 500))]
+    words += [
+        f'{x * 10.0**power:.17e}' for x, power in zip(rng.normal(size=500), rng.integers(-290, 290, 500), strict=True)
+    ]
     read = pandas.read_csv(io.StringIO('\n'.join(['a', *words])), dtype=float)['a']
     assert parse_column(words).tobytes() == read.to_numpy().tobytes()
     assert [parse_number(word) for word in words] == read.tolist()
@@ -185,7 +187,9 @@ def test_plain_decimals_need_no_flag(read, words, monkeypatch):
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.lists(
-        st.sampled_from(['1.473', '12.500', '-999.999', '1.000', '950', '7', '1500', '', '20.5', '0.473', '0', '0.000']),
+        st.sampled_from(
+            ['1.473', '12.500', '-999.999', '1.000', '950', '7', '1500', '', '20.5', '0.473', '0', '0.000']
+        ),
         min_size=1,
         max_size=6,
     ),

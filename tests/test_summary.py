@@ -15,7 +15,9 @@ def table(*columns, names='abc', series=('x',)):
     values = np.stack(columns, 1).astype(float)
     parts = np.split(values, len(series))
     rows = np.split(np.arange(1, len(values) + 1), len(series))
-    several = [Series(name if len(series) > 1 else None, *pair, None) for name, *pair in zip(series, parts, rows)]
+    several = [
+        Series(name if len(series) > 1 else None, *pair, None) for name, *pair in zip(series, parts, rows, strict=True)
+    ]
     return Table(Columns([names[0]], list(names[1 : len(columns)])), several)
 
 
@@ -34,7 +36,11 @@ def test_each_column_has_a_line_of_its_numbers():
     assert head.split() == ['column', 'count', 'missing', 'min', 'median', 'max']
     for line, name, values in zip(lines, 'ab', columns, strict=False):
         known = pandas.Series(values)
-        expected = [known.count(), known.isna().sum(), *(f'{getattr(known, how)():.6g}' for how in ('min', 'median', 'max'))]
+        expected = [
+            known.count(),
+            known.isna().sum(),
+            *(f'{getattr(known, how)():.6g}' for how in ('min', 'median', 'max')),
+        ]
         assert line.split() == [name, *map(str, expected)]
     assert lines[2].split() == ['c', '0', '60', *'---']
     assert len(lines) == 3 and len({len(line) for line in [head, *lines]}) == 1

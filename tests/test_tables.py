@@ -15,6 +15,7 @@ from seqjax.readers.tables import Columns
 
 pandas = pytest.importorskip('pandas', reason='reads tables: pip install "seqjax[data]"')
 
+DEFAULT = Bounds()
 PLAIN = 'day,a,b\n2020-01-01,1.5,7\n2020-01-02,-2e3,8\n2020-01-04,3,9\n'
 
 
@@ -22,7 +23,17 @@ PLAIN = 'day,a,b\n2020-01-01,1.5,7\n2020-01-02,-2e3,8\n2020-01-04,3,9\n'
 def read(tmp_path):
     """Text or bytes, and columns -> the table of a file that holds it."""
 
-    def read_(content, targets=('a',), name='x.csv', separator=',', decimal=None, thousands=None, mask=False, bounds=Bounds(), **columns):
+    def read_(
+        content,
+        targets=('a',),
+        name='x.csv',
+        separator=',',
+        decimal=None,
+        thousands=None,
+        mask=False,
+        bounds=DEFAULT,
+        **columns,
+    ):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         how = {'separator': separator, 'decimal': decimal, 'thousands': thousands, 'mask': mask, 'bounds': bounds}

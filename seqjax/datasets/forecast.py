@@ -86,7 +86,8 @@ def check_recipe(recipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         f'scales that are not a mean and a positive deviation for each of {columns} columns',
     )
     recipes.require(
-        found is None and settings['date'] is None
+        found is None
+        and settings['date'] is None
         or isinstance(found, list)
         and len(found) == 2
         and found[0] in PACES

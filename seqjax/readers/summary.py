@@ -29,7 +29,9 @@ class Odd(NamedTuple):
 def lines(table: Table) -> list[str]:
     """Returns lines with the count, missing values, minimum, median and maximum of each column, and odd values."""
     names = table.columns.numbers
-    columns = [np.concatenate([one.values[:, place] for one in table.series]) for place in range(min(len(names), SHOWN))]
+    columns = [
+        np.concatenate([one.values[:, place] for one in table.series]) for place in range(min(len(names), SHOWN))
+    ]
     rows = [['column', 'count', 'missing', 'min', 'median', 'max']]
     rows += [[name[:40], *_numbers(values)] for name, values in zip(names[:SHOWN], columns, strict=False)]
     widths = [max(map(len, words)) for words in zip(*rows, strict=True)]
@@ -38,7 +40,8 @@ def lines(table: Table) -> list[str]:
         count, missing, low, _, high = _numbers(np.concatenate([one.values[:, SHOWN:].ravel() for one in table.series]))
         shown.append(f'{len(names) - SHOWN:,} more columns: {count} values from {low} to {high}, {missing} missing')
     odd = [
-        f'{name}{one.phrase}: row {row:,} holds {value:.9g}{f", like {count - 1:,} more" if count > 1 else ""}; {reason}'
+        f'{name}{one.phrase}: row {row:,} holds {value:.9g}'
+        + (f', like {count - 1:,} more; {reason}' if count > 1 else f'; {reason}')
         for place, name in enumerate(names)
         for one in table.series
         for row, value, count, reason in out_of_place(one, place)

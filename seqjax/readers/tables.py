@@ -127,7 +127,7 @@ def read(
     series = _by_series(values, ids, dates)
     for one in series:
         _check_dates(path, one, columns)
-    return Table(columns, series, formats)
+    return Table(columns, series, formats=formats)
 
 
 def one_line(error: Exception) -> str:
@@ -489,9 +489,7 @@ def _readable(
     for _, frame in source.frames(names, names, checked=True) if formats else ():
         words = {word for name in names if frame[name].dtype.kind not in 'iufb' for word in _words(frame[name])}
         formats = [format for format in formats if all(numbers.matches(word, format) for word in words)]
-    return [
-        format for format in formats if format.thousands is None or format._replace(thousands=None) not in formats
-    ]
+    return [format for format in formats if format.thousands is None or format._replace(thousands=None) not in formats]
 
 
 def _settle(
@@ -528,9 +526,7 @@ def _settle(
     return {name: _settled(source, name, names, seen[name], formats[name]) for name in names}
 
 
-def _kinds(
-    source: _Text | _Parquet, names: Sequence[str], values: np.ndarray
-) -> dict[str, dict[str, tuple[int, str]]]:
+def _kinds(source: _Text | _Parquet, names: Sequence[str], values: np.ndarray) -> dict[str, dict[str, tuple[int, str]]]:
     """Returns for each column the row and the word where each kind of number is met first, until one is CERTAIN.
 
     `values` are those of the columns. The text is read as far as the first zero, the decimals of which no value shows;
@@ -586,8 +582,8 @@ def _settled(
         if _readable(source, names, [NumberFormat(',', '.')]):
             remedy = f"use --thousands='.' if it stands for {plain}, or --decimal='.' if it stands for {word}"
     raise UserError(
-        f'{source.path}: row {row}, column {name!r} holds {word!r} and row {other} {whole!r}, so the point may separate '
-        f'thousands or decimals; {remedy}'
+        f'{source.path}: row {row}, column {name!r} holds {word!r} and row {other} {whole!r}, so the point may '
+        f'separate thousands or decimals; {remedy}'
     )
 
 
