@@ -83,13 +83,18 @@ def verify_all(folder: Path) -> list[Row]:
     store, rows = Store(folder, writes=False), []
     for step in store.steps():
         path = store.path(step)
-        size = sum(file.stat().st_size for file in path.rglob('*') if file.is_file())
         try:
-            rows.append(Row(path, size, store.check(step), None))
+            rows.append(Row(path, _size(path), store.check(step), None))
         except Unsound as error:
-            if path.exists():  # a run that goes on takes its old ones away
-                rows.append(Row(path, size, None, str(error)))
+            if os.path.lexists(path):  # a run that goes on takes its old ones away
+                rows.append(Row(path, _size(path), None, str(error)))
     return rows
+
+
+def _size(path: Path) -> int:
+    """Bytes of the files of a folder, as far as they can be listed."""
+    found = (os.path.join(place, name) for place, _, names in os.walk(path) for name in names)
+    return sum(os.lstat(file).st_size for file in found if os.path.lexists(file))
 
 
 def _show(folder: Path, rows: list[Row]) -> None:
@@ -97,7 +102,7 @@ def _show(folder: Path, rows: list[Row]) -> None:
     print(f'{folder}{os.sep}' + ('' if first is None else f'  a run of {first.experiment}'))
     print('      step        size  saved             ')
     for path, size, about, fault in rows:
-        when = datetime.fromtimestamp(path.stat().st_mtime).strftime('%Y-%m-%d %H:%M')
+        when = datetime.fromtimestamp(os.lstat(path).st_mtime).strftime('%Y-%m-%d %H:%M')
         words = f'cannot be used: {fault}' if about is None else f'sound{_metrics(about)}'
         print(f'{int(path.name):>10,}  {size / 1000:>7,.0f} kB  {when}  {words}')
 

@@ -7,12 +7,13 @@ Where a file is called NAME_TRAIN.ts and NAME_TEST.ts lies beside it, that one i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments import launch
-from experiments.fitting import Kind
+from experiments.fitting import Kind, bounds_of
 from experiments.launch import Choice, Flag, Place, Share
 from seqjax.dataset import Dataset, Form, Stream, Unseen
 from seqjax.datasets import labelled_series
@@ -46,7 +47,7 @@ class Classify(Kind):
 
     def dataset(self, settings: Mapping[str, Any]) -> Dataset:
         return labelled_series.dataset(
-            *_read(settings['data'], settings['test_data']),
+            *_read(settings, settings['data']),
             test_share=settings['test'],
             validation_share=settings['validation'],
             missing=settings['missing'],
@@ -55,15 +56,18 @@ class Classify(Kind):
             seed=settings['seed'],
         )
 
+    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+        return labelled_series.check_recipe(recipe, settings['missing'])
+
     def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
         return labelled_series.form(recipe)
 
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         if settings['part'] == 'all':
             file = locate(path)
-            return labelled_series.unseen(file.name, read_series(file), recipe)
+            return labelled_series.unseen(file.name, read_series(file, bounds_of(settings)), recipe)
         shares = settings['test'], settings['validation']
-        parts = labelled_series.split(*_read(path, settings['test_data']), *shares)
+        parts = labelled_series.split(*_read(settings, path), *shares)
         return labelled_series.unseen(
             f'the {settings["part"]} part of {path}', getattr(parts, settings['part']), recipe
         )
@@ -72,17 +76,17 @@ class Classify(Kind):
         return labelled_series.stream(recipe)
 
 
-def _read(data: str, test_data: str | None) -> tuple[str, Series, tuple[str, Series] | None]:
+def _read(settings: Mapping[str, Any], data: str) -> tuple[str, Series, tuple[str, Series] | None]:
     """The name of a file, its series, and both of the file for the test; None where there is none."""
-    path = locate(data)
-    other = beside(path) if test_data is None else locate(test_data)
-    return path.name, read_series(path), None if other is None else (other.name, read_series(other))
+    path, bounds = locate(data), bounds_of(settings)
+    other = beside(path) if settings['test_data'] is None else locate(settings['test_data'])
+    return path.name, read_series(path, bounds), None if other is None else (other.name, read_series(other, bounds))
 
 
 def beside(path: Path) -> Path | None:
     """The file for the test that the archive has beside one to train on; None where there is none."""
     other = path.with_name(path.name.removesuffix(TRAIN) + TEST)
-    return other if path.name.endswith(TRAIN) and other.is_file() else None
+    return other if path.name.endswith(TRAIN) and os.path.isfile(other) else None
 
 
 KIND = Classify()

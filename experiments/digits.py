@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import launch
-from experiments.fitting import Kind
+from experiments.fitting import Kind, bounds_of
 from experiments.launch import Choice, Flag, Place, Share, Switch, Whole
 from seqjax.dataset import Dataset, Form, Stream, Unseen
 from seqjax.datasets import digits
 from seqjax.files import UserError
+from seqjax.readers.bounds import Bounds
 from seqjax.readers.extra import locate
 from seqjax.readers.images import DIGITS, Images, beside_of, read_images
 
@@ -47,7 +48,7 @@ class Digits(Kind):
 
     def dataset(self, settings: Mapping[str, Any]) -> Dataset:
         return digits.dataset(
-            *_read(settings['data'], settings['labels']),
+            *_read(settings['data'], settings['labels'], bounds_of(settings)),
             _test(settings),
             test_count=settings['test'],
             validation_share=settings['validation'],
@@ -57,12 +58,15 @@ class Digits(Kind):
             seed=settings['seed'],
         )
 
+    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+        return digits.check_recipe(recipe, settings['order'], settings['permute'])
+
     def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
         return digits.form(recipe)
 
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         known = {settings['data']: settings['labels'], settings['test_data']: settings['test_labels']}
-        name, images = _read(path, known.get(path))
+        name, images = _read(path, known.get(path), bounds_of(settings))
         if settings['part'] == 'all':
             return digits.unseen(name, images, recipe)
         here = {**settings, 'data': path}
@@ -73,14 +77,14 @@ class Digits(Kind):
         return digits.stream(recipe)
 
 
-def _read(path: str, labels: str | None) -> tuple[str, Images]:
+def _read(path: str, labels: str | None, bounds: Bounds) -> tuple[str, Images]:
     """A name, and the images."""
     if path == DIGITS:
         if labels is not None:
             raise UserError(f'--data={DIGITS} comes with labels of its own, and {labels} has no use; leave it out')
         return DIGITS, read_images(DIGITS)
     file = locate(path)
-    return file.name, read_images(file, None if labels is None else locate(labels))
+    return file.name, read_images(file, None if labels is None else locate(labels), bounds)
 
 
 def _test(settings: Mapping[str, Any]) -> tuple[str, Images] | None:
@@ -89,7 +93,7 @@ def _test(settings: Mapping[str, Any]) -> tuple[str, Images] | None:
     if path is None and settings['data'] != DIGITS:
         path = beside_of(Path(locate(settings['data'])), 'train', 't10k')
     if path is not None:
-        return _read(str(path), labels)
+        return _read(str(path), labels, bounds_of(settings))
     if labels is not None:
         raise UserError(f'--test_labels={labels} needs --test_data, the images that they are of')
     return None

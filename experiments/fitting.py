@@ -29,6 +29,7 @@ from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Unseen
 from seqjax.files import UserError
 from seqjax.fit import Fit
 from seqjax.models import CELLS, sequence_model
+from seqjax.readers.bounds import Bounds
 from seqjax.task import Arrays, Batch, Best, State, Task, Watch
 from seqjax.verdict import Gain
 
@@ -62,7 +63,12 @@ TRAINING = {
     **{name: study.TRAINING[name] for name in ('schedule', 'decay_steps', 'clip_norm')},
     **{name: flag for name, flag in launch.SHARED.items() if name not in ('chunk', 'best')},
 }
+LIMITS = {
+    'max_columns': Flag(Whole(1), 'columns or channels that a file may have'),
+    'max_bytes': Flag(Whole(1, 2**63 - 1), 'bytes that a file may have, after it is decompressed'),
+}
 DEFAULTS = {
+    **{f'max_{name}': value for name, value in Bounds()._asdict().items()},
     **{'cell': 'lstm', 'hidden': 64, 'layers': 1, 'bidirectional': False, 'dropout': 0.0, 'input_dropout': 0.0},
     **{'output_dropout': 0.0, 'recurrent_dropout': 0.0, 'drop_connect': 0.0, 'gate_bias': 'default'},
     **{'parallel': False, 'compare': None, 'batch_size': 32, 'steps': 10_000, 'every': None, 'patience': 10},
@@ -154,6 +160,11 @@ def answering(model: nn.Module, form: Form) -> Callable[[Best, Batch], Arrays]:
     return answers
 
 
+def bounds_of(settings: Mapping[str, Any]) -> Bounds:
+    """Returns the limits on a file that --max_columns and --max_bytes set."""
+    return Bounds(**{name: settings[f'max_{name}'] for name in Bounds._fields if f'max_{name}' in settings})
+
+
 # --- the experiment --------------------------------------------------------------------------------
 
 
@@ -178,6 +189,10 @@ class Kind:
         """Of the models of a run, as its recipe has it; that of `dataset`."""
         raise NotImplementedError
 
+    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+        """Returns the recipe of a run that was read from a file; raises UserError if it is invalid."""
+        return recipe
+
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         """A file to predict, through the same preprocessing; refuses unknown labels and other columns by name."""
         raise NotImplementedError
@@ -200,7 +215,7 @@ class Kind:
 
     def __init__(self):
         data = Flag(Place('file'), self.data_help)
-        self.FLAGS = {'data': data, **self.OWN, **MODEL, **TRAINING}
+        self.FLAGS = {'data': data, **self.OWN, **LIMITS, **MODEL, **TRAINING}
         self.defaults = {'data': None, **DEFAULTS, **self.own_defaults}
 
     data_help = 'the file; or PACKAGE:PATH, a file that an installed package has'
@@ -299,6 +314,7 @@ class Kind:
         fit.write_looks(folder, found, every)
         fit.write_models(folder, found)
         ended = {'seconds': None if found.resumed else time.perf_counter() - start, 'result': plain(result)}
+        ended['models'] = files.sha256(folder.file(fit.MODELS)) if folder.writes else None
         folder.write_summary(summary | {'finished': True} | ended)
         return result
 

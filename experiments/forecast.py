@@ -26,12 +26,12 @@ import jax
 import numpy as np
 
 from experiments import launch
-from experiments.fitting import Kind
+from experiments.fitting import Kind, bounds_of
 from experiments.launch import Choice, Flag, Fraction, Many, Name, Switch, Whole
 from seqjax.dataset import SPLITS, Dataset, Form, Stream, Unseen
 from seqjax.datasets import forecast
 from seqjax.datasets.forecast_rows import TILE, Ahead, Split, spans
-from seqjax.datasets.forecast_series import Unusable, columns_of, format_of, formats_of, ready
+from seqjax.datasets.forecast_series import Unusable, columns_of, format_of, number_formats, ready
 from seqjax.datasets.forecast_told import INTERVALS
 from seqjax.files import UserError
 from seqjax.readers import date_formats, numbers, tables
@@ -136,8 +136,8 @@ class Forecast(Kind):
         ),
         'season': Flag(
             Many(Whole(2)),
-            'steps of a season, one or several: the value a season before is a baseline; with --date the usual seasons of '
-            'its frequency are tried, too, such as 24 and 168 for hours',
+            'steps of a season, one or several: the value a season before is a baseline; with --date the usual seasons '
+            'of its frequency are tried, too, such as 24 and 168 for hours',
         ),
         'ar_order': Flag(Whole(1, 1000), 'order of the autoregression to beat; by default that of the lowest AIC'),
         'skip_short': Flag(
@@ -183,13 +183,16 @@ class Forecast(Kind):
         how = {'batch_size': settings['batch_size'], 'order': settings['ar_order']}
         return forecast.dataset(path.name, table, splits, recipe, **how)
 
+    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+        return forecast.check_recipe(recipe, settings)
+
     def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
         return forecast.form(recipe)
 
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         """From every origin, the last of which reach into the future; or from those of one part of the file."""
         file, part, origins = locate(path), settings.get('part', ALL), None
-        table = _read(file, columns_of(recipe), settings, format_of(recipe), formats_of(recipe))
+        table = _read(file, columns_of(recipe), settings, format_of(recipe), number_formats(recipe))
         if part != ALL:
             known, _ = forecast.known_series(file.name, table, recipe)
             table = table._replace(series=known)
@@ -231,7 +234,8 @@ def _read(
     formats: Mapping[str, NumberFormat] | None = None,
 ) -> Table:
     how = {name: settings[name] for name in ('separator', 'decimal', 'thousands')}
-    return tables.read(path, columns, **how, formats=formats, dates=dates, mask=settings['missing'] == 'mask')
+    how |= {'formats': formats, 'dates': dates, 'mask': settings['missing'] == 'mask', 'bounds': bounds_of(settings)}
+    return tables.read(path, columns, **how)
 
 
 def _check_together(settings: Mapping[str, Any]) -> None:
@@ -340,7 +344,8 @@ class _Following:
     def __init__(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]):
         self.recipe, self.form, self.dates = recipe, forecast.form(recipe), format_of(recipe)
         columns = columns_of(recipe)
-        self.numbers = {name: NumberFormat() for name in columns.numbers} | formats_of(recipe)
+        how = numbers.format_of(settings['decimal'], settings['thousands'])
+        self.numbers = dict.fromkeys(columns.numbers, how) | number_formats(recipe)
         separator = recipe.get('separator', settings['separator'])
         self.lines = LineReader(recipe.get('header'), columns.all, separator, self._is_value)
         self.answer = jax.jit(self._answer)

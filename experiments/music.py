@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import launch
-from experiments.fitting import Kind
+from experiments.fitting import Kind, bounds_of
 from experiments.launch import Flag, Whole
 from seqjax.dataset import Dataset, Form, Stream, Unseen
-from seqjax.datasets import music
+from seqjax.datasets import music, recipes
 from seqjax.readers.rolls import KEYS, NOTES, read_rolls
 
 
@@ -48,14 +48,18 @@ class Music(Kind):
     def dataset(self, settings: Mapping[str, Any]) -> Dataset:
         path = settings['data']
         chosen = {name: settings[name] for name in ('batch_size', 'window', 'transpose', 'seed')}
-        return music.music(Path(path).name, read_rolls(path, KEYS), **chosen)
+        return music.music(Path(path).name, read_rolls(path, KEYS, bounds_of(settings)), **chosen)
+
+    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+        return recipes.check(recipe, {'steps': recipes.whole(1, recipes.MOST_STEPS)})
 
     def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
         return music.form()
 
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         part = settings['part']
-        return music.unseen(read_rolls(path, [] if part == 'all' else [part]), recipe['steps'])
+        rolls = read_rolls(path, [] if part == 'all' else [part], bounds_of(settings))
+        return music.unseen(rolls, recipe['steps'])
 
     def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
         return music.stream()

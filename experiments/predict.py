@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,14 +47,15 @@ FLAGS = {
     'seed': Flag(Whole(0, 2**32 - 1), "which of the run's seeds; by default the one that is best on validation"),
     'stdin': Flag(
         Switch(),
-        'read observations from the standard input, a line each, and answer each at once; a forecast reads rows with the '
-        "columns of the run's file, or those that a header line names",
+        'read observations from the standard input, a line each, and answer each at once; a forecast reads rows with '
+        "the columns of the run's file, or those that a header line names",
     ),
     'prompt': Flag(launch.Text(), 'write on from here, with a model of text'),
     'length': Flag(Whole(1), 'tokens to write'),
     'temperature': Flag(Positive(), 'below 1 what is likely becomes likelier'),
     'samples': Flag(Whole(1), 'how many texts to write'),
     'draw': Flag(Whole(0, 2**32 - 1), 'decides what is drawn for --prompt'),
+    **{name: flag._replace(help=flag.help + '; as in the run by default') for name, flag in fitting.LIMITS.items()},
 }
 
 
@@ -83,6 +85,8 @@ def run(
     temperature: float = 1.0,
     samples: int = 1,
     draw: int = 0,
+    max_columns: int | None = None,
+    max_bytes: int | None = None,
 ) -> None:
     """Predicts with the model of a finished run.
 
@@ -101,6 +105,8 @@ def run(
     if settings['stdin']:  # a step takes less time than to hand it to another thread
         jax.config.update('jax_cpu_enable_async_dispatch', False)
     found = load(settings['workdir'], settings['seed'])
+    limits = {name: settings[name] for name in fitting.LIMITS if settings[name] is not None}
+    found = found._replace(settings={**found.settings, **limits})
     {'data': _file, 'stdin': _stream, 'prompt': _write}[asked[0]](found, settings)
 
 
@@ -111,25 +117,59 @@ def load(workdir: str, seed: int | None = None) -> Model:
       UserError: there is none; the sentence says what the folder holds instead.
     """
     folder = files.Workdir(files.expand('workdir', workdir))
-    if not folder.file(files.SUMMARY).is_file():
+    if not os.path.lexists(folder.path) or (os.path.isdir(folder.path) and not folder.has(files.SUMMARY)):
         raise UserError(f'--workdir={workdir} holds no {files.SUMMARY}: name the folder of a finished run')
     summary = files.read_summary(folder)
-    kind = kind_of(str(summary.get('experiment')), workdir)
+    kind = kind_of(summary['experiment'], workdir)
     if not summary['finished']:
         raise UserError(f'--workdir={workdir} holds a run that is not finished: the command that began it goes on')
-    with folder.reading():
-        settings, recipe, chosen = summary['flags'], summary['recipe'], int(summary['result']['chosen'])
-        form = kind.form(settings, recipe)
-        model = fitting.make_model(form, settings)
+    settings, recipe = _checked(kind, summary, folder)
+    form = kind.form(settings, recipe)
+    model = fitting.make_model(form, settings)
     like = dict(jax.eval_shape(model.init, jax.random.key(0), fitting.one_step(form)))
-    seeds, best = fit.read_models(folder.file(fit.MODELS), like)
-    seed = chosen if seed is None else seed
+    seeds, best = _models(folder, summary, settings, like)
+    seed = summary['result']['chosen'] if seed is None else seed
     if seed not in seeds:
         raise UserError(f'--seed={seed} is none of the seeds of {workdir}, which are {seeds[0]} to {seeds[-1]}')
     place = seeds.tolist().index(seed)
     if not np.isfinite(best.value[place]):
         raise UserError(f'--seed={seed} of {workdir} never had a finite loss; choose another')
-    return Model(kind, settings, recipe, form, model, seed, fit.of_seed(best, place))
+    one = fit.of_seed(best, place)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((one.params, one.variables))):
+        raise UserError(f'{folder.file(fit.MODELS)} has parameters of seed {seed} that are not finite; train it again')
+    return Model(kind, settings, recipe, form, model, seed, one)
+
+
+def _checked(kind: Kind, summary: Mapping[str, Any], folder: files.Workdir) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The flags and the recipe of a run, which may come from elsewhere: nothing is built of them before this.
+
+    Raises:
+      UserError: one is missing or invalid; the sentence names it.
+    """
+    try:
+        settings = kind.check(summary['flags'])
+        recipe = kind.check_recipe(settings, summary.get('recipe'))
+        chosen = summary['result'].get('chosen') if isinstance(summary.get('result'), dict) else None
+        last = settings['seed'] + settings['replicas'] - 1
+        if type(chosen) is not int or not settings['seed'] <= chosen <= last:
+            raise UserError(f'its result has chosen={chosen}, which must be a seed from {settings["seed"]} to {last}')
+    except UserError as error:
+        raise UserError(f'{folder.file(files.SUMMARY)} is not that of a run: {error}') from error
+    return settings, recipe
+
+
+def _models(
+    folder: files.Workdir, summary: Mapping[str, Any], settings: Mapping[str, Any], like: Mapping[str, Any]
+) -> tuple[np.ndarray, Best]:
+    """The models of a run, verified by the checksum in its summary; that of an older run has none."""
+    path = folder.file(fit.MODELS)
+    with files.reading(path):
+        if summary.get('models') not in (None, files.sha256(path)):
+            raise ValueError(f'it is not the file of which {files.SUMMARY} has the checksum')
+    seeds, best = fit.read_models(path, like, settings['replicas'])
+    if not np.array_equal(seeds, np.arange(len(seeds)) + settings['seed']):
+        raise UserError(f'{path} has the seeds {seeds.tolist()[:5]} ..., and the first must be {settings["seed"]}')
+    return seeds, best
 
 
 def kind_of(experiment: str, workdir: str) -> Kind:
@@ -161,7 +201,7 @@ def _file(found: Model, settings: Mapping[str, Any]) -> None:
         files.write_rows(sys.stdout, columns, rows)
         return
     target = files.expand('out', settings['out'])
-    if target.exists() and not settings['overwrite']:
+    if os.path.lexists(target) and not settings['overwrite']:
         raise UserError(f'--out={target} exists; choose another, or --overwrite to replace it')
     _written(target, columns, rows)
     print(*lines, f'written to {target}', sep='\n')

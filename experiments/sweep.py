@@ -358,9 +358,10 @@ def _write(folder: files.Workdir, names: Sequence[str], rows: Sequence[Row]) -> 
 
 def _read(folder: files.Workdir, grid: Sequence[Sequence[Any]]) -> list[Row]:
     path, known = folder.file(TABLE), [{str(value): value for value in values} for _, values in grid]
-    with files.reading(path), path.open(newline='', encoding='utf-8') as lines:
+    with files.reading(path), files.open_file(path, 'r', newline='', encoding='utf-8') as lines:
         table = csv.reader(lines)
-        next(table)
+        if next(table, []) != [*(name for name, _ in grid), *Row._fields[1:]]:
+            raise ValueError('the columns are not those of the run')
         rows = []
         for *setting, seed, step, metric, value in table:
             found = tuple(values[word] for values, word in zip(known, setting, strict=True))

@@ -21,6 +21,7 @@ from experiments import launch
 from experiments.fitting import Kind, Sampling
 from experiments.launch import Choice, Flag, Share, Whole
 from seqjax.dataset import Dataset, Form, Stream, Unseen
+from seqjax.datasets import recipes
 from seqjax.datasets import text as datasets
 from seqjax.datasets.text import Bounds
 from seqjax.files import UserError
@@ -89,6 +90,16 @@ class Language(Kind):
             recipe={**recipe, 'known': known},
             look=_first_look(path, read, bounds, settings),
         )
+
+    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+        known = {
+            'characters': recipes.Rule(lambda x: recipes.text().holds(x) and not recipes.repeated(x), 'characters'),
+            'bytes': recipes.choice(''),
+            'words': recipes.NAMES,
+        }
+        copied = {name: settings[name] for name in ('tokens', 'window', 'validation', 'test', 'held_out')}
+        every = recipes.Rule(lambda x: True, 'anything')  # compared with the flags, which have been checked
+        return recipes.check(recipe, dict.fromkeys(copied, every) | {'known': known[settings['tokens']]}, copied)
 
     def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
         return datasets.form(_vocabulary(recipe).size, recipe['window'])

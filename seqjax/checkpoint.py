@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import processes
-from seqjax.files import ABOUT, Mark, UserError, sync, warn
+from seqjax.files import ABOUT, Mark, UserError, open_file, read_json, sha256, sync, warn, writing
 from seqjax.task import State
 
 STATE, SEAL = 'state', 'checksums'
@@ -102,18 +102,13 @@ def _plain(state: State) -> dict[str, Any]:
 # --- the seal --------------------------------------------------------------------------------------
 
 
-def _sha256(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def seal(folder: Path) -> None:
     """Writes the checksums of all files of a folder; afterwards all of it is on the disk."""
     files = sorted(path for path in folder.rglob('*') if path.is_file() and path.name != SEAL)
     lines = []
     for path in files:
         sync(path)
-        lines.append(f'{_sha256(path)}  {path.relative_to(folder).as_posix()}\n')
+        lines.append(f'{sha256(path)}  {path.relative_to(folder).as_posix()}\n')
     text = ''.join(lines)
     text += LAST.format(count=len(files), sha256=hashlib.sha256(text.encode()).hexdigest())
     (folder / SEAL).write_text(text, encoding='utf-8')
@@ -131,19 +126,34 @@ def verify(folder: Path) -> About:
     """
     name = SEAL
     try:
-        text = (folder / SEAL).read_text(encoding='utf-8')
-        for name, sha256 in _sealed(text).items():
-            if _sha256(folder / name) != sha256:
+        with open_file(folder / SEAL, 'r', encoding='utf-8') as file:
+            text = file.read()
+        for name, want in _sealed(text).items():
+            if sha256(folder / name) != want:
                 raise Unsound(f'{name} is damaged')
-        held = json.loads((folder / ABOUT).read_text(encoding='utf-8'))
+        name = ABOUT
+        return _about(read_json(folder / ABOUT))
     except FileNotFoundError:
         raise Unsound(f'{name} is missing') from None
     except OSError as error:
         raise Unsound(f'{name} cannot be read ({error.strerror})') from error
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise Unsound(f'{name} is damaged') from error
-    journals = {name: Mark(*mark) for name, mark in held['journals'].items()}
-    return About(**held | {'journals': journals})
+
+
+def _about(held: Any) -> About:
+    """What about.json holds; raises ValueError or TypeError where it is of other types."""
+    about = About(**held | {'journals': {name: Mark(*mark) for name, mark in held['journals'].items()}})
+    marks = about.journals.values()
+    if not (
+        type(about.step) is int
+        and isinstance(about.experiment, str)
+        and all(isinstance(x, dict) for x in (about.flags, about.metrics, about.leaves, about.versions))
+        and all(type(mark.length) is int and mark.length >= 0 and isinstance(mark.sha256, str) for mark in marks)
+        and all(x is None or type(x) in (int, float) for x in about.metrics.values())
+    ):
+        raise TypeError('about.json has values of other types')
+    return about
 
 
 def _sealed(text: str) -> dict[str, str]:
@@ -204,7 +214,7 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
             how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             return named(reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=how)))
         except Exception as error:  # of no common kind
-            written = json.loads((folder / ABOUT).read_text())['versions']['orbax-checkpoint']
+            written = _about(read_json(folder / ABOUT)).versions.get('orbax-checkpoint', 'of an unknown version')
             raise UserError(
                 f'{folder} is sound, but Orbax {ocp.__version__} cannot read it ({_line(error)}); '
                 f'it was written by Orbax {written}: install that one'
@@ -212,12 +222,21 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def stores(folder: Path) -> Iterator[Path]:
-    """The folders at or below one that hold checkpoints, in the order of their names."""
-    for path, below, _ in os.walk(folder):
+    """The folders at or below one that hold checkpoints, in the order of their names.
+
+    Raises:
+      UserError: a folder cannot be listed.
+    """
+    for path, below, _ in os.walk(folder, onerror=_refuse_unreadable):
         if any(re.fullmatch(STEP, name) for name in below):
             yield Path(path)
         below[:] = [name for name in below if not re.fullmatch(rf'\..*|unsound-.*|{STEP}', name)]
         below.sort(key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', name)])
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise UserError(f'{error.filename} cannot be read: {error.strerror}') from error
 
 
 def read_state(folder: Path, about: About, like: State) -> State:
@@ -313,15 +332,23 @@ class Store:
         self.sign, self.best = (1, None) if best is None else goal(best)
         self.last: int | None = None  # the step that was saved or restored last
         self.orbax, self.thread, self.pending = None, None, None
-        if writes and processes.is_first() and folder.is_dir():
+        if writes and processes.is_first() and os.path.isdir(folder):
             for path in folder.glob('.*-*'):  # left by a process that died
                 shutil.rmtree(path, ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """All that bear a step's name, sound or not, in ascending order."""
-        if not self.folder.is_dir():
+        """All that bear a step's name, sound or not, in ascending order.
+
+        Raises:
+          UserError: the folder cannot be listed.
+        """
+        try:
+            names = os.listdir(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if re.fullmatch(STEP, path.name))
+        except OSError as error:
+            raise UserError(f'{self.folder} cannot be read: {error.strerror}; choose another --workdir') from error
+        return sorted(int(name) for name in names if re.fullmatch(STEP, name))
 
     def path(self, step: int) -> Path:
         return self.folder / str(step)
@@ -371,7 +398,8 @@ class Store:
             raise UserError(f'no checkpoint in {self.folder} can be used ({told}); --overwrite begins anew')
         for other, reason in skipped.items():
             warn(f'the checkpoint of step {other:,} in {self.folder} is skipped for that of step {step:,}: {reason}')
-            _move(self.path(other), self.folder / f'unsound-{other}')
+            with writing(self.path(other)):
+                _move(self.path(other), self.folder / f'unsound-{other}')
         return tuple(about)
 
     def save(self, state: State, about: About) -> None:
@@ -470,6 +498,6 @@ class Store:
         if self.best is None:
             return None
         try:
-            return json.loads((self.path(step) / ABOUT).read_text(encoding='utf-8'))['metrics'].get(self.best)
-        except (OSError, ValueError, LookupError):  # not sound: nobody's best
+            return _about(read_json(self.path(step) / ABOUT)).metrics.get(self.best)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # not sound: nobody's best
             return None

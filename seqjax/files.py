@@ -8,12 +8,16 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
+import stat
 import sys
+import tokenize
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +40,7 @@ METRICS, SUMMARY, CURVE, REPLICAS, CHECKPOINTS = (
 FILES = (METRICS, SUMMARY, CURVE, REPLICAS)  # what a run leaves in its folder, beside its checkpoints
 LOCK = '.lock'
 ABOUT = 'about.json'  # in every checkpoint
+CHECKSUM = 'sha256'  # in summary.json, of all else there
 # Settings that change what is shown, kept or done where, but no number: a run may go on with others of them.
 NO_NUMBER = (
     'workdir',
@@ -48,6 +53,8 @@ NO_NUMBER = (
     'keep',
     'best',
     'metric',
+    'max_columns',
+    'max_bytes',
 )
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
 
@@ -73,13 +80,68 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f'cannot write {path}: {error.strerror or error}; choose another --workdir') from error
 
 
+# What is raised by readers of JSON, CSV and .npz files that are damaged.
+DAMAGED = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, RuntimeError),
+    *(csv.Error, zlib.error, zipfile.BadZipFile, tokenize.TokenError, MemoryError),
+)
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turns what is wrong with a file of a finished run into a sentence."""
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f'{path} of a finished run cannot be read ({error}); --overwrite trains again') from error
+    except UserError:
+        raise
+    except DAMAGED as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'{path} of a finished run cannot be read ({reason}); --overwrite trains again') from error
+
+
+NO_FILE = ((stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket'), (stat.S_ISCHR, 'a device'))
+
+
+def open_file(path: Path, mode: str = 'rb', **options: Any) -> Any:
+    """Opens an ordinary file for reading, and never waits for a pipe or a device.
+
+    Raises:
+      OSError: it cannot be opened, or is not an ordinary file; `strerror` says why.
+    """
+    require_file(path)
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | getattr(os, 'O_NONBLOCK', 0)), **options)
+
+
+def require_file(path: Path) -> int:
+    """Returns the size of an ordinary file in bytes; raises OSError if it is something else."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for holds, name in NO_FILE if holds(status.st_mode)), 'a device')
+        raise OSError(errno.EINVAL, f'it is {kind}, not a file', str(path))
+    return status.st_size
+
+
+@contextlib.contextmanager
+def open_data(path: Path, mode: str = 'rb', **options: Any) -> Iterator[Any]:
+    """Opens a file of data; raises UserError if it cannot be opened or read."""
+    try:
+        with open_file(path, mode, **options) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror or error}; name another file') from error
+
+
+def sha256(path: Path) -> str:
+    """Returns the checksum of a file; raises OSError if it cannot be read."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    with open_file(path, 'r', encoding='utf-8') as file:
+        return json.load(file)
 
 
 def expand(flag: str, path: str) -> Path:
@@ -129,7 +191,7 @@ class Journal:
     def fault(self, mark: Mark) -> str | None:
         """What is wrong with the part of the file that the mark describes, in words; None where all is there."""
         try:
-            with self.path.open('rb') as file:
+            with open_file(self.path) as file:
                 held = file.read(mark.length)
         except OSError as error:
             return f'{self.path} cannot be read ({error.strerror})'
@@ -144,6 +206,8 @@ class Journal:
         self.close()
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.is_fifo() or self.path.is_socket():  # to open it would wait for whoever reads it
+                raise OSError(errno.EINVAL, 'it is a pipe or a socket, not a file', str(self.path))
             # No buffer whose rest would be refused again when it closes.
             self.file = self.path.open('wb' if mark is None else 'rb+', buffering=0)
             held = b'' if mark is None else self.file.read(mark.length)
@@ -209,6 +273,16 @@ class Workdir:
     def file(self, name: str) -> Path:
         return self.path / name
 
+    def has(self, name: str) -> bool:
+        """Returns False if there is surely no such file."""
+        try:
+            os.lstat(self.file(name))
+        except FileNotFoundError:
+            return False
+        except OSError:  # to open it says what is wrong
+            return True
+        return True
+
     def journal(self, place: str, name: str) -> Journal:
         """One that is kept beside the checkpoints at `place`."""
         return Journal(self.path / CHECKPOINTS / place / name if self.writes else None)
@@ -238,8 +312,13 @@ class Workdir:
                 replace(target, write)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json with a checksum of all else that it holds."""
+        summary = json.loads(json.dumps(summary, allow_nan=False))
+        summary.pop(CHECKSUM, None)
+
         def write(path):
-            path.write_text(json.dumps(summary, indent=2, allow_nan=False) + '\n', encoding='utf-8')
+            text = json.dumps(summary | {CHECKSUM: checksum(summary)}, indent=2, allow_nan=False)
+            path.write_text(text + '\n', encoding='utf-8')
 
         self.write(SUMMARY, write)
 
@@ -314,7 +393,12 @@ def open_workdir(
                     stack.enter_context(_lock(folder))
                     if overwrite:
                         workdir.clear()
-            return _finished(workdir)
+            try:
+                return _finished(workdir)
+            except OSError as error:
+                raise UserError(
+                    f'{error.filename or folder} cannot be read: {error.strerror}; choose another --workdir'
+                ) from error
 
         yield workdir, processes.share(take)
 
@@ -391,7 +475,7 @@ def _finished(workdir: Workdir) -> dict[str, Any] | None:
     if not workdir.file(SUMMARY).exists() and _has_checkpoints_of(workdir):
         return None
     summary = read_summary(workdir)
-    workdir.refuse_another_run(summary.get('experiment'), summary['flags'])
+    workdir.refuse_another_run(summary['experiment'], summary['flags'])
     if not summary['finished']:
         return None
     had, asked = summary['flags'].get(workdir.steps), workdir.settings.get(workdir.steps)
@@ -405,8 +489,8 @@ def _has_checkpoints_of(workdir: Workdir) -> bool:
     """Whether there are checkpoints of this run, for each of them knows whose it is; raises UserError for another's."""
     for path in workdir.file(CHECKPOINTS).rglob(ABOUT):
         try:
-            about = json.loads(path.read_text(encoding='utf-8'))
-            held = about['experiment'], dict(about['flags'])
+            about = read_json(path)
+            held = str(about['experiment']), dict(about['flags'])
         except (OSError, ValueError, LookupError, TypeError):  # a damaged one is told when it is to be used
             continue
         workdir.refuse_another_run(*held)
@@ -415,18 +499,32 @@ def _has_checkpoints_of(workdir: Workdir) -> bool:
 
 
 def read_summary(workdir: Workdir) -> dict[str, Any]:
-    """The summary of the run that a folder holds; raises UserError where it cannot be read."""
+    """The summary of the run that a folder holds; raises UserError where it cannot be read, or was changed."""
     try:
-        summary = json.loads(workdir.file(SUMMARY).read_text(encoding='utf-8'))
-        summary['flags'].keys(), summary['finished']  # a file of ours has both
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        summary = read_json(workdir.file(SUMMARY))
+        held = summary.pop(CHECKSUM, None)
+        if not (
+            isinstance(summary['flags'], dict)
+            and isinstance(summary['finished'], bool)
+            and isinstance(summary['experiment'], str)
+        ):
+            raise ValueError('its flags, finished or experiment are of another type')
+        if held is not None and held != checksum(summary):
+            raise ValueError('it was changed or is damaged: its checksum differs')
+    except DAMAGED as error:
         saved = any(workdir.file(CHECKPOINTS).rglob(ABOUT))
+        reason = getattr(error, 'strerror', None) or repr(error)
         raise UserError(
-            f'{workdir.path} holds files whose {SUMMARY} cannot be read ({error!r}); '
+            f'{workdir.path} holds files whose {SUMMARY} cannot be read ({reason}); '
             + (f'remove {SUMMARY} to go on from the checkpoints, ' if saved else '')
             + 'choose another --workdir, or --overwrite to replace them'
         ) from error
     return summary
+
+
+def checksum(summary: dict[str, Any]) -> str:
+    """Returns the sha256 of a summary as JSON gives it, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()
 
 
 # --- what is kept in it ----------------------------------------------------------------------------
@@ -437,15 +535,13 @@ def read_losses(workdir: Workdir, steps: int, replicas: int | None) -> np.ndarra
     if replicas is not None:
         return read_replicas(workdir, 'loss', (replicas, steps))
     path = workdir.file(METRICS)
-    with reading(path), path.open(newline='') as lines:
+    with reading(path), open_file(path, 'r', newline='') as lines:
         return np.array([float(row['loss']) for row in csv.DictReader(lines)], np.float32).reshape(steps)
 
 
 def read_replicas(workdir: Workdir, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """One array of replicas.npz."""
-    path = workdir.file(REPLICAS)
-    with reading(path), np.load(path) as held:
-        return held[name].reshape(shape)
+    return read_arrays(workdir.file(REPLICAS), {name: (shape, None)})[name]
 
 
 def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
@@ -456,6 +552,61 @@ def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
 def write_arrays(workdir: Workdir, name: str, **arrays: np.ndarray) -> None:
     """A file of arrays by name, as NumPy has it."""
     workdir.write(name, lambda path: np.savez(path, **arrays))
+
+
+class Expected(NamedTuple):
+    """What an array of a file must be."""
+
+    shape: tuple[int | None, ...]  # None for an axis of any length
+    dtype: Any  # None for any real number
+
+
+def read_arrays(path: Path, expected: Mapping[str, Expected | tuple], others: bool = True) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file, whose names, shapes, dtypes and sizes are checked before any of them is read.
+
+    Args:
+      path: the file.
+      expected: of each array that is read.
+      others: whether the file may hold other arrays.
+
+    Raises:
+      UserError: it cannot be read, or an array is not as expected; the sentence names it.
+    """
+    with reading(path), open_file(path) as file, zipfile.ZipFile(file) as archive:
+        members = {info.filename.removesuffix('.npy'): info for info in archive.infolist()}
+        if len(members) < len(archive.infolist()) or (not others and members.keys() - expected.keys()):
+            raise ValueError('it holds arrays that are not those of the run')
+        for name in expected:
+            if name not in members:
+                raise ValueError(f'it is of another run: there is no {name}')
+        sizes = {name: _checked(archive, members[name], name, Expected(*want)) for name, want in expected.items()}
+        return {name: _array(archive, members[name], head) for name, head in sizes.items()}
+
+
+def _checked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, want: Expected) -> tuple[Any, ...]:
+    """The header of an array: its own size, shape, order and dtype; raises ValueError if it is not as expected."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in read:
+            raise ValueError(f'{name} is of a version of the format that NumPy did not write here: {version}')
+        shape, fortran, dtype = read[version](file)
+        begin = file.tell()
+    same = len(shape) == len(want.shape) and all(y in (None, x) for x, y in zip(shape, want.shape, strict=True))
+    if not same or (dtype != want.dtype if want.dtype is not None else dtype.kind not in 'iuf'):
+        kind = 'numbers' if want.dtype is None else want.dtype
+        raise ValueError(f'it is of another run: {name} is {dtype} {shape}, and must be {kind} {want.shape}')
+    if member.file_size != begin + math.prod(shape) * dtype.itemsize:
+        raise ValueError(f'{name} has {member.file_size:,} bytes, and its header says {shape} of {dtype}')
+    return begin, shape, fortran, dtype
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, head: tuple[Any, ...]) -> np.ndarray:
+    begin, shape, fortran, dtype = head
+    content = archive.read(member)  # whose checksum it verifies
+    if len(content) != member.file_size:
+        raise ValueError(f'{member.filename} is cut')
+    return np.frombuffer(content, dtype, offset=begin).reshape(shape, order='F' if fortran else 'C')
 
 
 def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

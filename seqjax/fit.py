@@ -157,12 +157,13 @@ def write_models(folder: files.Workdir, found: Fit) -> None:
     files.write_arrays(folder, MODELS, seeds=found.seeds, value=found.best.value, step=found.best.step, **arrays)
 
 
-def read_models(path: Path, like: Mapping[str, Any]) -> tuple[np.ndarray, Best]:
+def read_models(path: Path, like: Mapping[str, Any], count: int | None = None) -> tuple[np.ndarray, Best]:
     """What `write_models` left.
 
     Args:
       path: the file.
-      like: shapes of the model's variables, as `model.init` gives them.
+      like: shapes and dtypes of the model's variables, as `model.init` gives them.
+      count: how many seeds there must be; None for any number.
 
     Returns:
       The seeds [R], and the best of each, leaves [R, ...].
@@ -172,12 +173,10 @@ def read_models(path: Path, like: Mapping[str, Any]) -> tuple[np.ndarray, Best]:
     """
     params, variables = like['params'], {name: x for name, x in like.items() if name not in ('params', train.CARRY)}
     shapes = {'params': params, 'variables': variables}
-    with files.reading(path), np.load(path) as held:
-        leaves = []
-        for name, leaf in checkpoint.named(shapes).items():
-            if name not in held or held[name].shape[1:] != leaf.shape:
-                raise ValueError(f'it is of another model: {name} of shape {leaf.shape} is not there')
-            leaves.append(held[name])
-        return held['seeds'], Best(
-            held['value'], held['step'], **jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-        )
+    seeds = files.read_arrays(path, {'seeds': ((count,), np.int64)})['seeds']
+    leaves = checkpoint.named(shapes)
+    own = {'seeds': ((len(seeds),), np.int64), 'value': ((len(seeds),), np.float32), 'step': ((len(seeds),), np.int32)}
+    expected = own | {name: ((len(seeds), *leaf.shape), leaf.dtype) for name, leaf in leaves.items()}
+    held = files.read_arrays(path, expected, others=False)
+    learned = jax.tree.unflatten(jax.tree.structure(shapes), [held[name] for name in leaves])
+    return seeds, Best(held['value'], held['step'], **learned)

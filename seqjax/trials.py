@@ -188,7 +188,7 @@ def read_outcome(folder: files.Workdir, summary: Mapping[str, Any], sequences: i
     with folder.reading():
         seeds, metrics = [seed_of(held) for held in summary['seeds']], list(summary['metrics'])
     places, path = {seed.seed: i for i, seed in enumerate(seeds)}, folder.file(TABLE)
-    with files.reading(path), path.open(newline='', encoding='utf-8') as lines:
+    with files.reading(path), files.open_file(path, 'r', newline='', encoding='utf-8') as lines:
         table = csv.reader(lines)
         if next(table, []) != ['seed', 'sequences', *metrics]:
             raise ValueError('the columns are not those of the run')

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import strategies as st
 
 from seqjax.files import UserError
+from seqjax.readers import archive
 from seqjax.readers.archive import UNKNOWN, read_series
+from seqjax.readers.bounds import Bounds
 from seqjax.readers.extra import locate
 
 HEAD = '@problemName x\n@timeStamps false\n@univariate false\n@dimensions 2\n@classLabel true left Right\n@data\n'
@@ -68,8 +70,8 @@ FAULTS = {
     'no @data': (HEAD.replace('@data\n', '') + ROW, 'line 6 begins with'),
     'cut in the head': (HEAD[:60], 'no line @data'),
     'cut after the head': (HEAD, 'no series after @data'),
-    'cut in a class': (HEAD + '1,2:3,4:le', "ends with 'le', which is no class that @classLabel names"),
-    'cut in a channel': (HEAD + ROW + '1,2:3,', "line 8 ends with '3,', which is no class"),
+    'cut in a class': (HEAD + '1,2:3,4:le', "ends with 'le', which is not a class that @classLabel names"),
+    'cut in a channel': (HEAD + ROW + '1,2:3,', "line 8 ends with '3,', which is not a class"),
     'a channel too few': (HEAD + '1,2:left\n', 'line 7 has 1 channels before its class and must have 2'),
     'a channel too many': (HEAD.replace('@dimensions 2\n', '') + ROW + '1:2:3:left', 'has 3 channels'),
     'unequal channels': (HEAD + '1,2:3,4,5:left\n', 'has 3 steps in channel 2 and 2 in channel 1'),
@@ -78,7 +80,7 @@ FAULTS = {
     'semicolons': (HEAD + '1,5;2,5:1,5;2,5:left\n', "has '5;2' at step 2 of channel 1"),
     'length 0': (HEAD + '::left\n', 'no value in channel 1'),
     'one channel of length 0': (HEAD + '1::left\n', 'no value in channel 2'),
-    'no class': (HEAD + '1:2:\n', "ends with '', which is no class"),
+    'no class': (HEAD + '1:2:\n', "ends with '', which is not a class"),
     'regression': (HEAD.replace('@classLabel true left Right', '@targetLabel true') + '1:2:0.5', 'is for regression'),
     'time stamps': (HEAD.replace('@timeStamps false', '@timeStamps true') + ROW, 'has time stamps'),
     'no @classLabel': (HEAD.replace('@classLabel true left Right\n', '') + ROW, 'no line @classLabel'),
@@ -210,3 +212,77 @@ def test_what_is_written_is_read_back(folder, rows):
     series = read(folder, HEAD + '\n'.join(lines))
     np.testing.assert_array_equal(series.values, np.array([step for steps, _ in rows for step in steps], np.float32))
     assert series.labels.tolist() == [{'left': 0, 'Right': 1, '?': UNKNOWN}[word] for _, word in rows]
+
+
+CLASSES = '@univariate true\n@classLabel true {}\n@data\n'
+
+
+@pytest.mark.parametrize(
+    'declared, words, classes, labels',
+    [
+        ('A a b', 'A a b a', ('A', 'a', 'b'), [0, 1, 2, 1]),
+        ('Left left RIGHT', 'left Left RIGHT', ('Left', 'left', 'RIGHT'), [1, 0, 2]),
+        ('ß ss', 'ss ß', ('ß', 'ss'), [1, 0]),
+        ('left Right', 'LEFT right', ('left', 'Right'), [0, 1]),
+        ('1.0 1 01', '1 01 1.0', ('1.0', '1', '01'), [1, 2, 0]),
+        ('10 9 2', '2 9 10', ('10', '9', '2'), [2, 1, 0]),
+        ('caf\u00e9 b', 'cafe\u0301 b', ('caf\u00e9', 'b'), [0, 1]),
+        ('cafe\u0301 Cafe\u0301', 'caf\u00e9 Caf\u00e9', ('cafe\u0301', 'Cafe\u0301'), [0, 1]),
+        ('caf\u00e9 cafe\u0301', 'cafe\u0301 caf\u00e9', ('caf\u00e9', 'cafe\u0301'), [1, 0]),
+        ('"up hill" \'to go\' "b"', 'up_hill "up_hill" to_go "b"', ('up hill', 'to go', '"b"'), [0, 0, 1, 2]),
+        ("'tis don't", "don't 'tis", ("'tis", "don't"), [1, 0]),
+        ('? a', 'a ?', ('?', 'a'), [1, 0]),
+        ('a b', '? b', ('a', 'b'), [UNKNOWN, 1]),
+    ],
+)
+def test_names_of_classes_are_kept_apart(tmp_path, declared, words, classes, labels):
+    """Upper case and Unicode's forms are folded only if no two names become one; spaces are written here as _."""
+    rows = ''.join(f'{i},2:{word.replace("_", " ")}\n' for i, word in enumerate(words.split()))
+    series = read(tmp_path, CLASSES.format(declared) + rows)
+    assert series.classes == classes and series.labels.tolist() == labels
+
+
+@pytest.mark.parametrize('declared, word', [('A a b', 'B'), ('1 2', '1.0'), ('01 2', '1'), ('1 2', '1 2'), ('a b', '')])
+def test_a_name_that_is_not_declared_is_shown_beside_those_that_are(tmp_path, declared, word):
+    with pytest.raises(UserError, match=f"line 4 ends with '{word}'.*@classLabel.*'{declared.split()[0]}'"):
+        read(tmp_path, CLASSES.format(declared) + f'1,2:{word}\n')
+
+
+SMALL = Bounds(columns=5, bytes=4000)
+
+
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        (HEAD.replace('@dimensions 2\n', '') + '1:' * 6 + 'left\n', 'line 6 has 6 channels.*--max_columns'),
+        (HEAD.replace('@dimensions 2', '@dimensions 900000000') + '1:2:left\n', 'x.ts has 900,000,000.*--max_columns'),
+        (HEAD.replace('true left Right', 'false') + '1:' * 100 + '1\n', 'line 7 has 101 channels.*--max_columns'),
+        (HEAD + '1,' * 300 + '1:2:left\n', 'line 7 .*--max_bytes'),
+        (HEAD + '1:2:left\n' * 500, 'x.ts has more than 4,000 bytes.*--max_bytes'),
+        (HEAD + ('1,' * 100 + '1:' + '1,' * 100 + '1:left\n') * 6, 'line 11 .*4,000 bytes.*--max_bytes'),
+    ],
+)
+def test_what_is_too_large_is_refused_before_it_is_taken_apart(tmp_path, text, words):
+    (tmp_path / 'x.ts').write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_series(tmp_path / 'x.ts', SMALL)
+
+
+def test_the_limits_can_be_lifted(tmp_path):
+    (tmp_path / 'x.ts').write_text(HEAD.replace('@dimensions 2\n', '') + '1:' * 6 + 'left\n')
+    assert read_series(tmp_path / 'x.ts', SMALL._replace(columns=6)).values.shape == (1, 6)
+
+
+@pytest.mark.parametrize('end', ['', ',', 'x,', '?', ',,'])
+def test_a_long_line_is_read_piece_by_piece(tmp_path, monkeypatch, end):
+    monkeypatch.setattr(archive, 'PIECE', 16)
+    values = np.random.RandomState(0).normal(size=(2, 99)).astype(np.float32)
+    one, two = (','.join(f'{x:.9g}' for x in channel) for channel in values)
+    if end in ('', '?'):
+        series = read(tmp_path, f'{HEAD}{one}{"," + end if end else ""}:{two}{",7" if end else ""}:left\n')
+        np.testing.assert_array_equal(series.values[:99], values.T)
+        assert series.lengths.tolist() == [99 + bool(end)]
+    else:
+        more = ',' + end
+        with pytest.raises(UserError, match=f"line 7 has '{'x' if 'x' in end else ''}' at step 100 of channel 2"):
+            read(tmp_path, f'{HEAD}{one}{",1" * more.count(",")}:{two}{more}:left\n')

@@ -278,6 +278,34 @@ def test_a_class_that_is_declared_and_does_not_occur_is_none():
     assert (found.batches.targets.ravel()[:40] == series.labels).all()
 
 
+@pytest.mark.parametrize(
+    'declared, other, labels',
+    [
+        (('A', 'a', 'never'), ('A', 'a'), [0, 1]),
+        (('A', 'a', 'never'), ('a', 'A'), [1, 0]),
+        (('left', 'Right', 'never'), ('LEFT', 'right'), [0, 1]),
+        (('caf\u00e9', 'b', 'never'), ('cafe\u0301', 'B'), [0, 1]),
+        (('a', 'b', 'A'), ('A', 'b'), "class 'A' in series 1, not trained on"),
+        (('a', 'b', 'never'), ('a', 'A'), "class 'A' in series 2, not trained on"),
+        (('a', 'b', 'never'), ('a', 'c'), "class 'c' in series 2, not trained on"),
+        (('a', 'b', 'never'), ('a', 'never'), "class 'never' in series 2, not trained on"),
+        (('1', '2', 'never'), ('1', '2.0'), "class '2.0' in series 2, not trained on"),
+    ],
+)
+def test_classes_of_another_file_are_those_of_the_same_name(declared, other, labels):
+    """`declared` are the classes in the head of the training file, of which the first two occur."""
+    series, test = draw(classes=declared), draw(count=8, seed=1, classes=other)
+    recipe = json.loads(json.dumps(make(series).recipe))
+    for action in (
+        lambda: labelled_series.unseen('y', test, recipe).batches,
+        lambda: make(series, ('y', test)).test.batches,
+    ):
+        if isinstance(labels, str):
+            refused(labels, action)
+        else:
+            assert action().targets.ravel()[:8].tolist() == labels * 4
+
+
 def test_unseen_series_go_through_what_the_test_went_through():
     series, test = draw(), draw(seed=1, count=30)
     data = make(series, ('y.ts', test))

@@ -120,8 +120,8 @@ def test_unseen_images_go_through_what_the_test_went_through(permute):
 def test_what_cannot_be_learned_from_is_refused():
     images = draw()
     for words, action in [
-        ('comes without labels', lambda: make(images._replace(labels=None))),
-        ('y comes without labels', lambda: make(images, ('y', images._replace(labels=None)))),
+        ('x needs labels, and has none beside it; pass --labels', lambda: make(images._replace(labels=None))),
+        ('y needs labels, and has none beside it; pass --test_labels', lambda: make(images, ('y', images._replace(labels=None)))),
         ('--test=50 leaves none of the 50', lambda: make(images, test_count=50)),
         ('--validation=0.001 of 40', lambda: make(images, validation_share=0.001)),
         ('--validation=1 of 40', lambda: make(images, validation_share=1.0)),
@@ -212,7 +212,7 @@ def test_rows_that_come_one_at_a_time_end_where_the_whole_image_does(trained, mo
         (['--data=none'], 'none cannot be read'),
         (['--data=digits', '--labels=x'], 'comes with labels of its own'),
         (['--data=x', '--test_labels=x'], 'needs --test_data'),
-        (['--data=x'], 'comes without labels'),
+        (['--data=x'], 'pass --labels'),
         (['--data=x', '--labels=x'], 'labels with 00 00 08 01'),
         (['--data=x', '--order=columns'], 'must be one of rows, pixels'),
     ],

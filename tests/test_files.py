@@ -237,7 +237,7 @@ def lose(name):
     def damage(folder):
         summary = json.loads((folder / 'summary.json').read_text())
         del summary[name]
-        (folder / 'summary.json').write_text(json.dumps(summary))
+        files.Workdir(folder).write_summary(summary)
 
     return damage
 
@@ -245,7 +245,7 @@ def lose(name):
 def change(**changes):
     def damage(folder):
         summary = json.loads((folder / 'summary.json').read_text())
-        (folder / 'summary.json').write_text(json.dumps(summary | changes))
+        files.Workdir(folder).write_summary(summary | changes)
 
     return damage
 

@@ -142,7 +142,7 @@ def test_what_is_written_is_read_again(tmp_path):
         a.tobytes() == b.tobytes() for a, b in zip(jax.tree.leaves(best), jax.tree.leaves(found.best), strict=True)
     )
     other = jax.eval_shape(nn.Dense(2).init, jax.random.key(0), jnp.ones((1, 3)))
-    with pytest.raises(UserError, match='another model'):
+    with pytest.raises(UserError, match='of another run: params/kernel'):
         fit.read_models(tmp_path / fit.MODELS, dict(other))
     (tmp_path / fit.MODELS).write_bytes(b'PK')
     with pytest.raises(UserError, match='models.npz'):

@@ -42,7 +42,7 @@ def trained(data, held):
     shutil.copytree(held / 'w', data / 'w')
     path = data / 'w/summary.json'
     summary = json.loads(path.read_text())
-    path.write_text(json.dumps(summary | {'flags': summary['flags'] | {'data': 'data'}}))
+    files.Workdir(data / 'w').write_summary(summary | {'flags': summary['flags'] | {'data': 'data'}})
     return data
 
 
@@ -98,7 +98,7 @@ def test_python_and_the_command_line_do_the_same(trained):
 def test_a_file_that_changed_since_is_no_run_to_go_on_with(trained, finished, monkeypatch):
     if not finished:
         summary = json.loads((trained / 'w/summary.json').read_text())
-        (trained / 'w/summary.json').write_text(json.dumps(summary | {'finished': False}))
+        files.Workdir(trained / 'w').write_summary(summary | {'finished': False})
     (trained / 'data').write_text('61')
     with pytest.raises(
         UserError, match='w holds a run on other data: the file has changed since; choose another --work'
@@ -260,7 +260,7 @@ def test_what_cannot_be_predicted_is_told_in_a_sentence(trained, argv, words, ca
     bare = {name: about[name] for name in ('experiment', 'flags', 'finished')}
     for name, held in (('other', about | {'experiment': 'td'}), ('half', about | {'finished': False}), ('bare', bare)):
         (trained / name).mkdir()
-        (trained / name / files.SUMMARY).write_text(json.dumps(held))
+        files.Workdir(trained / name).write_summary(held)
     (trained / 'broken').mkdir()
     (trained / 'broken' / files.SUMMARY).write_text('{')
     capsys.readouterr()

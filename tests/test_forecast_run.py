@@ -184,6 +184,30 @@ def test_other_columns_are_refused_by_name(finished, in_tmp):
         predict.run(workdir=str(finished / 'run'), data='y.csv', out='o.csv', part='test')
 
 
+@pytest.mark.parametrize(
+    ('flags', 'line', 'refused'),
+    [({'thousands': ','}, '1,100', '1.100,0'), ({}, '985', '1.015')],
+)
+def test_a_run_keeps_how_its_numbers_are_written(in_tmp, capsys, monkeypatch, flags, line, refused):
+    """A file and a line are read as the file of the training."""
+    values = [940 + 15 * (step % 10) for step in range(60)]
+    (in_tmp / 'x.csv').write_text('x\n' + ''.join(f'{value:,}\n' if flags else f'{value}\n' for value in values))
+    short = {name: value for name, value in FLAGS.items() if name not in ('date', 'id', 'season', 'target')}
+    how = short | {'separator': ';', 'replicas': 1, 'horizon': 1} | flags
+    forecast.run(data='x.csv', workdir='run', **how)
+    assert f'{60:>5}        0' in capsys.readouterr().out
+    assert [float(row[-1]) for row in rows_of(in_tmp / 'run' / 'predictions.csv')[1:]] == values[-9:]
+    predict.run(workdir='run', data='x.csv', out='out.csv')
+    assert 'median' in capsys.readouterr().out
+    assert [float(row[-1]) for row in rows_of(in_tmp / 'out.csv')[1:-1]] == values[1:]
+    (in_tmp / 'y.csv').write_text(f'x\n{refused}\n{line}\n')
+    with pytest.raises(UserError, match=f"y.csv: row 1, column 'x': '{refused}'"):
+        predict.run(workdir='run', data='y.csv', out='out2.csv')
+    assert len(predicted(capsys, monkeypatch, 'run', line, line)) == 3
+    with pytest.raises(UserError, match=f"line 2 .*column 'x': '{refused}'"):
+        predicted(capsys, monkeypatch, 'run', line, refused)
+
+
 def test_an_id_that_was_not_trained_on_is_refused(in_tmp, capsys, monkeypatch):
     write(in_tmp / 'x.csv')
     flags = {**FLAGS, 'season': None, 'replicas': 1}
@@ -214,6 +238,11 @@ def test_an_id_that_was_not_trained_on_is_refused(in_tmp, capsys, monkeypatch):
         ({'window': 60}, '--window=60 needs 61'),
         ({'ar_order': 30}, 'has 42 rows to train on, and --ar_order=30 needs 62'),
         ({'separator': 'ab'}, 'must be one character'),
+        ({'decimal': ';'}, '--decimal=; must be one of'),
+        ({'thousands': '_'}, '--thousands=_ must be one of'),
+        ({'decimal': ',', 'thousands': ','}, '--decimal=, and --thousands=, must be different'),
+        ({'max_columns': 3}, 'x.csv has 4 columns, more than --max_columns=3'),
+        ({'max_bytes': 20}, '--max_bytes'),
         ({'target': ['x', 'x']}, 'all different'),
         ({'target': ['x'], 'covariates': ['x']}, "--covariates=x has the column 'x' that --target has"),
         ({'bidirectional': True}, '--bidirectional would look at the answers'),
@@ -223,3 +252,12 @@ def test_flags_that_do_not_go_together_are_refused(in_tmp, changes, words):
     write(in_tmp / 'x.csv')
     with pytest.raises(UserError, match=words):
         forecast.run(data='x.csv', **{**FLAGS, **changes})
+
+
+@pytest.mark.parametrize(
+    ('text', 'name'),
+    [(',', ','), ('.', '.'), ("'", "'"), ('\u2019', "'"), (' ', 'space'), ('\u00a0', 'space'), ('\u202f', 'space')],
+)
+def test_a_thousands_sign_is_given_as_it_is_or_by_name(text, name):
+    parse = forecast.FLAGS['thousands'].parser.parse
+    assert parse(text) == parse(name) == name

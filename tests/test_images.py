@@ -9,7 +9,9 @@ import pytest
 from hypothesis import strategies as st
 
 from seqjax.files import UserError
+from seqjax.readers.bounds import Bounds
 from seqjax.readers.images import beside_of, read_idx, read_images
+from tests.oddities import ODD, odd
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (5, 3, 4)).astype(np.uint8)
 LABELS = np.array([3, 1, 4, 1, 5], np.uint8)
@@ -69,8 +71,8 @@ FAULTS = {
     'cut': (GOOD[:-1], 'has 59 bytes of values, and its head says 5 x 3 x 4, which are 60'),
     'too long': (GOOD + b'\0', 'has 61 bytes'),
     'huge sizes': (GOOD[:4] + b'\xff' * 12 + GOOD[16:], 'has 60 bytes'),
-    'no images': (idx(PIXELS[:0]), 'has 0 images of 3 x 4 pixels'),
-    'no pixels': (idx(PIXELS[:, :0]), 'has 5 images of 0 x 4 pixels'),
+    'no images': (idx(PIXELS[:0]), 'is empty: its head says 0 x 3 x 4'),
+    'no pixels': (idx(PIXELS[:, :0]), 'is empty: its head says 5 x 0 x 4'),
     'cut gzip': (gzip.compress(GOOD)[:-12], 'is gzipped and damaged'),
     'changed gzip': (gzip.compress(GOOD)[:20] + b'\xff\xff\xff' + gzip.compress(GOOD)[23:], 'is gzipped and damaged'),
     'twice gzipped': (gzip.compress(gzip.compress(GOOD)), 'is no idx file: it begins with 1f 8b'),
@@ -124,3 +126,68 @@ def test_a_file_cut_anywhere_or_with_other_bytes_is_read_or_refused(folder, data
         assert str(error).startswith(str(folder / 'x'))
     else:
         assert images.values.ndim == 3 and images.values.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    'images, labels, test',
+    [
+        ('train-images.idx3-ubyte', 'train-labels.idx1-ubyte', 't10k-images.idx3-ubyte'),
+        ('train-images.idx3-ubyte.gz', 'train-labels.idx1-ubyte', 't10k-images.idx3-ubyte.gz'),
+        ('train-images.idx3-ubyte', 'train-labels-idx1-ubyte.gz', 't10k-images-idx3-ubyte'),
+        ('Train-Images-IDX3-ubyte', 'Train-Labels-IDX1-ubyte', 'T10k-Images-IDX3-ubyte'),
+        ('TRAIN-IMAGES.IDX3-UBYTE.GZ', 'train-labels.idx1-ubyte', 't10k-images-idx3-ubyte.gz'),
+        ('train-images-idx3-ubyte', 'TRAIN-LABELS-IDX1-UBYTE.GZ', 'T10K-IMAGES.IDX3-UBYTE'),
+    ],
+)
+def test_files_beside_have_a_dot_or_a_dash_in_any_case(tmp_path, images, labels, test):
+    packed = {name: gzip.compress if name.lower().endswith('.gz') else bytes for name in (images, labels, test)}
+    file = write(tmp_path, images, packed[images](idx(PIXELS)))
+    other = write(tmp_path, labels, packed[labels](idx(LABELS)))
+    held_out = write(tmp_path, test, packed[test](idx(PIXELS)))
+    assert beside_of(file, 'images', 'labels', 'idx3', 'idx1') == other
+    assert beside_of(file, 'train', 't10k') == held_out
+    np.testing.assert_array_equal(read_images(file).labels, LABELS)
+    assert beside_of(other, 'images', 'labels') is None
+
+
+def test_of_several_files_beside_the_one_with_the_nearest_name_is_taken(tmp_path):
+    file = write(tmp_path, 'train-images.idx3-ubyte', b'')
+    names = ['T10K-images.idx3-ubyte', 't10k-images-idx3-ubyte', 't10k-images.idx3-ubyte.gz', 't10k-images.idx3-ubyte']
+    for name in names:
+        write(tmp_path, name, b'')
+    assert beside_of(file, 'train', 't10k').name == 't10k-images.idx3-ubyte'
+    (tmp_path / names[-1]).unlink()
+    assert beside_of(file, 'train', 't10k').name == 't10k-images.idx3-ubyte.gz'
+
+
+HUGE = 2**32 - 1
+
+
+@pytest.mark.parametrize(
+    'sizes, values, words',
+    [
+        ((0, HUGE, HUGE), b'', 'is empty'),
+        ((HUGE, 0, HUGE), b'', 'is empty'),
+        ((HUGE, HUGE, 0), bytes(9), 'is empty'),
+        ((HUGE, HUGE, HUGE), bytes(9), 'has 9 bytes|--max_bytes'),
+        ((1, 1, 20_000), bytes(20_000), '--max_bytes'),
+        ((1, 1, 9), bytes(20_000), 'bytes of values, and its head says'),
+    ],
+)
+@pytest.mark.parametrize('pack', [bytes, gzip.compress])
+def test_sizes_are_checked_before_values_are_read(tmp_path, monkeypatch, sizes, values, words, pack):
+    file = write(tmp_path, 'x', pack(bytes([0, 0, 8, 3]) + struct.pack('>3I', *sizes) + values))
+    with pytest.raises(UserError, match=words):
+        read_images(file, bounds=Bounds(bytes=10_000))
+
+
+def test_the_limit_can_be_lifted(tmp_path):
+    file = write(tmp_path, 'x', gzip.compress(idx(np.zeros((1, 1, 20_000), np.uint8))))
+    assert read_images(file, bounds=Bounds(bytes=20_016)).values.shape == (1, 1, 20_000)
+
+
+@pytest.mark.parametrize('kind', ODD)
+def test_what_is_not_a_file_is_refused_at_once(tmp_path, kind):
+    path = odd(tmp_path, kind)
+    with pytest.raises(UserError, match='cannot be read'):
+        read_images(path)

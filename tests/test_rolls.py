@@ -1,5 +1,8 @@
 """Piano rolls out of .mat files: what is read, and a sentence for everything that is wrong."""
 
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqjax.files import UserError
+from seqjax.readers.bounds import Bounds
 from seqjax.readers.rolls import KEYS, read_rolls
+from tests.oddities import ODD, odd
 
 SHARED = Path(__file__).parent.parent.parent / 'shared' / 'data'
 io = pytest.importorskip('scipy.io', reason='.mat files need SciPy: pip install "seqjax[data]"')
@@ -114,7 +119,7 @@ def test_a_file_without_piano_rolls_is_refused(write):
 
 
 def test_no_file_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(UserError, match='none.mat cannot be read: No such file or directory; --data names a .mat file'):
+    with pytest.raises(UserError, match='none.mat cannot be read: No such file or directory'):
         read_rolls(str(tmp_path / 'none.mat'))
     with pytest.raises(UserError, match='cannot be read: Is a directory'):
         read_rolls(str(tmp_path))
@@ -214,3 +219,45 @@ def test_published_files_have_the_pieces_that_they_are_known_to_have(name, piece
     found = read_rolls(str(path), KEYS)
     assert [len(found[part]) for part in KEYS] == pieces
     assert [sum(map(len, found[part])) for part in KEYS] == frames
+
+
+def compressed(claimed, size):
+    """A compressed element whose tag claims so many bytes, and that has others."""
+    content = zlib.compress(struct.pack('<II', 14, claimed) + bytes(size))
+    return struct.pack('<II', 15, len(content)) + content
+
+
+MAT = b'MATLAB 5.0'.ljust(124) + b'\x00\x01IM'
+
+
+@pytest.mark.parametrize(
+    ('elements', 'sentence'),
+    [
+        ([(2**20, 2**20)], 'expands to more than 25,000 bytes.*--max_bytes'),
+        ([(2**32 - 9, 10)], 'expands to more than 25,000 bytes.*--max_bytes'),
+        ([(15_000, 15_000), (15_000, 15_000)], 'expands to more than 25,000|cannot be read as a .mat file'),
+        ([(1000, 2**24)], 'larger than its tag says'),
+        ([(1000, 10)], 'cannot be read as a .mat file'),
+    ],
+)
+def test_what_expands_too_far_is_refused_before_it_is_expanded(tmp_path, elements, sentence):
+    path = tmp_path / 'bomb.mat'
+    path.write_bytes(MAT + b''.join(compressed(*sizes) for sizes in elements))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=sentence):
+        read_rolls(str(path), bounds=Bounds(bytes=100_000))
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_a_compressed_file_within_the_limit_is_read(write):
+    path = write(good(), do_compression=True)
+    assert len(read_rolls(path, bounds=Bounds(bytes=40_000))['train']) == 2
+    with pytest.raises(UserError, match='--max_bytes'):
+        read_rolls(path, bounds=Bounds(bytes=1000))
+
+
+@pytest.mark.parametrize('kind', ODD)
+def test_what_is_not_a_file_is_refused_at_once(tmp_path, kind):
+    with pytest.raises(UserError, match='cannot be read'):
+        read_rolls(str(odd(tmp_path, kind)))

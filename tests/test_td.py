@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import launch, studies, td, td_rates
-from seqjax import report
+from seqjax import files, report
 from seqjax import run as host
 
 ROOT = Path(__file__).parent.parent
@@ -225,7 +225,7 @@ def test_an_unfinished_run_goes_on(in_tmp, capsys):
     path, whole = folder / 'summary.json', (folder / 'metrics.csv').read_bytes()
     held = json.loads(path.read_text())
     for gone, told in (('12', 'goes on from step 10,'), ('10', 'goes on from step 5,'), ('', '')):
-        path.write_text(json.dumps({**held, 'finished': False}))
+        files.Workdir(path.parent).write_summary({**held, 'finished': False})
         (folder / 'metrics.csv').write_bytes(whole[: len(whole) * 9 // 10])
         if gone:
             shutil.rmtree(folder / 'checkpoints' / '12')

@@ -18,7 +18,7 @@ import numpy as np
 from seqjax.baselines import classes as simple
 from seqjax.data import epoch_rows
 from seqjax.dataset import Dataset, Form, Stream, Unseen
-from seqjax.datasets import classify
+from seqjax.datasets import classify, recipes
 from seqjax.files import UserError
 from seqjax.readers.images import Images
 from seqjax.task import Batch
@@ -94,6 +94,29 @@ def dataset(
     )
 
 
+SIDE = recipes.whole(1, 2**16)
+SCHEMA = {
+    'classes': recipes.several(recipes.choice(*map(str, range(256))), 2, distinct=True),
+    'maximum': recipes.whole(1, 255),
+    'height': SIDE,
+    'width': SIDE,
+    'order': recipes.choice('rows', 'pixels'),
+    'permutation': recipes.optional(recipes.several(recipes.whole(0))),
+}
+
+
+def check_recipe(recipe: Any, order: str, permute: bool) -> Recipe:
+    """Returns a recipe that was read from a file; raises UserError if it is invalid."""
+    recipes.check(recipe, SCHEMA, {'order': order})
+    labels, pixels = list(map(int, recipe['classes'])), recipe['height'] * recipe['width']
+    recipes.require(labels == sorted(labels), f'classes that do not ascend: {labels}')
+    recipes.require(pixels <= recipes.MOST_STEPS, f'images of {pixels:,} pixels')
+    drawn = recipe['permutation']
+    recipes.require((drawn is not None) == permute, f'permutation={str(drawn)[:80]}, and --permute is {permute}')
+    recipes.require(drawn is None or sorted(drawn) == list(range(pixels)), 'a permutation that is none')
+    return recipe
+
+
 def form(recipe: Recipe) -> Form:
     steps, features = _shape(recipe)
     return classify.form(features, len(recipe['classes']), steps)
@@ -145,9 +168,9 @@ def split(
     name: str, images: Images, test: tuple[str, Images] | None, test_count: int, validation_share: float
 ) -> Parts:
     """The parts of a run on a file; see `dataset`."""
-    for given, held in ((name, images), *([test] if test else [])):
+    for (given, held), flag in zip(((name, images), *([test] if test else [])), ('labels', 'test_labels'), strict=False):
         if held.labels is None:
-            raise UserError(f'{given} comes without labels, and there is nothing to learn then; name them, as --labels')
+            raise UserError(f'{given} needs labels, and has none beside it; pass --{flag}, their file')
     count = len(images.values)
     if test is None and test_count >= count:
         raise UserError(f'--test={test_count} leaves none of the {count:,} images of {name}; choose fewer')

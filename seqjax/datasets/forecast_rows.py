@@ -156,7 +156,7 @@ def asked(rows: Rows, origins: Spans) -> Rows:
 
 
 def tiled(rows: Rows) -> Rows:
-    """Returns rows whose steps are a multiple of `TILE`, so that a stream gives the same numbers, most to the last bit."""
+    """Returns rows with a multiple of `TILE` steps, so that a stream gives the same numbers, most bit for bit."""
     return rows._replace(steps=-(-rows.steps // TILE) * TILE)
 
 

@@ -56,7 +56,7 @@ def columns_of(recipe: Mapping[str, Any]) -> Columns:
     return Columns(recipe['targets'], recipe['covariates'], recipe['date'], recipe['id'])
 
 
-def formats_of(recipe: Mapping[str, Any]) -> dict[str, NumberFormat]:
+def number_formats(recipe: Mapping[str, Any]) -> dict[str, NumberFormat]:
     """Returns how the numbers of each column were written in training, as a file to predict must write them."""
     return {name: NumberFormat(*format) for name, format in (recipe.get('numbers') or {}).items()}
 

@@ -15,7 +15,7 @@ from seqjax.baselines import forecasts as baselines
 from seqjax.dataset import SPLITS, Items, Table
 from seqjax.datasets.forecast_rows import Spans, Split, Told
 from seqjax.datasets.forecast_series import Ready, dates_after, format_of
-from seqjax.readers import date_formats, dates, tables
+from seqjax.readers import date_formats, dates, summary, tables
 from seqjax.readers.date_formats import DateFormat
 from seqjax.readers.tables import Series
 
@@ -135,7 +135,7 @@ def look(table: tables.Table, recipe: Mapping[str, Any], parts: Sequence[Ready],
         f'read step by step from the beginning, in windows of {recipe["window"]} to train; at each step '
         f'{recipe["horizon"]} ahead are told' + (f', {how}' if recipe['horizon'] > 1 else '')
     )
-    return lines
+    return lines + summary.lines(table)
 
 
 def _season_lines(recipe: Mapping[str, Any]) -> list[str]:

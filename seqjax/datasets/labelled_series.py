@@ -17,9 +17,9 @@ import numpy as np
 from seqjax.baselines import classes as simple
 from seqjax.data import epoch_rows
 from seqjax.dataset import Dataset, Form, Stream, Unseen
-from seqjax.datasets import classify
+from seqjax.datasets import classify, recipes
 from seqjax.files import UserError
-from seqjax.readers.archive import UNKNOWN, Series
+from seqjax.readers.archive import UNKNOWN, Series, matching
 from seqjax.task import Batch, Sequences
 
 VALIDATION, TEST = 1, 2  # seeds of what is held out: of their own, so that runs can be compared
@@ -88,6 +88,23 @@ def dataset(
     )
 
 
+SCHEMA = {
+    'classes': recipes.several(recipes.text(1), 2, distinct=True),
+    'mean': recipes.several(recipes.number(), 1),
+    'factor': recipes.several(recipes.number(-1), 1),
+    'missing': recipes.choice('refuse', 'mask'),
+    'steps': recipes.whole(1, recipes.MOST_STEPS),
+}
+
+
+def check_recipe(recipe: Any, missing: str) -> Recipe:
+    """Returns a recipe that was read from a file; raises UserError if it is invalid."""
+    recipes.check(recipe, SCHEMA, {'missing': missing})
+    recipes.require(len(recipe['mean']) == len(recipe['factor']), 'mean and factor of different lengths')
+    recipes.require(recipes.NAMES.holds(recipe.get('declared', [])), "no list of names as 'declared'")
+    return recipe
+
+
 def form(recipe: Recipe) -> Form:
     """F is twice the channels where missing values are masked."""
     features = len(recipe['mean']) * (2 if recipe['missing'] == 'mask' else 1)
@@ -100,7 +117,7 @@ def unseen(name: str, series: Series, recipe: Recipe) -> Unseen:
     Raises:
       UserError: there are other channels, classes that were not trained on, or missing values.
     """
-    series = _fitting(name, series, recipe['classes'], len(recipe['mean']))
+    series = _fitting(name, series, recipe['classes'], recipe.get('declared', ()), len(recipe['mean']))
     _check_missing(name, series, recipe['missing'])
     unknown = int((series.labels == UNKNOWN).sum())
     look = [_sizes(series), f'{len(series.labels) - unknown:,} series have a class, {unknown:,} have none']
@@ -160,13 +177,13 @@ def split(
     name: str, series: Series, test: tuple[str, Series] | None, test_share: float, validation_share: float
 ) -> Parts:
     """The parts of a run on a file, with those classes only that occur in it; see `dataset`."""
-    series = _labelled(name, series)
+    declared, series = series.classes, _labelled(name, series)
     if test is None:
         rest, held = classify.stratified(series.labels, test_share, TEST)
         _check_some(name, held, 'test', test_share)
         rest, held_out = take(series, rest), take(series, held)
     else:
-        rest, held_out = series, _fitting(*test, series.classes, series.values.shape[1])
+        rest, held_out = series, _fitting(*test, series.classes, declared, series.values.shape[1])
         for row in np.flatnonzero(held_out.labels == UNKNOWN)[:1]:
             raise UserError(f'{test[0]} has no class for series {row + 1}, and a test needs all of them')
     train, validation = classify.stratified(rest.labels, validation_share, VALIDATION)
@@ -181,14 +198,17 @@ def _check_some(name: str, rows: np.ndarray, flag: str, share: float) -> None:
         )
 
 
-def _fitting(name: str, series: Series, classes: Sequence[str], channels: int) -> Series:
-    """The same series with their labels as places in `classes`, that were trained on."""
+def _fitting(
+    name: str, series: Series, classes: Sequence[str], declared: Sequence[str], channels: int
+) -> Series:
+    """Returns the series with labels as places in `classes`, that were trained on, out of those `declared` there."""
     if series.values.shape[1] != channels:
         raise UserError(
             f'{name} has {series.values.shape[1]} channels, and {channels} were trained on; they must agree'
         )
-    places = {label.casefold(): place for place, label in enumerate(classes)}
-    mapped = np.array([places.get(label.casefold(), UNKNOWN - 1) for label in series.classes] + [UNKNOWN], np.int32)
+    same = matching(series.classes, classes, declared)
+    places = {same(label): place for place, label in enumerate(classes)}
+    mapped = np.array([places.get(same(label), UNKNOWN - 1) for label in series.classes] + [UNKNOWN], np.int32)
     labels = mapped[series.labels]  # UNKNOWN is the last one
     for row in np.flatnonzero(labels == UNKNOWN - 1)[:1]:
         raise UserError(
@@ -228,6 +248,7 @@ def _recipe(name: str, series: Series, train: Series, missing: str) -> dict[str,
         raise UserError(f'{name} has no channel that changes in the series to train on; there is nothing to learn from')
     return {
         'classes': list(train.classes),
+        'declared': list(series.classes),
         'mean': means,
         'factor': factors,  # 1 / standard deviation; 0 of a channel that is constant
         'missing': missing,

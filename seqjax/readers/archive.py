@@ -12,17 +12,25 @@ in which line a word stands that is no number. So the lines are taken apart here
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from seqjax.files import UserError
+from seqjax.files import UserError, open_data
+from seqjax.readers.bounds import Bounds
 
+COPIES = 8  # of a line, while it is read
+PIECE = 2**20  # characters that become numbers at once
 UNKNOWN = -1  # the label of a series whose class is not told
 MISSING = '?'  # a value, or a class
-SHOWN = 40  # characters of a word in a sentence
+SHOWN, SHOWN_CLASSES = 40, 10  # characters of a word, and classes, in a sentence
+QUOTED = re.compile(r'(?:"[^"\s]+\s[^"]*"|\'[^\'\s]+\s[^\']*\')(?!\S)')  # a name with spaces
 
 
 class Series(NamedTuple):
@@ -34,28 +42,39 @@ class Series(NamedTuple):
     classes: tuple[str, ...]  # as the head declares them; none where it declares that there are none
 
 
-def read_series(path: Path) -> Series:
+def read_series(path: Path, bounds: Bounds = Bounds()) -> Series:
     """Reads a .ts file, line by line.
 
     Raises:
-      UserError: it is no such file, or is mangled; the sentence names the line.
+      UserError: it is no such file, is mangled or too large; the sentence names the line.
     """
-    try:
-        # What is no UTF-8 may stand in a comment; elsewhere it is refused.
-        with path.open(encoding='utf-8-sig', errors='surrogateescape') as file:
-            return _read(path, enumerate(file, 1))
-    except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
+    # What is no UTF-8 may stand in a comment; elsewhere it is refused.
+    with open_data(path, 'r', encoding='utf-8-sig', errors='surrogateescape') as file:
+        bounds.check_bytes(path, os.fstat(file.fileno()).st_size)
+        return _read(path, _lines(path, file, bounds), bounds)
 
 
-def _read(path: Path, lines: Iterator[tuple[int, str]]) -> Series:
+def _lines(path: Path, file: TextIO, bounds: Bounds) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers; to read one takes several times its size."""
+    for number in itertools.count(1):
+        line = file.readline(bounds.bytes // COPIES + 1)
+        if not line:
+            return
+        bounds.check_bytes(f'{path}, line {number}', len(line), copies=COPIES)
+        yield number, line
+
+
+def _read(path: Path, lines: Iterator[tuple[int, str]], bounds: Bounds) -> Series:
     classes, channels = _head(path, lines)
-    places = {name.casefold(): place for place, name in enumerate(classes)}
+    bounds.check_columns(path, channels or 0, 'channels')
+    same = matching(classes)
+    places = {same(name): place for place, name in enumerate(classes)}
     values, lengths, labels = bytearray(), [], []  # not an array a series: each would take a hundred bytes more
     for number, line in _content(path, lines):
         where = f'{path}, line {number}'
+        bounds.check_columns(where, line.count(':') + (not classes), 'channels')
         words = line.split(':')
-        label = _label(where, words.pop(), places) if classes else UNKNOWN
+        label = _label(where, words.pop(), classes, places, same) if classes else UNKNOWN
         channels = channels or len(words)
         if len(words) != channels:
             raise UserError(
@@ -64,6 +83,7 @@ def _read(path: Path, lines: Iterator[tuple[int, str]]) -> Series:
             )
         steps = _steps(where, words)
         values += steps.tobytes()
+        bounds.check_bytes(where, len(values), 'and those before it have')
         lengths.append(len(steps))
         labels.append(label)
     if not lengths:
@@ -111,10 +131,38 @@ def _classes(path: Path, tags: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         )
     if not _flag(path, tags, '@classlabel'):
         return ()
-    classes = {name.casefold(): name for name in tags['@classlabel'][1:]}
-    if not classes:
+    words = re.findall(rf'{QUOTED.pattern}|\S+', ' '.join(tags['@classlabel'][1:]))
+    if not words:
         raise UserError(f'{path} has @classLabel true without any class; name them behind it, separated by spaces')
-    return tuple(classes.values())
+    return tuple(dict.fromkeys(map(_unquoted, words)))
+
+
+def matching(*declared: Sequence[str]) -> Callable[[str], str]:
+    """Returns the key by which names of classes are compared, given the lists of names that it must keep apart.
+
+    Unicode's composed and decomposed forms are the same name, and so are upper and lower case, unless two names of one
+    list differ by that alone.
+
+    >>> [matching(names)('A') for names in (['A', 'b'], ['A', 'a', 'b'])]
+    ['a', 'A']
+    """
+    for key in (_folded, _composed):
+        if all(len(set(map(key, names))) == len(set(names)) for names in declared):
+            return key
+    return str
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize('NFC', name)
+
+
+def _folded(name: str) -> str:
+    return _composed(_composed(name).casefold())
+
+
+def _unquoted(word: str) -> str:
+    """Returns a name that has spaces without its quotes; those of any other word are a part of the name."""
+    return word[1:-1] if QUOTED.fullmatch(word) else word
 
 
 def _channels(path: Path, tags: Mapping[str, Sequence[str]]) -> int | None:
@@ -136,13 +184,19 @@ def _flag(path: Path, tags: Mapping[str, Sequence[str]], tag: str) -> bool:
     return word == 'true'
 
 
-def _label(where: str, word: str, places: Mapping[str, int]) -> int:
-    word = word.strip()
+def _label(
+    where: str, word: str, classes: Sequence[str], places: Mapping[str, int], same: Callable[[str], str]
+) -> int:
+    word = _unquoted(word.strip())
+    if same(word) in places:
+        return places[same(word)]
     if word == MISSING:
         return UNKNOWN
-    if word.casefold() not in places:
-        raise UserError(f'{where} ends with {_shown(word)}, which is no class that @classLabel names; is the file cut?')
-    return places[word.casefold()]
+    raise UserError(
+        f'{where} ends with {_shown(word)}, which is not a class that @classLabel names '
+        f'({", ".join(map(_shown, classes[:SHOWN_CLASSES]))}{", ..." if len(classes) > SHOWN_CLASSES else ""}); '
+        'is the file cut?'
+    )
 
 
 def _steps(where: str, words: Sequence[str]) -> np.ndarray:
@@ -156,21 +210,63 @@ def _steps(where: str, words: Sequence[str]) -> np.ndarray:
             raise UserError(
                 f'{where} has {size} steps in channel {channel} and {sizes[0]} in channel 1; is the file cut?'
             )
-    plain = [word.replace(MISSING, 'nan') for word in words]
     try:
-        return np.loadtxt(plain, np.float32, delimiter=',', comments=None, ndmin=2).T
+        if sum(map(len, words)) <= PIECE:
+            return _numbers(words).T
+        found = np.empty((sizes[0], len(words)), np.float32)
+        for channel, word in enumerate(words):
+            place = 0
+            for piece in _pieces(word):
+                numbers = _numbers([piece])[0]
+                found[place : place + len(numbers), channel] = numbers
+                place += len(numbers)
     except ValueError as error:
         raise UserError(f'{where} {_no_number(words)}') from error
+    return found
+
+
+def _pieces(word: str) -> Iterator[str]:
+    """Splits long text at commas: NumPy takes many times its size."""
+    start = 0
+    while start < len(word):
+        stop = word.find(',', start + PIECE)
+        stop = len(word) if stop < 0 else stop
+        yield word[start:stop]
+        start = stop + 1
+    if word.endswith(','):
+        yield ''
+
+
+def _numbers(words: Sequence[str]) -> np.ndarray:
+    """Lines of numbers -> [lines, steps] float32; raises ValueError if a value is not a number."""
+    plain = [word.replace(MISSING, 'nan') for word in words]
+    if not all(plain):
+        raise ValueError
+    return np.loadtxt(plain, np.float32, delimiter=',', comments=None, ndmin=2)
 
 
 def _no_number(words: Sequence[str]) -> str:
     """The first word that is no number, and where it stands."""
+
+    def bad(text: str) -> bool:
+        try:
+            _numbers([text])
+        except ValueError:
+            return True
+        return False
+
     for channel, word in enumerate(words, 1):
-        for step, value in enumerate(word.split(','), 1):
-            try:
-                np.loadtxt([value.replace(MISSING, 'nan') or '-'], np.float32, delimiter=',', comments=None)
-            except ValueError:
-                return f'has {_shown(value)} at step {step} of channel {channel}, which is no number'
+        step = 1
+        for piece in _pieces(word):
+            if not bad(piece):
+                step += piece.count(',') + 1
+                continue
+            values = piece.split(',')
+            while len(values) > 1:
+                half = len(values) // 2
+                first = bad(','.join(values[:half]))
+                values, step = (values[:half], step) if first else (values[half:], step + half)
+            return f'has {_shown(values[0])} at step {step} of channel {channel}, which is no number'
     return 'holds what is no number'
 
 

@@ -59,8 +59,8 @@ class LineReader:
             )
         if len(words) != len(self.names):
             raise UserError(
-                f'the line has {len(words)} values, and {len(self.names)} are expected: {_some(self.names)}; begin with '
-                f'a header line, such as {self._example()}, if it has other columns'
+                f'the line has {len(words)} values, and {len(self.names)} are expected: {_some(self.names)}; begin '
+                f'with a header line, such as {self._example()}, if it has other columns'
             )
         self.started = True
         values = dict(zip(self.names, words, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 import warnings
 import zlib
@@ -13,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from seqjax.files import UserError
+from seqjax.files import UserError, open_data
+from seqjax.readers.bounds import Bounds
 from seqjax.readers.extra import locate, need
 
 KEYS = {'train': 'traindata', 'validation': 'validdata', 'test': 'testdata'}  # parts, and how the file names them
@@ -23,7 +25,7 @@ SHORTEST = 2  # frames: one to read, and one to foretell
 Pieces = list[np.ndarray]  # each [T, 88] uint8, 1 where a note sounds
 
 
-def read_rolls(path: str, parts: Collection[str] = ()) -> dict[str, Pieces]:
+def read_rolls(path: str, parts: Collection[str] = (), bounds: Bounds = Bounds()) -> dict[str, Pieces]:
     """The pieces of a file, by part.
 
     The file has the variables `traindata`, `validdata` and `testdata`, each a cell array of pieces [T, 88] of 0 and 1;
@@ -32,11 +34,12 @@ def read_rolls(path: str, parts: Collection[str] = ()) -> dict[str, Pieces]:
     Args:
       path: of the file, or PACKAGE:PATH.
       parts: of `KEYS`, those to read; by default what the file has, which must be one at least.
+      bounds: on the size of the file, decompressed.
 
     Raises:
       UserError: SciPy is not installed, or the file is none of this kind; the sentence names what is wrong where.
     """
-    held = load(locate(path), need('scipy.io', path), list(KEYS.values()))
+    held = load(locate(path), need('scipy.io', path), list(KEYS.values()), bounds)
     parts = parts or [part for part, key in KEYS.items() if key in held] or KEYS
     return {part: _pieces(path, KEYS[part], held) for part in parts}
 
@@ -75,29 +78,32 @@ def _piece(name: str, piece: Any) -> np.ndarray:
 
 # --- the format ------------------------------------------------------------------------------------
 
+COPIES = 4  # of what was compressed, while it is read
 HEAD, HDF5 = 128, 0x0200  # bytes before the first element; the version whose elements are elsewhere
 NUMBERS, MATRIX, COMPRESSED = (*range(1, 8), 9, 12, 13, 16, 17, 18), 14, 15  # types of elements
 NUMERIC = range(4, 16)  # classes of matrices whose parts are numbers: no cells, structures or objects
 SPARSE, COMPLEX = 5, 0x800  # a class; a flag beside it
+OF_MATRICES = range(1, 4)  # cells, structures and objects
 FULL = (*range(1, 5), *range(6, 16))  # those that hold each of their items: all but sparse ones and functions
 
 
-def load(path: Path, io: Any, names: list[str]) -> dict[str, Any]:
+def load(path: Path, io: Any, names: list[str], bounds: Bounds = Bounds()) -> dict[str, Any]:
     """Variables of a .mat file of version 5 to 7, by SciPy.
 
     Raises:
-      UserError: the file cannot be read, is none of these, is cut off or was changed.
+      UserError: the file cannot be read, is none of these, is too large, is cut off or was changed.
     """
+    with open_data(path) as file:
+        bounds.check_bytes(path, os.fstat(file.fileno()).st_size)
+        data = file.read()
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror}; --data names a .mat file') from error
-    try:
-        _check_file(data)
+        _check_file(data, _Unpacked(path, bounds))
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             warnings.simplefilter('error', io.matlab.MatReadWarning)  # a variable stands there twice
             return io.loadmat(BytesIO(data), variable_names=names)
+    except UserError:
+        raise
     except NotImplementedError as error:
         raise UserError(f'{path} is a .mat file of version 7.3, which is HDF5; save it with -v7 in MATLAB') from error
     except Exception as error:  # SciPy lets anything through of a file that was changed
@@ -105,33 +111,53 @@ def load(path: Path, io: Any, names: list[str]) -> dict[str, Any]:
         raise UserError(f'{path} cannot be read as a .mat file ({reason}); is it cut off, or another file?') from error
 
 
-def _check_file(data: bytes) -> None:
+class _Unpacked:
+    """Decompresses elements, and counts their bytes."""
+
+    def __init__(self, path: Path, bounds: Bounds):
+        self.path, self.bounds, self.size = path, bounds, 0
+
+    def unpack(self, content: memoryview, order: str) -> memoryview:
+        """Returns an element; its tag says how large it is, and it is decompressed up to that size."""
+        kind, size = struct.unpack(order + 'II', zlib.decompressobj().decompress(content, 8))
+        size = 8 + (0 if kind >> 16 else size)
+        self.size += size
+        self.bounds.check_bytes(self.path, self.size, 'expands to', COPIES)
+        stream = zlib.decompressobj()
+        data = stream.decompress(content, size + 8)  # and a bit more, by which it finds its end
+        if not stream.eof:
+            raise ValueError('a compressed element is cut off, or larger than its tag says')
+        return memoryview(data)
+
+
+def _check_file(data: bytes, unpacked: _Unpacked) -> None:
     """Raises where the elements of a file are not what they can be; SciPy ends the process at a type that is none."""
     order = {b'IM': '<', b'MI': '>'}.get(data[HEAD - 2 : HEAD])
     if order is None:
         raise ValueError('its first bytes are not those of one')
     if struct.unpack(order + 'H', data[HEAD - 4 : HEAD - 2])[0] == HDF5:
         raise NotImplementedError
-    _check_elements(memoryview(data)[HEAD:], order)
+    _check_elements(memoryview(data)[HEAD:], order, unpacked)
 
 
-def _check_elements(data: memoryview, order: str) -> None:
+def _check_elements(data: memoryview, order: str, unpacked: _Unpacked) -> None:
     for kind, content in _elements(data, order):
         if kind == COMPRESSED:
-            _check_elements(memoryview(zlib.decompress(content)), order)
+            _check_elements(unpacked.unpack(content, order), order, unpacked)
         elif kind == MATRIX and len(content):
-            _check_matrix(content, order)
+            _check_matrix(content, order, unpacked)
 
 
-def _check_matrix(data: memoryview, order: str) -> None:
+def _check_matrix(data: memoryview, order: str, unpacked: _Unpacked) -> None:
     parts = list(_elements(data, order))
     flags = int(np.frombuffer(parts[0][1], order + 'u4')[0])
     kind, count = flags & 0xFF, 4 + 2 * (flags & 0xFF == SPARSE) + bool(flags & COMPLEX)
     if kind in NUMERIC and (len(parts) != count or not {part for part, _ in parts} <= set(NUMBERS)):
         raise ValueError('a matrix of numbers has other parts')
-    if kind in FULL and math.prod(np.frombuffer(parts[1][1], order + 'i4').tolist()) > len(data):
+    least = 8 if kind in OF_MATRICES else 1  # bytes of an item
+    if kind in FULL and math.prod(np.frombuffer(parts[1][1], order + 'i4').tolist()) * least > len(data):
         raise ValueError('a matrix is larger than what it holds')  # SciPy would ask for the memory
-    _check_elements(data, order)
+    _check_elements(data, order, unpacked)
 
 
 def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seqjax.files import UserError
+from seqjax.files import UserError, open_file
 from seqjax.readers import date_formats, numbers
+from seqjax.readers.bounds import Bounds
 from seqjax.readers.date_formats import UNDECIDED, ColumnReader, DateFormat
 from seqjax.readers.dates import instants, offsets_in
 from seqjax.readers.extra import need
@@ -91,6 +93,7 @@ def read(
     formats: Mapping[str, NumberFormat] | None = None,
     mask: bool = False,
     dates: DateFormat = UNDECIDED,
+    bounds: Bounds = Bounds(),  # noqa: B008
 ) -> Table:
     """Reads the columns that are asked for, and no other.
 
@@ -103,6 +106,7 @@ def read(
       formats: of the columns of an earlier file, which this one must follow; instead of `decimal` and `thousands`.
       mask: whether values may be missing.
       dates: the format of the dates, as far as it is known.
+      bounds: of the columns of the file, and of the bytes of a text or of the columns that are read.
 
     Raises:
       UserError: the file cannot be read as such a table; a column is not there, holds text, or numbers of which the
@@ -111,11 +115,12 @@ def read(
     """
     need('pandas', path)
     format = next(iter(formats.values())) if formats else numbers.format_of(decimal, thousands)
-    source = (_Parquet if path.suffix == '.parquet' else _Text)(path, separator, format, bool(formats))
+    source = (_Parquet if path.suffix == '.parquet' else _Text)(path, separator, format, bool(formats), bounds)
     _check_names(path, source.names)
     if columns.targets is None:
         columns = columns._replace(targets=[_only_number(source, columns)])
     _check_columns(path, source.names, columns)
+    source.check_size(len(columns.all))
     reader = ColumnReader(lambda row: f'{path}: row {row}, column {columns.date!r}', dates)
     # pandas would drop thousands signs wherever they stand, so these numbers are read as text.
     words = columns.words if format.thousands is None else columns.all
@@ -163,14 +168,19 @@ class _Text:
 
     typed = False
 
-    def __init__(self, path: Path, separator: str, numbers: NumberFormat, fixed: bool):
+    def __init__(self, path: Path, separator: str, numbers: NumberFormat, fixed: bool, bounds: Bounds):
         _check_bytes(path)
         self.path, self.numbers, self.fixed = path, numbers, fixed
         self.separator = '\t' if path.suffix in TABS and separator == ',' else separator
+        bounds.check_columns(path, _count_columns(path, self.separator))
+        bounds.check_bytes(path, path.stat().st_size)
         with self._parsing():
             head = self._csv(header=None, nrows=1, dtype=str, keep_default_na=False)
         self.names = [str(name).strip() for name in head.iloc[0]] if len(head) else []
         self._check_separator()
+
+    def check_size(self, columns: int) -> None:
+        """Does nothing: the values of a text take a few times the bytes of the file at most."""
 
     def frames(
         self,
@@ -268,14 +278,21 @@ class _Parquet:
     separator = ','  # of lines that are read with a run on such a file
     typed = True  # numbers are numbers, not text
 
-    def __init__(self, path: Path, separator: str, numbers: NumberFormat, fixed: bool):
+    def __init__(self, path: Path, separator: str, numbers: NumberFormat, fixed: bool, bounds: Bounds):
         parquet, arrow = need('pyarrow.parquet', path), need('pyarrow', path)
         _check_file(path)
         self.path, self.numbers, self.fixed = path, numbers, fixed
         self.failures = (arrow.ArrowException, OSError, ValueError)
         with self._parsing():
             self.file = parquet.ParquetFile(path)
+            self.bounds = bounds
+            bounds.check_columns(path, self.file.metadata.num_columns)
             self.names = list(self.file.schema_arrow.names)
+
+    def check_size(self, columns: int) -> None:
+        """Raises UserError if so many columns are too large in memory, however small they are in the file."""
+        rows = self.file.metadata.num_rows
+        self.bounds.check_bytes(self.path, 8 * columns * rows, f'has {rows:,} rows, and {columns} columns of them take')
 
     def frames(
         self,
@@ -307,10 +324,9 @@ class _Parquet:
 
 def _check_file(path: Path) -> None:
     try:
-        if path.stat().st_size == 0:
-            raise UserError(f'{path} is empty; give a file with a row of names and rows of numbers')
-        with path.open('rb') as file:
-            file.read(1)
+        with open_file(path) as file:
+            if not file.read(1):
+                raise UserError(f'{path} is empty; give a file with a row of names and rows of numbers')
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}; give another --data') from error
 
@@ -329,6 +345,22 @@ def _check_bytes(path: Path) -> None:
         raise UserError(f'{path} is blank; give a file with a row of names and rows of numbers')
 
 
+def _count_columns(path: Path, separator: str) -> int:
+    """Returns the number of columns of a text by its first line, which may be of any length."""
+    count, quoted = 1, False
+    with path.open('rb') as file:
+        while block := file.read(2**16):
+            for place, piece in enumerate(block.split(b'"')):
+                quoted ^= place > 0
+                if quoted:
+                    continue
+                line = re.match(rb'[^\r\n]*', piece).group()
+                count += line.count(separator.encode())
+                if len(line) < len(piece):
+                    return count
+    return count
+
+
 def _first_bad_byte(path: Path) -> str:
     with path.open('rb') as file:
         for number, line in enumerate(file, 1):
@@ -345,11 +377,7 @@ def _first_bad_byte(path: Path) -> str:
 def _check_names(path: Path, names: Sequence[str]) -> None:
     if not any(names):
         raise UserError(f'{path} has no names of columns in its first line; write them there')
-    twice = (
-        [name for name in dict.fromkeys(names) if name and names.count(name) > 1]
-        if len(set(names)) < len(names)
-        else []
-    )
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
     if twice:
         raise UserError(f'{path} has several columns named {twice[0]!r}; rename all but one')
 
@@ -572,8 +600,8 @@ def _settled(
         if _readable(source, names, [NumberFormat(',', '.')]):
             remedy = f"use --thousands='.' if it stands for {plain}, or --decimal='.' if it stands for {word}"
     raise UserError(
-        f'{source.path}: row {row}, column {name!r} holds {word!r} and row {other} {whole!r}, so the point may separate '
-        f'thousands or decimals; {remedy}'
+        f'{source.path}: row {row}, column {name!r} holds {word!r} and row {other} {whole!r}, so the point may '
+        f'separate thousands or decimals; {remedy}'
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seqjax.files import UserError
+from seqjax.files import UserError, open_data
 
 KINDS = ('characters', 'bytes', 'words')
 SUFFIXES = ('.txt', '.md')  # of the files of a folder that are its texts
@@ -127,12 +128,17 @@ def find_texts(path: Path) -> list[Path]:
     try:
         if not path.is_dir():
             return [path]
-        found = sorted(file for file in path.rglob('*') if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = sorted(Path(place) / name for place, _, names in os.walk(path, onerror=_refuse) for name in names)
+        found = [file for file in found if file.suffix.lower() in SUFFIXES and file.is_file()]
     except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror}); name another --data') from error
+        raise UserError(f'{error.filename or path} cannot be read ({error.strerror}); name another --data') from error
     if not found:
         raise UserError(f'{path} is a folder without a text ({" or ".join(SUFFIXES)}); name a file')
     return found
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def read_new(path: Path, kind: str, training: Training, *, size: int = 10_000) -> Text:
@@ -183,14 +189,9 @@ def _refuse_empty(path: Path, text: Text) -> None:
 
 
 def _pieces(file: Path) -> Iterator[bytes]:
-    try:
-        if not file.is_file() and file.exists():
-            raise UserError(f'{file} is no file that can be read twice; save its text in one')
-        with file.open('rb') as opened:
-            while piece := opened.read(PIECE):
-                yield piece
-    except OSError as error:
-        raise UserError(f'{file} cannot be read ({error.strerror}); name another --data') from error
+    with open_data(file) as opened:
+        while piece := opened.read(PIECE):
+            yield piece
 
 
 def decoded(file: Path, notes: set[str]) -> Iterator[str]:
