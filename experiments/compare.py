@@ -218,7 +218,7 @@ def _write(folder: files.Workdir, found: Sequence[tuple[Entry, Outcome]]) -> Non
         for entry, outcome in found:
             for seed in outcome.seeds:
                 reached = '' if seed.sequences is None else seed.sequences
-                values = (f'{seed.test[name]:.9g}' for name in ('loss', WRONG))
+                values = (float(seed.test[name]) for name in ('loss', WRONG))
                 yield [entry.task, entry.cell, entry.hidden, entry.params, seed.seed, reached, *values]
 
     columns = ['task', 'cell', 'hidden', 'params', 'seed', 'sequences_to_the_goal', 'loss', WRONG]

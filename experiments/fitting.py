@@ -8,8 +8,10 @@ What the files of a kind are, and how they are split, is the kind's; all else is
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -100,6 +102,7 @@ class Result(NamedTuple):
     gains: Mapping[str, Gain]  # over each baseline
     chosen: int  # the seed that is best on validation, which a prediction uses
     tell: Sequence[str]  # lines of the kind, about that seed
+    baseline: str | None = None  # the one that is best on validation; None in results of earlier versions
 
 
 # --- the model and the task ------------------------------------------------------------------------
@@ -256,6 +259,7 @@ class Kind:
         dataset = self.dataset(settings)
         # Resolved: a run that is asked for more steps must keep it.
         settings['every'] = min(settings['every'] or min(dataset.epoch, MOST_EVERY), settings['steps'])
+        dataset = dataset._replace(baselines={name: functools.cache(one) for name, one in dataset.baselines.items()})
         for cell in settings['compare'] or [settings['cell']]:
             make_model(dataset.form, settings | {'cell': cell})
         print('\n'.join([dataset.name, *(f'  {line}' for line in [*dataset.look, *first_scores(dataset)])]))
@@ -417,10 +421,15 @@ def _refuse_other_data(folder: files.Workdir, summary: Mapping[str, Any], data: 
 
 def first_scores(dataset: Dataset) -> list[str]:
     """What the baselines reach on validation."""
-    values = {name: _value(dataset.measure, score('validation')) for name, score in dataset.baselines.items()}
+    values = validation_values(dataset)
     told = ', '.join(f'{name} {value:{dataset.measure.spec}}' for name, value in values.items())
     unit = f' ({dataset.measure.unit})' if dataset.measure.unit else ''
     return [f'{dataset.measure.name}{unit} on validation: {told}']
+
+
+def validation_values(dataset: Dataset) -> dict[str, float]:
+    """Returns the measure of each baseline on the validation part."""
+    return {name: _value(dataset.measure, score('validation')) for name, score in dataset.baselines.items()}
 
 
 def _value(measure: Measure, items: Items) -> float:
@@ -454,6 +463,7 @@ def _tested(
         gains,
         int(found.seeds[chosen]),
         list(dataset.tell(of_chosen)),
+        verdict.best(dataset.measure, validation_values(dataset)),
     )
     files.write_table(folder, PREDICTIONS, *dataset.test.table(of_chosen))
     if settings['picture']:
@@ -463,13 +473,13 @@ def _tested(
 
 def plain(result: Result) -> dict[str, Any]:
     """As JSON has it."""
-    gains = {name: list(gain) for name, gain in result.gains.items()}
+    gains = {name: [gain.mean, gain.half if math.isfinite(gain.half) else None] for name, gain in result.gains.items()}
     return result._asdict() | {'values': result.values.tolist(), 'gains': gains}
 
 
 def result_of(held: Mapping[str, Any]) -> Result:
     """What `plain` gave."""
-    gains = {name: Gain(*gain) for name, gain in held['gains'].items()}
+    gains = {name: Gain(mean, math.inf if half is None else half) for name, (mean, half) in held['gains'].items()}
     return Result(**{**held, 'values': np.array(held['values'], float), 'gains': gains})
 
 
@@ -506,19 +516,28 @@ def _who(result: Result) -> str:
 
 
 def conclusion(measure: Measure, result: Result) -> str:
-    """The last line: whether the model beats the best baseline, by how much, and how sure that is."""
-    whom = verdict.best(measure, result.baselines)
-    return verdict.sentence(measure, result.gains[whom], _who(result), whom) + '.'
+    """The last line: whether the model beats the baseline that is best on validation, by how much, how sure that is.
+
+    Where another baseline is better on the test part, and the model does not clearly beat that one, the line says so.
+    """
+    best = verdict.best(measure, result.baselines)
+    whom = result.baseline or best
+    line = verdict.sentence(measure, result.gains[whom], _who(result), whom)
+    gain = result.gains[best]
+    if best != whom and not (gain.clear and gain.mean > 0):
+        value = f'{result.baselines[best]:{measure.spec}}'
+        line += f'; {whom} is the best baseline on validation, but on the test part {best} is better ({value})'
+    return line + '.'
 
 
 def write_compared(folder: files.Workdir, measure: Measure, results: Sequence[Result]) -> None:
     """compare.csv: a row for each seed of each cell, and one for each baseline."""
     rows = [
-        [result.cell, result.hidden, result.params, seed, f'{value:.9g}']
+        [result.cell, result.hidden, result.params, seed, value]
         for result in results
         for seed, value in zip(result.seeds, result.values.tolist(), strict=True)
     ]
-    rows += [[name, '', '', '', f'{value:.9g}'] for name, value in results[0].baselines.items()]
+    rows += [[name, '', '', '', value] for name, value in results[0].baselines.items()]
     files.write_table(folder, COMPARED, ['model', 'hidden', 'params', 'seed', measure.name], rows)
 
 

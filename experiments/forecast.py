@@ -18,26 +18,27 @@ series from the beginning, also to predict; one of more than 4096 + 8 * --window
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import launch
-from experiments.fitting import Kind
+from experiments.fitting import Kind, bounds_of
 from experiments.launch import Choice, Flag, Fraction, Many, Name, Switch, Whole
 from seqjax.dataset import SPLITS, Dataset, Form, Stream, Unseen
 from seqjax.datasets import forecast
-from seqjax.datasets.forecast_rows import Ahead, Split, spans
-from seqjax.datasets.forecast_series import columns_of, format_of, ready
+from seqjax.datasets.forecast_rows import TILE, Ahead, Split, spans
+from seqjax.datasets.forecast_series import Unusable, columns_of, format_of, number_formats, ready
 from seqjax.datasets.forecast_told import INTERVALS
 from seqjax.files import UserError
-from seqjax.readers import date_formats, tables
-from seqjax.readers.date_formats import DateFormat
+from seqjax.readers import date_formats, numbers, tables
+from seqjax.readers.date_formats import DateFormat, Stamp
 from seqjax.readers.extra import locate
+from seqjax.readers.lines import LineReader
+from seqjax.readers.numbers import NumberFormat, parse_number
 from seqjax.readers.tables import Columns, Series, Table
 from seqjax.task import Batch
 
@@ -77,6 +78,14 @@ class Checked(Name):
         return self.kind
 
 
+class Thousands(Choice):
+    """The name of a thousands sign, or one of its characters."""
+
+    def parse(self, argument: Any) -> str:
+        names = {sign: name for name, signs in numbers.THOUSANDS.items() for sign in signs}
+        return super().parse(names.get(argument, argument) if isinstance(argument, str) else argument)
+
+
 class Forecast(Kind):
     """Series of numbers, in time."""
 
@@ -102,7 +111,12 @@ class Forecast(Kind):
             'mask: a missing value is read as 0, beside a 1 that says so, and is left out of every score',
         ),
         'separator': Flag(Sign(), 'between columns of text; a file named .tsv has tabs'),
-        'decimal': Flag(Sign(), 'before the fraction of a number'),
+        'decimal': Flag(
+            Choice(*numbers.DECIMAL), "decimal sign of numbers in text; '.' by default, if no column leaves it open"
+        ),
+        'thousands': Flag(
+            Thousands(*numbers.THOUSANDS), "sign between groups of digits: 1,234 or 12,34,567; ' is the apostrophe"
+        ),
         'validation': Flag(Fraction(), 'share of each series that settings and the end of training are chosen by'),
         'test': Flag(Fraction(), 'share of each series, its last, that is looked at once'),
         'validation_from': Flag(Name(), 'date, or without --date row of each series, at which validation begins'),
@@ -118,17 +132,33 @@ class Forecast(Kind):
         ),
         'relative_to': Flag(
             Choice('last', 'nothing', 'season'),
-            'what the answer of the network is added to: the last value, nothing, or that of a --season before',
+            'what the answer of the network is added to: the last value, nothing, or the value a season before (the '
+            'season that is best on validation)',
         ),
-        'season': Flag(Whole(2), 'steps of a season; the value of the season before is a baseline then'),
+        'season': Flag(
+            Many(Whole(2)),
+            'steps of a season, one or several: the value a season before is a baseline; with --date the usual seasons '
+            'of its frequency are tried, too, such as 24 and 168 for hours',
+        ),
         'ar_order': Flag(Whole(1, 1000), 'order of the autoregression to beat; by default that of the lowest AIC'),
+        'skip_short': Flag(
+            Switch(), 'leave out series (by --id) that are too short or constant to learn from, here and in predictions'
+        ),
     }
     own_defaults = {
         **{'target': None, 'date': None, 'date_format': None, 'time_zone': None, 'id': None, 'covariates': None},
         **{'calendar': False, 'missing': 'refuse'},
-        **{'separator': ',', 'decimal': '.', 'validation': 0.15, 'test': 0.15, 'validation_from': None},
+        **{
+            'separator': ',',
+            'decimal': None,
+            'thousands': None,
+            'validation': 0.15,
+            'test': 0.15,
+            'validation_from': None,
+        },
         **{'test_from': None, 'horizon': 1, 'window': 64, 'strategy': 'direct', 'head': 'point'},
-        **{'relative_to': 'last', 'season': None, 'ar_order': None, 'hidden': 32},
+        **{'relative_to': 'last', 'season': None, 'ar_order': None, 'skip_short': False},
+        'hidden': 32,
     }
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,13 +171,16 @@ class Forecast(Kind):
         columns = Columns(settings['target'], settings['covariates'] or (), settings['date'], settings['id'])
         dates = DateFormat.of_flags(settings['date_format'], settings['time_zone'])
         table = _read(path, columns, settings, dates)
-        names = ('date', 'id', 'season', 'horizon', 'window', 'strategy', 'head', 'calendar')
+        names = ('date', 'id', 'horizon', 'window', 'strategy', 'head', 'calendar', 'skip_short')
         recipe = {name: settings[name] for name in names} | {
             'covariates': list(columns.covariates),
             'mask': settings['missing'] == 'mask',
-            'lag': {'last': 1, 'nothing': None, 'season': settings['season']}[settings['relative_to']],
+            'header': list(table.names),
+            'separator': table.separator,
+            'seasons': settings['season'],
+            'lag': {'last': 1, 'nothing': None, 'season': 'season'}[settings['relative_to']],
         }
-        splits = [split(path.name, series, settings, table.dates) for series in table.series]
+        splits = _splits(path.name, table, settings)
         how = {'batch_size': settings['batch_size'], 'order': settings['ar_order']}
         return forecast.dataset(path.name, table, splits, recipe, **how)
 
@@ -160,30 +193,50 @@ class Forecast(Kind):
     def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
         """From every origin, the last of which reach into the future; or from those of one part of the file."""
         file, part, origins = locate(path), settings.get('part', ALL), None
-        table = _read(file, columns_of(recipe), settings, format_of(recipe))
+        table = _read(file, columns_of(recipe), settings, format_of(recipe), number_formats(recipe))
         if part != ALL:
-            splits = [split(file.name, series, settings, table.dates) for series in table.series]
-            lengths = [len(series.rows) for series in table.series]
-            origins = spans(part, splits, lengths, recipe['horizon'])
-            if any(first < 0 or first >= stop for first, stop in origins):
+            known, _ = forecast.known_series(file.name, table, recipe)
+            table = table._replace(series=known)
+            lengths = [len(series.rows) for series in known]
+            origins = spans(part, _splits(file.name, table, settings), lengths, recipe['horizon'])
+            long = [0 <= first < stop for first, stop in origins]
+            if not (any(long) if settings.get('skip_short') else all(long)):
                 raise UserError(
-                    f'{file} is too short for a {part} part with --horizon={recipe["horizon"]}; say --part=all'
+                    f'{file}{known[long.index(False)].phrase} is too short for a {part} part with '
+                    f'--horizon={recipe["horizon"]}; use --part=all'
                 )
+            table = table._replace(series=[one for one, some in zip(known, long, strict=True) if some])
+            origins = [span for span, some in zip(origins, long, strict=True) if some]
         return forecast.unseen(file.name, table, recipe, batch_size=settings['batch_size'], origins=origins)
 
     def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
-        """A line is the row of a file: the id and the date where there is one to know, targets, covariates."""
+        """A line is a row, with the columns of the run's file in their order, or those that a header line names."""
         if recipe['strategy'] == 'recursive':
             raise UserError(
                 '--stdin: the run has --strategy=recursive, which reads its own forecasts; train --strategy=direct'
             )
         following = _Following(settings, recipe)
-        return Stream(following.parse, following.columns, following.values, following.restart)
+        return Stream(
+            following.parse,
+            following.columns,
+            following.values,
+            following.restart,
+            series=lambda: following.series,
+            rows=TILE,
+            takes_empty=True,
+        )
 
 
-def _read(path: Path, columns: Columns, settings: Mapping[str, Any], dates: DateFormat) -> Table:
-    how = {'separator': settings['separator'], 'decimal': settings['decimal'], 'dates': dates}
-    return tables.read(path, columns, **how, mask=settings['missing'] == 'mask')
+def _read(
+    path: Path,
+    columns: Columns,
+    settings: Mapping[str, Any],
+    dates: DateFormat,
+    formats: Mapping[str, NumberFormat] | None = None,
+) -> Table:
+    how = {name: settings[name] for name in ('separator', 'decimal', 'thousands')}
+    how |= {'formats': formats, 'dates': dates, 'mask': settings['missing'] == 'mask', 'bounds': bounds_of(settings)}
+    return tables.read(path, columns, **how)
 
 
 def _check_together(settings: Mapping[str, Any]) -> None:
@@ -193,8 +246,8 @@ def _check_together(settings: Mapping[str, Any]) -> None:
         '--date_format is the format of a column of dates: pass --date': settings['date_format']
         and not settings['date'],
         '--time_zone is that of a column of dates: pass --date': settings['time_zone'] and not settings['date'],
-        '--relative_to=season needs the steps of a season: say --season': (
-            settings['relative_to'] == 'season' and settings['season'] is None
+        '--relative_to=season needs the steps of a season: pass --season, or --date for the usual ones': (
+            settings['relative_to'] == 'season' and settings['season'] is None and settings['date'] is None
         ),
         '--strategy=recursive has no covariates of the future to read: leave out --covariates': (
             settings['strategy'] == 'recursive' and settings['covariates']
@@ -221,6 +274,20 @@ def _check_together(settings: Mapping[str, Any]) -> None:
 # --- splits ----------------------------------------------------------------------------------------
 
 
+def _splits(name: str, table: Table, settings: Mapping[str, Any]) -> list[Split]:
+    """Returns the split of each series; a series that does not reach a named date gets one without a training part."""
+    found, errors = [], []
+    for series in table.series:
+        try:
+            found.append(split(name, series, settings, table.dates))
+        except Unusable as error:
+            errors.append(error)
+            found.append(Split(0, 0))
+    if len(errors) == len(found):
+        raise errors[0]
+    return found
+
+
 def split(name: str, series: Series, settings: Mapping[str, Any], form: DateFormat) -> Split:
     """Where validation and test begin in a series: at the rows or dates that are named, or by shares."""
     count = len(series.rows)
@@ -229,7 +296,7 @@ def split(name: str, series: Series, settings: Mapping[str, Any], form: DateForm
         return Split(test - round(settings['validation'] * count), test)
     found = Split(*(_place(name, series, flag, settings[flag], form) for flag in ('validation_from', 'test_from')))
     if found.validation >= found.test:
-        raise UserError(
+        raise Unusable(
             f'--validation_from={settings["validation_from"]} must lie before --test_from={settings["test_from"]}'
             f', and in {name}{series.phrase} no row is between them'
         )
@@ -244,7 +311,7 @@ def _place(name: str, series: Series, flag: str, text: str, form: DateFormat) ->
     count = len(series.rows)
     if series.dates is None:
         place = int(text) - 1 if text.isascii() and text.isdigit() else -1
-        kind = f'must be a row from 2 to {count}, as there is no --date'
+        kind = f'must be a row from 2 to {count}, as there is no --date' if count > 1 else 'needs more than one row'
     else:
         try:
             when = date_formats.parse(text, DateFormat(date_formats.ISO))
@@ -257,27 +324,37 @@ def _place(name: str, series: Series, flag: str, text: str, form: DateFormat) ->
         offsets = None if series.offsets is None else series.offsets[[0, -1]]
         kind = 'must be a date after {} and up to {}'.format(*date_formats.write(series.dates[[0, -1]], offsets, form))
     if not 0 < place < count:
-        raise UserError(f'--{flag}={text} {kind}, for {name}{series.phrase}')
+        raise Unusable(f'--{flag}={text} {kind}, for {name}{series.phrase}')
     return place
 
 
 # --- one observation after the other ---------------------------------------------------------------
 
 
+class _State(NamedTuple):
+    """What is kept of a series from line to line."""
+
+    stamp: Stamp | None  # of the last row
+    past: np.ndarray  # [lag, C] of the targets in units of the training part, as `Ready.past`
+    scale: np.ndarray  # [2, C]
+
+
 class _Following:
-    """Rows that come one at a time."""
+    """Rows that come one at a time: a series for each id."""
 
     def __init__(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]):
-        self.settings, self.recipe = settings, recipe
-        self.names = columns_of(recipe).numbers
-        self.leads = [name for name in (recipe['id'], recipe['date'] if recipe['cycles'] else None) if name is not None]
-        self.form, self.dates = forecast.form(recipe), format_of(recipe)
+        self.recipe, self.form, self.dates = recipe, forecast.form(recipe), format_of(recipe)
+        columns = columns_of(recipe)
+        how = numbers.format_of(settings['decimal'], settings['thousands'])
+        self.numbers = dict.fromkeys(columns.numbers, how) | number_formats(recipe)
+        separator = recipe.get('separator', settings['separator'])
+        self.lines = LineReader(recipe.get('header'), columns.all, separator, self._is_value)
         self.answer = jax.jit(self._answer)
         self.restart()
 
     def restart(self) -> None:
-        self.series, self.scale, self.stamp = None, None, None
-        self.past = np.zeros((self.recipe['lag'] or 1, len(self.recipe['targets'])), np.float32)
+        """All series begin anew."""
+        self.series, self.states = None, {}
 
     @property
     def columns(self) -> list[str]:
@@ -287,50 +364,72 @@ class _Following:
         steps = range(1, self.recipe['horizon'] + 1)
         return [f'{target}+{step}{end}' for target in self.recipe['targets'] for step in steps for end in ends]
 
-    def parse(self, line: str) -> np.ndarray:
-        """[F] of a row."""
-        words = [word.strip() for word in next(csv.reader([line], delimiter=self.settings['separator']))]
-        wanted = [*self.leads, *self.names]
-        if len(words) != len(wanted):
-            raise UserError(f'{len(words)} values are not the {len(wanted)} of a row: {", ".join(wanted)}')
-        leads = dict(zip(self.leads, words, strict=False))
-        series = leads.get(self.recipe['id']) if self.recipe['id'] is not None else None
-        if self.series not in (None, series):
-            raise UserError(f'series {series!r} follows {self.series!r}; put an empty line between two series')
-        values = np.array([[self._number(*pair) for pair in zip(self.names, words[len(self.leads) :], strict=True)]])
-        date = offset = None
-        if self.recipe['cycles']:
-            self.stamp = date_formats.parse(leads[self.recipe['date']], self.dates, self.stamp, self.recipe['date'])
-            date = np.array([self.stamp.local])
-            offset = None if self.stamp.offset is None else np.array([self.stamp.offset])
-        found = ready('the line', Series(series, values, np.array([1]), date, offset), self.recipe)
-        self.series, self.scale = series, found.scale
-        now = np.where(found.real[0], found.values[0], self.past[0])
-        self.past = np.concatenate([self.past[1:], now[None]])
+    def parse(self, line: str) -> np.ndarray | None:
+        """[F] of a row; None for a line that begins all series anew: a header line, or an empty one.
+
+        An empty line is a missing value where a line is one value and values may be missing.
+        """
+        if not line.strip() and not (self.lines.single and self.recipe['mask']):
+            return None
+        words = self.lines.read(line)
+        if words is None:
+            return None
+        self.series = None if self.recipe['id'] is None else words[self.recipe['id']]
+        if self.series == '':
+            raise UserError(f'column {self.recipe["id"]!r} has no id; give it one')
+        state = self.states.get(self.series)
+        values = np.array([[self._number(name, words[name]) for name in self.numbers]])
+        stamp = self._stamp(words, state and state.stamp)
+        date = None if stamp is None else np.array([stamp.local])
+        offset = None if stamp is None or stamp.offset is None else np.array([stamp.offset])
+        found = ready('the line', Series(self.series, values, np.array([1]), date, offset), self.recipe)
+        past = np.zeros((self.recipe['lag'] or 1, len(self.recipe['targets'])), np.float32)
+        past = past if state is None else state.past
+        now = np.where(found.real[0], found.values[0], past[0])
+        self.states[self.series] = _State(stamp, np.concatenate([past[1:], now[None]]), found.scale)
         return found.inputs[0]
 
-    def _number(self, name: str, word: str) -> float:
-        if word in tables.MISSING:
-            if self.recipe['mask']:
-                return np.nan
-            raise UserError(f'column {name!r} has no value, and the run has --missing=refuse; fill it in')
+    def _is_value(self, name: str, word: str) -> bool:
+        """Returns True if a word may be a value of a column."""
         try:
-            value = float(word.replace(self.settings['decimal'], '.'))
-        except ValueError as error:
-            raise UserError(f'column {name!r} holds {word[:80]!r}, which is no number; mend it') from error
-        if not np.isfinite(value):
-            raise UserError(f'column {name!r} holds {word[:80]!r}, which is not finite; mend it')
+            if name in self.numbers:
+                parse_number(word, self.numbers[name])
+            elif name == self.recipe['date']:
+                date_formats.parse(word, self.dates)
+        except UserError:
+            return False
+        return True
+
+    def _number(self, name: str, word: str) -> float:
+        try:
+            value = parse_number(word, self.numbers[name])
+        except UserError as error:
+            raise UserError(f'column {name!r}: {error}') from error
+        if np.isnan(value) and not self.recipe['mask']:
+            raise UserError(f'column {name!r} has no value, and the run has --missing=refuse; fill it in')
         return value
+
+    def _stamp(self, words: Mapping[str, str], before: Stamp | None) -> Stamp | None:
+        """The date of a row, which must be after the one before it."""
+        name = self.recipe['date']
+        if name is None:
+            return None
+        found = date_formats.parse(words[name], self.dates, before, name)
+        if before is not None and found.instant <= before.instant:
+            last = date_formats.write_one(before, self.dates)
+            raise UserError(f'column {name!r} holds {words[name]!r}, which is not after {last}; sort the rows by date')
+        return found
 
     def _answer(self, outputs: jax.Array, past: jax.Array) -> jax.Array:
         known = past[None] if self.recipe['lag'] else None
         return self.form.answers(outputs[None, None], Batch((), Ahead((), (), known), ()))[0, 0]
 
     def values(self, outputs: np.ndarray, parsed: np.ndarray) -> Sequence[Any]:
-        told = np.asarray(self.answer(outputs, self.past), np.float64)  # [H, C, K]
-        told = told * self.scale[1][:, None] + self.scale[0][:, None]
+        state = self.states[self.series]
+        told = np.asarray(self.answer(outputs, state.past), np.float64)  # [H, C, K]
+        told = told * state.scale[1][:, None] + state.scale[0][:, None]
         order = [2, *(place for pair in INTERVALS.values() for place in pair)] if told.shape[-1] > 1 else [0]
-        return [f'{value:.9g}' for value in told[..., order].swapaxes(0, 1).reshape(-1).tolist()]
+        return told[..., order].swapaxes(0, 1).reshape(-1).tolist()
 
 
 KIND = Forecast()

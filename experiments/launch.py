@@ -157,6 +157,7 @@ class Many(flags.ArgumentParser):
 
     def parse(self, argument: Any) -> list[Any]:
         values = argument.split(',') if isinstance(argument, str) else argument
+        values = values if isinstance(values, Iterable) else [values]
         try:
             parsed = [self.parser.parse(value) for value in values]
         except TypeError:

@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,11 @@ FLAGS = {
     'out': Flag(Place('file'), 'the CSV file that is written; the terminal by default'),
     'overwrite': Flag(Switch(), 'replace --out where it exists'),
     'seed': Flag(Whole(0, 2**32 - 1), "which of the run's seeds; by default the one that is best on validation"),
-    'stdin': Flag(Switch(), 'read observations from the standard input, a line each, and answer each at once'),
+    'stdin': Flag(
+        Switch(),
+        'read observations from the standard input, a line each, and answer each at once; a forecast reads rows with '
+        "the columns of the run's file, or those that a header line names",
+    ),
     'prompt': Flag(launch.Text(), 'write on from here, with a model of text'),
     'length': Flag(Whole(1), 'tokens to write'),
     'temperature': Flag(Positive(), 'below 1 what is likely becomes likelier'),
@@ -247,33 +252,37 @@ def _stream(found: Model, settings: Mapping[str, Any]) -> None:
 
 
 def lines_of(file: Any) -> Iterator[str]:
-    """Lines without their ends; raises UserError where one is no text."""
+    """Lines without their ends, and without a byte-order mark; raises UserError where one is no text."""
     number = 0
     try:
         for number, line in enumerate(file, 1):
-            yield line.rstrip('\r\n')
+            yield (line.removeprefix('\ufeff') if number == 1 else line).rstrip('\r\n')
     except UnicodeDecodeError as error:
         raise UserError(f'line {number + 1} of the standard input is not UTF-8: {error.reason}') from error
 
 
 def answers_to(found: Model, stream: Stream, lines: Iterable[str]) -> Iterator[Sequence[Any]]:
     """An answer for each observation, at the cost of one step: the carry is kept."""
-    variables = {'params': found.best.params, **found.best.variables}
-    first = jax.jit(lambda x: found.model.apply(variables, x, return_carry=True))
-    further = jax.jit(lambda carry, x: found.model.apply(variables, x, initial_carry=carry, return_carry=True))
-    carry = None
+    variables = jax.device_put({'params': found.best.params, **found.best.variables})
+    first = partial(jax.jit(lambda variables, x: found.model.apply(variables, x, return_carry=True)), variables)
+    further = partial(
+        jax.jit(lambda variables, carry, x: found.model.apply(variables, x, initial_carry=carry, return_carry=True)),
+        variables,
+    )
+    carries: dict[Any, Any] = {}  # of each series
     for number, line in enumerate(lines, 1):
-        if not line:
-            carry = None
-            stream.restart()
-            continue
         try:
-            observed = stream.parse(line)
+            observed = stream.parse(line) if line or stream.takes_empty else None
         except UserError as error:
             raise UserError(f'line {number} of the standard input: {error}') from error
-        inputs = jnp.asarray(observed)[None, None]
-        carry, outputs = first(inputs) if carry is None else further(carry, inputs)
-        yield stream.values(np.asarray(outputs).reshape(-1), observed)
+        if observed is None:
+            carries.clear()
+            stream.restart()
+            continue
+        inputs, series = jnp.asarray(np.stack([observed[None]] * stream.rows)), stream.series()
+        carry, outputs = further(carries[series], inputs) if series in carries else first(inputs)
+        carries[series] = carry
+        yield stream.values(np.asarray(outputs)[0].reshape(-1), observed)
 
 
 # --- text ------------------------------------------------------------------------------------------

@@ -381,7 +381,7 @@ def _curve(rows: Sequence[Row]) -> tuple[list[int], np.ndarray]:
 
 
 def _write(folder: files.Workdir, names: Sequence[str], rows: Sequence[Row]) -> None:
-    lines = ([*row.setting, row.seed, row.step, row.metric, f'{row.value:.9g}'] for row in rows)
+    lines = ([*row.setting, row.seed, row.step, row.metric, float(row.value)] for row in rows)
     files.write_table(folder, TABLE, [*names, *Row._fields[1:]], lines)
 
 

@@ -89,7 +89,10 @@ class Dataset(NamedTuple):
 class Stream(NamedTuple):
     """Observations that come one at a time, as lines of text; an empty line begins another sequence."""
 
-    parse: Callable[[str], np.ndarray]  # a line -> [F] float32, or a token []; raises UserError
+    parse: Callable[[str], np.ndarray | None]  # a line -> [F] float32, or a token []; None: sequences begin anew
     columns: Sequence[str]  # what is written of each answer
     values: Callable[[np.ndarray, np.ndarray], Sequence[Any]]  # (outputs [O], what was parsed) -> one a column
     restart: Callable[[], None] = lambda: None  # told that another sequence begins
+    series: Callable[[], Any] = lambda: None  # the sequence of the last line; each has a carry of its own
+    rows: int = 1  # equal rows that a step computes, so that it rounds as a batch of a file does
+    takes_empty: bool = False  # whether `parse` decides about empty lines, too

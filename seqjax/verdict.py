@@ -49,7 +49,8 @@ def gain(measure: Measure, ours: list[Items], theirs: Items, seed: int = 0) -> G
     values = measure.value(totals.sum(1), counts.sum())
     each = signs * (values[:-1] - values[-1])
     drawn = np.concatenate(list(_drawn(measure, totals, counts, np.random.default_rng(seed))), axis=1)
-    of_items = report.Z95 * np.std(signs * (drawn[:-1].mean(0) - drawn[-1]))
+    # One item has no spread to draw from.
+    of_items = report.Z95 * np.std(signs * (drawn[:-1].mean(0) - drawn[-1])) if len(counts) > 1 else math.inf
     mean, of_seeds = report.mean_interval(each)
     return Gain(mean, math.hypot(of_items, of_seeds if len(ours) > 1 else 0.0))
 
@@ -74,7 +75,8 @@ def best(measure: Measure, values: dict[str, float]) -> str:
 def sentence(measure: Measure, found: Gain, who: str, whom: str) -> str:
     """In words: who beats whom by how much; where that is not clear, the baseline is the advice."""
     unit = f' {measure.unit}' if measure.unit else ''
-    by = f'{abs(found.mean):{measure.spec}}{unit} ± {found.half:{measure.spec}} (95% interval)'
+    interval = f'± {found.half:{measure.spec}} (95% interval)' if math.isfinite(found.half) else '(no interval)'
+    by = f'{abs(found.mean):{measure.spec}}{unit} {interval}'
     if not found.clear:
         more = 'better' if found.mean > 0 else 'worse'
         return (

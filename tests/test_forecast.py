@@ -37,8 +37,15 @@ def draw(seed=0, missing=0.0, lengths=LENGTHS):
 
 def make(table=None, splits=SPLITTING, **changes):
     """A data set of such a table."""
-    recipe = {'covariates': ['z'], 'date': 'day', 'id': 'who', 'mask': False, 'season': None, 'lag': 1}
-    recipe |= {'horizon': HORIZON, 'window': WINDOW, 'strategy': 'direct', 'head': 'point', 'calendar': False}
+    recipe = {'covariates': ['z'], 'date': 'day', 'id': 'who', 'mask': False, 'seasons': None, 'lag': 1}
+    recipe |= {
+        'horizon': HORIZON,
+        'window': WINDOW,
+        'strategy': 'direct',
+        'head': 'point',
+        'calendar': False,
+        'skip_short': False,
+    }
     return forecast.dataset('x.csv', table or draw(), splits, recipe | changes, batch_size=4, order=2)
 
 
@@ -59,7 +66,7 @@ def outputs_of(made, batches, value=0.0):
 @pytest.mark.parametrize('lag', [1, 5, None])
 def test_training_windows_are_pieces_of_the_training_part(lag):
     table = draw(missing=0.1)
-    made = make(table, lag=lag, season=5, mask=True)
+    made = make(table, lag=lag, seasons=[5], mask=True)
     parts, seen, batch_of = parts_of(made, table), set(), jax.jit(made.batch)
     for step in range(80):
         batch = jax.device_get(batch_of(made.data, jax.random.key(step), step))
@@ -163,7 +170,7 @@ def test_the_calendar_has_the_cycles_that_rows_tell_apart():
 @pytest.mark.parametrize(('lag', 'who'), [(1, 'persistence'), (5, '5 steps before')])
 def test_a_network_that_says_0_is_the_baseline_that_it_is_relative_to(lag, who):
     table = draw(missing=0.15)
-    made = make(table, lag=lag, season=5, mask=True)
+    made = make(table, lag=lag, seasons=[5], mask=True)
     mine, theirs = made.items(outputs_of(made, made.test.batches)), made.baselines[who]('test')
     np.testing.assert_allclose(mine.totals, theirs.totals, rtol=1e-4)
     np.testing.assert_array_equal(mine.counts, theirs.counts)
@@ -293,7 +300,7 @@ def test_a_long_series_is_told_of_in_pieces_each_origin_once(monkeypatch):
     whole = {}
     for chunk in (10, 4096):  # a network that says 0 depends on no context: both say the same
         monkeypatch.setattr(forecast_rows, 'CHUNK', chunk)
-        made = make(draw(missing=0.1), mask=True, lag=5, season=5)
+        made = make(draw(missing=0.1), mask=True, lag=5, seasons=[5])
         whole[chunk] = list(made.test.table(outputs_of(made, made.test.batches))[1])
         assert made.test.batches.mask.sum() == 8 - HORIZON + 1 + 16 - HORIZON + 1
     assert whole[10] == whole[4096]
@@ -377,7 +384,7 @@ def test_parts_that_are_too_short_are_refused_by_name():
             with pytest.raises(UserError, match=words):
                 make(splits=both)
     with pytest.raises(UserError, match='--season=25 needs more'):
-        make(season=25)
+        make(seasons=[25])
     with pytest.raises(UserError, match='has no value of a target in its test part'):
         table = draw()
         for series in table.series:
@@ -437,7 +444,10 @@ def test_baselines_know_only_what_was_known_at_the_origin():
     """Persistence, by hand; and autoregression that is fitted on what stands before the part that it tells of."""
     table = draw()
     made = make(table)
-    assert list(made.baselines) == ['persistence', 'AR(2)'] and tuple(SPLITS) == ('validation', 'test')
+    assert list(made.baselines) == ['persistence', '7 steps before', 'AR(2)'] and tuple(SPLITS) == (
+        'validation',
+        'test',
+    )
     changed = draw()
     for series, split in zip(changed.series, SPLITTING, strict=True):
         series.values[split.test :] += 100

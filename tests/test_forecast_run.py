@@ -75,11 +75,20 @@ def test_a_run_predicts_what_its_test_said_bit_for_bit(in_tmp, capsys, monkeypat
         with pytest.raises(UserError, match='--strategy=recursive, which reads its own forecasts'):
             predict.run(workdir='run', stdin=True)
         return
-    observed = [','.join([who, day, x, z]) for day, who, x, z in (line.split(',') for line in lines[1:])]
-    columns, *told = predicted(capsys, monkeypatch, 'run', *observed[:60], '', *observed[60:])
-    assert columns[:2] == ['x+1', 'x+1 lower 90%'] and len(told) == 120
+    # As the file has them; then all anew, the series mixed and the columns in another order, as a header line says.
+    mixed = [
+        ','.join([who, x, 'text', z, day])
+        for one in zip(lines[1:61], lines[61:], strict=True)
+        for day, who, x, z in map(lambda line: line.split(','), one)
+    ]
+    columns, *told = predicted(
+        capsys, monkeypatch, 'run', '\ufeff' + lines[0], *lines[1:], '', 'who,x,other,z,day', *mixed
+    )
+    assert columns[:2] == ['x+1', 'x+1 lower 90%'] and len(told) == 240
     expected = np.array([row[5:10] for row in rows], float).reshape(120, 15)
-    np.testing.assert_allclose(np.array(told, float), expected, atol=1e-4)
+    np.testing.assert_allclose(np.array(told[:120], float), expected, atol=2e-6)
+    expected = expected.reshape(2, 60, 15).swapaxes(0, 1).reshape(120, 15)
+    np.testing.assert_allclose(np.array(told[120:], float), expected, atol=2e-6)
 
 
 @pytest.fixture(scope='module')
@@ -102,15 +111,62 @@ def test_a_run_without_dates_counts_rows(finished):
     assert rows[0][:4] == ['50', '51', 'x', '1'] and rows[-1][:4] == ['57', '60', 'x', '3']
 
 
+def test_months_with_thousands_signs_and_a_time_zone_are_the_same_in_a_file_in_another_file_and_in_a_stream(
+    in_tmp, capsys, monkeypatch
+):
+    """All three give the same numbers but for the rounding of float32, and read what pandas reads."""
+    pandas = pytest.importorskip('pandas')
+    days = pandas.date_range('2010-01-01', periods=90, freq='MS')
+    values = (np.random.default_rng(0).normal(size=90).cumsum() * 100 + 12_000).round()
+    lines = ['note,month,sold,price'] + [
+        f'"a, b",{day:%d/%m/%Y},"{int(value):,}",{place}.5'
+        for place, (day, value) in enumerate(zip(days, values, strict=True))
+    ]
+    (in_tmp / 'x.csv').write_text('\n'.join(lines) + '\n')
+    (in_tmp / 'y.csv').write_text('\r\n'.join([lines[0], *lines[31:]]) + '\r\n', encoding='utf-8-sig')
+    flags = {'target': 'sold', 'date': 'month', 'date_format': '%d/%m/%Y', 'thousands': ',', 'window': 8}
+    flags |= {'time_zone': 'Europe/Berlin', 'hidden': 4, 'steps': 20, 'every': 10, 'replicas': 1, 'picture': False}
+    (result,) = forecast.run(data='x.csv', workdir='run', **flags)
+    assert '12 steps before' in result.baselines
+    predict.run(workdir='run', data='x.csv', out='all.csv')
+    predict.run(workdir='run', data='y.csv', out='second.csv')
+    (columns, *told), (_, *own) = rows_of(in_tmp / 'all.csv'), rows_of(in_tmp / 'run' / 'predictions.csv')
+    assert columns == ['origin', 'date', 'target', 'step', 'forecast', 'actual']
+    assert own == told[-len(own) - 1 : -1]
+    # pandas, by its own means.
+    read = pandas.read_csv('x.csv', thousands=',')
+    when = pandas.to_datetime(read['month'], dayfirst=True)
+    assert pandas.to_datetime([row[0] for row in told]).tolist() == when.tolist()
+    assert [float(row[-1]) for row in told[:-1]] == read['sold'][1:].tolist() and told[-1][-1] == ''
+    assert told[-1][:2] == ['2017-06-01', '2017-07-01']
+    error = np.array([float(row[4]) - float(row[5]) for row in own])
+    assert np.sqrt(np.mean(error**2)) == pytest.approx(result.values[0], rel=1e-12)
+    # The second file begins later, and is also what a stream is given: whole, with its header, or line by line.
+    second = [row[4] for row in rows_of(in_tmp / 'second.csv')[1:]]
+    streamed = predicted(
+        capsys,
+        monkeypatch,
+        'run',
+        '\ufeff' + lines[0],
+        *lines[31:],
+        '',
+        'price,sold,month',
+        *(f'0,"{line.split(chr(34))[3]}",{line.split(",")[2]}' for line in lines[1:]),
+    )
+    streamed = np.array(streamed[1:], float)[:, 0]
+    np.testing.assert_allclose(streamed[:60], np.array(second, float), rtol=1e-8)  # float32 in deviations of 250
+    np.testing.assert_allclose(streamed[60:], np.array([row[4] for row in told], float), rtol=1e-8)
+
+
 def test_lines_that_are_no_row_are_refused(finished):
     found = predict.load(str(finished / 'run'))
     parse = found.kind.stream(found.settings, found.recipe).parse
     assert parse('0,5;0,5').shape == (2,)
     for line, words in {
-        '1,0': '1 values are not the 2 of a row: x, z',
-        '1,0;two': "column 'z' holds 'two', which is no number",
+        '1,0': "1 values, and 2 are expected: 'x', 'z'",
+        '1,0;two': "column 'z': 'two' is not a number",
         '1,0;': "column 'z' has no value, and the run has --missing=refuse",
-        '1,0;inf': "column 'z' holds 'inf', which is not finite",
+        '1,0;inf': "column 'z': 'inf' is not a number; write a finite",
         '1,0;1e300': 'is 1e\\+300, more than 1e\\+15 standard deviations',
     }.items():
         with pytest.raises(UserError, match=words):
@@ -124,8 +180,32 @@ def test_other_columns_are_refused_by_name(finished, in_tmp):
     (in_tmp / 'y.csv').write_text('x;z\n1;2\n')
     predict.run(workdir=str(finished / 'run'), data='y.csv', out='out.csv')  # one row is enough to look ahead of it
     assert [row[:2] for row in rows_of(in_tmp / 'out.csv')[1:]] == [['1', '2'], ['1', '3'], ['1', '4']]
-    with pytest.raises(UserError, match='too short for a test part|must be a row from 2 to 1'):
+    with pytest.raises(UserError, match='--validation_from=41 needs more than one row'):
         predict.run(workdir=str(finished / 'run'), data='y.csv', out='o.csv', part='test')
+
+
+@pytest.mark.parametrize(
+    ('flags', 'line', 'refused'),
+    [({'thousands': ','}, '1,100', '1.100,0'), ({}, '985', '1.015')],
+)
+def test_a_run_keeps_how_its_numbers_are_written(in_tmp, capsys, monkeypatch, flags, line, refused):
+    """A file and a line are read as the file of the training."""
+    values = [940 + 15 * (step % 10) for step in range(60)]
+    (in_tmp / 'x.csv').write_text('x\n' + ''.join(f'{value:,}\n' if flags else f'{value}\n' for value in values))
+    short = {name: value for name, value in FLAGS.items() if name not in ('date', 'id', 'season', 'target')}
+    how = short | {'separator': ';', 'replicas': 1, 'horizon': 1} | flags
+    forecast.run(data='x.csv', workdir='run', **how)
+    assert f'{60:>5}        0' in capsys.readouterr().out
+    assert [float(row[-1]) for row in rows_of(in_tmp / 'run' / 'predictions.csv')[1:]] == values[-9:]
+    predict.run(workdir='run', data='x.csv', out='out.csv')
+    assert 'median' in capsys.readouterr().out
+    assert [float(row[-1]) for row in rows_of(in_tmp / 'out.csv')[1:-1]] == values[1:]
+    (in_tmp / 'y.csv').write_text(f'x\n{refused}\n{line}\n')
+    with pytest.raises(UserError, match=f"y.csv: row 1, column 'x': '{refused}'"):
+        predict.run(workdir='run', data='y.csv', out='out2.csv')
+    assert len(predicted(capsys, monkeypatch, 'run', line, line)) == 3
+    with pytest.raises(UserError, match=f"line 2 .*column 'x': '{refused}'"):
+        predicted(capsys, monkeypatch, 'run', line, refused)
 
 
 def test_an_id_that_was_not_trained_on_is_refused(in_tmp, capsys, monkeypatch):
@@ -135,15 +215,17 @@ def test_an_id_that_was_not_trained_on_is_refused(in_tmp, capsys, monkeypatch):
     write(in_tmp / 'y.csv', names='ac')
     with pytest.raises(UserError, match="y.csv: series 'c' is none of the 2 that were trained on; there are 'a', 'b'"):
         predict.run(workdir='run', data='y.csv', out='out.csv')
-    with pytest.raises(UserError, match="line 2 .* series 'b' follows 'a'; put an empty line"):
-        predicted(capsys, monkeypatch, 'run', 'a,1', 'b,2')
+    with pytest.raises(UserError, match="line 2 .* series 'c' is none of the 2"):
+        predicted(capsys, monkeypatch, 'run', '2020-01-01,a,1,2', '2020-01-01,c,1,2')
+    with pytest.raises(UserError, match="line 3 .*'day' holds '2020-01-01', which is not after 2020-01-02"):
+        predicted(capsys, monkeypatch, 'run', '2020-01-02,a,1,2', '2020-01-01,b,1,2', '2020-01-01,a,1,2')
 
 
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
         ({'calendar': True, 'date': None}, '--calendar needs the column of the date'),
-        ({'relative_to': 'season', 'season': None}, '--relative_to=season needs the steps of a season'),
+        ({'relative_to': 'season', 'season': None, 'date': None}, '--relative_to=season needs .* --season, or --date'),
         ({'strategy': 'recursive', 'covariates': ['z']}, 'leave out --covariates'),
         ({'strategy': 'recursive', 'head': 'quantile'}, 'choose point or gaussian'),
         ({'test_from': '2020-02-20'}, 'go together: say both'),
@@ -153,9 +235,14 @@ def test_an_id_that_was_not_trained_on_is_refused(in_tmp, capsys, monkeypatch):
         ({'validation_from': 'soon', 'test_from': '2020-02-10'}, '--validation_from=soon is not a date; write it as'),
         ({'validation_from': '2019', 'test_from': '2020-02-10'}, '2019 must be a date after 2020-01-01 and up to'),
         ({'date': None, 'validation_from': '2020-01-05', 'test_from': '9'}, 'must be a row from 2 to 60'),
-        ({'window': 60}, 'choose a shorter one'),
-        ({'ar_order': 30}, '--ar_order=30 needs 62 rows to train on and x.csv has 42'),
+        ({'window': 60}, '--window=60 needs 61'),
+        ({'ar_order': 30}, 'has 42 rows to train on, and --ar_order=30 needs 62'),
         ({'separator': 'ab'}, 'must be one character'),
+        ({'decimal': ';'}, '--decimal=; must be one of'),
+        ({'thousands': '_'}, '--thousands=_ must be one of'),
+        ({'decimal': ',', 'thousands': ','}, '--decimal=, and --thousands=, must be different'),
+        ({'max_columns': 3}, 'x.csv has 4 columns, more than --max_columns=3'),
+        ({'max_bytes': 20}, '--max_bytes'),
         ({'target': ['x', 'x']}, 'all different'),
         ({'target': ['x'], 'covariates': ['x']}, "--covariates=x has the column 'x' that --target has"),
         ({'bidirectional': True}, '--bidirectional would look at the answers'),
@@ -165,3 +252,12 @@ def test_flags_that_do_not_go_together_are_refused(in_tmp, changes, words):
     write(in_tmp / 'x.csv')
     with pytest.raises(UserError, match=words):
         forecast.run(data='x.csv', **{**FLAGS, **changes})
+
+
+@pytest.mark.parametrize(
+    ('text', 'name'),
+    [(',', ','), ('.', '.'), ("'", "'"), ('\u2019', "'"), (' ', 'space'), ('\u00a0', 'space'), ('\u202f', 'space')],
+)
+def test_a_thousands_sign_is_given_as_it_is_or_by_name(text, name):
+    parse = forecast.FLAGS['thousands'].parser.parse
+    assert parse(text) == parse(name) == name

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from seqjax.files import UserError
 from seqjax.readers import dates, extra, tables
+from seqjax.readers.bounds import Bounds
 from seqjax.readers.tables import Columns
 
 pandas = pytest.importorskip('pandas', reason='reads tables: pip install "seqjax[data]"')
 
+DEFAULT = Bounds()
 PLAIN = 'day,a,b\n2020-01-01,1.5,7\n2020-01-02,-2e3,8\n2020-01-04,3,9\n'
 
 
@@ -21,10 +23,20 @@ PLAIN = 'day,a,b\n2020-01-01,1.5,7\n2020-01-02,-2e3,8\n2020-01-04,3,9\n'
 def read(tmp_path):
     """Text or bytes, and columns -> the table of a file that holds it."""
 
-    def read_(content, targets=('a',), name='x.csv', separator=',', decimal='.', mask=False, **columns):
+    def read_(
+        content,
+        targets=('a',),
+        name='x.csv',
+        separator=',',
+        decimal=None,
+        thousands=None,
+        mask=False,
+        bounds=DEFAULT,
+        **columns,
+    ):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        how = {'separator': separator, 'decimal': decimal, 'mask': mask}
+        how = {'separator': separator, 'decimal': decimal, 'thousands': thousands, 'mask': mask, 'bounds': bounds}
         return tables.read(path, Columns(targets and list(targets), **columns), **how)
 
     return read_
@@ -112,13 +124,13 @@ REFUSED = {
     'two targets': ('a,b\n1,2\n', {'targets': None}, "has 2 columns of numbers, 'a', 'b'; name the column"),
     'no number': ('a,b\nx,y\n', {'targets': None}, 'has no free column of numbers'),
     'two roles': (PLAIN, {'covariates': ['a']}, "--covariates=a has the column 'a' that --target has"),
-    'text': (PLAIN.replace('3,9', 'three,9'), {}, "row 3, column 'a' holds 'three', which is no number"),
-    'yes and no': ('a\nTrue\nFalse\n', {}, "row 1, column 'a' holds 'True', which is no number"),
-    'decimal comma': ('a;b\n1,5;2\n', {'separator': ';'}, "holds '1,5', which is no number; say --decimal=','"),
-    'decimal point': ('a;b\n1.5;2\n', {'separator': ';', 'decimal': ','}, "say --decimal='.'"),
+    'text': (PLAIN.replace('3,9', 'three,9'), {}, "row 3, column 'a': 'three' is not a number"),
+    'yes and no': ('a\nTrue\nFalse\n', {}, "row 1, column 'a': 'True' is not a number"),
+    'decimal comma': ('a;b\n1,5;2\n', {'separator': ';'}, "'1,5' is not a number; use --decimal=','"),
+    'decimal point': ('a;b\n1.5;2\n', {'separator': ';', 'decimal': ','}, r"use --decimal='\.'"),
     'semicolons': (PLAIN.replace(',', ';'), {}, "say --separator=';'"),
     'tabs': (PLAIN.replace(',', '\t'), {}, "say --separator='tab'"),
-    'same sign': (PLAIN, {'decimal': ','}, 'are the same sign'),
+    'same sign': (PLAIN, {'decimal': ',', 'thousands': ','}, '--decimal=, and --thousands=, must be different'),
     'missing': (
         'a,b\n1,2\n,3\n,4\n',
         {},
@@ -128,7 +140,7 @@ REFUSED = {
     'infinite': ('a\n1\n-inf\n', {'mask': True}, "row 2, column 'a' is infinite"),
     'more values': ('a,b\n1,2,3\n4,5,6\n', {}, 'rows of more values than its 2 names'),
     'one row of more': ('a,b\n1,2\n4,5,6\n', {}, 'is no table with .*line 3'),
-    'open quote': ('a,b\n1,2\n"4,5\n', {}, 'is no table|no number'),
+    'open quote': ('a,b\n1,2\n"4,5\n', {}, 'is no table|not a number'),
     'no id': ('who,a\nx,1\n,2\n', {'id': 'who'}, "row 2 has no id in column 'who'"),
     'no date': ('day,a\n2020,1\n,2\n', {'date': 'day'}, "row 2, column 'day' has no date"),
     'numbers': ('day,a\n0,1\n1,2\n', {'date': 'day'}, "row 1, column 'day' holds '0', .* leave out --date where"),
@@ -273,3 +285,59 @@ def test_a_library_that_is_missing_is_told_with_its_remedy():
         UserError, match=r"x.csv needs nolibrary_, which is not installed: pip install 'seqjax\[data\]'"
     ):
         extra.need('nolibrary_.part', 'x.csv')
+
+
+# --- files that are larger than they look ----------------------------------------------------------
+
+
+def run_lengths(path, rows, columns=2):
+    """A parquet file of a few kilobytes that has so many rows, all the same."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({f'c{i}': pyarrow.array(np.ones(2**20)) for i in range(columns)})
+    with parquet.ParquetWriter(path, table.schema, compression='zstd') as writer:
+        for _ in range(rows // 2**20):
+            writer.write_table(table)
+
+
+def test_a_parquet_file_that_expands_is_refused_before_it_is_read(tmp_path):
+    pytest.importorskip('pyarrow')
+    run_lengths(tmp_path / 'x.parquet', 2**22)
+    assert (tmp_path / 'x.parquet').stat().st_size < 2**16
+    tracemalloc.start()
+    with pytest.raises(UserError, match='x.parquet has 4,194,304 rows, and 2 columns .*--max_bytes'):
+        tables.read(tmp_path / 'x.parquet', Columns(['c0'], ['c1']), bounds=Bounds(bytes=2**26 - 1))
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    table = tables.read(tmp_path / 'x.parquet', Columns(['c0']), bounds=Bounds(bytes=2**25))  # the half of it
+    assert len(table.series[0].rows) == 2**22
+
+
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r', ''])
+def test_the_columns_of_a_text_are_counted_before_it_is_parsed(read, end):
+    names = [f'c{i}' for i in range(20_000)]
+    with pytest.raises(UserError, match='x.csv has 20,000 columns, .*--max_columns=20000'):
+        read(','.join(names) + end + '1')
+    content = end.join(['"a,\n""b",c,d', '1,2,3']) if end else None
+    if content:
+        how = {'targets': ['c'], 'bounds': Bounds(3)}
+        assert read(content, **how).series[0].values.tolist() == [[2]]
+        with pytest.raises(UserError, match='has 3 columns, .*--max_columns=3'):
+            read(content, **how | {'bounds': Bounds(2)})
+
+
+def test_a_text_or_a_parquet_file_of_more_columns_or_bytes_is_refused(read, tmp_path):
+    pytest.importorskip('pyarrow')
+    with pytest.raises(UserError, match='--max_bytes'):
+        read('a\n1\n', bounds=Bounds(bytes=3))
+    assert read('a\n1\n', bounds=Bounds(bytes=4)).series[0].values.tolist() == [[1]]
+    pandas.DataFrame({f'c{i}': [1.0] for i in range(30)}).to_parquet(tmp_path / 'y.parquet')
+    with pytest.raises(UserError, match='y.parquet has 30 columns, .*--max_columns=30'):
+        tables.read(tmp_path / 'y.parquet', Columns(['c1']), bounds=Bounds(29))
+    assert tables.read(tmp_path / 'y.parquet', Columns(['c1']), bounds=Bounds(30)).series[0].values.tolist() == [[1]]
+
+
+def test_many_columns_of_one_name_are_refused_at_once(tmp_path):
+    with pytest.raises(UserError, match="several columns named 'a'"):
+        tables._check_names(tmp_path, ['a'] * 90_000)

@@ -91,3 +91,11 @@ def test_use_the_baseline_is_an_answer(gain, words):
 
 def test_the_best_baseline_is_the_one_with_the_best_value():
     assert verdict.best(ERROR, {'a': 2.0, 'b': 1.0}) == 'b' and verdict.best(RIGHT, {'a': 2.0, 'b': 1.0}) == 'a'
+
+
+def test_one_item_alone_is_no_ground_for_a_verdict():
+    ours, theirs = Items(np.array([1.0]), np.array([3])), Items(np.array([9.0]), np.array([3]))
+    for seeds in (1, 3):
+        found = verdict.gain(ERROR, [ours] * seeds, theirs)
+        assert found.mean > 0 and found.half == np.inf and not found.clear
+        assert 'may be chance' in verdict.sentence(ERROR, found, 'lstm', 'AR(1)')

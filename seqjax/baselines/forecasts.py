@@ -6,11 +6,13 @@ each origin, the place of the last value that is known.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 BLOCK = 2**16  # rows that are worked on at a time
+CHEAP = 2e9  # multiplications of regressions: a few seconds
 
 
 def carried(values: np.ndarray, lag: int = 1, start: float = 0.0) -> np.ndarray:
@@ -93,9 +95,16 @@ def fit(values: np.ndarray, order: int) -> Autoregression:
     return Autoregression(float(solved[0]), solved[1:])
 
 
-def most_orders(count: int) -> int:
-    """The highest order that is tried for a series of `count` values."""
-    return max(1, min(24, count // 10))
+def most_orders(count: int, seasons: Sequence[int] = (), fits: int = 1) -> int:
+    """Returns the highest order that is tried for a series of `count` values.
+
+    It is 24, or one more than the longest season for which `fits` regressions stay cheap; and a tenth of `count`.
+
+    >>> most_orders(100), most_orders(8000), most_orders(8000, [24, 168]), most_orders(1000, [24, 168])
+    (10, 24, 169, 25)
+    """
+    reached = [season + 1 for season in seasons if season < count // 10 and fits * count * season**2 < CHEAP]
+    return max(1, min(max([24, *reached]), count // 10))
 
 
 def best_order(values: np.ndarray, most: int) -> int:

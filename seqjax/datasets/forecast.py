@@ -33,17 +33,21 @@ from seqjax.datasets.forecast_rows import (
     evaluation,
     rows_of,
     spans,
+    tiled,
     training,
 )
-from seqjax.datasets.forecast_series import CYCLES, Ready, channels, cycles_of, fit_scale, ready
+from seqjax.datasets.forecast_seasons import best, fitting, usual
+from seqjax.datasets.forecast_series import CYCLES, Ready, Unusable, channels, cycles_of, fit_scale, ready
 from seqjax.files import UserError
-from seqjax.readers import dates, tables
+from seqjax.readers import dates, summary, tables
+from seqjax.readers.dates import Pace
 from seqjax.readers.tables import Series
 from seqjax.task import Arrays, Batch, Mean
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # the quantiles that are told
 NUMBERS = {'point': 1, 'gaussian': 2, 'quantile': len(LEVELS)}  # K of a head
 FEWEST = 25  # steps of an epoch: a look at a short series costs more than a step
+FEWEST_ROWS = 4  # to train on
 
 
 OPTIONAL_NAME = recipes.optional(recipes.text(1))
@@ -54,7 +58,6 @@ SCHEMA = {
     'id': OPTIONAL_NAME,
     'mask': recipes.SWITCH,
     'calendar': recipes.SWITCH,
-    'season': recipes.optional(recipes.whole(2)),
     'lag': recipes.optional(recipes.whole(1)),
     'horizon': recipes.whole(1),
     'window': recipes.whole(1),
@@ -63,19 +66,26 @@ SCHEMA = {
     'cycles': recipes.several(recipes.choice(*CYCLES), distinct=True),
     'own': recipes.SWITCH,
 }
+LATER = {  # absent from the recipes of earlier versions
+    'header': recipes.optional(recipes.several(recipes.text(), 1, distinct=True)),
+    'separator': recipes.optional(recipes.text(1)),
+    'left_out': recipes.optional(recipes.several(recipes.text(), distinct=True)),
+}
 SCALE = recipes.several(recipes.number(), 2)
 PACES = {'months': 12_000, 'ends of months': 12_000, 'weekdays': 1, 'microseconds': 10**16}  # most of each unit
 
 
 def check_recipe(recipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns a recipe that was read from a file; raises UserError if it is invalid or not that of the settings."""
-    copied = ('date', 'id', 'season', 'horizon', 'window', 'strategy', 'head', 'calendar')
+    copied = ('date', 'id', 'horizon', 'window', 'strategy', 'head', 'calendar')
     implied = {
         'covariates': list(settings['covariates'] or ()),
         'mask': settings['missing'] == 'mask',
-        'lag': {'last': 1, 'nothing': None, 'season': settings['season']}[settings['relative_to']],
     }
     recipes.check(recipe, SCHEMA, {name: settings[name] for name in copied} | implied)
+    recipes.check(recipe, {name: rule for name, rule in LATER.items() if name in recipe})
+    lag = {'last': recipe['lag'] == 1, 'nothing': recipe['lag'] is None, 'season': (recipe['lag'] or 0) > 1}
+    recipes.require(lag[settings['relative_to']], f'lag={recipe["lag"]} with --relative_to={settings["relative_to"]}')
     columns, scales, found = len(recipe['targets']) + len(recipe['covariates']), *map(recipe.get, ('scales', 'pace'))
     recipes.require(settings['target'] in (None, recipe['targets']), f'targets={recipe["targets"]}')
     recipes.require(
@@ -196,17 +206,17 @@ def dataset(
       name: of the file.
       table: its series.
       splits: of each of them.
-      recipe: targets, covariates, date, id, mask, season, lag, horizon, window, strategy, head, and whether there is a
-        calendar; what the series themselves decide is added.
+      recipe: covariates, date, id, mask, seasons, lag ('season' for the best season), horizon, window, strategy, head,
+        and whether there is a calendar and series are left out that are too short; what the series themselves decide
+        is added.
       batch_size: B.
       order: of the autoregression that is to be beaten.
 
     Raises:
       UserError: a part is too short, or a column constant; the sentence names it.
     """
-    for series, split in zip(table.series, splits, strict=True):
-        _check_parts(name, series, split, recipe)
-    recipe = _completed(name, table, splits, recipe)
+    table, splits, scales, left_out = _usable(name, table, splits, recipe, order)
+    recipe = _completed(name, table, splits, recipe | {'scales': scales, 'left_out': list(left_out)})
     parts = [ready(name, series, recipe) for series in table.series]
     horizon, own = recipe['horizon'], recipe['own']
     lengths = [part.steps for part in parts]
@@ -215,8 +225,8 @@ def dataset(
     data, batch = training(train, recipe, batch_size)
     origins = {part: spans(part, splits, lengths, horizon) for part in SPLITS}
     looked = asked(rows_of([part.steps for part in seen], recipe['window'], batch_size), origins['validation'])
-    tested = asked(rows_of(lengths, recipe['window'], batch_size), origins['test'])
-    others = functools.cache(partial(said_of.rivals, name, parts, recipe, splits, order))
+    tested = tiled(asked(rows_of(lengths, recipe['window'], batch_size), origins['test']))
+    others = functools.cache(partial(said_of.rivals, parts, recipe, splits, order))
     _check_known(name, parts, origins, horizon)
 
     def said(answers: np.ndarray) -> list[Told]:
@@ -224,7 +234,7 @@ def dataset(
 
     return Dataset(
         name=name,
-        look=said_of.look(table, recipe, parts, splits),
+        look=[*said_of.look(table, recipe, parts, splits), *_left_out_lines(left_out)],
         form=form(recipe),
         recipe=recipe,
         score=score(recipe),
@@ -257,59 +267,131 @@ def unseen(
 ) -> Unseen:
     """A file to predict: forecasts from every origin, or from those of some spans; the last reach into the future."""
     recipe = {**recipe, 'dates': list(table.dates)}
-    parts = [ready(name, series, recipe) for series in table.series]
+    series, left_out = known_series(name, table, recipe)
+    parts = [ready(name, one, recipe) for one in series]
     lengths = [part.steps for part in parts]
     wanted = [(0, length) for length in lengths] if origins is None else origins
-    rows = asked(rows_of(lengths, recipe['window'], batch_size), wanted)
+    rows = tiled(asked(rows_of(lengths, recipe['window'], batch_size), wanted))
     count = sum(stop - first for first, stop in wanted)
     return Unseen(
         evaluation(parts, recipe, rows, wanted),
         lambda answers: said_of.table_of(collected(answers, parts, rows, wanted), parts, recipe),
         [
             f'{name}: {sum(lengths):,} rows in {len(parts)} series; told from {count:,}',
+            *([f'not predicted, as the run left them out: {_named(left_out)}'] if left_out else []),
+            *summary.lines(table),
             *([said_of.dates_line(table)] if table.columns.date is not None else []),
         ],
     )
 
 
+def known_series(name: str, table: tables.Table, recipe: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
+    """Returns the series of a file to predict, and the names of those that the run left out of its training.
+
+    Raises:
+      UserError: the run left out all of them.
+    """
+    left_out = [one.name for one in table.series if one.name in recipe.get('left_out', ())]
+    if len(left_out) == len(table.series):
+        raise UserError(f'{name} has only series that the run left out of its training: {_named(left_out)}')
+    return [one for one in table.series if one.name not in left_out], left_out
+
+
+def _named(names: Sequence[str | None]) -> str:
+    """A few names, and how many more."""
+    return ', '.join(map(repr, names[:5])) + (f' and {len(names) - 5:,} more' if len(names) > 5 else '')
+
+
+def _usable(
+    name: str, table: tables.Table, splits: Sequence[Split], recipe: Mapping[str, Any], order: int | None
+) -> tuple[tables.Table, list[Split], dict[str, Any], dict[str | None, str]]:
+    """Returns the series that can be learned from, their splits and scales, and why others cannot, by name."""
+    kept, scales, left_out = [], {}, {}
+    for series, split in zip(table.series, splits, strict=True):
+        try:
+            _check_parts(name, series, split, recipe, order)
+            scales[series.name or ''] = fit_scale(name, series, table.columns.numbers, split.validation)
+            kept.append((series, split))
+        except Unusable as error:
+            if len(table.series) == 1:
+                raise
+            left_out[series.name] = str(error).removeprefix(f'{name}: ')
+    if left_out and not (kept and recipe['skip_short']):
+        more = '; or pass --skip_short, which leaves them out' if kept else ''
+        raise UserError(
+            f'{name}: {len(left_out):,} of {len(table.series):,} series are too short or constant, '
+            f'{_named(list(left_out))}: {next(iter(left_out.values()))}{more}'
+        )
+    return table._replace(series=[one for one, _ in kept]), [split for _, split in kept], scales, left_out
+
+
+def _left_out_lines(left_out: Mapping[str | None, str]) -> list[str]:
+    if not left_out:
+        return []
+    count = len(left_out)
+    return [
+        f'left out, too short or constant: {count:,} series, {_named(list(left_out))}',
+        *list(left_out.values())[:3],
+    ]
+
+
 def _completed(name: str, table: tables.Table, splits: Sequence[Split], recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe, with what is fitted on the training part alone."""
+    """The recipe, with what is fitted on the training part, and the season that is best on validation."""
     columns = table.columns
-    scales = {
-        series.name or '': fit_scale(name, series, columns.numbers, split.validation)
-        for series, split in zip(table.series, splits, strict=True)
-    }
     longest = max(table.series, key=lambda series: len(series.rows))
-    found = {'targets': list(columns.targets), 'scales': scales, 'cycles': [], 'pace': None, 'dates': None}
+    found = {'targets': list(columns.targets), 'cycles': [], 'pace': None, 'dates': None}
+    found['numbers'] = {name: list(format) for name, format in table.formats.items()}
     if columns.date is not None:
         found |= {'pace': list(dates.pace(longest.dates, longest.offsets)), 'dates': list(table.dates)}
     if recipe['calendar']:
         found['cycles'] = cycles_of(longest.dates)
         if not found['cycles']:
             raise UserError(f'--calendar=true says nothing about {name}, whose rows are a year apart; leave it out')
+    found |= _seasons(name, table, splits, recipe | found)
     # Errors of several series or targets are comparable in units of their own.
     return recipe | found | {'own': len(table.series) * len(columns.targets) == 1}
 
 
-def _check_parts(name: str, series: Series, split: Split, recipe: Mapping[str, Any]) -> None:
-    """Raises UserError where a part is too short for what is asked."""
-    who = f'{name}{series.phrase.replace(" of", ":", 1)}'
-    needed = max(recipe['window'] + 1, 4)
-    if split.validation < needed:
+def _seasons(name: str, table: tables.Table, splits: Sequence[Split], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the seasons that are tried, the one that is best on validation, and the lag of what is added."""
+    known = set(recipe['seasons'] or ()) | set(usual(Pace(*recipe['pace'])) if recipe['pace'] else ())
+    seasons = fitting(sorted(known), splits)
+    scaled = []
+    for series in table.series:
+        mean, deviation = np.array(recipe['scales'][series.name or '']).T[:, : len(recipe['targets'])]
+        scaled.append((series.values[:, : len(recipe['targets'])] - mean) / deviation)
+    season = best(seasons, scaled, splits, recipe['horizon'])
+    if recipe['lag'] == 'season' and season is None:
         raise UserError(
-            f'{who} has {max(split.validation, 0)} rows to train on, and --window={recipe["window"]} needs {needed}; '
-            'choose a shorter one'
+            f'--relative_to=season: the dates of {name} have no usual season that is short enough; pass --season'
         )
-    if recipe['season'] and recipe['season'] >= split.validation:
-        raise UserError(
-            f'{who} has {split.validation} rows to train on, and --season={recipe["season"]} needs more; choose a '
-            'shorter one'
+    found = {'seasons': seasons, 'seasons_too_long': sorted(known - set(seasons)), 'season': season}
+    return found | {'lag': season if recipe['lag'] == 'season' else recipe['lag']}
+
+
+def _check_parts(name: str, series: Series, split: Split, recipe: Mapping[str, Any], order: int | None) -> None:
+    """Raises Unusable where a part is too short for what is asked."""
+    who, rows = f'{name}{series.phrase.replace(" of", ":", 1)}', max(split.validation, 0)
+    if rows < FEWEST_ROWS:
+        raise Unusable(f'{who} has {rows} rows to train on, and needs {FEWEST_ROWS}; use more rows, or a later split')
+    if rows < recipe['window'] + 1:
+        raise Unusable(
+            f'{who} has {rows} rows to train on, and --window={recipe["window"]} needs {recipe["window"] + 1}; use a '
+            'smaller --window'
+        )
+    if recipe['seasons'] and min(recipe['seasons']) >= rows:
+        raise Unusable(
+            f'{who} has {rows} rows to train on, and --season={min(recipe["seasons"])} needs more; use a shorter season'
+        )
+    if order and 2 * order + 2 > rows:
+        raise Unusable(
+            f'{who} has {rows} rows to train on, and --ar_order={order} needs {2 * order + 2}; use a lower order'
         )
     for part, count in (('validation', split.test - split.validation), ('test', len(series.rows) - split.test)):
         if count < recipe['horizon']:
-            raise UserError(
-                f'{who} has {max(count, 0)} rows for {part}, and --horizon={recipe["horizon"]} needs as many; choose a '
-                f'shorter one, or a larger --{part}'
+            raise Unusable(
+                f'{who} has {max(count, 0)} rows for {part}, and --horizon={recipe["horizon"]} needs as many; use a '
+                f'shorter horizon, or a larger --{part}'
             )
 
 

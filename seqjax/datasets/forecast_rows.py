@@ -17,6 +17,7 @@ from seqjax.datasets.feedback import Fed
 from seqjax.datasets.forecast_series import Ready
 from seqjax.task import Arrays, Batch
 
+TILE = 8  # rows that a product of matrices rounds alike, wherever they stand (measured on CPUs with AVX2)
 CHUNK, CONTEXT = 4096, 8  # steps that are told of a longer series at once, after as many windows of context
 Spans = Sequence[tuple[int, int]]  # of origins, from the first to before the last: a range for each series
 
@@ -152,6 +153,11 @@ def asked(rows: Rows, origins: Spans) -> Rows:
         return cut.first < stop and first < cut.stop
 
     return rows._replace(cuts=[cuts for cuts in rows.cuts if any(map(some, cuts))])
+
+
+def tiled(rows: Rows) -> Rows:
+    """Returns rows with a multiple of `TILE` steps, so that a stream gives the same numbers, most bit for bit."""
+    return rows._replace(steps=-(-rows.steps // TILE) * TILE)
 
 
 def evaluation(parts: Sequence[Ready], recipe: Mapping[str, Any], rows: Rows, origins: Spans) -> Batch:

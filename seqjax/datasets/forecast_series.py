@@ -16,10 +16,15 @@ from seqjax.files import UserError
 from seqjax.readers import tables
 from seqjax.readers.date_formats import DateFormat
 from seqjax.readers.dates import Pace, following, pace
+from seqjax.readers.numbers import NumberFormat
 from seqjax.readers.tables import Columns, Series
 
 FARTHEST = 1e15  # training standard deviations from the mean; float32 squares no more
 CYCLES = {'year': 31_556_952_000_000, 'week': 604_800_000_000, 'day': 86_400_000_000}  # microseconds
+
+
+class Unusable(UserError):
+    """A series that is too short or constant, so that nothing can be learned from it."""
 
 
 class Ready(NamedTuple):
@@ -51,6 +56,11 @@ def columns_of(recipe: Mapping[str, Any]) -> Columns:
     return Columns(recipe['targets'], recipe['covariates'], recipe['date'], recipe['id'])
 
 
+def number_formats(recipe: Mapping[str, Any]) -> dict[str, NumberFormat]:
+    """Returns how the numbers of each column were written in training, as a file to predict must write them."""
+    return {name: NumberFormat(*format) for name, format in (recipe.get('numbers') or {}).items()}
+
+
 def cycles_of(dates: np.ndarray) -> list[str]:
     """Which cycles the dates of a series tell apart: those of more than one row."""
     gap = np.median(np.diff(dates).astype(float))
@@ -65,14 +75,15 @@ def calendar(dates: np.ndarray, cycles: Sequence[str]) -> np.ndarray:
         'day': dates - dates.astype('datetime64[D]'),
     }
     turns = [2 * np.pi * since[cycle].astype(np.int64) / CYCLES[cycle] for cycle in cycles]
-    return np.array([side(turn) for turn in turns for side in (np.sin, np.cos)]).reshape(-1, len(dates)).T
+    return np.array([side(turn) for turn in turns for side in (np.sin, np.cos)]).reshape(2 * len(cycles), len(dates)).T
 
 
 def fit_scale(name: str, series: Series, columns: Sequence[str], count: int) -> list[list[float]]:
     """[mean, standard deviation] of each column over the first `count` values, which are the training part.
 
     Raises:
-      UserError: a column has no value there, is constant there, or has values too large to be squared.
+      Unusable: a column has no value there, or is constant there.
+      UserError: a column has values too large to be squared.
     """
     found = []
     for place, column in enumerate(columns):
@@ -80,9 +91,9 @@ def fit_scale(name: str, series: Series, columns: Sequence[str], count: int) -> 
         values = values[~np.isnan(values)]
         where = f'{name}: column {column!r}{series.phrase}'
         if not len(values):
-            raise UserError(f'{where} has no value on the training part; leave it out')
+            raise Unusable(f'{where} has no value on the training part; leave it out')
         if values.min() == values.max():
-            raise UserError(f'{where} is constant on the training part; leave it out, or begin validation later')
+            raise Unusable(f'{where} is constant on the training part; leave it out, or begin validation later')
         with np.errstate(over='ignore', invalid='ignore'):
             mean, deviation = float(values.mean()), float(values.std())
         if not (0 < deviation < math.inf):
@@ -98,6 +109,8 @@ def ready(name: str, series: Series, recipe: Mapping[str, Any]) -> Ready:
       UserError: its id is none of those that were trained on; or a value is too far from them.
     """
     key = series.name or ''
+    if key in recipe.get('left_out', ()):
+        raise UserError(f'{name}: series {key!r} was left out of the training by --skip_short; leave it out here, too')
     if key not in recipe['scales']:
         known = list(recipe['scales'])
         raise UserError(

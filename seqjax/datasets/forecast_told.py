@@ -15,8 +15,7 @@ from seqjax.baselines import forecasts as baselines
 from seqjax.dataset import SPLITS, Items, Table
 from seqjax.datasets.forecast_rows import Spans, Split, Told
 from seqjax.datasets.forecast_series import Ready, dates_after, format_of
-from seqjax.files import UserError
-from seqjax.readers import date_formats, dates, tables
+from seqjax.readers import date_formats, dates, summary, tables
 from seqjax.readers.date_formats import DateFormat
 from seqjax.readers.tables import Series
 
@@ -59,7 +58,7 @@ Rival = Callable[[Spans], list[Told]]
 
 
 def rivals(
-    name: str, parts: Sequence[Ready], recipe: Mapping[str, Any], splits: Sequence[Split], order: int | None, on: str
+    parts: Sequence[Ready], recipe: Mapping[str, Any], splits: Sequence[Split], order: int | None, on: str
 ) -> dict[str, Rival]:
     """The baselines by name, for one part of the file.
 
@@ -67,27 +66,19 @@ def rivals(
     would have had then; its order is chosen on the training part.
 
     Args:
-      name: of the file.
-      parts: its series.
+      parts: series of a file.
       recipe: of the run.
       splits: of each series.
       order: of the autoregression; None for that with the lowest AIC, a series and a target at a time.
       on: the part of which they tell, 'validation' or 'test'.
-
-    Raises:
-      UserError: the training part is too short for `order`.
     """
-    horizon, season = recipe['horizon'], recipe['season']
+    horizon, seasons = recipe['horizon'], recipe['seasons']
     scaled = [(part.series.values[:, : part.values.shape[1]] - part.scale[0]) / part.scale[1] for part in parts]
     models, orders = [], []
     for part, values, split in zip(parts, scaled, splits, strict=True):
         end, columns = split.validation, range(values.shape[1])
-        chosen = [order or baselines.best_order(values[:end, i], baselines.most_orders(end)) for i in columns]
-        if 2 * max(chosen) + 2 > end:
-            raise UserError(
-                f'--ar_order={order} needs {2 * order + 2} rows to train on and {name} has {end}{part.series.phrase}; '
-                'choose a lower one'
-            )
+        most = baselines.most_orders(end, seasons, len(parts) * values.shape[1])
+        chosen = [order or baselines.best_order(values[:end, i], most) for i in columns]
         until = end if on == 'validation' else split.test
         models.append([baselines.fit(values[:until, i], p) for i, p in zip(columns, chosen, strict=True)])
         orders += chosen
@@ -106,9 +97,9 @@ def rivals(
         return said
 
     found = {'persistence': rival(lambda i, j, origins: baselines.seasonal(scaled[i][:, j], origins, horizon))}
-    if season:
+    for season in seasons:
         found[f'{season} steps before'] = rival(
-            lambda i, j, origins: baselines.seasonal(scaled[i][:, j], origins, horizon, season)
+            lambda i, j, origins, season=season: baselines.seasonal(scaled[i][:, j], origins, horizon, season)
         )
     low, high = min(orders), max(orders)
     found[f'AR({low})' if low == high else f'AR({low} to {high})'] = rival(
@@ -138,11 +129,26 @@ def look(table: tables.Table, recipe: Mapping[str, Any], parts: Sequence[Ready],
     lines.append(f'missing values: {_some(some) or "none"}' + (', masked' if some else ''))
     for part in ('training', *SPLITS):
         lines.append(_part_line(part, parts, splits, table.dates))
+    lines += _season_lines(recipe)
     how = {'direct': 'all at once', 'recursive': 'each from the one before'}[recipe['strategy']]
     lines.append(
         f'read step by step from the beginning, in windows of {recipe["window"]} to train; at each step '
         f'{recipe["horizon"]} ahead are told' + (f', {how}' if recipe['horizon'] > 1 else '')
     )
+    return lines + summary.lines(table)
+
+
+def _season_lines(recipe: Mapping[str, Any]) -> list[str]:
+    """Which seasons are tried, and the one that is best on validation."""
+    lines = []
+    if recipe['seasons']:
+        seasons = _some([str(season) for season in recipe['seasons']])
+        lines.append(f'seasons tried: {seasons} steps; {recipe["season"]} is best on validation')
+    elif recipe['date'] is None:
+        lines.append('no season is tried: pass --season, or --date for the usual ones')
+    if recipe['seasons_too_long']:
+        seasons = _some([str(season) for season in recipe['seasons_too_long']])
+        lines.append(f'seasons left out, as the training part is not longer: {seasons} steps')
     return lines
 
 
@@ -221,8 +227,8 @@ def _table_rows(
             for place, target in enumerate(recipe['targets']):
                 for step in range(horizon):
                     value = truth[k, step, place]
-                    numbers = [f'{x:.9g}' for x in forecasts[k, step, place].tolist()]
-                    known = '' if np.isnan(value) else f'{value:.12g}'
+                    numbers = forecasts[k, step, place].tolist()
+                    known = '' if np.isnan(value) else float(value)
                     when = times[origin], times[origin + step + 1]
                     yield [*several, *when, target, step + 1, *numbers, known]
 

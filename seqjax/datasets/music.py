@@ -280,10 +280,10 @@ def stream() -> Stream:
 
 def _values(logits: np.ndarray, frame: np.ndarray) -> Sequence[str]:
     del frame
-    logits = np.asarray(logits, np.float32)
+    logits = np.asarray(logits, np.float64)
     likeliest = np.argsort(-logits, kind='stable')[:LIKELIEST]
-    shares = 1 / (1 + np.exp(-np.clip(logits[likeliest], -80, 80)))
-    told = ' '.join(f'{note + LOWEST}:{share:.2f}' for note, share in zip(likeliest, shares, strict=True))
+    shares = (1 / (1 + np.exp(-np.clip(logits[likeliest], -80, 80)))).tolist()
+    told = ' '.join(f'{note + LOWEST}:{share!r}' for note, share in zip(likeliest, shares, strict=True))
     return as_text(logits > 0), told
 
 

@@ -1,0 +1,152 @@
+"""The smallest files and settings of every kind: each works, or ends in one sentence."""
+
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import fitting
+from seqjax.dataset import SPLITS
+from seqjax.files import UserError
+from tests import kinds
+
+pytest.importorskip('pandas', reason='files are read by the extra "data"')
+
+
+def table(path, rows, *, dates=True, gap='D', ids=()):
+    rng = np.random.default_rng(0)
+    lines = [','.join(['day'] * dates + ['who'] * bool(ids) + ['x', 'z'])]
+    for who in ids or [None]:
+        for step in range(rows):
+            day = [str(np.datetime64('2020-01-01') + np.timedelta64(step, gap))] if dates else []
+            lines.append(','.join([*day, *([who] if who else []), *(f'{value:.3f}' for value in rng.normal(size=2))]))
+    path.write_text('\n'.join(lines) + '\n')
+
+
+def run(kind, flags, part='all'):
+    """All of a run and of a prediction but the training: of a model only shapes are computed."""
+    settings = kind.check({'replicas': 1, 'hidden': 2, **flags})
+    data = kind.dataset(settings)
+    model = fitting.make_model(data.form, settings)
+    batch = jax.eval_shape(data.batch, data.data, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32))
+    data.both()
+    for split in SPLITS if kind.name == 'forecast' else ():  # others take their time
+        assert all(np.isfinite(score(split).totals).all() for score in data.baselines.values())
+
+    def answers_to(batches):
+        def answer(batch):
+            outputs, _ = model.init_with_output(jax.random.key(0), batch.inputs)
+            return data.form.answers(outputs, batch)
+
+        one = jax.eval_shape(answer, jax.tree.map(lambda x: x[0], batches))
+        return jax.tree.map(lambda x: np.zeros((len(batches.mask), *x.shape), x.dtype), one)
+
+    jax.eval_shape(lambda batch: data.score(model.init_with_output(jax.random.key(0), batch.inputs)[0], batch), batch)
+    answers = answers_to(data.test.batches)
+    assert len(data.items(answers).totals) >= 1
+    list(data.tell(answers))
+    columns, rows = data.test.table(answers)
+    assert all(len(row) == len(columns) for row in rows)
+    recipe = json.loads(json.dumps(dict(data.recipe)))
+    kind.form(settings, recipe)
+    unseen = kind.unseen({**settings, 'part': part}, recipe, settings['data'])
+    columns, rows = unseen.table(answers_to(unseen.batches))
+    assert all(len(row) == len(columns) for row in rows)
+    return data
+
+
+BASE = {'target': 'x', 'window': 4, 'horizon': 1, 'batch_size': 1}
+FORECAST = [
+    {'date': 'day', 'calendar': True},
+    {'date': 'day', 'calendar': True, 'strategy': 'recursive'},
+    {'date': 'day', 'calendar': True, 'head': 'quantile', 'covariates': 'z'},
+    {'strategy': 'recursive'},
+    {'strategy': 'recursive', 'head': 'gaussian', 'date': 'day', 'calendar': True, 'target': ['x', 'z']},
+    {'head': 'gaussian'},
+    {'relative_to': 'nothing'},
+    {'relative_to': 'season', 'season': 2},
+    {'relative_to': 'season', 'date': 'day'},
+    {'season': 27},
+    {'season': [2, 3, 27]},
+    {'ar_order': 1},
+    {'ar_order': 13},
+    {'missing': 'mask'},
+    {'window': 1},
+    {'window': 27},
+    {'validation_from': '38', 'test_from': '39'},
+    {'validation_from': '6', 'test_from': '40'},
+    {'date': 'day', 'validation_from': '2020-02-07', 'test_from': '2020-02-08', 'calendar': True},
+    {'validation': 0.02, 'test': 0.02},
+    {'layers': 2, 'dropout': 0.5, 'cell': 'gru'},
+]
+
+
+@pytest.mark.parametrize(
+    'flags', FORECAST, ids=lambda flags: ' '.join(f'{name}={value}' for name, value in flags.items())
+)
+def test_a_forecast_of_one_step(in_tmp, flags):
+    table(in_tmp / 'x.csv', 40)
+    data = run(importlib.import_module('experiments.forecast').KIND, {**BASE, **flags, 'data': 'x.csv'}, 'test')
+    assert data.form.outputs >= 1
+
+
+@pytest.mark.parametrize('rows', range(1, 9))
+@pytest.mark.parametrize('flags', [{}, {'date': 'day', 'calendar': True}, {'validation_from': '5', 'test_from': '6'}])
+def test_a_forecast_of_a_few_rows_works_or_ends_in_one_sentence(in_tmp, rows, flags):
+    table(in_tmp / 'x.csv', rows)
+    kind = importlib.import_module('experiments.forecast').KIND
+    flags = {**BASE, **flags, 'window': 1, 'data': 'x.csv'}
+    if rows >= 6:
+        assert run(kind, flags, 'test').recipe['window'] == 1
+        return
+    with pytest.raises(UserError, match='x.csv') as caught:
+        run(kind, flags)
+    assert (
+        '\n' not in str(caught.value)
+        and f'{rows} rows' in str(caught.value).replace('from 2 to ', '') + f' {rows} rows'
+    )
+
+
+@pytest.mark.parametrize(
+    ('content', 'flags'),
+    [
+        ({'gap': 'h'}, {'date': 'day', 'calendar': True}),
+        ({'gap': 'W'}, {'date': 'day', 'calendar': True}),
+        ({'dates': False}, {'target': None, 'covariates': 'z'}),
+        ({'ids': ['a']}, {'id': 'who'}),
+        ({'ids': ['a'], 'gap': 'h'}, {'id': 'who', 'date': 'day', 'calendar': True, 'skip_short': True}),
+    ],
+)
+def test_a_forecast_of_one_series_or_one_column(in_tmp, content, flags):
+    table(in_tmp / 'x.csv', 40, **content)
+    run(importlib.import_module('experiments.forecast').KIND, {**BASE, **flags, 'data': 'x.csv'})
+
+
+OTHERS = {
+    'classify': ('slopes.ts', kinds.archive, [{}, {'batch_size': 1}, {'missing': 'mask'}, {'bidirectional': True}]),
+    'text': (
+        'cats.txt',
+        kinds.text,
+        [
+            {'window': 1, 'held_out': 400},
+            {'window': 16, 'batch_size': 1},
+            {'tokens': 'words', 'window': 1},
+            {'tokens': 'bytes'},
+        ],
+    ),
+    'music': ('songs.mat', kinds.rolls, [{'window': 1}, {'batch_size': 1}, {'window': 1000}]),
+    'digits': ('digits', None, [{'test': 1}, {'test': 100, 'order': 'pixels'}, {'permute': True}, {'batch_size': 1}]),
+}
+
+
+@pytest.mark.parametrize(('name', 'flags'), [(name, flags) for name, (_, _, all_) in OTHERS.items() for flags in all_])
+def test_other_kinds_with_the_smallest_settings(in_tmp, name, flags):
+    file, make, _ = OTHERS[name]
+    if make is not None:
+        make(in_tmp / file)
+    try:
+        run(importlib.import_module(f'experiments.{name}').KIND, {**flags, 'data': file})
+    except UserError as error:
+        assert '\n' not in str(error) and '--' in str(error)
