@@ -130,7 +130,9 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     >>> [round(x, 3) for x in mean_interval(np.array([1.0, 2.0, 3.0, 4.0]))]
     [2.5, 2.054]
     """
-    from scipy.special import stdtrit  # comes with JAX, and takes a tenth of a second to import
+    from scipy.special import (
+        stdtrit,  # comes with JAX, and takes a tenth of a second to import
+    )
 
     count = len(values)
     if count < 2:
@@ -185,7 +187,9 @@ def _lines(total, unit):
 
 @contextlib.contextmanager
 def _bar(total, unit):
-    from rich import progress as rich_progress  # only a terminal needs it, and it takes a tenth of a second
+    from rich import (
+        progress as rich_progress,  # only a terminal needs it, and it takes a tenth of a second
+    )
 
     columns = (
         rich_progress.TextColumn(unit),
