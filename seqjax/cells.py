@@ -21,7 +21,17 @@ from flax.linen.dtypes import promote_dtype
 
 from seqjax import gru_ops, lstm_ops
 from seqjax.activations import SIGMOID, TANH, Activation, named
-from seqjax.initializers import KEEP, LSTM_ROLES, SCHEMES, UPDATE, ConstantGate, GateBias, Initializer, Scheme, added
+from seqjax.initializers import (
+    KEEP,
+    LSTM_ROLES,
+    SCHEMES,
+    UPDATE,
+    ConstantGate,
+    GateBias,
+    Initializer,
+    Scheme,
+    added,
+)
 from seqjax.masks import check_choice, check_shape
 from seqjax.options import NamedOptions
 

@@ -19,6 +19,8 @@ import numpy as np
 
 from seqjax import masks
 
+IMPOSSIBLE = -1e30  # a log-probability far below any, but finite, as `jax_debug_infs` has it
+
 
 class Decoded(NamedTuple):
     """What was written: [B], or [B, W] with the best first."""
@@ -113,7 +115,7 @@ def beam(
     memory = jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), memory)
     batch = len(jax.tree.leaves(memory.carry)[0]) // width
     state = _begin(model, memory, (batch, width), longest)
-    alone = jnp.where(jnp.arange(width) == 0, 0.0, -jnp.inf)  # they begin as one: the others are impossible
+    alone = jnp.where(jnp.arange(width) == 0, 0.0, IMPOSSIBLE)  # they begin as one: the others are impossible
     scores = jnp.broadcast_to(alone.astype(jnp.float32), (batch, width))
     state = state._replace(decoded=state.decoded._replace(scores=scores))
 
@@ -121,12 +123,14 @@ def beam(
         carry, log_p = _log_probabilities(model, variables, memory, state, end)
         log_p, tokens = jax.lax.top_k(log_p, min(width, log_p.shape[-1]))  # [B, W, K]: no other can be among the W best
         if end is not None:
-            once = jnp.where(jnp.arange(log_p.shape[-1]) == 0, 0, -jnp.inf)  # what has ended goes on in one way
+            once = jnp.where(jnp.arange(log_p.shape[-1]) == 0, 0.0, IMPOSSIBLE)  # what has ended goes on in one way
             log_p = masks.select(state.ended, jnp.broadcast_to(once, log_p.shape), log_p)
             tokens = masks.select(state.ended, jnp.full_like(tokens, end), tokens)
         return _keep(state, carry, log_p, tokens, index, end, length_penalty), None
 
-    return _spoil(jax.lax.scan(step, state, jnp.arange(longest))[0].decoded, length_penalty >= 0)
+    decoded = jax.lax.scan(step, state, jnp.arange(longest))[0].decoded
+    decoded = decoded._replace(scores=jnp.where(decoded.scores > IMPOSSIBLE / 2, decoded.scores, -jnp.inf))
+    return _spoil(decoded, length_penalty >= 0)
 
 
 def _keep(
@@ -135,7 +139,7 @@ def _keep(
     """The best W of the continuations [B, W, K]; of equals that of the better hypothesis, and of its better token."""
     (batch, width), count = state.last.shape, log_p.shape[-1]
     scores = state.decoded.scores[..., None] + log_p
-    lengths = state.decoded.lengths + ~state.ended
+    lengths = _longer(state)
     ranks = scores / (((5 + lengths) / 6) ** penalty)[..., None]
     _, best = jax.lax.top_k(ranks.reshape(batch, width * count), width)
     parent = best // count  # [B, W]
@@ -174,11 +178,16 @@ def _write(
         score = jnp.take_along_axis(log_p, last[:, None], axis=1)[:, 0]
         if end is not None:
             last, score = jnp.where(state.ended, end, last), jnp.where(state.ended, 0, score)
-        tokens, lengths, scores = state.decoded
-        decoded = Decoded(tokens.at[:, index].set(last), lengths + ~state.ended, scores + score)
+        tokens, _, scores = state.decoded
+        decoded = Decoded(tokens.at[:, index].set(last), _longer(state), scores + score)
         return _State(carry, last, state.ended if end is None else last == end, decoded), None
 
     return jax.lax.scan(step, _begin(model, memory, (batch,), longest), jnp.arange(longest))[0].decoded
+
+
+def _longer(state: _State) -> jax.Array:
+    """The lengths after a step, which adds a token to what has not ended."""
+    return state.decoded.lengths + (~state.ended).astype(jnp.int32)
 
 
 def _begin(model: nn.Module, memory: Any, shape: tuple[int, ...], longest: int) -> _State:

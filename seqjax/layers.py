@@ -26,7 +26,16 @@ from flax.core import FrozenDict
 
 from seqjax import lstm_ops, masks, ops
 from seqjax.options import NamedOptions
-from seqjax.recurrence import Carry, Run, Scan, Steps, at_once, fused, in_segments, step_by_step
+from seqjax.recurrence import (
+    Carry,
+    Run,
+    Scan,
+    Steps,
+    at_once,
+    fused,
+    in_segments,
+    step_by_step,
+)
 
 MASKED_OUTPUTS = ('zero', 'hold')
 MERGES: dict[str, Callable[[jax.Array, jax.Array], Any]] = {

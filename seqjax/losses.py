@@ -122,7 +122,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None =
     logits, labels, weights = _labels(logits, labels, mask)
     fine = _are_classes(labels, logits)
     values = optax.softmax_cross_entropy_with_integer_labels(masks.zero(logits, weights), jnp.where(fine, labels, 0))
-    return _mean(jnp.where(fine, values, jnp.nan), weights)
+    if not masks.is_concrete(labels):
+        values = jnp.where(fine, values, jnp.nan)
+    return _mean(values, weights)
 
 
 def binary_cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array | None = None) -> Mean:

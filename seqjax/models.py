@@ -12,7 +12,14 @@ import jax.numpy as jnp
 
 from seqjax import masks
 from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
-from seqjax.layers import RNN, Bidirectional, Stack, Stateful, TimeDistributed, check_dropout
+from seqjax.layers import (
+    RNN,
+    Bidirectional,
+    Stack,
+    Stateful,
+    TimeDistributed,
+    check_dropout,
+)
 from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
 from seqjax.options import NamedOptions, check_options, names, nearest
 from seqjax.task import Arrays, Sequences

@@ -142,7 +142,9 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     >>> [round(x, 3) for x in mean_interval(np.array([1.0, 2.0, 3.0, 4.0]))]
     [2.5, 2.054]
     """
-    from scipy.special import stdtrit  # comes with JAX, and takes a tenth of a second to import
+    from scipy.special import (
+        stdtrit,  # comes with JAX, and takes a tenth of a second to import
+    )
 
     count = len(values)
     if count < 2:

@@ -19,7 +19,17 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from seqjax import spread
-from seqjax.task import Arrays, Batch, Best, Mean, Params, State, Task, Watch, batch_shapes
+from seqjax.task import (
+    Arrays,
+    Batch,
+    Best,
+    Mean,
+    Params,
+    State,
+    Task,
+    Watch,
+    batch_shapes,
+)
 
 Metrics = dict[str, Mean]
 Variables = Mapping[str, Arrays]
