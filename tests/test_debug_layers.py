@@ -14,7 +14,7 @@ from seqjax.encoder_decoder import encoder_decoder
 from seqjax.layers import RNN, Bidirectional, Stack, TimeDistributed
 from seqjax.linear import LRUCell, MinLSTMCell
 
-B, T, F, H = 3, 5, 2, 4
+B, T, F, H = 3, 4, 2, 3
 RNG = np.random.default_rng(0)
 X, MASK, RESETS = RNG.normal(size=(B, T, F)).astype(np.float32), RNG.random((B, T)) < 0.7, RNG.random((B, T)) < 0.2
 LENGTHS, TOKENS = np.array([T, 0, 3], np.int32), RNG.integers(0, 5, (B, T)).astype(np.int32)
