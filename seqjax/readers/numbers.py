@@ -57,7 +57,7 @@ def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # 
         raise UserError(f'{word!r} is ambiguous: {_BESIDE[format.seen]}')
     if format.thousands is not None:
         word = word.translate(_REMOVED[format.thousands])
-    value = _value(word.replace(format.decimal, '.'))
+    value = float(word.replace(format.decimal, '.'))
     if math.isinf(value):
         raise UserError(f'{word[:80]!r} is not finite')
     return value
@@ -74,7 +74,7 @@ def parse_column(words: Sequence[str], format: NumberFormat = NumberFormat()) ->
         for sign in THOUSANDS.get(format.thousands, ''):
             text = text.replace(sign, '')
         lines = text.replace(format.decimal, '.').split('\n')
-        values = np.array([_value(line) if line else math.nan for line in lines], np.float64)
+        values = np.array([float(line) if line else math.nan for line in lines], np.float64)
         if format.seen is None and not np.isinf(values).any():
             return values
     values = np.empty(len(words))
@@ -92,28 +92,6 @@ class BadNumber(UserError):
     def __init__(self, message: str, word: str, place: int):
         super().__init__(message)
         self.word, self.place = word, place
-
-
-def _value(word: str) -> float:
-    """Returns the number as pandas' default parser computes it, so that a word has the bits that it has in a file.
-
-    Unlike `float`, it rounds more than once if there are more than 15 digits or a large exponent.
-    """
-    if len(word) <= 15 and 'e' not in word and 'E' not in word:
-        return float(word)
-    digits, _, power = word.lower().partition('e')
-    whole, _, fraction = digits.lstrip('+-').partition('.')
-    exponent, kept, number = int(power or 0), (whole + fraction)[:17], 0.0
-    for digit in kept:
-        number = number * 10 + int(digit)
-    exponent += max(len(whole) - 17, 0) - max(len(kept) - len(whole), 0)
-    if exponent > 308:
-        number = math.inf
-    elif exponent < -308:
-        number = number / 10.0 ** min(-308 - exponent, 308) / 1e308
-    else:
-        number = number * float(f'1e{exponent}') if exponent > 0 else number / float(f'1e{-exponent}')
-    return -number if word.startswith('-') else number
 
 
 def matches(word: str, format: NumberFormat) -> bool:

@@ -216,6 +216,8 @@ class _Text:
 
         options = {'decimal': self.numbers.decimal, **options}
         options |= {'sep': self.separator, 'encoding': 'utf-8-sig', 'skip_blank_lines': False, 'compression': None}
+        # The other parsers drop what follows 17 digits, leading zeros among them: 0.00000000000000001 would be 0.
+        options |= {'float_precision': 'round_trip'}
         return pandas.read_csv(self.path, engine='c', skipinitialspace=True, **options)
 
     @contextlib.contextmanager
