@@ -57,10 +57,11 @@ def learning_rates(tx: optax.GradientTransformation, steps: np.ndarray) -> np.nd
         state = jax.tree.map(lambda x: count if jnp.issubdtype(x.dtype, jnp.integer) else x, tx.init(param))
         _, state = tx.update(param, state, param)
         named = optax.tree_utils.tree_get_all_with_path(state, 'learning_rate')
-        rates = [x for _, x in named if isinstance(x, jax.Array)]  # of a schedule there is a state, too
-        return rates[0] if len(rates) == 1 else jnp.float32(jnp.nan)
+        return [x for _, x in named if isinstance(x, jax.Array)]  # of a schedule there is a state, too
 
-    return np.asarray(jax.lax.map(at, jnp.asarray(steps, jnp.int32)), np.float32)
+    rates = jax.lax.map(at, jnp.asarray(steps, jnp.int32))
+    # No NaN on the device, where `jax_debug_nans` would stop the run.
+    return np.asarray(rates[0], np.float32) if len(rates) == 1 else np.full(len(steps), np.nan, np.float32)
 
 
 def adam(
