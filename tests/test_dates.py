@@ -1,6 +1,7 @@
 """Dates: the format of a column, time zones and changes of the clock, and dates in the output, against pandas."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import forecast as command
-from seqjax.datasets.forecast_series import calendar
+from seqjax.datasets import forecast as forecast_data
+from seqjax.datasets.forecast_series import calendar, dates_after
 from seqjax.datasets.forecast_told import dates_line
 from seqjax.files import UserError
 from seqjax.readers import date_formats, dates, tables
@@ -206,6 +208,51 @@ def test_a_later_file_is_read_in_the_format_of_the_run(read, learned, later, for
     same(read(texts, form).series[0].dates, later)
     with pytest.raises(UserError, match=f"row {len(texts) + 1}, column 'day' holds '{wrong}', .*{form.format}"):
         read([*texts, wrong], form)
+
+
+def ready_to_predict(table, pace):
+    """Returns what `unseen` says of a file, for a run on dates of that pace."""
+    recipe = {'targets': ['v'], 'covariates': [], 'date': 'day', 'id': None, 'mask': False, 'lag': 1, 'horizon': 1}
+    recipe |= {'window': 4, 'head': 'point', 'cycles': [], 'strategy': 'direct', 'scales': {'': [[0, 1]]}}
+    return forecast_data.unseen('y.csv', table, recipe | {'pace': list(pace)}, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ('freq', 'form', 'other', 'count', 'pace'),
+    [
+        ('MS', '%d/%m/%Y', '%m/%d/%Y', 3, ('months', 1)),
+        ('MS', '%m.%d.%y', '%d.%m.%y', 30, ('months', 1)),
+        ('D', '%m/%d/%Y', '%d/%m/%Y', 12, ('microseconds', dates.DAY)),
+        ('B', '%d-%m-%Y', '%m-%d-%Y', 5, ('weekdays', 1)),
+        ('12h', '%d/%m/%Y %H:%M', '%m/%d/%Y %H:%M', 20, ('microseconds', dates.DAY // 2)),
+    ],
+)
+def test_dates_that_have_the_pace_of_the_run_in_another_format_alone_are_refused(read, freq, form, other, count, pace):
+    days = pandas.date_range('2012-10-01', periods=count, freq=freq)
+    known = DateFormat(form, aware=False)
+    assert f'{count} rows' in ready_to_predict(read(days.strftime(form), known), pace).look[0]
+    with pytest.raises(UserError, match=f'y.csv: .*{re.escape(other)}.* run is {re.escape(form)};'):
+        ready_to_predict(read(days.strftime(other), known), pace)
+
+
+def test_seconds_for_milliseconds_are_refused(read):
+    seconds, form = 1262304000 + 3600 * np.arange(20), DateFormat.of_flags('epoch_ms', None)
+    pace = ('microseconds', dates.DAY // 24)
+    assert ready_to_predict(read(1000 * seconds, form), pace).look
+    with pytest.raises(UserError, match='epoch_s,.* run is epoch_ms'):
+        ready_to_predict(read(seconds, form), pace)
+
+
+@pytest.mark.parametrize('form', ['%d/%m/%Y', '%Y-%m-%d', '%m.%d.%Y %H:%M'])
+def test_dates_of_another_pace_than_the_run_are_read_if_no_other_format_explains_it(read, form):
+    texts = pandas.date_range('2012-10-01', periods=30).strftime(form)
+    assert ready_to_predict(read(texts), ('months', 1)).look
+
+
+@pytest.mark.parametrize(('count', 'after'), [(5, '2012-10-08'), (4, '2012-10-05'), (2, '2012-10-03')])
+def test_a_weekend_follows_the_friday_of_a_short_file_if_the_run_is_on_weekdays(read, count, after):
+    (series,) = read(pandas.date_range('2012-10-01', periods=count).strftime('%Y-%m-%d')).series
+    assert dates_after(series, {'pace': ['weekdays', 1]}, 1)[0] == np.datetime64(after)
 
 
 @pytest.mark.parametrize(

@@ -317,3 +317,29 @@ def test_a_later_file_in_another_format_is_refused_with_that_of_the_training(rea
     assert values(read(['2.000', '3,5'], formats=formats)) == [2000, 3.5]
     with pytest.raises(UserError, match="'1234.5' .*decimal sign ',' and the thousands sign '.'"):
         read(['1234.5'], formats=formats)
+
+
+@pytest.mark.parametrize(
+    ('thousands', 'trained', 'swapped', 'plain'),
+    [
+        (',', ['1,473', '950'], ['1.473', '950'], ['12,473', '951.25']),
+        (',', ['1,473', '950'], ['-1.473', '2.000'], ['950']),
+        ('.', ['1.473', '950'], ['1,473', '950'], ['1.473.000', '0,5']),
+        ('space', ['1 473', ''], ['950', '+1.473'], ['1 473.123']),
+        ("'", ['950'], ['100'] * 1500 + ['1.473'], ["1'473"] * 1500 + ['1.473', '0.5']),
+    ],
+)
+def test_a_later_file_with_the_signs_the_other_way_round_is_refused(read, thousands, trained, swapped, plain):
+    formats = read(trained, thousands=thousands).formats
+    with pytest.raises(UserError, match='ambiguous.*no decimals in training'):
+        read(swapped, formats=formats)
+    word = next(word for word in swapped if not parse_number(word, formats['a']._replace(seen=None)).is_integer())
+    with pytest.raises(UserError, match='ambiguous'):
+        parse_number(word, formats['a'])
+    assert values(read(plain, formats=formats)) == values(read(plain, formats={'a': formats['a']._replace(seen=None)}))
+
+
+@pytest.mark.parametrize(('thousands', 'words'), [(',', ['1,473', '12.500']), ('.', ['1.473', '12,500', '0,1'])])
+def test_decimals_beside_thousands_signs_in_training_need_no_flag(read, thousands, words):
+    formats = read(words, thousands=thousands).formats
+    assert formats['a'].seen is None and values(read(words[1:], formats=formats))[0] == 12.5

@@ -37,9 +37,9 @@ from seqjax.datasets.forecast_rows import (
     training,
 )
 from seqjax.datasets.forecast_seasons import best, fitting, usual
-from seqjax.datasets.forecast_series import CYCLES, Ready, Unusable, channels, cycles_of, fit_scale, ready
+from seqjax.datasets.forecast_series import CYCLES, Ready, Unusable, channels, cycles_of, fit_scale, format_of, ready
 from seqjax.files import UserError
-from seqjax.readers import dates, summary, tables
+from seqjax.readers import date_formats, dates, summary, tables
 from seqjax.readers.dates import Pace
 from seqjax.readers.tables import Series
 from seqjax.task import Arrays, Batch, Mean
@@ -48,6 +48,7 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # the quantiles that are told
 NUMBERS = {'point': 1, 'gaussian': 2, 'quantile': len(LEVELS)}  # K of a head
 FEWEST = 25  # steps of an epoch: a look at a short series costs more than a step
 FEWEST_ROWS = 4  # to train on
+PACE_RATIO = 4.0  # between the steps of two paces that are not the same
 
 
 OPTIONAL_NAME = recipes.optional(recipes.text(1))
@@ -268,6 +269,7 @@ def unseen(
     """A file to predict: forecasts from every origin, or from those of some spans; the last reach into the future."""
     recipe = {**recipe, 'dates': list(table.dates)}
     series, left_out = known_series(name, table, recipe)
+    _check_dates(name, series, recipe)
     parts = [ready(name, one, recipe) for one in series]
     lengths = [part.steps for part in parts]
     wanted = [(0, length) for length in lengths] if origins is None else origins
@@ -295,6 +297,25 @@ def known_series(name: str, table: tables.Table, recipe: Mapping[str, Any]) -> t
     if len(left_out) == len(table.series):
         raise UserError(f'{name} has only series that the run left out of its training: {_named(left_out)}')
     return [one for one in table.series if one.name not in left_out], left_out
+
+
+def _check_dates(name: str, series: Sequence[Series], recipe: Mapping[str, Any]) -> None:
+    """Raises UserError if another format than that of the run gives the dates of a file the pace of the training."""
+    one = max(series, key=lambda series: len(series.rows))
+    other = None if one.dates is None else date_formats.other_reading(one.dates, format_of(recipe).format)
+    if not other or not recipe['pace'] or len(one.dates) < 3:
+        return
+    pace = Pace(*recipe['pace'])
+
+    def far(local: np.ndarray) -> int:
+        steps = np.diff(dates.instants(local, one.offsets)) / np.timedelta64(1, 'D') / pace.days()
+        return int(((steps < 1 / PACE_RATIO) | (steps > PACE_RATIO)).sum())
+
+    if 2 * far(other[1]) < far(one.dates):
+        raise UserError(
+            f'{name}: the dates{one.phrase} are {pace.words()} apart, as in the training, only in the format '
+            f'{other[0]}, and the format of the run is {format_of(recipe)}; write them in the format of the run'
+        )
 
 
 def _named(names: Sequence[str | None]) -> str:

@@ -144,8 +144,13 @@ def ready(name: str, series: Series, recipe: Mapping[str, Any]) -> Ready:
 
 
 def pace_of(series: Series, recipe: Mapping[str, Any]) -> Pace:
-    """Of its dates, or where there are too few of those that were trained on."""
-    return pace(series.dates, series.offsets) if len(series.dates) > 2 else Pace(*recipe['pace'])
+    """Of its dates, or of those of the training: where there are too few, or weekdays that no weekend parts."""
+    trained, days = Pace(*recipe['pace']), series.dates.astype('datetime64[D]')
+    if len(days) < 3:
+        return trained
+    found = pace(series.dates, series.offsets)
+    weekdays = trained.unit == 'weekdays' and found.days() == 1 and np.is_busday(days).all()
+    return trained if weekdays else found
 
 
 def dates_after(series: Series, recipe: Mapping[str, Any], steps: int) -> tuple[np.ndarray, np.ndarray | None]:

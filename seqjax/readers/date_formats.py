@@ -342,6 +342,27 @@ class ColumnReader:
             raise UserError(f'{self.where(row + 1)} is {time}, which --time_zone={zone} skips; correct the zone')
 
 
+def other_reading(local: np.ndarray, format: str | None) -> tuple[str, np.ndarray] | None:
+    """Returns the format that dates [n] may be in instead, and what they are in it; None if no other fits all of them.
+
+    >>> other_reading(np.array(['2020-01-01', '2020-01-02'], 'datetime64[us]'), '%d/%m/%Y')
+    ('%m/%d/%Y', array(['2020-01-01T00:00:00.000000', '2020-02-01T00:00:00.000000'],
+          dtype='datetime64[us]'))
+    """
+    if format == 'epoch_ms':
+        since = local.astype(np.int64)
+        return ('epoch_s', (1000 * since).astype(MICRO)) if (np.abs(since) < 2**55 // 1000).all() else None
+    if not {'%d', '%m'} <= {*re.findall('%.', format or '')}:
+        return None
+    days, months = local.astype('datetime64[D]'), local.astype('datetime64[M]')
+    day, month, year = (days - months).astype(int), months.astype(int) % 12, local.astype('datetime64[Y]')
+    if (day > 11).any():
+        return None
+    swapped = (year.astype('datetime64[M]') + day).astype('datetime64[D]') + month
+    other = re.sub('%[dm]', lambda found: {'%d': '%m', '%m': '%d'}[found[0]], format)
+    return other, swapped.astype(MICRO) + (local - days)
+
+
 def candidates(text: str) -> list[str]:
     """The formats that may be those of a column that begins with `text`."""
     one = [text]

@@ -86,6 +86,10 @@ class Pace(NamedTuple):
                 return f'{self.count // size} {name}(s)'
         return f'{self.count} microseconds'
 
+    def days(self) -> float:
+        """Returns the length in days, about."""
+        return self.count * {'microseconds': 1 / DAY, 'weekdays': 1}.get(self.unit, 30.44)
+
     def after(self, date: np.datetime64, steps: int) -> np.ndarray:
         """The dates [steps] that follow one."""
         ahead = np.arange(1, steps + 1)

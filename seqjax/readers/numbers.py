@@ -7,7 +7,8 @@ column is '.', and the column is refused if both hold:
 - there are numbers without a point, too (950).
 
 A single 0.473, 1.5 or 1.4730 shows that the points of a column are decimal signs. A column in which every number has
-three decimals is read as it stands. --decimal and --thousands settle it for all columns.
+three decimals is read as it stands. --decimal and --thousands settle it for all columns of the file. If --decimal is
+not among them, 1.473 is refused in a later file where the column had no decimals in training: its signs may be swapped.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # 
         if _is_missing(word):
             return math.nan
         raise UserError(f'{word[:80]!r} is not a number{_reason(word, format)}')
-    if format.seen and {format.seen, *first_of_kinds([word])} == {WHOLE, GROUPED}:
-        raise UserError(f'{word!r} is ambiguous: {_BESIDE[format.seen]}')
+    if format.seen and {format.seen, *first_of_kinds([word], format.decimal)} == {WHOLE, GROUPED}:
+        raise UserError(f'{word!r} is ambiguous: {_BESIDE[format.seen].replace("1.4", f"1{format.decimal}4")}')
     if format.thousands is not None:
         word = word.translate(_REMOVED[format.thousands])
     value = float(word.replace(format.decimal, '.'))
@@ -107,11 +108,9 @@ def _is_missing(word: str) -> bool:
 
 
 def format_of(decimal: str | None, thousands: str | None) -> NumberFormat:
-    """Returns the format that --decimal and --thousands describe; without them the decimal sign is open."""
-    if decimal is None and thousands is None:
-        return NumberFormat(seen='')
+    """Returns the format that --decimal and --thousands describe; the decimal sign is open without --decimal."""
     if decimal is None:
-        decimal = ',' if thousands == '.' else '.'
+        return NumberFormat(',' if thousands == '.' else '.', thousands, seen='')
     if decimal == thousands:
         raise UserError(f'--decimal={decimal} and --thousands={thousands} must be different signs; change one of them')
     return NumberFormat(decimal, thousands)
@@ -160,9 +159,14 @@ _KINDS = {
 }
 
 
-def first_of_kinds(words: Sequence[str]) -> dict[str, int]:
-    """Returns the place of the first word of each kind, of numbers with '.' as the decimal sign."""
+_SWAPPED = str.maketrans('.,', ',.')
+
+
+def first_of_kinds(words: Sequence[str], decimal: str = '.') -> dict[str, int]:
+    """Returns the place of the first word of each kind."""
     text, places = '\n'.join(words), {}
+    if decimal == ',':
+        text = text.translate(_SWAPPED)
     for kind, pattern in _KINDS.items():
         found = pattern.search(text)
         if found:
@@ -186,7 +190,7 @@ def first_of_kinds_by_value(values: np.ndarray, digits: np.ndarray) -> dict[str,
 
 
 _BESIDE = {
-    WHOLE: 'numbers of this column had no point in training, and 1.473 may be 1473; write it as 1473 or as 1.4730',
+    WHOLE: 'numbers of this column had no decimals in training, and 1.473 may be 1473; write it as 1473 or as 1.4730',
     GROUPED: 'all numbers of this column had three decimals in training, and 1.473 may be 1473; write it with decimals',
 }
 

@@ -435,7 +435,8 @@ def _is_number(column: Any, source: _Text | _Parquet) -> bool:
     if types.is_numeric_dtype(column):
         return not types.is_bool_dtype(column)
     words = {*_words(column)} - {*MISSING} if types.is_string_dtype(column) or types.is_object_dtype(column) else set()
-    formats = [source.numbers] if source.numbers.seen is None else numbers.FORMATS
+    open_ = source.numbers == NumberFormat(seen='')
+    formats = numbers.FORMATS if open_ else [source.numbers]
     return bool(words) and any(all(numbers.matches(word, format) for word in words) for format in formats)
 
 
@@ -554,14 +555,22 @@ def _kinds(source: _Text | _Parquet, names: Sequence[str], values: np.ndarray) -
     """
     found: dict[str, dict[str, tuple[int, str]]] = {name: {} for name in names}
     rows = max([1000, *(_place(column == 0) + 1 for column in values.T)])
-    for how in ({'words': names, 'rows': rows}, {'pointless': True}):
+    ways = (
+        [{'words': names, 'rows': rows}, {'pointless': True}]
+        if source.numbers.thousands is None
+        else [{'words': names}]
+    )
+    for how in ways:
         left = [name for name in names if numbers.CERTAIN not in found[name]]
         for first, frame in source.frames(left, checked=True, **how) if left else ():
             for name in left:
                 column, place = frame[name], names.index(name)
                 if column.dtype.kind not in 'iuf':
                     words = _words(column)
-                    kinds = {kind: (first + i, words[i]) for kind, i in numbers.first_of_kinds(words).items()}
+                    kinds = {
+                        kind: (first + i, words[i])
+                        for kind, i in numbers.first_of_kinds(words, source.numbers.decimal).items()
+                    }
                 elif source.typed:
                     continue
                 else:
@@ -585,6 +594,8 @@ def _settled(
     if format.seen is None or numbers.CERTAIN in found:
         return format._replace(seen=None)
     kinds = {*found, format.seen} - {''}
+    if format.thousands and not source.fixed and numbers.GROUPED in kinds:
+        return format._replace(seen=None)
     if kinds != {numbers.WHOLE, numbers.GROUPED}:
         return format._replace(seen=kinds.pop() if kinds else '')
     if format.seen:
