@@ -182,9 +182,12 @@ class Place(flags.ArgumentParser):
 
     def parse(self, argument: Any) -> str:
         text = os.fspath(argument) if isinstance(argument, str | os.PathLike) else ''
-        if not text.strip() or '\0' in text or not _encodable(text):
+        # Half a surrogate pair stands for a byte that the locale cannot decode; Orbax takes no such folder.
+        known = _is_path(text) if self.kind == 'file' else _encodable(text)
+        if not text.strip() or '\0' in text or not known:
             raise ValueError(f'must be the path of a {self.kind}')
-        if len(text.encode()) > LONGEST_PATH or max(len(name.encode()) for name in text.split(os.sep)) > LONGEST_NAME:
+        path = os.fsencode(text)
+        if len(path) > LONGEST_PATH or max(map(len, path.split(os.fsencode(os.sep)))) > LONGEST_NAME:
             raise ValueError(
                 f'must be a path of at most {LONGEST_PATH} bytes, with names of at most {LONGEST_NAME}; choose another'
             )
@@ -223,6 +226,14 @@ class Text(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return 'text'
+
+
+def _is_path(text: str) -> bool:
+    """Returns True if the system can be given the text as a path."""
+    try:
+        return bool(os.fsencode(text))
+    except UnicodeEncodeError:
+        return False
 
 
 def _encodable(text: str) -> bool:
