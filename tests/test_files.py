@@ -319,6 +319,7 @@ def test_a_journal_of_other_columns_is_not_added_to(header, tmp_path):
     log.begin(None)
     log.append(b'1,0.5\n')
     mark = log.mark()
+    log.close()
     assert log.fault(mark) is None
     assert 'other columns' in files.Journal(tmp_path / 'metrics.csv', header).fault(mark)
 

@@ -176,7 +176,7 @@ def test_keys_that_the_file_cannot_keep_apart_are_refused(params, named, tmp_pat
 
 
 def assert_read_again(params, folder):
-    best = Best(np.zeros(2), np.zeros(2, int), jax.tree.map(lambda x: np.stack([x, x]), params), {})
+    best = Best(np.zeros(2, np.float32), np.zeros(2, np.int32), jax.tree.map(lambda x: np.stack([x, x]), params), {})
     settings = {'workdir': str(folder), 'overwrite': False}
     with files.open_workdir(settings, 'x', names=(fit.MODELS,)) as (workdir, _):
         fit.write_models(workdir, fit.Fit(np.arange(2), [], np.zeros((2, 0, 0)), best))
