@@ -49,6 +49,9 @@ def learning_rates(tx: optax.GradientTransformation, steps: np.ndarray) -> np.nd
     >>> learning_rates(adam(schedule('cosine', 0.5, 8), 1e-7), np.array([0, 4, 8])).round(6).tolist()
     [0.5, 0.25, 0.0]
     """
+    rate = getattr(tx, 'learning_rate', None)
+    if isinstance(rate, float):  # nothing is compiled
+        return np.full(len(steps), rate, np.float32)
     param = jnp.zeros(())
 
     @jax.jit
@@ -62,6 +65,12 @@ def learning_rates(tx: optax.GradientTransformation, steps: np.ndarray) -> np.nd
     rates = jax.lax.map(at, jnp.asarray(steps, jnp.int32))
     # No NaN on the device, where `jax_debug_nans` would stop the run.
     return np.asarray(rates[0], np.float32) if len(rates) == 1 else np.full(len(steps), np.nan, np.float32)
+
+
+class Optimiser(optax.GradientTransformation):
+    """A transformation with its learning rate, a number or a schedule."""
+
+    learning_rate: float | optax.Schedule
 
 
 def adam(
@@ -92,7 +101,9 @@ def adam(
         adam = optax.inject_hyperparams(optax.adamw)(**how, weight_decay=weight_decay)
     else:
         adam = optax.inject_hyperparams(optax.adam)(**how)
-    return _in_wide(adam if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adam))
+    tx = Optimiser(*_in_wide(adam if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adam)))
+    tx.learning_rate = learning_rate
+    return tx
 
 
 def _in_wide(tx: optax.GradientTransformation) -> optax.GradientTransformation:
