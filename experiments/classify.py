@@ -86,8 +86,10 @@ def _read(settings: Mapping[str, Any], data: str) -> tuple[str, Series, tuple[st
 
 def beside(path: Path) -> Path | None:
     """The file for the test that the archive has beside one to train on; None where there is none."""
+    if not path.name.endswith(TRAIN):
+        return None
     other = path.with_name(path.name.removesuffix(TRAIN) + TEST)
-    return other if path.name.endswith(TRAIN) and os.path.isfile(other) else None
+    return other if os.path.isfile(other) else None
 
 
 KIND = Classify()

@@ -12,7 +12,7 @@ from seqjax import processes
 from seqjax import run as host
 from tests import kinds
 
-NO_COMMANDS = ('launch', 'compiled', 'study', 'studies', 'fitting', 'peers')
+NO_COMMANDS = ('launch', 'compiled', 'run_directory', 'study', 'studies', 'fitting', 'peers')
 MODULES = [module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name not in NO_COMMANDS]
 MODULES += ['begin']  # a kind of data whose files are read in no time: with it the flags of all kinds go deep
 VALUES = [
