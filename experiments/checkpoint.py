@@ -8,6 +8,7 @@ What is exported is read back by `numpy.load`: arrays by name, params/rnn/cell/k
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from datetime import datetime
@@ -38,6 +39,7 @@ class Row(NamedTuple):
 
     path: Path
     size: int  # bytes
+    saved: float  # seconds since 1970
     about: About | None  # None where it is damaged
     fault: str | None
 
@@ -84,25 +86,31 @@ def verify_all(folder: Path) -> list[Row]:
     for step in store.steps():
         path = store.path(step)
         try:
-            rows.append(Row(path, _size(path), store.check(step), None))
+            about, fault = store.check(step), None
         except Unsound as error:
-            if os.path.lexists(path):  # a run that goes on takes its old ones away
-                rows.append(Row(path, _size(path), None, str(error)))
+            about, fault = None, str(error)
+        try:
+            rows.append(Row(path, _size(path), os.lstat(path).st_mtime, about, fault))
+        except FileNotFoundError:
+            continue  # a run that goes on takes its old ones away
     return rows
 
 
 def _size(path: Path) -> int:
-    """Bytes of the files of a folder, as far as they can be listed."""
-    found = (os.path.join(place, name) for place, _, names in os.walk(path) for name in names)
-    return sum(os.lstat(file).st_size for file in found if os.path.lexists(file))
+    """Bytes of the files of a folder, as far as they can be listed; a file may vanish meanwhile."""
+    size = 0
+    for file in (os.path.join(place, name) for place, _, names in os.walk(path) for name in names):
+        with contextlib.suppress(OSError):
+            size += os.lstat(file).st_size
+    return size
 
 
 def _show(folder: Path, rows: list[Row]) -> None:
     first = next((row.about for row in rows if row.about is not None), None)
     print(f'{folder}{os.sep}' + ('' if first is None else f'  a run of {first.experiment}'))
     print('      step        size  saved             ')
-    for path, size, about, fault in rows:
-        when = datetime.fromtimestamp(os.lstat(path).st_mtime).strftime('%Y-%m-%d %H:%M')
+    for path, size, saved, about, fault in rows:
+        when = datetime.fromtimestamp(saved).strftime('%Y-%m-%d %H:%M')
         words = f'cannot be used: {fault}' if about is None else f'sound{_metrics(about)}'
         print(f'{int(path.name):>10,}  {size / 1000:>7,.0f} kB  {when}  {words}')
 
