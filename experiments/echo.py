@@ -9,22 +9,27 @@ itself is in seqjax/tasks/echo.py.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import numpy as np
 import optax
 
 from experiments import launch
 from experiments.launch import Choice, Flag, Fraction, Positive, Switch, Whole
 from experiments.run_directory import default_workdir
-from seqjax import files, optim, report, streaming, sweep
-from seqjax import run as host
+from seqjax import files, optim, report, streaming
 from seqjax.files import UserError
 from seqjax.models import CELLS
 from seqjax.task import Task
 from seqjax.tasks import echo as task_echo
-from seqjax.train import SIDE_BY_SIDE
+from seqjax.training import compile_run, train_with_losses
+from seqjax.training import replicas as replica_groups
+from seqjax.training.programs import MAX_VMAP_SIZE
+from seqjax.training.summary import loss_summary, new_summary
 
 NAME, STEPS = 'echo', 'steps'
 FRESH, ASKED = 64, 64  # sequences to test on, and their answers that count
@@ -100,11 +105,11 @@ def run(
     launch.check_memory(*sizes(**settings))
     if settings['on_host'] and importlib.util.find_spec('grain') is None:
         raise UserError(f'--on_host needs grain, and {streaming.NO_GRAIN}')
-    task, tx = make_task(settings), make_optimiser(settings)
+    model, task, tx = make_model(settings), make_task(settings), make_optimiser(settings)
     with files.open_workdir(settings, NAME) as (folder, summary):
         if summary is None:
             with launch.matmul_precision(settings['matmul_precision']):
-                summary, losses = _train(task, tx, settings, folder)
+                summary, losses = _train(model, task, tx, settings, folder)
         else:
             print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
             losses = files.read_losses(folder, settings['steps'], settings['replicas'])
@@ -120,15 +125,29 @@ def run(
 
 
 def make_task(settings: dict[str, Any]) -> Task:
-    """The task that the flags ask for; raises UserError where they do not go together."""
-    names = ('delay', 'cell', 'layers', 'dropout', 'window', 'batch_size', 'length')
+    """Returns the task that the flags ask for; raises UserError if they do not go together."""
+    with _together(settings):
+        names = ('delay', 'window', 'batch_size', 'length', 'seed')
+        return task_echo.echo(settings['feed'], **{name: settings[name] for name in names})
+
+
+def make_model(settings: dict[str, Any]) -> nn.Module:
+    """Returns the model that the flags ask for; raises UserError if they do not go together."""
     if settings['dropout'] and settings['layers'] == 1:
         raise UserError(f'--dropout={settings["dropout"]} does nothing with --layers=1: it stands between two layers')
+    with _together(settings):
+        options = {name: settings[name] for name in ('cell', 'layers', 'dropout')}
+        return task_echo.echo_model(settings['feed'], features=settings['hidden'], **options)
+
+
+@contextlib.contextmanager
+def _together(settings: dict[str, Any]) -> Iterator[None]:
+    """Turns a ValueError into a UserError that names the flags."""
     try:
-        options = {name: settings[name] for name in names}
-        return task_echo.echo(settings['feed'], features=settings['hidden'], seed=settings['seed'], **options)
+        yield
     except ValueError as error:
-        named = ' '.join(f'--{name}={settings[name]}' for name in ('feed', *names))
+        names = ('feed', 'delay', 'cell', 'layers', 'dropout', 'window', 'batch_size', 'length')
+        named = ' '.join(f'--{name}={settings[name]}' for name in names)
         raise UserError(f'{named} do not go together: {error}') from error
 
 
@@ -143,30 +162,32 @@ def make_optimiser(settings: dict[str, Any]) -> optax.GradientTransformation:
 
 
 def _train(
-    task: Task, tx: optax.GradientTransformation, settings: dict[str, Any], folder: files.Workdir
+    model: nn.Module,
+    task: Task,
+    tx: optax.GradientTransformation,
+    settings: dict[str, Any],
+    folder: files.Workdir,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Trains, tests, and leaves everything but the picture in the folder."""
     delay, seed, replicas = settings['delay'], settings['seed'], settings['replicas']
     # The series that is trained on is drawn from --seed, which is below 2**32.
     symbols, answers = task_echo.series(seed + 2**32, FRESH * (delay + ASKED), delay)
     symbols, answers = (x.reshape(FRESH, delay + ASKED) for x in (symbols, answers))
-    layers = report.model_layers(task.model, symbols)
-    summary = host.new_summary(NAME, settings, layers)
+    layers = report.model_layers(model, symbols)
+    summary = new_summary(NAME, settings, layers)
     print(report.format_table(layers) + '\n')
     folder.write_summary(summary)
     how = {'steps': settings['steps'], 'chunk': settings['chunk'], 'workdir': folder, **launch.keeping(settings)}
-    plan = host.prepare(task, tx, symbols, **how, stream=settings['on_host'], replicas=replicas)
+    compiled = compile_run(model, task, tx, symbols, **how, stream=settings['on_host'], replicas=replicas)
     print(f'{settings["steps"]:,} steps, on {summary["device"]}')
-    if replicas is None:
-        record = host.run_one(plan, symbols, seed, unit='step')
-    else:
-        record = host.run_many(plan, symbols, np.arange(seed, seed + replicas), unit='step')
+    record = train_with_losses(compiled, symbols, np.arange(seed, seed + (replicas or 1)), unit='step')
+    if replicas is not None:
         files.write_replicas(folder, loss=record.losses)
     print(record.timing())
     known = record.outputs[..., delay:, :].argmax(-1) == answers[:, delay:]
     right = known.reshape(-1, FRESH * ASKED).sum(axis=1)
     seconds = None if record.resumed else record.seconds
-    summary |= {'finished': True, 'seconds': seconds, **host.loss_summary(record.losses)}
+    summary |= {'finished': True, 'seconds': seconds, **loss_summary(record.losses)}
     summary |= {'answers': Answers(right.tolist(), FRESH * ASKED)._asdict()}
     folder.write_summary(summary)
     return summary, record.losses
@@ -214,9 +235,9 @@ def sizes(
 ) -> tuple[int, dict[str, Any]]:
     """About how many float32 numbers a run holds at once, and the flags that decide it."""
     rows = max(window * batch_size, FRESH * (delay + ASKED))
-    side_by_side = 1 if replicas is None else sweep.group_width(replicas)
+    side_by_side = 1 if replicas is None else replica_groups.group_width(replicas)
     weights, kept = layers * hidden**2, 2 * layers * rows * hidden
-    at_once = side_by_side if window * batch_size * hidden**2 <= SIDE_BY_SIDE else 1
+    at_once = side_by_side if window * batch_size * hidden**2 <= MAX_VMAP_SIZE else 1
     # A symbol is an int64 where the series is drawn and cut into rows, and so is its place.
     numbers = 6 * side_by_side * weights + at_once * kept + 12 * max(length, window * batch_size)
     numbers += (replicas or 1) * (3 * steps + FRESH * (delay + ASKED) * task_echo.SYMBOLS)

@@ -25,14 +25,20 @@ import numpy as np
 from experiments import launch, study
 from experiments.launch import Choice, Flag, Fraction, Many, Place, Switch, Whole
 from experiments.run_directory import default_workdir
-from seqjax import checkpoint, files, fit, mesh, processes, report, sweep, train, verdict
-from seqjax import run as host
+from seqjax import checkpoint, files, fit, processes, report, verdict
 from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Unseen
 from seqjax.files import UserError
 from seqjax.fit import Fit
 from seqjax.models import CELLS, sequence_model
 from seqjax.readers.bounds import Bounds
-from seqjax.task import Arrays, Batch, Best, State, Task, Watch
+from seqjax.task import Arrays, Batch, Best, EarlyStopping, Task, TrainState
+from seqjax.training import compile_run, retrain, train_with_early_stopping
+from seqjax.training import replicas as replica_groups
+from seqjax.training.evaluation import eval_step, initial_eval_carry
+from seqjax.training.programs import MAX_VMAP_SIZE
+from seqjax.training.run import CompiledRun
+from seqjax.training.sharding import DATA
+from seqjax.training.summary import new_summary
 from seqjax.verdict import Gain
 
 STEPS = 'steps'
@@ -144,16 +150,16 @@ def answering(model: nn.Module, form: Form) -> Callable[[Best, Batch], Arrays]:
     The test of a run and later predictions share it, and so their numbers: bit for bit, as its program takes one batch
     and XLA does not compile a loop over one batch as it does a loop over several.
     """
-    task = Task(model, lambda outputs, batch: {}, lambda *_: None)
 
     @jax.jit
     def program(best, carry, batch):
-        return train.one_batch(task, State(0, None, best.params, best.variables, None), form.answers, carry, batch)
+        state = TrainState(0, None, best.params, best.variables, None)
+        return eval_step(model, state, form.answers, carry, batch)
 
     def answers(best, batches):
         best = jax.device_put(best)  # once, and not for every batch
         batches = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(len(batches.mask))]
-        carry, found = train.before_batches(partial(program, best), batches[0]), []
+        carry, found = initial_eval_carry(partial(program, best), batches[0]), []
         for batch in batches:
             carry, answer = program(best, carry, batch)
             found.append(jax.device_get(answer))
@@ -237,11 +243,15 @@ class Kind:
     def sizes(self, settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         """About how many float32 numbers a run holds at least, whatever its data, and the flags that decide it."""
         names = ('hidden', 'layers', 'batch_size', 'every', 'replicas')
-        hidden, rows, width = settings['hidden'], settings['batch_size'], sweep.group_width(settings['replicas'])
+        hidden, rows, width = (
+            settings['hidden'],
+            settings['batch_size'],
+            replica_groups.group_width(settings['replicas']),
+        )
         wide = settings['layers'] * (1 + settings['bidirectional'])
         gates = min(study.GATES.get(cell, 1) for cell in settings['compare'] or [settings['cell']])
         weights, kept = wide * gates * hidden * hidden, wide * (gates + 2) * rows * hidden
-        at_once = width if rows * gates * hidden**2 <= train.SIDE_BY_SIDE else 1
+        at_once = width if rows * gates * hidden**2 <= MAX_VMAP_SIZE else 1
         numbers = 6 * width * weights + at_once * kept + 4 * width * (settings['every'] or 1)
         numbers += settings['replicas'] * (2 * weights + 50)  # what is kept of a seed on the host
         return numbers, {name: settings[name] for name in names}
@@ -317,7 +327,7 @@ class Kind:
             _refuse_other_data(folder, files.read_summary(folder), data)
         model, start = make_model(dataset.form, settings), time.perf_counter()
         layers = report.model_layers(model, jax.tree.map(lambda x: x[0], dataset.validation.inputs))
-        summary = host.new_summary(self.name, settings, layers) | {'data': data, 'recipe': dataset.recipe}
+        summary = new_summary(self.name, settings, layers) | {'data': data, 'recipe': dataset.recipe}
         print(report.format_table(layers) + '\n')
         folder.write_summary(summary)
         with launch.matmul_precision(settings['matmul_precision']):
@@ -336,10 +346,10 @@ class Kind:
         """Trains every seed, and tells the steps between two looks."""
         every = settings['every']
         steps = settings['steps'] // every * every
-        watch = Watch(every, settings['patience'])
-        evals = {watch.split: dataset.validation}
-        task = Task(model, dataset.score, dataset.batch, dataset.data, evals, watch)
-        plan = _plan(task, settings, folder, steps, every)
+        stopping = EarlyStopping(every, settings['patience'])
+        evals = {stopping.split: dataset.validation}
+        task = Task(dataset.score, dataset.batch, dataset.data, evals, stopping)
+        run = _compile(model, task, settings, folder, steps, every)
         cut = (
             '' if steps == settings['steps'] else f' (--steps={settings["steps"]} cut to a multiple of --every={every})'
         )
@@ -348,12 +358,12 @@ class Kind:
             f'{settings["patience"]} looks were no better'
         )
         seeds = np.arange(settings['seed'], settings['seed'] + settings['replicas'])
-        found = fit.fit(plan._replace(tolerant=True), seeds)
+        found = train_with_early_stopping(run._replace(allow_divergence=True), seeds)
         if settings['refit']:
             steps = fit.typical_step(found, every)
             print(f'and {steps:,} steps anew, with the validation part in what is trained on')
-            task = task._replace(data=dataset.both(), evals={}, watch=None)
-            found = fit.refit(_plan(task, settings, folder, steps, every), found)
+            task = task._replace(data=dataset.both(), evals={}, early_stopping=None)
+            found = retrain(_compile(model, task, settings, folder, steps, every), found)
         return found, every
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
@@ -382,19 +392,21 @@ class Kind:
         return launch.main(run, self.FLAGS, argv, name=name, complete=complete, defaults=self.defaults)
 
 
-def _plan(task: Task, settings: Mapping[str, Any], folder: files.Workdir, steps: int, every: int) -> host.Plan:
-    """Compiled, for seeds side by side."""
+def _compile(
+    model: nn.Module, task: Task, settings: Mapping[str, Any], folder: files.Workdir, steps: int, every: int
+) -> CompiledRun:
+    """Compiles a run for replica groups."""
     # A checkpoint stands at a look, so that what is seen since the last one needs no place in it.
     saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every, 'best': None}
     saved['mesh'] = settings['mesh'] or _devices(settings['replicas'])
     how = {'steps': steps, 'chunk': every, 'replicas': settings['replicas'], 'workdir': folder}
-    return host.prepare(task, study.make_optimiser(settings), None, **how, **launch.keeping(saved))
+    return compile_run(model, task, study.make_optimiser(settings), None, **how, **launch.keeping(saved))
 
 
 def _devices(replicas: int) -> str | None:
     """A model that learns from a file has enough to do for a core: seeds share all of them."""
     count = min(replicas, len(jax.devices()))
-    return f'{mesh.DATA}:{count}' if count > 1 and not processes.several() else None
+    return f'{DATA}:{count}' if count > 1 and not processes.several() else None
 
 
 # --- the data --------------------------------------------------------------------------------------

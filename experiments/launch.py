@@ -27,9 +27,10 @@ import numpy as np
 from absl import flags
 
 from experiments.compiled import OFF, keep_compiled
-from seqjax import files, memory, mesh, processes, signals
+from seqjax import files, memory, processes, signals
 from seqjax.files import UserError
-from seqjax.run import Saving
+from seqjax.training.session import CheckpointConfig
+from seqjax.training.sharding import parse_mesh
 
 FLAGFILES = Path(__file__).parent / 'flags'
 MISTAKE, BROKEN_PIPE = 2, 141
@@ -245,7 +246,7 @@ class Axes(flags.ArgumentParser):
     """A mesh of devices."""
 
     def parse(self, argument: Any) -> str:
-        mesh.parse(argument if isinstance(argument, str) else '')
+        parse_mesh(argument if isinstance(argument, str) else '')
         return argument
 
     def flag_type(self) -> str:
@@ -364,9 +365,9 @@ def check_known(values: Mapping[str, Any], table: Mapping[str, Flag]) -> None:
 
 
 def keeping(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """When a run saves and where it is computed, for `seqjax.run`, as its flags say."""
-    saving = Saving(settings['checkpoint_every'], settings['keep'], settings['best'])
-    return {'saving': saving, 'devices': settings['mesh']}
+    """Returns when a run saves and where it is computed, for `compile_run`, as its flags say."""
+    checkpoints = CheckpointConfig(settings['checkpoint_every'], settings['keep'], settings['best'])
+    return {'checkpoints': checkpoints, 'devices': settings['mesh']}
 
 
 def matmul_precision(word: str) -> contextlib.AbstractContextManager[None]:
@@ -540,7 +541,7 @@ def use_cores(asked: str | None, processes_text: str) -> None:
         return
     count = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     if asked is not None:
-        address, wanted = processes.parse(processes_text), math.prod(mesh.parse(asked).values())
+        address, wanted = processes.parse(processes_text), math.prod(parse_mesh(asked).values())
         count = max(count, wanted) if address is None else -(-wanted // address.count)
         count = min(count, MOST_CORES)
     with contextlib.suppress(RuntimeError):  # JAX has begun: its devices are what they are

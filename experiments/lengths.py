@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +19,12 @@ import numpy as np
 from experiments import launch, studies
 from experiments.launch import Flag, Whole
 from experiments.study import SPLITS, Study
-from seqjax import files, memory, report, train, trials
+from seqjax import files, memory, report
 from seqjax.files import UserError
 from seqjax.problem import WRONG, Problem, input_shapes
-from seqjax.task import Mean, State, Task
+from seqjax.task import Mean, Task, TrainState
+from seqjax.training.evaluation import apply
+from seqjax.training.seeds import Test
 from seqjax.trials import Outcome, Seed
 
 WITHIN, BEYOND = 'within', 'beyond'  # what was trained on: where a tested length lies
@@ -73,15 +76,15 @@ class Lengths(Study):
             raise UserError(f'--up_to={settings["up_to"] or size}: {error}') from error
         return numbers + needed + memory.peak_bytes(program) // 4, tested
 
-    def test(self, problem: Problem, task: Task, settings: Mapping[str, Any]) -> tuple[trials.Test, Any]:
+    def test(self, problem: Problem, model: nn.Module, task: Task, settings: Mapping[str, Any]) -> tuple[Test, Any]:
         points, longest = lengths_of(problem, settings), trained(problem)
         key = jax.random.key(SPLITS[settings['split']])
 
-        def wrong(state: State, key: jax.Array, length: jax.Array, size: int) -> Mean:
+        def wrong(state: TrainState, key: jax.Array, length: jax.Array, size: int) -> Mean:
             batch = problem.draw(jax.random.fold_in(key, length), jnp.full(settings['count'], length), size)
-            return task.loss(train.apply(task, state, batch.inputs), batch)[WRONG]
+            return task.loss(apply(model, state, batch.inputs), batch)[WRONG]
 
-        def test(state: State, key: jax.Array) -> dict[str, Mean]:
+        def test(state: TrainState, key: jax.Array) -> dict[str, Mean]:
             values = {}
             # The model is compiled for each padded length, and not for each length.
             for size, among in padded(points).items():

@@ -26,8 +26,7 @@ from absl import flags
 from experiments import launch
 from experiments.launch import Choice, Flag, Fraction, Number, Positive, Switch, Whole
 from experiments.run_directory import default_workdir
-from seqjax import files, memory, optim, report, sweep, trials
-from seqjax import run as host
+from seqjax import files, memory, optim, report, trials
 from seqjax.data import epoch_rows
 from seqjax.encoder_decoder import ATTENTIONS, encoder_decoder
 from seqjax.files import UserError
@@ -35,8 +34,12 @@ from seqjax.initializers import GATE_BIASES
 from seqjax.models import CELLS, sequence_model
 from seqjax.problem import WRONG, Goal, Problem, input_shapes
 from seqjax.task import Batch, Task, batch_shapes
-from seqjax.train import SIDE_BY_SIDE
-from seqjax.trials import Outcome, Trial
+from seqjax.training import compile_run, train_until_solved
+from seqjax.training import replicas as replica_groups
+from seqjax.training.programs import MAX_VMAP_SIZE
+from seqjax.training.seeds import Test, on_batch
+from seqjax.training.summary import new_summary
+from seqjax.trials import Outcome
 
 STEPS = 'steps'
 FILES = (files.SUMMARY, trials.TABLE, files.CURVE)
@@ -199,10 +202,10 @@ def make_optimiser(settings: Mapping[str, Any]) -> optax.GradientTransformation:
 
 
 def task_of(problem: Problem, settings: Mapping[str, Any]) -> Task:
-    """The task of a model: fresh sequences at every step, or the problem's examples in an order of their own."""
-    model, batch_size = make_model(problem, settings), settings['batch_size']
+    """Returns the task: fresh sequences at every step, or the problem's examples in an order of their own."""
+    batch_size = settings['batch_size']
     if problem.examples is None:
-        return Task(model, problem.score, lambda data, key, step: problem.sample(key, batch_size))
+        return Task(problem.score, lambda data, key, step: problem.sample(key, batch_size))
     examples = problem.examples().train
 
     def batch(data: tuple[jax.Array, Batch], key: jax.Array, step: jax.Array) -> Batch:
@@ -211,7 +214,7 @@ def task_of(problem: Problem, settings: Mapping[str, Any]) -> Task:
         part = jax.tree.map(lambda x: x[rows], examples)
         return part._replace(mask=part.mask & real.reshape(-1, *[1] * (part.mask.ndim - 1)))
 
-    return Task(model, problem.score, batch, (jax.random.key(settings['seed']), examples))
+    return Task(problem.score, batch, (jax.random.key(settings['seed']), examples))
 
 
 def unseen(problem: Problem, split: str) -> Batch:
@@ -249,6 +252,9 @@ class Study:
         except ValueError as error:
             raise UserError(f'{named(settings, self.own)}: {error}') from error
 
+    def make_model(self, settings: Mapping[str, Any]) -> nn.Module:
+        return make_model(self.problem(settings), settings)
+
     def make_task(self, settings: Mapping[str, Any]) -> Task:
         return task_of(self.problem(settings), settings)
 
@@ -269,9 +275,9 @@ class Study:
         wide, gates = settings['layers'] * (1 + settings['bidirectional']), GATES.get(settings['cell'], 1)
         weights = wide * gates * hidden * (hidden + features) + hidden * tokens
         kept = wide * (gates + 2) * steps * rows * hidden + rows * (steps * features + 2 * answers)
-        width = sweep.group_width(settings['replicas'])
-        # Larger replicas take turns, see `train.SIDE_BY_SIDE`.
-        at_once = width if rows * hidden * max(gates * hidden, tokens) <= SIDE_BY_SIDE else 1
+        width = replica_groups.group_width(settings['replicas'])
+        # Larger replicas take turns, see `training.programs.MAX_VMAP_SIZE`.
+        at_once = width if rows * hidden * max(gates * hidden, tokens) <= MAX_VMAP_SIZE else 1
         metrics = 4 * width * (settings['every'] or 1)
         numbers = 6 * width * weights + at_once * kept + metrics + memory.peak_bytes(program) // 4
         # What is kept of a seed on the host.
@@ -335,15 +341,13 @@ class Study:
         sequences = settings['every'] * settings['batch_size']
         if summary is not None:
             return trials.read_outcome(folder, summary, sequences)
-        start, task = time.perf_counter(), task_of(problem, settings)
-        layers = report.model_layers(task.model, batch_shapes(task).inputs)
-        summary = host.new_summary(self.name, settings, layers)
+        start, model, task = time.perf_counter(), make_model(problem, settings), task_of(problem, settings)
+        layers = report.model_layers(model, batch_shapes(task).inputs)
+        summary = new_summary(self.name, settings, layers)
         print(report.format_table(layers) + '\n')
         folder.write_summary(summary)
         with launch.matmul_precision(settings['matmul_precision']):
-            trial = self.trial(problem, task, settings, folder)
-            print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {summary["device"]}')
-            outcome = trial.run(np.arange(settings['seed'], settings['seed'] + settings['replicas']))
+            outcome = self.train(problem, model, task, settings, folder, summary['device'])
         print()
         seconds = None if outcome.resumed else time.perf_counter() - start
         trials.write_looks(folder, outcome, sequences)
@@ -355,20 +359,37 @@ class Study:
         folder.write_summary(summary | {'finished': True} | ended)
         return outcome
 
-    def trial(self, problem: Problem, task: Task, settings: dict[str, Any], folder: files.Workdir) -> Trial:
-        """What trains and tests the seeds, compiled."""
+    def train(
+        self,
+        problem: Problem,
+        model: nn.Module,
+        task: Task,
+        settings: dict[str, Any],
+        folder: files.Workdir,
+        device: str,
+    ) -> Outcome:
+        """Trains and tests every seed."""
         every = settings['every']
         # A checkpoint stands at a look, so that what is seen since the last one needs no place in it.
         saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every}
         how = {'steps': settings['steps'], 'chunk': every, 'replicas': settings['replicas'], 'workdir': folder}
-        plan = host.prepare(task, self.make_optimiser(settings), None, **how, **launch.keeping(saved))
-        test, held_out = self.test(problem, plan.task, settings)
-        goal, batch_size = goal_of(problem, settings), settings['batch_size']
-        return Trial(plan, test, held_out, goal, every, batch_size, settings['to_the_end'])
+        run = compile_run(model, task, self.make_optimiser(settings), None, **how, **launch.keeping(saved))
+        test, held_out = self.test(problem, model, run.task, settings)
+        print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {device}')
+        return train_until_solved(
+            run,
+            np.arange(settings['seed'], settings['seed'] + settings['replicas']),
+            criterion=goal_of(problem, settings),
+            eval_every=every,
+            test=test,
+            held_out=held_out,
+            batch_size=settings['batch_size'],
+            train_all_steps=settings['to_the_end'],
+        )
 
-    def test(self, problem: Problem, task: Task, settings: Mapping[str, Any]) -> tuple[trials.Test, Any]:
-        """What a seed is tested with, and on."""
-        return trials.on_batch(task, TESTED), unseen(problem, settings['split'])
+    def test(self, problem: Problem, model: nn.Module, task: Task, settings: Mapping[str, Any]) -> tuple[Test, Any]:
+        """Returns the test of a seed, and the held-out data that it is called with."""
+        return on_batch(model, task, TESTED), unseen(problem, settings['split'])
 
     def show(self, outcome: Outcome, settings: Mapping[str, Any]) -> None:
         """A row for each seed."""

@@ -24,15 +24,20 @@ from experiments import launch, studies
 from experiments.launch import Choice, Flag, Grid, Name, Whole
 from experiments.run_directory import default_workdir
 from seqjax import files, optim, report
-from seqjax import run as host
-from seqjax import sweep as groups_of
 from seqjax.files import UserError
 from seqjax.progress import Progress, progress
-from seqjax.task import State
+from seqjax.task import TrainState
+from seqjax.training import compile_run, train_seeds
+from seqjax.training.chunk_result import ChunkResult, latest_values, metric_names
+from seqjax.training.observers import Observer, ProgressBar
+from seqjax.training.replicas import ReplicaGroup, pad_replicas
+from seqjax.training.run import CompiledRun, StateOverride
+from seqjax.training.session import TrainSession
+from seqjax.training.summary import new_summary
 
 NAME, TABLE, VALUES = 'sweep', 'sweep.csv', 'values.f32'
 FILES = (files.SUMMARY, TABLE, files.CURVE)
-EXPERIMENTS = ('td', 'echo', *studies.NAMES)  # which have make_task, make_optimiser and STEPS
+EXPERIMENTS = ('td', 'echo', *studies.NAMES)  # which have make_model, make_task, make_optimiser and STEPS
 LOOKS = 20  # at the metrics, by default
 MOST_SETTINGS = 10_000
 ROW = 100  # float32 numbers that the rows of a look at a run take, at least
@@ -67,7 +72,7 @@ Program = tuple[str, dict[str, Any], dict[tuple[Any, ...], dict[str, Any]]]
 Programs = Sequence[Program]
 
 
-class Lane(NamedTuple):
+class SweepRun(NamedTuple):
     """One run of a sweep."""
 
     setting: tuple[Any, ...]
@@ -79,7 +84,7 @@ class Lane(NamedTuple):
 
 
 def module_of(experiment: str) -> Any:
-    """What has make_task, make_optimiser and the flags: a module, or its study."""
+    """Returns what has make_model, make_task, make_optimiser and the flags: a module, or its study."""
     module = importlib.import_module(f'experiments.{experiment}')
     return getattr(module, 'STUDY', module)
 
@@ -225,15 +230,15 @@ def _train(
     module: Any,
     folder: files.Workdir,
 ) -> list[Row]:
-    summary = host.new_summary(NAME, settings, [])
+    summary = new_summary(NAME, settings, [])
     folder.write_summary(summary)
     seeds = range(settings['seed'], settings['seed'] + settings['replicas'])
     rows = []
     total = sum(one[module.STEPS] * len(seeds) for one in every_setting.values())
     with progress(total, 'seed-step') as shown:
         for place, shared, several in programs:
-            lanes = [Lane(setting, seed, one[RATE]) for setting, one in several.items() for seed in seeds]
-            rows += Study(settings, shared, module, folder, len(lanes)).rows(place, lanes, shown)
+            runs = [SweepRun(setting, seed, one[RATE]) for setting, one in several.items() for seed in seeds]
+            rows += SharedProgram(settings, shared, module, folder, len(runs)).rows(place, runs, shown)
     places = {setting: i for i, setting in enumerate(every_setting)}
     rows.sort(key=lambda row: (places[row.setting], row.seed, row.step))
     _write(folder, [name for name, _ in settings['grid']], rows)
@@ -258,72 +263,90 @@ def _rate_is_free(one: dict[str, Any], module: Any) -> bool:
     return optim.rates_in_state(jax.eval_shape(tx.init, {'x': jax.ShapeDtypeStruct((1,), np.float32)}))
 
 
-class Study(NamedTuple):
+class SharedProgram(NamedTuple):
     """Settings that share a program."""
 
     settings: dict[str, Any]  # the sweep's
     shared: dict[str, Any]  # the experiment's, of one of them
     module: Any
     folder: files.Workdir
-    count: int  # of lanes
+    count: int  # of runs
 
-    def rows(self, place: str, lanes: Sequence[Lane], shown: Progress) -> list[Row]:
-        """All values of all lanes."""
-        how = {
-            'steps': self.shared[self.module.STEPS],
-            'chunk': self.settings['every'],
-            'replicas': self.count,
-            'workdir': self.folder,
-        }
-        task, tx = self.module.make_task(self.shared), self.module.make_optimiser(self.shared)
+    def rows(self, place: str, runs: Sequence[SweepRun], bar: Progress) -> list[Row]:
+        """Returns all values of all runs."""
+        compiled, free = self.compile(), _rate_is_free(self.shared, self.module)
+        names = metric_names(compiled.programs)
+        _check_metric(self.settings['metric'], [*names, RATE])
+        values = MetricLog(len(names), self.settings['every'])
+        # Where not every run has the rate of the program, and then also in a group of one rate.
+        own = np.array([run.rate for run in runs], np.float32)
+
+        def folder(group: ReplicaGroup) -> str:
+            return f'{place}/lanes_{group.first}_to_{group.first + len(group.seeds) - 1}'
+
+        def override(group: ReplicaGroup) -> StateOverride | None:
+            rates = own[group.first : group.first + len(group.seeds)]
+            if (rates == np.float32(self.shared[RATE])).all():
+                return None
+            return StateOverride(_with_rates, pad_replicas(rates, compiled.width))
+
+        train_seeds(
+            compiled,
+            [run.seed for run in runs],
+            [values, ProgressBar(bar, label=lambda session: folder(session.group))],
+            place=folder,
+            override=override,
+        )
+        return list(self._rows(runs, names, values.groups, compiled, free))
+
+    def compile(self) -> CompiledRun:
+        model, task = self.module.make_model(self.shared), self.module.make_task(self.shared)
+        how = {'steps': self.shared[self.module.STEPS], 'chunk': self.settings['every'], 'replicas': self.count}
         if hasattr(self.module, 'max_width'):
             how['max_width'] = self.module.max_width(**self.shared)
-        plan = host.prepare(task, tx, None, **how, **launch.keeping(self.settings | {'best': None}))
-        plan, names, rows = plan._replace(tolerant=True), host.metric_names(plan.programs), []
-        _check_metric(self.settings['metric'], [*names, RATE])
-        free = _rate_is_free(self.shared, self.module)
-        for group in groups_of.groups(np.arange(self.count), plan.group):
-            mine = [lanes[i] for i in group.seeds]
-            its_place = f'{place}/lanes_{group.seeds[0]}_to_{group.seeds[-1]}'
-            values = self.values(plan, its_place, mine, len(names), shown)
-            steps = self.settings['every'] * np.arange(1, len(values) + 1)
-            rates = optim.learning_rates(tx, steps - 1)
-            for i, lane in enumerate(mine):
-                for look, step in enumerate(steps.tolist()):
-                    found = [*values[look, :, i], lane.rate if free else rates[look]]
-                    for metric, value in zip([*names, RATE], found, strict=True):
-                        rows.append(Row(lane.setting, lane.seed, step, metric, float(value)))
-        return rows
+        how |= launch.keeping(self.settings | {'best': None})
+        tx = self.module.make_optimiser(self.shared)
+        return compile_run(model, task, tx, None, **how, workdir=self.folder)._replace(allow_divergence=True)
 
-    def values(
+    def _rows(
         self,
-        plan: host.Plan,
-        place: str,
-        lanes: Sequence[Lane],
-        metrics: int,
-        shown: Progress,
-    ) -> np.ndarray:
-        """What a group of lanes showed at every look, [looks, metrics, lanes]."""
-        every, count, log = self.settings['every'], len(lanes), self.folder.journal(place, VALUES)
-        rates = np.array([lane.rate for lane in lanes], np.float32)
-        begin = None
-        if (rates != np.float32(self.shared[RATE])).any():  # also where a group has but one rate, another's
-            begin = host.Begin(_with_rates, groups_of.fill(rates, plan.width))
-        with plan.leg([lane.seed for lane in lanes], {VALUES: log}, place=place, begin=begin) as leg:
-            looks = [np.frombuffer(leg.held[VALUES], '<f4').reshape(-1, metrics, count)]
-            shown.begin(place, leg.taken, leg.taken == plan.steps, self.folder.path, plan.chunk * count)
-            for part in leg.train():
-                new = len(part.metrics['loss'].total)
-                if (part.step + new) % every == 0:
-                    now = host.latest(part).astype('<f4')
-                    log.append(now.tobytes())
-                    looks.append(now[None])
-                shown.show((part.step + new) * count, new * count)
-            shown.end(plan.steps * count, plan.steps * count)
-        return np.concatenate(looks)
+        runs: Sequence[SweepRun],
+        names: Sequence[str],
+        groups: Sequence[np.ndarray],
+        compiled: CompiledRun,
+        free: bool,
+    ) -> Iterator[Row]:
+        steps = self.settings['every'] * np.arange(1, len(groups[0]) + 1)
+        rates = optim.learning_rates(compiled.tx, steps - 1)
+        for i, run in enumerate(runs):
+            values = groups[i // compiled.group_width][:, :, i % compiled.group_width]
+            for evaluation, step in enumerate(steps.tolist()):
+                found = [*values[evaluation], run.rate if free else rates[evaluation]]
+                for metric, value in zip([*names, RATE], found, strict=True):
+                    yield Row(run.setting, run.seed, step, metric, float(value))
 
 
-def _with_rates(state: State, rates: np.ndarray) -> State:
+class MetricLog(Observer):
+    """Metrics of the last step before every evaluation, [evaluations, metrics, n] of each group."""
+
+    log_name = VALUES
+
+    def __init__(self, metrics: int, eval_every: int):
+        self.metrics, self.eval_every = metrics, eval_every
+        self.groups: list[np.ndarray] = []
+
+    def on_start(self, session: TrainSession, restored: bytes) -> None:
+        self.groups.append(np.frombuffer(restored, '<f4').reshape(-1, self.metrics, session.num_seeds))
+
+    def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
+        if chunk.end % self.eval_every:
+            return b''
+        values = latest_values(chunk).astype('<f4')
+        self.groups[-1] = np.concatenate([self.groups[-1], values[None]])
+        return values.tobytes()
+
+
+def _with_rates(state: TrainState, rates: np.ndarray) -> TrainState:
     return state._replace(opt_state=optim.with_rates(state.opt_state, rates))
 
 

@@ -14,17 +14,21 @@ import io
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 import optax
 
 from experiments import launch
 from experiments.launch import Choice, Flag, Whole
 from experiments.run_directory import default_workdir
-from seqjax import files, optim, report, sweep
-from seqjax import run as host
+from seqjax import files, optim, report
 from seqjax.activations import RECURRENT_ACTIVATIONS
 from seqjax.task import Task
 from seqjax.tasks import td as task_td
+from seqjax.training import compile_run, train_with_losses
+from seqjax.training import replicas as replica_groups
+from seqjax.training.seeds import RunResult
+from seqjax.training.summary import loss_summary, new_summary
 
 EPOCHS = {'one_to_one': 1000, 'many_to_one': 500, 'many_to_many': 1000}  # the notebook's
 NOTEBOOK = {'length': 5, 'hidden': 5, 'learning_rate': 1e-3, 'adam_epsilon': 1e-7}
@@ -52,7 +56,7 @@ class Result:
     targets: np.ndarray  # [length]
     summary: dict[str, Any]  # what summary.json holds
     figure: Any  # matplotlib's, or None
-    state: Any  # seqjax.task.State after the last step; None where a finished run was read back
+    state: Any  # seqjax.task.TrainState after the last step; None where a finished run was read back
 
     def _repr_png_(self) -> bytes | None:
         """A notebook shows the picture."""
@@ -128,36 +132,38 @@ def _run(settings: dict[str, Any], folder: files.Workdir, summary: dict[str, Any
     return Result({'loss': losses}, predictions, targets, summary, figure, state)
 
 
-def make_task(settings: dict[str, Any]) -> Task:
+def make_model(settings: dict[str, Any]) -> nn.Module:
     names = ('length', 'hidden', 'recurrent_activation')
-    return task_td.td(settings['setup'], **{name: settings[name] for name in names})
+    return task_td.td_model(settings['setup'], **{name: settings[name] for name in names})
+
+
+def make_task(settings: dict[str, Any]) -> Task:
+    return task_td.td(settings['setup'], length=settings['length'])
 
 
 def make_optimiser(settings: dict[str, Any]) -> optax.GradientTransformation:
     return optim.adam(settings['learning_rate'], settings['adam_epsilon'])
 
 
-def _train(settings: dict[str, Any], folder: files.Workdir, targets: np.ndarray) -> tuple[dict[str, Any], host.Record]:
+def _train(settings: dict[str, Any], folder: files.Workdir, targets: np.ndarray) -> tuple[dict[str, Any], RunResult]:
     """Trains, and leaves everything but the picture in the folder."""
-    task, tx = make_task(settings), make_optimiser(settings)
+    model, task = make_model(settings), make_task(settings)
     inputs = task.data.inputs
-    summary = host.new_summary('td', settings, report.model_layers(task.model, inputs))
+    summary = new_summary('td', settings, report.model_layers(model, inputs))
     print(_table(summary))
     folder.write_summary(summary)
-    seed, replicas = settings['seed'], settings['replicas']
+    seed, count = settings['seed'], settings['replicas']
     how = {'steps': settings['epochs'], 'chunk': settings['chunk'], 'workdir': folder, **launch.keeping(settings)}
-    plan = host.prepare(task, tx, inputs, **how, replicas=replicas, max_width=max_width(**settings))
-    if replicas is None:
-        print(f'{settings["epochs"]:,} epochs, seed {seed}, on {summary["device"]}')
-        record = host.run_one(plan, inputs, seed)
-    else:
-        print(f'{settings["epochs"]:,} epochs of seeds {seed} to {seed + replicas - 1}, on {summary["device"]}')
-        record = host.run_many(plan, inputs, np.arange(seed, seed + replicas))
-        predictions = _flat(record.outputs, settings)
-        files.write_replicas(folder, loss=record.losses, predictions=predictions)
+    how |= {'replicas': count, 'max_width': max_width(**settings)}
+    compiled = compile_run(model, task, make_optimiser(settings), inputs, **how)
+    which = f', seed {seed}' if count is None else f' of seeds {seed} to {seed + count - 1}'
+    print(f'{settings["epochs"]:,} epochs{which}, on {summary["device"]}')
+    record = train_with_losses(compiled, inputs, np.arange(seed, seed + (count or 1)))
+    if count is not None:
+        files.write_replicas(folder, loss=record.losses, predictions=_flat(record.outputs, settings))
     print(record.timing() + '\n')
     seconds = None if record.resumed else record.seconds
-    summary |= {'finished': True, 'seconds': seconds, **host.loss_summary(record.losses)}
+    summary |= {'finished': True, 'seconds': seconds, **loss_summary(record.losses)}
     summary |= _outcome(record.losses, _flat(record.outputs, settings), targets, settings)
     folder.write_summary(summary)
     return summary, record
@@ -329,7 +335,7 @@ def _numbers(setup: str, length: int, hidden: int) -> int:
 
 def max_width(*, setup: str, length: int, hidden: int, **_: Any) -> int:
     """How many replicas lie side by side at most."""
-    return sweep.max_width(_numbers(setup, length, hidden))
+    return replica_groups.max_width(_numbers(setup, length, hidden))
 
 
 def sizes(
@@ -337,7 +343,7 @@ def sizes(
 ) -> tuple[int, dict[str, Any]]:
     """About how many float32 numbers a run holds at once, and the flags that decide it."""
     one = _numbers(setup, length, hidden)
-    side_by_side = 1 if replicas is None else sweep.group_width(replicas, sweep.max_width(one))
+    side_by_side = 1 if replicas is None else replica_groups.group_width(replicas, replica_groups.max_width(one))
     numbers = side_by_side * (one + 4 * min(chunk, epochs)) + (replicas or 1) * (3 * epochs + length)
     return numbers, {'length': length, 'hidden': hidden, 'epochs': epochs, 'replicas': replicas, 'chunk': chunk}
 

@@ -11,16 +11,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import numpy as np
 
 from experiments import launch, td
 from experiments.launch import Flag, Many, Positive, Share, Whole
 from experiments.run_directory import default_workdir
-from seqjax import files, optim, report, sweep
-from seqjax import run as host
-from seqjax.progress import Progress, progress
+from seqjax import files, optim, report
+from seqjax.progress import progress
 from seqjax.task import Task
 from seqjax.tasks import td as task_td
+from seqjax.training import compile_run, train_seeds
+from seqjax.training.chunk_result import ChunkResult
+from seqjax.training.observers import Observer, ProgressBar
+from seqjax.training.session import TrainSession
+from seqjax.training.summary import new_summary
 
 SHARES, PICTURE = 'shares.csv', 'shares.png'
 EXACT = 'exact.csv'  # of each group of seeds, beside its checkpoints
@@ -106,10 +111,10 @@ def run(
 def _study(settings: dict[str, Any], folder: files.Workdir) -> dict[str, Any]:
     """All curves, and the confirmation of the best point; left in the folder."""
     first, count = settings['seed'], settings['replicas']
-    task = td.make_task(settings)
-    study = Study(task, task_td.sequence(settings['length']), settings, folder)
-    layers = report.model_layers(task.model, task.data.inputs)
-    summary = host.new_summary('td_rates', settings, layers)
+    model, task = td.make_model(settings), td.make_task(settings)
+    study = Study(model, task, task_td.sequence(settings['length']), settings, folder)
+    layers = report.model_layers(model, task.data.inputs)
+    summary = new_summary('td_rates', settings, layers)
     folder.write_summary(summary)
     points = []
     for rate in settings['rates']:
@@ -140,6 +145,7 @@ def _conclusion(summary: dict[str, Any], settings: dict[str, Any]) -> str:
 class Study(NamedTuple):
     """What all curves share."""
 
+    model: nn.Module
     task: Task
     targets: np.ndarray  # [length]
     settings: dict[str, Any]
@@ -150,31 +156,45 @@ class Study(NamedTuple):
         every, inputs = self.settings['every'], self.task.data.inputs
         how = {'steps': epochs, 'chunk': every, 'replicas': len(seeds), 'workdir': self.folder}
         how |= launch.keeping(self.settings)
-        plan = host.prepare(self.task, optim.adam(rate, self.settings['adam_epsilon']), inputs, **how)
-        exact = np.zeros(epochs // every, int)
-        with progress(len(seeds) * epochs, 'seed-epoch') as shown:
-            for group in sweep.groups(seeds, plan.group):
-                exact += self.count(plan, f'{place}/{group}', group, shown)
-        return [Point(rate, (i + 1) * every, int(n), len(seeds)) for i, n in enumerate(exact)]
+        run = compile_run(self.model, self.task, optim.adam(rate, self.settings['adam_epsilon']), inputs, **how)
+        exact = ExactCounts(inputs, self.targets, epochs, every)
 
-    def count(self, plan: host.Plan, place: str, group: sweep.Group, shown: Progress) -> np.ndarray:
-        """How many seeds of a group are exact after every few epochs, [epochs // every]."""
-        every, count, log = self.settings['every'], len(group.seeds), self.folder.journal(place, EXACT)
-        exact, n = np.zeros(plan.steps // every, int), 0
-        with plan.leg(group.seeds, {EXACT: log}, place=place) as leg:
-            shown.begin(place, leg.taken, leg.taken == plan.steps, self.folder.path, plan.chunk * count)
-            for epoch, n in files.whole_numbers(leg.held[EXACT]):
-                exact[epoch // every - 1] = n
-            for part in leg.train():
-                new = len(part.metrics['loss'].total)
-                done = part.step + new
-                if done % every == 0:
-                    predictions = np.asarray(plan.programs.predict(part.state, self.task.data.inputs))[:count]
-                    exact[done // every - 1] = n = td.exact(predictions.reshape(count, -1), self.targets).sum()
-                    log.append(files.format_whole_numbers([(done, n)]))
-                shown.show(done * count, new * count, f'{n:,} of {count:,} exact')
-            shown.end(plan.steps * count, plan.steps * count)
-        return exact
+        def label(session: TrainSession) -> str:
+            return f'{place}/{session.group}'
+
+        with progress(len(seeds) * epochs, 'seed-epoch') as bar:
+            train_seeds(run, seeds, [exact, ProgressBar(bar, exact, label)], place=lambda group: f'{place}/{group}')
+        return [Point(rate, (i + 1) * every, int(n), len(seeds)) for i, n in enumerate(exact.total)]
+
+
+class ExactCounts(Observer):
+    """Number of exact seeds after every few epochs, [epochs // every]."""
+
+    log_name = EXACT
+
+    def __init__(self, inputs: np.ndarray, targets: np.ndarray, epochs: int, every: int):
+        self.inputs, self.targets, self.every = inputs, targets, every
+        self.total = np.zeros(epochs // every, int)
+        self.latest = self.count = 0  # exact seeds of the group, and its seeds
+
+    def on_start(self, session: TrainSession, restored: bytes) -> None:
+        self.latest, self.count = 0, session.num_seeds
+        for epoch, n in files.whole_numbers(restored):
+            self._add(epoch, n)
+
+    def _add(self, epoch: int, n: int) -> None:
+        self.total[epoch // self.every - 1] += n
+        self.latest = n
+
+    def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
+        if chunk.end % self.every:
+            return b''
+        outputs = np.asarray(session.run.programs.predict(chunk.state, self.inputs))[: self.count]
+        self._add(chunk.end, td.exact(outputs.reshape(self.count, -1), self.targets).sum())
+        return files.format_whole_numbers([(chunk.end, self.latest)])
+
+    def status(self) -> str:
+        return f'{self.latest:,} of {self.count:,} exact'
 
 
 def fewest(points: Sequence[Point], share: float) -> Point | None:

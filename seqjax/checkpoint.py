@@ -1,6 +1,6 @@
 """Checkpoints: written by Orbax in the background, sealed with a checksum of every file, verified before use.
 
-    checkpoints/500/state/      what Orbax wrote: the whole State
+    checkpoints/500/state/      what Orbax wrote: the whole TrainState
     checkpoints/500/about.json  the run's flags and versions, the marks of its journals, its metrics, names and shapes
     checkpoints/500/checksums   sha256 of all of these, as sha256sum writes it; written last
 
@@ -35,7 +35,7 @@ import numpy as np
 from seqjax import processes
 from seqjax.files import ABOUT, Mark, UserError, open_file, read_json, sha256, sync, warn, writing
 from seqjax.parameters import is_key, load, named, save, words_of  # noqa: F401
-from seqjax.task import State
+from seqjax.task import TrainState
 
 STATE, SEAL = 'state', 'checksums'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -57,7 +57,7 @@ class About(NamedTuple):
     flags: Mapping[str, Any]
     journals: Mapping[str, Mark]  # by name
     metrics: Mapping[str, float | None]  # at that step; None where not finite
-    leaves: Mapping[str, list[Any]]  # the State's arrays: name -> shape, dtype
+    leaves: Mapping[str, list[Any]]  # the TrainState's arrays: name -> shape, dtype
     versions: Mapping[str, str]
     feed: Mapping[str, Any] | None = None  # where the iterator of streamed data stood
 
@@ -67,11 +67,11 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-# --- the State as Orbax takes it -------------------------------------------------------------------
+# --- the TrainState as Orbax takes it -------------------------------------------------------------------
 
 
-def describe(state: State) -> dict[str, list[Any]]:
-    """Name -> shape and dtype, of every array of a State.
+def describe(state: TrainState) -> dict[str, list[Any]]:
+    """Name -> shape and dtype, of every array of a TrainState.
 
     Raises:
       UserError: two arrays have one name, here or in Orbax, which joins keys with dots.
@@ -84,7 +84,7 @@ def describe(state: State) -> dict[str, list[Any]]:
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named(state).items()}
 
 
-def _plain(state: State) -> dict[str, Any]:
+def _plain(state: TrainState) -> dict[str, Any]:
     """Keys as numbers, and nothing in place of arrays without elements, which Orbax refuses."""
 
     def leaf(x):
@@ -233,8 +233,8 @@ def _refuse_unreadable(error: OSError) -> None:
         raise UserError(f'{error.filename} cannot be read: {error.strerror}') from error
 
 
-def read_state(folder: Path, about: About, like: State) -> State:
-    """The State of a verified checkpoint, in the structure of `like`, with arrays of NumPy, and keys as numbers.
+def read_state(folder: Path, about: About, like: TrainState) -> TrainState:
+    """The TrainState of a verified checkpoint, in the structure of `like`, with arrays of NumPy, and keys as numbers.
 
     Raises:
       UserError: it is of another model or optimiser; the sentence names an array that differs.
@@ -256,8 +256,8 @@ def read_state(folder: Path, about: About, like: State) -> State:
     return jax.tree.unflatten(jax.tree.structure(like), [leaf(name, x) for name, x in named(like).items()])
 
 
-def with_keys(state: State, like: State) -> State:
-    """A State as it was read, with keys for their numbers. For compiled code: where it goes, it may be spread."""
+def with_keys(state: TrainState, like: TrainState) -> TrainState:
+    """A TrainState as it was read, with keys for their numbers. For compiled code: where it goes, it may be spread."""
 
     def leaf(x, want):
         return jax.random.wrap_key_data(x, impl=jax.random.key_impl(jnp.empty((), want.dtype))) if is_key(want) else x
@@ -354,13 +354,13 @@ class Store:
             raise Unsound(f'it is the checkpoint of step {about.step:,}')
         return about
 
-    def restore(self, like: State, fault: Callable[[About], str | None]) -> tuple[State, About] | None:
+    def restore(self, like: TrainState, fault: Callable[[About], str | None]) -> tuple[TrainState, About] | None:
         """The newest sound step, see `read_state`; None where there is no checkpoint at all.
 
         Steps that are not sound are named in a warning, and set aside where a newer save may take their place.
 
         Args:
-          like: the structure of the State, with shapes and dtypes.
+          like: the structure of the TrainState, with shapes and dtypes.
           fault: says in words why a step cannot be used for another reason; may raise UserError.
 
         Raises:
@@ -396,7 +396,7 @@ class Store:
                 _move(self.path(other), self.folder / f'unsound-{other}')
         return tuple(about)
 
-    def save(self, state: State, about: About) -> None:
+    def save(self, state: TrainState, about: About) -> None:
         """Begins to save; returns as soon as the arrays are copied.
 
         Raises:

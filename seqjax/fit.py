@@ -1,4 +1,4 @@
-"""Many seeds of one task, each trained until what the task watches improves no more; the best State of each is kept."""
+"""Results of training with early stopping: evaluations and best parameters of every seed, and their files."""
 
 from __future__ import annotations
 
@@ -9,149 +9,42 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from seqjax import checkpoint, files, optim, sweep, train
-from seqjax import run as host
-from seqjax.files import UserError
-from seqjax.progress import Progress, progress
-from seqjax.task import Best, Mean
+from seqjax import checkpoint, files
+from seqjax.task import CARRY, Best
 
-LOOKS = 'looks.f32'  # of each group, beside its checkpoints
 TABLE, MODELS = 'looks.csv', 'models.npz'
 
 
 class Fit(NamedTuple):
-    """What became of the seeds [R]."""
+    """Results of the seeds [R] of a run with early stopping."""
 
     seeds: np.ndarray  # [R]
-    metrics: list[str]  # of the looks: those of training since the look before, and of the splits
-    looks: np.ndarray  # [R, looks, metrics]; NaN where a seed was not looked at any more
+    metrics: list[str]  # names: those of training since the evaluation before, and of the splits
+    looks: np.ndarray  # [R, evaluations, metrics]; NaN after a seed has stopped
     best: Best  # leaves [R, ...], on the host
     resumed: bool = False  # whether a part of it was done before this process
-    rates: np.ndarray = np.empty(0)  # [looks]: the learning rate of the last step before each look
+    rates: np.ndarray = np.empty(0)  # [evaluations]: the learning rate of the last step before each
 
     def chosen(self) -> int:
-        """The place of the seed that is best on validation."""
+        """Returns the index of the seed that is best on validation."""
         return int(np.argmin(self.best.value))
 
 
 def of_seed(best: Best, place: int) -> Best:
-    """Of one seed, out of [R]."""
+    """Selects one seed of [R]."""
     return jax.tree.map(lambda x: x[place], best)
 
 
-def fit(plan: host.Plan, seeds: np.ndarray) -> Fit:
-    """Trains every seed [R] of a task with a `watch`; what was done before a run was stopped is not done again.
-
-    Raises:
-      UserError: see `seqjax.run.Plan.leg`; or no seed had a finite value at any look.
-    """
-    found, count = [], len(seeds)
-    with progress(count * plan.steps, 'seed-step') as shown:
-        for group in sweep.groups(seeds, plan.group):
-            found.append(_group(plan, group, count, shown))
-    longest = max(one.looks.shape[1] for one in found)
-    looks = [_longer(one.looks, longest) for one in found]
-    best = jax.tree.map(lambda *parts: np.concatenate(parts), *[one.best for one in found])
-    if not np.isfinite(best.value).any():
-        watch = plan.task.watch
-        raise UserError(
-            f'{watch.split} {watch.metric} was never a finite number, for any of {count} seeds: try a smaller '
-            '--learning_rate, or --clip_norm=1'
-        )
-    rates = optim.learning_rates(plan.tx, plan.task.watch.every * np.arange(1, longest + 1) - 1)
-    return Fit(seeds, found[0].metrics, np.concatenate(looks), best, any(one.resumed for one in found), rates)
-
-
 def typical_step(found: Fit, every: int) -> int:
-    """The look, as a step, that was best for the median seed."""
+    """Returns the step of the evaluation that was best for the median seed."""
     return every * max(1, round(float(np.median(found.best.step[np.isfinite(found.best.value)])) / every))
-
-
-def refit(plan: host.Plan, found: Fit) -> Fit:
-    """The same seeds, trained anew for all steps of a plan whose data have the validation part in it, too.
-
-    How many steps there are was learned with that part held out (Goodfellow, Bengio and Courville 2016, algorithm 7.2).
-
-    Raises:
-      UserError: see `seqjax.run.Leg.train`.
-    """
-    count, states = len(found.seeds), []
-    with progress(count * plan.steps, 'seed-step again') as shown:
-        for group in sweep.groups(found.seeds, plan.group):
-            # By its steps, too: a run that is asked for more may find that another number of them is best.
-            with plan.leg(group.seeds, {}, place=f'refit_{plan.steps}_{group}') as leg:
-                if leg.taken:
-                    print(f'the second training of {str(group).replace("_", " ")} resumes from step {leg.taken:,}')
-                for part in leg.train():
-                    new = len(part.metrics['loss'].total)
-                    done = (part.step + new) * len(group.seeds)
-                    shown.show(done, new * len(group.seeds), f'loss {_median(_values(part)[:, 0]):.4g}')
-                shown.end(plan.steps * len(group.seeds), plan.steps * len(group.seeds))
-                state = plan.kept(leg.state, len(group.seeds))
-                states.append(_on_host(plan, (state.params, state.variables)))
-    params, variables = jax.tree.map(lambda *parts: np.concatenate(parts), *states)
-    variables = {name: x for name, x in variables.items() if name != train.CARRY}
-    best = Best(found.best.value, np.full(count, plan.steps, np.int32), params, variables)
-    return found._replace(best=best, resumed=found.resumed)
-
-
-def _on_host(plan: host.Plan, tree: Any) -> Any:
-    """Arrays that may lie on the devices of several processes."""
-    return jax.device_get(jax.jit(lambda x: x, out_shardings=plan.whole)(tree))
-
-
-def _longer(looks: np.ndarray, count: int) -> np.ndarray:
-    return np.pad(looks, [(0, 0), (0, count - looks.shape[1]), (0, 0)], constant_values=np.nan)
-
-
-def _group(plan: host.Plan, group: sweep.Group, seeds: int, shown: Progress) -> Fit:
-    """Seeds that are trained side by side, until the last of them has no patience left."""
-    count, steps, watch = len(group.seeds), plan.steps, plan.task.watch
-    metrics, journal = host.metric_names(plan.programs), plan.workdir.journal(str(group), LOOKS)
-    see = jax.jit(lambda state: (train.over(watch, state), state.best.value), out_shardings=plan.whole)
-    with plan.leg(group.seeds, {LOOKS: journal}, place=str(group)) as leg:
-        looks = list(np.frombuffer(leg.held[LOOKS], '<f4').reshape(-1, count, len(metrics)))
-        resumed, over = leg.taken > 0, np.asarray(see(leg.state)[0])[:count]
-        done = bool(over.all()) or leg.taken == steps
-        shown.begin(group.place_among(seeds), leg.taken, done, plan.workdir.path, plan.chunk * count)
-        for part in leg.train() if not over.all() else ():
-            values = _values(part)
-            values[over] = np.nan  # others went on beside it
-            looks.append(values)
-            journal.append(values.astype('<f4').tobytes())
-            over, best = (np.asarray(x)[:count] for x in see(part.state))
-            new = len(part.metrics['loss'].total)
-            words = f'best {watch.split} {watch.metric} {_median(best[best < train.WORST]):.4g}'
-            if over.any():
-                words += f', {over.sum()} of {count} seeds stopped early'
-            shown.show((part.step + new) * count, new * count, words)
-            if over.all():
-                break
-        shown.end(leg.taken * count, steps * count)
-        best = _on_host(plan, plan.kept(leg.state, count).best)
-    best = best._replace(value=np.where(best.step == 0, np.inf, best.value))  # before the first that is finite
-    shown = np.stack(looks, 1) if looks else np.empty((count, 0, len(metrics)), np.float32)
-    return Fit(group.seeds, metrics, shown, best, resumed)
-
-
-def _values(part: host.Part) -> np.ndarray:
-    """[R, metrics]: the means of training since the look before, and those of the splits."""
-    trained = [host.divide(Mean(*(np.sum(x, 0, np.float64) for x in mean))) for mean in part.metrics.values()]
-    looked = [host.divide(mean) for found in part.evals.values() for mean in found.values()]
-    return np.stack([*trained, *looked], -1)
-
-
-def _median(values: np.ndarray) -> float:
-    """Of those that are finite."""
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if finite.size else float('nan')
 
 
 # --- files -----------------------------------------------------------------------------------------
 
 
 def write_looks(folder: files.Workdir, found: Fit, every: int) -> None:
-    """looks.csv: a row for every seed and look."""
+    """Writes looks.csv: a row for every seed and evaluation."""
 
     def rows() -> Iterator[list[Any]]:
         for seed, looks in zip(found.seeds, found.looks, strict=True):
@@ -163,13 +56,13 @@ def write_looks(folder: files.Workdir, found: Fit, every: int) -> None:
 
 
 def write_models(folder: files.Workdir, found: Fit) -> None:
-    """models.npz: the best parameters and variables of every seed, leaves [R, ...] by name, and the seeds."""
+    """Writes models.npz: the best parameters and variables of every seed, leaves [R, ...] by name, and the seeds."""
     arrays = checkpoint.named({'params': found.best.params, 'variables': found.best.variables})
     files.write_arrays(folder, MODELS, seeds=found.seeds, value=found.best.value, step=found.best.step, **arrays)
 
 
 def read_models(path: Path, like: Mapping[str, Any], count: int | None = None) -> tuple[np.ndarray, Best]:
-    """What `write_models` left.
+    """Reads the file that `write_models` wrote.
 
     Args:
       path: the file.
@@ -182,7 +75,7 @@ def read_models(path: Path, like: Mapping[str, Any], count: int | None = None) -
     Raises:
       UserError: it cannot be read, or is of another model.
     """
-    params, variables = like['params'], {name: x for name, x in like.items() if name not in ('params', train.CARRY)}
+    params, variables = like['params'], {name: x for name, x in like.items() if name not in ('params', CARRY)}
     shapes = {'params': params, 'variables': variables}
     seeds = files.read_arrays(path, {'seeds': ((count,), np.int64)})['seeds']
     leaves = checkpoint.named(shapes)

@@ -26,7 +26,7 @@ from jax import lax
 from seqjax import masks, ops
 from seqjax.linear_map import linear_map
 from seqjax.ops import Steps
-from seqjax.spread import parts
+from seqjax.row_sharding import num_shards, shard_over_rows
 
 
 class Weights(NamedTuple):
@@ -100,7 +100,7 @@ def gru(
     steps = ops.as_steps(inputs, seq_lengths, mask, resets)
     _check(steps, h, weights, fresh)
     count, rows, _ = inputs.shape
-    devices = parts(rows)
+    devices = num_shards(rows)
     share, hidden = -(-rows // devices), h.shape[-1]  # rows of a device
     if backend == 'auto' or not ops.known(count, rows) or not count:
         backend = choose(count, share, hidden, jax.default_backend())
@@ -109,7 +109,7 @@ def gru(
         how['unroll'] = (unroll if ops.known(count) else 1) or ops.loop(count, share * hidden)
     if reverse:
         steps = ops.flip(steps)
-    last, outputs = ops.on_devices(partial(BACKENDS[backend], **how), devices)(steps, h, weights, fresh)
+    last, outputs = shard_over_rows(partial(BACKENDS[backend], **how), devices)(steps, h, weights, fresh)
     return Run(last, ops.flip(outputs) if reverse else outputs)
 
 

@@ -42,11 +42,10 @@ from seqjax.ops import (
     in_chunks,
     known,
     loop,
-    on_devices,
     sum_of_products,
     wide,
 )
-from seqjax.spread import parts
+from seqjax.row_sharding import num_shards, shard_over_rows
 
 
 class State(NamedTuple):
@@ -127,7 +126,7 @@ def lstm(
     steps = as_steps(inputs, seq_lengths, mask, resets)
     _check(steps, carry, weights, fresh)
     count, rows, _ = inputs.shape
-    devices = parts(rows)
+    devices = num_shards(rows)
     share, hidden = -(-rows // devices), recurrent_kernel.shape[0]  # rows of a device
     if backend == 'auto' or not known(count, rows) or not count:
         backend = choose(count, share, hidden, jax.default_backend())
@@ -136,7 +135,7 @@ def lstm(
         how['unroll'] = (unroll if known(count) else 1) or loop(count, share * hidden)
     if reverse:
         steps = flip(steps)
-    last, *others = on_devices(partial(BACKENDS[backend], **how), devices)(steps, carry, weights, fresh)
+    last, *others = shard_over_rows(partial(BACKENDS[backend], **how), devices)(steps, carry, weights, fresh)
     return Run(last, *(flip(others) if reverse else others))
 
 

@@ -1,4 +1,4 @@
-"""What the array functions of recurrences share: steps, chunks of them in a backward pass, rows divided by devices.
+"""What the array functions of recurrences share: steps, and chunks of them in a backward pass.
 
 `seqjax.lstm_ops` and `seqjax.gru_ops` have the recurrences themselves, each with the reasons for its fast ways.
 """
@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec as P
 
 from seqjax import masks
-from seqjax.spread import ROWS
 
 
 class Steps(NamedTuple):
@@ -212,46 +210,3 @@ def sum_of_products(x: jax.Array, y: jax.Array) -> jax.Array:
         cpu=lambda x, y: lax.dot(x.astype(dtype), y.astype(dtype)),  # it lacks some products of halves with a wide sum
         default=lambda x, y: lax.dot(x, y, preferred_element_type=dtype),
     )
-
-
-# --- over devices ----------------------------------------------------------------------------------
-
-
-def on_devices(run: Callable[..., Any], devices: int) -> Callable[..., Any]:
-    """Each device runs its own rows; where they cannot be divided, a few of zeros are put below them.
-
-    Args:
-      run: (steps, carry [B, ...], weights, fresh [B, ...]) -> the last carry, and things with the axes [T, B, ...].
-      devices: what `seqjax.spread.parts` gives.
-    """
-    if devices == 1:
-        return run
-
-    def local(*arguments):
-        last, *others = run(*arguments)
-        return last, others
-
-    def padded(steps, carry, weights, fresh):
-        rows = steps.inputs.shape[1]
-        more = -rows % devices
-
-        def pad(x, axis):
-            return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
-
-        def cut(x, axis):
-            return lax.slice_in_dim(x, 0, rows, axis=axis)
-
-        by_row, by_step = P(ROWS), P(None, ROWS)
-        spread = jax.shard_map(
-            local,
-            in_specs=(by_step, by_row, P(), by_row),
-            out_specs=(by_row, by_step),
-            check_vma=False,  # as `linear_map` has no rule for it
-        )
-        steps, carry, fresh = (
-            jax.tree.map(partial(pad, axis=axis), x) for x, axis in ((steps, 1), (carry, 0), (fresh, 0))
-        )
-        last, others = spread(steps, carry, weights, fresh)
-        return jax.tree.map(partial(cut, axis=0), last), *jax.tree.map(partial(cut, axis=1), others)
-
-    return padded

@@ -1,6 +1,6 @@
-"""The types that every module shares: what is learned, and where a run stands.
+"""Types that every module shares: batches, means, the task and the training state.
 
-The data flow one way: flags -> Task -> State -> [scan of train_step] -> chunk of metrics -> run -> report.
+Data flow one way: flags -> Task -> TrainState -> [scan of train_step] -> chunk of metrics -> run -> report.
 """
 
 from __future__ import annotations
@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 Arrays = Any  # a pytree of arrays
 Params = Any  # the 'params' collection of a Flax module
+Variables = Mapping[str, Arrays]  # the other collections of a Flax module, by name
+
+CARRY = 'carry'  # the collection of a stateful model with the carries of its stream, leaves [B, ...]
 
 
 class Sequences(NamedTuple):
@@ -54,24 +56,26 @@ class Mean(NamedTuple):
         return jnp.where(self.count > 0, self.total / jnp.maximum(self.count, 1), 0.0)
 
 
-class Watch(NamedTuple):
-    """By what the best State of a run is found, and when the run has gone on long enough without a better one."""
+Metrics = dict[str, Mean]
 
-    every: int  # steps between two looks
-    patience: int  # looks without a better one, after which there is none any more
+
+class EarlyStopping(NamedTuple):
+    """Early-stopping configuration: monitored metric (lower is better) and patience."""
+
+    eval_every: int  # training steps between two evaluations
+    patience: int  # evaluations without improvement before stopping
     split: str = 'validation'
-    metric: str = 'loss'  # the lower, the better
+    metric: str = 'loss'
 
 
 class Task(NamedTuple):
-    """What is learned: plain data that is handed to `train`."""
+    """Task that a model is trained on: batches, loss and evaluation splits, without the model."""
 
-    model: nn.Module  # called as model(batch.inputs)
     loss: Callable[[Arrays, Batch], dict[str, Mean]]  # (outputs, batch) -> named means; training lowers 'loss'
     batch: Callable[[Arrays, jax.Array, jax.Array], Batch]  # (data, key, step) -> Batch; pure
     data: Arrays = ()  # an argument of the compiled code, never captured by it
     evals: Mapping[str, Batch] = {}  # split -> batches, leaves [N, B, ...]
-    watch: Watch | None = None  # None: nothing but the last State matters
+    early_stopping: EarlyStopping | None = None  # None: train all steps, and keep the last TrainState alone
 
 
 def batch_shapes(task: Task) -> Batch:
@@ -81,20 +85,30 @@ def batch_shapes(task: Task) -> Batch:
 
 
 class Best(NamedTuple):
-    """The parameters of the look at which what is watched was lowest."""
+    """Parameters of the evaluation with the lowest value of the monitored metric so far."""
 
-    value: jax.Array  # [] float32; infinite before the first look
+    value: jax.Array  # [] float32; the largest float32 before the first evaluation
     step: jax.Array  # [] int32: steps taken until then
     params: Params
-    variables: Mapping[str, Arrays]  # without carries
+    variables: Variables  # without carries
 
 
-class State(NamedTuple):
-    """Where a run stands; the next step is a function of this and the task alone."""
+class TrainState(NamedTuple):
+    """Training state of one seed; the next step is a function of it, the model and the task alone."""
 
     step: jax.Array  # [] int32: steps taken
     key: jax.Array  # [] PRNG key: the run's seed, folded with the step and never split
     params: Params
-    variables: Mapping[str, Arrays]  # mutable Flax collections: carries, statistics
+    variables: Variables  # mutable Flax collections: carries, statistics
     opt_state: optax.OptState
-    best: Best | None = None  # where the task watches for it
+    best: Best | None = None  # with early stopping
+
+
+def without_carry(variables: Variables) -> Variables:
+    """Returns the collections other than the carries."""
+    return {name: value for name, value in variables.items() if name != CARRY}
+
+
+def carry_of(variables: Variables) -> Variables:
+    """Returns the collection of the carries, whose leaves are [B, ...]; empty for a model without one."""
+    return {name: value for name, value in variables.items() if name == CARRY}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,18 +16,20 @@ from experiments import launch
 from experiments.peers import cases
 from experiments.peers.cases import FORWARD, Arrays, Case
 from experiments.peers.jaxes import JaxPeer, Layer, Work
-from seqjax import losses, mesh, optim, sweep, train
+from seqjax import losses, optim
 from seqjax.cells import LSTMCell
 from seqjax.layers import RNN
 from seqjax.models import CELLS
-from seqjax.task import Batch, State, Task
+from seqjax.task import Batch, Task, TrainState
 from seqjax.tasks import td
+from seqjax.training import compile_programs, gradients, sharding
+from seqjax.training import replicas as replica_groups
 
 
-def place(task: Task, rows: int | None, replicas: int | None = None) -> mesh.Layout | None:
-    """Where a run of the task with so many rows, or replicas, would lie."""
-    layout, _ = mesh.choose(None, rows=rows, replicas=replicas, pays=partial(train.worth_dividing, task))
-    return layout
+def place(model: nn.Module, task: Task, rows: int | None, replicas: int | None = None) -> sharding.MeshShardings | None:
+    """Returns the shardings of a run of the task with so many rows, or replicas."""
+    pays = partial(sharding.data_parallel_pays, model, task)
+    return sharding.select_mesh(None, rows=rows, replicas=replicas, pays=pays)[0]
 
 
 class Where(NamedTuple):
@@ -37,18 +40,18 @@ class Where(NamedTuple):
     tracing: contextlib.AbstractContextManager[Any]
 
     @classmethod
-    def of(cls, task: Task, rows: int) -> Where:
-        layout = place(task, rows)
+    def of(cls, model: nn.Module, task: Task, rows: int) -> Where:
+        layout = place(model, task, rows)
         if layout is None:
             return cls(None, None, contextlib.nullcontext())
-        divided = layout.on(mesh.DATA) if rows % layout.size == 0 else layout.whole
-        return cls(divided, layout.whole, layout.in_effect())
+        divided = layout.on(sharding.DATA) if rows % layout.size == 0 else layout.replicated
+        return cls(divided, layout.replicated, layout.in_effect())
 
 
-def _task(case: Case, given: Arrays) -> Task:
+def _task(case: Case, given: Arrays) -> tuple[nn.Module, Task]:
     """The layer alone as a model, and the mean squared error over all steps."""
     data = Batch(given.inputs, given.targets, np.ones((case.batch, case.steps), bool))
-    return Task(RNN(LSTMCell(case.units)), losses.mean_squared_error, lambda data, key, step: data, data)
+    return RNN(LSTMCell(case.units)), Task(losses.mean_squared_error, lambda data, key, step: data, data)
 
 
 class Ours(JaxPeer):
@@ -70,19 +73,19 @@ class Ours(JaxPeer):
 
     def lowered_forward(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
         """Where a run would evaluate."""
-        where = Where.of(_task(case, given), case.batch)
+        where = Where.of(*_task(case, given), case.batch)
         arguments = (jax.device_put(layer.params, where.whole), jax.device_put(given.inputs, where.rows))
         with where.tracing:
             return jax.jit(layer.apply).lower(*arguments), arguments
 
     def lowered(self, case: Case, layer: Layer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
-        """The step of a run (`train.gradients`), where a run would take it."""
-        task = _task(case, given)
-        where = Where.of(task, case.batch)
+        """The step of a run (`training.gradients`), where a run would take it."""
+        model, task = _task(case, given)
+        where = Where.of(model, task, case.batch)
 
         def loss_and_gradients(params, data):
-            state = State(jnp.int32(0), jax.random.key(0), params, {}, ())
-            grads, metrics, _ = train.gradients(task._replace(data=data), state)
+            state = TrainState(jnp.int32(0), jax.random.key(0), params, {}, ())
+            grads, metrics, _ = gradients(model, task._replace(data=data), state)
             return metrics['loss'].compute(), grads
 
         arguments = (jax.device_put(layer.params, where.whole), jax.device_put(task.data, where.rows))
@@ -102,16 +105,16 @@ class Ours(JaxPeer):
 
     def replicas(self, count: int, epochs: int) -> Work:
         """So many epochs of the notebook's many-to-many run for that many seeds, in the groups of a run."""
-        task, tx, width = td.td('many_to_many'), optim.adam(1e-3, 1e-7), sweep.group_width(count)
-        layout = place(task, None, width)
-        programs = train.compile_programs(task, tx, None, chunk=epochs, replicas=width, placement=layout)
-        groups = sweep.groups(np.arange(count, dtype=np.uint32), width)
-        states = [programs.init(jnp.asarray(sweep.fill(group.seeds, width))) for group in groups]
+        model, task, width = td.td_model('many_to_many'), td.td('many_to_many'), replica_groups.group_width(count)
+        layout, tx = place(model, task, None, width), optim.adam(1e-3, 1e-7)
+        programs = compile_programs(model, task, tx, None, chunk=epochs, replicas=width, shardings=layout)
+        groups = replica_groups.replica_groups(np.arange(count, dtype=np.uint32), width)
+        states = [programs.init(jnp.asarray(replica_groups.pad_replicas(group.seeds, width))) for group in groups]
         losses = [None] * len(states)
 
         def call():
             for i, state in enumerate(states):
-                states[i], metrics, _ = programs.advance(task.data, task.evals, state, epochs)
+                states[i], metrics, _ = programs.train_chunk(task.data, task.evals, state, epochs)
                 losses[i] = jax.block_until_ready(metrics['loss'])  # as a run, which looks at it before it goes on
             return states, losses
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -44,52 +45,66 @@ def series(seed: int, length: int, delay: int) -> tuple[np.ndarray, np.ndarray]:
     return symbols, np.concatenate([np.zeros(delay, np.int32), symbols])[:length]
 
 
+def _check_feed(feed: str) -> None:
+    if feed not in FEEDS:
+        raise ValueError(f'feed={feed!r} must be one of {", ".join(FEEDS)}')
+
+
+def echo_model(feed: str, *, features: int, **options: Any) -> nn.Module:
+    """Returns the model of one way to feed the task; it is stateful for 'stream'.
+
+    Args:
+      feed: 'stream' or 'shuffle'.
+      features: H.
+      options: further arguments of `seqjax.models.sequence_model`, such as cell, layers and dropout.
+
+    Raises:
+      ValueError: an argument is unknown.
+    """
+    _check_feed(feed)
+    return sequence_model(
+        'sequence', SYMBOLS, features=features, vocabulary=SYMBOLS, stateful=feed == 'stream', **options
+    )
+
+
 def echo(
     feed: str,
     *,
     delay: int,
-    features: int,
     window: int = 16,
     batch_size: int = 16,
     length: int = 16_384,
     seed: int = 0,
-    **options: Any,
 ) -> Task:
-    """The task of one way to feed it.
+    """Returns the task of one way to feed it.
 
     Args:
       feed: 'stream' or 'shuffle'.
       delay: how many steps back the answer lies.
-      features: H.
       window: T, the steps of a batch.
       batch_size: B.
       length: of the series.
       seed: of the series and its orders, which all replicas share.
-      options: further arguments of `seqjax.models.sequence_model`, such as cell, layers and dropout.
 
     Raises:
       ValueError: an argument is none of the known ones, or no answer would count.
     """
-    if feed not in FEEDS:
-        raise ValueError(f'feed={feed!r} must be one of {", ".join(FEEDS)}')
+    _check_feed(feed)
     room, name = (length, 'length') if feed == 'stream' else (window, 'window')
     if delay < 0 or delay >= room or window > length:
         raise ValueError(
             f'delay={delay} must be from 0 to below {name}={room}, and window={window} at most length={length}'
         )
-    model = sequence_model(
-        'sequence', SYMBOLS, features=features, vocabulary=SYMBOLS, stateful=feed == 'stream', **options
-    )
     symbols, answers = series(seed, length, delay)
     if feed == 'stream':
         data: Any = stream_rows((symbols, answers, np.arange(length)), batch_size, window)
         places = data.values[2]  # within its row: what lies before a row's beginning, the model has not seen
         data = data._replace(values=(*data.values[:2], places - places[:, :1]))
-        return Task(model, losses.classification, partial(_stream, window, delay), data)
+        return Task(losses.classification, partial(_stream, window, delay), data)
     whole = length // window * window
     rows = (x[:whole].reshape(-1, window) for x in (symbols, answers))
     data = Windows(*rows, key=jax.random.key(seed))
-    return Task(model, losses.classification, partial(_shuffle, batch_size, delay), data)
+    return Task(losses.classification, partial(_shuffle, batch_size, delay), data)
 
 
 def _stream(window: int, delay: int, rows: Rows, key: jax.Array, step: jax.Array) -> Batch:

@@ -33,35 +33,43 @@ def sequence(length: int) -> np.ndarray:
     return (np.arange(length) / length).astype(np.float32)
 
 
-def td(
-    setup: str, *, length: int = 5, hidden: int = 5, recurrent_activation: str = 'sigmoid', unroll: int = UNROLL
-) -> Task:
-    """The task of one setup.
-
-    Raises:
-      ValueError: `setup` or `recurrent_activation` is none of the known ones.
-    """
+def _check_setup(setup: str) -> None:
     if setup not in SETUPS:
         raise ValueError(f'setup {setup!r} must be one of {", ".join(SETUPS)}')
+
+
+def td(setup: str, *, length: int = 5) -> Task:
+    """Returns the task of one setup; raises ValueError if `setup` is unknown."""
+    _check_setup(setup)
+    numbers = sequence(length)
+    shape, targets = {
+        'one_to_one': ((length, 1, 1), (length, 1)),
+        'many_to_one': ((1, length, 1), (1, length)),
+        'many_to_many': ((1, length, 1), (1, length, 1)),
+    }[setup]
+    data = Batch(numbers.reshape(shape), numbers.reshape(targets), np.ones(targets[:1], bool))
+    return Task(losses.mean_squared_error, whole_batch, data)
+
+
+def td_model(
+    setup: str, *, length: int = 5, hidden: int = 5, recurrent_activation: str = 'sigmoid', unroll: int = UNROLL
+) -> nn.Module:
+    """Returns the model of one setup.
+
+    Raises:
+      ValueError: `setup` or `recurrent_activation` is unknown.
+    """
+    _check_setup(setup)
     if recurrent_activation not in RECURRENT_ACTIVATIONS:
         raise ValueError(
             f'recurrent_activation {recurrent_activation!r} must be one of {", ".join(RECURRENT_ACTIVATIONS)}'
         )
     cell = LSTMCell(hidden, recurrent_activation=RECURRENT_ACTIVATIONS[recurrent_activation])
-    numbers = sequence(length)
-    shape, targets, model, head = {
-        'one_to_one': ((length, 1, 1), (length, 1), SequenceToVector, nn.Dense(1, kernel_init=GLOROT)),
-        'many_to_one': ((1, length, 1), (1, length), SequenceToVector, nn.Dense(length, kernel_init=GLOROT)),
-        'many_to_many': (
-            (1, length, 1),
-            (1, length, 1),
-            SequenceToSequence,
-            TimeDistributed(nn.Dense(1, kernel_init=GLOROT)),
-        ),
-    }[setup]
-    data = Batch(numbers.reshape(shape), numbers.reshape(targets), np.ones(targets[:1], bool))
-    rnn = RNN(cell, unroll=min(unroll, shape[1]))
-    return Task(model(rnn=rnn, head=head), losses.mean_squared_error, whole_batch, data)
+    rnn = RNN(cell, unroll=min(unroll, 1 if setup == 'one_to_one' else length))
+    if setup == 'many_to_many':
+        return SequenceToSequence(rnn=rnn, head=TimeDistributed(nn.Dense(1, kernel_init=GLOROT)))
+    outputs = length if setup == 'many_to_one' else 1
+    return SequenceToVector(rnn=rnn, head=nn.Dense(outputs, kernel_init=GLOROT))
 
 
 GLOROT = nn.initializers.glorot_uniform()  # Keras's default for Dense; Flax's is LeCun normal

@@ -1,0 +1,86 @@
+"""Sharding of the rows of a batch over the devices of the mesh in effect, by `jax.shard_map`.
+
+Left to itself, the compiler adds up the gradients of the weights at every step of a recurrence. Here each device takes
+its own rows all the way through, and what is summed over rows is added up once, at the end. `seqjax.training.sharding`
+makes the mesh and decides what else lies where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.interpreters import partial_eval
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+ROWS = 'data'  # the mesh axis over which rows are sharded
+
+
+def num_shards(rows: int) -> int:
+    """Returns the number of shards of so many rows: 1 without a mesh in effect (`jax.set_mesh`), or with fewer rows.
+
+    If other mesh axes divide the weights, GSPMD shards the rows, too; inside a `shard_map` they are not sharded again.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    others = [size for name, size in mesh.shape.items() if name != ROWS and size > 1]
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if others or types.get(ROWS) != AxisType.Auto:
+        return 1
+    count = mesh.shape.get(ROWS, 1)
+    return count if isinstance(rows, int) and rows >= count else 1  # not a symbolic dimension of `jax.export`
+
+
+def output_depends_on(f: Callable[..., Any], x: Any, *others: Any) -> bool:
+    """Returns True if f(x, *others) depends on any leaf of x; shapes and dtypes of the arguments are enough.
+
+    >>> output_depends_on(lambda x, y: x * y, 1.0, 2.0), output_depends_on(lambda x, y: y**2, 1.0, 2.0)
+    (True, False)
+    """
+    jaxpr = jax.make_jaxpr(f)(x, *others).jaxpr
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return any(used[: len(jax.tree.leaves(x))])
+
+
+def shard_over_rows(run: Callable[..., Any], shards: int) -> Callable[..., Any]:
+    """Shards a recurrence over the rows of its batch; rows of zeros are appended if their number is not divisible.
+
+    Args:
+      run: (steps, carry [B, ...], weights, fresh [B, ...]) -> the last carry, and outputs with the axes [T, B, ...].
+      shards: see `num_shards`.
+    """
+    if shards == 1:
+        return run
+
+    def local(*arguments):
+        last, *others = run(*arguments)
+        return last, others
+
+    def padded(steps, carry, weights, fresh):
+        rows = steps.inputs.shape[1]
+        more = -rows % shards
+
+        def pad(x, axis):
+            return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
+
+        def cut(x, axis):
+            return lax.slice_in_dim(x, 0, rows, axis=axis)
+
+        by_row, by_step = P(ROWS), P(None, ROWS)
+        sharded = jax.shard_map(
+            local,
+            in_specs=(by_step, by_row, P(), by_row),
+            out_specs=(by_row, by_step),
+            check_vma=False,  # `linear_map` has no rule for it
+        )
+        steps, carry, fresh = (
+            jax.tree.map(partial(pad, axis=axis), x) for x, axis in ((steps, 1), (carry, 0), (fresh, 0))
+        )
+        last, others = sharded(steps, carry, weights, fresh)
+        return jax.tree.map(partial(cut, axis=0), last), *jax.tree.map(partial(cut, axis=1), others)
+
+    return padded

@@ -1,0 +1,85 @@
+"""Diagnosis of a run whose loss is not finite: the last finite state, and the largest gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax import checkpoint
+from seqjax.files import UserError
+from seqjax.task import Arrays, Metrics, Task, TrainState
+from seqjax.training.chunk_result import mean_values
+from seqjax.training.step import gradients
+
+
+def first_divergence(loss: np.ndarray) -> int | None:
+    """Returns the first step of losses [n], or [n, R] for which no replica is finite; None if there is none."""
+    finite = np.isfinite(loss) if loss.ndim == 1 else np.isfinite(loss).any(axis=1)
+    return None if finite.all() else int(np.argmin(finite))
+
+
+def last_finite(run: Any, task: Task, state: TrainState, good: int) -> tuple[int, TrainState, dict[str, Metrics]]:
+    """Returns the most steps n <= `good` after which the parameters are finite, with the state and evaluations there.
+
+    The update before the first loss that is not finite may already have been too large.
+    """
+    for n in range(good, -1, -1):
+        after, _, evals = run.programs.train_chunk(task.data, task.evals, state, n)
+        if n == 0 or _any_finite(run, after):
+            break
+    return n, after, jax.device_get(evals)
+
+
+def _any_finite(run: Any, state: TrainState) -> bool:
+    """Returns True if all parameters are finite; with replicas, those of one of them."""
+
+    def finite(params):
+        return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+
+    each = finite if run.width is None else jax.vmap(finite)
+    return bool(np.asarray(jax.jit(each, out_shardings=run.replicated)(state.params)).any())
+
+
+def _largest_gradient(run: Any, task: Task, state: TrainState, count: int | None) -> tuple[str, float]:
+    """The parameter with the largest gradient at the next step, and its size; what is not finite is the largest."""
+
+    def sizes(state):
+        return jax.tree.map(lambda x: jnp.abs(x).max(initial=0), gradients(run.model, task, state)[0])
+
+    each = sizes if count is None else jax.vmap(sizes)
+    found = checkpoint.named(jax.device_get(jax.jit(each, out_shardings=run.replicated)(state)))
+    found = {name: np.max(without_padding(x, count)) for name, x in found.items()}
+    name = max(found, key=lambda name: found[name] if np.isfinite(found[name]) else np.inf)
+    return name, float(found[name])
+
+
+def without_padding(x: Arrays, count: int | None) -> Arrays:
+    """Returns [..., R] without the padding replicas; the same for a run of one seed."""
+    return x if count is None else x[..., :count]
+
+
+def error(
+    run: Any, task: Task, state: TrainState, metrics: Metrics, *, step: int, finite: int, good: int, count: int | None
+) -> UserError:
+    """Returns the error for a loss that is not finite.
+
+    Args:
+      run: the `CompiledRun`.
+      task: with the data of the chunk.
+      state: the last finite one.
+      metrics: those of the chunk.
+      step: steps before the chunk.
+      finite: steps of the chunk after which the parameters are finite.
+      good: steps of the chunk with a finite loss.
+      count: seeds of the group; None for one seed.
+    """
+    name, size = _largest_gradient(run, task, state, count)
+    value = without_padding(mean_values(metrics['loss']), count)[good].flat[0]
+    who = '' if count is None else f' of all {count} seeds'
+    return UserError(
+        f'the loss{who} became {value} at step {step + good + 1:,} of {run.steps:,}: try a smaller '
+        f'--learning_rate; the largest gradient of step {step + finite + 1:,} is {size:.3g}, in {name}'
+    )

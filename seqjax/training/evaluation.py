@@ -1,0 +1,86 @@
+"""Predictions of a model without dropout, and the metrics of evaluation splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax.task import CARRY, Arrays, Batch, Metrics, Task, TrainState, Variables, carry_of, without_carry
+
+
+def apply(model: nn.Module, state: TrainState, inputs: Arrays) -> Arrays:
+    """Returns the model's outputs without dropout; a stateful model starts anew, and the state stays as it is."""
+    return model.apply({'params': state.params, **without_carry(state.variables)}, inputs)
+
+
+def predict(model: nn.Module, state: TrainState, inputs: Arrays, *, batch_size: int) -> Arrays:
+    """Returns the model's outputs for inputs [N, ...], computed `batch_size` rows at a time, for any N.
+
+    Raises:
+      ValueError: the arrays of `inputs` differ in N, or `batch_size` is below 1.
+    """
+    counts = sorted({len(x) for x in jax.tree.leaves(inputs)})
+    if len(counts) != 1 or batch_size < 1:
+        raise ValueError(
+            f'inputs must have one N on axis 0 and have {counts}; batch_size={batch_size} must be at least 1'
+        )
+    count, batches = counts[0], max(1, -(-counts[0] // batch_size))
+
+    def split(x):  # padded with zeros, which no other row sees
+        x = jnp.pad(jnp.asarray(x), [(0, batches * batch_size - count), *[(0, 0)] * (np.ndim(x) - 1)])
+        return x.reshape(batches, batch_size, *x.shape[1:])
+
+    outputs = jax.lax.map(partial(apply, model, state), jax.tree.map(split, inputs))
+    return jax.tree.map(lambda y: y.reshape(batches * batch_size, *y.shape[2:])[:count], outputs)
+
+
+def evaluate(model: nn.Module, task: Task, state: TrainState) -> dict[str, Metrics]:
+    """Returns the metrics of every split of `task.evals`, summed over its batches; see `evaluate_batches`."""
+    return {
+        split: jax.tree.map(partial(jnp.sum, axis=0), evaluate_batches(model, state, batches, task.loss))
+        for split, batches in task.evals.items()
+    }
+
+
+def evaluate_batches(
+    model: nn.Module, state: TrainState, batches: Batch, f: Callable[[Arrays, Batch], Arrays]
+) -> Arrays:
+    """Returns f(outputs, batch) of one batch after the other, without dropout.
+
+    A stateful model starts anew and carries its state from batch to batch: the windows of one stream. Training's carry
+    is neither read nor written.
+
+    Args:
+      model: the model.
+      state: only its parameters and variables are read.
+      batches: leaves [N, B, ...].
+      f: reduces the outputs of a batch.
+
+    Returns:
+      The results of `f`, leaves [N, ...].
+    """
+    step = partial(eval_step, model, state, f)
+    carry = initial_eval_carry(step, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches))
+    return jax.lax.scan(step, carry, batches)[1]
+
+
+def eval_step(
+    model: nn.Module, state: TrainState, f: Callable[[Arrays, Batch], Arrays], carry: Variables, batch: Batch
+) -> tuple[Variables, Arrays]:
+    """Returns the carry of a stateful model after a batch, and f(outputs, batch), from the carry before it."""
+    fixed = {'params': state.params, **without_carry(state.variables)}
+    outputs, new = model.apply({**fixed, **carry}, batch.inputs, mutable=[CARRY])
+    return carry_of(new), f(outputs, batch)
+
+
+def initial_eval_carry(step: Callable[[Variables, Batch], tuple[Variables, Arrays]], batch: Batch) -> Variables:
+    """Returns the carry before the first batch, of whose leaves shapes and dtypes are enough.
+
+    It is all zeros, a stream that has not begun; for a model without a carry it is empty.
+    """
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, {}, batch)[0])

@@ -1,0 +1,153 @@
+"""The compiled programs of a run: initial state, chunk of training steps, predictions; for one seed or for replicas."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from seqjax.task import Arrays, Metrics, Task, TrainState, batch_shapes
+from seqjax.training import sharding
+from seqjax.training.early_stopping import update_best
+from seqjax.training.evaluation import apply, evaluate
+from seqjax.training.sharding import MeshShardings
+from seqjax.training.step import init_state, train_step
+
+TrainChunkFn = Callable[..., tuple[TrainState, Metrics, dict[str, Metrics]]]
+
+MAX_VMAP_SIZE = 65_536  # rows times numbers of the largest weight, up to which replicas are computed by one `vmap`
+
+
+def make_train_chunk(
+    model: nn.Module, task: Task, tx: optax.GradientTransformation, *, chunk: int, replicas: bool = False
+) -> TrainChunkFn:
+    """Returns a compiled train_chunk(data, evals, state, n) -> (state, metrics, evals) of n <= `chunk` training steps.
+
+    n is an argument, so that the last and shorter chunk needs no second compilation. The leaves of the metrics are
+    [chunk], of which the first n are set. With `replicas`, the state has a leading axis R, and the metrics are
+    [chunk, R].
+    """
+    static = task._replace(data=(), evals={})
+
+    def train_chunk(data, evals, state, n):
+        full = static._replace(data=data, evals=evals)
+        # Its own jit, so that the shapes of the metrics and the loop's body come from a single trace.
+        step = jax.jit(partial(train_step, model, full, tx))
+        metrics = jax.tree.map(lambda x: jnp.zeros((chunk, *x.shape), x.dtype), jax.eval_shape(step, state)[1])
+
+        def body(i, carry):
+            state, metrics = carry
+            state, new = step(state)
+            return state, jax.tree.map(lambda all_steps, one: all_steps.at[i].set(one), metrics, new)
+
+        state, metrics = jax.lax.fori_loop(0, n, body, (state, metrics))
+        evals = evaluate(model, full, state)
+        config = task.early_stopping
+        return state if config is None else update_best(config, state, evals), metrics, evals
+
+    return jax.jit(_replicated(task, train_chunk) if replicas else train_chunk)
+
+
+def _replicated(task: Task, train_chunk: TrainChunkFn) -> TrainChunkFn:
+    """Returns the same for many states, the replicas sharded over the mesh in effect.
+
+    Small replicas are computed by one `vmap`, as one operation for all costs little more than for one. Larger ones are
+    mapped one after the other: products of many small matrices in a batch are slower than one after the other.
+    """
+    rows = max((x.shape[0] for x in jax.tree.leaves(batch_shapes(task)) if x.ndim), default=1)
+
+    def by_vmap(data, evals, state, n):
+        return jax.vmap(train_chunk, in_axes=(None, None, 0, None), out_axes=(0, 1, 0))(data, evals, state, n)
+
+    def in_turn(data, evals, state, n):
+        state, metrics, evals = jax.lax.map(lambda one: train_chunk(data, evals, one, n), state)
+        return state, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), metrics), evals
+
+    def many(data, evals, state, n):
+        largest = sharding.largest_size((state.params, state.variables)) // len(state.step)
+        how = by_vmap if rows * largest <= MAX_VMAP_SIZE else in_turn
+        return how(data, evals, state, n)
+
+    return sharding.shard_replicas(many)
+
+
+class CompiledPrograms(NamedTuple):
+    """Programs of a run, compiled before its first step, so that compiling is timed apart from training."""
+
+    init: Callable[..., TrainState]  # seed, uint32 -> TrainState
+    train_chunk: TrainChunkFn  # see make_train_chunk
+    predict: Callable[..., Arrays] | None  # (state, inputs) -> outputs
+    shapes: tuple[TrainState, Metrics, dict[str, Metrics]]  # of the outputs of `train_chunk`
+
+
+def compile_programs(
+    model: nn.Module,
+    task: Task,
+    tx: optax.GradientTransformation,
+    inputs: Arrays | None,
+    *,
+    chunk: int,
+    replicas: int | None = None,
+    shardings: MeshShardings | None = None,
+    inspect: Callable[[Any], None] = lambda program: None,
+) -> CompiledPrograms:
+    """Compiles the programs of a run, or with `replicas` those of that many seeds together (leading axis R).
+
+    Args:
+      model, task, tx: see `train`.
+      inputs: those of the predictions; None: no program for predictions.
+      chunk: training steps of a chunk.
+      replicas: R, or None for one seed without that axis.
+      shardings: where the state lies; what is for the host is replicated. None: one device.
+      inspect: gets the jaxpr of each program before it is compiled, and may raise.
+    """
+
+    def mapped(f, **axes):
+        return f if replicas is None else jax.vmap(f, **axes)
+
+    seed = jax.ShapeDtypeStruct(() if replicas is None else (replicas,), jnp.uint32)
+    init = mapped(lambda seed: init_state(model, task, tx, jax.random.key(seed)))
+    state = jax.eval_shape(init, seed)
+    of_state, replicated = (None, None) if shardings is None else (shardings.state(state), shardings.replicated)
+    in_shardings, out_shardings = (replicated, replicated, of_state, replicated), (of_state, replicated, replicated)
+    apply_all = mapped(partial(apply, model), in_axes=(0, None))
+    in_effect = contextlib.nullcontext if shardings is None else shardings.in_effect
+    predict = None
+    if inputs is not None:
+        predict = jax.jit(apply_all, in_shardings=(of_state, replicated), out_shardings=replicated)
+    with in_effect():
+        train_chunk = jax.jit(
+            make_train_chunk(model, task, tx, chunk=chunk, replicas=replicas is not None),
+            in_shardings=in_shardings,
+            out_shardings=out_shardings,
+        )
+        if jax.config.jax_disable_jit or jax.config.jax_debug_nans or jax.config.jax_debug_infs:
+            # Nothing is compiled ahead: JAX runs each operation by itself, or again by itself to find where a NaN is.
+            shapes = jax.eval_shape(train_chunk, task.data, task.evals, state, 0)
+            init = jax.jit(init, out_shardings=of_state)
+            return CompiledPrograms(init, _within(in_effect, train_chunk), predict, shapes)
+        traced = train_chunk.trace(task.data, task.evals, state, 0)
+        inspect(traced.jaxpr)
+        train_chunk = traced.lower()
+    if predict is not None:
+        traced = predict.trace(state, inputs)
+        inspect(traced.jaxpr)
+        predict = traced.lower().compile()
+    init = jax.jit(init, out_shardings=of_state).lower(seed).compile()
+    return CompiledPrograms(init, train_chunk.compile(), predict, train_chunk.out_info)
+
+
+def _within(context: Callable[[], contextlib.AbstractContextManager[Any]], f: TrainChunkFn) -> TrainChunkFn:
+    """Returns f, called within the context."""
+
+    def call(*args):
+        with context():
+            return f(*args)
+
+    return call

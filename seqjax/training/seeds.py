@@ -1,0 +1,233 @@
+"""The results of all seeds of a run: with per-step losses, with early stopping, or until a success criterion is met."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from seqjax import optim, report
+from seqjax.files import METRICS, UserError, Workdir
+from seqjax.fit import Fit
+from seqjax.problem import Goal
+from seqjax.progress import progress
+from seqjax.task import Arrays, Batch, Best, Mean, Task, TrainState, without_carry
+from seqjax.training.chunk_result import ChunkResult, mean_values, metric_names
+from seqjax.training.driver import train_seeds
+from seqjax.training.evaluation import predict
+from seqjax.training.observers import (
+    EarlyStoppingMonitor,
+    EvaluationLog,
+    Observer,
+    Predictions,
+    ProgressBar,
+    ReplicaStepLog,
+    StepLog,
+    SuccessMonitor,
+    finite_median,
+    format_rows,
+)
+from seqjax.training.run import CompiledRun
+from seqjax.training.session import TrainSession
+from seqjax.trials import Outcome
+
+# (state of one seed, held out) -> numbers by name; a Mean that counted nothing is NaN.
+Test = Callable[[TrainState, Arrays], Mapping[str, jax.Array | Mean]]
+
+
+# --- losses of every step --------------------------------------------------------------------------
+
+
+class RunResult(NamedTuple):
+    """Losses of every step, and outputs of the trained models."""
+
+    losses: np.ndarray  # [steps], or [R, steps] with replicas
+    outputs: np.ndarray  # of the trained model: [B, ...], or [R, B, ...]
+    state: TrainState  # the last; of the last group with replicas
+    seconds: dict[str, float]  # 'compile' and 'train', of this session
+    resumed: bool = False  # whether a part of it was done before this session
+
+    def timing(self) -> str:
+        """Returns the seconds for a message."""
+        text = 'compiled in {compile:.2f} s, trained in {train:.2f} s'.format(**self.seconds)
+        return f'{text} since it was resumed' if self.resumed else text
+
+
+def train_with_losses(run: CompiledRun, inputs: Arrays, seeds: np.ndarray, *, unit: str = 'epoch') -> RunResult:
+    """Trains seeds [R], or one seed without replicas, and logs the loss of every step in metrics.csv.
+
+    With replicas, metrics.csv gets the median loss and its bands, and a replica whose loss is not finite stays in the
+    result as one that diverged.
+
+    Args:
+      run: from `compile_run`.
+      inputs: those of the predictions.
+      seeds: [R]; one seed for a run without replicas.
+      unit: the name of a step in the progress bar.
+
+    Raises:
+      UserError: see `train_seeds`.
+    """
+    start, many = time.perf_counter(), run.width is not None
+    rates = optim.learning_rates(run.tx, np.arange(run.steps))
+    log = ReplicaStepLog(run.steps, len(seeds)) if many else StepLog(run.steps, rates)
+    predictions = Predictions(inputs)
+    with progress(len(seeds) * run.steps, f'seed-{unit}' if many else unit) as bar:
+        shown = ProgressBar(bar, log)
+        train_seeds(run, seeds, [log, shown, predictions])
+    seconds = {'compile': run.seconds, 'train': time.perf_counter() - start}
+    if many:
+        _write_bands(run.workdir, log.losses, rates)
+    outputs = np.concatenate(predictions.outputs) if many else predictions.outputs[0]
+    return RunResult(log.losses, outputs, predictions.state, seconds, shown.resumed)
+
+
+def _write_bands(workdir: Workdir, losses: np.ndarray, rates: np.ndarray) -> None:
+    """metrics.csv of replicas, whose losses are [R, steps] and rates [steps]."""
+
+    def write(path: Path) -> None:
+        names = ['step', 'loss', *(f'loss_q{q:g}' for q in report.BANDS if q != 0.5), 'learning_rate']
+        low, q1, median, q3, high = report.loss_quantiles(losses).astype(np.float32)
+        path.write_text(','.join(names) + '\n' + format_rows(1, rates, median, low, q1, q3, high), encoding='utf-8')
+
+    workdir.write(METRICS, write)
+
+
+# --- early stopping --------------------------------------------------------------------------------
+
+
+def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> Fit:
+    """Trains every seed [R] of a task with early stopping, and keeps the best parameters of each.
+
+    Raises:
+      UserError: see `train_seeds`; or no seed had a finite value at any evaluation.
+    """
+    config, metrics = run.task.early_stopping, metric_names(run.programs)
+    monitor = EarlyStoppingMonitor(run)
+    log = EvaluationLog(metrics, config.eval_every, monitor)
+    with progress(len(seeds) * run.steps, 'seed-step') as bar:
+        shown = ProgressBar(bar, monitor)
+        train_seeds(run, seeds, [log, monitor, shown])
+    best = jax.tree.map(lambda *parts: np.concatenate(parts), *monitor.groups)
+    if not np.isfinite(best.value).any():
+        raise UserError(
+            f'{config.split} {config.metric} was never a finite number, for any of {len(seeds)} seeds: try a smaller '
+            '--learning_rate, or --clip_norm=1'
+        )
+    values = log.values()
+    return Fit(seeds, metrics, values, best, shown.resumed, _rates(run, config.eval_every, values.shape[1]))
+
+
+def _rates(run: CompiledRun, eval_every: int, evaluations: int) -> np.ndarray:
+    """The learning rate of the last step before each evaluation."""
+    return optim.learning_rates(run.tx, eval_every * np.arange(1, evaluations + 1) - 1)
+
+
+class _LastStates(Observer):
+    """Parameters and variables of every seed after the last step, and the loss of the last chunk."""
+
+    def __init__(self) -> None:
+        self.groups: list[Any] = []
+        self.loss = float('nan')
+
+    def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
+        mean = Mean(*(np.sum(x, 0, np.float64) for x in chunk.metrics['loss']))
+        self.loss = finite_median(mean_values(mean))
+        return b''
+
+    def on_end(self, session: TrainSession) -> None:
+        state = session.run.unpadded(session.state, session.num_seeds)
+        self.groups.append(session.run.to_host((state.params, state.variables)))
+
+    def status(self) -> str:
+        return f'loss {self.loss:.4g}'
+
+
+def retrain(run: CompiledRun, fit: Fit) -> Fit:
+    """Trains the same seeds from the beginning for all steps of a run, whose data include the validation split.
+
+    The number of steps was found with that split held out (Goodfellow, Bengio and Courville 2016, algorithm 7.2).
+
+    Raises:
+      UserError: see `train_seeds`.
+    """
+    states = _LastStates()
+
+    def label(session: TrainSession) -> str:
+        return ' '.join(['the second training', *(['of', session.group.label] if session.group.label else [])])
+
+    with progress(len(fit.seeds) * run.steps, 'seed-step again') as bar:
+        # The folder has the steps: a run of more steps may find that another number of them is best.
+        train_seeds(
+            run,
+            fit.seeds,
+            [states, ProgressBar(bar, states, label)],
+            place=lambda group: f'refit_{run.steps}_{group}',
+        )
+    params, variables = jax.tree.map(lambda *parts: np.concatenate(parts), *states.groups)
+    best = Best(fit.best.value, np.full(len(fit.seeds), run.steps, np.int32), params, without_carry(variables))
+    return fit._replace(best=best)
+
+
+# --- success criterion -----------------------------------------------------------------------------
+
+
+def on_batch(model: nn.Module, task: Task, batch_size: int) -> Test:
+    """Returns a test: the mean of each metric over a batch [N, ...], computed `batch_size` sequences at a time."""
+
+    def test(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+        outputs = predict(model, state, batch.inputs, batch_size=batch_size)
+        return {name: mean.compute() for name, mean in task.loss(outputs, batch).items()}
+
+    return test
+
+
+def train_until_solved(
+    run: CompiledRun,
+    seeds: np.ndarray,
+    *,
+    criterion: Goal,
+    eval_every: int,
+    test: Test,
+    held_out: Arrays,
+    batch_size: int,
+    train_all_steps: bool = False,
+) -> Outcome:
+    """Trains every seed until a success criterion is met, and tests it on held-out sequences.
+
+    Args:
+      run: from `compile_run`.
+      seeds: [R].
+      criterion: the metric, and the value that its mean over the steps since the last evaluation must reach.
+      eval_every: training steps between two evaluations.
+      test: see `Test`.
+      held_out: its second argument.
+      batch_size: sequences of a training step.
+      train_all_steps: trains on where the criterion is met, and tests at the end.
+
+    Raises:
+      UserError: see `train_seeds`.
+    """
+    metrics = list(run.programs.shapes[1])
+    log = EvaluationLog(metrics, eval_every)
+    monitor = SuccessMonitor(
+        run,
+        log,
+        metric=criterion.metric,
+        at_most=criterion.at_most,
+        test=test,
+        held_out=held_out,
+        batch_size=batch_size,
+        train_all_steps=train_all_steps,
+        num_seeds=len(seeds),
+    )
+    with progress(len(seeds) * run.steps, 'seed-step') as bar:
+        shown = ProgressBar(bar, monitor)
+        train_seeds(run, seeds, [log, monitor, shown])
+    values = log.values()
+    return Outcome(monitor.results, metrics, values, shown.resumed, _rates(run, eval_every, values.shape[1]))

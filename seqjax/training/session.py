@@ -1,0 +1,139 @@
+"""A session of a run: chunks of training, with checkpoints, append-only logs and graceful shutdown in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from seqjax import checkpoint, processes, signals, streaming
+from seqjax.checkpoint import About, Store
+from seqjax.files import Journal
+from seqjax.task import Arrays, Metrics, TrainState
+from seqjax.training import divergence, loop
+from seqjax.training.chunk_result import ChunkResult, latest_values, mean_values, metric_names, typical_value
+from seqjax.training.divergence import without_padding
+from seqjax.training.replicas import ReplicaGroup
+
+
+class CheckpointConfig(NamedTuple):
+    """When a run saves, and which checkpoints it keeps."""
+
+    every: int  # training steps; it saves at the end, too
+    keep: int = 2  # of the newest checkpoints
+    best: str | None = None  # the metric whose best checkpoint is kept as well, see `checkpoint.Store`
+
+
+class TrainSession:
+    """A resumable stretch of training for one group of seeds. See `CompiledRun.session`."""
+
+    def __init__(
+        self,
+        run: Any,
+        group: ReplicaGroup,
+        store: Store | None,
+        logs: Mapping[str, Journal],
+        state: TrainState,
+        step: int,
+        restored: Mapping[str, bytes],
+        data_feed: streaming.Feed | None,
+        shutdown: signals.Asked | None = None,
+    ):
+        self.run, self.group, self.store, self.logs, self.shutdown = run, group, store, logs, shutdown
+        self.count = None if run.width is None else len(group.seeds)
+        self.data_feed, self.task = data_feed, run.task
+        self.state = state
+        self.step = step  # steps taken
+        self.restored = restored  # content of each log at the beginning
+        self.values: dict[str, float | None] = {}  # of the metrics at the last step
+
+    @property
+    def num_seeds(self) -> int:
+        """Seeds of the group."""
+        return len(self.group.seeds)
+
+    def train(self) -> Iterator[ChunkResult]:
+        """Trains to the last step; what the caller logs of a chunk is in the checkpoint that follows it.
+
+        Raises:
+          UserError: the loss is not finite, of a group that of every seed; the last finite state is saved.
+        """
+        run, every = self.run, self.run.checkpoints.every
+        for state, metrics, evals in loop.train(
+            run.model,
+            run.task,
+            run.tx,
+            self.state,
+            steps=run.steps,
+            chunk=run.chunk,
+            train_chunk=run.programs.train_chunk,
+            extra_sync_every=() if self.store is None else (every,),
+            data_fn=None if self.data_feed is None else self._take,
+        ):
+            good = divergence.first_divergence(without_padding(mean_values(metrics['loss']), self.count))
+            if good is not None and not run.allow_divergence:
+                yield from self._diverged(metrics, good)
+            yield self._finish_chunk(state, metrics, evals)
+            if self.store is not None:
+                self.store.heed()
+                self.check_signals()
+                if self.step % every == 0:
+                    self.save()
+
+    def _take(self, first: int, count: int) -> Arrays:
+        self.task = self.task._replace(data=self.data_feed.take(first, count))
+        return self.task.data
+
+    def _chunk_result(self, state: TrainState, metrics: Metrics, evals: dict[str, Metrics]) -> ChunkResult:
+        metrics, evals = jax.tree.map(lambda x: without_padding(x, self.count), (metrics, evals))
+        return ChunkResult(self.step, state, metrics, evals)
+
+    def _finish_chunk(self, state: TrainState, metrics: Metrics, evals: dict[str, Metrics]) -> ChunkResult:
+        chunk = self._chunk_result(state, metrics, evals)
+        self.state, self.step = state, chunk.end
+        names = metric_names(self.run.programs)
+        self.values = dict(zip(names, map(typical_value, latest_values(chunk)), strict=True))
+        return chunk
+
+    def save(self) -> None:
+        """Begins to save the state of the session."""
+        if self.store is None:
+            return
+        marks = {name: log.mark() for name, log in self.logs.items()}
+        state, folder = self.run.unpadded(self.state, self.count), self.run.workdir
+        leaves = checkpoint.describe(state)
+        what = (self.step, folder.experiment, folder.settings, marks, self.values, leaves, checkpoint.versions())
+        self.store.save(state, About(*what, feed=self._feed_state()))
+
+    def _feed_state(self) -> dict[str, Any] | None:
+        """The feed's position at the session's step, which is not where the feed is if a chunk ended in a NaN."""
+        return None if self.data_feed is None else {**self.data_feed.state, streaming.NEXT: self.step}
+
+    def check_signals(self) -> None:
+        """Saves and stops the run if a signal has asked for it."""
+        number = 0 if self.shutdown is None else processes.largest(self.shutdown.number or 0)
+        if not number:
+            return
+        self.save()
+        self.store.wait()
+        name = signals.name(number)
+        raise signals.stop(
+            number,
+            f'stopped by {name} after step {self.step:,} of {self.run.steps:,}, which is saved in '
+            f'{self.store.folder}; the same command goes on from there',
+        )
+
+    def _diverged(self, metrics: Metrics, good: int) -> Iterator[ChunkResult]:
+        """The rest of a session whose loss stops being finite after `good` steps of a chunk."""
+        first, task = self.step, self.task
+        n, state, evals = divergence.last_finite(self.run, task, self.state, good)
+        if n:
+            yield self._finish_chunk(state, jax.tree.map(lambda x: x[:n], metrics), evals)
+        self.save()
+        error = divergence.error(self.run, task, state, metrics, step=first, finite=n, good=good, count=self.count)
+        yield self._chunk_result(state, jax.tree.map(lambda x: x[n : good + 1], metrics), evals)
+        if self.store is None:
+            raise error
+        self.store.wait()
+        raise type(error)(f'{error}; the state after step {first + n:,} is saved in {self.store.folder}')
