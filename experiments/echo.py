@@ -21,12 +21,11 @@ import optax
 from experiments import launch
 from experiments.launch import Choice, Flag, Fraction, Positive, Switch, Whole
 from experiments.run_directory import default_workdir
-from seqjax import files, optim, report, streaming
+from seqjax import files, optim, report, streaming, training
 from seqjax.files import UserError
 from seqjax.models import CELLS
 from seqjax.task import Task
 from seqjax.tasks import echo as task_echo
-from seqjax.training import compile_run, train_with_losses
 from seqjax.training import replicas as replica_groups
 from seqjax.training.programs import MAX_VMAP_SIZE
 from seqjax.training.summary import loss_summary, new_summary
@@ -178,9 +177,9 @@ def _train(
     print(report.format_table(layers) + '\n')
     folder.write_summary(summary)
     how = {'steps': settings['steps'], 'chunk': settings['chunk'], 'workdir': folder, **launch.keeping(settings)}
-    compiled = compile_run(model, task, tx, symbols, **how, stream=settings['on_host'], replicas=replicas)
+    compiled = training.compile_run(model, task, tx, symbols, **how, stream=settings['on_host'], replicas=replicas)
     print(f'{settings["steps"]:,} steps, on {summary["device"]}')
-    record = train_with_losses(compiled, symbols, np.arange(seed, seed + (replicas or 1)), unit='step')
+    record = training.train_with_losses(compiled, symbols, np.arange(seed, seed + (replicas or 1)), unit='step')
     if replicas is not None:
         files.write_replicas(folder, loss=record.losses)
     print(record.timing())

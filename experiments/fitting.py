@@ -25,14 +25,13 @@ import numpy as np
 from experiments import launch, study
 from experiments.launch import Choice, Flag, Fraction, Many, Place, Switch, Whole
 from experiments.run_directory import default_workdir
-from seqjax import checkpoint, files, fit, processes, report, verdict
+from seqjax import checkpoint, files, fit, processes, report, training, verdict
 from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Unseen
 from seqjax.files import UserError
 from seqjax.fit import Fit
 from seqjax.models import CELLS, sequence_model
 from seqjax.readers.bounds import Bounds
 from seqjax.task import Arrays, Batch, Best, EarlyStopping, Task, TrainState
-from seqjax.training import compile_run, retrain, train_with_early_stopping
 from seqjax.training import replicas as replica_groups
 from seqjax.training.evaluation import eval_step, initial_eval_carry
 from seqjax.training.programs import MAX_VMAP_SIZE
@@ -358,12 +357,12 @@ class Kind:
             f'{settings["patience"]} looks were no better'
         )
         seeds = np.arange(settings['seed'], settings['seed'] + settings['replicas'])
-        found = train_with_early_stopping(run._replace(allow_divergence=True), seeds)
+        found = training.train_with_early_stopping(run._replace(allow_divergence=True), seeds)
         if settings['refit']:
             steps = fit.typical_step(found, every)
             print(f'and {steps:,} steps anew, with the validation part in what is trained on')
             task = task._replace(data=dataset.both(), evals={}, early_stopping=None)
-            found = retrain(_compile(model, task, settings, folder, steps, every), found)
+            found = training.retrain(_compile(model, task, settings, folder, steps, every), found)
         return found, every
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
@@ -400,7 +399,7 @@ def _compile(
     saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every, 'best': None}
     saved['mesh'] = settings['mesh'] or _devices(settings['replicas'])
     how = {'steps': steps, 'chunk': every, 'replicas': settings['replicas'], 'workdir': folder}
-    return compile_run(model, task, study.make_optimiser(settings), None, **how, **launch.keeping(saved))
+    return training.compile_run(model, task, study.make_optimiser(settings), None, **how, **launch.keeping(saved))
 
 
 def _devices(replicas: int) -> str | None:

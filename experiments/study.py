@@ -26,7 +26,7 @@ from absl import flags
 from experiments import launch
 from experiments.launch import Choice, Flag, Fraction, Number, Positive, Switch, Whole
 from experiments.run_directory import default_workdir
-from seqjax import files, memory, optim, report, trials
+from seqjax import files, memory, optim, report, training, trials
 from seqjax.data import epoch_rows
 from seqjax.encoder_decoder import ATTENTIONS, encoder_decoder
 from seqjax.files import UserError
@@ -34,7 +34,6 @@ from seqjax.initializers import GATE_BIASES
 from seqjax.models import CELLS, sequence_model
 from seqjax.problem import WRONG, Goal, Problem, input_shapes
 from seqjax.task import Batch, Task, batch_shapes
-from seqjax.training import compile_run, train_until_solved
 from seqjax.training import replicas as replica_groups
 from seqjax.training.programs import MAX_VMAP_SIZE
 from seqjax.training.seeds import Test, on_batch
@@ -373,10 +372,10 @@ class Study:
         # A checkpoint stands at a look, so that what is seen since the last one needs no place in it.
         saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every}
         how = {'steps': settings['steps'], 'chunk': every, 'replicas': settings['replicas'], 'workdir': folder}
-        run = compile_run(model, task, self.make_optimiser(settings), None, **how, **launch.keeping(saved))
+        run = training.compile_run(model, task, self.make_optimiser(settings), None, **how, **launch.keeping(saved))
         test, held_out = self.test(problem, model, run.task, settings)
         print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {device}')
-        return train_until_solved(
+        return training.train_until_solved(
             run,
             np.arange(settings['seed'], settings['seed'] + settings['replicas']),
             criterion=goal_of(problem, settings),

@@ -23,11 +23,10 @@ import numpy as np
 from experiments import launch, studies
 from experiments.launch import Choice, Flag, Grid, Name, Whole
 from experiments.run_directory import default_workdir
-from seqjax import files, optim, report
+from seqjax import files, optim, report, training
 from seqjax.files import UserError
 from seqjax.progress import Progress, progress
 from seqjax.task import TrainState
-from seqjax.training import compile_run, train_seeds
 from seqjax.training.chunk_result import ChunkResult, latest_values, metric_names
 from seqjax.training.observers import Observer, ProgressBar
 from seqjax.training.replicas import ReplicaGroup, pad_replicas
@@ -290,7 +289,7 @@ class SharedProgram(NamedTuple):
                 return None
             return StateOverride(_with_rates, pad_replicas(rates, compiled.width))
 
-        train_seeds(
+        training.train_seeds(
             compiled,
             [run.seed for run in runs],
             [values, ProgressBar(bar, label=lambda session: folder(session.group))],
@@ -306,7 +305,7 @@ class SharedProgram(NamedTuple):
             how['max_width'] = self.module.max_width(**self.shared)
         how |= launch.keeping(self.settings | {'best': None})
         tx = self.module.make_optimiser(self.shared)
-        return compile_run(model, task, tx, None, **how, workdir=self.folder)._replace(allow_divergence=True)
+        return training.compile_run(model, task, tx, None, **how, workdir=self.folder)._replace(allow_divergence=True)
 
     def _rows(
         self,

@@ -21,11 +21,10 @@ import optax
 from experiments import launch
 from experiments.launch import Choice, Flag, Whole
 from experiments.run_directory import default_workdir
-from seqjax import files, optim, report
+from seqjax import files, optim, report, training
 from seqjax.activations import RECURRENT_ACTIVATIONS
 from seqjax.task import Task
 from seqjax.tasks import td as task_td
-from seqjax.training import compile_run, train_with_losses
 from seqjax.training import replicas as replica_groups
 from seqjax.training.seeds import RunResult
 from seqjax.training.summary import loss_summary, new_summary
@@ -155,10 +154,10 @@ def _train(settings: dict[str, Any], folder: files.Workdir, targets: np.ndarray)
     seed, count = settings['seed'], settings['replicas']
     how = {'steps': settings['epochs'], 'chunk': settings['chunk'], 'workdir': folder, **launch.keeping(settings)}
     how |= {'replicas': count, 'max_width': max_width(**settings)}
-    compiled = compile_run(model, task, make_optimiser(settings), inputs, **how)
+    compiled = training.compile_run(model, task, make_optimiser(settings), inputs, **how)
     which = f', seed {seed}' if count is None else f' of seeds {seed} to {seed + count - 1}'
     print(f'{settings["epochs"]:,} epochs{which}, on {summary["device"]}')
-    record = train_with_losses(compiled, inputs, np.arange(seed, seed + (count or 1)))
+    record = training.train_with_losses(compiled, inputs, np.arange(seed, seed + (count or 1)))
     if count is not None:
         files.write_replicas(folder, loss=record.losses, predictions=_flat(record.outputs, settings))
     print(record.timing() + '\n')

@@ -17,11 +17,10 @@ import numpy as np
 from experiments import launch, td
 from experiments.launch import Flag, Many, Positive, Share, Whole
 from experiments.run_directory import default_workdir
-from seqjax import files, optim, report
+from seqjax import files, optim, report, training
 from seqjax.progress import progress
 from seqjax.task import Task
 from seqjax.tasks import td as task_td
-from seqjax.training import compile_run, train_seeds
 from seqjax.training.chunk_result import ChunkResult
 from seqjax.training.observers import Observer, ProgressBar
 from seqjax.training.session import TrainSession
@@ -156,14 +155,18 @@ class Study(NamedTuple):
         every, inputs = self.settings['every'], self.task.data.inputs
         how = {'steps': epochs, 'chunk': every, 'replicas': len(seeds), 'workdir': self.folder}
         how |= launch.keeping(self.settings)
-        run = compile_run(self.model, self.task, optim.adam(rate, self.settings['adam_epsilon']), inputs, **how)
+        run = training.compile_run(
+            self.model, self.task, optim.adam(rate, self.settings['adam_epsilon']), inputs, **how
+        )
         exact = ExactCounts(inputs, self.targets, epochs, every)
 
         def label(session: TrainSession) -> str:
             return f'{place}/{session.group}'
 
         with progress(len(seeds) * epochs, 'seed-epoch') as bar:
-            train_seeds(run, seeds, [exact, ProgressBar(bar, exact, label)], place=lambda group: f'{place}/{group}')
+            training.train_seeds(
+                run, seeds, [exact, ProgressBar(bar, exact, label)], place=lambda group: f'{place}/{group}'
+            )
         return [Point(rate, (i + 1) * every, int(n), len(seeds)) for i, n in enumerate(exact.total)]
 
 

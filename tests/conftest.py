@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from seqjax import optim, train
-from seqjax.tasks.td import td
+from seqjax import optim, training
+from seqjax.tasks.td import td, td_model
 
 os.environ['KERAS_BACKEND'] = 'jax'  # read when Keras is imported, which only the fixture below does
 
@@ -102,13 +102,13 @@ def keras():
 
 @pytest.fixture(scope='session')
 def compiled_td():
-    """setup -> the td task, an optimiser, and programs for up to 200 steps of it: compiled once for all tests."""
+    """setup -> the td model and task, an optimiser, and programs for up to 200 steps: compiled once for all tests."""
 
     @functools.cache
     def compiled(setup, replicas=None):
-        task, tx = td(setup), optim.adam(1e-3, 1e-7)
-        programs = train.compile_programs(task, tx, task.data.inputs, chunk=200, replicas=replicas)
-        return task, tx, programs
+        model, task, tx = td_model(setup), td(setup), optim.adam(1e-3, 1e-7)
+        programs = training.compile_programs(model, task, tx, task.data.inputs, chunk=200, replicas=replicas)
+        return model, task, tx, programs
 
     return compiled
 

@@ -20,9 +20,9 @@ import pytest
 
 from experiments import classify, digits, fitting, forecast, music, predict, text
 from seqjax import files, fit
-from seqjax import run as host
 from seqjax.files import UserError
 from seqjax.task import Best
+from seqjax.training.summary import new_summary
 from tests import kinds
 from tests.oddities import ODD, odd, ordinary_user
 
@@ -68,7 +68,7 @@ def make(name, folder):
     workdir.path.mkdir()
     fit.write_models(workdir, found)
     ended = {'finished': True, 'result': {'chosen': 1}, 'models': files.sha256(workdir.file(fit.MODELS))}
-    workdir.write_summary(host.new_summary(kind.name, settings, []) | {'recipe': dataset.recipe} | ended)
+    workdir.write_summary(new_summary(kind.name, settings, []) | {'recipe': dataset.recipe} | ended)
     return folder / file
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whatever happens to their files, what comes back is a State that was saved, or a sentence."""
+"""Checkpoints: whatever happens to their files, what comes back is a TrainState that was saved, or a sentence."""
 
 import errno
 import functools
@@ -18,7 +18,7 @@ import pytest
 from seqjax import checkpoint
 from seqjax.checkpoint import About, Store
 from seqjax.files import UserError
-from seqjax.task import State
+from seqjax.task import TrainState
 from tests import reference
 from tests.oddities import ODD, odd, ordinary_user
 
@@ -26,7 +26,7 @@ STEPS = (1, 2, 10)  # 10 comes after 2
 
 
 def state_of(step, size=3):
-    """A State with all that a State may hold: named tuples, keys, carries without elements, several dtypes."""
+    """A TrainState with all that it may hold: named tuples, keys, carries without elements, several dtypes."""
     key = jax.random.fold_in(jax.random.key(7), step)
     params = {'head': {'kernel': jax.random.normal(key, (size, 2)), 'bias': jnp.full(2, step, jnp.bfloat16)}}
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.inject_hyperparams(optax.adam)(learning_rate=1e-3))
@@ -35,7 +35,7 @@ def state_of(step, size=3):
         'rng': {'k': jax.random.split(key, 3)},
     }
     variables['flags'] = {'on': jnp.array([True, False]), 'z': jnp.complex64(1 + step * 1j)}
-    return State(jnp.int32(step), jax.random.key(3), params, variables, tx.init(params))
+    return TrainState(jnp.int32(step), jax.random.key(3), params, variables, tx.init(params))
 
 
 def about_of(step, state, **metrics):
@@ -50,14 +50,14 @@ def save(store, step, **how):
 
 
 def restore(folder, fault=lambda about: None, size=3):
-    """The State and what the checkpoint says of itself; None where there is none."""
+    """The TrainState and what the checkpoint says of itself; None where there is none."""
     like = jax.eval_shape(lambda: state_of(0, size=size))
     found = Store(folder).restore(like, fault)
     return None if found is None else (jax.jit(lambda state: checkpoint.with_keys(state, like))(found[0]), found[1])
 
 
 def fine(step):
-    """What a State must be to be that of the step."""
+    """What a TrainState must be to be that of the step."""
     return functools.partial(reference.assert_trees_equal, state_of(step))
 
 
@@ -162,7 +162,7 @@ FAULTS = [*[flip] * 8, *[truncate] * 4, lengthen, delete, become_a_folder, becom
 
 
 def test_every_fault_of_every_file_sends_back_to_the_step_before(saved, tmp_path, capsys):
-    """Over 200 faults, a file at a time: the State of the step before comes back, and a warning names the file."""
+    """Over 200 faults, a file at a time: the TrainState of the step before comes back, and a warning names the file."""
     rng, count = np.random.default_rng(0), 0
     names = sorted(path.relative_to(saved / '10') for path in (saved / '10').rglob('*') if path.is_file())
     for name in names:
@@ -364,7 +364,7 @@ def test_a_step_is_saved_once(tmp_path):
 
 
 def with_params(params):
-    return State(jnp.int32(1), jax.random.key(0), jax.tree.map(jnp.float32, params), {}, ())
+    return TrainState(jnp.int32(1), jax.random.key(0), jax.tree.map(jnp.float32, params), {}, ())
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ def test_what_is_damaged_is_named_and_the_newest_sound_step_exported(one, capsys
 
 def test_groups_of_seeds_are_exported_as_one(tmp_path, monkeypatch, capsys):
     """In the order of the seeds, without what filled a group up."""
-    monkeypatch.setattr('seqjax.sweep.MAX_WIDTH', 2)
-    monkeypatch.setattr('seqjax.sweep.group_width', lambda *_: 2)
+    monkeypatch.setattr('seqjax.training.replicas.MAX_WIDTH', 2)
+    monkeypatch.setattr('seqjax.training.replicas.group_width', lambda *_: 2)
     run = {'setup': 'many_to_one', 'epochs': 3, 'picture': False}
     td.run(**run, replicas=3, seed=9, workdir=str(tmp_path / 'three'))
     assert checkpoint.main([f'--workdir={tmp_path / "three"}', f'--export={tmp_path / "w.npz"}']) == 0

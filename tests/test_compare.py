@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from experiments import compare, studies
-from seqjax import report, trials
+from seqjax import report
 from seqjax.files import UserError
+from seqjax.training import seeds as training_seeds
 from seqjax.trials import Outcome, Seed
 
 SHORT = {'length': 22, 'steps': 4, 'every': 2, 'batch_size': 4, 'replicas': 3, 'picture': False}
@@ -66,15 +67,15 @@ def test_a_seed_that_diverged_is_told_and_left_out():
 def test_a_comparison_goes_on_where_it_was_and_may_grow(in_tmp, monkeypatch, capsys):
     """What is finished is not trained again; a cell more is trained alone."""
     whole = compare.run(tasks=['adding'], cells=['gru', 'simple'], **SHORT, workdir='a')
-    trained, original = [], trials.Trial.run
+    trained, original = [], training_seeds.train_until_solved
 
-    def run(self, seeds):
+    def run(*args, **options):
         trained.append(len(trained))
         if len(trained) == 2:
             raise ZeroDivisionError
-        return original(self, seeds)
+        return original(*args, **options)
 
-    monkeypatch.setattr(trials.Trial, 'run', run)
+    monkeypatch.setattr(training_seeds, 'train_until_solved', run)
     with pytest.raises(ZeroDivisionError):
         compare.run(tasks=['adding'], cells=['gru', 'simple'], **SHORT, workdir='b')
     assert compare.run(tasks=['adding'], cells=['gru', 'simple'], **SHORT, workdir='b')[1][1].seeds == whole[1][1].seeds

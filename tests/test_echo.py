@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from experiments import echo, launch, soak
-from seqjax import train
+from seqjax import training
 from seqjax.files import UserError
 from seqjax.tasks.echo import echo as task_of
-from seqjax.tasks.echo import series
+from seqjax.tasks.echo import echo_model, series
 from tests.test_td import command
 
 DELAY, WINDOW = 3, 5
@@ -18,7 +18,7 @@ DELAY, WINDOW = 3, 5
 
 def batches(feed, count, **options):
     """The first batches of a task, as symbols, answers and what counts."""
-    task = task_of(feed, delay=DELAY, features=4, window=WINDOW, batch_size=2, length=24, **options)
+    task = task_of(feed, delay=DELAY, window=WINDOW, batch_size=2, length=24, **options)
     for step in range(count):
         batch = task.batch(task.data, jax.random.key(0), step)
         symbols = batch.inputs.values if feed == 'stream' else batch.inputs
@@ -71,7 +71,7 @@ def test_shuffled_windows_each_stand_alone():
 )
 def test_a_task_without_an_answer_is_refused(feed, options, told):
     with pytest.raises(ValueError, match=told):
-        task_of(feed, **{'delay': 4, 'features': 3, **options})
+        task_of(feed, **{'delay': 4, **options})
 
 
 @pytest.mark.parametrize(('feed', 'least'), [('stream', 4), ('shuffle', 3)])
@@ -114,6 +114,7 @@ def test_what_does_not_go_together_is_told(tmp_path):
 
 def test_the_carry_of_a_stream_is_part_of_what_is_saved(tmp_path):
     """The State holds it, so that a run that goes on remembers what lies before its window."""
-    task = task_of('stream', delay=DELAY, features=4, window=WINDOW, batch_size=2, length=24)
-    state = train.init_state(task, echo.make_optimiser({**launch.default_values(echo.run)}), jax.random.key(0))
+    task = task_of('stream', delay=DELAY, window=WINDOW, batch_size=2, length=24)
+    model, tx = echo_model('stream', features=4), echo.make_optimiser({**launch.default_values(echo.run)})
+    state = training.init_state(model, task, tx, jax.random.key(0))
     assert len(jax.tree.leaves(state.variables['carry'])) >= 2

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from seqjax import decode, losses, train
+from seqjax import decode, losses, training
 from seqjax.attention import DotAttention
 from seqjax.cells import GRUCell, LSTMCell
 from seqjax.encoder_decoder import Bridge, EncoderDecoder, encoder_decoder
@@ -425,9 +425,9 @@ def share_right(model, params, batch):
 def test_reversal_is_learned_with_attention(optimized):
     """Words that were drawn apart are written backward: over 95% of 500, and by an untrained model almost none."""
     model = encoder_decoder(LETTERS, features=32, cell='gru', attention='additive', bidirectional=True)
-    task, tx = Task(model, losses.classification, lambda data, key, step: reversal(key, 64)), optax.adam(5e-3)
-    state, held_out = train.init_state(task, tx, jax.random.key(0)), reversal(jax.random.key(1), 500)
+    task, tx = Task(losses.classification, lambda data, key, step: reversal(key, 64)), optax.adam(5e-3)
+    state, held_out = training.init_state(model, task, tx, jax.random.key(0)), reversal(jax.random.key(1), 500)
     assert share_right(model, state.params, held_out) < 0.02
-    for state, _, _ in train.train(task, tx, state, steps=200, chunk=200):
+    for state, _, _ in training.train(model, task, tx, state, steps=200, chunk=200):
         pass
     assert share_right(model, state.params, held_out) > 0.95

@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from seqjax import files, fit, train
-from seqjax import run as host
+from seqjax import files, fit, training
 from seqjax.files import UserError
-from seqjax.task import Batch, Best, Mean, Task, Watch
+from seqjax.task import Batch, Best, EarlyStopping, Mean, Task
+from seqjax.training.observers import EvaluationLog
 
 # Of a look of a seed: what validation says there, whatever the model.
 SCRIPT = np.array([[3, 2, 4, 5, 1, 1, 1, 1], [5, 4, 3, 2, 2, 2, 2, 9], [np.nan, 6, np.nan, 5, 7, 8, 1, 0]], np.float32)
@@ -40,15 +40,20 @@ def scripted(row, every=2, patience=2):
         return {'loss': Mean(jnp.where(is_validation, watched, training), jnp.float32(1))}
 
     validation = Batch(np.ones((1, 2, 3), np.float32), np.zeros((1, 2, 1), np.float32), np.ones((1, 2), bool))
-    return Task(Counter(), loss, batch, (), {'validation': validation}, Watch(every, patience))
+    return Counter(), Task(loss, batch, (), {'validation': validation}, EarlyStopping(every, patience))
 
 
-def run(task, steps=16, seeds=(0,), folder=None, every=2, checkpoint_every=10**6, rate=1.0):
+def run(learned, steps=16, seeds=(0,), folder=None, every=2, checkpoint_every=10**6, rate=1.0):
     settings = {'workdir': folder and str(folder), 'overwrite': False, 'steps': steps}
     with files.open_workdir(settings, 'x', names=(fit.TABLE, fit.MODELS)) as (workdir, _):
-        how = {'steps': steps, 'chunk': every, 'saving': host.Saving(checkpoint_every), 'workdir': workdir}
-        plan = host.prepare(task, optax.sgd(rate), None, **how, replicas=len(seeds))
-        found = fit.fit(plan._replace(tolerant=True), np.array(seeds))
+        how = {
+            'steps': steps,
+            'chunk': every,
+            'checkpoints': training.CheckpointConfig(checkpoint_every),
+            'workdir': workdir,
+        }
+        compiled = training.compile_run(*learned, optax.sgd(rate), None, **how, replicas=len(seeds))
+        found = training.train_with_early_stopping(compiled._replace(allow_divergence=True), np.array(seeds))
         fit.write_looks(workdir, found, every)
         fit.write_models(workdir, found)
         return found
@@ -85,7 +90,7 @@ def noisy():
         return {'loss': Mean(jnp.square(outputs - batch.targets).sum(), jnp.float32(batch.mask.size))}
 
     validation = Batch(x[None, 20:], y[None, 20:], np.ones((1, 20), bool))
-    return Task(nn.Dense(1), loss, draw, (x[:20], y[:20]), {'validation': validation}, Watch(2, 3))
+    return nn.Dense(1), Task(loss, draw, (x[:20], y[:20]), {'validation': validation}, EarlyStopping(2, 3))
 
 
 def test_a_seed_ends_as_it_would_alone():
@@ -105,17 +110,17 @@ def test_a_seed_ends_as_it_would_alone():
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch):
     task = noisy()
     run(task, rate=0.1, steps=60, seeds=(0, 1), folder=tmp_path / 'whole')
-    real, calls = fit._values, iter(range(100))
+    real, calls = EvaluationLog.on_chunk, iter(range(100))
 
-    def stop(part):
+    def stop(self, session, chunk):
         if next(calls) == 2:
             raise KeyboardInterrupt
-        return real(part)
+        return real(self, session, chunk)
 
-    monkeypatch.setattr(fit, '_values', stop)
+    monkeypatch.setattr(EvaluationLog, 'on_chunk', stop)
     with pytest.raises(KeyboardInterrupt):
         run(task, rate=0.1, steps=60, seeds=(0, 1), folder=tmp_path / 'stopped', checkpoint_every=2)
-    monkeypatch.setattr(fit, '_values', real)
+    monkeypatch.setattr(EvaluationLog, 'on_chunk', real)
     assert run(task, rate=0.1, steps=60, seeds=(0, 1), folder=tmp_path / 'stopped', checkpoint_every=2).resumed
     assert (tmp_path / 'whole' / fit.TABLE).read_bytes() == (tmp_path / 'stopped' / fit.TABLE).read_bytes()
     with np.load(tmp_path / 'whole' / fit.MODELS) as one, np.load(tmp_path / 'stopped' / fit.MODELS) as other:
@@ -128,8 +133,9 @@ def test_where_no_loss_was_ever_finite_it_says_so():
 
 
 def test_a_task_that_watches_for_nothing_keeps_no_best():
-    task = noisy()._replace(watch=None)
-    assert train.init_state(task, optax.sgd(1.0), jax.random.key(0)).best is None
+    model, task = noisy()
+    task = task._replace(early_stopping=None)
+    assert training.init_state(model, task, optax.sgd(1.0), jax.random.key(0)).best is None
 
 
 def test_what_is_written_is_read_again(tmp_path):

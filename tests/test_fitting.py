@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import fitting, predict, study
-from seqjax import files, train
+from seqjax import files, training
 from seqjax.files import UserError
 from seqjax.task import Task
 from tests import kinds
@@ -181,12 +181,12 @@ def test_refit_is_training_anew_on_both_parts_for_the_steps_of_the_median_seed(d
     dataset = KIND.dataset(settings)
     model = fitting.make_model(dataset.form, settings)
     assert len(dataset.both()[1]) == len(dataset.data[1]) + 12
-    task, tx = Task(model, dataset.score, dataset.batch, dataset.both()), study.make_optimiser(settings)
+    task, tx = Task(dataset.score, dataset.batch, dataset.both()), study.make_optimiser(settings)
     with np.load('r/models.npz') as held:
         assert held['step'].tolist() == [steps, steps] and 0 < steps < 60
         for place, seed in enumerate(held['seeds']):
-            state = train.init_state(task, tx, jax.random.key(seed))
-            for state, *_ in train.train(task, tx, state, steps=steps, chunk=steps):
+            state = training.init_state(model, task, tx, jax.random.key(seed))
+            for state, *_ in training.train(model, task, tx, state, steps=steps, chunk=steps):
                 pass
             np.testing.assert_allclose(held['params/head/kernel'][place], state.params['head']['kernel'], atol=1e-5)
 

@@ -9,7 +9,7 @@ import pytest
 import experiments
 from experiments import compare, fitting, launch, lengths, studies, study, sweep
 from seqjax import processes
-from seqjax import run as host
+from seqjax.training import compile as compiling
 from tests import kinds
 
 NO_COMMANDS = ('launch', 'compiled', 'run_directory', 'study', 'studies', 'fitting', 'peers')
@@ -113,7 +113,7 @@ def stopped(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, 'keep_compiled', lambda _: None)
-    monkeypatch.setattr(host, 'prepare', stop)
+    monkeypatch.setattr(compiling, 'compile_run', stop)
     monkeypatch.setattr('seqjax.processes.start', lambda text, _: None if text == processes.OFF else stop())
     monkeypatch.setattr('experiments.launch.use_cores', lambda *_: None)
     monkeypatch.setattr('experiments.soak.Soak', stop)

@@ -407,7 +407,7 @@ def test_matmul_precision_holds_while_a_run_is_compiled(module, word, want, monk
     def stop(*args, **kwargs):
         raise Reached(jax.config.jax_default_matmul_precision)
 
-    monkeypatch.setattr('seqjax.train.compile_programs', stop)
+    monkeypatch.setattr('seqjax.training.programs.compile_programs', stop)
     with jax.default_matmul_precision('bfloat16'), pytest.raises(Reached, match=f'^{want}$'):
         module.run(matmul_precision=word, picture=False)
 

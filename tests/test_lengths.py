@@ -10,7 +10,7 @@ import pytest
 from experiments import lengths, studies
 from experiments.lengths import Lengths, curves, lengths_of, padded, trained
 from experiments.study import SPLITS
-from seqjax import train
+from seqjax import training
 from seqjax.trials import Outcome, Seed
 
 SHORT = {'longest': 4, 'hidden': 4, 'batch_size': 8, 'steps': 4, 'every': 2, 'replicas': 2, 'picture': False}
@@ -24,9 +24,10 @@ def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     outcome = lengths.run(task=task, **SHORT, until=1.0)  # at the goal from the first look on
     assert outcome.looks.shape[1] == 2 and all(seed.sequences == 16 for seed in outcome.seeds)
     settings = study.check(SHORT)
-    problem, built = study.problem(settings), study.make_task(settings)
+    problem, model, built = study.problem(settings), study.make_model(settings), study.make_task(settings)
     tx = study.make_optimiser(settings)
-    for state, _, _ in train.train(built, tx, train.init_state(built, tx, jax.random.key(1)), steps=4, chunk=2):
+    state = training.init_state(model, built, tx, jax.random.key(1))
+    for state, _, _ in training.train(model, built, tx, state, steps=4, chunk=2):
         pass
     tested, right = curves(outcome.seeds)
     # Of one symbol there is no a^n b^n.
@@ -35,7 +36,7 @@ def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
         key = jax.random.fold_in(jax.random.key(SPLITS['validation']), length)
         longest = next(size for size, among in padded(tested.tolist()).items() if length in among)
         batch = problem.draw(key, jnp.full(32, length), longest)
-        want = 1 - problem.score(train.apply(built, state, batch.inputs), batch)['wrong'].compute()
+        want = 1 - problem.score(training.apply(model, state, batch.inputs), batch)['wrong'].compute()
         assert abs(found - want) < 0.04  # a sequence of 32 may be undecided
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import echo, launch
-from seqjax import mesh, train
+from seqjax.training import sharding
 from tests.test_processes import RUN, losses
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +51,7 @@ def test_eight_devices_are_one(tmp_path):
         flags(steps=3, mesh='data:3', workdir=tmp_path / 'none'),
     )
     assert out.count('code 0') == 5 and out.count('code 2') == 2, out
-    assert '--mesh=data:3 divides a batch of 8 by 3, which leaves a rest' in out
+    assert '--mesh=data:3 cannot divide a batch of 8 by 3' in out
     assert 'data:8 of 8 cpu devices for a batch of 8' in out
     assert 'divides weights by model:2, and replicas are divided by data alone' in out
     echo.run(**RUN, **common, workdir=str(tmp_path / 'one'))
@@ -92,14 +92,15 @@ def test_the_layout_divides_what_it_says():
     code = """
 import jax, json, numpy as np
 from experiments import echo, launch
-from seqjax import mesh, train
+from seqjax import training
 from seqjax.checkpoint import named
-task = echo.make_task({**launch.default_values(echo.run), 'batch_size': 8, 'hidden': 4})
+flags = {**launch.default_values(echo.run), 'batch_size': 8, 'hidden': 4}
+model, task = echo.make_model(flags), echo.make_task(flags)
 tx = echo.make_optimiser(launch.default_values(echo.run))
-shapes = jax.eval_shape(lambda: train.init_state(task, tx, jax.random.key(0)))
+shapes = jax.eval_shape(lambda: training.init_state(model, task, tx, jax.random.key(0)))
 found = {}
 for asked, replicas in (('data:4,model:2', None), ('data:8', None), ('data:8', 16)):
-    layout, _ = mesh.choose(asked, rows=8, replicas=replicas)
+    layout, _ = training.select_mesh(asked, rows=8, replicas=replicas)
     found[f'{asked} {replicas}'] = {name: str(x.spec) for name, x in named(layout.state(shapes)).items()}
 print(json.dumps(found))
 """
@@ -163,15 +164,13 @@ def test_by_default_all_devices_are_used_where_each_has_enough_to_do(platform, c
     def pays(work, most):  # sequences of 100 steps
         return 100 * rows * widest >= work and widest <= most
 
-    assert mesh._default([Device(platform)] * count, 'a batch', rows, replicas, pays) == want
+    assert sharding._default([Device(platform)] * count, 'a batch', rows, replicas, pays) == want
 
 
 def test_cores_divide_what_is_work_and_neither_too_wide_nor_drawn():
     def worth(work, widest, **options):
-        task = echo.make_task(
-            {**launch.default_values(echo.run), 'batch_size': 8, 'window': 10, 'hidden': 4, **options}
-        )
-        return train.worth_dividing(task, work, widest)
+        flags = {**launch.default_values(echo.run), 'batch_size': 8, 'window': 10, 'hidden': 4, **options}
+        return sharding.data_parallel_pays(echo.make_model(flags), echo.make_task(flags), work, widest)
 
     largest = 4 * 4 * 4  # the recurrent kernel of the LSTM, beside one input
     assert worth(8 * 10 * largest, largest, cell='lstm')

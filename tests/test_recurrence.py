@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax.core import FrozenDict
 
-from seqjax import losses, train
+from seqjax import losses, training
 from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from seqjax.layers import RNN, Bidirectional
 from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell
@@ -101,11 +101,11 @@ def test_N03_a_model_in_half_precision_trains_with_a_loss_in_float32(cell):
     model = sequence_model('sequence', 5, cell=cell, features=8, vocabulary=5, dtype=HALF)
     tokens = np.random.default_rng(0).integers(0, 5, (4, 12))
     data = Batch(tokens, np.roll(tokens, 1, axis=1), np.ones((4, 12), bool))
-    task, tx = Task(model, losses.classification, lambda data, key, step: data, data), optax.adam(1e-2)
-    state = train.init_state(task, tx, KEY)
+    task, tx = Task(losses.classification, lambda data, key, step: data, data), optax.adam(1e-2)
+    state = training.init_state(model, task, tx, KEY)
     assert model.apply({'params': state.params}, tokens).dtype == HALF
     seen = []
-    for new, metrics, _ in train.train(task, tx, state, steps=60, chunk=60):
+    for new, metrics, _ in training.train(model, task, tx, state, steps=60, chunk=60):
         seen.append(metrics['loss'])
     assert seen[0].total.dtype == np.float32
     curve = seen[0].total / seen[0].count
@@ -230,10 +230,10 @@ def test_adding_a_cell_takes_one_class():
     real = np.arange(12) < lengths[:, None]
     y = np.where(real[..., None], np.cumsum(x, axis=1)[..., :1] / 3, 0)
     model = sequence_model('sequence', 1, cell=Leaky, features=32, bidirectional=True, remat_segments=3)
-    task = Task(model, losses.mean_squared_error, lambda data, key, step: data, Batch((x, lengths), y, real))
+    task = Task(losses.mean_squared_error, lambda data, key, step: data, Batch((x, lengths), y, real))
     tx = optax.adam(1e-2)
-    state = train.init_state(task, tx, KEY)
-    ((_, metrics, _),) = train.train(task, tx, state, steps=300, chunk=300)
+    state = training.init_state(model, task, tx, KEY)
+    ((_, metrics, _),) = training.train(model, task, tx, state, steps=300, chunk=300)
     curve = metrics['loss'].total / metrics['loss'].count
     assert curve[-1] < 0.1 * np.var(y[real]) < curve[0]
 

@@ -14,8 +14,8 @@ from seqjax.encoder_decoder import ATTENTIONS, encoder_decoder
 from seqjax.layers import RNN, TimeDistributed
 from seqjax.models import CELLS, sequence_model
 from seqjax.problem import input_shapes
-from seqjax.run import new_summary
-from seqjax.tasks.td import td
+from seqjax.tasks.td import td, td_model
+from seqjax.training.summary import new_summary
 
 TABLES = {
     'one_to_one': ['rnn (RNN(LSTMCell)) (None, 5) 140', 'head (Dense) (None, 1) 6', 'Total params: 146'],
@@ -32,7 +32,7 @@ TABLES = {
 def test_the_table_of_each_setup(setup):
     """The notebook's shapes and counts, the rows in the order of the calls, all lines as wide as the rules."""
     task = td(setup)
-    lines = report.format_table(report.model_layers(task.model, task.data.inputs)).splitlines()
+    lines = report.format_table(report.model_layers(td_model(setup), task.data.inputs)).splitlines()
     assert [' '.join(line.split()) for line in lines if '=' not in line][1:] == TABLES[setup]
     assert lines[1] == lines[-2] == '=' * len(lines[0]) == '=' * len(lines[2]) == '=' * len(lines[3])
 

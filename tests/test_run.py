@@ -13,10 +13,12 @@ import numpy as np
 import optax
 import pytest
 
-from seqjax import checkpoint, files, report, signals, sweep, train
-from seqjax import run as host
+from seqjax import checkpoint, files, report, signals, training
 from seqjax.losses import mean_squared_error
 from seqjax.task import Batch, Task
+from seqjax.training import loop, observers, replicas
+from seqjax.training.session import CheckpointConfig
+from seqjax.training.summary import loss_summary
 from tests import reference
 
 ROWS, FEATURES = 4, 3
@@ -35,34 +37,38 @@ def batch(data, key, step):
 
 def task_of(bad=NEVER, value=np.nan, huge=NEVER):
     data = {'bad': np.int32(bad), 'value': np.float32(value), 'huge': np.int32(huge)}
-    return Task(nn.Dense(1), mean_squared_error, batch, data)
+    return Task(mean_squared_error, batch, data)
 
 
-TX = optax.sgd(0.1)
+MODEL, TX = nn.Dense(1), optax.sgd(0.1)
 INPUTS = np.ones((2, FEATURES), np.float32)
 
 
-def run_one(folder, task=None, *, steps=10, chunk=4, every=NEVER, keep=100, best=None, seed=0, tx=TX, **settings):
+def run_one(
+    folder, task=None, *, model=MODEL, steps=10, chunk=4, every=NEVER, keep=100, best=None, seed=0, tx=TX, **settings
+):
     """A run of one seed in a folder, or nowhere."""
     settings = {**SETTINGS, 'workdir': folder and str(folder), 'seed': seed, 'steps': steps, **settings}
-    how = {'steps': steps, 'chunk': chunk, 'saving': host.Saving(every, keep, best)}
+    how = {'steps': steps, 'chunk': chunk, 'checkpoints': CheckpointConfig(every, keep, best)}
     with files.open_workdir(settings, 'x') as (workdir, _):
-        return host.run_one(host.prepare(task or task_of(), tx, INPUTS, workdir=workdir, **how), INPUTS, seed)
+        compiled = training.compile_run(model, task or task_of(), tx, INPUTS, workdir=workdir, **how)
+        return training.train_with_losses(compiled, INPUTS, np.array([seed]))
 
 
 def run_many(folder, task=None, *, seeds=(20, 21, 22, 23, 24), steps=10, chunk=4, every=NEVER, keep=100):
     settings = {**SETTINGS, 'workdir': folder and str(folder), 'steps': steps}
-    how = {'steps': steps, 'chunk': chunk, 'saving': host.Saving(every, keep)}
+    how = {'steps': steps, 'chunk': chunk, 'checkpoints': CheckpointConfig(every, keep)}
     with files.open_workdir(settings, 'x') as (workdir, _):
-        plan = host.prepare(task or task_of(), TX, INPUTS, workdir=workdir, **how, replicas=len(seeds))
-        return host.run_many(plan, INPUTS, np.array(seeds))
+        how |= {'workdir': workdir, 'replicas': len(seeds)}
+        compiled = training.compile_run(MODEL, task or task_of(), TX, INPUTS, **how)
+        return training.train_with_losses(compiled, INPUTS, np.array(seeds))
 
 
 @pytest.fixture
 def threes(monkeypatch):
     """Five seeds are a group of three and one of two."""
-    monkeypatch.setattr(sweep, 'MAX_WIDTH', 3)
-    monkeypatch.setattr(sweep, 'group_width', lambda *_: 3)
+    monkeypatch.setattr(replicas, 'MAX_WIDTH', 3)
+    monkeypatch.setattr(replicas, 'group_width', lambda *_: 3)
 
 
 def rows(folder):
@@ -81,7 +87,7 @@ def test_metrics_keep_every_bit_of_a_float32():
     """Random bits, subnormal numbers among them, come back from the text as they were, in rows counted from 1."""
     bits = np.random.default_rng(0).integers(0, 2**32, 2000, dtype=np.uint32).view(np.float32)
     values = np.append(bits[np.isfinite(bits)], np.float32([1e-45, 3.4e38, 1 / 3]))
-    text = host.format_rows(1, values[:700]) + host.format_rows(701, values[700:])
+    text = observers.format_rows(1, values[:700]) + observers.format_rows(701, values[700:])
     table = [row.split(',') for row in text.splitlines()]
     assert [int(row[0]) for row in table] == list(range(1, len(values) + 1))
     np.testing.assert_array_equal(np.array([row[1] for row in table], np.float32).view(np.uint32), values.view('u4'))
@@ -89,14 +95,14 @@ def test_metrics_keep_every_bit_of_a_float32():
 
 def test_the_log_is_visible_while_the_run_goes_on(tmp_path, monkeypatch):
     """After every chunk the rows so far are in the file."""
-    seen, original = [], train.train
+    seen, original = [], loop.train
 
     def watched(*args, **kwargs):
         for part in original(*args, **kwargs):
             yield part
             seen.append(len(rows(tmp_path)) - 1)
 
-    monkeypatch.setattr(train, 'train', watched)
+    monkeypatch.setattr(loop, 'train', watched)
     run_one(tmp_path, steps=10, chunk=4)
     assert seen == [4, 8, 10]
 
@@ -138,9 +144,8 @@ def test_another_run_is_not_gone_on_with(tmp_path):
         run_one(tmp_path, seed=1)
     with pytest.raises(files.UserError, match='has taken 5 steps, and --steps=4 asks for fewer'):
         run_one(tmp_path, steps=4)
-    other = task_of()._replace(model=nn.Dense(1, use_bias=False))
     with pytest.raises(files.UserError, match=r'params/bias it has float32 \[1\], and this run has no such array'):
-        run_one(tmp_path, other)
+        run_one(tmp_path, model=nn.Dense(1, use_bias=False))
 
 
 def test_groups_of_seeds_go_on_each_from_its_own_checkpoint(tmp_path, threes):
@@ -175,7 +180,7 @@ def test_a_log_that_lost_rows_sends_the_run_back_to_an_earlier_checkpoint(tmp_pa
 )
 def test_a_signal_ends_a_run_that_then_goes_on(number, kind, code, tmp_path, monkeypatch, capsys):
     """It finishes its chunk, saves, says how to go on; the same command then ends as if nothing had happened."""
-    straight, original = run_one(None), train.train
+    straight, original = run_one(None), loop.train
 
     def signalled(*args, **kwargs):
         for i, part in enumerate(original(*args, **kwargs)):
@@ -183,26 +188,26 @@ def test_a_signal_ends_a_run_that_then_goes_on(number, kind, code, tmp_path, mon
                 os.kill(os.getpid(), number)
             yield part
 
-    monkeypatch.setattr(train, 'train', signalled)
+    monkeypatch.setattr(loop, 'train', signalled)
     with pytest.raises(kind) as caught:
         run_one(tmp_path)
     assert signals.code(caught.value) == code
     assert f'stopped by {number.name} after step 8 of 10' in caught.value.message
     assert 'the same command goes on' in caught.value.message and 'once more ends at once' in capsys.readouterr().err
     assert saved(tmp_path) == [8] and len(rows(tmp_path)) == 9
-    monkeypatch.setattr(train, 'train', original)
+    monkeypatch.setattr(loop, 'train', original)
     reference.assert_trees_equal(run_one(tmp_path).state, straight.state)
 
 
 def test_without_a_folder_a_signal_is_what_it_always_was(monkeypatch):
     """In a notebook an interrupt ends a run at once."""
-    original = train.train
+    original = loop.train
 
     def signalled(*args, **kwargs):
         yield next(original(*args, **kwargs))
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train, 'train', signalled)
+    monkeypatch.setattr(loop, 'train', signalled)
     with pytest.raises(KeyboardInterrupt):
         run_one(None)
 
@@ -288,9 +293,9 @@ def test_many_seeds_stop_where_a_whole_group_diverged(chunk, threes, tmp_path):
 def test_loss_summary():
     """First and last; with replicas the medians over seeds, and the last loss's quantiles, all fit for JSON."""
     losses = np.random.default_rng(2).uniform(1, 2, size=(40, 6)).astype(np.float32)
-    assert host.loss_summary(losses[0]) == {'first_loss': float(losses[0, 0]), 'last_loss': float(losses[0, 5])}
+    assert loss_summary(losses[0]) == {'first_loss': float(losses[0, 0]), 'last_loss': float(losses[0, 5])}
     losses[:2, 5] = np.nan
-    got = host.loss_summary(losses)
+    got = loss_summary(losses)
     assert got['first_loss'] == pytest.approx(np.median(losses[:, 0]), rel=1e-6)
     assert got['last_loss'] == got['last_loss_quantiles']['0.5']
     assert got['last_loss_quantiles']['0.25'] == pytest.approx(

@@ -12,12 +12,12 @@ import pytest
 
 from experiments import echo, launch, studies, sweep, td, text
 from experiments.fitting import Sampling
-from seqjax import memory, train
-from seqjax import run as host
+from seqjax import memory, training
 from seqjax.files import UserError
 from seqjax.models import sequence_model
-from seqjax.task import Batch, Best, State, Watch
+from seqjax.task import Batch, Best, EarlyStopping, TrainState
 from seqjax.tasks import counting
+from seqjax.training import compile as compiling
 from tests import kinds
 
 GB = 10**9
@@ -34,7 +34,7 @@ def stopped(in_tmp, monkeypatch):
     def stop(*args, **kwargs):
         raise Reached
 
-    monkeypatch.setattr(host, 'prepare', stop)
+    monkeypatch.setattr(compiling, 'compile_run', stop)
     monkeypatch.setattr('experiments.bench.Bench.run', stop)
     monkeypatch.setattr('experiments.launch.use_cores', lambda *_: None)
     monkeypatch.setattr(memory, 'available_bytes', lambda: 8 * GB)
@@ -134,23 +134,25 @@ def test_what_runs_today_is_not_refused(name, flags, stopped):
 
 def test_patience_is_unlimited():
     """A step is an int32; so many steps of patience are not."""
-    state = State(jnp.int32(2**31 - 2), None, None, {}, None, Best(jnp.float32(1), jnp.int32(0), None, {}))
+    state = TrainState(jnp.int32(2**31 - 2), None, None, {}, None, Best(jnp.float32(1), jnp.int32(0), None, {}))
     for every, patience in ((1, 200_000_000), (500, 200_000_000), (2**31 - 1, 2**31 - 1)):
-        assert bool(train.over(Watch(every, patience), state)) == (every * patience <= 2**31 - 2)
+        assert bool(training.should_stop(EarlyStopping(every, patience), state)) == (every * patience <= 2**31 - 2)
 
 
 # --- the estimate ----------------------------------------------------------------------------------
 
 
-def measured(task, tx, chunk, replicas):
+def measured(model, task, tx, chunk, replicas):
     """The estimate of the training steps, and what XLA says of the compiled program."""
 
     def init(seed):
-        return train.init_state(task, tx, jax.random.key(seed))
+        return training.init_state(model, task, tx, jax.random.key(seed))
 
     seeds = jax.ShapeDtypeStruct((replicas,), jnp.uint32)
     state = jax.eval_shape(jax.vmap(init), seeds)
-    traced = train.make_advance(task, tx, chunk=chunk, replicas=True).trace(task.data, task.evals, state, 0)
+    traced = training.make_train_chunk(model, task, tx, chunk=chunk, replicas=True).trace(
+        task.data, task.evals, state, 0
+    )
     found = traced.lower().compile().memory_analysis()
     sizes = found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes
     return memory.peak_bytes(traced.jaxpr), sum(sizes)
@@ -166,14 +168,16 @@ def measured(task, tx, chunk, replicas):
 def test_the_estimate_of_a_study_is_that_of_xla(name, settings):
     one = studies.find(name)
     settings = one.check(settings)
-    estimate, real = measured(one.make_task(settings), one.make_optimiser(settings), settings['every'], 2)
+    estimate, real = measured(
+        one.make_model(settings), one.make_task(settings), one.make_optimiser(settings), settings['every'], 2
+    )
     assert real / 4 < estimate < 4 * real
     assert real / 16 < 4 * one.sizes(**settings)[0]  # with the unseen sequences; before anything is traced
 
 
 def test_the_estimate_of_the_first_experiment_is_that_of_xla():
     settings = td.complete(launch.default_values(td.run)) | {'length': 100, 'hidden': 50, 'replicas': 50}
-    estimate, real = measured(td.make_task(settings), td.make_optimiser(settings), 100, 50)
+    estimate, real = measured(td.make_model(settings), td.make_task(settings), td.make_optimiser(settings), 100, 50)
     assert real / 4 < estimate < 4 * real
     assert real / 4 < 4 * td.sizes(**settings)[0] < 4 * real
 

@@ -18,7 +18,7 @@ pytest.importorskip('grain', reason='pip install "seqjax[stream]"')
 @pytest.mark.parametrize('feed', ['stream', 'shuffle'])
 def test_a_chunk_has_the_batches_of_its_steps(feed):
     """From any step on; one that is not full is filled up with its last."""
-    task = task_of(feed, delay=2, features=3, window=5, batch_size=2, length=60)
+    task = task_of(feed, delay=2, window=5, batch_size=2, length=60)
     source = streaming.Feed(task, steps=20, chunk=4)
     on_device = streaming.streamed(task, 4)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), on_device.data)

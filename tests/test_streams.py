@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from seqjax import losses, train
+from seqjax import losses, training
 from seqjax.cells import LSTMCell
 from seqjax.data import stream_rows, stream_window
 from seqjax.layers import RNN
@@ -40,37 +40,34 @@ def eval_batches(series, batch):
     return jax.tree.map(lambda *xs: jnp.stack(xs), *windows)
 
 
-def stream_task(stateful=True):
-    model = sequence_model('sequence', V, features=H, vocabulary=V, layers=2, stateful=stateful)
-    evals = {'valid': eval_batches(SERIES[:30], 2)}
-    return Task(model, losses.classification, window_batch, rows_of(SERIES), evals)
+def stream_model(stateful=True):
+    return sequence_model('sequence', V, features=H, vocabulary=V, layers=2, stateful=stateful)
 
 
-TASK = stream_task()
+MODEL, PLAIN = stream_model(), stream_model(stateful=False)
+TASK = Task(losses.classification, window_batch, rows_of(SERIES), {'valid': eval_batches(SERIES[:30], 2)})
 WINDOWS = TASK.data.mask.shape[1] // T
 
 
 @functools.cache
-def compiled(accumulate=1):
-    return train.make_advance(TASK, TX, chunk=3, accumulate=accumulate)
+def compiled():
+    return training.make_train_chunk(MODEL, TASK, TX, chunk=3)
 
 
 def start(seed=0):
-    return train.init_state(TASK, TX, jax.random.key(seed))
+    return training.init_state(MODEL, TASK, TX, jax.random.key(seed))
 
 
-def run(state, steps, accumulate=1):
+def run(state, steps):
     """-> the last state, the metrics of all steps, the evaluations of all chunks."""
-    parts = list(
-        train.train(TASK, TX, state, steps=steps, chunk=3, accumulate=accumulate, advance=compiled(accumulate))
-    )
+    parts = list(training.train(MODEL, TASK, TX, state, steps=steps, chunk=3, train_chunk=compiled()))
     metrics = jax.tree.map(lambda *xs: np.concatenate(xs), *[metrics for _, metrics, _ in parts])
     return parts[-1][0], metrics, [evals for _, _, evals in parts]
 
 
 def by_hand(steps):
     """The same training with no State, no stream and no windows of ours: the carry is handed on in a Python loop."""
-    model, rows = stream_task(stateful=False).model, TASK.data
+    model, rows = PLAIN, TASK.data
     params = {**start().params}
     params['rnn'] = params['rnn']['rnn']
     opt_state, carry, totals = TX.init(params), None, []
@@ -113,10 +110,9 @@ def test_training_on_a_stream_is_the_loop_that_hands_the_carry_on():
 
 def test_what_the_stream_carries_matters():
     """Without it the losses differ from the second window on, and not in the first."""
-    plain = stream_task(stateful=False)
     params = {**start().params, 'rnn': start().params['rnn']['rnn']}
-    state = train.init_state(plain, TX, jax.random.key(0))._replace(params=params)
-    _, metrics, _ = next(iter(train.train(plain, TX, state, steps=3, chunk=3)))
+    state = training.init_state(PLAIN, TASK, TX, jax.random.key(0))._replace(params=params)
+    _, metrics, _ = next(iter(training.train(PLAIN, TASK, TX, state, steps=3, chunk=3)))
     want = run(start(), 3)[1]
     reference.assert_close(metrics['loss'].total[0], want['loss'].total[0], 1e-6)
     assert (np.abs(metrics['loss'].total[1:] - want['loss'].total[1:]) > 1e-5).all()
@@ -135,41 +131,29 @@ def test_a_stream_that_was_stopped_goes_on_bit_for_bit():
 def test_evaluation_reads_its_own_stream_and_leaves_trainings_alone():
     """Its batches are windows of one run from a fresh carry, in another batch size; training does not notice."""
     state, _, evals = run(start(), 5)
-    model = stream_task(stateful=False).model
     params = {**state.params, 'rnn': state.params['rnn']['rnn']}
     (inputs, targets), mask = rows_of(SERIES[:30], 2)
     want = losses.classification(
-        model.apply({'params': params}, Sequences(jnp.asarray(inputs), mask=mask)), Batch(None, targets, mask)
+        PLAIN.apply({'params': params}, Sequences(jnp.asarray(inputs), mask=mask)), Batch(None, targets, mask)
     )
     for name in ('loss', 'accuracy'):
         reference.assert_close(evals[-1]['valid'][name].total, want[name].total, 1e-5)
         assert evals[-1]['valid'][name].count == want[name].count
     unseen = TASK._replace(evals={})
-    parts = list(train.train(unseen, TX, start(), steps=5, chunk=3))
+    parts = list(training.train(MODEL, unseen, TX, start(), steps=5, chunk=3))
     reference.assert_trees_equal(parts[-1][0], state)
-
-
-@pytest.mark.parametrize('accumulate', [3])
-def test_E05_parts_of_a_stream_are_its_rows(accumulate):
-    """Each part of the batch goes on from its own rows: losses, parameters and carry as with the whole batch."""
-    state, metrics, _ = run(start(), 5, accumulate)
-    want, wanted, _ = run(start(), 5)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), metrics, wanted)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), state.params, want.params)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), state.variables, want.variables)
 
 
 def test_predictions_start_anew_in_any_batch():
     """As a fresh run, whatever training's stream holds."""
     state, _, _ = run(start(), 3)
     tokens = jnp.asarray(np.random.default_rng(1).integers(0, V, (10, 5)))
-    model = stream_task(stateful=False).model
-    want = model.apply({'params': {**state.params, 'rnn': state.params['rnn']['rnn']}}, tokens)
-    reference.assert_close(train.apply(TASK, state, tokens), want, 1e-5)
-    reference.assert_close(train.predict(TASK, state, tokens, batch_size=4), want, 1e-5)
+    want = PLAIN.apply({'params': {**state.params, 'rnn': state.params['rnn']['rnn']}}, tokens)
+    reference.assert_close(training.apply(MODEL, state, tokens), want, 1e-5)
+    reference.assert_close(training.predict(MODEL, state, tokens, batch_size=4), want, 1e-5)
 
 
-# --- parts of a batch, and predictions in batches --------------------------------------------------
+# --- dropout, and predictions in batches --------------------------------------------------
 
 
 class Dropping(nn.Module):
@@ -179,62 +163,23 @@ class Dropping(nn.Module):
         return nn.Dense(1)(nn.Dropout(0.5)(x, deterministic=not self.has_rng('dropout')))
 
 
-def fixed_task(model, rows=8):
+def fixed_task(rows=8):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(rows, 5, 2)).astype(np.float32), rng.normal(size=(rows, 5, 1)).astype(np.float32)
-    mask = np.arange(5) < rng.integers(0, 6, rows)[:, None]  # parts count differently, and one nothing
-    mask[:2] = False
-    return Task(model, losses.mean_squared_error, lambda data, key, step: data, Batch(x, y, mask))
-
-
-@pytest.mark.parametrize('parts', [2, 4, 8])
-def test_E05_a_batch_in_parts_is_the_batch(parts):
-    """Weighted by what they count, one part counting nothing: loss and gradients to 1e-6."""
-    task = fixed_task(sequence_model('sequence', 1, features=8, cell='gru'))
-    tx = optax.sgd(1.0)  # the step is the gradient
-    state = train.init_state(task, tx, jax.random.key(0))
-    whole, wanted = train.train_step(task, tx, state)
-    step = jax.jit(lambda state: train.train_step(task, tx, state, accumulate=parts))
-    got, metrics = step(state)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), metrics, wanted)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=2e-7), got.params, whole.params)
-    moved = jax.tree.map(lambda x, y: np.abs(x - y).max() > 1e-3, got.params, state.params)
-    assert all(jax.tree.leaves(moved))
-
-
-def test_N04_gradients_in_half_precision_are_summed_in_float32():
-    """256 parts whose gradients are about 1: bfloat16 stops counting at 256."""
-
-    class Weight(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return x * self.param('w', nn.initializers.zeros_init(), (), jnp.bfloat16)
-
-    x = np.full((512, 1), 0.5, np.float32)
-    task = Task(Weight(), losses.mean_squared_error, lambda data, key, step: data, Batch(x, x, np.ones(512, bool)))
-    tx = optax.sgd(1.0)
-    state = train.init_state(task, tx, jax.random.key(0))
-    got, _ = jax.jit(lambda state: train.train_step(task, tx, state, accumulate=512))(state)
-    np.testing.assert_allclose(np.float32(got.params['w']), 0.5, rtol=1e-2)
-
-
-def test_parts_that_do_not_divide_the_batch_are_refused():
-    task = fixed_task(nn.Dense(1))
-    state = train.init_state(task, TX, jax.random.key(0))
-    with pytest.raises(ValueError, match=r'accumulate=3 must divide the rows of the batch, \[8\]'):
-        train.train_step(task, TX, state, accumulate=3)
+    mask = np.arange(5) < rng.integers(0, 6, rows)[:, None]
+    return Task(losses.mean_squared_error, lambda data, key, step: data, Batch(x, y, mask))
 
 
 def test_D05_training_drops_and_evaluation_does_not():
     """The stream 'dropout' is there in a training step alone."""
-    task = fixed_task(Dropping())
+    model, task = Dropping(), fixed_task()
     task = task._replace(evals={'same': jax.tree.map(lambda x: x[None], task.data)})
-    state = train.init_state(task, TX, jax.random.key(0))
-    _, metrics = train.train_step(task, TX, state)
-    still = train.evaluate(task, state)['same']['loss']
+    state = training.init_state(model, task, TX, jax.random.key(0))
+    _, metrics = training.train_step(model, task, TX, state)
+    still = training.evaluate(model, task, state)['same']['loss']
     assert abs(still.total - metrics['loss'].total) > 1e-3
-    assert train.evaluate(task, state)['same']['loss'].total == still.total
-    _, other = train.train_step(task, TX, state._replace(step=jnp.int32(1)))
+    assert training.evaluate(model, task, state)['same']['loss'].total == still.total
+    _, other = training.train_step(model, task, TX, state._replace(step=jnp.int32(1)))
     assert abs(other['loss'].total - metrics['loss'].total) > 1e-4
 
 
@@ -243,31 +188,23 @@ def test_S03_ten_rows_in_batches_of_any_size_are_ten_predictions(batch_size):
     """The last batch need not be full; sequences bring their lengths along."""
     model = sequence_model('vector', 2, features=4)
     x, lengths = np.random.default_rng(0).normal(size=(10, 6, 3)).astype(np.float32), np.arange(10) % 7
-    task = Task(
-        model, losses.mean_squared_error, lambda data, key, step: data, Batch((x, lengths), x[:, 0, :2], x[:, 0, 0] < 9)
-    )
-    state = train.init_state(task, TX, jax.random.key(0))
-    want = train.apply(task, state, (x, lengths))
-    got = train.predict(task, state, (x, lengths), batch_size=batch_size)
+    data = Batch((x, lengths), x[:, 0, :2], x[:, 0, 0] < 9)
+    task = Task(losses.mean_squared_error, lambda data, key, step: data, data)
+    state = training.init_state(model, task, TX, jax.random.key(0))
+    want = training.apply(model, state, (x, lengths))
+    got = training.predict(model, state, (x, lengths), batch_size=batch_size)
     assert got.shape == (10, 2)
     reference.assert_close(got, want, 1e-6)
 
 
 @pytest.mark.parametrize(('inputs', 'size'), [((np.ones((3, 2)), np.ones(4)), 2), (np.ones((3, 2)), 0)])
 def test_inputs_that_cannot_be_cut_into_batches_are_refused(inputs, size):
-    state = train.init_state(fixed_task(nn.Dense(1)), TX, jax.random.key(0))
+    state = training.init_state(nn.Dense(1), fixed_task(), TX, jax.random.key(0))
     with pytest.raises(ValueError, match='inputs must have one N on axis 0'):
-        train.predict(fixed_task(nn.Dense(1)), state, inputs, batch_size=size)
-
-
-@pytest.mark.parametrize('parts', [0, -1])
-def test_fewer_than_one_part_is_refused(parts):
-    task = fixed_task(nn.Dense(1))
-    with pytest.raises(ValueError, match=f'accumulate={parts} must be at least 1'):
-        train.train_step(task, TX, train.init_state(task, TX, jax.random.key(0)), accumulate=parts)
+        training.predict(nn.Dense(1), state, inputs, batch_size=size)
 
 
 def test_predictions_of_no_steps_have_none():
-    task = fixed_task(sequence_model('sequence', 1, features=4))
-    state = train.init_state(task, TX, jax.random.key(0))
-    assert train.predict(task, state, np.ones((3, 0, 2), np.float32), batch_size=2).shape == (3, 0, 1)
+    model = sequence_model('sequence', 1, features=4)
+    state = training.init_state(model, fixed_task(), TX, jax.random.key(0))
+    assert training.predict(model, state, np.ones((3, 0, 2), np.float32), batch_size=2).shape == (3, 0, 1)

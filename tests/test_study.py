@@ -12,13 +12,14 @@ import pytest
 
 from experiments import studies, temporal_order
 from experiments.study import HELD_OUT, SPLITS, Study, make_model, options_of
-from seqjax import optim, train, trials
+from seqjax import optim, training, trials
 from seqjax.data import epoch_rows
 from seqjax.files import UserError
 from seqjax.initializers import GATE_BIASES
 from seqjax.models import CELLS
 from seqjax.problem import Examples, Goal, Problem, classification, mistakes
 from seqjax.task import Batch, Mean, batch_shapes
+from seqjax.training.observers import SuccessMonitor
 
 SHORT = {'length': 10, 'hidden': 4, 'steps': 6, 'every': 3, 'replicas': 2, 'picture': False}
 # Reaches its goal in seconds, different seeds at different looks.
@@ -120,7 +121,7 @@ def test_every_task_takes_every_cell(name, cell):
     settings = study.check(flags | {'clip_norm': 1.0, 'schedule': 'cosine', 'decay_steps': 10})
     task = study.make_task(settings)
     inputs = batch_shapes(task).inputs
-    outputs = jax.eval_shape(lambda x: task.model.init_with_output(jax.random.key(0), x)[0], inputs)
+    outputs = jax.eval_shape(lambda x: study.make_model(settings).init_with_output(jax.random.key(0), x)[0], inputs)
     assert outputs.shape[0] == settings['batch_size'] and outputs.shape[-1] == problem.outputs
 
 
@@ -203,18 +204,18 @@ def test_python_refuses_unknown_names_and_values_with_a_value_error():
 
 
 def test_a_run_by_hand_gives_the_same(in_tmp):
-    """The looks, of each seed by itself through `train.train`; and the test, on the sequences of its split."""
+    """The looks, of each seed by itself through `training.train`; and the test, on the sequences of its split."""
     study = temporal_order.STUDY
     outcome = study.run(**SHORT, seed=7, split='test')
     settings = study.defaults | SHORT
-    task, tx = study.make_task(settings), optim.adam(3e-3, 1e-7)
+    model, task, tx = study.make_model(settings), study.make_task(settings), optim.adam(3e-3, 1e-7)
     batch = study.problem(settings).sample(jax.random.key(SPLITS['test']), HELD_OUT)
     for i, seed in enumerate(outcome.seeds):
-        state, looks = train.init_state(task, tx, jax.random.key(7 + i)), []
-        for state, metrics, _ in train.train(task, tx, state, steps=6, chunk=3):
+        state, looks = training.init_state(model, task, tx, jax.random.key(7 + i)), []
+        for state, metrics, _ in training.train(model, task, tx, state, steps=6, chunk=3):
             looks.append([metrics[name].total.sum() / metrics[name].count.sum() for name in ('loss', 'wrong')])
         np.testing.assert_allclose(outcome.looks[i], looks, rtol=1e-5)
-        found = task.loss(train.apply(task, state, batch.inputs), batch)
+        found = task.loss(training.apply(model, state, batch.inputs), batch)
         for name, mean in found.items():
             assert abs(seed.test[name] - mean.compute()) < 1e-5
         assert seed.seed == 7 + i and seed.sequences is None
@@ -352,17 +353,17 @@ def test_same_flags_same_bytes_and_replicas_are_seeds_of_their_own(in_tmp):
 def test_a_run_that_was_stopped_goes_on_with_what_it_had_found(every, in_tmp, monkeypatch):
     """Stopped after a seed was at the goal, by a failure of ours: all is as if nothing had happened."""
     straight = temporal_order.run(**LEARNS, workdir='a')
-    needed, original = [seed.sequences for seed in straight.seeds], trials.Trial._tested
+    needed, original = [seed.sequences for seed in straight.seeds], SuccessMonitor.tested
 
-    def fails(self, group, i, states, steps, test):
+    def fails(self, session, i, states, steps):
         if steps is not None and steps * 16 > min(needed):
             raise ZeroDivisionError
-        return original(self, group, i, states, steps, test)
+        return original(self, session, i, states, steps)
 
-    monkeypatch.setattr(trials.Trial, '_tested', fails)
+    monkeypatch.setattr(SuccessMonitor, 'tested', fails)
     with pytest.raises(ZeroDivisionError):
         temporal_order.run(**LEARNS, workdir='b', checkpoint_every=every)
-    monkeypatch.setattr(trials.Trial, '_tested', original)
+    monkeypatch.setattr(SuccessMonitor, 'tested', original)
     again = temporal_order.run(**LEARNS, workdir='b', checkpoint_every=40)
     assert again.seeds == straight.seeds
     assert (in_tmp / 'b/looks.csv').read_bytes() == (in_tmp / 'a/looks.csv').read_bytes()

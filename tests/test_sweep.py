@@ -9,9 +9,12 @@ import pytest
 
 from experiments import echo, td
 from experiments import sweep as command
-from seqjax import files, optim, sweep, train
+from seqjax import files, optim, training
 from seqjax.files import UserError
 from seqjax.tasks.td import SETUPS
+from seqjax.training import programs as compiled_programs
+from seqjax.training import replicas
+from seqjax.training.session import TrainSession
 from tests import reference
 
 WIDTH = 6
@@ -19,9 +22,9 @@ WIDTH = 6
 
 def run(compiled, seeds, *, steps, chunk):
     """The losses [R, steps] of a group, and the parameters and predictions after them."""
-    task, tx, programs = compiled
-    state = programs.init(sweep.fill(np.asarray(seeds), WIDTH).astype(np.uint32))
-    chunks = list(train.train(task, tx, state, steps=steps, chunk=chunk, advance=programs.advance))
+    model, task, tx, programs = compiled
+    state = programs.init(replicas.pad_replicas(np.asarray(seeds), WIDTH).astype(np.uint32))
+    chunks = list(training.train(model, task, tx, state, steps=steps, chunk=chunk, train_chunk=programs.train_chunk))
     losses = np.concatenate([metrics['loss'].total / metrics['loss'].count for _, metrics, _ in chunks])
     state, count = chunks[-1][0], len(seeds)
     end = (state.params, programs.predict(state, task.data.inputs))
@@ -35,11 +38,13 @@ def test_replicas_agree_with_single_runs(compiled_td, setup):
     losses, params, predictions = run(compiled_td(setup, WIDTH), seeds, steps=200, chunk=80)
     assert (losses[:, -1] < 0.8 * losses[:, 0]).all()
     assert len(np.unique(losses[:, 0])) == 6
-    task, tx, programs = compiled_td(setup)
+    model, task, tx, programs = compiled_td(setup)
     for n, seed in enumerate(seeds):
         state = programs.init(np.uint32(seed))
         reference.assert_trees_equal(state.key, jax.random.key(int(seed)))
-        ((state, metrics, _),) = train.train(task, tx, state, steps=200, chunk=200, advance=programs.advance)
+        ((state, metrics, _),) = training.train(
+            model, task, tx, state, steps=200, chunk=200, train_chunk=programs.train_chunk
+        )
         want = metrics['loss'].total / metrics['loss'].count
         np.testing.assert_allclose(losses[n], want, rtol=0, atol=1e-6)
         large = want > 1e-3
@@ -63,12 +68,12 @@ def test_a_group_that_was_filled_up_gives_the_same_numbers(compiled_td):
 def test_group_width_splits_into_the_fewest_and_narrowest_groups(max_width):
     """No wider than allowed; as few groups as that allows; no narrower width gives as few."""
     for count in range(1, 600, 7):
-        width = sweep.group_width(count, max_width)
+        width = replicas.group_width(count, max_width)
         groups = -(-count // width)
         assert 1 <= width <= min(max_width, count)
         assert groups == -(-count // max_width)
         assert width == 1 or -(-count // (width - 1)) > groups
-        found = list(sweep.groups(np.arange(count), width))
+        found = list(replicas.replica_groups(np.arange(count), width))
         assert len(found) == groups and [group.first for group in found] == list(range(0, count, width))
         np.testing.assert_array_equal(np.concatenate([group.seeds for group in found]), np.arange(count))
 
@@ -76,11 +81,13 @@ def test_group_width_splits_into_the_fewest_and_narrowest_groups(max_width):
 def test_small_models_lie_side_by_side_in_larger_numbers(monkeypatch):
     """The notebook's are a thousand, and no model's group is narrower than it always was."""
     widths = [td.max_width(setup='many_to_many', length=5, hidden=hidden) for hidden in (5, 10, 100, 1000)]
-    assert widths[0] == sweep.WIDEST > widths[1] > widths[2] == widths[3] == sweep.MAX_WIDTH
-    monkeypatch.setattr(sweep, 'WIDEST', 4)
-    monkeypatch.setattr(sweep, 'MAX_WIDTH', 2)
-    compiled, original = [], train.compile_programs
-    monkeypatch.setattr(train, 'compile_programs', lambda *args, **how: compiled.append(how) or original(*args, **how))
+    assert widths[0] == replicas.WIDEST > widths[1] > widths[2] == widths[3] == replicas.MAX_WIDTH
+    monkeypatch.setattr(replicas, 'WIDEST', 4)
+    monkeypatch.setattr(replicas, 'MAX_WIDTH', 2)
+    compiled, original = [], compiled_programs.compile_programs
+    monkeypatch.setattr(
+        compiled_programs, 'compile_programs', lambda *args, **how: compiled.append(how) or original(*args, **how)
+    )
     td.run(setup='many_to_one', epochs=2, replicas=7, picture=False)
     command.run(**RATES | {'replicas': 4, 'epochs': 4})
     assert [how['replicas'] for how in compiled] == [4, 4]
@@ -94,8 +101,10 @@ RATES |= {'grid': {'learning_rate': [1e-3, 0.02]}, 'picture': False}
 
 def test_settings_side_by_side_are_the_runs_of_each_setting(monkeypatch):
     """Two learning rates with three seeds, in one program: the losses of td.run with each, at every look."""
-    compiled, original = [], train.compile_programs
-    monkeypatch.setattr(train, 'compile_programs', lambda *args, **how: compiled.append(how) or original(*args, **how))
+    compiled, original = [], compiled_programs.compile_programs
+    monkeypatch.setattr(
+        compiled_programs, 'compile_programs', lambda *args, **how: compiled.append(how) or original(*args, **how)
+    )
     rows = command.run(**RATES)
     assert [how['replicas'] for how in compiled] == [6]
     assert [(row.setting, row.seed, row.step) for row in rows] == [
@@ -114,7 +123,7 @@ def test_settings_side_by_side_are_the_runs_of_each_setting(monkeypatch):
 def test_a_group_of_one_rate_has_that_rate(monkeypatch):
     """Groups are as wide as there are seeds, so that none but the first has the rate of the program."""
     together = command.run(**RATES)
-    monkeypatch.setattr(sweep, 'group_width', lambda *_: 3)
+    monkeypatch.setattr(replicas, 'group_width', lambda *_: 3)
     apart = command.run(**RATES)
     assert [row[:4] for row in apart] == [row[:4] for row in together]
     np.testing.assert_allclose([row.value for row in apart], [row.value for row in together], rtol=1e-5)
@@ -122,7 +131,7 @@ def test_a_group_of_one_rate_has_that_rate(monkeypatch):
 
 def test_rates_of_all_groups_are_set_by_one_program(monkeypatch):
     """The rates are its argument."""
-    monkeypatch.setattr(sweep, 'group_width', lambda *_: 2)
+    monkeypatch.setattr(replicas, 'group_width', lambda *_: 2)
     traced, original = [], optim.with_rates
     monkeypatch.setattr(optim, 'with_rates', lambda *args: traced.append(1) or original(*args))
     command.run(**RATES | {'grid': {'learning_rate': [1e-3, 0.02, 0.03]}, 'epochs': 4})
@@ -166,7 +175,7 @@ def test_a_sweep_that_was_stopped_goes_on(in_tmp, monkeypatch):
     """Settings that were done are not trained again, and the table is as if nothing had happened."""
     settings = {**RATES, 'grid': {'hidden': [2, 3]}, 'checkpoint_every': 4}
     command.run(**settings, workdir='a')
-    original, trained = command.host.Leg.train, []
+    original, trained = TrainSession.train, []
 
     def fails(self):
         for part in original(self):
@@ -175,7 +184,7 @@ def test_a_sweep_that_was_stopped_goes_on(in_tmp, monkeypatch):
                 raise ZeroDivisionError
             yield part
 
-    monkeypatch.setattr(command.host.Leg, 'train', fails)
+    monkeypatch.setattr(TrainSession, 'train', fails)
     with pytest.raises(ZeroDivisionError):
         command.run(**settings, workdir='b')
     command.run(**settings, workdir='b')

@@ -14,7 +14,7 @@ from experiments import cycle_navigation as cycle_experiment
 from experiments import even_pairs as pairs_experiment
 from experiments import modular_arithmetic as arithmetic_experiment
 from experiments import parity as parity_experiment
-from seqjax import optim, train
+from seqjax import optim, training
 from seqjax.models import sequence_model
 from seqjax.problem import WRONG, Goal
 from seqjax.task import Task
@@ -226,10 +226,10 @@ def test_both_paddings_are_learned_alike():
     for padding in ('right', 'left'):
         problem = parity(longest=50, padding=padding)
         model = sequence_model('vector', problem.outputs, features=8)
-        task = Task(model, problem.score, lambda data, key, step, problem=problem: problem.sample(key, 16))
+        task = Task(problem.score, lambda data, key, step, problem=problem: problem.sample(key, 16))
         tx = optim.adam(1e-2, 1e-7)
-        state = train.init_state(task, tx, jax.random.key(3))
-        ((_, metrics, _),) = train.train(task, tx, state, steps=20, chunk=20)
+        state = training.init_state(model, task, tx, jax.random.key(3))
+        ((_, metrics, _),) = training.train(model, task, tx, state, steps=20, chunk=20)
         curves.append(metrics['loss'].total / metrics['loss'].count)
     assert curves[0].shape == (20,) and len(set(curves[0].tolist())) == 20
     np.testing.assert_allclose(*curves, atol=1e-4, rtol=0)

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax import train
+from seqjax import training
 from seqjax.report import count_params
 from seqjax.task import Batch
-from seqjax.tasks.td import SETUPS, sequence, td
+from seqjax.tasks.td import SETUPS, sequence, td, td_model
 from tests import reference
 
 SHAPES = {  # setup -> inputs, targets, mask for length L
@@ -29,7 +29,7 @@ def dense(setup, params):
 @pytest.mark.parametrize('setup', SETUPS)
 def test_batches_hold_the_sequence_in_the_shapes_of_the_setup(setup, length):
     """Inputs and targets are both i / length, everything counts, and the model answers in the targets' shape."""
-    task = td(setup, length=length, hidden=3)
+    task, model = td(setup, length=length), td_model(setup, length=length, hidden=3)
     batch = task.batch(task.data, jax.random.key(0), jnp.int32(7))
     assert isinstance(batch, Batch)
     assert tuple(x.shape for x in batch) == SHAPES[setup](length)
@@ -37,7 +37,7 @@ def test_batches_hold_the_sequence_in_the_shapes_of_the_setup(setup, length):
     np.testing.assert_array_equal(np.ravel(batch.targets), np.ravel(batch.inputs))
     assert batch.inputs.dtype == batch.targets.dtype == np.float32
     assert batch.mask.dtype == bool and batch.mask.all()
-    outputs, variables = jax.eval_shape(task.model.init_with_output, jax.random.key(0), batch.inputs)
+    outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), batch.inputs)
     assert outputs.shape == batch.targets.shape
     width = length if setup == 'many_to_one' else 1
     assert count_params(variables['params']) == 4 * ((1 + 1) * 3 + 3 * 3) + (3 + 1) * width
@@ -62,7 +62,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_whole_batch(setup):
 def test_parameter_counts_are_the_notebooks(setup):
     """146, 170 and 146: 140 for the LSTM, 6 or 30 for the dense layer."""
     task = td(setup)
-    params = jax.eval_shape(task.model.init, jax.random.key(0), task.data.inputs)['params']
+    params = jax.eval_shape(td_model(setup).init, jax.random.key(0), task.data.inputs)['params']
     assert count_params(params) == COUNTS[setup]
     assert count_params(params['rnn']) == 140
     assert count_params(params['head']) == 6 * OUTPUTS[setup]
@@ -71,9 +71,9 @@ def test_parameter_counts_are_the_notebooks(setup):
 @pytest.mark.parametrize('setup', SETUPS)
 def test_weights_begin_as_keras_layers_do(setup):
     """The dense kernel is Glorot uniform, as Flax's own default is not; its bias 0; the LSTM's forget bias 1."""
-    task = td(setup)
+    task, model = td(setup), td_model(setup)
     keys = jax.random.split(jax.random.key(0), 2000)
-    params = jax.jit(jax.vmap(lambda key: task.model.init(key, task.data.inputs)))(keys)['params']
+    params = jax.jit(jax.vmap(lambda key: model.init(key, task.data.inputs)))(keys)['params']
     head, shape = dense(setup, params), (5, OUTPUTS[setup])
     assert head['kernel'].shape == (2000, *shape)
     bound = np.sqrt(6 / sum(shape))
@@ -87,7 +87,7 @@ def test_weights_begin_as_keras_layers_do(setup):
 @pytest.mark.parametrize('setup', SETUPS)
 def test_twenty_steps_of_training_equal_keras(keras, compiled_td, setup):
     """From the same initial weights, Keras's losses to relative 1e-5 at every step, and its last predictions."""
-    task, tx, programs = compiled_td(setup)
+    trained, task, tx, programs = compiled_td(setup)
     state = programs.init(np.uint32(1))
     inputs, targets, _ = task.data
     with jax.numpy_rank_promotion('allow'):
@@ -110,7 +110,9 @@ def test_twenty_steps_of_training_equal_keras(keras, compiled_td, setup):
             model.reset_metrics()  # or each loss is the mean of all so far
             want.append(float(model.train_on_batch(inputs, targets)))
         want_outputs = model(inputs)
-    ((state, metrics, _),) = train.train(task, tx, state, steps=20, chunk=20, advance=programs.advance)
+    ((state, metrics, _),) = training.train(
+        trained, task, tx, state, steps=20, chunk=20, train_chunk=programs.train_chunk
+    )
     losses = metrics['loss'].total / metrics['loss'].count
     assert abs(want[-1] / want[0] - 1) > 0.02  # it moves by far more than the tolerance
     np.testing.assert_allclose(losses, want, rtol=1e-5)
@@ -119,17 +121,17 @@ def test_twenty_steps_of_training_equal_keras(keras, compiled_td, setup):
 
 def test_unroll_changes_no_number():
     """However the loop over time is compiled, the model answers the same."""
-    task = td('many_to_many')
-    variables = reference.random_variables(task.model, task.data.inputs)
-    want = task.model.apply(variables, task.data.inputs)
+    task, model = td('many_to_many'), td_model('many_to_many')
+    variables = reference.random_variables(model, task.data.inputs)
+    want = model.apply(variables, task.data.inputs)
     for unroll in (1, 2):
-        got = td('many_to_many', unroll=unroll).model.apply(variables, task.data.inputs)
+        got = td_model('many_to_many', unroll=unroll).apply(variables, task.data.inputs)
         reference.assert_close(got, want, 1e-6)
 
 
 def test_recurrent_activation_reaches_the_gates():
     """Each of the three gives other outputs from the same weights."""
-    models = [td('many_to_one', recurrent_activation=f'{name}sigmoid').model for name in ('', 'hard_', 'keras2_hard_')]
+    models = [td_model('many_to_one', recurrent_activation=f'{name}sigmoid') for name in ('', 'hard_', 'keras2_hard_')]
     inputs = td('many_to_one').data.inputs
     variables = reference.random_variables(models[0], inputs)
     outputs = [np.asarray(jax.jit(model.apply)(variables, inputs)) for model in models]
@@ -146,5 +148,5 @@ def test_recurrent_activation_reaches_the_gates():
 )
 def test_unknown_names_are_refused_with_the_known_ones(arguments, words):
     with pytest.raises(ValueError, match='must be one of') as error:
-        td(**arguments)
+        td_model(**arguments)
     assert all(word in str(error.value) for word in words)

@@ -15,7 +15,7 @@ import pytest
 
 from experiments import launch, studies, td, td_rates
 from seqjax import files, report
-from seqjax import run as host
+from seqjax.training import seeds as training_seeds
 
 ROOT = Path(__file__).parent.parent
 SHORT = ['--epochs=12', '--chunk=5', '--nopicture']
@@ -386,7 +386,7 @@ def test_output_into_a_pipe_that_closes_ends_without_a_traceback(in_tmp):
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_before_the_first_step_is_told(number, code, in_tmp, capsys, monkeypatch):
     """While a run is compiled there is nothing to save: it ends at once."""
-    monkeypatch.setattr(host, 'run_one', lambda *args, **kwargs: os.kill(os.getpid(), number))
+    monkeypatch.setattr(training_seeds, 'train_with_losses', lambda *args, **kwargs: os.kill(os.getpid(), number))
     assert td.main(SHORT) == code
     assert f'stopped by {number.name}; the same command' in capsys.readouterr().err
     assert not (in_tmp / 'runs/td/many_to_many/.lock').exists()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from experiments import predict
 from experiments.text import KIND, parse_line
-from seqjax import train
+from seqjax import training
 from seqjax.baselines import ngrams
 from seqjax.data import token_rows, token_window
 from seqjax.datasets import text as datasets
@@ -25,7 +25,7 @@ from seqjax.datasets.text import Bounds
 from seqjax.files import UserError
 from seqjax.models import sequence_model
 from seqjax.readers.texts import Vocabulary
-from seqjax.task import Task
+from seqjax.task import Task, TrainState
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True)
 V, T, B = 5, 4, 3
@@ -110,14 +110,16 @@ def test_answers_are_the_nats_of_the_tokens_that_came():
     model, variables = model_and_variables()
     tokens = series(33)
     batch = datasets.held_out(tokens, T)
-    task = Task(model, datasets.score, lambda *_: None, (), {'test': batch})
-    state = train.State(0, None, variables['params'], {}, None)
-    found = jax.jit(lambda batch: train.over_batches(task, state, batch, datasets.answers))(batch)
+    task = Task(datasets.score, lambda *_: None, (), {'test': batch})
+    state = TrainState(0, None, variables['params'], {}, None)
+    found = jax.jit(lambda batch: training.evaluate_batches(model, state, batch, datasets.answers))(batch)
     logits = jax.jit(model.apply)(variables, tokens[None, :-1].astype(int))  # all steps in one call
     expected = optax.softmax_cross_entropy_with_integer_labels(logits[0], tokens[1:].astype(int))
     np.testing.assert_allclose(datasets.in_order(np.asarray(found['nats']), 32), expected, rtol=1e-5)
     assert found['right'].sum() == (logits[0].argmax(-1) == tokens[1:]).sum()
-    means = jax.jit(lambda state: train.evaluate(task, state))(train.State(0, None, variables['params'], {}, None))
+    means = jax.jit(lambda state: training.evaluate(model, task, state))(
+        TrainState(0, None, variables['params'], {}, None)
+    )
     means = means['test']['loss']
     assert float(means.compute()) == pytest.approx(float(expected.mean()), rel=1e-5) and means.count == 32
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seqjax import optim, train
+from seqjax import optim, training
 from seqjax.losses import squared_error
 from seqjax.task import Batch, Mean, Task
-from seqjax.tasks.td import td
+from seqjax.tasks.td import td, td_model
 from tests import reference
 
 ROWS, FEATURES, OUTPUTS, SIZE = 20, 3, 2, 4
@@ -67,26 +67,27 @@ class Noisy(nn.Module):
         return nn.Dense(OUTPUTS)(inputs) + jax.random.normal(self.make_rng('default'))
 
 
-TASK = Task(nn.Dense(OUTPUTS), loss, draw_batch, DATA)
+MODEL = nn.Dense(OUTPUTS)
+TASK = Task(loss, draw_batch, DATA)
 EVALUATED = TASK._replace(evals=EVALS)
 
 
 @functools.cache
 def compiled(chunk, evaluated=False):
     """What every test of TASK, or of EVALUATED, can share."""
-    return train.make_advance(EVALUATED if evaluated else TASK, TX, chunk=chunk)
+    return training.make_train_chunk(MODEL, EVALUATED if evaluated else TASK, TX, chunk=chunk)
 
 
-first_state = jax.jit(lambda seed, data: train.init_state(TASK._replace(data=data), TX, jax.random.key(seed)))
+first_state = jax.jit(lambda seed, data: training.init_state(MODEL, TASK._replace(data=data), TX, jax.random.key(seed)))
 
 
 def start(seed=3, data=DATA):
     return first_state(np.uint32(seed), data)
 
 
-def train_all(task, state, advance, *, steps=STEPS, chunk=STEPS):
+def train_all(task, state, train_chunk, *, model=MODEL, steps=STEPS, chunk=STEPS):
     """The last state, the metrics of every step by name [steps], and the evaluations after every chunk."""
-    chunks = list(train.train(task, TX, state, steps=steps, chunk=chunk, advance=advance))
+    chunks = list(training.train(model, task, TX, state, steps=steps, chunk=chunk, train_chunk=train_chunk))
     return chunks[-1][0], join(*(metrics for _, metrics, _ in chunks)), [evals for *_, evals in chunks]
 
 
@@ -100,13 +101,13 @@ def join(*metrics):
 def test_train_step_equals_a_step_by_hand():
     """Gradient descent on a masked linear regression: the loss before the update, the parameters after it."""
     batch = Batch(DATA[0], DATA[1], np.arange(ROWS) % 3 != 0)
-    task = Task(nn.Dense(OUTPUTS), loss, lambda data, key, step: batch)
+    task = Task(loss, lambda data, key, step: batch)
     tx = optax.sgd(0.1)
-    state = train.init_state(task, tx, jax.random.key(0))
+    state = training.init_state(MODEL, task, tx, jax.random.key(0))
     params = {name: np.float64(x) for name, x in state.params.items()}
     errors = (DATA[0] @ params['kernel'] + params['bias'] - DATA[1]) * batch.mask[:, None]
     count = OUTPUTS * batch.mask.sum()
-    new, metrics = jax.jit(lambda state: train.train_step(task, tx, state))(state)
+    new, metrics = jax.jit(lambda state: training.train_step(MODEL, task, tx, state))(state)
     assert metrics['loss'].count == count
     reference.assert_close(metrics['loss'].compute(), (errors**2).sum() / count, 1e-5)
     reference.assert_close(new.params['kernel'], params['kernel'] - 0.2 * DATA[0].T @ errors / count, 1e-5)
@@ -117,7 +118,7 @@ def test_train_step_equals_a_step_by_hand():
 
 def test_the_first_state_is_a_function_of_the_seed():
     """The same seed gives the same state, bit for bit, whatever the data hold; another seed gives others."""
-    reference.assert_trees_equal(train.init_state(TASK, TX, jax.random.key(3)), start())
+    reference.assert_trees_equal(training.init_state(MODEL, TASK, TX, jax.random.key(3)), start())
     reference.assert_trees_equal(start(data=jax.tree.map(np.negative, DATA)), start())
     assert (start(seed=4).params['kernel'] != start().params['kernel']).all()
     assert start().step == 0
@@ -146,17 +147,17 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit():
     state, after, _ = train_all(TASK, halfway, compiled(3), chunk=3)
     reference.assert_trees_equal(join(before, after), want_metrics)
     reference.assert_trees_equal(state, want_state)
-    assert list(train.train(TASK, TX, state, steps=STEPS, chunk=3)) == []  # there already
+    assert list(training.train(MODEL, TASK, TX, state, steps=STEPS, chunk=3)) == []  # there already
 
 
 def test_an_lstm_too_is_trained_bit_for_bit_in_any_chunks():
     """The td task: steps one by one, and four with a stop and six more in chunks of four."""
-    task = td('many_to_many')
-    state = train.init_state(task, TX, jax.random.key(0))
-    single, four = (train.make_advance(task, TX, chunk=chunk) for chunk in (1, 4))
-    want_state, want_metrics, _ = train_all(task, state, single, chunk=1)
-    halfway, before, _ = train_all(task, state, four, steps=4, chunk=4)
-    state, after, _ = train_all(task, halfway, four, chunk=4)
+    model, task = td_model('many_to_many'), td('many_to_many')
+    state = training.init_state(model, task, TX, jax.random.key(0))
+    single, four = (training.make_train_chunk(model, task, TX, chunk=chunk) for chunk in (1, 4))
+    want_state, want_metrics, _ = train_all(task, state, single, model=model, chunk=1)
+    halfway, before, _ = train_all(task, state, four, model=model, steps=4, chunk=4)
+    state, after, _ = train_all(task, halfway, four, model=model, chunk=4)
     reference.assert_trees_equal(join(before, after), want_metrics)
     reference.assert_trees_equal(state, want_state)
 
@@ -178,12 +179,12 @@ def test_step_and_a_new_key_reach_the_batch():
 def test_the_model_draws_anew_at_every_step():
     """With a learning rate of 0 and the same batch, the outputs differ by the noise alone; the seed repeats it."""
     batch = Batch(DATA[0][:1], DATA[1][:1], np.ones(1, bool))
-    task = Task(Noisy(), lambda outputs, _: {'loss': Mean(outputs.sum(), jnp.float32(1))}, lambda *_: batch)
+    model, task = Noisy(), Task(lambda outputs, _: {'loss': Mean(outputs.sum(), jnp.float32(1))}, lambda *_: batch)
     tx = optax.sgd(0.0)
-    first = jax.jit(lambda seed: train.init_state(task, tx, jax.random.key(seed)))
-    advance = train.make_advance(task, tx, chunk=6)
+    first = jax.jit(lambda seed: training.init_state(model, task, tx, jax.random.key(seed)))
+    how = {'steps': 6, 'chunk': 6, 'train_chunk': training.make_train_chunk(model, task, tx, chunk=6)}
     states = [first(np.uint32(seed)) for seed in (3, 3, 4)]
-    losses = [next(train.train(task, tx, s, steps=6, chunk=6, advance=advance))[1]['loss'].total for s in states]
+    losses = [next(training.train(model, task, tx, s, **how))[1]['loss'].total for s in states]
     assert len(set(losses[0])) == 6
     np.testing.assert_array_equal(losses[1], losses[0])
     assert (losses[2] - losses[0]).std() > 0.1  # not the same noise on other parameters
@@ -200,7 +201,7 @@ def test_N06_a_step_is_traced_and_compiled_once():
     task, state = TASK._replace(batch=counted), start()
     train_all(task, state, None, chunk=4)
     assert len(calls) == 1
-    advance = train.make_advance(task, TX, chunk=4)
+    advance = training.make_train_chunk(MODEL, task, TX, chunk=4)
     for _ in range(2):
         train_all(task, state, advance, chunk=4)
     assert len(calls) == 2
@@ -232,11 +233,11 @@ def test_evaluating_changes_no_bit_of_the_training():
 
 def test_mutable_collections_travel_in_the_state():
     """A model that counts its calls: one a step, over chunks; evaluation sees the count and leaves it alone."""
-    task = TASK._replace(model=Counting(), evals=EVALS)
-    state = train.init_state(task, TX, jax.random.key(3))
+    model, task = Counting(), TASK._replace(evals=EVALS)
+    state = training.init_state(model, task, TX, jax.random.key(3))
     assert state.variables == {'stats': {'calls': 0}}
     assert set(state.params) == {'Dense_0'}
-    chunks = list(train.train(task, TX, state, steps=STEPS, chunk=4))
+    chunks = list(training.train(model, task, TX, state, steps=STEPS, chunk=4))
     assert [int(state.variables['stats']['calls']) for state, *_ in chunks] == [4, 8, 10]
     state, _, evals = chunks[-1]
     dense = {name: np.float64(x) for name, x in state.params['Dense_0'].items()}
@@ -253,10 +254,10 @@ def test_no_program_holds_the_data():
     data = tuple(np.random.default_rng(n).normal(size=(10_000, n)).astype(np.float32) for n in (FEATURES, OUTPUTS))
     evals = jax.tree.map(lambda x: np.repeat(x, 1000, axis=0), EVALS)
     task, state = TASK._replace(data=data, evals=evals), start()
-    advance = train.make_advance(task, TX, chunk=3)
+    advance = training.make_train_chunk(MODEL, task, TX, chunk=3)
     programs = [
         (advance, (data, evals, state, 3)),
-        (lambda seed: train.init_state(task, TX, jax.random.key(seed)), (np.uint32(0),)),
+        (lambda seed: training.init_state(MODEL, task, TX, jax.random.key(seed)), (np.uint32(0),)),
     ]
     for program, args in programs:
         lowered = jax.jit(program).lower(*args)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from seqjax import losses, train
+from seqjax import losses, training
 from seqjax.activations import positive
 from seqjax.cells import GRUCell, HiddenCarry, LSTMCarry, LSTMCell, SimpleRNNCell
 from seqjax.initializers import ConstantGate, uniform_init
@@ -390,13 +390,13 @@ def test_a_dropped_unit_is_seen_by_no_later_step_of_its_row_and_by_every_step_of
 @pytest.mark.parametrize('drop', DROPS)
 @pytest.mark.parametrize('kind', ['lstm', 'gru', 'simple'])
 def test_two_training_steps_draw_different_masks_and_one_key_the_same(kind, drop):
-    """Through `train.train_step`, with an optimiser that stands still: what differs from step to step is the draw."""
+    """Through `training.train_step`, with a learning rate of 0: what differs from step to step is the draw."""
     x = np.random.default_rng(0).normal(size=(8, T, F)).astype(np.float32)
     model = SequenceToVector(RNN(KINDS[kind](8, **DROPS[drop])), nn.Dense(1))
     data = Batch(x, np.ones((8, 1), np.float32), np.ones(8, bool))
-    task, still = Task(model, losses.mean_squared_error, lambda data, key, step: data, data), optax.sgd(0.0)
-    first = train.init_state(task, still, KEY)
-    step = jax.jit(functools.partial(train.train_step, task, still))
+    task, still = Task(losses.mean_squared_error, lambda data, key, step: data, data), optax.sgd(0.0)
+    first = training.init_state(model, task, still, KEY)
+    step = jax.jit(functools.partial(training.train_step, model, task, still))
 
     def walk(state):
         found = []
