@@ -6,15 +6,15 @@ Axes, wherever a shape stands in a comment:
 
 The rooms, each importing only from those above it:
 
-    task          the types that everybody shares: Sequences, Batch, Mean, Task, State
+    task          the types that everybody shares: Sequences, Batch, Mean, Task, TrainState
     options       names of options: a mistyped one is refused with the nearest one
     masks         which steps are real: lengths and masks, their checks, and what they mean along time
     losses        masked losses and metrics, each a Mean that is not divided yet
     activations   activation functions by name
     initializers  how weights begin: schemes by name, biases that set how long a gate remembers
-    spread        the rows of a batch over the devices of the mesh in effect
+    row_sharding  sharding of the rows of a batch over the devices of the mesh in effect
     linear_map    linear maps with a transpose of their own: fast reverse mode beside forward mode
-    ops           what the next two share: steps, chunks of a backward pass, rows divided by devices
+    ops           what the next two share: steps, chunks of a backward pass
     lstm_ops      the LSTM's recurrence as an array function: one signature, several ways to compute it
     gru_ops       the same of the GRU
     cells         one time step: LSTMCell, GRUCell, SimpleRNNCell and their variants
@@ -30,9 +30,6 @@ The rooms, each importing only from those above it:
     tasks/        what is learned, a file a family
     dataset       what a file of data gives a run: how it is fed, scored and split, and what there is to beat
     optim         the optimiser that a run asks for
-    train         train_step, and the one loop that scans it
-    sweep         many seeds at once, by vmap, in groups that fit
-    mesh          devices with named axes: which part of a run lies where
     processes     several processes that compute one run
     streaming     data that stay on the host: batches made there, by grain
     ------        rooms that touch files or print
@@ -43,9 +40,9 @@ The rooms, each importing only from those above it:
     memory        what a program needs, estimated before it is compiled, and what this machine has
     signals       how a run is asked to stop: SIGTERM, SIGINT
     checkpoint    saves by Orbax, sealed with checksums, verified before use
-    run           the host half of a run: from checkpoint to checkpoint, with a log; knows no task by name
-    trials        many seeds of one problem, each until it is at the goal, tested on what it never saw
-    fit           many seeds of one task, each until validation improves no more; the best State of each is kept
+    trials        results of training until a success criterion is met, and their files
+    fit           results of training with early stopping, and their files
+    training/     train_step, the one loop, replica groups, sharding, sessions, the driver of seeds and its observers
     verdict       whether a model beats a baseline, by how much, and how sure that is
     readers/      files of people to arrays, through a library made for each format
     baselines/    what is simple and must be beaten, a file a kind of data
