@@ -7,11 +7,12 @@ The source has one LSTM of 128 units on each side and 32 questions a step, and r
 The task itself is in seqjax/tasks/addition.py.
 """
 
-from experiments import launch, study
+from experiments import study
 from seqjax.tasks.addition import addition
 
 STUDY = study.Study(addition, hidden=128, batch_size=32, steps=150_000, every=1500, learning_rate=1e-3, replicas=1)
-FLAGS, run, main = STUDY.FLAGS, STUDY.run, STUDY.main
+COMMAND = STUDY.command(__doc__)
+FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

@@ -31,7 +31,7 @@ from absl import flags
 
 import seqjax
 from experiments import launch
-from experiments.launch import Choice, Flag, Many, Whole
+from experiments.launch import Choice, Command, Flag, Many, Table, Whole
 from experiments.peers import cases, client, scores, table
 from experiments.peers.cases import ROWS, STREAMING, TRAINING, Case
 from experiments.peers.client import Client
@@ -523,15 +523,16 @@ def _versions(names: Sequence[str]) -> Iterator[str]:
             yield f'{name} {importlib.metadata.version(name)}'
 
 
-def main(argv: list[str] | None = None) -> int:
-    return launch.main(
-        run,
-        FLAGS,
-        argv,
-        name='experiments.bench',
-        complete=lambda values: default_workdir(values, launch.default_values(run), 'bench'),
-    )
+DEFAULTS = launch.default_values(run)
+COMMAND = Command(
+    'bench',
+    __doc__,
+    run,
+    Table(FLAGS, DEFAULTS),
+    lambda values: default_workdir(values, DEFAULTS, 'bench'),
+)
+main = COMMAND.main
 
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

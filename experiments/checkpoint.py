@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import launch
-from experiments.launch import Flag, Place, Switch, Whole
+from experiments.launch import Command, Flag, Place, Switch, Table, Whole
 from seqjax import checkpoint, files
 from seqjax.checkpoint import About, Store, Unsound
 from seqjax.files import CHECKPOINTS, UserError
@@ -170,9 +170,9 @@ def _top(folder: Path) -> Path:
     return next(path for path in folder.parents if path.name == CHECKPOINTS)
 
 
-def main(argv: list[str] | None = None) -> int:
-    return launch.main(run, FLAGS, argv, name='experiments.checkpoint')
+COMMAND = Command('checkpoint', __doc__, run, Table(FLAGS, launch.default_values(run)))
+main = COMMAND.main
 
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import launch, lengths, studies
-from experiments.launch import FLAGFILES, Flag, Many, Name, Switch
+from experiments import launch, lengths
+from experiments.launch import FLAGFILES, Command, Flag, Many, Name, Switch, Table
 from seqjax import files, report, trials
+from seqjax.cli import registry
 from seqjax.files import UserError
 from seqjax.problem import WRONG
 
@@ -203,15 +204,15 @@ def _run_one(claim: Claim, folder: Path, settings: Mapping[str, Any]) -> dict[st
     argv = [f'--flagfile={FLAGFILES / claim.name}.flags', f'--workdir={folder}']
     argv += [*claim.quick] if settings['quick'] else []
     argv += ['--overwrite'] if settings['overwrite'] else []
-    door = studies.door(claim.module)
-    door.run(**door.parse(argv))
+    command = registry.find(claim.module)
+    command.run(**command.parse(argv))
     with files.reading(folder / files.SUMMARY):
         return json.loads((folder / files.SUMMARY).read_text(encoding='utf-8'))
 
 
-def main(argv: list[str] | None = None) -> int:
-    return launch.main(run, FLAGS, argv, name=f'experiments.{NAME}')
+COMMAND = Command('claims', __doc__, run, Table(FLAGS, launch.default_values(run)))
+main = COMMAND.main
 
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

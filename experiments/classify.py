@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import launch
 from experiments.fitting import Kind, bounds_of
 from experiments.launch import Choice, Flag, Place, Share
-from seqjax.dataset import Dataset, Form, Stream, Unseen
+from experiments.settings import Settings
+from seqjax.dataset import Answers, Dataset, Stream, Unseen
+from seqjax.datasets import classify as classes
 from seqjax.datasets import labelled_series
 from seqjax.readers.archive import Series, read_series
 from seqjax.readers.extra import locate
+from seqjax.types import ModelSpec
 
 TRAIN, TEST = '_TRAIN.ts', '_TEST.ts'  # how the archive calls its files
 
@@ -27,7 +29,6 @@ class Classify(Kind):
     """Series of any length, with any number of channels."""
 
     name = 'classify'
-    about = 'Classes of whole time series, from a .ts file of the UCR and UEA archive.'
     suffix = '.ts'
     data_help = 'the .ts file; or PACKAGE:PATH, a file that an installed package has'
     OWN = {
@@ -46,34 +47,37 @@ class Classify(Kind):
     }
     own_defaults = {'test_data': None, 'test': 0.2, 'validation': 0.2, 'missing': 'refuse', 'class_weights': 'none'}
 
-    def dataset(self, settings: Mapping[str, Any]) -> Dataset:
+    def dataset(self, settings: Settings) -> Dataset:
+        options = settings.options
         return labelled_series.dataset(
-            *_read(settings, settings['data']),
-            test_share=settings['test'],
-            validation_share=settings['validation'],
-            missing=settings['missing'],
-            weights=settings['class_weights'],
-            batch_size=settings['batch_size'],
-            seed=settings['seed'],
+            *_read(options, options['data']),
+            test_share=options['test'],
+            validation_share=options['validation'],
+            missing=options['missing'],
+            weights=options['class_weights'],
+            batch_size=settings.train.batch_size,
+            seed=settings.train.seed,
         )
 
-    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
-        return labelled_series.check_recipe(recipe, settings['missing'])
+    def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
+        return labelled_series.check_recipe(recipe, settings.options['missing'])
 
-    def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
-        return labelled_series.form(recipe)
+    def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
+        return labelled_series.spec(recipe)
 
-    def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
-        if settings['part'] == 'all':
+    def answers(self, recipe: Mapping[str, Any]) -> Answers:
+        return classes.answers
+
+    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
+        options = settings.options
+        if options['part'] == 'all':
             file = locate(path)
-            return labelled_series.unseen(file.name, read_series(file, bounds_of(settings)), recipe)
-        shares = settings['test'], settings['validation']
-        parts = labelled_series.split(*_read(settings, path), *shares)
-        return labelled_series.unseen(
-            f'the {settings["part"]} part of {path}', getattr(parts, settings['part']), recipe
-        )
+            return labelled_series.unseen(file.name, read_series(file, bounds_of(options)), recipe)
+        shares = options['test'], options['validation']
+        parts = labelled_series.split(*_read(options, path), *shares)
+        return labelled_series.unseen(f'the {options["part"]} part of {path}', getattr(parts, options['part']), recipe)
 
-    def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
+    def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> Stream:
         return labelled_series.stream(recipe)
 
 
@@ -93,7 +97,8 @@ def beside(path: Path) -> Path | None:
 
 
 KIND = Classify()
-FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
+COMMAND = KIND.command(__doc__)
+FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

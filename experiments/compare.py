@@ -9,7 +9,6 @@ is as each task has it. A comparison that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,12 +16,15 @@ import jax
 import numpy as np
 
 from experiments import launch, studies
-from experiments.launch import Choice, Flag, Many, Name, Whole
-from experiments.run_directory import default_workdir
-from experiments.study import DEFAULTS, MODEL, TRAINING, Study, goal_of, make_model
+from experiments.comparison import compare_runs
+from experiments.launch import CellName, Command, Flag, Many, Name, Table, Whole
+from experiments.run_directory import default_workdir, safe_name
+from experiments.settings import Settings
+from experiments.study import DEFAULTS, Study, goal_of, make_model
+from experiments.study import FLAGS as OF_TASKS
 from seqjax import files, report
+from seqjax.cli import registry
 from seqjax.files import UserError
-from seqjax.models import CELLS
 from seqjax.problem import WRONG, input_shapes
 from seqjax.trials import Outcome
 
@@ -32,8 +34,11 @@ WIDEST = 4096  # units that are tried for a budget of parameters
 OURS = ('workdir', 'overwrite', 'picture')  # of the whole comparison; each of its runs has a folder within
 
 OWN = {
-    'tasks': Flag(Many(Name()), f'what is learned: some of {", ".join(studies.NAMES)}; or MODULE:FUNCTION'),
-    'cells': Flag(Many(Choice(*CELLS)), 'the cells that are compared, each with the first'),
+    'tasks': Flag(
+        Many(Name()),
+        f'what is learned: some of {", ".join(studies.NAMES)}; MODULE:FUNCTION; or one kind of data, such as forecast',
+    ),
+    'cells': Flag(Many(CellName()), 'the cells that are compared, each with the first'),
     'params': Flag(Whole(1), 'the most parameters that a model may have: --hidden is as large as that allows'),
 }
 OWN_DEFAULTS = {'tasks': ['adding'], 'cells': ['lstm', 'gru'], 'params': None}
@@ -46,31 +51,44 @@ class Entry(NamedTuple):
     cell: str
     hidden: int
     params: int
-    settings: dict[str, Any]
+    settings: Settings
     study: Study
 
     @property
     def folder(self) -> str:
-        return f'{self.task.replace(":", ".")}/{self.cell}'
+        return f'{self.task.replace(":", ".")}/{safe_name(self.cell)}'
 
 
 # --- flags -----------------------------------------------------------------------------------------
 
 
+def kind_of(tasks: Sequence[str]) -> Any:
+    """The kind of data that is the one task; None where tasks are synthetic ones."""
+    if len(tasks) > 1 or tasks[0] not in registry.modules():
+        return None
+    return getattr(registry.module(tasks[0]), 'KIND', None)
+
+
 def table_of(tasks: Sequence[str]) -> tuple[dict[str, Flag], dict[str, Any]]:
     """The flags of a comparison over some tasks; None where a task's own default holds."""
+    kind = kind_of(tasks)
+    if kind is not None:
+        theirs = {name: flag for name, flag in kind.FLAGS.items() if name not in ('cell', 'compare')}
+        own = {name: OWN[name] for name in ('tasks', 'cells')}
+        return own | theirs, OWN_DEFAULTS | {name: kind.defaults[name] for name in theirs}
     found = [studies.find(task) for task in tasks]
     shared = [name for name in found[0].own if name not in OWN and all(name in study.own for study in found)]
     own = {name: found[0].FLAGS[name] for name in shared}
-    table = OWN | own | {name: flag for name, flag in (MODEL | TRAINING).items() if name != 'cell'}
+    table = OWN | own | {name: flag for name, flag in OF_TASKS.items() if name != 'cell'}
     ours = {name: DEFAULTS[name] for name in (*OURS, 'seed', 'replicas')}
     return table, dict.fromkeys(table) | OWN_DEFAULTS | ours | {'to_the_end': True}
 
 
-def run(**values: Any) -> list[tuple[Entry, Outcome]]:
+def run(**values: Any) -> list[Any]:
     """Trains every cell on every task with the same seeds, all steps, and compares what they end with.
 
-    Arguments are the flags of the command; `tasks` and `cells` are lists. Without `workdir` nothing is kept.
+    Arguments are the flags of the command; `tasks` and `cells` are lists. Without `workdir` nothing is kept. Where the
+    one task is a kind of data, see `seqjax/datasets/`, the flags are that kind's.
 
     Raises:
       UserError (a ValueError): an argument is refused, or two do not go together.
@@ -78,27 +96,27 @@ def run(**values: Any) -> list[tuple[Entry, Outcome]]:
     tasks = launch.check({'tasks': OWN['tasks']}, OWN_DEFAULTS | values, OWN_DEFAULTS)['tasks']
     table, defaults = table_of(tasks)
     launch.check_known(values, table)
+    kind = kind_of(tasks)
+    if kind is not None:
+        cells = launch.check({'cells': OWN['cells']}, OWN_DEFAULTS | values, OWN_DEFAULTS)['cells']
+        return kind.run(**{name: x for name, x in values.items() if name not in OWN}, compare=cells)
     settings = launch.check(table, defaults | values, defaults)
     if settings['params'] is not None and settings['hidden'] is not None:
         raise UserError(f'--params={settings["params"]} chooses --hidden, and --hidden={settings["hidden"]} is given')
     entries = [entry_of(settings, task, cell) for task in settings['tasks'] for cell in settings['cells']]
     # Tasks and cells may be added to a comparison; what a run of it depends on, that run compares itself.
     shared = {name: value for name, value in settings.items() if name not in ('tasks', 'cells')}
-    with files.open_workdir(shared, NAME, names=FILES) as (folder, _):
-        summary = {'experiment': NAME, 'finished': False, 'flags': shared}
-        folder.write_summary(summary)
-        found = []
-        for entry in entries:
-            print(f'{entry.task}, {entry.cell}({entry.hidden}), {entry.params:,} parameters')
-            found.append((entry, _outcome(entry, folder)))
-        _write(folder, found)
-        folder.write_summary(summary | {'finished': True})
+
+    def train(entry: Entry, folder: files.Workdir) -> tuple[Entry, Outcome]:
+        print(f'{entry.task}, {entry.cell}({entry.hidden}), {entry.params:,} parameters')
+        return entry, _outcome(entry, folder)
+
+    def show(folder: files.Workdir, found: Sequence[tuple[Entry, Outcome]]) -> None:
         print('\n'.join(['', *table_lines(found), '', *difference_lines(found)]))
         if settings['picture']:
             _picture(folder, found)
-        if folder.path is not None:
-            print('\n' + folder.listing())
-        return found
+
+    return compare_runs(shared, NAME, FILES, entries, train, _write, show)
 
 
 def entry_of(settings: Mapping[str, Any], task: str, cell: str) -> Entry:
@@ -108,15 +126,16 @@ def entry_of(settings: Mapping[str, Any], task: str, cell: str) -> Entry:
     one = study.defaults | given | {'cell': cell, 'workdir': None, 'picture': False}
     if settings['params'] is not None:
         one['hidden'] = _widest(study, one, settings['params'])
-    one = study.check(one)
-    return Entry(task, cell, one['hidden'], count_params(study, one), one, study)
+    checked = study.check(one)
+    return Entry(task, cell, checked.model.hidden, count_params(study, checked.flags), checked, study)
 
 
-def count_params(study: Study, settings: Mapping[str, Any]) -> int:
-    """Of the model that the settings ask for; nothing is computed."""
-    problem = study.problem(settings)
-    model = make_model(problem, settings)
-    return report.count_params(jax.eval_shape(model.init, jax.random.key(0), input_shapes(problem))['params'])
+def count_params(study: Study, flags: Mapping[str, Any]) -> int:
+    """Of the model that the flags ask for; nothing is computed."""
+    problem = study.problem(flags)
+    inputs = input_shapes(problem)
+    model = make_model(problem.spec, Settings.of(flags).model, inputs)
+    return report.count_params(jax.eval_shape(model.init, jax.random.key(0), inputs)['params'])
 
 
 def _widest(study: Study, settings: dict[str, Any], params: int) -> int:
@@ -137,9 +156,9 @@ def _widest(study: Study, settings: dict[str, Any], params: int) -> int:
 def _outcome(entry: Entry, folder: files.Workdir) -> Outcome:
     """Trains what is not trained yet."""
     path = None if folder.path is None else str(folder.path / entry.folder)
-    settings = entry.settings | {'workdir': path}
-    with files.open_workdir(settings, entry.study.name) as (inner, summary):
-        return entry.study.outcome(entry.study.problem(settings), settings, inner, summary)
+    settings = entry.settings.replace(workdir=path)
+    with files.open_workdir(settings.flags, entry.study.name) as (inner, summary):
+        return entry.study.outcome(entry.study.problem(settings.options), settings, inner, summary)
 
 
 # --- what is shown ---------------------------------------------------------------------------------
@@ -198,10 +217,10 @@ def _picture(folder: files.Workdir, found: Sequence[tuple[Entry, Outcome]]) -> N
     for axis, task in zip(axes, tasks, strict=True):
         mine = [(entry, outcome) for entry, outcome in found if entry.task == task]
         for i, (entry, outcome) in enumerate(mine):
-            metric = goal_of(entry.study.problem(entry.settings), entry.settings).metric
+            metric = goal_of(entry.study.problem(entry.settings.options), entry.settings).metric
             looks = outcome.looks[:, :, outcome.metrics.index(metric)]
             curve = np.array([report.median_interval(values) for values in looks.T])
-            steps = entry.settings['every'] * entry.settings['batch_size'] * np.arange(1, len(curve) + 1)
+            steps = entry.settings.train.every * entry.settings.train.batch_size * np.arange(1, len(curve) + 1)
             color = report.shade(i / max(len(mine) - 1, 1))
             report.draw_band(axis, steps, curve, color, f'{entry.cell}({entry.hidden})')
         what = 'share answered wrongly' if metric == WRONG else metric
@@ -225,27 +244,32 @@ def _write(folder: files.Workdir, found: Sequence[tuple[Entry, Outcome]]) -> Non
     files.write_table(folder, TABLE, columns, rows())
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else list(argv)
+def table_for(argv: Sequence[str]) -> Table:
+    """The flags of a comparison over the tasks that are asked for."""
     try:
         tasks = OWN['tasks'].parser.parse(launch.peek(argv, 'tasks', OWN_DEFAULTS['tasks'][0]))
-        table, defaults = table_of(tasks)
+        return Table(*table_of(tasks))
     except ValueError:  # told when it is run
-        table, defaults = table_of(OWN_DEFAULTS['tasks'])
-
-    def complete(values: dict[str, Any]) -> dict[str, Any]:
-        tasks = '-'.join(values['tasks']).replace(':', '.')
-        few = values['steps'] is not None and values['steps'] < max(
-            studies.find(task).every for task in values['tasks']
-        )
-        # Few steps decide --every where that is not given.
-        steps = 'every' if few and values['every'] is None else 'steps'
-        return default_workdir(values, defaults, NAME, tasks, named=['tasks', 'cells'], steps=steps)
-
-    return launch.main(run, table, argv, name=f'experiments.{NAME}', complete=complete, defaults=defaults)
+        return Table(*table_of(OWN_DEFAULTS['tasks']))
 
 
-FLAGS = table_of(OWN_DEFAULTS['tasks'])[0]
+def with_workdir(values: dict[str, Any]) -> dict[str, Any]:
+    """The flags with the default --workdir."""
+    kind = kind_of(values['tasks'])
+    if kind is not None:
+        theirs = {name: value for name, value in values.items() if name not in OWN}
+        found = kind.default_workdir(theirs | {'compare': values['cells'], 'cell': kind.defaults['cell']})
+        return values | {'workdir': found['workdir']}
+    tasks = '-'.join(values['tasks']).replace(':', '.')
+    few = values['steps'] is not None and values['steps'] < max(studies.find(task).every for task in values['tasks'])
+    # Few steps decide --every where that is not given.
+    steps = 'every' if few and values['every'] is None else 'steps'
+    _, defaults = table_of(values['tasks'])
+    return default_workdir(values, defaults, NAME, tasks, named=['tasks', 'cells'], steps=steps)
+
+
+COMMAND = Command(NAME, __doc__, run, table_for, with_workdir)
+FLAGS, main = table_of(OWN_DEFAULTS['tasks'])[0], COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

@@ -6,11 +6,12 @@
 The task itself is in seqjax/tasks/copy_memory.py.
 """
 
-from experiments import launch, study
+from experiments import study
 from seqjax.tasks.copy_memory import copy_memory
 
 STUDY = study.Study(copy_memory, batch_size=32, every=50, steps=5000, clip_norm=1.0)
-FLAGS, run, main = STUDY.FLAGS, STUDY.run, STUDY.main
+COMMAND = STUDY.command(__doc__)
+FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

@@ -13,22 +13,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import launch
 from experiments.fitting import Kind, bounds_of
 from experiments.launch import Choice, Flag, Place, Share, Switch, Whole
-from seqjax.dataset import Dataset, Form, Stream, Unseen
-from seqjax.datasets import digits
+from experiments.settings import Settings
+from seqjax.dataset import Answers, Dataset, Stream, Unseen
+from seqjax.datasets import classify, digits
 from seqjax.files import UserError
 from seqjax.readers.bounds import Bounds
 from seqjax.readers.extra import locate
 from seqjax.readers.images import DIGITS, Images, beside_of, read_images
+from seqjax.types import ModelSpec
 
 
 class Digits(Kind):
     """Images of one size, in bytes."""
 
     name = 'digits'
-    about = 'Classes of images that are read as sequences, row by row or pixel by pixel.'
     data_help = (
         f"{DIGITS} for scikit-learn's images of 8 x 8; or a file of images in the format of MNIST (idx), also gzipped"
     )
@@ -46,34 +46,39 @@ class Digits(Kind):
         **{'order': 'rows', 'permute': False},
     }
 
-    def dataset(self, settings: Mapping[str, Any]) -> Dataset:
+    def dataset(self, settings: Settings) -> Dataset:
+        options = settings.options
         return digits.dataset(
-            *_read(settings['data'], settings['labels'], bounds_of(settings)),
-            _test(settings),
-            test_count=settings['test'],
-            validation_share=settings['validation'],
-            order=settings['order'],
-            permute=settings['permute'],
-            batch_size=settings['batch_size'],
-            seed=settings['seed'],
+            *_read(options['data'], options['labels'], bounds_of(options)),
+            _test(options),
+            test_count=options['test'],
+            validation_share=options['validation'],
+            order=options['order'],
+            permute=options['permute'],
+            batch_size=settings.train.batch_size,
+            seed=settings.train.seed,
         )
 
-    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
-        return digits.check_recipe(recipe, settings['order'], settings['permute'])
+    def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
+        return digits.check_recipe(recipe, settings.options['order'], settings.options['permute'])
 
-    def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
-        return digits.form(recipe)
+    def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
+        return digits.spec(recipe)
 
-    def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
-        known = {settings['data']: settings['labels'], settings['test_data']: settings['test_labels']}
-        name, images = _read(path, known.get(path), bounds_of(settings))
-        if settings['part'] == 'all':
+    def answers(self, recipe: Mapping[str, Any]) -> Answers:
+        return classify.answers
+
+    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
+        options = settings.options
+        known = {options['data']: options['labels'], options['test_data']: options['test_labels']}
+        name, images = _read(path, known.get(path), bounds_of(options))
+        if options['part'] == 'all':
             return digits.unseen(name, images, recipe)
-        here = {**settings, 'data': path}
+        here = {**options, 'data': path}
         parts = digits.split(name, images, _test(here), here['test'], here['validation'])
         return digits.unseen(f'the {here["part"]} part of {name}', getattr(parts, here['part']), recipe)
 
-    def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
+    def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> Stream:
         return digits.stream(recipe)
 
 
@@ -100,7 +105,8 @@ def _test(settings: Mapping[str, Any]) -> tuple[str, Images] | None:
 
 
 KIND = Digits()
-FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
+COMMAND = KIND.command(__doc__)
+FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

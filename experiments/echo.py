@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from experiments import launch
-from experiments.launch import Choice, Flag, Fraction, Positive, Switch, Whole
+from experiments.launch import Choice, Command, Flag, Fraction, Positive, Switch, Table, Whole
 from experiments.run_directory import default_workdir
 from seqjax import files, optim, report, streaming, training
 from seqjax.files import UserError
@@ -245,17 +245,16 @@ def sizes(
     return numbers, named | {'delay': delay, 'steps': steps, 'replicas': replicas, 'chunk': chunk}
 
 
-def main(argv: list[str] | None = None) -> int:
-    return launch.main(
-        run,
-        FLAGS,
-        argv,
-        name='experiments.echo',
-        complete=lambda values: default_workdir(
-            values, launch.default_values(run), NAME, values['feed'], named=['feed'], steps=STEPS
-        ),
-    )
+DEFAULTS = launch.default_values(run)
+COMMAND = Command(
+    'echo',
+    __doc__,
+    run,
+    Table(FLAGS, DEFAULTS),
+    lambda values: default_workdir(values, DEFAULTS, NAME, values['feed'], named=['feed'], steps=STEPS),
+)
+main = COMMAND.main
 
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

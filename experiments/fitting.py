@@ -19,17 +19,19 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import launch, study
-from experiments.launch import Choice, Flag, Fraction, Many, Place, Switch, Whole
-from experiments.run_directory import default_workdir
+from experiments.comparison import compare_runs
+from experiments.launch import CellName, Command, Flag, Many, Place, Table, Whole
+from experiments.run_directory import default_workdir, safe_name
+from experiments.settings import Settings
 from seqjax import checkpoint, files, fit, processes, report, training, verdict
-from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Unseen
+from seqjax.config import ModelConfig, RunConfig, TrainConfig
+from seqjax.dataset import Answers, Dataset, Items, Measure, Stream, Unseen
 from seqjax.files import UserError
 from seqjax.fit import Fit
-from seqjax.models import CELLS, sequence_model
+from seqjax.models import CELLS
 from seqjax.readers.bounds import Bounds
 from seqjax.task import Arrays, Batch, Best, EarlyStopping, Task, TrainState
 from seqjax.training import replicas as replica_groups
@@ -38,6 +40,7 @@ from seqjax.training.programs import MAX_VMAP_SIZE
 from seqjax.training.run import CompiledRun
 from seqjax.training.sharding import DATA
 from seqjax.training.summary import new_summary
+from seqjax.types import ModelSpec
 from seqjax.verdict import Gain
 
 STEPS = 'steps'
@@ -45,45 +48,22 @@ PREDICTIONS, COMPARED = 'predictions.csv', 'compare.csv'
 FILES = (files.SUMMARY, fit.TABLE, fit.MODELS, PREDICTIONS, files.CURVE)
 MOST_EVERY = 500  # steps between two looks, where an epoch has more
 
-MODEL = {
-    **{name: study.MODEL[name] for name in ('cell', 'hidden', 'layers', 'bidirectional', 'dropout')},
-    'input_dropout': Flag(Fraction(), 'share of the values that the first layer reads that is dropped'),
-    'output_dropout': Flag(Fraction(), 'share of the values that the answer is made of that is dropped'),
-    'recurrent_dropout': Flag(Fraction(), 'share of the hidden state that is dropped, the same units at every step'),
-    'drop_connect': Flag(Fraction(), 'share of the recurrent kernel that is dropped, the same for all steps'),
-    **{name: study.MODEL[name] for name in ('gate_bias', 'parallel')},
-}
-TRAINING = {
-    'compare': Flag(Many(Choice(*CELLS)), 'train each of these cells, and put them in one table'),
-    'batch_size': Flag(Whole(1), 'sequences in a training step'),
-    'steps': Flag(Whole(1), 'training steps at most; the last look comes at a multiple of --every'),
-    'every': Flag(
-        Whole(1), f'steps between two looks at the validation part; an epoch by default, and {MOST_EVERY} at most'
-    ),
-    'patience': Flag(Whole(1), 'looks without a lower validation loss after which a seed is done'),
-    'refit': Flag(
-        Switch(),
-        'once the steps of the best look are known, train anew for as many, the median of the seeds, with the '
-        'validation part in what is trained on',
-    ),
-    'weight_decay': Flag(Fraction(), 'share of every parameter, times the learning rate, that each step takes off it'),
-    **{name: study.TRAINING[name] for name in ('schedule', 'decay_steps', 'clip_norm')},
-    **{name: flag for name, flag in launch.SHARED.items() if name not in ('chunk', 'best')},
-}
+# Fields of the configurations that are of no use to a dataset.
+OTHERS = ('attention', 'scheduled_sampling', 'until', 'to_the_end', 'split', 'best', 'chunk')
+MODEL = launch.flags_of(ModelConfig, without=OTHERS)
+COMPARE = {'compare': Flag(Many(CellName()), 'train each of these cells, and put them in one table')}
+TRAINING = launch.flags_of(TrainConfig, RunConfig, without=OTHERS)
 LIMITS = {
     'max_columns': Flag(Whole(1), 'columns or channels that a file may have'),
     'max_bytes': Flag(Whole(1, 2**63 - 1), 'bytes that a file may have, after it is decompressed'),
 }
-DEFAULTS = {
-    **{f'max_{name}': value for name, value in Bounds()._asdict().items()},
-    **{'cell': 'lstm', 'hidden': 64, 'layers': 1, 'bidirectional': False, 'dropout': 0.0, 'input_dropout': 0.0},
-    **{'output_dropout': 0.0, 'recurrent_dropout': 0.0, 'drop_connect': 0.0, 'gate_bias': 'default'},
-    **{'parallel': False, 'compare': None, 'batch_size': 32, 'steps': 10_000, 'every': None, 'patience': 10},
-    'refit': False,
-    **{'weight_decay': 0.0, 'schedule': 'constant', 'decay_steps': None, 'clip_norm': 1.0, 'learning_rate': 3e-3},
-    **{'adam_epsilon': 1e-7, 'seed': 0, 'replicas': 5, 'matmul_precision': 'default', 'workdir': None},
-    **{'overwrite': False, 'picture': True, 'mesh': None, 'checkpoint_every': 1000, 'keep': 2},
-}
+DEFAULTS = {f'max_{name}': value for name, value in Bounds()._asdict().items()} | {'compare': None}
+DEFAULTS |= launch.defaults_of(
+    ModelConfig(hidden=64),
+    TrainConfig(batch_size=32, steps=10_000, clip_norm=1.0, replicas=5),
+    RunConfig(),
+    without=OTHERS,
+)
 
 
 class Sampling(NamedTuple):
@@ -113,37 +93,7 @@ class Result(NamedTuple):
 # --- the model and the task ------------------------------------------------------------------------
 
 
-def make_model(form: Form, settings: Mapping[str, Any]) -> nn.Module:
-    """The model that the flags ask for; raises UserError where it cannot be."""
-    if settings['dropout'] and settings['layers'] == 1:
-        raise UserError(f'--dropout={settings["dropout"]} does nothing with --layers=1: it stands between two layers')
-    if settings['bidirectional'] and form.causal:
-        raise UserError('--bidirectional would look at the answers: each step is asked what follows')
-    names = ('cell', 'layers', 'bidirectional', 'dropout', 'input_dropout', 'output_dropout', 'parallel')
-    options = {name: settings[name] for name in names}
-    for name in ('recurrent_dropout', 'drop_connect'):
-        if settings[name] and name not in CELLS[settings['cell']].__dataclass_fields__:
-            raise UserError(
-                f'--{name}={settings[name]}: {settings["cell"]} has no recurrent kernel, so nothing to drop'
-            )
-        options |= {name: settings[name]} if settings[name] else {}
-    options |= study.gate_bias(form.horizon, 'this kind of data', settings['gate_bias'])
-    options |= {'features': settings['hidden'], 'vocabulary': form.vocabulary, 'stateful': form.stateful}
-    try:
-        model = sequence_model(form.answer, form.outputs, **options)
-        jax.eval_shape(model.init, jax.random.key(0), one_step(form))
-    except (ValueError, TypeError) as error:  # a TypeError: a cell without such a gate
-        given = ['cell', *(name for name in MODEL if name != 'cell' and settings[name] != DEFAULTS[name])]
-        raise UserError(f'{study.named(settings, given)} do not go together: {error}') from error
-    return model if form.around is None else form.around(model)
-
-
-def one_step(form: Form) -> jax.Array:
-    """An input of one sequence of one step."""
-    return jnp.zeros((1, 1), jnp.int32) if form.features is None else jnp.zeros((1, 1, form.features))
-
-
-def answering(model: nn.Module, form: Form) -> Callable[[Best, Batch], Arrays]:
+def answering(model: nn.Module, read: Answers) -> Callable[[Best, Batch], Arrays]:
     """What gives (best of one seed, batches, leaves [M, B, ...]) -> what the model says to them, on the host.
 
     The test of a run and later predictions share it, and so their numbers: bit for bit, as its program takes one batch
@@ -153,7 +103,7 @@ def answering(model: nn.Module, form: Form) -> Callable[[Best, Batch], Arrays]:
     @jax.jit
     def program(best, carry, batch):
         state = TrainState(0, None, best.params, best.variables, None)
-        return eval_step(model, state, form.answers, carry, batch)
+        return eval_step(model, state, read, carry, batch)
 
     def answers(best, batches):
         best = jax.device_put(best)  # once, and not for every batch
@@ -167,9 +117,9 @@ def answering(model: nn.Module, form: Form) -> Callable[[Best, Batch], Arrays]:
     return answers
 
 
-def bounds_of(settings: Mapping[str, Any]) -> Bounds:
+def bounds_of(options: Mapping[str, Any]) -> Bounds:
     """Returns the limits on a file that --max_columns and --max_bytes set."""
-    return Bounds(**{name: settings[f'max_{name}'] for name in Bounds._fields if f'max_{name}' in settings})
+    return Bounds(**{name: options[f'max_{name}'] for name in Bounds._fields if f'max_{name}' in options})
 
 
 # --- the experiment --------------------------------------------------------------------------------
@@ -178,39 +128,42 @@ def bounds_of(settings: Mapping[str, Any]) -> Bounds:
 class Kind:
     """A kind of data, of which a module of this folder makes its experiment: KIND = Classify().
 
-    The methods before `__init__` are a kind's own. They raise UserError where a file or a setting is wrong. `settings`
-    has every flag; `recipe` is what `dataset` left for predictions.
+    The methods before `__init__` are a kind's own. They raise UserError where a file or a setting is wrong.
+    `settings.options` has the kind's own flags; `recipe` is what `dataset` left for predictions.
     """
 
     STEPS = STEPS
     name: str  # of the module, and of the folder in runs/
-    about: str  # the first line of --help
     OWN: Mapping[str, Flag]  # its own flags, beside those that every kind has
     own_defaults: Mapping[str, Any]  # theirs; and of other flags, where those of this kind differ
 
-    def dataset(self, settings: Mapping[str, Any]) -> Dataset:
+    def dataset(self, settings: Settings) -> Dataset:
         """Reads --data, and splits it."""
         raise NotImplementedError
 
-    def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
+    def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
         """Of the models of a run, as its recipe has it; that of `dataset`."""
         raise NotImplementedError
 
-    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+    def answers(self, recipe: Mapping[str, Any]) -> Answers:
+        """What the host is given of outputs; that of `dataset`."""
+        raise NotImplementedError
+
+    def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
         """Returns the recipe of a run that was read from a file; raises UserError if it is invalid."""
         return recipe
 
-    def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
+    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
         """A file to predict, through the same preprocessing; refuses unknown labels and other columns by name."""
         raise NotImplementedError
 
-    def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
+    def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> Stream:
         """Observations from --stdin."""
         raise NotImplementedError
 
     def write(
         self,
-        settings: Mapping[str, Any],
+        settings: Settings,
         recipe: Mapping[str, Any],
         model: nn.Module,
         best: Best,
@@ -222,38 +175,34 @@ class Kind:
 
     def __init__(self):
         data = Flag(Place('file'), self.data_help)
-        self.FLAGS = {'data': data, **self.OWN, **LIMITS, **MODEL, **TRAINING}
+        self.FLAGS = {'data': data, **self.OWN, **LIMITS, **MODEL, **COMPARE, **TRAINING}
         self.defaults = {'data': None, **DEFAULTS, **self.own_defaults}
 
     data_help = 'the file; or PACKAGE:PATH, a file that an installed package has'
     suffix = ''  # the usual one of --data
 
-    def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, values: Mapping[str, Any]) -> Settings:
         """Plain values -> all settings; raises UserError where one is refused or two do not go together."""
         launch.check_known(values, self.FLAGS)
-        settings = launch.check(self.FLAGS, {**self.defaults, **values}, self.defaults)
-        if settings['data'] is None:
+        settings = Settings.of(launch.check(self.FLAGS, {**self.defaults, **values}, self.defaults))
+        if settings.options['data'] is None:
             raise UserError(f'--data is missing: {self.data_help}')
-        launch.check_seeds(settings['seed'], settings['replicas'])
-        study.make_optimiser(settings)
+        launch.check_seeds(settings.train.seed, settings.train.replicas)
+        study.make_optimizer(settings.train)
         launch.check_memory(*self.sizes(settings))
         return settings
 
-    def sizes(self, settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    def sizes(self, settings: Settings) -> tuple[int, dict[str, Any]]:
         """About how many float32 numbers a run holds at least, whatever its data, and the flags that decide it."""
-        names = ('hidden', 'layers', 'batch_size', 'every', 'replicas')
-        hidden, rows, width = (
-            settings['hidden'],
-            settings['batch_size'],
-            replica_groups.group_width(settings['replicas']),
-        )
-        wide = settings['layers'] * (1 + settings['bidirectional'])
-        gates = min(study.GATES.get(cell, 1) for cell in settings['compare'] or [settings['cell']])
+        names, model = ('hidden', 'layers', 'batch_size', 'every', 'replicas'), settings.model
+        hidden, rows, seeds = model.hidden, settings.train.batch_size, settings.train.replicas
+        wide, width = model.layers * (1 + model.bidirectional), replica_groups.group_width(seeds)
+        gates = min(map(study.gates, settings.options['compare'] or [model.cell]))
         weights, kept = wide * gates * hidden * hidden, wide * (gates + 2) * rows * hidden
         at_once = width if rows * gates * hidden**2 <= MAX_VMAP_SIZE else 1
-        numbers = 6 * width * weights + at_once * kept + 4 * width * (settings['every'] or 1)
-        numbers += settings['replicas'] * (2 * weights + 50)  # what is kept of a seed on the host
-        return numbers, {name: settings[name] for name in names}
+        numbers = 6 * width * weights + at_once * kept + 4 * width * (settings.train.every or 1)
+        numbers += seeds * (2 * weights + 50)  # what is kept of a seed on the host
+        return numbers, {name: settings.flags[name] for name in names}
 
     def run(self, **values: Any) -> list[Result]:
         """Learns from a file, and says whether that was worth it.
@@ -267,18 +216,18 @@ class Kind:
         settings, start = self.check(values), time.perf_counter()
         dataset = self.dataset(settings)
         # Resolved: a run that is asked for more steps must keep it.
-        settings['every'] = min(settings['every'] or min(dataset.epoch, MOST_EVERY), settings['steps'])
+        every = settings.train.every or min(dataset.epoch, MOST_EVERY)
+        settings = settings.replace(every=min(every, settings.train.steps))
         dataset = dataset._replace(baselines={name: functools.cache(one) for name, one in dataset.baselines.items()})
-        for cell in settings['compare'] or [settings['cell']]:
-            make_model(dataset.form, settings | {'cell': cell})
+        cells = settings.options['compare']
+        for cell in cells or [settings.model.cell]:
+            study.make_model(dataset.spec, settings.replace(cell=cell).model)
         print('\n'.join([dataset.name, *(f'  {line}' for line in [*dataset.look, *first_scores(dataset)])]))
         print(f'  read and looked at in {time.perf_counter() - start:.1f} s\n', flush=True)
-        if settings['compare'] is None:
-            return [self._run_one(dataset, settings)]
-        return self._run_several(dataset, settings)
+        return [self._run_one(dataset, settings)] if cells is None else self._run_several(dataset, settings)
 
-    def _run_one(self, dataset: Dataset, settings: dict[str, Any]) -> Result:
-        with files.open_workdir(settings, self.name, names=FILES) as (folder, summary):
+    def _run_one(self, dataset: Dataset, settings: Settings) -> Result:
+        with files.open_workdir(settings.flags, self.name, names=FILES) as (folder, summary):
             result = self._result(dataset, settings, folder, summary)
             print('\n'.join(['', *result.tell, '', *table_lines(dataset.measure, [result])]))
             if folder.path is not None:
@@ -286,32 +235,32 @@ class Kind:
             print('\n' + conclusion(dataset.measure, result))
             return result
 
-    def _run_several(self, dataset: Dataset, settings: dict[str, Any]) -> list[Result]:
+    def _run_several(self, dataset: Dataset, settings: Settings) -> list[Result]:
         """Each cell in a folder of its own, within that of the comparison."""
-        shared = {name: value for name, value in settings.items() if name not in ('compare', 'cell')}
-        with files.open_workdir(shared, f'{self.name}.compare', names=(files.SUMMARY, COMPARED, *CELLS)) as (folder, _):
-            whole = {'experiment': f'{self.name}.compare', 'finished': False, 'flags': shared}
-            folder.write_summary(whole)
-            results = []
-            for cell in settings['compare']:
-                path = None if folder.path is None else str(folder.path / cell)
-                one = settings | {'cell': cell, 'compare': None, 'workdir': path}
-                with files.open_workdir(one, self.name, names=FILES) as (inner, summary):
-                    results.append(self._result(dataset, one, inner, summary))
-                print()
-            measure = dataset.measure
-            write_compared(folder, measure, results)
-            folder.write_summary(whole | {'finished': True})
+        cells, measure = settings.options['compare'], dataset.measure
+        shared = {name: value for name, value in settings.flags.items() if name not in ('compare', 'cell')}
+
+        def train(cell: str, folder: files.Workdir) -> Result:
+            path = None if folder.path is None else str(folder.path / safe_name(cell))
+            one = settings.replace(cell=cell, compare=None, workdir=path)
+            with files.open_workdir(one.flags, self.name, names=FILES) as (inner, summary):
+                result = self._result(dataset, one, inner, summary)
+            print()
+            return result
+
+        def show(folder: files.Workdir, results: Sequence[Result]) -> None:
             print('\n'.join([*table_lines(measure, results), '', *difference_lines(measure, results)]))
-            if folder.path is not None:
-                print('\n' + folder.listing())
-            print('\n' + '\n'.join(conclusion(measure, result) for result in results))
-            return results
+
+        names = (files.SUMMARY, COMPARED, *CELLS, *map(safe_name, cells))
+        write = partial(write_compared, measure=measure)
+        results = compare_runs(shared, f'{self.name}.compare', names, cells, train, write, show)
+        print('\n' + '\n'.join(conclusion(measure, result) for result in results))
+        return results
 
     def _result(
         self,
         dataset: Dataset,
-        settings: dict[str, Any],
+        settings: Settings,
         folder: files.Workdir,
         summary: Mapping[str, Any] | None,
     ) -> Result:
@@ -324,12 +273,12 @@ class Kind:
                 return result_of(summary['result'])
         if folder.path is not None and folder.file(files.SUMMARY).exists():
             _refuse_other_data(folder, files.read_summary(folder), data)
-        model, start = make_model(dataset.form, settings), time.perf_counter()
+        model, start = study.make_model(dataset.spec, settings.model), time.perf_counter()
         layers = report.model_layers(model, jax.tree.map(lambda x: x[0], dataset.validation.inputs))
-        summary = new_summary(self.name, settings, layers) | {'data': data, 'recipe': dataset.recipe}
+        summary = new_summary(self.name, settings.flags, layers) | {'data': data, 'recipe': dataset.recipe}
         print(report.format_table(layers) + '\n')
         folder.write_summary(summary)
-        with launch.matmul_precision(settings['matmul_precision']):
+        with launch.matmul_precision(settings.train.matmul_precision):
             found, every = self._fit(dataset, model, settings, folder)
             result = _tested(dataset, model, settings, found, summary['params'], folder)
         fit.write_looks(folder, found, every)
@@ -339,67 +288,60 @@ class Kind:
         folder.write_summary(summary | {'finished': True} | ended)
         return result
 
-    def _fit(
-        self, dataset: Dataset, model: nn.Module, settings: dict[str, Any], folder: files.Workdir
-    ) -> tuple[Fit, int]:
+    def _fit(self, dataset: Dataset, model: nn.Module, settings: Settings, folder: files.Workdir) -> tuple[Fit, int]:
         """Trains every seed, and tells the steps between two looks."""
-        every = settings['every']
-        steps = settings['steps'] // every * every
-        stopping = EarlyStopping(every, settings['patience'])
+        every = settings.train.every
+        steps = settings.train.steps // every * every
+        stopping = EarlyStopping(every, settings.train.patience)
         evals = {stopping.split: dataset.validation}
-        task = Task(dataset.score, dataset.batch, dataset.data, evals, stopping)
+        task = Task(dataset.loss_fn, dataset.batch, dataset.data, evals, stopping)
         run = _compile(model, task, settings, folder, steps, every)
         cut = (
-            '' if steps == settings['steps'] else f' (--steps={settings["steps"]} cut to a multiple of --every={every})'
+            ''
+            if steps == settings.train.steps
+            else f' (--steps={settings.train.steps} cut to a multiple of --every={every})'
         )
         print(
-            f'at most {steps:,} steps{cut} of {settings["batch_size"]}, a look every {every:,}, until '
-            f'{settings["patience"]} looks were no better'
+            f'at most {steps:,} steps{cut} of {settings.train.batch_size}, a look every {every:,}, until '
+            f'{settings.train.patience} looks were no better'
         )
-        seeds = np.arange(settings['seed'], settings['seed'] + settings['replicas'])
+        seeds = np.arange(settings.train.seed, settings.train.seed + settings.train.replicas)
         found = training.train_with_early_stopping(run._replace(allow_divergence=True), seeds)
-        if settings['refit']:
+        if settings.train.refit:
             steps = fit.typical_step(found, every)
             print(f'and {steps:,} steps anew, with the validation part in what is trained on')
             task = task._replace(data=dataset.both(), evals={}, early_stopping=None)
             found = training.retrain(_compile(model, task, settings, folder, steps, every), found)
         return found, every
 
-    def parse(self, argv: list[str]) -> dict[str, Any]:
-        """The value of every flag; raises UserError where one is refused."""
-        return launch.parse(self.FLAGS, self.defaults, argv)
+    def command(self, doc: str) -> Command:
+        """The command of the module whose docstring this is."""
+        return Command(self.name, doc, self.run, Table(self.FLAGS, self.defaults), self.default_workdir)
 
-    def main(self, argv: list[str] | None = None) -> int:
-        def run(**values: Any) -> list[Result]:
-            return self.run(**values)
-
-        def complete(values: dict[str, Any]) -> dict[str, Any]:
-            what = 'compare' if values['compare'] else values['cell']
-            # Few steps decide --every.
-            every = min(values['every'] or MOST_EVERY, values['steps'])
-            found = default_workdir(
-                values | {'every': every},
-                self.defaults | {'every': MOST_EVERY},
-                *(self.name, what),
-                named=('cell', 'compare'),
-                suffix=self.suffix,
-            )
-            return values | {'workdir': found['workdir']}
-
-        run.__doc__ = self.about
-        name = f'experiments.{self.name}'
-        return launch.main(run, self.FLAGS, argv, name=name, complete=complete, defaults=self.defaults)
+    def default_workdir(self, values: dict[str, Any]) -> dict[str, Any]:
+        what = 'compare' if values['compare'] else values['cell']
+        # Few steps decide --every.
+        every = min(values['every'] or MOST_EVERY, values['steps'])
+        found = default_workdir(
+            values | {'every': every},
+            self.defaults | {'every': MOST_EVERY},
+            *(self.name, what),
+            named=('cell', 'compare'),
+            suffix=self.suffix,
+        )
+        return values | {'workdir': found['workdir']}
 
 
 def _compile(
-    model: nn.Module, task: Task, settings: Mapping[str, Any], folder: files.Workdir, steps: int, every: int
+    model: nn.Module, task: Task, settings: Settings, folder: files.Workdir, steps: int, every: int
 ) -> CompiledRun:
     """Compiles a run for replica groups."""
-    # A checkpoint stands at a look, so that what is seen since the last one needs no place in it.
-    saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every, 'best': None}
-    saved['mesh'] = settings['mesh'] or _devices(settings['replicas'])
-    how = {'steps': steps, 'chunk': every, 'replicas': settings['replicas'], 'workdir': folder}
-    return training.compile_run(model, task, study.make_optimiser(settings), None, **how, **launch.keeping(saved))
+    # A checkpoint stands at an evaluation, so that what is seen since the last one needs no place in it.
+    saved = settings.flags | {'checkpoint_every': -(-settings.run.checkpoint_every // every) * every, 'best': None}
+    saved['mesh'] = settings.run.mesh or _devices(settings.train.replicas)
+    how = {'steps': steps, 'chunk': every, 'replicas': settings.train.replicas, 'workdir': folder}
+    tx = study.make_optimizer(settings.train)
+    return training.compile_run(model, task, tx, None, **how, **launch.keeping(saved))
 
 
 def _devices(replicas: int) -> str | None:
@@ -451,10 +393,10 @@ def _value(measure: Measure, items: Items) -> float:
 
 
 def _tested(
-    dataset: Dataset, model: nn.Module, settings: Mapping[str, Any], found: Fit, params: int, folder: files.Workdir
+    dataset: Dataset, model: nn.Module, settings: Settings, found: Fit, params: int, folder: files.Workdir
 ) -> Result:
     """The one look at the test part."""
-    program, items, chosen = answering(model, dataset.form), [], found.chosen()
+    program, items, chosen = answering(model, dataset.answers), [], found.chosen()
     for i in range(len(found.seeds)):
         answers = program(fit.of_seed(found.best, i), dataset.test.batches)
         items.append(dataset.items(answers))
@@ -465,8 +407,8 @@ def _tested(
     values = np.array([_value(dataset.measure, one) for one in items])
     baselines = {name: _value(dataset.measure, its) for name, its in theirs.items()}
     result = Result(
-        settings['cell'],
-        settings['hidden'],
+        settings.model.cell,
+        settings.model.hidden,
         params,
         found.seeds.tolist(),
         values,
@@ -477,7 +419,7 @@ def _tested(
         verdict.best(dataset.measure, validation_values(dataset)),
     )
     files.write_table(folder, PREDICTIONS, *dataset.test.table(of_chosen))
-    if settings['picture']:
+    if settings.run.picture:
         _picture(folder, dataset, found, result, of_chosen, settings)
     return result
 
@@ -541,7 +483,7 @@ def conclusion(measure: Measure, result: Result) -> str:
     return line + '.'
 
 
-def write_compared(folder: files.Workdir, measure: Measure, results: Sequence[Result]) -> None:
+def write_compared(folder: files.Workdir, results: Sequence[Result], measure: Measure) -> None:
     """compare.csv: a row for each seed of each cell, and one for each baseline."""
     rows = [
         [result.cell, result.hidden, result.params, seed, value]
@@ -553,7 +495,7 @@ def write_compared(folder: files.Workdir, measure: Measure, results: Sequence[Re
 
 
 def _picture(
-    folder: files.Workdir, dataset: Dataset, found: Fit, result: Result, answers: Arrays, settings: Mapping[str, Any]
+    folder: files.Workdir, dataset: Dataset, found: Fit, result: Result, answers: Arrays, settings: Settings
 ) -> None:
     """What each seed makes of training and validation, what the test says, and what the kind shows of it."""
     try:

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import launch
 from experiments.fitting import Kind, bounds_of
 from experiments.launch import Choice, Flag, Fraction, Many, Name, Switch, Whole
-from seqjax.dataset import SPLITS, Dataset, Form, Stream, Unseen
+from experiments.settings import Settings
+from seqjax.dataset import SPLITS, Answers, Dataset, Stream, Unseen
 from seqjax.datasets import forecast
 from seqjax.datasets.forecast_rows import TILE, Ahead, Split, spans
 from seqjax.datasets.forecast_series import Unusable, columns_of, format_of, number_formats, ready
@@ -41,6 +41,7 @@ from seqjax.readers.lines import LineReader
 from seqjax.readers.numbers import NumberFormat, parse_number
 from seqjax.readers.tables import Columns, Series, Table
 from seqjax.task import Batch
+from seqjax.types import ModelSpec
 
 ALL = 'all'
 
@@ -90,7 +91,6 @@ class Forecast(Kind):
     """Series of numbers, in time."""
 
     name = 'forecast'
-    about = 'Forecasts series of numbers from a table with a row for each point in time.'
     suffix = '.csv'
     OWN = {
         'target': Flag(Many(Name()), 'columns to forecast; by default the one column of numbers, where there is one'),
@@ -161,61 +161,66 @@ class Forecast(Kind):
         'hidden': 32,
     }
 
-    def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, values: Mapping[str, Any]) -> Settings:
         settings = super().check(values)
-        _check_together(settings)
+        _check_together(settings.options)
         return settings
 
-    def dataset(self, settings: Mapping[str, Any]) -> Dataset:
-        path = locate(settings['data'])
-        columns = Columns(settings['target'], settings['covariates'] or (), settings['date'], settings['id'])
-        dates = DateFormat.of_flags(settings['date_format'], settings['time_zone'])
-        table = _read(path, columns, settings, dates)
+    def dataset(self, settings: Settings) -> Dataset:
+        options = settings.options
+        path = locate(options['data'])
+        columns = Columns(options['target'], options['covariates'] or (), options['date'], options['id'])
+        dates = DateFormat.of_flags(options['date_format'], options['time_zone'])
+        table = _read(path, columns, options, dates)
         names = ('date', 'id', 'horizon', 'window', 'strategy', 'head', 'calendar', 'skip_short')
-        recipe = {name: settings[name] for name in names} | {
+        recipe = {name: options[name] for name in names} | {
             'covariates': list(columns.covariates),
-            'mask': settings['missing'] == 'mask',
+            'mask': options['missing'] == 'mask',
             'header': list(table.names),
             'separator': table.separator,
-            'seasons': settings['season'],
-            'lag': {'last': 1, 'nothing': None, 'season': 'season'}[settings['relative_to']],
+            'seasons': options['season'],
+            'lag': {'last': 1, 'nothing': None, 'season': 'season'}[options['relative_to']],
         }
-        splits = _splits(path.name, table, settings)
-        how = {'batch_size': settings['batch_size'], 'order': settings['ar_order']}
+        splits = _splits(path.name, table, options)
+        how = {'batch_size': settings.train.batch_size, 'order': options['ar_order']}
         return forecast.dataset(path.name, table, splits, recipe, **how)
 
-    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
-        return forecast.check_recipe(recipe, settings)
+    def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
+        return forecast.check_recipe(recipe, settings.options)
 
-    def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
-        return forecast.form(recipe)
+    def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
+        return forecast.spec(recipe)
 
-    def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
+    def answers(self, recipe: Mapping[str, Any]) -> Answers:
+        return forecast.answers(recipe)
+
+    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
         """From every origin, the last of which reach into the future; or from those of one part of the file."""
-        file, part, origins = locate(path), settings.get('part', ALL), None
-        table = _read(file, columns_of(recipe), settings, format_of(recipe), number_formats(recipe))
+        options = settings.options
+        file, part, origins = locate(path), options.get('part', ALL), None
+        table = _read(file, columns_of(recipe), options, format_of(recipe), number_formats(recipe))
         if part != ALL:
             known, _ = forecast.known_series(file.name, table, recipe)
             table = table._replace(series=known)
             lengths = [len(series.rows) for series in known]
-            origins = spans(part, _splits(file.name, table, settings), lengths, recipe['horizon'])
+            origins = spans(part, _splits(file.name, table, options), lengths, recipe['horizon'])
             long = [0 <= first < stop for first, stop in origins]
-            if not (any(long) if settings.get('skip_short') else all(long)):
+            if not (any(long) if options.get('skip_short') else all(long)):
                 raise UserError(
                     f'{file}{known[long.index(False)].phrase} is too short for a {part} part with '
                     f'--horizon={recipe["horizon"]}; use --part=all'
                 )
             table = table._replace(series=[one for one, some in zip(known, long, strict=True) if some])
             origins = [span for span, some in zip(origins, long, strict=True) if some]
-        return forecast.unseen(file.name, table, recipe, batch_size=settings['batch_size'], origins=origins)
+        return forecast.unseen(file.name, table, recipe, batch_size=settings.train.batch_size, origins=origins)
 
-    def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
+    def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> Stream:
         """A line is a row, with the columns of the run's file in their order, or those that a header line names."""
         if recipe['strategy'] == 'recursive':
             raise UserError(
                 '--stdin: the run has --strategy=recursive, which reads its own forecasts; train --strategy=direct'
             )
-        following = _Following(settings, recipe)
+        following = _Following(settings.options, recipe)
         return Stream(
             following.parse,
             following.columns,
@@ -230,56 +235,53 @@ class Forecast(Kind):
 def _read(
     path: Path,
     columns: Columns,
-    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
     dates: DateFormat,
     formats: Mapping[str, NumberFormat] | None = None,
 ) -> Table:
-    how = {name: settings[name] for name in ('separator', 'decimal', 'thousands')}
-    how |= {'formats': formats, 'dates': dates, 'mask': settings['missing'] == 'mask', 'bounds': bounds_of(settings)}
+    how = {name: options[name] for name in ('separator', 'decimal', 'thousands')}
+    how |= {'formats': formats, 'dates': dates, 'mask': options['missing'] == 'mask', 'bounds': bounds_of(options)}
     return tables.read(path, columns, **how)
 
 
-def _check_together(settings: Mapping[str, Any]) -> None:
+def _check_together(options: Mapping[str, Any]) -> None:
     """Raises UserError where two flags do not go together."""
     refusals = {
-        '--calendar needs the column of the date: say --date': settings['calendar'] and settings['date'] is None,
-        '--date_format is the format of a column of dates: pass --date': settings['date_format']
-        and not settings['date'],
-        '--time_zone is that of a column of dates: pass --date': settings['time_zone'] and not settings['date'],
+        '--calendar needs the column of the date: say --date': options['calendar'] and options['date'] is None,
+        '--date_format is the format of a column of dates: pass --date': options['date_format'] and not options['date'],
+        '--time_zone is that of a column of dates: pass --date': options['time_zone'] and not options['date'],
         '--relative_to=season needs the steps of a season: pass --season, or --date for the usual ones': (
-            settings['relative_to'] == 'season' and settings['season'] is None and settings['date'] is None
+            options['relative_to'] == 'season' and options['season'] is None and options['date'] is None
         ),
         '--strategy=recursive has no covariates of the future to read: leave out --covariates': (
-            settings['strategy'] == 'recursive' and settings['covariates']
+            options['strategy'] == 'recursive' and options['covariates']
         ),
         '--strategy=recursive has no one value to feed back with --head=quantile: choose point or gaussian': (
-            settings['strategy'] == 'recursive' and settings['head'] == 'quantile'
+            options['strategy'] == 'recursive' and options['head'] == 'quantile'
         ),
         '--validation_from and --test_from go together: say both, or neither': (
-            (settings['validation_from'] is None) != (settings['test_from'] is None)
+            (options['validation_from'] is None) != (options['test_from'] is None)
         ),
     }
     for sentence, wrong in refusals.items():
         if wrong:
             raise UserError(sentence)
     for part in SPLITS:
-        if settings['validation_from'] is None and not settings[part]:
+        if options['validation_from'] is None and not options[part]:
             raise UserError(f'--{part}=0 leaves no {part} part; give it a share, such as 0.15')
-    if settings['validation'] + settings['test'] >= 1:
-        raise UserError(
-            f'--validation={settings["validation"]} and --test={settings["test"]} leave nothing to train on'
-        )
+    if options['validation'] + options['test'] >= 1:
+        raise UserError(f'--validation={options["validation"]} and --test={options["test"]} leave nothing to train on')
 
 
 # --- splits ----------------------------------------------------------------------------------------
 
 
-def _splits(name: str, table: Table, settings: Mapping[str, Any]) -> list[Split]:
+def _splits(name: str, table: Table, options: Mapping[str, Any]) -> list[Split]:
     """Returns the split of each series; a series that does not reach a named date gets one without a training part."""
     found, errors = [], []
     for series in table.series:
         try:
-            found.append(split(name, series, settings, table.dates))
+            found.append(split(name, series, options, table.dates))
         except Unusable as error:
             errors.append(error)
             found.append(Split(0, 0))
@@ -288,16 +290,16 @@ def _splits(name: str, table: Table, settings: Mapping[str, Any]) -> list[Split]
     return found
 
 
-def split(name: str, series: Series, settings: Mapping[str, Any], form: DateFormat) -> Split:
+def split(name: str, series: Series, options: Mapping[str, Any], form: DateFormat) -> Split:
     """Where validation and test begin in a series: at the rows or dates that are named, or by shares."""
     count = len(series.rows)
-    if settings['validation_from'] is None:
-        test = count - round(settings['test'] * count)
-        return Split(test - round(settings['validation'] * count), test)
-    found = Split(*(_place(name, series, flag, settings[flag], form) for flag in ('validation_from', 'test_from')))
+    if options['validation_from'] is None:
+        test = count - round(options['test'] * count)
+        return Split(test - round(options['validation'] * count), test)
+    found = Split(*(_place(name, series, flag, options[flag], form) for flag in ('validation_from', 'test_from')))
     if found.validation >= found.test:
         raise Unusable(
-            f'--validation_from={settings["validation_from"]} must lie before --test_from={settings["test_from"]}'
+            f'--validation_from={options["validation_from"]} must lie before --test_from={options["test_from"]}'
             f', and in {name}{series.phrase} no row is between them'
         )
     return found
@@ -342,12 +344,12 @@ class _State(NamedTuple):
 class _Following:
     """Rows that come one at a time: a series for each id."""
 
-    def __init__(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]):
-        self.recipe, self.form, self.dates = recipe, forecast.form(recipe), format_of(recipe)
+    def __init__(self, options: Mapping[str, Any], recipe: Mapping[str, Any]):
+        self.recipe, self.read, self.dates = recipe, forecast.answers(recipe), format_of(recipe)
         columns = columns_of(recipe)
-        how = numbers.format_of(settings['decimal'], settings['thousands'])
+        how = numbers.format_of(options['decimal'], options['thousands'])
         self.numbers = dict.fromkeys(columns.numbers, how) | number_formats(recipe)
-        separator = recipe.get('separator', settings['separator'])
+        separator = recipe.get('separator', options['separator'])
         self.lines = LineReader(recipe.get('header'), columns.all, separator, self._is_value)
         self.answer = jax.jit(self._answer)
         self.restart()
@@ -422,7 +424,7 @@ class _Following:
 
     def _answer(self, outputs: jax.Array, past: jax.Array) -> jax.Array:
         known = past[None] if self.recipe['lag'] else None
-        return self.form.answers(outputs[None, None], Batch((), Ahead((), (), known), ()))[0, 0]
+        return self.read(outputs[None, None], Batch((), Ahead((), (), known), ()))[0, 0]
 
     def values(self, outputs: np.ndarray, parsed: np.ndarray) -> Sequence[Any]:
         state = self.states[self.series]
@@ -433,7 +435,8 @@ class _Following:
 
 
 KIND = Forecast()
-FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
+COMMAND = KIND.command(__doc__)
+FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

@@ -8,6 +8,7 @@ An experiment is a module with a function `run(*, ...)`, whose defaults are the 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import gc
 import inspect
@@ -15,10 +16,11 @@ import io
 import math
 import operator
 import os
+import re
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -28,7 +30,10 @@ from absl import flags
 
 from experiments.compiled import OFF, keep_compiled
 from seqjax import files, memory, processes, signals
+from seqjax.cli import registry
+from seqjax.config import FRACTION, POSITIVE, RunConfig, TrainConfig
 from seqjax.files import UserError
+from seqjax.models import CELLS, find_cell
 from seqjax.training.session import CheckpointConfig
 from seqjax.training.sharding import parse_mesh
 
@@ -157,7 +162,7 @@ class Many(flags.ArgumentParser):
         self.parser, self.distinct = parser, distinct
 
     def parse(self, argument: Any) -> list[Any]:
-        values = argument.split(',') if isinstance(argument, str) else argument
+        values = _split(argument) if isinstance(argument, str) else argument
         values = values if isinstance(values, Iterable) else [values]
         try:
             parsed = [self.parser.parse(value) for value in values]
@@ -170,6 +175,15 @@ class Many(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return f'{self.parser.flag_type()},...'
+
+
+def _split(text: str) -> list[str]:
+    """At commas, but for those in parentheses.
+
+    >>> _split('lstm(peepholes=True,forget=none),gru')
+    ['lstm(peepholes=True,forget=none)', 'gru']
+    """
+    return re.split(r',(?![^(]*\))', text)
 
 
 LONGEST_PATH, LONGEST_NAME = 3000, 255  # bytes; Linux takes 4095 and 255, and a run adds names of its own
@@ -290,35 +304,86 @@ class Switch(flags.BooleanParser):
 class Flag(NamedTuple):
     parser: flags.ArgumentParser
     help: str
+    group: str = ''  # of --help; the command's own flags have none
 
 
-SHARED = {
-    'learning_rate': Flag(Positive(), "Adam's step size"),
-    'adam_epsilon': Flag(Positive(), "Adam's epsilon, where Keras puts it: before the bias correction"),
-    'seed': Flag(Whole(0, 2**32 - 1), 'decides every random number; the first seed with --replicas'),
-    'replicas': Flag(Whole(1), 'train this many seeds side by side: --seed and those that follow'),
-    'matmul_precision': Flag(
-        Choice('default', 'high', 'highest'),
-        "of matrix products, in JAX's words: by default a TPU takes bfloat16 and a recent GPU TensorFloat-32; highest "
-        'is float32, high lies between; a CPU has float32 always',
-    ),
-    'workdir': Flag(Place(), 'the run directory; by default one in runs/ for each set of flags'),
-    'overwrite': Flag(Switch(), 'replace the results that --workdir holds'),
-    'picture': Flag(Switch(), 'draw curve.png (needs matplotlib, the extra "plots")'),
-    'mesh': Flag(
-        Axes(),
-        'devices, and how they are used: data:N divides the rows of a batch, or replicas, among N of them; '
-        'data:N,model:M the columns of the weights among M, too. By default all, where that is useful',
-    ),
-    'checkpoint_every': Flag(Whole(1), 'steps between two checkpoints; there is one at the end, too'),
-    'keep': Flag(Whole(1), 'how many of the newest checkpoints stay'),
-    'best': Flag(
-        Name(),
-        'keep the checkpoint with the lowest value of this metric, too, or with max:NAME the highest; the median of '
-        'replicas decides',
-    ),
-    'chunk': Flag(Whole(1), 'steps on the device between two visits of the host; changes no number'),
+class Table(NamedTuple):
+    """The flags of a command."""
+
+    flags: Mapping[str, Flag]
+    defaults: Mapping[str, Any]
+
+
+class CellName(flags.ArgumentParser):
+    """A cell by its name or as MODULE:CLASS, with options in parentheses behind it."""
+
+    def parse(self, argument: Any) -> str:
+        text = argument if isinstance(argument, str) and _encodable(argument) else ''
+        if ':' in text:
+            import_from_here()
+        try:
+            find_cell(text)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix(f'cell={text} ')) from error
+        return text
+
+    def flag_type(self) -> str:
+        return f'{" | ".join(CELLS)} | MODULE:CLASS'
+
+
+# --- flags of the configurations --------------------------------------------------------------------
+
+PARSERS = {  # of fields that their type and bounds alone do not tell
+    'cell': CellName(),
+    'mesh': Axes(),
+    'best': Name(),
 }
+
+
+def flags_of(*configs: type, without: Iterable[str] = ()) -> dict[str, Flag]:
+    """The flags of the fields of configurations, see `seqjax.config`."""
+    found = {}
+    for config in configs:
+        group = config.__name__.removesuffix('Config').lower()
+        for field in dataclasses.fields(config):
+            if field.name not in without:
+                parser = PARSERS.get(field.name) or _parser_of(field)
+                found[field.name] = Flag(parser, field.metadata['help'], group)
+    return found
+
+
+def _parser_of(field: dataclasses.Field) -> flags.ArgumentParser:
+    """By the type, the bounds and the choices of a field."""
+    bounds, choices = field.metadata['bounds'], field.metadata['choices']
+    if choices:
+        return Choice(*choices)
+    kind = field.type.removesuffix(' | None')
+    if kind == 'int':
+        least, most = bounds
+        return Whole(least) if most is None else Whole(least, most)
+    if kind == 'float':
+        return {None: Number, FRACTION: Fraction, POSITIVE: Positive}[bounds]()
+    return {'bool': Switch, 'str': Place}[kind]()
+
+
+def defaults_of(*configs: Any, without: Iterable[str] = ()) -> dict[str, Any]:
+    """The values of configurations, by the names of their flags."""
+    values = {name: value for config in configs for name, value in vars(config).items()}
+    return {name: value for name, value in values.items() if name not in without}
+
+
+def as_flags(sentence: Any, names: Iterable[str]) -> str:
+    """A sentence of the library, which names arguments, as one that names flags.
+
+    >>> as_flags('dropout=0.5 does nothing with layers=1', ['dropout', 'layers'])
+    '--dropout=0.5 does nothing with --layers=1'
+    """
+    return re.sub(rf'(?<![\w-])({"|".join(map(re.escape, names))})=', r'--\1=', str(sentence))
+
+
+# In the order of their help.
+SHARED = flags_of(TrainConfig, RunConfig)
+SHARED = {name: SHARED[name] for name in list(SHARED)[list(SHARED).index('learning_rate') :]}
 
 
 # Of the command line alone, which JAX must know before it begins.
@@ -327,8 +392,9 @@ TOGETHER = {
         Others(),
         'the processes that compute the run together: HOST:PORT of process 0, how many there are, and which this one '
         'is; auto asks SLURM, Kubernetes, Cloud TPU or Open MPI',
+        'process',
     ),
-    'heartbeat': Flag(Whole(1), 'seconds after which a process that is not heard of ends the run'),
+    'heartbeat': Flag(Whole(1), 'seconds after which a process that is not heard of ends the run', 'process'),
 }
 ALONE = {'distributed': processes.OFF, 'heartbeat': 100}
 KEPT = {
@@ -337,6 +403,7 @@ KEPT = {
         'where compiled programs stay, so that the next start need not compile; off keeps none. By default '
         'JAX_COMPILATION_CACHE_DIR of the environment, or seqjax/jax in the cache of the user (XDG_CACHE_HOME, '
         '~/.cache), which is kept below 1 GB',
+        'process',
     ),
 }
 
@@ -393,6 +460,12 @@ def check_memory(numbers: int, sizes: Mapping[str, Any]) -> None:
     memory.check_bytes(memory.named_sizes(sizes), 4 * numbers)
 
 
+def import_from_here() -> None:
+    """Modules of the folder where the command was given are found, too."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
 def nearest(word: str, words: Any) -> str:
     near = difflib.get_close_matches(word, list(words), 1)
     return f'; did you mean {near[0]}?' if near else ''
@@ -425,6 +498,8 @@ def parse(table: Mapping[str, Flag], defaults: Mapping[str, Any], argv: list[str
         values = define(table, defaults)
         values.set_gnu_getopt(True)
         rest = values(['', *find_flagfiles(argv)])[1:]
+        if len(rest) == 1 and 'data' in table and values['data'].value is None:
+            values['data'].value = table['data'].parser.parse(rest.pop())
     except flags.UnrecognizedFlagError as error:
         raise UserError(unknown(error.flagname, table)) from error
     except flags.IllegalFlagValueError as error:
@@ -432,8 +507,18 @@ def parse(table: Mapping[str, Flag], defaults: Mapping[str, Any], argv: list[str
     except (flags.Error, ValueError) as error:  # a ValueError: --nopicture=true
         raise UserError(f'{_plain(str(error))}; --help lists the flags') from error
     if rest:
-        raise UserError(f'{rest[0]!r} is no flag: flags are written --name=value; --help lists them')
+        raise UserError(f'{rest[0]!r} is no flag: {_way_to_say(rest[0], table)}; --help lists them')
     return {name: values[name].value for name in table}
+
+
+def _way_to_say(word: str, table: Mapping[str, Flag]) -> str:
+    """How what stands alone is said by a flag."""
+    if word.endswith('.flags'):
+        return f'a file of flags is read with --flagfile={word}'
+    files = [name for name, flag in table.items() if isinstance(flag.parser, Place) and flag.parser.kind == 'file']
+    known = [name for name in files if name == 'data'] or files
+    said = f'a file is given with {" or ".join(f"--{name}=FILE" for name in known)}, and ' if known else ''
+    return f'{said}flags are written --name=value'
 
 
 def unknown(name: str, table: Mapping[str, Flag]) -> str:
@@ -505,21 +590,42 @@ def _find_flagfile(path: str, within: tuple[Path, ...] = ()) -> Path:
     raise UserError(f'flagfile {path!r} is not a file; those that come with the package: {", ".join(known)}')
 
 
-def help_text(run: Callable[..., Any], table: Mapping[str, Flag], defaults: Mapping[str, Any], name: str) -> str:
-    """The experiment's flags, with their kinds and defaults."""
-    lines = [inspect.getdoc(run).splitlines()[0], '', f'python -m {name} [--flagfile=FILE] [flags]', '']
-    for flag, (parser, text) in table.items():
-        switch = isinstance(parser, Switch)
-        head = f'  --[no]{flag}' if switch else f'  --{flag}=({parser.flag_type()})'
-        value = defaults[flag]
-        if switch:
-            value = str(value).lower()
-        elif isinstance(value, tuple):
-            value = ','.join(map(str, value))
-        default = '' if value is None else f' (default: {value})'
-        lines += [head, textwrap.indent(textwrap.fill(text + default, 92), ' ' * 8)]
-    lines += ['  --flagfile=(file)', '        read flags from a file, one a line; flags that follow it win']
+def help_text(command: Command, called: str, table: Table, full: bool = False) -> str:
+    """The command's flags, with their kinds and defaults: its own first, then the common ones in groups.
+
+    Args:
+      command: what is asked about.
+      called: how it is called.
+      table: its flags.
+      full: tell all of the common flags, too; else their first words.
+    """
+    lines = [command.summary, '', f'{called} [--flagfile=FILE] [flags]', *command.examples, '']
+    own = [name for name, flag in table.flags.items() if not flag.group]
+    for name in own:
+        lines += _flag_lines(name, table, True)
+    for group in dict.fromkeys(flag.group for flag in table.flags.values() if flag.group):
+        lines += ['', f'{group}:'] if own else [f'{group}:']
+        for name in (name for name, flag in table.flags.items() if flag.group == group):
+            lines += _flag_lines(name, table, full)
+    lines += ['', '  --flagfile=(file)', '        read flags from a file, one a line; flags that follow it win']
+    lines += [] if full else ['  --helpfull', '        tell all of every flag']
     return '\n'.join(lines)
+
+
+def _flag_lines(name: str, table: Table, full: bool) -> list[str]:
+    """A flag in the list of --help."""
+    parser, text, _ = table.flags[name]
+    switch, value = isinstance(parser, Switch), table.defaults[name]
+    head = f'  --[no]{name}' if switch else f'  --{name}=({parser.flag_type()})'
+    if switch:
+        value = str(value).lower()
+    elif isinstance(value, tuple):
+        value = ','.join(map(str, value))
+    default = '' if value is None else f' (default: {value})'
+    if full:
+        return [head, textwrap.indent(textwrap.fill(text + default, 92), ' ' * 8)]
+    short = re.split(r'[;:,(]', text)[0].rstrip()
+    return [f'{head:<34}  {short}{default}']
 
 
 def default_values(run: Callable[..., Any]) -> dict[str, Any]:
@@ -570,48 +676,86 @@ def join(text: str, heartbeat: int) -> None:
         sys.stdout = open(os.devnull, 'w', errors='backslashreplace')  # noqa: SIM115
 
 
-def main(
-    run: Callable[..., Any],
-    table: Mapping[str, Flag],
-    argv: list[str] | None = None,
-    *,
-    name: str,
-    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-    defaults: Mapping[str, Any] | None = None,
-) -> int:
-    """Runs an experiment from the command line.
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What is run by its name: `python -m experiments.NAME` or `python -m seqjax NAME`.
+
+    A module of this folder that has one as COMMAND is found and listed, see `seqjax.cli.registry`.
+    """
+
+    name: str  # that of its module
+    doc: str  # of its module: the first line says what it does, and indented lines are examples
+    run: Callable[..., Any]  # its arguments are the flags
+    table: Table | Callable[[Sequence[str]], Table]  # where it depends on the command line, a function of that
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict  # fills in a default --workdir
+
+    @property
+    def summary(self) -> str:
+        return self.doc.splitlines()[0]
+
+    @property
+    def examples(self) -> list[str]:
+        """Lines of commands."""
+        found = re.search(r'^    python -m .*(?:\n(?:    .*)?)*', self.doc, re.MULTILINE)
+        return found[0].rstrip().splitlines() if found else []
+
+    def table_for(self, argv: Sequence[str]) -> Table:
+        """The flags that there are on a command line."""
+        return self.table(argv) if callable(self.table) else self.table
+
+    def whole_table(self, argv: Sequence[str]) -> Table:
+        """With the flags of the command line alone."""
+        table, defaults = self.table_for(argv)
+        if 'mesh' in table:
+            table, defaults = {**table, **TOGETHER}, {**defaults, **ALONE}
+        return Table({**table, **KEPT}, {**defaults, **dict.fromkeys(KEPT)})
+
+    def parse(self, argv: list[str]) -> dict[str, Any]:
+        """The value of every flag; raises UserError where one is refused."""
+        return parse(*self.table_for(argv), argv)
+
+    def main(self, argv: list[str] | None = None, called: str | None = None) -> int:
+        """Runs the command; returns the exit code."""
+        return main(self, argv, called or f'python -m {registry.PACKAGE}.{self.name}')
+
+    def execute(self, argv: list[str] | None = None, called: str | None = None) -> NoReturn:
+        """Runs the command as the whole process."""
+        begin()
+        leave(self.main(argv, called))
+
+
+def begin() -> None:
+    """All that a command changes of the interpreter, once: what the imports brought is no garbage."""
+    gc.freeze()
+    gc.enable()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def main(command: Command, argv: list[str] | None, called: str) -> int:
+    """Runs a command from the command line.
 
     Args:
-      run: the experiment.
-      table: its flags.
+      command: what is run.
       argv: without the program's name; of this process by default.
-      name: the module, for messages.
-      complete: fills in the values that the command line has and Python has not, such as a default --workdir.
-      defaults: of the flags; those of `run` itself by default.
+      called: how the command is called, for messages.
 
     Returns:
       The exit code: 0 finished, 2 a person's mistake, 75 stopped by SIGTERM, 130 by SIGINT.
     """
-    if not gc.isenabled():  # see experiments/__init__.py
-        gc.freeze()
-        gc.enable()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    name = called.removeprefix('python -m ')
     if sys.stdout is None:  # closed by whoever called
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal or a pipe cannot encode is escaped
             stream.reconfigure(errors='backslashreplace')
-    argv, defaults = sys.argv[1:] if argv is None else list(argv), defaults or default_values(run)
-    if 'mesh' in table:
-        table, defaults = {**table, **TOGETHER}, {**defaults, **ALONE}
-    table, defaults = {**table, **KEPT}, {**defaults, **dict.fromkeys(KEPT)}
+    argv = sys.argv[1:] if argv is None else list(argv)
     try:
         if {'--help', '-help', '-h', '--helpfull', '--helpshort'} & set(argv):
-            print(help_text(run, table, defaults, name), flush=True)
+            print(help_text(command, called, command.whole_table(argv), '--helpfull' in argv), flush=True)
             return 0
-        parsed = parse(table, defaults, argv)
-        values = complete(parsed)
+        parsed = parse(*command.whole_table(argv), argv)
+        values = command.complete(parsed)
         together = {word: values.pop(word) for word in ALONE if word in values}
         keep_compiled(values.pop('compilation_cache'))
         with signals.asked(later=False):
@@ -620,7 +764,7 @@ def main(
                 join(together['distributed'], together['heartbeat'])
             if 'workdir' in values and values['workdir'] != parsed['workdir']:
                 print(f'run directory: {values["workdir"]} (--workdir names another)\n', flush=True)
-            run(**values)
+            command.run(**values)
             sys.stdout.flush()
             processes.stop()
     except UserError as error:

@@ -18,10 +18,11 @@ import numpy as np
 
 from experiments import launch, studies
 from experiments.launch import Flag, Whole
+from experiments.settings import Settings
 from experiments.study import SPLITS, Study
 from seqjax import files, memory, report
 from seqjax.files import UserError
-from seqjax.problem import WRONG, Problem, input_shapes
+from seqjax.problem import WRONG, SyntheticTask, input_shapes
 from seqjax.task import Mean, Task, TrainState
 from seqjax.training.evaluation import apply
 from seqjax.training.seeds import Test
@@ -52,36 +53,36 @@ class Lengths(Study):
         self.FLAGS = {name: flag for name, flag in self.FLAGS.items() if name != 'to_the_end'} | OWN
         self.defaults = study.defaults | OWN_DEFAULTS
 
-    def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        settings = super().check(values) | {'to_the_end': True}
-        problem = self.problem(settings)
-        settings['up_to'] = settings['up_to'] or TIMES * trained(problem)
-        if settings['up_to'] <= trained(problem):
-            raise UserError(f'--up_to={settings["up_to"]} must be over {trained(problem)}, the longest trained on')
-        return settings
+    def check(self, values: Mapping[str, Any]) -> Settings:
+        settings = super().check(values)
+        longest = trained(self.problem(settings.options))
+        up_to = settings.options['up_to'] or TIMES * longest
+        if up_to <= longest:
+            raise UserError(f'--up_to={up_to} must be over {longest}, the longest trained on')
+        return settings.replace(to_the_end=True, up_to=up_to)
 
-    def sizes(self, **settings: Any) -> tuple[int, dict[str, Any]]:
-        numbers, named = super().sizes(**settings)
-        problem, count = self.problem(settings), settings['count']
+    def sizes(self, **flags: Any) -> tuple[int, dict[str, Any]]:
+        numbers, named = super().sizes(**flags)
+        problem, count = self.problem(flags), flags['count']
         if problem.draw is None:
             raise UserError(f'--task={self.name}: {problem.name} is not drawn by length; parity, for example, is')
-        size = max(padded([settings['up_to'] or TIMES * trained(problem)]))
-        tested = named | {'up_to': settings['up_to'], 'count': count}
-        steps = 1 if problem.answer == 'vector' else size
-        needed = count * (size * (2 + settings['hidden']) + 3 * steps * problem.outputs)
+        size = max(padded([flags['up_to'] or TIMES * trained(problem)]))
+        tested = named | {'up_to': flags['up_to'], 'count': count}
+        steps = 1 if problem.spec.output == 'last' else size
+        needed = count * (size * (2 + flags['hidden']) + 3 * steps * problem.spec.outputs)
         launch.check_memory(needed, tested)
         try:
             program = jax.make_jaxpr(lambda: problem.draw(jax.random.key(0), jnp.full(count, size), size))()
         except (ValueError, OverflowError) as error:
-            raise UserError(f'--up_to={settings["up_to"] or size}: {error}') from error
+            raise UserError(f'--up_to={flags["up_to"] or size}: {error}') from error
         return numbers + needed + memory.peak_bytes(program) // 4, tested
 
-    def test(self, problem: Problem, model: nn.Module, task: Task, settings: Mapping[str, Any]) -> tuple[Test, Any]:
+    def test(self, problem: SyntheticTask, model: nn.Module, task: Task, settings: Settings) -> tuple[Test, Any]:
         points, longest = lengths_of(problem, settings), trained(problem)
-        key = jax.random.key(SPLITS[settings['split']])
+        key = jax.random.key(SPLITS[settings.train.split])
 
         def wrong(state: TrainState, key: jax.Array, length: jax.Array, size: int) -> Mean:
-            batch = problem.draw(jax.random.fold_in(key, length), jnp.full(settings['count'], length), size)
+            batch = problem.draw(jax.random.fold_in(key, length), jnp.full(settings.options['count'], length), size)
             return task.loss(apply(model, state, batch.inputs), batch)[WRONG]
 
         def test(state: TrainState, key: jax.Array) -> dict[str, Mean]:
@@ -96,7 +97,7 @@ class Lengths(Study):
 
         return test, key
 
-    def show(self, outcome: Outcome, settings: Mapping[str, Any]) -> None:
+    def show(self, outcome: Outcome, settings: Settings) -> None:
         """The share of sequences that are answered rightly, for some of the lengths."""
         lengths, right = curves(outcome.seeds)
         shown = np.unique(np.linspace(0, len(lengths) - 1, 9).round().astype(int))
@@ -105,22 +106,22 @@ class Lengths(Study):
         for name, values in rows.items():
             print(f'{name:>10}' + ''.join(f'{values[i]:>8.1%}' for i in shown))
 
-    def conclusion(self, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> str:
+    def conclusion(self, problem: SyntheticTask, outcome: Outcome, settings: Settings) -> str:
         lengths, right = curves(outcome.seeds, BEYOND)
         scores, solved, count = right.mean(1), count_solved(right), len(right)
         low, high = report.share_interval(solved, count)
         mean = report.format_interval(scores, '.1%', '.1%')
         return (
-            f'{problem.name}, {settings["cell"]}({settings["hidden"]}), trained to length {trained(problem)}: at '
+            f'{problem.name}, {settings.model.title}, trained to length {trained(problem)}: at '
             f'lengths {lengths[0]} to {lengths[-1]} the mean seed answers {mean} rightly '
             f'and the best {scores.max():.1%}; {solved} of {count} seeds ({solved / count:.1%}; 95% interval '
             f'{low:.1%} to {high:.1%}) answer at least {SOLVED:.0%} at every one of them.'
         )
 
-    def draw(self, folder: files.Workdir, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> None:
+    def draw(self, folder: files.Workdir, problem: SyntheticTask, outcome: Outcome, settings: Settings) -> None:
         """The share answered rightly against the length: every seed, and their mean."""
         try:
-            title = f'{problem.name}, tested beyond: {settings["cell"]}({settings["hidden"]})'
+            title = f'{problem.name}, tested beyond: {settings.model.title}'
             figure, (axis,) = report.new_figure(1, title, 8)
         except ImportError:
             print('\n' + report.NO_PICTURE)
@@ -135,14 +136,14 @@ class Lengths(Study):
         files.write_picture(folder, figure)
 
 
-def trained(problem: Problem) -> int:
+def trained(problem: SyntheticTask) -> int:
     """The longest length that is trained on."""
     return jax.tree.leaves(input_shapes(problem))[0].shape[1]
 
 
-def lengths_of(problem: Problem, settings: Mapping[str, Any]) -> list[int]:
+def lengths_of(problem: SyntheticTask, settings: Settings) -> list[int]:
     """The lengths that are tested, ascending: evenly spaced, with the longest that is trained on and the next."""
-    spaced = np.linspace(1, settings['up_to'], settings['points']).round().astype(int)
+    spaced = np.linspace(1, settings.options['up_to'], settings.options['points']).round().astype(int)
     return sorted({*spaced.tolist(), trained(problem), trained(problem) + 1})
 
 
@@ -175,9 +176,8 @@ def count_solved(right: np.ndarray) -> int:
     return int((right.min(1) >= SOLVED).sum())
 
 
-ABOUT = 'Trains a task on short sequences, and tests it on longer ones.'
-COMMAND = studies.Command('lengths', ABOUT, default='parity', wrap=Lengths)
-FLAGS, run, main = COMMAND.FLAGS, COMMAND.run, COMMAND.main
+COMMAND = studies.task_command('lengths', __doc__, default='parity', wrap=Lengths)
+FLAGS, run, main = COMMAND.table_for([]).flags, COMMAND.run, COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

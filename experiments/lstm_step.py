@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import launch
-from experiments.launch import Choice, Flag, Many, Number, Whole
+from experiments.launch import Choice, Command, Flag, Many, Number, Table, Whole
 from seqjax.activations import RECURRENT_ACTIVATIONS
 from seqjax.cells import LSTMCell
 
@@ -108,9 +108,9 @@ def _row(name: str, values: np.ndarray, words: str = '') -> None:
     print(f'{name:>6} ' + ' '.join(f'{value + 0.0:>8.4f}' for value in values) + f'   {words}'.rstrip())
 
 
-def main(argv: list[str] | None = None) -> int:
-    return launch.main(run, FLAGS, argv, name='experiments.lstm_step')
+COMMAND = Command('lstm_step', __doc__, run, Table(FLAGS, launch.default_values(run)))
+main = COMMAND.main
 
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

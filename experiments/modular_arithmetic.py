@@ -6,11 +6,12 @@
 The task itself is in seqjax/tasks/regular.py.
 """
 
-from experiments import launch, study
+from experiments import study
 from seqjax.tasks.regular import modular_arithmetic
 
 STUDY = study.Study(modular_arithmetic, hidden=64, batch_size=64, steps=20000, every=125, clip_norm=1.0)
-FLAGS, run, main = STUDY.FLAGS, STUDY.run, STUDY.main
+COMMAND = STUDY.command(__doc__)
+FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

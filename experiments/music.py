@@ -14,19 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import launch
 from experiments.fitting import Kind, bounds_of
 from experiments.launch import Flag, Whole
-from seqjax.dataset import Dataset, Form, Stream, Unseen
+from experiments.settings import Settings
+from seqjax.dataset import Answers, Dataset, Stream, Unseen
 from seqjax.datasets import music, recipes
 from seqjax.readers.rolls import KEYS, NOTES, read_rolls
+from seqjax.types import ModelSpec
 
 
 class Music(Kind):
     """Piano rolls in a .mat file, whose training, validation and test pieces are in cell arrays of their own."""
 
     name = 'music'
-    about = 'Learns to forecast the next frame of piano rolls in a .mat file, and compares with simple forecasts.'
     suffix = '.mat'
     OWN = {
         'window': Flag(Whole(1), 'frames of a training window, which may begin and end anywhere'),
@@ -40,34 +40,38 @@ class Music(Kind):
         **{'input_dropout': 0.2, 'output_dropout': 0.5, 'weight_decay': 0.01},
     }
 
-    def sizes(self, settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    def sizes(self, settings: Settings) -> tuple[int, dict[str, Any]]:
         numbers, named = super().sizes(settings)
-        frame = 2 * NOTES + settings['hidden']
-        numbers += settings['batch_size'] * settings['window'] * frame
-        return numbers, {'window': settings['window'], **named}
+        frame = 2 * NOTES + settings.model.hidden
+        numbers += settings.train.batch_size * settings.options['window'] * frame
+        return numbers, {'window': settings.options['window'], **named}
 
-    def dataset(self, settings: Mapping[str, Any]) -> Dataset:
-        path = settings['data']
-        chosen = {name: settings[name] for name in ('batch_size', 'window', 'transpose', 'seed')}
-        return music.music(Path(path).name, read_rolls(path, KEYS, bounds_of(settings)), **chosen)
+    def dataset(self, settings: Settings) -> Dataset:
+        path = settings.options['data']
+        chosen = {name: settings.flags[name] for name in ('batch_size', 'window', 'transpose', 'seed')}
+        return music.music(Path(path).name, read_rolls(path, KEYS, bounds_of(settings.options)), **chosen)
 
-    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+    def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
         return recipes.check(recipe, {'steps': recipes.whole(1, recipes.MOST_STEPS)})
 
-    def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
-        return music.form()
+    def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
+        return music.spec()
 
-    def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
-        part = settings['part']
-        rolls = read_rolls(path, [] if part == 'all' else [part], bounds_of(settings))
+    def answers(self, recipe: Mapping[str, Any]) -> Answers:
+        return music.answers
+
+    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
+        part = settings.options['part']
+        rolls = read_rolls(path, [] if part == 'all' else [part], bounds_of(settings.options))
         return music.unseen(rolls, recipe['steps'])
 
-    def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
+    def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> Stream:
         return music.stream()
 
 
 KIND = Music()
-FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
+COMMAND = KIND.command(__doc__)
+FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

@@ -25,11 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import fitting, launch
+from experiments import fitting, launch, study
 from experiments.fitting import Kind, Sampling
-from experiments.launch import Choice, Flag, Place, Positive, Switch, Whole
+from experiments.launch import Choice, Command, Flag, Place, Positive, Switch, Table, Whole
+from experiments.settings import Settings
 from seqjax import files, fit
-from seqjax.dataset import SPLITS, Form, Stream
+from seqjax.build import one_step
+from seqjax.dataset import SPLITS, Stream
 from seqjax.files import UserError
 from seqjax.task import Best
 
@@ -63,9 +65,8 @@ class Model(NamedTuple):
     """A trained model, and what it was trained for."""
 
     kind: Kind
-    settings: Mapping[str, Any]  # of the run
+    settings: Settings  # of the run
     recipe: Mapping[str, Any]
-    form: Form
     model: nn.Module
     seed: int
     best: Best
@@ -107,7 +108,7 @@ def run(
         jax.config.update('jax_cpu_enable_async_dispatch', False)
     found = load(settings['workdir'], settings['seed'])
     limits = {name: settings[name] for name in fitting.LIMITS if settings[name] is not None}
-    found = found._replace(settings={**found.settings, **limits})
+    found = found._replace(settings=found.settings.replace(**limits))
     {'data': _file, 'stdin': _stream, 'prompt': _write}[asked[0]](found, settings | {'out': target})
 
 
@@ -125,9 +126,9 @@ def load(workdir: str, seed: int | None = None) -> Model:
     if not summary['finished']:
         raise UserError(f'--workdir={workdir} holds a run that is not finished: the command that began it goes on')
     settings, recipe = _checked(kind, summary, folder)
-    form = kind.form(settings, recipe)
-    model = fitting.make_model(form, settings)
-    like = dict(jax.eval_shape(model.init, jax.random.key(0), fitting.one_step(form)))
+    spec = kind.spec(recipe)
+    model = study.make_model(spec, settings.model)
+    like = dict(jax.eval_shape(model.init, jax.random.key(0), one_step(spec)))
     seeds, best = _models(folder, summary, settings, like)
     seed = summary['result']['chosen'] if seed is None else seed
     if seed not in seeds:
@@ -138,10 +139,10 @@ def load(workdir: str, seed: int | None = None) -> Model:
     one = fit.of_seed(best, place)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((one.params, one.variables))):
         raise UserError(f'{folder.file(fit.MODELS)} has parameters of seed {seed} that are not finite; train it again')
-    return Model(kind, settings, recipe, form, model, seed, one)
+    return Model(kind, settings, recipe, model, seed, one)
 
 
-def _checked(kind: Kind, summary: Mapping[str, Any], folder: files.Workdir) -> tuple[dict[str, Any], Mapping[str, Any]]:
+def _checked(kind: Kind, summary: Mapping[str, Any], folder: files.Workdir) -> tuple[Settings, Mapping[str, Any]]:
     """The flags and the recipe of a run, which may come from elsewhere: nothing is built of them before this.
 
     Raises:
@@ -151,25 +152,26 @@ def _checked(kind: Kind, summary: Mapping[str, Any], folder: files.Workdir) -> t
         settings = kind.check(summary['flags'])
         recipe = kind.check_recipe(settings, summary.get('recipe'))
         chosen = summary['result'].get('chosen') if isinstance(summary.get('result'), dict) else None
-        last = settings['seed'] + settings['replicas'] - 1
-        if type(chosen) is not int or not settings['seed'] <= chosen <= last:
-            raise UserError(f'its result has chosen={chosen}, which must be a seed from {settings["seed"]} to {last}')
+        first = settings.train.seed
+        last = first + settings.train.replicas - 1
+        if type(chosen) is not int or not first <= chosen <= last:
+            raise UserError(f'its result has chosen={chosen}, which must be a seed from {first} to {last}')
     except UserError as error:
         raise UserError(f'{folder.file(files.SUMMARY)} is not that of a run: {error}') from error
     return settings, recipe
 
 
 def _models(
-    folder: files.Workdir, summary: Mapping[str, Any], settings: Mapping[str, Any], like: Mapping[str, Any]
+    folder: files.Workdir, summary: Mapping[str, Any], settings: Settings, like: Mapping[str, Any]
 ) -> tuple[np.ndarray, Best]:
     """The models of a run, verified by the checksum in its summary; that of an older run has none."""
     path = folder.file(fit.MODELS)
     with files.reading(path):
         if summary.get('models') not in (None, files.sha256(path)):
             raise ValueError(f'it is not the file of which {files.SUMMARY} has the checksum')
-    seeds, best = fit.read_models(path, like, settings['replicas'])
-    if not np.array_equal(seeds, np.arange(len(seeds)) + settings['seed']):
-        raise UserError(f'{path} has the seeds {seeds.tolist()[:5]} ..., and the first must be {settings["seed"]}')
+    seeds, best = fit.read_models(path, like, settings.train.replicas)
+    if not np.array_equal(seeds, np.arange(len(seeds)) + settings.train.seed):
+        raise UserError(f'{path} has the seeds {seeds.tolist()[:5]} ..., and the first must be {settings.train.seed}')
     return seeds, best
 
 
@@ -193,8 +195,8 @@ def kind_of(experiment: str, workdir: str) -> Kind:
 
 
 def _file(found: Model, settings: Mapping[str, Any]) -> None:
-    unseen = found.kind.unseen({**found.settings, 'part': settings['part']}, found.recipe, settings['data'])
-    answers = fitting.answering(found.model, found.form)(found.best, unseen.batches)
+    unseen = found.kind.unseen(found.settings.replace(part=settings['part']), found.recipe, settings['data'])
+    answers = fitting.answering(found.model, found.kind.answers(found.recipe))(found.best, unseen.batches)
     columns, rows = unseen.table(answers)
     lines = [*unseen.look, *unseen.tell(answers), f'predicted by seed {found.seed} of {settings["workdir"]}']
     if settings['out'] is None:
@@ -238,7 +240,7 @@ def _written(target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 
 
 def _stream(found: Model, settings: Mapping[str, Any]) -> None:
-    if found.settings['bidirectional']:
+    if found.settings.model.bidirectional:
         raise UserError(
             f'--stdin: {settings["workdir"]} was trained --bidirectional, which needs the end before the begin'
         )
@@ -295,9 +297,9 @@ def _write(found: Model, settings: Mapping[str, Any]) -> None:
         print(text + '\n')
 
 
-def main(argv: list[str] | None = None) -> int:
-    return launch.main(run, FLAGS, argv, name=f'experiments.{NAME}')
+COMMAND = Command('predict', __doc__, run, Table(FLAGS, launch.default_values(run)))
+main = COMMAND.main
 
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

@@ -1,4 +1,4 @@
-"""Any task: one of those here, or a function of your own that returns a Problem.
+"""Any task: one of those here, or a function of your own that returns a SyntheticTask.
 
     python -m experiments.run --task=parity --cell=gru
     python -m experiments.run --task=my_module:my_task --flagfile=my.flags
@@ -6,10 +6,10 @@
 `docs/tasks.md` walks through a task of your own.
 """
 
-from experiments import launch, studies
+from experiments import studies
 
-COMMAND = studies.Command('run', 'Trains any task, and tests it on sequences that it never saw.', default='adding')
-FLAGS, run, main = COMMAND.FLAGS, COMMAND.run, COMMAND.main
+COMMAND = studies.task_command('run', __doc__, default='adding')
+FLAGS, run, main = COMMAND.table_for([]).flags, COMMAND.run, COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

@@ -46,12 +46,12 @@ def default_workdir(
     ignored = {*NO_NUMBER, *named, steps, 'data'}
     counted = [name for name in values if name in defaults and name not in ignored]
     differing = {name: values[name] for name in counted if values[name] != defaults[name]}
-    parts = [_safe(name) for name in names]
+    parts = [safe_name(name) for name in names]
     if list(names) != parts:
         differing['names'] = list(names)
     data = values.get('data')
     if data is not None:
-        stem = _safe(PurePath(data.rpartition(':')[2]).stem)
+        stem = safe_name(PurePath(data.rpartition(':')[2]).stem)
         parts[-1] = f'{stem}-{parts[-1]}'
         if data != stem + suffix:
             differing['data'] = data
@@ -60,7 +60,7 @@ def default_workdir(
     return {**values, 'workdir': os.path.join('runs', *parts)}
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """Returns a name that every file system takes."""
     return re.sub(r'[^A-Za-z0-9._-]+', '_', name).lstrip('.-')[:LONGEST_NAME] or '_'
 

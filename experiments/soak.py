@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import launch
-from experiments.launch import Choice, Flag, Many, Whole
+from experiments.launch import Choice, Command, Flag, Many, Table, Whole
 from experiments.run_directory import default_workdir
 from seqjax import checkpoint, files
 from seqjax.checkpoint import Store
@@ -166,15 +166,16 @@ def compare(folder: Path, other: Path) -> None:
                 raise UserError(f'{name} of {folder / path} is not that of {other / path}')
 
 
-def main(argv: list[str] | None = None) -> int:
-    return launch.main(
-        run,
-        FLAGS,
-        argv,
-        name='experiments.soak',
-        complete=lambda values: default_workdir(values, launch.default_values(run), 'soak'),
-    )
+DEFAULTS = launch.default_values(run)
+COMMAND = Command(
+    'soak',
+    __doc__,
+    run,
+    Table(FLAGS, DEFAULTS),
+    lambda values: default_workdir(values, DEFAULTS, 'soak'),
+)
+main = COMMAND.main
 
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

@@ -6,11 +6,12 @@
 The task itself is in seqjax/tasks/reorder.py.
 """
 
-from experiments import launch, study
+from experiments import study
 from seqjax.tasks.reorder import sorting
 
 STUDY = study.Study(sorting, hidden=64, batch_size=64)
-FLAGS, run, main = STUDY.FLAGS, STUDY.run, STUDY.main
+COMMAND = STUDY.command(__doc__)
+FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

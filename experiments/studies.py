@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from experiments import launch
-from experiments.fitting import Kind
-from experiments.launch import Flag, Name
+from experiments.launch import Command, Flag, Name, Table
 from experiments.study import Study
 from seqjax import signals
+from seqjax.cli import registry
 from seqjax.files import UserError
-from seqjax.problem import Problem
+from seqjax.problem import SyntheticTask
 from seqjax.trials import Outcome
 
 T = TypeVar('T')
 TASK = (
     'a task is a function that is imported and called: its arguments are int, float, bool or Literal and have '
-    'defaults, and it returns a Problem of seqjax.problem'
+    'defaults, and it returns a SyntheticTask of seqjax.problem'
 )
 
-# Read, not imported: which modules have a study. A new one is entered nowhere.
-NAMES = tuple(
-    sorted(
-        file.stem
-        for file in Path(__file__).parent.glob('*.py')
-        if re.search(r'^STUDY = ', file.read_text(encoding='utf-8'), re.MULTILINE)
-    )
-)
+# Read, not imported: which commands are of a task.
+NAMES = tuple(name for name, path in registry.modules().items() if registry.has(path, 'STUDY'))
 
 
 def find(task: str) -> Study:
-    """The study of a task: a name of this folder, or MODULE:FUNCTION, a function that returns a Problem.
+    """The study of a task: a name of this folder, or MODULE:FUNCTION, a function that returns a SyntheticTask.
 
     Raises:
       UserError: there is no such task, or it is none.
@@ -59,7 +50,7 @@ def find(task: str) -> Study:
         raise UserError(f'--task={task}: {name!r} of {module} {what}; {TASK}')
     study = _attempt(task, 'its arguments cannot be read', lambda: Study(found, name=getattr(found, '__name__', name)))
     problem = _attempt(task, 'it cannot be called', lambda: study.problem(study.defaults))
-    if not isinstance(problem, Problem):
+    if not isinstance(problem, SyntheticTask):
         raise UserError(f'--task={task} returns {type(problem).__name__}; {TASK}')
     return study
 
@@ -74,64 +65,43 @@ def _attempt(task: str, fault: str, action: Callable[[], T]) -> T:
         raise UserError(f'--task={task}: {fault} ({type(error).__name__}: {error}); {TASK}') from error
 
 
-def door(experiment: str) -> Study | Command | Kind:
-    """What parses the flags of an experiment of this folder and runs it: a study, a command for any, a kind of data."""
-    module = importlib.import_module(f'experiments.{experiment}')
-    return next(getattr(module, name) for name in ('STUDY', 'COMMAND', 'KIND') if hasattr(module, name))
-
-
 def _imported(module: str) -> Any:
     """A module of anyone's, found from the folder where the command was given, too."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    launch.import_from_here()
     return importlib.import_module(module)
 
 
-class Command:
+TASK_FLAG = Flag(
+    Name(), f'one of {", ".join(NAMES)}; or MODULE:FUNCTION, a function of your own that returns a SyntheticTask'
+)
+
+
+def task_command(name: str, doc: str, *, default: str, wrap: Callable[[Study], Study] = lambda study: study) -> Command:
     """A command for any task; --task decides which other flags there are.
 
     Args:
       name: of the module, and of the folder in runs/.
-      about: what it does, for --help.
+      doc: of the module.
       default: the task, unless another is asked for.
       wrap: makes of a task's study what is run.
     """
 
-    TASK = Flag(Name(), f'one of {", ".join(NAMES)}; or MODULE:FUNCTION, a function of your own that returns a Problem')
+    def study_of(task: str) -> Study:
+        return wrap(find(TASK_FLAG.parser.parse(task)))
 
-    def __init__(self, name: str, about: str, *, default: str, wrap: Callable[[Study], Study] = lambda study: study):
-        self.name, self.about, self.default, self.wrap = name, about, default, wrap
-        self.FLAGS = {'task': self.TASK, **self.study(default).FLAGS}
-
-    def study(self, task: str) -> Study:
-        return self.wrap(find(self.TASK.parser.parse(task)))
-
-    def run(self, task: str | None = None, **values: Any) -> Outcome:
+    def run(task: str | None = None, **values: Any) -> Outcome:
         """Further arguments are the flags of the task."""
-        return self.study(self.default if task is None else task).run(**values)
+        return study_of(default if task is None else task).run(**values)
 
-    def parse(self, argv: list[str]) -> dict[str, Any]:
-        """The value of every flag; raises UserError where one is refused."""
-        return launch.parse(*self._flags(argv), argv)
-
-    def _flags(self, argv: list[str]) -> tuple[dict[str, Flag], dict[str, Any]]:
-        """Those of the task that is asked for, and their defaults."""
+    def table(argv: Sequence[str]) -> Table:
+        """The flags of the task that is asked for."""
         try:
-            study = self.study(launch.peek(argv, 'task', self.default))
+            study = study_of(launch.peek(argv, 'task', default))
         except ValueError:  # told when it is run
-            study = self.study(self.default)
-        return {'task': self.TASK, **study.FLAGS}, {'task': self.default, **study.defaults}
+            study = study_of(default)
+        return Table({'task': TASK_FLAG, **study.FLAGS}, {'task': default, **study.defaults})
 
-    def main(self, argv: list[str] | None = None) -> int:
-        argv = sys.argv[1:] if argv is None else list(argv)
+    def complete(values: dict[str, Any]) -> dict[str, Any]:
+        return study_of(values['task']).default_workdir(values, name, *values['task'].split(':'))
 
-        def run(task: str, **values: Any) -> Outcome:
-            return self.run(task, **values)
-
-        def complete(values: dict[str, Any]) -> dict[str, Any]:
-            return self.study(values['task']).default_workdir(values, self.name, *values['task'].split(':'))
-
-        run.__doc__ = self.about
-        table, defaults = self._flags(argv)
-        name = f'experiments.{self.name}'
-        return launch.main(run, table, argv, name=name, complete=complete, defaults=defaults)
+    return Command(name, doc, run, table, complete)

@@ -14,7 +14,7 @@ import math
 import re
 import time
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -24,21 +24,22 @@ import optax
 from absl import flags
 
 from experiments import launch
-from experiments.launch import Choice, Flag, Fraction, Number, Positive, Switch, Whole
+from experiments.launch import Choice, Command, Flag, Number, Switch, Table, Whole
 from experiments.run_directory import default_workdir
+from experiments.settings import Settings
 from seqjax import files, memory, optim, report, training, trials
+from seqjax.build import build_model
+from seqjax.config import CONFIGS, ModelConfig, RunConfig, TrainConfig, changed
 from seqjax.data import epoch_rows
-from seqjax.encoder_decoder import ATTENTIONS, encoder_decoder
 from seqjax.files import UserError
-from seqjax.initializers import GATE_BIASES
-from seqjax.models import CELLS, sequence_model
-from seqjax.problem import WRONG, Goal, Problem, input_shapes
-from seqjax.task import Batch, Task, batch_shapes
+from seqjax.problem import WRONG, SuccessCriterion, SyntheticTask, input_shapes
+from seqjax.task import Arrays, Batch, Task, batch_shapes
 from seqjax.training import replicas as replica_groups
 from seqjax.training.programs import MAX_VMAP_SIZE
 from seqjax.training.seeds import Test, on_batch
 from seqjax.training.summary import new_summary
 from seqjax.trials import Outcome
+from seqjax.types import ModelSpec
 
 STEPS = 'steps'
 FILES = (files.SUMMARY, trials.TABLE, files.CURVE)
@@ -50,55 +51,20 @@ GATES = {'lstm': 4, 'gru': 3}  # of the recurrent kernel; other cells have at le
 EVERY = 125
 SHOWN = 20  # seeds of the table before the rest is cut
 
-MODEL = {
-    'cell': Flag(Choice(*CELLS), 'the recurrent cell'),
-    'hidden': Flag(Whole(1), 'units of a layer'),
-    'layers': Flag(Whole(1, 100), 'recurrent layers'),
-    'bidirectional': Flag(Switch(), 'read in both directions'),
-    'dropout': Flag(Fraction(), 'share of values that is dropped between two layers'),
-    'gate_bias': Flag(
-        Choice('default', *GATE_BIASES),
-        'how the gate that keeps begins: constant at a bias of 1; chrono so that units keep for 1 step up to the '
-        "longest sequence; uniform spread evenly; default is the cell's own",
-    ),
-    'parallel': Flag(Switch(), 'take all steps at once, for cells whose recurrence is linear'),
-    'attention': Flag(Choice(*ATTENTIONS), 'how a decoder looks back at its source, where sequences are written'),
-    'scheduled_sampling': Flag(Fraction(), 'share of tokens that a decoder reads of its own in training'),
-}
+# Fields of the configurations that are of no use to a synthetic task.
+OTHERS = ('input_dropout', 'output_dropout', 'recurrent_dropout', 'drop_connect', 'patience', 'refit', 'weight_decay')
+OTHERS += ('chunk',)
+FLAGS = launch.flags_of(*CONFIGS, without=OTHERS)
+DEFAULTS = launch.defaults_of(ModelConfig(), TrainConfig(), RunConfig(), without=OTHERS)
 # Names of flags that every command has, and of absl's own.
-RESERVED = {'task', *launch.TOGETHER, *launch.KEPT, 'flagfile', 'undefok', 'help', 'helpfull', 'helpshort', 'h'}
-TRAINING = {
-    'batch_size': Flag(Whole(1), 'sequences in a training step'),
-    'steps': Flag(Whole(1), 'training steps at most; a multiple of --every'),
-    'every': Flag(
-        Whole(1),
-        'steps between two looks, each at the sequences that were trained on since the last; as the task has it by '
-        'default, and never more than --steps',
-    ),
-    'until': Flag(Number(), "a seed is at the goal where a look's mean is at most this; by default as the task has it"),
-    'to_the_end': Flag(Switch(), 'train all --steps, also where the goal is reached'),
-    'split': Flag(
-        Choice(*SPLITS), 'the unseen sequences that a seed is tested on: choose settings by validation, and report test'
-    ),
-    'schedule': Flag(Choice(*optim.SCHEDULES), 'of the learning rate'),
-    'decay_steps': Flag(Whole(1), 'steps until --schedule=cosine is at 0'),
-    'clip_norm': Flag(Positive(), 'gradients beyond this norm are scaled down to it'),
-    **{name: flag for name, flag in launch.SHARED.items() if name != 'chunk'},
-}
-DEFAULTS = {
-    **{'cell': 'lstm', 'hidden': 32, 'layers': 1, 'bidirectional': False, 'dropout': 0.0, 'gate_bias': 'default'},
-    **{'parallel': False, 'attention': 'none', 'scheduled_sampling': 0.0},
-    **{'batch_size': 16, 'steps': 6250, 'every': None, 'until': None, 'to_the_end': False},
-    **{'split': 'validation', 'schedule': 'constant', 'decay_steps': None, 'clip_norm': None, 'learning_rate': 3e-3},
-    **{'adam_epsilon': 1e-7, 'seed': 0, 'replicas': 10, 'matmul_precision': 'default', 'workdir': None},
-    **{'overwrite': False, 'picture': True, 'mesh': None, 'checkpoint_every': 1000, 'keep': 2, 'best': None},
-}
+RESERVED = {'task', *launch.flags_of(*CONFIGS), *launch.TOGETHER, *launch.KEPT}
+RESERVED |= {'flagfile', 'undefok', 'help', 'helpfull', 'helpshort', 'h'}
 
 
 # --- a problem's own flags -------------------------------------------------------------------------
 
 
-def options_of(make: Callable[..., Problem]) -> tuple[dict[str, Flag], dict[str, Any]]:
+def options_of(make: Callable[..., SyntheticTask]) -> tuple[dict[str, Flag], dict[str, Any]]:
     """The flags of a problem and their defaults.
 
     Raises:
@@ -111,7 +77,7 @@ def options_of(make: Callable[..., Problem]) -> tuple[dict[str, Flag], dict[str,
             raise UserError(f'{who} cannot be passed by its name: its arguments are flags')
         if parameter.default is parameter.empty:
             raise UserError(f'{who} needs a default: its arguments are flags')
-        if name in MODEL or name in TRAINING or name in RESERVED:
+        if name in RESERVED:
             raise UserError(f'{who} is the name of a flag of every task: its arguments are flags')
         parser = _parser(types.get(name))
         if parser is None:
@@ -134,7 +100,7 @@ def _parser(kind: Any) -> flags.ArgumentParser | None:
     return {int: Whole(0), float: Number(), bool: Switch()}.get(kind) if isinstance(kind, type) else None
 
 
-def _help(make: Callable[..., Problem], name: str) -> str:
+def _help(make: Callable[..., SyntheticTask], name: str) -> str:
     """What the docstring says of an argument."""
     found = re.search(rf'^( +){name}: (.+(?:\n\1 +.+)*)', inspect.getdoc(make) or '', re.MULTILINE)
     return ' '.join(found[2].split()).rstrip('.') if found else 'of the task'
@@ -143,68 +109,42 @@ def _help(make: Callable[..., Problem], name: str) -> str:
 # --- what the flags ask for ------------------------------------------------------------------------
 
 
-def named(settings: Mapping[str, Any], names: Sequence[str]) -> str:
+def named(settings: Mapping[str, Any], names: Iterable[str]) -> str:
     """--length=5 --rule=add, for a sentence."""
     return ' '.join(f'--{name}={settings[name]}' for name in names)
 
 
-def make_model(problem: Problem, settings: Mapping[str, Any]) -> nn.Module:
+def gates(cell: str) -> int:
+    """How many gates lie side by side in the recurrent kernel of a cell, at least."""
+    return GATES.get(cell.partition('(')[0], 1)
+
+
+def make_model(spec: ModelSpec, config: ModelConfig, inputs: Arrays | None = None) -> nn.Module:
     """The model that the flags ask for; raises UserError where it cannot be."""
-    if settings['dropout'] and settings['layers'] == 1:
-        raise UserError(f'--dropout={settings["dropout"]} does nothing with --layers=1: it stands between two layers')
-    if settings['bidirectional'] and problem.causal:
-        raise UserError(f'--bidirectional would look at the answers: {problem.name} asks at each step what follows')
-    options = {name: settings[name] for name in ('cell', 'layers', 'bidirectional', 'dropout')}
-    options |= {'features': settings['hidden'], **gate_bias(problem.horizon, problem.name, settings['gate_bias'])}
     try:
-        model = (_writer if problem.answer == 'tokens' else _reader)(problem, settings, options)
-        jax.eval_shape(model.init, jax.random.key(0), input_shapes(problem))
-    except (ValueError, TypeError) as error:  # a TypeError: a cell without such a gate
-        names = ['cell', *(name for name in MODEL if name != 'cell' and settings[name] != DEFAULTS[name])]
-        raise UserError(f'{named(settings, names)} do not go together: {error}') from error
-    return model
-
-
-def _reader(problem: Problem, settings: Mapping[str, Any], options: dict[str, Any]) -> nn.Module:
-    """Answers a sequence, or each of its steps."""
-    for name, without in (('attention', 'none'), ('scheduled_sampling', 0.0)):
-        if settings[name] != without:
-            raise ValueError(f'{name}={settings[name]} is of a decoder, and {problem.name} has none')
-    options |= {'vocabulary': problem.vocabulary, 'parallel': settings['parallel']}
-    return sequence_model(problem.answer, problem.outputs, **options)
-
-
-def _writer(problem: Problem, settings: Mapping[str, Any], options: dict[str, Any]) -> nn.Module:
-    """Writes a sequence for a sequence."""
-    if settings['parallel']:
-        raise ValueError('parallel=True: a decoder goes step by step')
-    options |= {name: settings[name] for name in ('attention', 'scheduled_sampling')}
-    return encoder_decoder(problem.outputs, source_vocabulary=problem.vocabulary, **options)
-
-
-def gate_bias(horizon: int | None, name: str, word: str) -> dict[str, Any]:
-    """The option of a cell that --gate_bias asks for, where something must be kept over `horizon` steps."""
-    if word == 'default':
-        return {}
-    if word == 'chrono' and horizon is None:
-        raise UserError(f'--gate_bias=chrono needs to know how long to keep, and {name} does not say')
-    return {'bias_init': GATE_BIASES[word](*((horizon,) if word == 'chrono' else ()))}
-
-
-def make_optimiser(settings: Mapping[str, Any]) -> optax.GradientTransformation:
-    """The optimiser that the flags ask for; raises UserError where it cannot be."""
-    try:
-        rate = optim.schedule(settings['schedule'], settings['learning_rate'], settings['decay_steps'])
+        return build_model(spec, config, inputs)
     except ValueError as error:
-        raise UserError(f'{named(settings, ("schedule", "decay_steps"))}: {error}') from error
-    return optim.adam(rate, settings['adam_epsilon'], settings['clip_norm'], settings.get('weight_decay', 0.0))
+        sentence = launch.as_flags(error, launch.flags_of(ModelConfig))
+        if not sentence.startswith('--'):
+            names = dict.fromkeys(['cell', *changed(config)])
+            together = ' do not go together' if len(names) > 1 else ''
+            sentence = f'{named(vars(config), names)}{together}: {sentence}'
+        raise UserError(sentence) from error
 
 
-def task_of(problem: Problem, settings: Mapping[str, Any]) -> Task:
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """The optimizer that the flags ask for; raises UserError where it cannot be."""
+    try:
+        return optim.make_optimizer(config)
+    except ValueError as error:
+        raise UserError(f'{named(vars(config), ("schedule", "decay_steps"))}: {error}') from error
+
+
+def task_of(problem: SyntheticTask, settings: Settings) -> Task:
     """Returns the task: fresh sequences at every step, or the problem's examples in an order of their own."""
-    batch_size = settings['batch_size']
+    batch_size = settings.train.batch_size
     if problem.examples is None:
-        return Task(problem.score, lambda data, key, step: problem.sample(key, batch_size))
+        return Task(problem.loss_fn, lambda data, key, step: problem.sample(key, batch_size))
     examples = problem.examples().train
 
     def batch(data: tuple[jax.Array, Batch], key: jax.Array, step: jax.Array) -> Batch:
@@ -213,10 +153,10 @@ def task_of(problem: Problem, settings: Mapping[str, Any]) -> Task:
         part = jax.tree.map(lambda x: x[rows], examples)
         return part._replace(mask=part.mask & real.reshape(-1, *[1] * (part.mask.ndim - 1)))
 
-    return Task(problem.score, batch, (jax.random.key(settings['seed']), examples))
+    return Task(problem.loss_fn, batch, (jax.random.key(settings.train.seed), examples))
 
 
-def unseen(problem: Problem, split: str) -> Batch:
+def unseen(problem: SyntheticTask, split: str) -> Batch:
     """The sequences of a split [N, ...], which no training step draws."""
     if problem.examples is not None:
         return getattr(problem.examples(), split)
@@ -238,52 +178,56 @@ class Study:
 
     STEPS = STEPS
 
-    def __init__(self, make: Callable[..., Problem], *, name: str | None = None, every: int = EVERY, **defaults: Any):
+    def __init__(
+        self, make: Callable[..., SyntheticTask], *, name: str | None = None, every: int = EVERY, **defaults: Any
+    ):
         own, values = options_of(make)
         self.make, self.name, self.own, self.every = make, name or make.__name__, tuple(own), every
-        self.FLAGS = own | MODEL | TRAINING
+        self.FLAGS = own | FLAGS
         self.defaults = values | DEFAULTS | defaults
 
-    def problem(self, settings: Mapping[str, Any]) -> Problem:
-        """What the flags ask for; raises UserError where it cannot be."""
+    def problem(self, options: Mapping[str, Any]) -> SyntheticTask:
+        """The task that the flags ask for; raises UserError where it cannot be."""
         try:
-            return self.make(**{name: settings[name] for name in self.own})
+            return self.make(**{name: options[name] for name in self.own})
         except ValueError as error:
-            raise UserError(f'{named(settings, self.own)}: {error}') from error
+            raise UserError(f'{named(options, self.own)}: {error}') from error
 
-    def make_model(self, settings: Mapping[str, Any]) -> nn.Module:
-        return make_model(self.problem(settings), settings)
+    def make_model(self, flags: Mapping[str, Any]) -> nn.Module:
+        problem = self.problem(flags)
+        return make_model(problem.spec, Settings.of(flags).model, input_shapes(problem))
 
-    def make_task(self, settings: Mapping[str, Any]) -> Task:
-        return task_of(self.problem(settings), settings)
+    def make_task(self, flags: Mapping[str, Any]) -> Task:
+        return task_of(self.problem(flags), Settings.of(flags))
 
-    def make_optimiser(self, settings: Mapping[str, Any]) -> optax.GradientTransformation:
-        return make_optimiser(settings)
+    def make_optimiser(self, flags: Mapping[str, Any]) -> optax.GradientTransformation:
+        return make_optimizer(Settings.of(flags).train)
 
-    def sizes(self, **settings: Any) -> tuple[int, dict[str, Any]]:
+    def sizes(self, **flags: Any) -> tuple[int, dict[str, Any]]:
         """About how many float32 numbers a run holds at least, and the flags that decide it.
 
         Whole numbers of any size, before anything is compiled; `seqjax.memory` has more of a program that is traced.
         """
-        names = (*self.own, 'hidden', 'layers', 'batch_size', 'every', 'replicas')
-        problem, hidden, rows = self.problem(settings), settings['hidden'], settings['batch_size']
-        program, batch = self._drawn(problem, settings)
-        values, answers = jax.tree.leaves(batch.inputs)[0], math.prod(batch.mask.shape[1:]) * problem.outputs
+        names, settings = (*self.own, 'hidden', 'layers', 'batch_size', 'every', 'replicas'), Settings.of(flags)
+        problem, model, train = self.problem(flags), settings.model, settings.train
+        hidden, rows = model.hidden, train.batch_size
+        program, batch = self._drawn(problem, flags)
+        values, answers = jax.tree.leaves(batch.inputs)[0], math.prod(batch.mask.shape[1:]) * problem.spec.outputs
         steps, features = values.shape[1], values.shape[2] if values.ndim > 2 else hidden
-        tokens = problem.outputs + (problem.vocabulary or 0)
-        wide, gates = settings['layers'] * (1 + settings['bidirectional']), GATES.get(settings['cell'], 1)
-        weights = wide * gates * hidden * (hidden + features) + hidden * tokens
-        kept = wide * (gates + 2) * steps * rows * hidden + rows * (steps * features + 2 * answers)
-        width = replica_groups.group_width(settings['replicas'])
-        # Larger replicas take turns, see `training.programs.MAX_VMAP_SIZE`.
-        at_once = width if rows * hidden * max(gates * hidden, tokens) <= MAX_VMAP_SIZE else 1
-        metrics = 4 * width * (settings['every'] or 1)
+        tokens = problem.spec.outputs + (problem.spec.vocabulary or 0)
+        wide, side_by_side = model.layers * (1 + model.bidirectional), gates(model.cell)
+        weights = wide * side_by_side * hidden * (hidden + features) + hidden * tokens
+        kept = wide * (side_by_side + 2) * steps * rows * hidden + rows * (steps * features + 2 * answers)
+        width = replica_groups.group_width(train.replicas)
+        # Larger replicas take turns, see `seqjax.training.programs.MAX_VMAP_SIZE`.
+        at_once = width if rows * hidden * max(side_by_side * hidden, tokens) <= MAX_VMAP_SIZE else 1
+        metrics = 4 * width * (train.every or 1)
         numbers = 6 * width * weights + at_once * kept + metrics + memory.peak_bytes(program) // 4
         # What is kept of a seed on the host.
-        numbers += 3 * HELD_OUT * answers + 150 * settings['replicas']
-        return numbers, {name: settings[name] for name in names}
+        numbers += 3 * HELD_OUT * answers + 150 * train.replicas
+        return numbers, {name: flags[name] for name in names}
 
-    def _drawn(self, problem: Problem, settings: Mapping[str, Any]) -> tuple[Any, Batch]:
+    def _drawn(self, problem: SyntheticTask, settings: Mapping[str, Any]) -> tuple[Any, Batch]:
         """The program that draws the unseen sequences, and their shapes; nothing is drawn."""
         try:
             draw = jax.make_jaxpr(lambda: problem.sample(jax.random.key(0), HELD_OUT), return_shape=True)
@@ -295,20 +239,23 @@ class Study:
             raise UserError(f'{self.name}: a sample must be a Batch of seqjax.task, and is {type(batch).__name__}')
         return program, batch
 
-    def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, values: Mapping[str, Any]) -> Settings:
         """Plain values -> all settings; raises UserError where one is refused or two do not go together."""
         launch.check_known(values, self.FLAGS)
-        settings = launch.check(self.FLAGS, {**self.defaults, **values}, self.defaults)
-        launch.check_seeds(settings['seed'], settings['replicas'])
-        settings['every'] = settings['every'] or min(self.every, settings['steps'])
-        launch.check_every(settings['every'], STEPS, settings['steps'])
-        if settings['steps'] % settings['every']:
-            fewer = settings['steps'] // settings['every'] * settings['every']
+        settings = Settings.of(launch.check(self.FLAGS, {**self.defaults, **values}, self.defaults))
+        train = settings.train
+        launch.check_seeds(train.seed, train.replicas)
+        every = train.every or min(self.every, train.steps)
+        settings = settings.replace(every=every)
+        launch.check_every(every, STEPS, train.steps)
+        if train.steps % every:
+            fewer = train.steps // every * every
             raise UserError(
-                f'{named(settings, ("steps", "every"))}: the steps must be a multiple of --every, such as {fewer}'
+                f'--steps={train.steps} --every={every}: the steps must be a multiple of --every, such as {fewer}'
             )
-        launch.check_memory(*self.sizes(**settings))
-        make_model(self.problem(settings), settings), self.make_optimiser(settings)
+        launch.check_memory(*self.sizes(**settings.flags))
+        problem = self.problem(settings.options)
+        make_model(problem.spec, settings.model, input_shapes(problem)), make_optimizer(settings.train)
         return settings
 
     def run(self, **values: Any) -> Outcome:
@@ -320,13 +267,13 @@ class Study:
           UserError (a ValueError): an argument is refused, the folder holds another run, or no loss is finite any more.
         """
         settings = self.check(values)
-        problem = self.problem(settings)
-        with files.open_workdir(settings, self.name, names=FILES) as (folder, summary):
+        problem = self.problem(settings.options)
+        with files.open_workdir(settings.flags, self.name, names=FILES) as (folder, summary):
             if summary is not None:
                 print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
             outcome = self.outcome(problem, settings, folder, summary)
             self.show(outcome, settings)
-            if settings['picture']:
+            if settings.run.picture:
                 self.draw(folder, problem, outcome, settings)
             if folder.path is not None:
                 print('\n' + folder.listing())
@@ -334,18 +281,19 @@ class Study:
             return outcome
 
     def outcome(
-        self, problem: Problem, settings: dict[str, Any], folder: files.Workdir, summary: Mapping[str, Any] | None
+        self, problem: SyntheticTask, settings: Settings, folder: files.Workdir, summary: Mapping[str, Any] | None
     ) -> Outcome:
         """Trains and tests every seed, and leaves everything but the picture in the folder; or reads what it holds."""
-        sequences = settings['every'] * settings['batch_size']
+        sequences = settings.train.every * settings.train.batch_size
         if summary is not None:
             return trials.read_outcome(folder, summary, sequences)
-        start, model, task = time.perf_counter(), make_model(problem, settings), task_of(problem, settings)
+        start, model = time.perf_counter(), make_model(problem.spec, settings.model, input_shapes(problem))
+        task = task_of(problem, settings)
         layers = report.model_layers(model, batch_shapes(task).inputs)
-        summary = new_summary(self.name, settings, layers)
+        summary = new_summary(self.name, settings.flags, layers)
         print(report.format_table(layers) + '\n')
         folder.write_summary(summary)
-        with launch.matmul_precision(settings['matmul_precision']):
+        with launch.matmul_precision(settings.train.matmul_precision):
             outcome = self.train(problem, model, task, settings, folder, summary['device'])
         print()
         seconds = None if outcome.resumed else time.perf_counter() - start
@@ -360,37 +308,37 @@ class Study:
 
     def train(
         self,
-        problem: Problem,
+        problem: SyntheticTask,
         model: nn.Module,
         task: Task,
-        settings: dict[str, Any],
+        settings: Settings,
         folder: files.Workdir,
         device: str,
     ) -> Outcome:
         """Trains and tests every seed."""
-        every = settings['every']
-        # A checkpoint stands at a look, so that what is seen since the last one needs no place in it.
-        saved = settings | {'checkpoint_every': -(-settings['checkpoint_every'] // every) * every}
-        how = {'steps': settings['steps'], 'chunk': every, 'replicas': settings['replicas'], 'workdir': folder}
-        run = training.compile_run(model, task, self.make_optimiser(settings), None, **how, **launch.keeping(saved))
+        config, every = settings.train, settings.train.every
+        # A checkpoint stands at an evaluation, so that what is seen since the last one needs no place in it.
+        saved = settings.flags | {'checkpoint_every': -(-settings.run.checkpoint_every // every) * every}
+        how = {'steps': config.steps, 'chunk': every, 'replicas': config.replicas, 'workdir': folder}
+        run = training.compile_run(model, task, make_optimizer(config), None, **how, **launch.keeping(saved))
         test, held_out = self.test(problem, model, run.task, settings)
-        print(f'at most {settings["steps"]:,} steps of {settings["batch_size"]} sequences, on {device}')
+        print(f'at most {config.steps:,} steps of {config.batch_size} sequences, on {device}')
         return training.train_until_solved(
             run,
-            np.arange(settings['seed'], settings['seed'] + settings['replicas']),
+            np.arange(config.seed, config.seed + config.replicas),
             criterion=goal_of(problem, settings),
             eval_every=every,
             test=test,
             held_out=held_out,
-            batch_size=settings['batch_size'],
-            train_all_steps=settings['to_the_end'],
+            batch_size=config.batch_size,
+            train_all_steps=config.to_the_end,
         )
 
-    def test(self, problem: Problem, model: nn.Module, task: Task, settings: Mapping[str, Any]) -> tuple[Test, Any]:
+    def test(self, problem: SyntheticTask, model: nn.Module, task: Task, settings: Settings) -> tuple[Test, Any]:
         """Returns the test of a seed, and the held-out data that it is called with."""
-        return on_batch(model, task, TESTED), unseen(problem, settings['split'])
+        return on_batch(model, task, TESTED), unseen(problem, settings.train.split)
 
-    def show(self, outcome: Outcome, settings: Mapping[str, Any]) -> None:
+    def show(self, outcome: Outcome, settings: Settings) -> None:
         """A row for each seed."""
         names = list(outcome.seeds[0].test)
         print(' seed  sequences to the goal' + ''.join(f'  {name:>12}' for name in names))
@@ -400,30 +348,26 @@ class Study:
         if len(outcome.seeds) > SHOWN:
             print(f'  ... {len(outcome.seeds) - SHOWN:,} more')
 
-    def conclusion(self, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> str:
+    def conclusion(self, problem: SyntheticTask, outcome: Outcome, settings: Settings) -> str:
         """The last line: in words, what was reached."""
         reached = [seed for seed in outcome.seeds if seed.sequences is not None]
         wrong = [seed.test[WRONG] for seed in (reached or outcome.seeds)]
         held_out = 'examples for' if problem.examples is not None else f'{HELD_OUT:,} fresh sequences for'
         return (
-            f'{problem.name}, {settings["cell"]}({settings["hidden"]}): {to_the_goal(problem, outcome, settings)}; '
-            f'then {np.mean(wrong):.2%} of the {held_out} {settings["split"]} are answered wrongly.'
+            f'{problem.name}, {settings.model.title}: {to_the_goal(problem, outcome, settings)}; '
+            f'then {np.mean(wrong):.2%} of the {held_out} {settings.train.split} are answered wrongly.'
         )
 
-    def draw(self, folder: files.Workdir, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> None:
+    def draw(self, folder: files.Workdir, problem: SyntheticTask, outcome: Outcome, settings: Settings) -> None:
         """What each seed makes of it, and the share of seeds at the goal."""
         try:
-            figure, axes = report.new_figure(2, f'{problem.name}: {settings["cell"]}({settings["hidden"]})')
+            figure, axes = report.new_figure(2, f'{problem.name}: {settings.model.title}')
         except ImportError:
             print('\n' + report.NO_PICTURE)
             return
         draw_seeds(axes[0], problem, outcome, settings)
         draw_shares(axes[1], outcome, settings)
         files.write_picture(folder, figure)
-
-    def parse(self, argv: list[str]) -> dict[str, Any]:
-        """The value of every flag; raises UserError where one is refused."""
-        return launch.parse(self.FLAGS, self.defaults, argv)
 
     def default_workdir(self, values: dict[str, Any], *names: str) -> dict[str, Any]:
         """Returns the flags with the default --workdir below runs/NAMES."""
@@ -434,25 +378,20 @@ class Study:
         )
         return values | {'workdir': found['workdir']}
 
-    def main(self, argv: list[str] | None = None) -> int:
-        return launch.main(
-            self.run,
-            self.FLAGS,
-            argv,
-            name=f'experiments.{self.name}',
-            complete=lambda values: self.default_workdir(values, self.name),
-            defaults=self.defaults,
-        )
+    def command(self, doc: str) -> Command:
+        """The command of the module whose docstring this is."""
+        table = Table(self.FLAGS, self.defaults)
+        return Command(self.name, doc, self.run, table, lambda values: self.default_workdir(values, self.name))
 
 
-def goal_of(problem: Problem, settings: Mapping[str, Any]) -> Goal:
-    return problem.goal if settings['until'] is None else problem.goal._replace(at_most=settings['until'])
+def goal_of(problem: SyntheticTask, settings: Settings) -> SuccessCriterion:
+    return problem.success if settings.train.until is None else problem.success._replace(at_most=settings.train.until)
 
 
 # --- what is shown ---------------------------------------------------------------------------------
 
 
-def goal_words(goal: Goal) -> str:
+def goal_words(goal: SuccessCriterion) -> str:
     if goal.metric == WRONG:
         return (
             'answer every sequence rightly'
@@ -462,11 +401,11 @@ def goal_words(goal: Goal) -> str:
     return f'bring {goal.metric} to at most {goal.at_most:.4g}'
 
 
-def to_the_goal(problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> str:
+def to_the_goal(problem: SyntheticTask, outcome: Outcome, settings: Settings) -> str:
     """How many seeds came to it, and after how many sequences."""
     needed, count = [seed.sequences for seed in outcome.seeds if seed.sequences is not None], len(outcome.seeds)
     low, high = report.share_interval(len(needed), count)
-    window, most = settings['every'] * settings['batch_size'], settings['steps'] * settings['batch_size']
+    window, most = settings.train.every * settings.train.batch_size, settings.train.steps * settings.train.batch_size
     text = (
         f'{len(needed):,} of {count:,} seeds ({len(needed) / count:.1%}; 95% interval {low:.1%} to {high:.1%}) '
         f'{goal_words(goal_of(problem, settings))} of the last {window:,} within {most:,}'
@@ -477,9 +416,9 @@ def to_the_goal(problem: Problem, outcome: Outcome, settings: Mapping[str, Any])
     return text
 
 
-def draw_seeds(axis: Any, problem: Problem, outcome: Outcome, settings: Mapping[str, Any]) -> None:
+def draw_seeds(axis: Any, problem: SyntheticTask, outcome: Outcome, settings: Settings) -> None:
     """The metric of the goal, a line for each seed."""
-    goal, window = goal_of(problem, settings), settings['every'] * settings['batch_size']
+    goal, window = goal_of(problem, settings), settings.train.every * settings.train.batch_size
     curves = outcome.looks[:, :, outcome.metrics.index(goal.metric)]
     sequences = window * np.arange(1, curves.shape[1] + 1)
     for i, curve in enumerate(curves):
@@ -487,14 +426,14 @@ def draw_seeds(axis: Any, problem: Problem, outcome: Outcome, settings: Mapping[
     what = 'share answered wrongly' if goal.metric == WRONG else goal.metric
     axis.set(xlabel='sequences', ylabel=f'{what}, a line for each seed')
     if goal.metric == 'loss':
-        for name, value in problem.figures.items():
+        for name, value in problem.reference_losses.items():
             axis.axhline(value, color=report.GREY, lw=1, ls=':')
             axis.annotate(name, (sequences[-1], value), fontsize=8, ha='right', va='bottom', color=report.GREY)
 
 
-def draw_shares(axis: Any, outcome: Outcome, settings: Mapping[str, Any]) -> None:
+def draw_shares(axis: Any, outcome: Outcome, settings: Settings) -> None:
     """The share of seeds at the goal."""
-    end = settings['every'] * settings['batch_size'] * outcome.looks.shape[1]
+    end = settings.train.every * settings.train.batch_size * outcome.looks.shape[1]
     needed = sorted(seed.sequences for seed in outcome.seeds if seed.sequences is not None)
     shares = np.arange(len(needed) + 1) / len(outcome.seeds)
     axis.step([0, *needed, end], [*shares, shares[-1]], where='post', color=report.BLUE)

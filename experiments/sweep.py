@@ -13,7 +13,6 @@ import csv
 import importlib
 import itertools
 import math
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ import jax
 import numpy as np
 
 from experiments import launch, studies
-from experiments.launch import Choice, Flag, Grid, Name, Whole
+from experiments.launch import Choice, Command, Flag, Grid, Name, Table, Whole
 from experiments.run_directory import default_workdir
 from seqjax import files, optim, report, training
 from seqjax.files import UserError
@@ -422,18 +421,22 @@ def _read(folder: files.Workdir, grid: Sequence[Sequence[Any]]) -> list[Row]:
         return rows
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else list(argv)
+def table_for(argv: Sequence[str]) -> Table:
+    """The flags of a sweep of the experiment that is asked for."""
     experiment = launch.peek(argv, 'experiment', OWN_DEFAULTS['experiment'])
-    table, defaults = table_of(experiment if experiment in EXPERIMENTS else OWN_DEFAULTS['experiment'])
+    return Table(*table_of(experiment if experiment in EXPERIMENTS else OWN_DEFAULTS['experiment']))
 
-    def complete(values: dict[str, Any]) -> dict[str, Any]:
-        # The steps decide --every where that is not given.
-        steps = 'every' if values['every'] is None else module_of(values['experiment']).STEPS
-        return default_workdir(values, defaults, NAME, values['experiment'], named=['experiment'], steps=steps)
 
-    return launch.main(run, table, argv, name='experiments.sweep', complete=complete, defaults=defaults)
+def with_workdir(values: dict[str, Any]) -> dict[str, Any]:
+    """The flags with the default --workdir."""
+    # The steps decide --every where that is not given.
+    steps = 'every' if values['every'] is None else module_of(values['experiment']).STEPS
+    _, defaults = table_of(values['experiment'])
+    return default_workdir(values, defaults, NAME, values['experiment'], named=['experiment'], steps=steps)
 
+
+COMMAND = Command(NAME, __doc__, run, table_for, with_workdir)
+main = COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

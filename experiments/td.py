@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from experiments import launch
-from experiments.launch import Choice, Flag, Whole
+from experiments.launch import Choice, Command, Flag, Table, Whole
 from experiments.run_directory import default_workdir
 from seqjax import files, optim, report, training
 from seqjax.activations import RECURRENT_ACTIVATIONS
@@ -347,17 +347,16 @@ def sizes(
     return numbers, {'length': length, 'hidden': hidden, 'epochs': epochs, 'replicas': replicas, 'chunk': chunk}
 
 
-def main(argv: list[str] | None = None) -> int:
-    return launch.main(
-        run,
-        FLAGS,
-        argv,
-        name='experiments.td',
-        complete=lambda values: default_workdir(
-            values, launch.default_values(run), 'td', values['setup'], named=['setup'], steps=STEPS
-        ),
-    )
+DEFAULTS = launch.default_values(run)
+COMMAND = Command(
+    'td',
+    __doc__,
+    run,
+    Table(FLAGS, DEFAULTS),
+    lambda values: default_workdir(values, DEFAULTS, 'td', values['setup'], named=['setup'], steps=STEPS),
+)
+main = COMMAND.main
 
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

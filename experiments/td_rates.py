@@ -15,7 +15,7 @@ import flax.linen as nn
 import numpy as np
 
 from experiments import launch, td
-from experiments.launch import Flag, Many, Positive, Share, Whole
+from experiments.launch import Command, Flag, Many, Positive, Share, Table, Whole
 from experiments.run_directory import default_workdir
 from seqjax import files, optim, report, training
 from seqjax.progress import progress
@@ -247,17 +247,16 @@ def _picture(folder: files.Workdir, points: Sequence[Point], settings: dict[str,
     files.write_picture(folder, figure, PICTURE)
 
 
-def main(argv: list[str] | None = None) -> int:
-    return launch.main(
-        run,
-        FLAGS,
-        argv,
-        name='experiments.td_rates',
-        complete=lambda values: default_workdir(
-            values, launch.default_values(run), 'td_rates', values['setup'], named=['setup'], steps='epochs'
-        ),
-    )
+DEFAULTS = launch.default_values(run)
+COMMAND = Command(
+    'td_rates',
+    __doc__,
+    run,
+    Table(FLAGS, DEFAULTS),
+    lambda values: default_workdir(values, DEFAULTS, 'td_rates', values['setup'], named=['setup'], steps='epochs'),
+)
+main = COMMAND.main
 
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

@@ -6,11 +6,12 @@
 The task itself is in seqjax/tasks/temporal_order.py.
 """
 
-from experiments import launch, study
+from experiments import study
 from seqjax.tasks.temporal_order import temporal_order
 
 STUDY = study.Study(temporal_order)
-FLAGS, run, main = STUDY.FLAGS, STUDY.run, STUDY.main
+COMMAND = STUDY.command(__doc__)
+FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

@@ -17,11 +17,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from experiments import launch
 from experiments.fitting import Kind, Sampling, bounds_of
 from experiments.launch import Choice, Flag, Share, Whole
+from experiments.settings import Settings
 from seqjax import memory
-from seqjax.dataset import Dataset, Form, Stream, Unseen
+from seqjax.dataset import Answers, Dataset, Stream, Unseen
 from seqjax.datasets import recipes
 from seqjax.datasets import text as datasets
 from seqjax.datasets.text import Bounds
@@ -30,13 +30,13 @@ from seqjax.readers import texts
 from seqjax.readers.extra import locate
 from seqjax.readers.texts import Text, Vocabulary
 from seqjax.task import Best
+from seqjax.types import ModelSpec
 
 SHOWN = 5  # unknown tokens that are named
 
 
 class Language(Kind):
     name = 'text'
-    about = 'Predicts the next character, byte or word of a text.'
     suffix = '.txt'
     OWN = {
         'tokens': Flag(
@@ -63,17 +63,18 @@ class Language(Kind):
         'ngram_tokens': 5_000_000,
     }
 
-    def dataset(self, settings: Mapping[str, Any]) -> Dataset:
-        if settings['validation'] + settings['test'] >= 1:
+    def dataset(self, settings: Settings) -> Dataset:
+        options = settings.options
+        if options['validation'] + options['test'] >= 1:
             raise UserError(
-                f'--validation={settings["validation"]} and --test={settings["test"]} leave nothing to train on; '
+                f'--validation={options["validation"]} and --test={options["test"]} leave nothing to train on; '
                 'choose smaller shares'
             )
-        recipe = {name: settings[name] for name in ('tokens', 'window', 'validation', 'test', 'held_out')}
-        path = locate(settings['data'])
-        texts.check_size(path, bounds_of(settings))
+        recipe = {name: options[name] for name in ('tokens', 'window', 'validation', 'test', 'held_out')}
+        path = locate(options['data'])
+        texts.check_size(path, bounds_of(options))
         read = texts.read_new(
-            path, settings['tokens'], lambda count: _bounds(count, recipe).training, size=settings['vocabulary']
+            path, options['tokens'], lambda count: _bounds(count, recipe).training, size=options['vocabulary']
         )
         bounds = _bounds(len(read.tokens), recipe)
         _check_lengths(path, bounds, settings)
@@ -85,32 +86,38 @@ class Language(Kind):
             size=vocabulary.size,
             unit=_unit(vocabulary),
             title=path.name,
-            batch_size=settings['batch_size'],
-            window=settings['window'],
-            order=settings['ngram_order'],
-            most=settings['ngram_tokens'],
+            batch_size=settings.train.batch_size,
+            window=options['window'],
+            order=options['ngram_order'],
+            most=options['ngram_tokens'],
             token_name=vocabulary.name,
             recipe={**recipe, 'known': known},
             look=_first_look(path, read, bounds, settings),
         )
 
-    def check_recipe(self, settings: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
+    def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
         known = {
             'characters': recipes.Rule(lambda x: recipes.text().holds(x) and not recipes.repeated(x), 'characters'),
             'bytes': recipes.choice(''),
             'words': recipes.NAMES,
         }
-        copied = {name: settings[name] for name in ('tokens', 'window', 'validation', 'test', 'held_out')}
+        copied = {name: settings.options[name] for name in ('tokens', 'window', 'validation', 'test', 'held_out')}
         every = recipes.Rule(lambda x: True, 'anything')  # compared with the flags, which have been checked
-        return recipes.check(recipe, dict.fromkeys(copied, every) | {'known': known[settings['tokens']]}, copied)
+        return recipes.check(
+            recipe, dict.fromkeys(copied, every) | {'known': known[settings.options['tokens']]}, copied
+        )
 
-    def form(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Form:
-        return datasets.form(_vocabulary(recipe).size, recipe['window'])
+    def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
+        return datasets.spec(_vocabulary(recipe).size, recipe['window'])
 
-    def unseen(self, settings: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Unseen:
-        """A text to score, or with settings['part'] the part of it that training would have held out."""
-        part, vocabulary, found = settings.get('part', 'all'), _vocabulary(recipe), locate(path)
-        texts.check_size(found, bounds_of(settings))
+    def answers(self, recipe: Mapping[str, Any]) -> Answers:
+        return datasets.answers
+
+    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
+        """A text to score, or with settings.options['part'] the part of it that training would have held out."""
+        options = settings.options
+        part, vocabulary, found = options.get('part', 'all'), _vocabulary(recipe), locate(path)
+        texts.check_size(found, bounds_of(options))
         read = texts.read_again(found, vocabulary)
         begin, end = _bounds(len(read.tokens), recipe).part(part)
         if end - begin < 2:
@@ -123,13 +130,13 @@ class Language(Kind):
         names = {'unit': _unit(vocabulary), 'token_name': vocabulary.name}
         return datasets.scored(read.tokens[begin:end], recipe['window'], begin, **names, look=look)
 
-    def stream(self, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Stream:
+    def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> Stream:
         vocabulary = _vocabulary(recipe)
         return datasets.stream(lambda line: parse_line(line, vocabulary), vocabulary.name)
 
     def write(
         self,
-        settings: Mapping[str, Any],
+        settings: Settings,
         recipe: Mapping[str, Any],
         model: nn.Module,
         best: Best,
@@ -154,7 +161,7 @@ class Language(Kind):
         options = {'length': how.length, 'samples': how.samples, 'never': vocabulary.unknown}
         sizes = f'--samples={how.samples} --length={how.length}'
         # Each token is a key, a number, and a piece of text.
-        memory.check_bytes(sizes, how.samples * (4 * len(tokens) * settings['hidden'] + 100 * how.length))
+        memory.check_bytes(sizes, how.samples * (4 * len(tokens) * settings.model.hidden + 100 * how.length))
         drawing = datasets.sample.trace(model, variables, tokens, key, how.temperature, **options)
         memory.check_bytes(sizes, memory.peak_bytes(drawing.jaxpr))
         written = datasets.sample(model, variables, tokens, key, how.temperature, **options)
@@ -190,10 +197,11 @@ def _unit(vocabulary: Vocabulary) -> str:
     return vocabulary.kind.removesuffix('s')
 
 
-def _check_lengths(path: Path, bounds: Bounds, settings: Mapping[str, Any]) -> None:
+def _check_lengths(path: Path, bounds: Bounds, settings: Settings) -> None:
     """Raises UserError where the text is too short for what is asked."""
-    kind, batch_size, window = settings['tokens'], settings['batch_size'], settings['window']
-    needed = max(batch_size * (window + 1), settings['ngram_order'])
+    options = settings.options
+    kind, batch_size, window = options['tokens'], settings.train.batch_size, options['window']
+    needed = max(batch_size * (window + 1), options['ngram_order'])
     if bounds.training < needed:
         raise UserError(
             f'{path} has {bounds.test:,} {kind}, of which {bounds.training:,} are trained on, and '
@@ -204,14 +212,15 @@ def _check_lengths(path: Path, bounds: Bounds, settings: Mapping[str, Any]) -> N
         begin, end = bounds.part(part)
         if end - begin < 2:
             raise UserError(
-                f'{path} has {bounds.test:,} {kind}, of which --{part}={settings[part]} leaves {end - begin}; '
+                f'{path} has {bounds.test:,} {kind}, of which --{part}={options[part]} leaves {end - begin}; '
                 'choose a larger share'
             )
 
 
-def _first_look(path: Path, read: Text, bounds: Bounds, settings: Mapping[str, Any]) -> list[str]:
-    kind, vocabulary = settings['tokens'], read.vocabulary
-    training, batch_size = bounds.training, settings['batch_size']
+def _first_look(path: Path, read: Text, bounds: Bounds, settings: Settings) -> list[str]:
+    options = settings.options
+    kind, vocabulary = options['tokens'], read.vocabulary
+    training, batch_size = bounds.training, settings.train.batch_size
     lines = [
         _size(path, read),
         *read.notes,
@@ -227,13 +236,13 @@ def _first_look(path: Path, read: Text, bounds: Bounds, settings: Mapping[str, A
             f'vocabulary: {len(vocabulary.known):,} {kind} of the training part, and one token for all others: '
             + ', '.join(shares)
         )
-    steps = (training // batch_size - 1) // settings['window'] * settings['window']
+    steps = (training // batch_size - 1) // options['window'] * options['window']
     lines.append(
         f'an epoch: {batch_size} rows side by side, each of {steps:,} steps; '
         f'{training - batch_size * (steps + 1):,} {kind} at the ends of the rows are left out'
     )
-    if training > settings['ngram_tokens']:
-        lines.append(f'n-grams are counted on the last {settings["ngram_tokens"]:,} {kind} of the training part alone')
+    if training > options['ngram_tokens']:
+        lines.append(f'n-grams are counted on the last {options["ngram_tokens"]:,} {kind} of the training part alone')
     return lines
 
 
@@ -260,7 +269,8 @@ def _named(tokens: list[str], different: int) -> str:
 
 
 KIND = Language()
-FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
+COMMAND = KIND.command(__doc__)
+FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
 
 if __name__ == '__main__':
-    launch.leave(main())
+    COMMAND.execute()

@@ -6,6 +6,7 @@ Axes, wherever a shape stands in a comment:
 
 The rooms, each importing only from those above it:
 
+    types         what a model reads and returns
     task          the types that everybody shares: Sequences, Batch, Mean, Task, TrainState
     options       names of options: a mistyped one is refused with the nearest one
     masks         which steps are real: lengths and masks, their checks, and what they mean along time
@@ -29,6 +30,8 @@ The rooms, each importing only from those above it:
     problem       what is to be learned, before there is a model: how it is drawn, scored, what is known of the best
     tasks/        what is learned, a file a family
     dataset       what a file of data gives a run: how it is fed, scored and split, and what there is to beat
+    config        the settings of a model and of its training, of which flags are made
+    build         the model that a task asks for and a configuration chooses
     optim         the optimiser that a run asks for
     processes     several processes that compute one run
     streaming     data that stay on the host: batches made there, by grain
@@ -47,6 +50,7 @@ The rooms, each importing only from those above it:
     readers/      files of people to arrays, through a library made for each format
     baselines/    what is simple and must be beaten, a file a kind of data
     datasets/     kinds of data: arrays to what a run learns from, a file a kind
+    cli/          the program: it finds the commands and runs one
 
 The library reads no flags; `experiments/` does, and is what is run.
 """

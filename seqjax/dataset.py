@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from seqjax.problem import Score
+from seqjax.problem import LossFn
 from seqjax.task import Arrays, Batch
+from seqjax.types import ModelSpec
 
 SPLITS = ('validation', 'test')  # beside the part that is trained on
 
@@ -42,25 +43,14 @@ class Measure(NamedTuple):
 Table = tuple[Sequence[str], Iterable[Sequence[Any]]]  # names of columns, and rows
 
 
-class Form(NamedTuple):
-    """What a model must be, and what is kept of its outputs; settings and recipe alone decide it."""
-
-    answer: str  # 'vector', or 'sequence'
-    outputs: int  # O, numbers of an answer
-    answers: Callable[[Arrays, Batch], Arrays]  # (outputs, batch) -> what the host is given of them, leaves [B, ...]
-    features: int | None = None  # F of inputs [B, T, F]; None for tokens
-    vocabulary: int | None = None  # of inputs that are tokens [B, T]
-    stateful: bool = False  # windows of a stream: the carry goes on from batch to batch
-    causal: bool = False  # an answer at a step is about what follows it: a model may not look there
-    horizon: int | None = None  # steps over which something must be kept; for chrono initialisation
-    around: Callable[[Any], Any] | None = None  # the usual model -> one that, for example, reads its own answers
+Answers = Callable[[Arrays, Batch], Arrays]  # (outputs, batch) -> what the host is given of them, leaves [B, ...]
 
 
 class Unseen(NamedTuple):
     """Data that a trained model is asked about."""
 
     batches: Batch  # leaves [M, B, ...]; a stateful model begins anew at the first and goes on to the last
-    table: Callable[[Arrays], Table]  # from `Form.answers` of all batches, leaves [M, B, ...]: a row a prediction
+    table: Callable[[Arrays], Table]  # from `Dataset.answers` of all batches, leaves [M, B, ...]: a row a prediction
     look: Sequence[str] = ()  # lines about the file
     tell: Callable[[Arrays], Sequence[str]] = lambda answers: ()  # lines about what was answered
 
@@ -70,9 +60,10 @@ class Dataset(NamedTuple):
 
     name: str  # in a sentence: 'JapaneseVowels_TRAIN.ts'
     look: Sequence[str]  # the first look, a line each: rows, lengths, channels, missing values, classes, the splits
-    form: Form
+    spec: ModelSpec  # settings and recipe alone decide it
+    answers: Answers
     recipe: Mapping[str, Any]  # as JSON has it: all that a prediction must know of the data that were trained on
-    score: Score  # (outputs, batch) -> named means; training lowers 'loss', and validation stops by it
+    loss_fn: LossFn  # (outputs, batch) -> named means; training lowers 'loss', and validation stops by it
     batch: Callable[[Arrays, jax.Array, jax.Array], Batch]  # (data, key, step) -> Batch, as in Task
     data: Arrays  # its argument: the part that is trained on
     epoch: int  # steps that read about as much as there is to train on

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from seqjax import masks
-from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
+from seqjax import (
+    linear,  # noqa: F401 - its cells are found by `_cells`
+    masks,
+)
+from seqjax.cells import Cell, LSTMCell
 from seqjax.layers import (
     RNN,
     Bidirectional,
@@ -20,19 +25,66 @@ from seqjax.layers import (
     TimeDistributed,
     check_dropout,
 )
-from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
 from seqjax.options import NamedOptions, check_options, names, nearest
 from seqjax.task import Arrays, Sequences
 
-CELLS: dict[str, type[nn.RNNCellBase]] = {
-    'lstm': LSTMCell,
-    'gru': GRUCell,
-    'simple': SimpleRNNCell,
-    'mingru': MinGRUCell,
-    'minlstm': MinLSTMCell,
-    'lru': LRUCell,
-    'rglru': RGLRUCell,
-}
+
+def _cells(base: type[Cell]) -> dict[str, type[Cell]]:
+    """The cells of seqjax that no other builds on, by name: LSTMCell is 'lstm', SimpleRNNCell 'simple'."""
+    own = [cell for cell in base.__subclasses__() if cell.__module__.startswith('seqjax.')]
+    if not own:
+        return {base.__name__.removesuffix('Cell').removesuffix('RNN').lower(): base}
+    return {name: cell for one in own for name, cell in _cells(one).items()}
+
+
+CELLS = _cells(Cell)
+
+
+def find_cell(text: str) -> tuple[Callable[..., nn.RNNCellBase], dict[str, Any]]:
+    """A cell by its name or as MODULE:CLASS, and its options where parentheses behind it have some.
+
+    Raises:
+      ValueError: there is none; the message names `cell`.
+
+    >>> find_cell('lstm(peepholes=True, forget=coupled)')
+    (<class 'seqjax.cells.LSTMCell'>, {'peepholes': True, 'forget': 'coupled'})
+    """
+    name, opening, rest = text.partition('(')
+    if name not in CELLS and ':' not in name:
+        known = f'{", ".join(CELLS)}, or MODULE:CLASS of your own'
+        raise ValueError(f'cell={text} must be one of {known}{nearest(name, CELLS)}')
+    try:
+        options = _call_options(rest) if opening else {}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f'cell={text} must have its options written as {name}(name=value, ...)') from error
+    cell = CELLS[name] if name in CELLS else _imported_cell(text, *name.split(':', 1))
+    return cell, options
+
+
+def _call_options(text: str) -> dict[str, Any]:
+    """The values of 'name=value, ...)'; a word stands for itself.
+
+    Raises:
+      ValueError or SyntaxError: it is none.
+    """
+    call = ast.parse(f'_({text}', mode='eval').body
+    if not isinstance(call, ast.Call) or call.args or not all(option.arg for option in call.keywords):
+        raise ValueError(text)
+    values = ((option.arg, option.value) for option in call.keywords)
+    return {name: value.id if isinstance(value, ast.Name) else ast.literal_eval(value) for name, value in values}
+
+
+def _imported_cell(text: str, module: str, name: str) -> Callable[..., nn.RNNCellBase]:
+    """A cell of a module of anyone's."""
+    try:
+        cell = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # of the module itself
+        why = f'{type(error).__name__}: {error}'
+        raise ValueError(f'cell={text} must be a cell, and {module} cannot be imported ({why})') from error
+    if not (isinstance(cell, type) and issubclass(cell, nn.RNNCellBase)):
+        what = 'does not exist' if cell is None else 'is not a class of cells, see flax.linen.RNNCellBase'
+        raise ValueError(f'cell={text} must be a cell, and {name!r} of {module} {what}')
+    return cell
 
 
 class _Model(NamedOptions, nn.Module):
@@ -207,7 +259,7 @@ def recurrent(
 
 
 def sequence_model(
-    answer: str,
+    output: str,
     outputs: int,
     *,
     cell: str | Callable[..., nn.RNNCellBase] = 'lstm',
@@ -224,8 +276,8 @@ def sequence_model(
     """The usual sequence models: an embedding for tokens, recurrent layers, a dense head.
 
     Args:
-      answer: 'vector', one for each sequence, or 'sequence', one at every step.
-      outputs: O, how many numbers an answer has.
+      output: 'last', one after the last step of a sequence, or 'per_step', one at every step.
+      outputs: O, how many numbers an output has.
       cell: see `recurrent`, as for further options.
       features: H.
       vocabulary: how many tokens there are; None for inputs [B, T, F].
@@ -240,14 +292,14 @@ def sequence_model(
     Raises:
       ValueError: an argument is none of the known ones, or does not go with another.
 
-    >>> model = sequence_model('sequence', 10, features=16, vocabulary=10, layers=2, bidirectional=True)
+    >>> model = sequence_model('per_step', 10, features=16, vocabulary=10, layers=2, bidirectional=True)
     >>> tokens = jnp.zeros((2, 7), int)
     >>> model.init_with_output(jax.random.key(0), tokens)[0].shape
     (2, 7, 10)
     """
     check_cell_options('sequence_model', cell, options, sequence_model, recurrent)
-    kinds = {'vector': SequenceToVector, 'sequence': SequenceToSequence}
-    masks.check_choice('answer', answer, kinds)
+    kinds = {'last': SequenceToVector, 'per_step': SequenceToSequence}
+    masks.check_choice('output', output, kinds)
     if vocabulary is None and embedding is not None:
         raise ValueError(f'embedding={embedding} needs vocabulary, the number of tokens')
     if stateful and options.get('bidirectional'):
@@ -264,9 +316,9 @@ def sequence_model(
     rnn = recurrent(cell, features, **types, **options)
     head = nn.Dense(outputs, **types)
     embed = None if vocabulary is None else nn.Embed(vocabulary, embedding or features, **types)
-    return kinds[answer](
+    return kinds[output](
         Stateful(rnn) if stateful else rnn,
-        TimeDistributed(head) if answer == 'sequence' else head,
+        TimeDistributed(head) if output == 'per_step' else head,
         embed,
         nn.Dropout(input_dropout) if input_dropout else None,
         nn.Dropout(output_dropout) if output_dropout else None,

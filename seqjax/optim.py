@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from seqjax.config import SCHEDULES, TrainConfig
+
 B1, B2 = 0.9, 0.999  # Kingma and Ba 2015, and the default of Keras, PyTorch and optax
-
-
-SCHEDULES = ('constant', 'cosine')
 
 
 def schedule(name: str, learning_rate: float, decay_steps: int | None = None) -> float | optax.Schedule:
@@ -104,6 +103,16 @@ def adam(
     tx = Optimiser(*_in_wide(adam if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adam)))
     tx.learning_rate = learning_rate
     return tx
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """The optimizer of a run.
+
+    Raises:
+      ValueError: `schedule` and `decay_steps` do not go together.
+    """
+    rate = schedule(config.schedule, config.learning_rate, config.decay_steps)
+    return adam(rate, config.adam_epsilon, config.clip_norm, config.weight_decay)
 
 
 def _in_wide(tx: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -1,6 +1,6 @@
 """What is to be learned, before there is a model: how it is drawn, how it is scored, what is known of the best.
 
-A file of `seqjax/tasks/` has functions that return a Problem. Their arguments are the flags of an experiment.
+A file of `seqjax/tasks/` has functions that return a SyntheticTask. Their arguments are the flags of an experiment.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import jax.numpy as jnp
 
 from seqjax import losses
 from seqjax.task import Arrays, Batch, Mean
+from seqjax.types import ModelSpec
 
-Score = Callable[[Arrays, Batch], dict[str, Mean]]
-MOST_WORK = 10**9  # operations, about 10 s, before a problem is there
-WRONG = 'wrong'  # the metric that every score has: the share of sequences that are not answered rightly
+LossFn = Callable[[Arrays, Batch], dict[str, Mean]]
+MOST_WORK = 10**9  # operations, about 10 s, before a task is there
+WRONG = 'wrong'  # the metric that every loss function returns: the share of sequences that are not answered rightly
 
 
-class Goal(NamedTuple):
-    """When a seed has learned it: the mean of a metric over the sequences that were trained on last."""
+class SuccessCriterion(NamedTuple):
+    """When a seed has solved its task: the mean of a metric over the sequences that were trained on last."""
 
     at_most: float = 0.0
     metric: str = WRONG
@@ -35,31 +36,27 @@ class Examples(NamedTuple):
     test: Batch  # [M, ...], for the last word
 
 
-class Problem(NamedTuple):
-    """A task for any recurrent model."""
+class SyntheticTask(NamedTuple):
+    """A task whose sequences are drawn, for any recurrent model."""
 
     name: str  # in a sentence: 'parity of 1 to 40 bits'
     sample: Callable[[jax.Array, int], Batch]  # (key, count) -> leaves [count, ...]; pure, shapes from the count alone
-    score: Score  # 'loss', which training lowers, and 'wrong'
-    answer: str  # 'vector', 'sequence', or 'tokens' by an encoder and a decoder
-    outputs: int  # O, numbers of an answer; with 'tokens' V, the tokens that it may have
-    figures: Mapping[str, float] = {}  # losses by name: of the best constant, of whoever remembers nothing, the floor
-    goal: Goal = Goal()
-    vocabulary: int | None = None  # of inputs that are tokens [B, T]; None for [B, T, F]
-    horizon: int | None = None  # steps over which something must be kept; for chrono initialisation
-    causal: bool = False  # an answer at a step is about what follows it: a model may not look there
+    loss_fn: LossFn  # 'loss', which training lowers, and 'wrong'
+    spec: ModelSpec
+    reference_losses: Mapping[str, float] = {}  # by name: of the best constant, of a memoryless predictor, the floor
+    success: SuccessCriterion = SuccessCriterion()
     # (key, lengths [count], longest) -> as sample, of those lengths and padded to `longest`, which alone is static.
     draw: Callable[[jax.Array, jax.Array, int], Batch] | None = None
     examples: Callable[[], Examples] | None = None  # instead of fresh sequences at every step
 
 
-def input_shapes(problem: Problem) -> Arrays:
+def input_shapes(task: SyntheticTask) -> Arrays:
     """Shapes and dtypes of the inputs of one sequence [1, ...]; nothing is drawn."""
-    return jax.eval_shape(lambda: problem.sample(jax.random.key(0), 1)).inputs
+    return jax.eval_shape(lambda: task.sample(jax.random.key(0), 1)).inputs
 
 
 def check_cost(work: int, **sizes: int) -> None:
-    """Raises ValueError where what a problem of these sizes computes beforehand takes more than `MOST_WORK` operations.
+    """Raises ValueError where what a task of these sizes computes beforehand takes more than `MOST_WORK` operations.
 
     >>> check_cost(10**12, longest=10**6)
     Traceback (most recent call last):
@@ -91,10 +88,10 @@ def classification(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
     }
 
 
-def within(tolerance: float) -> Score:
+def within(tolerance: float) -> LossFn:
     """Squared error; a sequence is right where every output is nearer to its target than `tolerance`."""
 
-    def score(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+    def loss_fn(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
         near = jnp.abs(outputs.astype(jnp.float32) - batch.targets) < tolerance  # NaN is not near
         near = near.all(tuple(range(batch.mask.ndim, near.ndim)))
         return {
@@ -102,7 +99,7 @@ def within(tolerance: float) -> Score:
             WRONG: mistakes(near, batch.mask),
         }
 
-    return score
+    return loss_fn
 
 
 def lengths_between(key: jax.Array, count: int, shortest: int, longest: int) -> jax.Array:
@@ -113,7 +110,7 @@ def lengths_between(key: jax.Array, count: int, shortest: int, longest: int) -> 
 def by_length(
     draw: Callable[[jax.Array, jax.Array, int], Batch], longest: int, *, shortest: int = 1, step: int = 1
 ) -> Callable[[jax.Array, int], Batch]:
-    """The `sample` of a problem that has a `draw`: every `step`-th length from `shortest` to `longest` is as likely."""
+    """The `sample` of a task that has a `draw`: every `step`-th length from `shortest` to `longest` is as likely."""
 
     def sample(key: jax.Array, count: int) -> Batch:
         which, what = jax.random.split(key)

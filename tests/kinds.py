@@ -10,10 +10,11 @@ import pytest
 from experiments import fitting
 from experiments.launch import Flag, Number, Whole
 from seqjax.data import epoch_rows
-from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Unseen
+from seqjax.dataset import Dataset, Items, Measure, Stream, Unseen
 from seqjax.files import UserError
 from seqjax.problem import classification
 from seqjax.task import Batch
+from seqjax.types import ModelSpec
 
 STEPS, ROWS = 6, 8  # of a series, of a batch
 
@@ -38,23 +39,26 @@ def batches(x, y):
 
 
 class Begin(fitting.Kind):
-    name, about = 'begin', 'Learns what a series began with.'
+    name = 'begin'
     OWN = {'noise': Flag(Number(), 'hides the answer'), 'held_out': Flag(Whole(1), 'series to test on')}
     own_defaults = {'noise': 0.0, 'held_out': 12, 'hidden': 4, 'batch_size': ROWS, 'learning_rate': 0.03}
 
-    def form(self, settings, recipe):
-        return Form('vector', 2, lambda outputs, batch: jax.nn.log_softmax(outputs), features=1)
+    def spec(self, recipe):
+        return ModelSpec('last', 2, features=1)
+
+    def answers(self, recipe):
+        return lambda outputs, batch: jax.nn.log_softmax(outputs)
 
     def dataset(self, settings):
-        x, y = series(settings['data'], settings['noise'])
-        n = settings['held_out']
+        x, y = series(settings.options['data'], settings.options['noise'])
+        n = settings.options['held_out']
         if len(x) < 3 * n:
-            raise UserError(f'{settings["data"]} has {len(x)} series, too few for --held_out={n}')
+            raise UserError(f'{settings.options["data"]} has {len(x)} series, too few for --held_out={n}')
         test, validation, rows = slice(n), slice(n, 2 * n), slice(2 * n, None)
 
         def batch(data, key, step):
             order, x, y = data
-            index, real = epoch_rows(order, step, len(y), settings['batch_size'])
+            index, real = epoch_rows(order, step, len(y), settings.train.batch_size)
             return Batch(x[index], y[index], real)
 
         def always(split):
@@ -67,11 +71,13 @@ class Begin(fitting.Kind):
 
         unseen = Unseen(batches(x[test], y[test]), self._table(n))
         return Dataset(
-            name='begin', look=[f'{len(x)} series'], form=self.form(settings, {}), recipe={'steps': STEPS},
-            score=classification, batch=batch, data=(jax.random.key(settings['seed']), x[rows], y[rows]), epoch=4,
+            name='begin', look=[f'{len(x)} series'], spec=self.spec({}), answers=self.answers({}),
+            recipe={'steps': STEPS}, loss_fn=classification, batch=batch,
+            data=(jax.random.key(settings.train.seed), x[rows], y[rows]), epoch=4,
             validation=batches(x[validation], y[validation]), test=unseen,
             measure=Measure('accuracy', True, spec='.1%'),
-            both=lambda: (jax.random.key(settings['seed']), x[n:], y[n:]), items=items, baselines={'always 1': always},
+            both=lambda: (jax.random.key(settings.train.seed), x[n:], y[n:]), items=items,
+            baselines={'always 1': always},
             tell=lambda answers: [f'answers {answers.shape}'],
             draw=lambda axis, answers: axis.plot(answers[0, :, 1]),
         )  # fmt: skip
@@ -81,7 +87,7 @@ class Begin(fitting.Kind):
         return lambda answers: (['no', 'yes'], jnp.exp(answers).reshape(-1, 2)[:count].tolist())
 
     def unseen(self, settings, recipe, path):
-        x, y = series(path, settings['noise'])
+        x, y = series(path, settings.options['noise'])
         return Unseen(batches(x, y), self._table(len(x)), [f'{len(x)} series'])
 
     def stream(self, settings, recipe):
@@ -95,7 +101,8 @@ class Begin(fitting.Kind):
 
 
 KIND = Begin()
-FLAGS, run, main = KIND.FLAGS, KIND.run, KIND.main
+COMMAND = KIND.command(__doc__)
+FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
 
 
 # --- what the tests of several kinds ask ------------------------------------------------------------

@@ -18,8 +18,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import classify, digits, fitting, forecast, music, predict, text
+from experiments import classify, digits, forecast, music, predict, study, text
 from seqjax import files, fit
+from seqjax.build import one_step
 from seqjax.files import UserError
 from seqjax.task import Best
 from seqjax.training.summary import new_summary
@@ -59,8 +60,8 @@ def make(name, folder):
     write(folder / file)
     settings = kind.check({**SMALL, **flags, 'data': str(folder / file)})
     dataset = kind.dataset(settings)
-    model = fitting.make_model(dataset.form, settings)
-    variables = [dict(model.init(jax.random.key(i), fitting.one_step(dataset.form))) for i in range(2)]
+    model = study.make_model(dataset.spec, settings.model)
+    variables = [dict(model.init(jax.random.key(i), one_step(dataset.spec))) for i in range(2)]
     params = jax.tree.map(lambda *x: np.stack(x), *[one['params'] for one in variables])
     best = Best(np.array([0.5, 0.25], np.float32), np.array([4, 4], np.int32), params, {})
     found = fit.Fit(np.arange(2), ['loss'], np.zeros((2, 1, 1)), best)
@@ -68,7 +69,7 @@ def make(name, folder):
     workdir.path.mkdir()
     fit.write_models(workdir, found)
     ended = {'finished': True, 'result': {'chosen': 1}, 'models': files.sha256(workdir.file(fit.MODELS))}
-    workdir.write_summary(new_summary(kind.name, settings, []) | {'recipe': dataset.recipe} | ended)
+    workdir.write_summary(new_summary(kind.name, settings.flags, []) | {'recipe': dataset.recipe} | ended)
     return folder / file
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import claims, launch, studies
 from experiments.claims import Claim
+from seqjax.cli import registry
 from seqjax.files import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -19,10 +20,10 @@ def test_there_are_a_dozen_and_each_is_complete():
     assert len(CLAIMS) >= 12
     for claim in CLAIMS.values():
         assert claim.measure in claims.MEASURES and claim.quick and claim.published
-        door = studies.door(claim.module)
-        values = door.parse([f'--flagfile={claim.name}'])
+        command = registry.find(claim.module)
+        values = command.parse([f'--flagfile={claim.name}'])
         assert values['split'] == 'test' and values['replicas'] >= 10 and values['seed'] == 0
-        small = door.parse([f'--flagfile={claim.name}', *claim.quick])
+        small = command.parse([f'--flagfile={claim.name}', *claim.quick])
         assert small != values and small['replicas'] >= 2
 
 
@@ -89,5 +90,4 @@ def test_every_flagfile_of_a_study_is_accepted():
     for path in launch.FLAGFILES.glob('*.flags'):
         module = re.search(r'^# Command: +python -m experiments\.(\w+) ', path.read_text(), re.MULTILINE)[1]
         if module in studies.NAMES:
-            study = studies.find(module)
-            study.check(study.parse([f'--flagfile={path}']))
+            studies.find(module).check(registry.find(module).parse([f'--flagfile={path}']))

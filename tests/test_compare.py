@@ -33,7 +33,7 @@ def test_a_budget_makes_models_as_large_as_it_allows(params):
     for cell in ('lstm', 'gru', 'simple', 'lru'):
         defaults = compare.table_of(['adding'])[1]
         entry = compare.entry_of(defaults | {'params': params}, 'adding', cell)
-        wider = entry.settings | {'hidden': entry.hidden + 1}
+        wider = entry.settings.flags | {'hidden': entry.hidden + 1}
         assert entry.params <= params < compare.count_params(entry.study, wider)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from experiments import digits as command
 from experiments import predict
+from experiments.settings import Settings
 from seqjax.datasets import digits
 from seqjax.readers.images import Images
 from tests.kinds import refused, same
@@ -72,7 +73,7 @@ def test_a_file_for_the_test_leaves_all_others_to_learn_from():
 def test_steps_are_rows_or_pixels_in_one_order_for_all_images(order, shape, permute):
     images = draw()
     data = make(images, order=order, permute=permute)
-    assert (data.form.horizon, data.form.features) == shape
+    assert (data.spec.memory_span, data.spec.features) == shape
     batch = data.batch(data.data, jax.random.key(0), jnp.int32(0))
     assert batch.inputs.shape == (4, *shape) and batch.inputs.dtype == jnp.float32
     pixels = images.values.reshape(50, -1)
@@ -114,7 +115,7 @@ def test_unseen_images_go_through_what_the_test_went_through(permute):
     assert not unknown.batches.mask.any()
     assert unknown.table(np.zeros((2, 64, 2)))[0][-1] == 'predicted'
     assert data.test.table(np.zeros((2, 64, 2)))[0][-1] == 'truth'
-    assert digits.form(recipe)[:2] == data.form[:2] and digits.form(recipe).features == 5
+    assert digits.spec(recipe)[:2] == data.spec[:2] and digits.spec(recipe).features == 5
 
 
 def test_what_cannot_be_learned_from_is_refused():
@@ -191,7 +192,8 @@ def test_labels_that_the_run_was_told_of_are_those_of_its_files_in_predictions(t
     for file in ('a', 'b'):
         (folder / file).write_bytes(idx(draw(60, seed=4).values))
     (folder / 'c').write_bytes(idx(draw(60, seed=4).labels))
-    settings = {**command.KIND.defaults, 'data': str(folder / 'a'), 'labels': str(folder / 'c'), 'part': 'all'}
+    flags = {'data': str(folder / 'a'), 'labels': str(folder / 'c'), 'part': 'all'}
+    settings = Settings.of(command.KIND.defaults | flags)
     recipe = json.loads((folder / 'out' / 'summary.json').read_text())['recipe']
     found = [command.KIND.unseen(settings, recipe, str(folder / file)).batches.mask.sum() for file in ('a', 'b')]
     assert found == [60, 0]

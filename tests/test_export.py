@@ -76,7 +76,7 @@ def test_gradients_and_an_initial_carry_with_symbolic_sizes(backend):
 
 
 def test_models_and_losses_with_symbolic_sizes():
-    model = sequence_model('sequence', 5, features=H, vocabulary=5, bidirectional=True)
+    model = sequence_model('per_step', 5, features=H, vocabulary=5, bidirectional=True)
     variables = model.init(jax.random.key(0), TOKENS)
 
     def loss(tokens, lengths, mask):

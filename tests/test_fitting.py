@@ -15,7 +15,7 @@ from seqjax import files, training
 from seqjax.files import UserError
 from seqjax.task import Task
 from tests import kinds
-from tests.kinds import KIND
+from tests.kinds import COMMAND, KIND
 
 QUICK = {'data': 'data', 'patience': 2, 'steps': 40, 'replicas': 2, 'picture': False}
 
@@ -53,7 +53,7 @@ def argv_of(settings):
 def test_a_run_looks_learns_and_judges(data, capsys):
     pytest.importorskip('matplotlib')
     argv = argv_of(QUICK | {'workdir': 'w', 'steps': 400, 'patience': 20, 'picture': True, 'replicas': 4})
-    assert KIND.main(argv) == 0
+    assert COMMAND.main(argv) == 0
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert lines[:2] == ['begin', '  60 series'] and lines[2].startswith('  accuracy on validation: always 1 ')
@@ -64,7 +64,7 @@ def test_a_run_looks_learns_and_judges(data, capsys):
     assert {path.name for path in (data / 'w').iterdir()} == names
     summary = json.loads((data / 'w/summary.json').read_text())
     assert summary['finished'] and summary['recipe'] == {'steps': 6}
-    assert KIND.main(argv) == 0
+    assert COMMAND.main(argv) == 0
     again = capsys.readouterr().out.splitlines()
     assert any('finished: shown again' in line for line in again)
     assert again[-1] == lines[-1] and lines[-7:] == again[-7:]
@@ -75,8 +75,8 @@ def test_the_test_part_is_asked_once_for_each_seed_and_only_at_the_end(data, mon
     asked = []
     real = fitting.answering
 
-    def counting(model, form):
-        program = real(model, form)
+    def counting(model, read):
+        program = real(model, read)
         return lambda best, batches: asked.append(best) or program(best, batches)
 
     monkeypatch.setattr(fitting, 'answering', counting)
@@ -89,7 +89,7 @@ def test_the_test_part_is_asked_once_for_each_seed_and_only_at_the_end(data, mon
 
 
 def test_python_and_the_command_line_do_the_same(trained):
-    assert KIND.main(argv_of(QUICK | {'workdir': 'b'})) == 0
+    assert COMMAND.main(argv_of(QUICK | {'workdir': 'b'})) == 0
     for name in ('looks.csv', 'predictions.csv'):
         assert (trained / 'w' / name).read_bytes() == (trained / 'b' / name).read_bytes()
 
@@ -118,7 +118,7 @@ def test_no_more_steps_are_taken_than_were_asked_for(data, steps, every, looks):
 
 def test_cells_are_compared_over_the_same_seeds(data, capsys):
     settings = QUICK | {'compare': 'lstm,gru', 'workdir': 'w', 'steps': 8}
-    assert KIND.main(argv_of(settings)) == 0
+    assert COMMAND.main(argv_of(settings)) == 0
     text = capsys.readouterr().out
     with (data / 'w/compare.csv').open() as lines:
         rows = list(csv.DictReader(lines))
@@ -128,7 +128,7 @@ def test_cells_are_compared_over_the_same_seeds(data, capsys):
     assert 'gru - lstm' in text and text.splitlines()[-1].startswith('gru(4) ')
     alone = KIND.run(**QUICK | {'steps': 8}, cell='gru')[0]
     assert [float(row['accuracy']) for row in rows[2:4]] == pytest.approx(alone.values.tolist())
-    assert KIND.main(argv_of(settings | {'compare': 'lstm,gru,mingru'})) == 0  # goes on with what is there
+    assert COMMAND.main(argv_of(settings | {'compare': 'lstm,gru,mingru'})) == 0  # goes on with what is there
     assert capsys.readouterr().out.count('finished: shown again') == 2
 
 
@@ -139,7 +139,7 @@ def test_cells_are_compared_over_the_same_seeds(data, capsys):
         ({'held_out': 30}, 'data has 60 series, too few for --held_out=30'),
         ({'dropout': 0.5}, '--dropout=0.5 does nothing with --layers=1'),
         ({'cell': 'mingru', 'drop_connect': 0.5}, '--drop_connect=0.5: mingru has no recurrent kernel, so'),
-        ({'gate_bias': 'chrono'}, '--gate_bias=chrono needs to know how long to keep, and this kind of data does not'),
+        ({'gate_bias': 'chrono'}, '--gate_bias=chrono needs'),
         ({'schedule': 'cosine'}, 'needs decay_steps'),
         ({'compare': 'lstm,lsmt'}, '--compare=lstm,lsmt must be one of lstm, '),
         ({'hidden': 10**8}, 'GB of memory'),
@@ -148,24 +148,24 @@ def test_cells_are_compared_over_the_same_seeds(data, capsys):
     ],
 )
 def test_what_a_person_gets_wrong_is_told_in_a_sentence(data, flags, words, capsys):
-    assert KIND.main(argv_of(QUICK | flags)) == 2
+    assert COMMAND.main(argv_of(QUICK | flags)) == 2
     error = capsys.readouterr().err
     assert words in error and error.count('\n') == 1
 
 
 def test_without_data_it_says_what_is_missing(in_tmp, capsys):
-    assert KIND.main([]) == 2
+    assert COMMAND.main([]) == 2
     assert capsys.readouterr().err.startswith('experiments.begin: --data is missing: the file')
 
 
 @pytest.mark.parametrize('drop', ['input_dropout', 'output_dropout', 'recurrent_dropout', 'drop_connect'])
 def test_dropout_acts_in_training_alone(data, drop):
     settings = KIND.check(QUICK | {drop: 0.5})
-    form = KIND.form(settings, {})
-    model = fitting.make_model(form, settings)
+    spec = KIND.spec({})
+    model = study.make_model(spec, settings.model)
     x = jax.random.normal(jax.random.key(1), (2, 6, 1))
     variables = model.init(jax.random.key(0), x)
-    plain = fitting.make_model(form, KIND.check(QUICK))
+    plain = study.make_model(spec, KIND.check(QUICK).model)
     np.testing.assert_array_equal(model.apply(variables, x), plain.apply(variables, x))
     one, other = (model.apply(variables, x, rngs={'dropout': jax.random.key(i)}) for i in (2, 3))
     assert not jnp.allclose(one, other)
@@ -179,9 +179,9 @@ def test_refit_is_training_anew_on_both_parts_for_the_steps_of_the_median_seed(d
         steps = 4 * round(np.median(held['step']) / 4)  # an epoch of this kind has 4
     settings = KIND.check(QUICK)
     dataset = KIND.dataset(settings)
-    model = fitting.make_model(dataset.form, settings)
+    model = study.make_model(dataset.spec, settings.model)
     assert len(dataset.both()[1]) == len(dataset.data[1]) + 12
-    task, tx = Task(dataset.score, dataset.batch, dataset.both()), study.make_optimiser(settings)
+    task, tx = Task(dataset.loss_fn, dataset.batch, dataset.both()), study.make_optimizer(settings.train)
     with np.load('r/models.npz') as held:
         assert held['step'].tolist() == [steps, steps] and 0 < steps < 60
         for place, seed in enumerate(held['seeds']):

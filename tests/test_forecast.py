@@ -174,7 +174,7 @@ def test_a_network_that_says_0_is_the_baseline_that_it_is_relative_to(lag, who):
     mine, theirs = made.items(outputs_of(made, made.test.batches)), made.baselines[who]('test')
     np.testing.assert_allclose(mine.totals, theirs.totals, rtol=1e-4)
     np.testing.assert_array_equal(mine.counts, theirs.counts)
-    scored = made.score(
+    scored = made.loss_fn(
         jnp.zeros((*made.validation.mask.shape[1:], made.form.outputs)), jax.tree.map(lambda x: x[0], made.validation)
     )
     of_baseline = made.baselines[who]('validation')
@@ -330,7 +330,7 @@ def looped(answer, series, future, lag, horizon, origin):
 def test_feeding_back_is_reading_on(lag):
     rng = np.random.default_rng(0)
     steps, horizon = 5, 4
-    model = sequence_model('sequence', 2, cell='gru', features=6, layers=2)
+    model = sequence_model('per_step', 2, cell='gru', features=6, layers=2)
     # Two targets, an indicator that is 0 ahead, and two of the calendar.
     inputs = rng.normal(size=(3, steps + horizon - 1, 5)).astype(np.float32)
     params = model.init(jax.random.key(0), inputs)
@@ -354,7 +354,7 @@ def test_feeding_back_is_reading_on(lag):
 
 def test_the_variance_of_a_drawn_random_walk_grows_with_every_step():
     """x + noise of standard deviation 0.5, told as such: after h steps the variance is h / 4."""
-    model = sequence_model('sequence', 2, cell='simple', features=2)
+    model = sequence_model('per_step', 2, cell='simple', features=2)
     inputs = np.full((1, 6, 1), 2.0, np.float32)
     params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), inputs))
     (bias,) = (x for x in jax.tree.leaves_with_path(params['params']['head']) if 'bias' in str(x[0]))
@@ -479,5 +479,5 @@ def test_a_batch_that_is_no_window_counts_only_what_is_masked_in():
     batch = jax.tree.map(lambda x: x[0], made.validation)
     outputs = jax.random.normal(jax.random.key(0), (*batch.mask.shape, made.form.outputs))
     noisy = jnp.where(batch.mask[..., None], outputs, jnp.nan)
-    for one, other in zip(*(jax.tree.leaves(made.score(o, Batch(*batch))) for o in (outputs, noisy)), strict=True):
+    for one, other in zip(*(jax.tree.leaves(made.loss_fn(o, Batch(*batch))) for o in (outputs, noisy)), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -12,7 +12,7 @@ from seqjax import processes
 from seqjax.training import compile as compiling
 from tests import kinds
 
-NO_COMMANDS = ('launch', 'compiled', 'run_directory', 'study', 'studies', 'fitting', 'peers')
+NO_COMMANDS = ('launch', 'compiled', 'run_directory', 'study', 'studies', 'fitting', 'settings', 'comparison', 'peers')
 MODULES = [module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name not in NO_COMMANDS]
 MODULES += ['begin']  # a kind of data whose files are read in no time: with it the flags of all kinds go deep
 VALUES = [
@@ -68,7 +68,15 @@ VALUES = [
 PLACES = [
     *('.', '..', '/', 'data', 'data/x', 'x' * 300, 'x/' * 3000, '/' + 'x/' * 500, 'ä' * 200, '\ud800', 'x\n'),
     *('seqjax:' + 'x' * 5000, 'x' * 5000 + ':y', 'x' * 200 + ':' + 'y/' * 100, 'a.b:c', 'seqjax:', 'seqjax:..'),
-    *('builtins:dict', 'builtins:print', 'seqjax.problem:Problem', 'os:path', 'os:getcwd', 'import:x', 'sys:exit()'),
+    *(
+        'builtins:dict',
+        'builtins:print',
+        'seqjax.problem:SyntheticTask',
+        'os:path',
+        'os:getcwd',
+        'import:x',
+        'sys:exit()',
+    ),
 ]
 NAMING = (launch.Place, launch.Name, launch.Many)
 
@@ -92,8 +100,8 @@ def flags_of(name):
     """All of them; of the studies and the commands on them, which share most of theirs, one has all."""
     module = module_of(name)
     if name == 'begin':
-        ours = [flag for flag in fitting.TRAINING if flag not in study.TRAINING] + ['steps', 'batch_size', 'replicas']
-        return ['data', *ours, *(flag for flag in fitting.MODEL if flag not in study.MODEL), 'flagfile', 'unknown']
+        ours = [flag for flag in fitting.TRAINING if flag not in study.FLAGS] + ['steps', 'batch_size', 'replicas']
+        return ['data', *ours, *(flag for flag in fitting.MODEL if flag not in study.FLAGS), 'flagfile', 'unknown']
     if hasattr(module, 'KIND'):
         return ['data', *module.KIND.OWN, 'unknown']
     table = sweep.table_of('td')[0] if name == 'sweep' else module.FLAGS

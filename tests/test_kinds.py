@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import fitting, predict
+from experiments import predict, study
 from seqjax.models import CELLS
 from tests import kinds
 from tests.test_fitting import argv_of, rows_of
@@ -55,9 +55,9 @@ def test_it_learns_and_predicts_what_its_test_said_bit_for_bit(kind, capsys):
 def test_it_takes_every_cell_in_two_layers(kind, cell):
     kind, flags = kind
     settings = kind.check(flags | {'cell': cell, 'layers': 2, 'dropout': 0.5, 'input_dropout': 0.1})
-    form = kind.dataset(settings).form
-    assert jax.tree.leaves(form.outputs)[0] >= 1
-    fitting.make_model(form, settings | {'bidirectional': not form.causal})
+    spec = kind.dataset(settings).spec
+    assert spec.outputs >= 1
+    study.make_model(spec, settings.replace(bidirectional=not spec.causal).model)
 
 
 def test_its_recipe_is_json_and_makes_the_same_model(kind):
@@ -65,9 +65,9 @@ def test_its_recipe_is_json_and_makes_the_same_model(kind):
     settings = kind.check(flags)
     dataset = kind.dataset(settings)
     recipe = json.loads(json.dumps(dict(dataset.recipe)))
-    form = kind.form(settings, recipe)
-    for name in ('answer', 'outputs', 'features', 'vocabulary', 'stateful', 'causal'):
-        assert getattr(form, name) == getattr(dataset.form, name), name
+    spec = kind.spec(recipe)
+    for name in ('output', 'outputs', 'features', 'vocabulary', 'stateful', 'causal'):
+        assert getattr(spec, name) == getattr(dataset.spec, name), name
 
 
 def test_both_parts_are_read_as_one_is_and_the_test_is_in_neither(kind, in_tmp):

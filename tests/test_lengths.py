@@ -24,8 +24,12 @@ def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     outcome = lengths.run(task=task, **SHORT, until=1.0)  # at the goal from the first look on
     assert outcome.looks.shape[1] == 2 and all(seed.sequences == 16 for seed in outcome.seeds)
     settings = study.check(SHORT)
-    problem, model, built = study.problem(settings), study.make_model(settings), study.make_task(settings)
-    tx = study.make_optimiser(settings)
+    problem, model, built = (
+        study.problem(settings.options),
+        study.make_model(settings.flags),
+        study.make_task(settings.flags),
+    )
+    tx = study.make_optimiser(settings.flags)
     state = training.init_state(model, built, tx, jax.random.key(1))
     for state, _, _ in training.train(model, built, tx, state, steps=4, chunk=2):
         pass
@@ -36,16 +40,16 @@ def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
         key = jax.random.fold_in(jax.random.key(SPLITS['validation']), length)
         longest = next(size for size, among in padded(tested.tolist()).items() if length in among)
         batch = problem.draw(key, jnp.full(32, length), longest)
-        want = 1 - problem.score(training.apply(model, state, batch.inputs), batch)['wrong'].compute()
+        want = 1 - problem.loss_fn(training.apply(model, state, batch.inputs), batch)['wrong'].compute()
         assert abs(found - want) < 0.04  # a sequence of 32 may be undecided
 
 
 def test_lengths_cover_what_is_trained_on_and_beyond():
     study = Lengths(studies.find('parity'))
     settings = study.check({'longest': 40, 'up_to': 500, 'points': 10})
-    found = lengths_of(study.problem(settings), settings)
+    found = lengths_of(study.problem(settings.options), settings)
     assert found[0] == 1 and found[-1] == 500 and {40, 41} <= set(found) and found == sorted(set(found))
-    assert study.check({'longest': 7})['up_to'] == 70 and trained(study.problem(settings)) == 40
+    assert study.check({'longest': 7}).options['up_to'] == 70 and trained(study.problem(settings.options)) == 40
 
 
 def test_few_shapes_hold_many_lengths():
@@ -63,7 +67,9 @@ def test_the_last_line_is_about_lengths_beyond_those_trained_on():
     seeds = [
         Seed(i, None, within | {'beyond/5': a, 'beyond/8': b}) for i, (a, b) in enumerate([(0.0, 0.01), (0.0, 0.02)])
     ]
-    said = study.conclusion(study.problem(settings), Outcome(seeds, ['loss', 'wrong'], np.zeros((2, 1, 2))), settings)
+    said = study.conclusion(
+        study.problem(settings.options), Outcome(seeds, ['loss', 'wrong'], np.zeros((2, 1, 2))), settings
+    )
     assert 'at lengths 5 to 8 the mean seed answers 99.2% ± ' in said and 'the best 99.5%; 1 of 2 seeds' in said
 
 

@@ -19,8 +19,8 @@ from tests import reference
 
 B, T, F, H, O = 2, 7, 3, 5, 4  # noqa: E741
 MODELS = {
-    'vector': SequenceToVector(RNN(LSTMCell(H)), nn.Dense(O)),
-    'sequence': SequenceToSequence(RNN(LSTMCell(H)), TimeDistributed(nn.Dense(O))),
+    'last': SequenceToVector(RNN(LSTMCell(H)), nn.Dense(O)),
+    'per_step': SequenceToSequence(RNN(LSTMCell(H)), TimeDistributed(nn.Dense(O))),
 }
 
 
@@ -29,15 +29,15 @@ def start(name):
     return MODELS[name], reference.random_variables(MODELS[name], x), x
 
 
-@pytest.mark.parametrize(('name', 'shape'), [('vector', (B, O)), ('sequence', (B, T, O))])
+@pytest.mark.parametrize(('name', 'shape'), [('last', (B, O)), ('per_step', (B, T, O))])
 def test_models_are_their_parts_in_turn(name, shape):
     """The head of the RNN's outputs, all of them or the last; parameters are named after the parts."""
     model, variables, x = start(name)
     params = variables['params']
     assert set(params) == {'rnn', 'head'}
     hidden = RNN(LSTMCell(H)).apply({'params': params['rnn']}, x)
-    hidden = np.asarray(hidden if name == 'sequence' else hidden[:, -1])
-    head = params['head']['module'] if name == 'sequence' else params['head']
+    hidden = np.asarray(hidden if name == 'per_step' else hidden[:, -1])
+    head = params['head']['module'] if name == 'per_step' else params['head']
     got = model.apply(variables, x)
     assert got.shape == shape
     reference.assert_close(got, hidden @ head['kernel'] + head['bias'], 1e-5)
@@ -45,7 +45,7 @@ def test_models_are_their_parts_in_turn(name, shape):
 
 def test_an_answer_depends_on_the_inputs_up_to_its_step_and_on_no_later_one():
     """Gradients at the beginning, in the middle and at the end: 0 from later inputs, not from the others."""
-    model, variables, x = start('sequence')
+    model, variables, x = start('per_step')
     slopes = jax.jit(jax.jacrev(lambda x: model.apply(variables, x)))(x)  # [B, T, O, B, T, F]
     assert slopes.shape == (B, T, O, B, T, F)
     for t in (0, T // 2, T - 1):
@@ -58,7 +58,7 @@ def test_an_answer_depends_on_the_inputs_up_to_its_step_and_on_no_later_one():
 
 def test_one_answer_depends_on_every_input_of_its_sequence():
     """At the beginning, in the middle and at the end; on no other sequence of the batch."""
-    model, variables, x = start('vector')
+    model, variables, x = start('last')
     slopes = np.abs(jax.jit(jax.jacrev(lambda x: model.apply(variables, x)))(x))  # [B, O, B, T, F]
     for row in range(B):
         assert (slopes[row, :, row].max(axis=(0, 2)) > 1e-6).all()
@@ -67,7 +67,7 @@ def test_one_answer_depends_on_every_input_of_its_sequence():
 
 def test_a_model_answers_sequences_of_another_length():
     """The parameters fit any T, and the answers to the first steps stay what they are."""
-    model, variables, x = start('sequence')
+    model, variables, x = start('per_step')
     apply = jax.jit(model.apply)
     whole = apply(variables, x)
     reference.assert_close(apply(variables, x[:, :3]), whole[:, :3], 1e-5)
@@ -86,7 +86,7 @@ def tokens(seed=0):
     return np.random.default_rng(seed).integers(0, VOCABULARY, (B, T))
 
 
-@pytest.mark.parametrize('answer', ['vector', 'sequence'])
+@pytest.mark.parametrize('answer', ['last', 'per_step'])
 @pytest.mark.parametrize(
     'options', [{}, {'bidirectional': True}, {'layers': 2, 'cell': 'gru', 'learn_initial_carry': True}]
 )
@@ -103,13 +103,13 @@ def test_padding_reaches_no_answer(answer, options):
         np.testing.assert_array_equal(model.apply(variables, Sequences(padded, mask=mask)), want)
     for row, length in enumerate(LENGTHS):
         alone = model.apply(variables, x[row : row + 1, :length])
-        got = want[row] if answer == 'vector' else want[row, :length]
+        got = want[row] if answer == 'last' else want[row, :length]
         reference.assert_close(got, alone[0], 1e-5)
-    if answer == 'sequence':
+    if answer == 'per_step':
         np.testing.assert_array_equal(np.asarray(want)[~mask], 0)
 
 
-@pytest.mark.parametrize('answer', ['vector', 'sequence'])
+@pytest.mark.parametrize('answer', ['last', 'per_step'])
 def test_a_models_carry_goes_out_and_in(answer):
     """Of a stack in both directions too; and a reset forgets it."""
     model = sequence_model(answer, O, features=H, layers=2)
@@ -125,15 +125,15 @@ def test_a_models_carry_goes_out_and_in(answer):
     reference.assert_close(fresh, outputs, 1e-6)
     middle, _ = model.apply(variables, x[:, :3], return_carry=True)
     rest = model.apply(variables, x[:, 3:], initial_carry=middle)
-    reference.assert_close(rest, outputs if answer == 'vector' else outputs[:, 3:], 1e-5)
+    reference.assert_close(rest, outputs if answer == 'last' else outputs[:, 3:], 1e-5)
 
 
 def test_the_constructor_builds_what_it_says():
     """Kinds and sizes of all parts, cells of Flax among them."""
-    both = sequence_model('vector', O, features=H, layers=2, bidirectional=True, merge_mode='sum', dropout=0.1)
+    both = sequence_model('last', O, features=H, layers=2, bidirectional=True, merge_mode='sum', dropout=0.1)
     assert isinstance(both, SequenceToVector) and isinstance(both.rnn, Stack) and both.rnn.dropout == 0.1
     assert [layer.merge_mode for layer in both.rnn.layers] == ['sum', 'sum'] and both.embed is None
-    stream = sequence_model('sequence', O, features=H, vocabulary=VOCABULARY, stateful=True, cell=nn.GRUCell)
+    stream = sequence_model('per_step', O, features=H, vocabulary=VOCABULARY, stateful=True, cell=nn.GRUCell)
     assert isinstance(stream.rnn, Stateful) and isinstance(stream.rnn.rnn.cell, nn.GRUCell)
     assert (stream.embed.num_embeddings, stream.embed.features) == (VOCABULARY, H)
     plain = recurrent('simple', H, activation=nn.relu, unroll=3)
@@ -145,7 +145,7 @@ def test_the_constructor_builds_what_it_says():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'answer': 'sequences'}, "answer='sequences' must be one of 'vector', 'sequence'"),
+        ({'output': 'sequences'}, "output='sequences' must be one of 'last', 'per_step'"),
         ({'cell': 'lsmt'}, "cell='lsmt' must be one of lstm, gru, simple,"),
         ({'layers': 0}, 'layers=0 must be at least 1'),
         ({'features': 0}, 'features=0 must be a whole number from 1'),
@@ -159,7 +159,7 @@ def test_the_constructor_builds_what_it_says():
 )
 def test_models_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        sequence_model(**{'answer': 'vector', 'outputs': O, 'features': H, **options})
+        sequence_model(**{'output': 'last', 'outputs': O, 'features': H, **options})
 
 
 @pytest.mark.parametrize(
@@ -176,17 +176,17 @@ def test_models_that_cannot_be_are_refused(options, message):
 )
 def test_tokens_that_are_none_are_refused(inputs, message):
     with pytest.raises(ValueError, match=message):
-        sequence_model('vector', O, features=H, vocabulary=VOCABULARY).init(jax.random.key(0), inputs)
+        sequence_model('last', O, features=H, vocabulary=VOCABULARY).init(jax.random.key(0), inputs)
 
 
 def test_tokens_without_an_embedding_are_refused():
     with pytest.raises(ValueError, match=r'inputs \(2, 7\) must be \[B, T, F\]; tokens \[B, T\] need embed='):
-        sequence_model('vector', O, features=H).init(jax.random.key(0), tokens())
+        sequence_model('last', O, features=H).init(jax.random.key(0), tokens())
 
 
 @pytest.mark.parametrize('token', [-1, -3, 4, 255, 2**31 - 1, -(2**31)])
 @pytest.mark.parametrize('vocabulary', [1, 4])
-@pytest.mark.parametrize('answer', ['vector', 'sequence'])
+@pytest.mark.parametrize('answer', ['last', 'per_step'])
 def test_compiled_models_give_nan_for_a_token_that_is_none(answer, vocabulary, token):
     """From its step on, in its row alone; -1 is not the last row of the embedding. In padding it may be anything."""
     model = sequence_model(answer, 2, features=3, vocabulary=vocabulary)
@@ -196,14 +196,14 @@ def test_compiled_models_give_nan_for_a_token_that_is_none(answer, vocabulary, t
     tokens[0, 2] = tokens[1, 3] = token
     got = run(variables, (tokens.astype(np.int32), lengths))
     np.testing.assert_allclose(got[1:], want[1:], rtol=1e-5, atol=1e-7)
-    assert np.isnan(got[0] if answer == 'vector' else got[0, 2:]).all()
+    assert np.isnan(got[0] if answer == 'last' else got[0, 2:]).all()
     with pytest.raises(ValueError, match=r'tokens\[0, 2\]'):
         model.apply(variables, (tokens, lengths))
 
 
 @pytest.mark.parametrize('vocabulary', [None, 4])
 def test_compiled_models_give_nan_for_a_length_that_cannot_be(vocabulary):
-    model = sequence_model('sequence', 2, features=3, vocabulary=vocabulary, layers=2, bidirectional=True)
+    model = sequence_model('per_step', 2, features=3, vocabulary=vocabulary, layers=2, bidirectional=True)
     inputs = np.ones((3, 4), np.int32) if vocabulary else np.ones((3, 4, 2), np.float32)
     variables = model.init(jax.random.key(0), inputs)
     run = jax.jit(model.apply)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from experiments import fitting, launch
 from experiments.music import KIND
+from experiments.settings import Settings
 from seqjax.datasets import music
 from seqjax.files import UserError
 from seqjax.models import sequence_model
@@ -137,13 +138,13 @@ def test_every_piece_is_whole_in_one_row_and_no_two_overlap(lengths, more):
 @pytest.fixture(scope='module')
 def trained(parts):
     """A model (with random weights), and what it says to a batch."""
-    model = sequence_model('sequence', 88, features=6)
+    model = sequence_model('per_step', 88, features=6)
     variables = model.init(jax.random.key(1), jnp.zeros((1, 1, 88)))
     # As large as trained ones are, so that what came before matters.
     variables = jax.tree.map(lambda x: 3 * x, variables)
 
     best = Best(jnp.float32(0), jnp.int32(0), variables['params'], {})
-    answer = partial(fitting.answering(model, music.form()), best)
+    answer = partial(fitting.answering(model, music.answers), best)
     return jax.jit(lambda inputs: model.apply(variables, inputs)), answer
 
 
@@ -165,7 +166,7 @@ def test_the_score_is_that_of_the_items(parts, trained):
     data, (apply, answer) = dataset(parts), trained
     batch = jax.tree.map(lambda x: x[0], data.test.batches)
     items = data.items(answer(data.test.batches))
-    loss = data.score(apply(batch.inputs), batch)['loss']
+    loss = data.loss_fn(apply(batch.inputs), batch)['loss']
     assert data.measure.value(items.totals.sum(), items.counts.sum()) == pytest.approx(float(loss.compute()), rel=1e-5)
 
 
@@ -263,18 +264,18 @@ def test_the_kind_reads_a_file_and_predicts_a_part_of_it(parts, tmp_path):
     path = str(tmp_path / 'rolls.mat')
     io.savemat(path, held)
     flags = launch.check(KIND.OWN, KIND.own_defaults, KIND.own_defaults)
-    data = KIND.dataset({**flags, 'data': path, 'batch_size': 2, 'seed': 3})
-    assert data.name == 'rolls.mat' and data.form == KIND.form({}, data.recipe)
+    data = KIND.dataset(Settings.of({**flags, 'data': path, 'batch_size': 2, 'seed': 3}))
+    assert data.name == 'rolls.mat' and data.spec == KIND.spec(data.recipe)
     for part, count in (('test', 1), ('validation', 1), ('all', 3)):
-        batches = KIND.unseen({'part': part}, data.recipe, path).batches
+        batches = KIND.unseen(Settings.of({'part': part}), data.recipe, path).batches
         assert len(batches.mask) == count
     assert (batches.targets[-1] == data.test.batches.targets[0]).all()
     io.savemat(path, {'validdata': held['validdata']})
-    assert len(KIND.unseen({'part': 'all'}, data.recipe, path).batches.mask) == 1
+    assert len(KIND.unseen(Settings.of({'part': 'all'}), data.recipe, path).batches.mask) == 1
     with pytest.raises(UserError, match='has no variable testdata'):
-        KIND.unseen({'part': 'test'}, data.recipe, path)
+        KIND.unseen(Settings.of({'part': 'test'}), data.recipe, path)
     with pytest.raises(UserError, match='has no variable traindata'):
-        KIND.dataset({**flags, 'data': path, 'batch_size': 2, 'seed': 3})
+        KIND.dataset(Settings.of({**flags, 'data': path, 'batch_size': 2, 'seed': 3}))
 
 
 def test_a_window_that_no_memory_holds_is_refused():
@@ -287,7 +288,7 @@ def test_published_pieces_are_looked_at_and_fill_most_of_their_rows():
     if not path.exists():
         pytest.skip(f'{path} is not here')
     pytest.importorskip('scipy.io', reason='.mat files need SciPy: pip install "seqjax[data]"')
-    data = KIND.dataset({'data': str(path), 'batch_size': 16, 'window': 64, 'transpose': 0, 'seed': 0})
+    data = KIND.dataset(Settings.of({'data': str(path), 'batch_size': 16, 'window': 64, 'transpose': 0, 'seed': 0}))
     assert data.look[0] == (
         'train: 694 pieces of 40 to 1,788 frames, half of them up to 255; 175,867 frames to forecast'
     )

@@ -36,10 +36,10 @@ def rnn():
         (lambda: AdditiveAttention(units=3), "AdditiveAttention has no option 'units'; did you mean 'features'"),
         (lambda: recurrent('lstm', 3, layer=2), "recurrent has no option 'layer'; did you mean 'layers'"),
         (
-            lambda: sequence_model('vector', 2, features=3, droput=0.1),
+            lambda: sequence_model('last', 2, features=3, droput=0.1),
             "sequence_model .*; did you mean 'dropout'",
         ),
-        (lambda: sequence_model('vector', 2, features=3, peephole=1), "sequence_model .*; did you mean 'peepholes'"),
+        (lambda: sequence_model('last', 2, features=3, peephole=1), "sequence_model .*; did you mean 'peepholes'"),
         (lambda: encoder_decoder(5, features=3, atention='dot'), "encoder_decoder .*; did you mean 'attention'"),
     ],
 )

@@ -98,7 +98,7 @@ def test_N03_a_carry_keeps_its_dtype_through_the_loop_whatever_a_cell_makes_of_i
 @pytest.mark.parametrize('cell', CELLS)
 def test_N03_a_model_in_half_precision_trains_with_a_loss_in_float32(cell):
     """Tokens through embedding, cell and head, all told by one argument; parameters and optimiser stay float32."""
-    model = sequence_model('sequence', 5, cell=cell, features=8, vocabulary=5, dtype=HALF)
+    model = sequence_model('per_step', 5, cell=cell, features=8, vocabulary=5, dtype=HALF)
     tokens = np.random.default_rng(0).integers(0, 5, (4, 12))
     data = Batch(tokens, np.roll(tokens, 1, axis=1), np.ones((4, 12), bool))
     task, tx = Task(losses.classification, lambda data, key, step: data, data), optax.adam(1e-2)
@@ -115,7 +115,7 @@ def test_N03_a_model_in_half_precision_trains_with_a_loss_in_float32(cell):
 
 
 def test_param_dtype_reaches_every_part(x64):
-    model = sequence_model('vector', 2, features=4, vocabulary=5, param_dtype=jnp.float64, layers=2, bidirectional=True)
+    model = sequence_model('last', 2, features=4, vocabulary=5, param_dtype=jnp.float64, layers=2, bidirectional=True)
     variables = model.init(KEY, jnp.zeros((2, 3), int))
     assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(variables))
     carry, _ = model.apply(variables, jnp.zeros((2, 3), int), return_carry=True)
@@ -229,7 +229,7 @@ def test_adding_a_cell_takes_one_class():
     x, lengths = rng.normal(size=(32, 12, 2)).astype(np.float32), rng.integers(6, 13, 32)
     real = np.arange(12) < lengths[:, None]
     y = np.where(real[..., None], np.cumsum(x, axis=1)[..., :1] / 3, 0)
-    model = sequence_model('sequence', 1, cell=Leaky, features=32, bidirectional=True, remat_segments=3)
+    model = sequence_model('per_step', 1, cell=Leaky, features=32, bidirectional=True, remat_segments=3)
     task = Task(losses.mean_squared_error, lambda data, key, step: data, Batch((x, lengths), y, real))
     tx = optax.adam(1e-2)
     state = training.init_state(model, task, tx, KEY)

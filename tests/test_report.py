@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import studies
+from experiments.settings import Settings
 from experiments.study import make_model
 from seqjax import report
 from seqjax.cells import LSTMCell
@@ -79,7 +80,7 @@ def test_an_attention_shows_its_context():
 
 @pytest.mark.parametrize('cell', CELLS)
 def test_the_table_of_every_cell_is_complete(cell):
-    assert_complete(sequence_model('vector', 2, cell=cell, features=4), FLOATS)
+    assert_complete(sequence_model('last', 2, cell=cell, features=4), FLOATS)
 
 
 @pytest.mark.parametrize('cell', ['lstm', 'lru'])
@@ -93,14 +94,14 @@ def test_the_table_of_every_cell_is_complete(cell):
     ],
 )
 def test_the_table_of_a_sequence_model_is_complete(cell, options, inputs):
-    assert_complete(sequence_model('sequence', 2, cell=cell, features=4, **options), inputs)
+    assert_complete(sequence_model('per_step', 2, cell=cell, features=4, **options), inputs)
 
 
 @pytest.mark.parametrize('name', [name for name in studies.NAMES if name != 'echo'])
 def test_the_table_of_every_task_is_complete(name):
     study = studies.find(name)
     problem = study.problem(study.defaults)
-    assert_complete(make_model(problem, study.defaults), input_shapes(problem))
+    assert_complete(make_model(problem.spec, Settings.of(study.defaults).model), input_shapes(problem))
 
 
 class Custom(nn.Module):

@@ -12,21 +12,11 @@ from seqjax.files import UserError
 HASH = '-[0-9a-f]{6}$'
 
 
-def directory(module, *argv, monkeypatch=None):
+def directory(module, *argv):
     """The --workdir that a command line gets; nothing is run."""
-    found = []
-
-    def stop(run, table, argv, *, name, complete, defaults=None):
-        defaults = defaults or launch.default_values(run)
-        found.append(
-            complete(launch.parse({**table, **launch.TOGETHER}, {**defaults, **launch.ALONE}, argv))['workdir']
-        )
-        return 0
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, 'main', stop)
-        module.main(list(argv))
-    return found[0].replace(os.sep, '/')
+    command = module.COMMAND
+    values = command.complete(launch.parse(*command.whole_table(argv), list(argv)))
+    return values['workdir'].replace(os.sep, '/')
 
 
 @pytest.mark.parametrize(

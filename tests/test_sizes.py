@@ -167,10 +167,9 @@ def measured(model, task, tx, chunk, replicas):
 )
 def test_the_estimate_of_a_study_is_that_of_xla(name, settings):
     one = studies.find(name)
-    settings = one.check(settings)
-    estimate, real = measured(
-        one.make_model(settings), one.make_task(settings), one.make_optimiser(settings), settings['every'], 2
-    )
+    flags = one.check(settings).flags
+    estimate, real = measured(one.make_model(flags), one.make_task(flags), one.make_optimiser(flags), flags['every'], 2)
+    settings = flags
     assert real / 4 < estimate < 4 * real
     assert real / 16 < 4 * one.sizes(**settings)[0]  # with the unseen sequences; before anything is traced
 
@@ -219,9 +218,9 @@ def test_a_container_with_less_memory_than_the_machine(tmp_path, monkeypatch):
 def test_texts_that_no_memory_holds_are_refused(length, samples):
     kind = text.KIND
     recipe = {'tokens': 'characters', 'known': 'ab', 'window': 4}
-    form = kind.form({}, recipe)
-    how = {'cell': 'lstm', 'features': 4, 'vocabulary': form.vocabulary, 'stateful': True}
-    model = sequence_model(form.answer, form.outputs, **how)
+    spec = kind.spec(recipe)
+    how = {'cell': 'lstm', 'features': 4, 'vocabulary': spec.vocabulary, 'stateful': True}
+    model = sequence_model(spec.output, spec.outputs, **how)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
     best = Best(0.0, 0, params, {})
     with pytest.raises(UserError, match=f'--samples={samples} --length={length} would need'):
@@ -249,4 +248,4 @@ def test_the_chances_of_brackets_are_exact_in_strings_of_any_length(longest, dee
 def test_a_long_string_of_brackets_is_drawn():
     problem = counting.dyck(longest=1100, deepest=2)
     batch = problem.sample(jax.random.key(0), 3)
-    assert isinstance(batch, Batch) and np.isfinite(problem.figures['entropy floor'])
+    assert isinstance(batch, Batch) and np.isfinite(problem.reference_losses['entropy floor'])

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import fitting
+from experiments import study
 from seqjax.dataset import SPLITS
 from seqjax.files import UserError
 from tests import kinds
@@ -29,7 +29,7 @@ def run(kind, flags, part='all'):
     """All of a run and of a prediction but the training: of a model only shapes are computed."""
     settings = kind.check({'replicas': 1, 'hidden': 2, **flags})
     data = kind.dataset(settings)
-    model = fitting.make_model(data.form, settings)
+    model = study.make_model(data.spec, settings.model)
     batch = jax.eval_shape(data.batch, data.data, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32))
     data.both()
     for split in SPLITS if kind.name == 'forecast' else ():  # others take their time
@@ -38,20 +38,20 @@ def run(kind, flags, part='all'):
     def answers_to(batches):
         def answer(batch):
             outputs, _ = model.init_with_output(jax.random.key(0), batch.inputs)
-            return data.form.answers(outputs, batch)
+            return data.answers(outputs, batch)
 
         one = jax.eval_shape(answer, jax.tree.map(lambda x: x[0], batches))
         return jax.tree.map(lambda x: np.zeros((len(batches.mask), *x.shape), x.dtype), one)
 
-    jax.eval_shape(lambda batch: data.score(model.init_with_output(jax.random.key(0), batch.inputs)[0], batch), batch)
+    jax.eval_shape(lambda batch: data.loss_fn(model.init_with_output(jax.random.key(0), batch.inputs)[0], batch), batch)
     answers = answers_to(data.test.batches)
     assert len(data.items(answers).totals) >= 1
     list(data.tell(answers))
     columns, rows = data.test.table(answers)
     assert all(len(row) == len(columns) for row in rows)
     recipe = json.loads(json.dumps(dict(data.recipe)))
-    kind.form(settings, recipe)
-    unseen = kind.unseen({**settings, 'part': part}, recipe, settings['data'])
+    kind.spec(recipe)
+    unseen = kind.unseen(settings.replace(part=part), recipe, settings.options['data'])
     columns, rows = unseen.table(answers_to(unseen.batches))
     assert all(len(row) == len(columns) for row in rows)
     return data
@@ -89,7 +89,7 @@ FORECAST = [
 def test_a_forecast_of_one_step(in_tmp, flags):
     table(in_tmp / 'x.csv', 40)
     data = run(importlib.import_module('experiments.forecast').KIND, {**BASE, **flags, 'data': 'x.csv'}, 'test')
-    assert data.form.outputs >= 1
+    assert data.spec.outputs >= 1
 
 
 @pytest.mark.parametrize('rows', range(1, 9))

@@ -41,7 +41,7 @@ def eval_batches(series, batch):
 
 
 def stream_model(stateful=True):
-    return sequence_model('sequence', V, features=H, vocabulary=V, layers=2, stateful=stateful)
+    return sequence_model('per_step', V, features=H, vocabulary=V, layers=2, stateful=stateful)
 
 
 MODEL, PLAIN = stream_model(), stream_model(stateful=False)
@@ -186,7 +186,7 @@ def test_D05_training_drops_and_evaluation_does_not():
 @pytest.mark.parametrize('batch_size', [1, 4, 10, 64])
 def test_S03_ten_rows_in_batches_of_any_size_are_ten_predictions(batch_size):
     """The last batch need not be full; sequences bring their lengths along."""
-    model = sequence_model('vector', 2, features=4)
+    model = sequence_model('last', 2, features=4)
     x, lengths = np.random.default_rng(0).normal(size=(10, 6, 3)).astype(np.float32), np.arange(10) % 7
     data = Batch((x, lengths), x[:, 0, :2], x[:, 0, 0] < 9)
     task = Task(losses.mean_squared_error, lambda data, key, step: data, data)
@@ -205,6 +205,6 @@ def test_inputs_that_cannot_be_cut_into_batches_are_refused(inputs, size):
 
 
 def test_predictions_of_no_steps_have_none():
-    model = sequence_model('sequence', 1, features=4)
+    model = sequence_model('per_step', 1, features=4)
     state = training.init_state(model, fixed_task(), TX, jax.random.key(0))
     assert training.predict(model, state, np.ones((3, 0, 2), np.float32), batch_size=2).shape == (3, 0, 1)

@@ -11,22 +11,24 @@ import numpy as np
 import pytest
 
 from experiments import studies, temporal_order
+from experiments.settings import Settings
 from experiments.study import HELD_OUT, SPLITS, Study, make_model, options_of
 from seqjax import optim, training, trials
 from seqjax.data import epoch_rows
 from seqjax.files import UserError
 from seqjax.initializers import GATE_BIASES
 from seqjax.models import CELLS
-from seqjax.problem import Examples, Goal, Problem, classification, mistakes
+from seqjax.problem import Examples, SuccessCriterion, SyntheticTask, classification, mistakes
 from seqjax.task import Batch, Mean, batch_shapes
 from seqjax.training.observers import SuccessMonitor
+from seqjax.types import ModelSpec
 
 SHORT = {'length': 10, 'hidden': 4, 'steps': 6, 'every': 3, 'replicas': 2, 'picture': False}
 # Reaches its goal in seconds, different seeds at different looks.
 LEARNS = SHORT | {'hidden': 16, 'steps': 1500, 'every': 25, 'gate_bias': 'chrono', 'learning_rate': 0.01, 'replicas': 3}
 
 
-def first_bit(longest: int = 4, where: Literal['begin', 'end'] = 'begin', noise: float = 0.0) -> Problem:
+def first_bit(longest: int = 4, where: Literal['begin', 'end'] = 'begin', noise: float = 0.0) -> SyntheticTask:
     """Names a bit.
 
     Args:
@@ -49,7 +51,9 @@ def first_bit(longest: int = 4, where: Literal['begin', 'end'] = 'begin', noise:
         ]
         return Examples(*parts)
 
-    problem = Problem('a bit', sample, classification, 'vector', 2, figures={'best constant': 0.693})
+    problem = SyntheticTask(
+        'a bit', sample, classification, ModelSpec('last', 2, features=1), reference_losses={'best constant': 0.693}
+    )
     return problem._replace(examples=examples) if noise else problem
 
 
@@ -74,13 +78,13 @@ def test_the_arguments_of_a_problem_are_flags():
             table[name].parser.parse(text)
 
 
-def needs(longest: int) -> Problem: ...
+def needs(longest: int) -> SyntheticTask: ...
 
 
-def odd(longest: list = []) -> Problem: ...  # noqa: B006
+def odd(longest: list = []) -> SyntheticTask: ...  # noqa: B006
 
 
-def taken(hidden: int = 3) -> Problem: ...
+def taken(hidden: int = 3) -> SyntheticTask: ...
 
 
 @pytest.mark.parametrize(
@@ -94,7 +98,7 @@ def test_an_argument_that_cannot_be_a_flag_is_refused(make, words):
 def test_a_study_gives_both_doors_the_same(in_tmp):
     study = Study(first_bit, every=2)
     one = study.run(longest=3, steps=4, replicas=2, workdir='a', picture=False)
-    assert study.main(['--longest=3', '--steps=4', '--replicas=2', '--workdir=b', '--nopicture']) == 0
+    assert study.command('').main(['--longest=3', '--steps=4', '--replicas=2', '--workdir=b', '--nopicture']) == 0
     assert (in_tmp / 'a/looks.csv').read_bytes() == (in_tmp / 'b/looks.csv').read_bytes()
     assert one.looks.shape == (2, 2, 2) and one.metrics == ['loss', 'wrong']
 
@@ -102,12 +106,12 @@ def test_a_study_gives_both_doors_the_same(in_tmp):
 @pytest.mark.parametrize('name', studies.NAMES)
 def test_every_study_has_help_for_each_of_its_flags(name, capsys):
     study = studies.find(name)
-    assert study.main(['--help']) == 0
+    module = importlib.import_module(f'experiments.{name}')
+    assert module.main(['--help']) == 0
     text = capsys.readouterr().out
-    for flag, (_, words) in study.FLAGS.items():
+    for flag, (_, words, _) in study.FLAGS.items():
         assert f'--{flag}=(' in text or f'--[no]{flag}' in text
         assert words != 'of the task' and words.split()[0] in text, flag
-    module = importlib.import_module(f'experiments.{name}')
     assert study.name == name and f'experiments.{name} ' in module.__doc__
 
 
@@ -117,12 +121,13 @@ def test_every_task_takes_every_cell(name, cell):
     """In two layers, in both directions where that is no cheat, with dropout, clipping and a schedule."""
     study = studies.find(name)
     problem = study.problem(study.defaults)
-    flags = {'cell': cell, 'hidden': 4, 'layers': 2, 'dropout': 0.5, 'bidirectional': not problem.causal}
+    flags = {'cell': cell, 'hidden': 4, 'layers': 2, 'dropout': 0.5, 'bidirectional': not problem.spec.causal}
     settings = study.check(flags | {'clip_norm': 1.0, 'schedule': 'cosine', 'decay_steps': 10})
-    task = study.make_task(settings)
+    task = study.make_task(settings.flags)
     inputs = batch_shapes(task).inputs
-    outputs = jax.eval_shape(lambda x: study.make_model(settings).init_with_output(jax.random.key(0), x)[0], inputs)
-    assert outputs.shape[0] == settings['batch_size'] and outputs.shape[-1] == problem.outputs
+    model = study.make_model(settings.flags)
+    outputs = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], inputs)
+    assert outputs.shape[0] == settings.train.batch_size and outputs.shape[-1] == problem.spec.outputs
 
 
 @pytest.mark.parametrize('name', studies.NAMES)
@@ -142,23 +147,26 @@ def test_every_cell_is_made_or_refused_in_a_sentence(cell, gate_bias):
     """Those without a gate that keeps have no bias of it; the others have it."""
     study = temporal_order.STUDY
     settings = study.defaults | {'cell': cell, 'hidden': 4, 'length': 20, 'gate_bias': gate_bias}
-    problem = study.problem(settings)
+    spec, config = study.problem(settings).spec, Settings.of(settings).model
     if gate_bias != 'default' and cell in ('simple', 'lru', 'rglru'):
         with pytest.raises(UserError, match=f'--hidden=4 --gate_bias={gate_bias} do not go together: bias_init'):
-            make_model(problem, settings)
+            make_model(spec, config)
     else:
-        make_model(problem, settings)
+        make_model(spec, config)
 
 
 @pytest.mark.parametrize(
     ('flags', 'words'),
     [
-        (['--cell=lstmm'], '--cell=lstmm must be one of lstm, gru, simple, mingru, minlstm, lru, rglru; did you mean'),
+        (
+            ['--cell=lstmm'],
+            '--cell=lstmm must be one of lstm, gru, simple, mingru, minlstm, lru, rglru, or MODULE:CLASS',
+        ),
         (['--length=9'], '--length=9 --relevant=two: length=9 must be at least 10'),
-        (['--parallel'], '--cell=lstm --parallel=True do not go together: parallel=True'),
+        (['--parallel'], '--parallel=True needs a cell whose recurrence is linear'),
         (
             ['--attention=dot'],
-            '--cell=lstm --attention=dot do not go together: attention=dot is of a decoder, and temporal',
+            '--attention=dot is of a decoder',
         ),
         (['--dropout=0.5'], '--dropout=0.5 does nothing with --layers=1'),
         (['--steps=100', '--every=30'], '--steps=100 --every=30: the steps must be a multiple of --every, such as 90'),
@@ -183,12 +191,12 @@ def test_a_mistake_ends_in_a_sentence_and_exit_code_2(flags, words, in_tmp, caps
 
 
 def test_a_model_that_would_see_the_answers_is_refused():
-    with pytest.raises(UserError, match='--bidirectional would look at the answers: copy memory over 100 steps'):
+    with pytest.raises(UserError, match='--bidirectional=True would look at the answers'):
         studies.find('copy_memory').run(bidirectional=True, steps=1, replicas=1, batch_size=1)
 
 
 def test_chrono_needs_a_problem_that_says_how_long():
-    with pytest.raises(UserError, match='--gate_bias=chrono needs to know how long to keep, and a bit does not say'):
+    with pytest.raises(UserError, match='--gate_bias=chrono needs'):
         Study(first_bit).run(gate_bias='chrono')
 
 
@@ -258,7 +266,7 @@ def test_until_moves_the_goal(in_tmp):
 def test_a_goal_may_be_of_another_metric():
     """NaN reaches none."""
 
-    def make() -> Problem:
+    def make() -> SyntheticTask:
         def score(outputs, batch):
             half = Mean(jnp.float32(1), jnp.float32(2))
             nan = Mean(jnp.float32(jnp.nan), jnp.float32(1))
@@ -266,13 +274,13 @@ def test_a_goal_may_be_of_another_metric():
                 'loss': Mean((outputs**2).sum(), jnp.float32(outputs.size))
             }
 
-        return first_bit()._replace(score=score, goal=Goal(0.5, 'half'))
+        return first_bit()._replace(loss_fn=score, success=SuccessCriterion(0.5, 'half'))
 
     how = {'steps': 2, 'every': 1, 'replicas': 1, 'picture': False, 'batch_size': 2}
     assert Study(make).run(**how).seeds[0].sequences == 2
 
-    def never() -> Problem:
-        return make()._replace(goal=Goal(0.5, 'nan'))
+    def never() -> SyntheticTask:
+        return make()._replace(success=SuccessCriterion(0.5, 'nan'))
 
     assert Study(never).run(**how).seeds[0].sequences is None
 
@@ -409,37 +417,37 @@ OUTSIDE = """
 import sys
 from typing import Literal
 import jax, jax.numpy as jnp
-from seqjax.problem import Problem, classification
+from seqjax.problem import SyntheticTask, classification
 from seqjax.task import Batch
 
-def my_task(bits: int = 3) -> Problem:
+def my_task(bits: int = 3) -> SyntheticTask:
     def sample(key, count):
         x = jax.random.bernoulli(key, 0.5, (count, bits, 1)).astype(jnp.float32)
         return Batch(x, x[:, 0, 0].astype(int), jnp.ones(count, bool))
-    return Problem('my task', sample, classification, 'vector', 2)
+    return SyntheticTask('my task', sample, classification, ModelSpec('last', 2, features=1))
 
 def no_task() -> int:
     return 3
 
 number = 3
 
-def needs(bits: int) -> Problem: ...
-def negative(bits: int = -1) -> Problem: ...
-def many(*words: int) -> Problem: ...
-def numbered(bits: Literal[1, 2] = 1) -> Problem: ...
-def unknown_type(bits: 'Nowhere' = 1) -> Problem: ...
-def help(help: bool = True) -> Problem: ...
+def needs(bits: int) -> SyntheticTask: ...
+def negative(bits: int = -1) -> SyntheticTask: ...
+def many(*words: int) -> SyntheticTask: ...
+def numbered(bits: Literal[1, 2] = 1) -> SyntheticTask: ...
+def unknown_type(bits: 'Nowhere' = 1) -> SyntheticTask: ...
+def help(help: bool = True) -> SyntheticTask: ...
 
-def raises() -> Problem:
+def raises() -> SyntheticTask:
     return {}['nothing']
 
-def exits() -> Problem:
+def exits() -> SyntheticTask:
     sys.exit(3)
 
-def unshaped() -> Problem:
+def unshaped() -> SyntheticTask:
     return my_task()._replace(sample=lambda key, count: jnp.ones(count) + jnp.ones(count + 1))
 
-def no_batch() -> Problem:
+def no_batch() -> SyntheticTask:
     return my_task()._replace(sample=lambda key, count: jnp.ones(count))
 """
 
@@ -478,7 +486,7 @@ def test_a_task_of_another_module_has_flags_and_files(in_tmp, capsys):
         ('builtins:dict', "'dict' of builtins is a class"),
         ('builtins:print', 'cannot be passed by its name'),
         ('builtins:len', 'cannot be passed by its name'),
-        ('seqjax.problem:Problem', 'is a class'),
+        ('seqjax.problem:SyntheticTask', 'is a class'),
         ('exits_8:x', 'exits_8 cannot be imported from'),
         ('my_module_8:my_task()', 'must be MODULE:FUNCTION'),
         ('my_module_8:my_task:more', 'must be MODULE:FUNCTION'),

@@ -54,12 +54,12 @@ def test_equal_keys_draw_equal_sequences_and_others_do_not():
 @pytest.mark.parametrize('rule', ['add', 'multiply'])
 def test_the_best_constant_is_the_mean_of_many_targets(rule):
     targets = draw(count=100_000, length=22, rule=rule).targets
-    figure = adding(length=22, rule=rule).figures['best constant']
+    figure = adding(length=22, rule=rule).reference_losses['best constant']
     assert abs(targets.var() / figure - 1) < 0.02
 
 
 def test_right_is_an_error_below_four_hundredths():
-    score = adding().score
+    score = adding().loss_fn
     outputs = np.array([[0.539], [0.541], [0.461], [np.nan]], np.float32)
     found = score(outputs, Batch(None, np.full((4, 1), 0.5, np.float32), np.ones(4, bool)))['wrong']
     assert (found.total, found.count) == (2, 4)
@@ -68,7 +68,7 @@ def test_right_is_an_error_below_four_hundredths():
 def test_a_constant_answers_most_sequences_wrongly():
     """The goal is out of an untrained model's reach."""
     batch = draw(count=2560)
-    found = adding().score(np.full((2560, 1), 0.5, np.float32), batch)
+    found = adding().loss_fn(np.full((2560, 1), 0.5, np.float32), batch)
     assert 0.7 < found['wrong'].compute() < 0.9
 
 

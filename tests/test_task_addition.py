@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import addition as experiment
-from seqjax.problem import Goal
+from seqjax.problem import SuccessCriterion
 from seqjax.tasks import addition as module
 from seqjax.tasks.addition import addition, held_out, questions
 
@@ -52,7 +52,7 @@ def test_answers_are_sums(digits, reverse):
             one, other = question.split('+')
             assert question == f'{int(one)}+{int(other)}' and answer == str(int(one) + int(other))
             assert max(len(one), len(other)) <= digits
-    assert (problem.outputs, problem.vocabulary, problem.goal) == (11, 12, Goal(at_most=0.01))
+    assert (problem.spec.outputs, problem.spec.vocabulary, problem.success) == (11, 12, SuccessCriterion(at_most=0.01))
 
 
 def test_numbers_have_the_law_of_the_source():
@@ -156,10 +156,10 @@ def test_the_best_constant_by_counting(digits, examples):
     train = problem.examples().train
     counts = Counter(token for _, answer in written(train, True) for token in answer + '.')
     shares = np.array(list(counts.values())) / counts.total()
-    assert problem.figures == {'best constant': pytest.approx(-(shares * np.log(shares)).sum())}
+    assert problem.reference_losses == {'best constant': pytest.approx(-(shares * np.log(shares)).sum())}
     odds = jnp.log(jnp.array([counts[c] / counts.total() for c in '.0123456789']))
-    loss = problem.score(jnp.broadcast_to(odds, (*train.mask.shape, 11)), train)['loss'].compute()
-    assert loss == pytest.approx(problem.figures['best constant'], rel=1e-5)
+    loss = problem.loss_fn(jnp.broadcast_to(odds, (*train.mask.shape, 11)), train)['loss'].compute()
+    assert loss == pytest.approx(problem.reference_losses['best constant'], rel=1e-5)
 
 
 def test_it_can_be_made_while_something_is_traced():

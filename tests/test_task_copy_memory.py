@@ -33,19 +33,21 @@ def test_equal_keys_draw_equal_sequences_and_others_do_not():
 def test_the_loss_without_a_memory_is_the_sources_and_that_of_such_a_model(delay, published):
     """It knows when to say a symbol, and says each with the same probability."""
     problem = copy_memory(delay)
-    assert abs(problem.figures['memoryless'] - published) < 5e-4
+    assert abs(problem.reference_losses['memoryless'] - published) < 5e-4
     batch = problem.sample(jax.random.key(1), 16)
     told = batch.inputs[..., 9].cumsum(1) > 1
     logits = np.where(told[..., None], [-1e9, *[0] * 8], [0, *[-1e9] * 8])
-    found = problem.score(np.asarray(logits, np.float32), batch)
-    assert abs(found['loss'].compute() - problem.figures['memoryless']) < 1e-6 and found['wrong'].compute() == 1
+    found = problem.loss_fn(np.asarray(logits, np.float32), batch)
+    assert (
+        abs(found['loss'].compute() - problem.reference_losses['memoryless']) < 1e-6 and found['wrong'].compute() == 1
+    )
 
 
 def test_who_remembers_has_no_loss_and_is_at_the_goal():
     problem = copy_memory(5)
     batch = problem.sample(jax.random.key(1), 16)
-    found = problem.score(50 * jax.nn.one_hot(batch.targets, 9), batch)
-    assert found['loss'].compute() < problem.goal.at_most < 0.2 * problem.figures['memoryless']
+    found = problem.loss_fn(50 * jax.nn.one_hot(batch.targets, 9), batch)
+    assert found['loss'].compute() < problem.success.at_most < 0.2 * problem.reference_losses['memoryless']
     assert found['wrong'].compute() == 0
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from experiments import anbn as anbn_experiment
 from experiments import dyck as dyck_experiment
-from seqjax.problem import WRONG, Goal
+from seqjax.problem import WRONG, SuccessCriterion
 from seqjax.tasks.counting import anbn, dyck
 from tests.drawing import compiled
 
@@ -110,7 +110,7 @@ def first(batch, count):
 
 def score_each(problem):
     """The score of every row by itself."""
-    return jax.jit(jax.vmap(lambda logits, row: problem.score(logits[None], jax.tree.map(lambda x: x[None], row))))
+    return jax.jit(jax.vmap(lambda logits, row: problem.loss_fn(logits[None], jax.tree.map(lambda x: x[None], row))))
 
 
 def strings(batch):
@@ -161,7 +161,7 @@ small = pytest.mark.parametrize(('make', 'options', 'end', 'law'), SMALL.values(
 @each
 def test_strings_are_of_the_language_and_targets_follow(make, options, end):
     problem, batch = compiled(make, **options), drawn(make, **options)
-    assert batch.inputs.values.shape == (DRAWS, 40, end) and problem.outputs == end + 1
+    assert batch.inputs.values.shape == (DRAWS, 40, end) and problem.spec.outputs == end + 1
     assert batch.inputs.values.dtype == np.float32 and batch.targets.dtype == np.int32 and batch.mask.dtype == bool
     for word, targets, mask in zip(strings(batch), batch.targets, batch.mask, strict=True):
         if make is anbn:
@@ -235,9 +235,11 @@ def test_figures_by_every_string(make, options, end, law):
         length += p * len(word)
     shares = counts / counts.sum()
     constant = -(shares[shares > 0] * np.log(shares[shares > 0])).sum()
-    assert problem.figures == pytest.approx({'best constant': constant, 'entropy floor': nats / length}, rel=1e-9)
-    assert problem.goal == Goal(0.01 * problem.figures['entropy floor'], 'excess')
-    assert problem.answer == 'sequence' and problem.causal
+    assert problem.reference_losses == pytest.approx(
+        {'best constant': constant, 'entropy floor': nats / length}, rel=1e-9
+    )
+    assert problem.success == SuccessCriterion(0.01 * problem.reference_losses['entropy floor'], 'excess')
+    assert problem.spec.output == 'per_step' and problem.spec.causal
 
 
 @small
@@ -251,7 +253,7 @@ def test_who_knows_the_law_is_at_the_floor_and_never_wrong(make, options, end, l
     found = score_each(problem)(log(logits), batch)
     weights = np.array([*law.values()])
     loss = (weights * found['loss'].total).sum() / (weights * found['loss'].count).sum()
-    assert loss == pytest.approx(problem.figures['entropy floor'], rel=1e-5)
+    assert loss == pytest.approx(problem.reference_losses['entropy floor'], rel=1e-5)
     assert not found[WRONG].total.any() and found[WRONG].count.all()
     assert np.abs(found['excess'].total).max() < 1e-4  # on each string, whatever chance made of it
 
@@ -270,19 +272,19 @@ def test_long_brackets_of_the_ideal_and_of_a_constant(make, options, end):
     problem, batch = compiled(make, **options), drawn(make, **options)
     probabilities = ideal(batch, 40, end // 2, options.get('deepest', 10))
     assert np.allclose(probabilities.sum(-1), 1)
-    found = problem.score(log(probabilities), batch)
+    found = problem.loss_fn(log(probabilities), batch)
     lengths = batch.inputs.seq_lengths.astype(float)
     chosen = np.take_along_axis(probabilities, batch.targets[..., None], -1)[..., 0]
     mean, error = mean_and_error(-(np.log(chosen) * batch.mask).sum(1), lengths)
     assert float(found['loss'].compute()) == pytest.approx(mean, rel=1e-5)
-    assert abs(mean - problem.figures['entropy floor']) < 4.5 * error < 0.02 and found[WRONG].compute() == 0
+    assert abs(mean - problem.reference_losses['entropy floor']) < 4.5 * error < 0.02 and found[WRONG].compute() == 0
     assert abs(found['excess'].compute()) < 1e-5
     shares = np.bincount(batch.targets[batch.mask], minlength=end + 1) / batch.mask.sum()
-    constant = problem.score(jnp.broadcast_to(log(shares), probabilities.shape), batch)
+    constant = problem.loss_fn(jnp.broadcast_to(log(shares), probabilities.shape), batch)
     nats = -(np.log(shares)[batch.targets] * batch.mask).sum(1)
     mean, error = mean_and_error(nats, lengths)
     assert float(constant['loss'].compute()) == pytest.approx(mean, rel=1e-5)
-    assert abs(mean - problem.figures['best constant']) < 4.5 * error + 1e-3 and constant[WRONG].compute() == 1
+    assert abs(mean - problem.reference_losses['best constant']) < 4.5 * error + 1e-3 and constant[WRONG].compute() == 1
 
 
 def test_long_a_b_of_the_ideal_and_of_a_constant():
@@ -295,14 +297,14 @@ def test_long_a_b_of_the_ideal_and_of_a_constant():
             row[k - 1, :2] = 1 - 1 / (21 - k), 1 / (21 - k)
         row[n : 2 * n - 1, 1] = 1
         row[2 * n - 1, 2] = 1
-    found = problem.score(log(rows), batch)
-    assert problem.figures['entropy floor'] == pytest.approx(math.log(20) / 21)
+    found = problem.loss_fn(log(rows), batch)
+    assert problem.reference_losses['entropy floor'] == pytest.approx(math.log(20) / 21)
     lengths = batch.inputs.seq_lengths.astype(float)
     error = math.log(20) / 21 * lengths.std() / lengths.mean() / math.sqrt(DRAWS)
     assert abs(float(found['loss'].compute()) - math.log(20) / 21) < 4.5 * error
     assert found[WRONG].compute() == 0 and abs(found['excess'].compute()) < 1e-6
-    constant = problem.score(jnp.broadcast_to(log([9.5 / 21, 10.5 / 21, 1 / 21]), rows.shape), batch)
-    assert abs(float(constant['loss'].compute()) - problem.figures['best constant']) < 0.01
+    constant = problem.loss_fn(jnp.broadcast_to(log([9.5 / 21, 10.5 / 21, 1 / 21]), rows.shape), batch)
+    assert abs(float(constant['loss'].compute()) - problem.reference_losses['best constant']) < 0.01
     assert constant[WRONG].compute() == 1
 
 
@@ -347,9 +349,9 @@ def test_what_is_not_finite_is_wrong_and_padding_is_not_looked_at(make, options,
     problem, batch = compiled(make, **options), first(drawn(make, **options), 60)
     sure = np.where(np.arange(end + 1) == batch.targets[..., None], 20.0, 0.0)
     sure[~batch.mask] = np.nan
-    assert problem.score(jnp.asarray(sure), batch)[WRONG].compute() == 0
+    assert problem.loss_fn(jnp.asarray(sure), batch)[WRONG].compute() == 0
     sure[7, 0, 0] = np.nan
-    assert problem.score(jnp.asarray(sure), batch)[WRONG] == (1, 60)
+    assert problem.loss_fn(jnp.asarray(sure), batch)[WRONG] == (1, 60)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_answers_are_the_values_that_the_keys_came_with(options):
         assert len(found) == sizes['queries'] and [place for place, asked in enumerate(mask) if asked] == list(found)
         assert all(targets[place] + 1 + sizes['keys'] == value for place, value in found.items())
     assert (batch.targets[~batch.mask] == 0).all()
-    assert problem.outputs == sizes['values'] and problem.vocabulary == 1 + sizes['keys'] + sizes['values']
+    assert problem.spec.outputs == sizes['values'] and problem.spec.vocabulary == 1 + sizes['keys'] + sizes['values']
 
 
 def test_keys_and_values_are_drawn_evenly_and_none_twice():
@@ -116,11 +116,11 @@ def test_the_best_constant_by_counting():
     problem = recall(**SMALL)
     counts = Counter(itertools.chain(*itertools.permutations(range(4), 3)))
     shares = np.array(list(counts.values())) / counts.total()
-    assert problem.figures == {'best constant': pytest.approx(-(shares * np.log(shares)).sum())}
-    assert problem.figures['best constant'] == pytest.approx(math.log(4))
+    assert problem.reference_losses == {'best constant': pytest.approx(-(shares * np.log(shares)).sum())}
+    assert problem.reference_losses['best constant'] == pytest.approx(math.log(4))
     batch = problem.sample(jax.random.key(0), 2000)
     losses = [
-        problem.score(jnp.broadcast_to(logits, (*batch.mask.shape, 4)), batch)['loss'].compute()
+        problem.loss_fn(jnp.broadcast_to(logits, (*batch.mask.shape, 4)), batch)['loss'].compute()
         for logits in (jnp.zeros(4), jnp.array([0.1, 0.0, 0.0, 0.0]), jnp.array([0.0, 0.0, 0.0, -0.1]))
     ]
     assert losses[0] == pytest.approx(math.log(4), rel=1e-5) and losses[0] < min(losses[1:])
@@ -130,10 +130,10 @@ def test_one_wrong_answer_makes_a_sequence_wrong():
     problem = recall(**SMALL)
     batch = problem.sample(jax.random.key(0), 8)
     logits = 9.0 * jax.nn.one_hot(batch.targets, 4)
-    assert problem.score(logits, batch)['wrong'] == (0, 8)
+    assert problem.loss_fn(logits, batch)['wrong'] == (0, 8)
     place = int(batch.mask[2].argmax())
     spoiled = Batch(batch.inputs, batch.targets.at[2, place].set((batch.targets[2, place] + 1) % 4), batch.mask)
-    assert problem.score(logits, spoiled)['wrong'] == (1, 8)
+    assert problem.loss_fn(logits, spoiled)['wrong'] == (1, 8)
 
 
 @pytest.mark.parametrize(

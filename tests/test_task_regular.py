@@ -16,7 +16,7 @@ from experiments import modular_arithmetic as arithmetic_experiment
 from experiments import parity as parity_experiment
 from seqjax import optim, training
 from seqjax.models import sequence_model
-from seqjax.problem import WRONG, Goal
+from seqjax.problem import WRONG, SuccessCriterion
 from seqjax.task import Task
 from seqjax.tasks.regular import (
     cycle_navigation,
@@ -101,7 +101,7 @@ def close(found, share, count, sigmas=4.5):
 @each
 def test_answers_are_those_of_an_automaton(make, options, automaton, size, features):
     problem, batch = compiled(make, **options), drawn(make, **options)
-    assert batch.inputs.values.shape == (DRAWS, 40, features) and problem.outputs == size
+    assert batch.inputs.values.shape == (DRAWS, 40, features) and problem.spec.outputs == size
     assert batch.inputs.values.dtype == np.float32 and batch.targets.dtype == np.int32
     assert batch.mask.shape == (DRAWS,) and batch.mask.all() and batch.mask.dtype == bool
     np.testing.assert_array_equal(batch.targets, [automaton(word, size) for word in strings(batch)])
@@ -137,15 +137,15 @@ def test_the_best_constant_by_enumeration(make, options, automaton, size, featur
         answers = Counter(automaton(word, size) for word in words(make, size, length))
         shares += [answers[k] / answers.total() / len(lengths) for k in range(size)]
     entropy = -(shares * np.log(shares)).sum()
-    assert problem.figures == {'best constant': pytest.approx(entropy, rel=1e-12)}
-    assert type(problem.figures['best constant']) is float
+    assert problem.reference_losses == {'best constant': pytest.approx(entropy, rel=1e-12)}
+    assert type(problem.reference_losses['best constant']) is float
     count = MANY
     batch = drawn(make, count, **options, longest=longest)
     found = np.bincount(batch.targets, minlength=size) / count
     assert all(close(*pair, count) for pair in zip(found, shares, strict=True))
     constant = jnp.broadcast_to(jnp.log(jnp.asarray(shares, jnp.float32)), (count, size))
     spread = np.log(shares).std() + 1e-3
-    loss = float(problem.score(constant, batch)['loss'].compute())
+    loss = float(problem.loss_fn(constant, batch)['loss'].compute())
     assert abs(loss - entropy) <= 4.5 * spread / math.sqrt(count)
 
 
@@ -153,10 +153,10 @@ def test_the_best_constant_by_enumeration(make, options, automaton, size, featur
 def test_the_automaton_is_never_wrong_and_a_constant_is(make, options, automaton, size, features):
     problem, batch = compiled(make, **options), drawn(make, **options)
     answers = np.array([automaton(word, size) for word in strings(batch)])
-    found = problem.score(jnp.asarray(30 * np.eye(size)[answers], jnp.float32), batch)
+    found = problem.loss_fn(jnp.asarray(30 * np.eye(size)[answers], jnp.float32), batch)
     assert found[WRONG].compute() == 0 and found['loss'].compute() < 1e-6
-    assert problem.score(jnp.zeros((DRAWS, size)), batch)[WRONG].compute() > 0.3
-    assert problem.goal == Goal() and problem.answer == 'vector' and not problem.causal
+    assert problem.loss_fn(jnp.zeros((DRAWS, size)), batch)[WRONG].compute() > 0.3
+    assert problem.success == SuccessCriterion() and problem.spec.output == 'last' and not problem.spec.causal
 
 
 @each
@@ -225,8 +225,8 @@ def test_both_paddings_are_learned_alike():
     curves = []
     for padding in ('right', 'left'):
         problem = parity(longest=50, padding=padding)
-        model = sequence_model('vector', problem.outputs, features=8)
-        task = Task(problem.score, lambda data, key, step, problem=problem: problem.sample(key, 16))
+        model = sequence_model('last', problem.spec.outputs, features=8)
+        task = Task(problem.loss_fn, lambda data, key, step, problem=problem: problem.sample(key, 16))
         tx = optim.adam(1e-2, 1e-7)
         state = training.init_state(model, task, tx, jax.random.key(3))
         ((_, metrics, _),) = training.train(model, task, tx, state, steps=20, chunk=20)

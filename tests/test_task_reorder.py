@@ -39,7 +39,7 @@ def test_answers_are_the_symbols_in_their_order(make, order):
         assert 0 not in symbols and source[length:] == [0] * (7 - length)
         assert read == answer == order(symbols) + [END] + [0] * (7 - length)
         assert mask == [True] * (length + 1) + [False] * (7 - length)
-    assert (problem.answer, problem.outputs, problem.vocabulary) == ('tokens', 6, 6)
+    assert (problem.spec.output, problem.spec.outputs, problem.spec.vocabulary) == ('seq2seq', 6, 6)
 
 
 @BOTH
@@ -94,7 +94,7 @@ def test_figures_by_counting_all_sequences(make, order, longest, symbols):
         return -sum(n * math.log(n / counts.total()) for n in counts.values())
 
     tokens = everywhere.total()
-    assert make(longest, symbols).figures == {
+    assert make(longest, symbols).reference_losses == {
         'best constant': pytest.approx(loss(everywhere) / tokens, abs=1e-12),
         'without the source': pytest.approx(sum(map(loss, behind.values())) / tokens, abs=1e-12),
     }
@@ -106,12 +106,12 @@ def test_the_best_constant_is_what_the_score_gives_it(make, order):
     batch = draw(problem, 20_000, 5)
     end = 1 / 4.5
     odds = jnp.log(jnp.array([end] + [(1 - end) / 4] * 4))
-    loss = problem.score(jnp.broadcast_to(odds, (*batch.mask.shape, 5)), batch)['loss'].compute()
-    assert loss == pytest.approx(problem.figures['best constant'], abs=0.005)
+    loss = problem.loss_fn(jnp.broadcast_to(odds, (*batch.mask.shape, 5)), batch)['loss'].compute()
+    assert loss == pytest.approx(problem.reference_losses['best constant'], abs=0.005)
 
 
 def test_figures_of_long_sequences_are_numbers():
-    figures = sorting(longest=300, symbols=1000).figures
+    figures = sorting(longest=300, symbols=1000).reference_losses
     assert 0 < figures['without the source'] < figures['best constant'] < math.log(1001)
 
 
@@ -136,7 +136,7 @@ def test_wrong_is_where_greedy_decoding_finds_another_answer(make, order):
         while len(found) < 6 and END not in found:
             found.append(int(odds(source[:length], found).argmax()))
         decoded.append(found == answer[: length + 1])
-    total, count = problem.score(jnp.asarray(forced, jnp.float32), batch)['wrong']
+    total, count = problem.loss_fn(jnp.asarray(forced, jnp.float32), batch)['wrong']
     assert (total, count) == (60 - sum(decoded), 60) and 10 < total < 50
 
 
@@ -155,4 +155,4 @@ def test_arguments_are_flags(experiment):
     study = experiment.STUDY
     assert study.own == ('longest', 'symbols')
     problem = study.problem(study.defaults | {'longest': 3, 'symbols': 2})
-    assert problem.name == f'{study.name} of 1 to 3 of 2 symbols' and problem.goal.at_most == 0.01
+    assert problem.name == f'{study.name} of 1 to 3 of 2 symbols' and problem.success.at_most == 0.01

@@ -66,7 +66,7 @@ def test_right_is_within_three_tenths_of_every_target():
 def test_the_best_constant_gives_each_class_the_same_probability():
     problem = temporal_order(10, 'three')
     batch = problem.sample(jax.random.key(0), 100)
-    assert abs(score(jnp.zeros((100, 8)), batch)['loss'].compute() - problem.figures['best constant']) < 1e-5
+    assert abs(score(jnp.zeros((100, 8)), batch)['loss'].compute() - problem.reference_losses['best constant']) < 1e-5
 
 
 def test_equal_keys_draw_equal_sequences_and_others_do_not():

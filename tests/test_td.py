@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import launch, studies, td, td_rates
+from experiments import launch, td, td_rates
 from seqjax import files, report
 from seqjax.training import seeds as training_seeds
 
@@ -362,10 +362,7 @@ def test_every_flagfile_opens_with_a_claim_whose_command_parses():
         assert words[:2] == ['python', '-m'] and words[2].startswith('experiments.')
         assert words[3] == f'--flagfile=experiments/flags/{path.name}'
         module = importlib.import_module(words[2])
-        if {'STUDY', 'COMMAND', 'KIND'} & set(vars(module)):
-            values = studies.door(words[2].partition('.')[2]).parse(words[3:])
-        else:
-            values = launch.parse(module.FLAGS, launch.default_values(module.run), words[3:])
+        values = module.COMMAND.parse(words[3:])
         assert values['replicas'] >= (5 if hasattr(module, 'KIND') else 10)
 
 

@@ -42,7 +42,7 @@ def dataset(tokens, bounds, **options):
 
 @functools.cache
 def model_and_variables():
-    model = sequence_model('sequence', V, features=6, vocabulary=V, stateful=True)
+    model = sequence_model('per_step', V, features=6, vocabulary=V, stateful=True)
     return model, {'params': model.init(jax.random.key(0), jnp.zeros((1, 1), int))['params']}
 
 
@@ -110,7 +110,7 @@ def test_answers_are_the_nats_of_the_tokens_that_came():
     model, variables = model_and_variables()
     tokens = series(33)
     batch = datasets.held_out(tokens, T)
-    task = Task(datasets.score, lambda *_: None, (), {'test': batch})
+    task = Task(datasets.loss_fn, lambda *_: None, (), {'test': batch})
     state = TrainState(0, None, variables['params'], {}, None)
     found = jax.jit(lambda batch: training.evaluate_batches(model, state, batch, datasets.answers))(batch)
     logits = jax.jit(model.apply)(variables, tokens[None, :-1].astype(int))  # all steps in one call
@@ -323,11 +323,11 @@ def test_what_cannot_be_learned_from_is_refused(in_tmp, content, values, sentenc
 def test_bytes_and_words_are_looked_at_in_their_own_units(in_tmp, tokens, unit):
     (in_tmp / 'x.txt').write_text(SONG, encoding='utf-8')
     values = KIND.check({'data': 'x.txt', 'tokens': tokens, 'batch_size': 2, 'window': 8, 'ngram_tokens': 500})
-    found = KIND.dataset(values | {'vocabulary': 6})
-    assert found.measure.name == f'bits per {unit}' and found.form == KIND.form(values, found.recipe)
+    found = KIND.dataset(values.replace(vocabulary=6))
+    assert found.measure.name == f'bits per {unit}' and found.spec == KIND.spec(found.recipe)
     assert f'n-grams are counted on the last 500 {tokens}' in found.look[-1]
-    assert found.form.vocabulary == {'bytes': 256, 'words': 7}[tokens]
+    assert found.spec.vocabulary == {'bytes': 256, 'words': 7}[tokens]
     assert json.loads(json.dumps(found.recipe)) == found.recipe
-    again = KIND.unseen({**values, 'part': 'test'}, found.recipe, 'x.txt')
+    again = KIND.unseen(values.replace(part='test'), found.recipe, 'x.txt')
     for ours, theirs in zip(jax.tree.leaves(again.batches), jax.tree.leaves(found.test.batches), strict=True):
         assert ours.tobytes() == theirs.tobytes() and ours.dtype == theirs.dtype

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seqjax.dataset import Dataset, Form, Items, Measure, Table, Unseen
+from seqjax.dataset import Dataset, Items, Measure, Table, Unseen
 from seqjax.files import UserError
-from seqjax.problem import WRONG, Score, classification, mistakes
+from seqjax.problem import WRONG, LossFn, classification, mistakes
 from seqjax.task import Arrays, Batch, Mean
+from seqjax.types import ModelSpec
 
 BATCH = 64  # B of validation, test and predictions: batches of one shape give the same bits
 WIDEST = 20  # classes of which a whole confusion matrix is shown
@@ -28,9 +29,14 @@ MEASURE = Measure('accuracy', higher=True, spec='.1%')
 # --- the model -------------------------------------------------------------------------------------
 
 
-def form(features: int, classes: int, steps: int) -> Form:
+def spec(features: int, classes: int, steps: int) -> ModelSpec:
     """One logit for each class; F features, and as many steps as the longest that were trained on."""
-    return Form('vector', classes, lambda outputs, batch: outputs, features=features, horizon=steps)
+    return ModelSpec('last', classes, features=features, memory_span=steps)
+
+
+def answers(logits: Arrays, batch: Batch) -> Arrays:
+    """Logits of every class, as they are."""
+    return logits
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -40,7 +46,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def scoring(weights: np.ndarray | None) -> Score:
+def scoring(weights: np.ndarray | None) -> LossFn:
     """Cross-entropy and the share of wrong answers; `weights` [O], each at least 1, are of the classes in the loss.
 
     The weighted loss is divided by the sum of the weights, so that their scale says nothing.
@@ -48,14 +54,14 @@ def scoring(weights: np.ndarray | None) -> Score:
     if weights is None:
         return classification
 
-    def score(logits: Arrays, batch: Batch) -> dict[str, Mean]:
+    def loss_fn(logits: Arrays, batch: Batch) -> dict[str, Mean]:
         logits = jnp.where(batch.mask[:, None], logits.astype(jnp.float32), 0)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
         weight = jnp.asarray(weights, jnp.float32)[batch.targets] * batch.mask
         right = (logits.argmax(-1) == batch.targets) & jnp.isfinite(logits).all(-1)
         return {'loss': Mean((weight * losses).sum(), weight.sum()), WRONG: mistakes(right, batch.mask)}
 
-    return score
+    return loss_fn
 
 
 def class_weights(word: str, labels: np.ndarray) -> np.ndarray | None:

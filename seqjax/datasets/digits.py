@@ -17,11 +17,12 @@ import numpy as np
 
 from seqjax.baselines import classes as simple
 from seqjax.data import epoch_rows
-from seqjax.dataset import Dataset, Form, Stream, Unseen
+from seqjax.dataset import Dataset, Stream, Unseen
 from seqjax.datasets import classify, recipes
 from seqjax.files import UserError
 from seqjax.readers.images import Images
 from seqjax.task import Batch
+from seqjax.types import ModelSpec
 
 PERMUTATION = 92916  # its seed: one order for all runs, so that they can be compared
 
@@ -80,9 +81,10 @@ def dataset(
         _baselines(train, validation, held_out, labels),
         name=name,
         look=_look(train, validation, held_out, counts, test[0] if test else None, recipe),
-        form=form(recipe),
+        spec=spec(recipe),
+        answers=classify.answers,
         recipe=recipe,
-        score=classify.scoring(None),
+        loss_fn=classify.scoring(None),
         batch=_training(recipe['maximum'], batch_size),
         data=data(train.values, labels['train']),
         both=lambda: data(
@@ -117,9 +119,9 @@ def check_recipe(recipe: Any, order: str, permute: bool) -> Recipe:
     return recipe
 
 
-def form(recipe: Recipe) -> Form:
+def spec(recipe: Recipe) -> ModelSpec:
     steps, features = _shape(recipe)
-    return classify.form(features, len(recipe['classes']), steps)
+    return classify.spec(features, len(recipe['classes']), steps)
 
 
 def unseen(name: str, images: Images, recipe: Recipe) -> Unseen:

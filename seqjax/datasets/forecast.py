@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import NormalDist
 from typing import Any
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import losses
-from seqjax.dataset import SPLITS, Dataset, Form, Measure, Unseen
+from seqjax.dataset import SPLITS, Answers, Dataset, Measure, Unseen
 from seqjax.datasets import forecast_told as said_of
 from seqjax.datasets import recipes
 from seqjax.datasets.feedback import Feedback, deviation, latest
@@ -39,10 +39,12 @@ from seqjax.datasets.forecast_rows import (
 from seqjax.datasets.forecast_seasons import best, fitting, usual
 from seqjax.datasets.forecast_series import CYCLES, Ready, Unusable, channels, cycles_of, fit_scale, format_of, ready
 from seqjax.files import UserError
+from seqjax.problem import LossFn
 from seqjax.readers import date_formats, dates, summary, tables
 from seqjax.readers.dates import Pace
 from seqjax.readers.tables import Series
-from seqjax.task import Arrays, Batch, Mean
+from seqjax.task import Batch, Mean
+from seqjax.types import ModelSpec
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # the quantiles that are told
 NUMBERS = {'point': 1, 'gaussian': 2, 'quantile': len(LEVELS)}  # K of a head
@@ -110,18 +112,22 @@ def check_recipe(recipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return recipe
 
 
-def form(recipe: Mapping[str, Any]) -> Form:
+def spec(recipe: Mapping[str, Any]) -> ModelSpec:
     """Of a model that reads what the recipe says."""
     steps = recipe['horizon'] if recipe['strategy'] == 'direct' else 1
-    return Form(
-        answer='sequence',
+    return ModelSpec(
+        'per_step',
         outputs=steps * len(recipe['targets']) * NUMBERS[recipe['head']],
-        answers=lambda outputs, batch: quantiles(forecasts(outputs, batch, recipe), recipe['head']),
         features=len(channels(recipe)),
         causal=True,
-        horizon=recipe['window'],
-        around=None if recipe['strategy'] == 'direct' else lambda model: feedback(model, recipe),
+        memory_span=recipe['window'],
+        wrap_model=None if recipe['strategy'] == 'direct' else lambda model: feedback(model, recipe),
     )
+
+
+def answers(recipe: Mapping[str, Any]) -> Answers:
+    """The quantiles of each forecast, or the points."""
+    return lambda outputs, batch: quantiles(forecasts(outputs, batch, recipe), recipe['head'])
 
 
 def feedback(model: nn.Module, recipe: Mapping[str, Any]) -> Feedback:
@@ -155,7 +161,7 @@ def quantiles(told: jax.Array, head: str) -> jax.Array:
     return jnp.sort(told, -1)
 
 
-def score(recipe: Mapping[str, Any]) -> Callable[[Arrays, Batch], dict[str, Mean]]:
+def loss_fn(recipe: Mapping[str, Any]) -> LossFn:
     """The loss of the head, and the squared error, in units of the training part."""
 
     def scored(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
@@ -236,9 +242,10 @@ def dataset(
     return Dataset(
         name=name,
         look=[*said_of.look(table, recipe, parts, splits), *_left_out_lines(left_out)],
-        form=form(recipe),
+        spec=spec(recipe),
+        answers=answers(recipe),
         recipe=recipe,
-        score=score(recipe),
+        loss_fn=loss_fn(recipe),
         batch=batch,
         data=data,
         both=lambda: training(seen, recipe, batch_size)[0],

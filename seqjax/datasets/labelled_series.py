@@ -16,11 +16,12 @@ import numpy as np
 
 from seqjax.baselines import classes as simple
 from seqjax.data import epoch_rows
-from seqjax.dataset import Dataset, Form, Stream, Unseen
+from seqjax.dataset import Dataset, Stream, Unseen
 from seqjax.datasets import classify, recipes
 from seqjax.files import UserError
 from seqjax.readers.archive import UNKNOWN, Series, matching
 from seqjax.task import Batch, Sequences
+from seqjax.types import ModelSpec
 
 VALIDATION, TEST = 1, 2  # seeds of what is held out: of their own, so that runs can be compared
 FARTHEST = 1e9  # standard deviations; what is farther off says no more, and float32 can compute with it
@@ -76,9 +77,10 @@ def dataset(
         _baselines(parts),
         name=name,
         look=_look(series, parts, test[0] if test else None, recipe),
-        form=form(recipe),
+        spec=spec(recipe),
+        answers=classify.answers,
         recipe=recipe,
-        score=classify.scoring(classify.class_weights(weights, parts.train.labels)),
+        loss_fn=classify.scoring(classify.class_weights(weights, parts.train.labels)),
         batch=_training(recipe['steps'], batch_size),
         data=_training_data(parts.train, recipe, seed),
         both=lambda: _training_data(_joined(parts.train, parts.validation), recipe, seed),
@@ -105,10 +107,10 @@ def check_recipe(recipe: Any, missing: str) -> Recipe:
     return recipe
 
 
-def form(recipe: Recipe) -> Form:
+def spec(recipe: Recipe) -> ModelSpec:
     """F is twice the channels where missing values are masked."""
     features = len(recipe['mean']) * (2 if recipe['missing'] == 'mask' else 1)
-    return classify.form(features, len(recipe['classes']), recipe['steps'])
+    return classify.spec(features, len(recipe['classes']), recipe['steps'])
 
 
 def unseen(name: str, series: Series, recipe: Recipe) -> Unseen:

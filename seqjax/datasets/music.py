@@ -26,10 +26,11 @@ import optax
 from seqjax import losses, masks
 from seqjax.baselines import notes
 from seqjax.data import epoch_rows
-from seqjax.dataset import SPLITS, Dataset, Form, Items, Measure, Stream, Table, Unseen
+from seqjax.dataset import SPLITS, Dataset, Items, Measure, Stream, Table, Unseen
 from seqjax.files import UserError
 from seqjax.readers.rolls import LOWEST, NOTES, Pieces
 from seqjax.task import Arrays, Batch, Mean, Sequences
+from seqjax.types import ModelSpec
 
 ROWS = 8  # B of evaluation; the same for all files, as a number may depend on it in its last digit
 HIGHEST = LOWEST + NOTES - 1
@@ -72,9 +73,10 @@ def music(
     return Dataset(
         name=name,
         look=[*look(parts), *_look_at_training(parts['train'], window, transpose)],
-        form=form(),
+        spec=spec(),
+        answers=answers,
         recipe={'steps': steps},
-        score=score,
+        loss_fn=loss_fn,
         batch=partial(windows, batch_size, window, transpose > 0),
         data=roll,
         both=lambda: _roll([*parts['train'], *parts['validation']], transpose, jax.random.key(seed)),
@@ -87,17 +89,17 @@ def music(
     )
 
 
-def form() -> Form:
+def spec() -> ModelSpec:
     """Of every model of piano rolls."""
-    return Form('sequence', NOTES, _answers, features=NOTES, causal=True)
+    return ModelSpec('per_step', NOTES, features=NOTES, causal=True)
 
 
-def score(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
+def loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
     """The negative log-likelihood of frames, in nats."""
     return {'loss': losses.frame_nll(logits, batch.targets, batch.mask)}
 
 
-def _answers(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+def answers(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """nll [B, T], 0 at padding; likely [B, T, 11] uint8, the bits of the 88 notes that rather sound than not."""
     logits = logits.astype(jnp.float32)
     values = optax.sigmoid_binary_cross_entropy(logits, batch.targets.astype(jnp.float32)).sum(axis=-1)

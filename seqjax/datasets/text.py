@@ -23,8 +23,9 @@ import numpy as np
 from seqjax import losses
 from seqjax.baselines import ngrams
 from seqjax.data import token_rows, token_window
-from seqjax.dataset import Dataset, Form, Items, Measure, Stream, Table, Unseen
+from seqjax.dataset import Dataset, Items, Measure, Stream, Table, Unseen
 from seqjax.task import Arrays, Batch, Mean, Sequences
+from seqjax.types import ModelSpec
 
 ROWS, LEAST = 32, 32  # rows that are read side by side to score a text, where each is so many windows long
 COLUMNS = ('place', 'token', 'bits')
@@ -103,7 +104,7 @@ def answers(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     return {'nats': jnp.where(batch.mask, nats, 0), 'right': (log_p.argmax(-1) == targets) & batch.mask}
 
 
-def score(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
+def loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
     """The cross-entropy in nats."""
     return {'loss': losses.cross_entropy(logits, batch.targets, batch.mask)}
 
@@ -163,9 +164,9 @@ def scored(
 # --- to learn from ---------------------------------------------------------------------------------
 
 
-def form(size: int, window: int) -> Form:
+def spec(size: int, window: int) -> ModelSpec:
     """Of models of a text with so many different tokens."""
-    return Form('sequence', outputs=size, answers=answers, vocabulary=size, stateful=True, causal=True, horizon=window)
+    return ModelSpec('per_step', size, vocabulary=size, stateful=True, causal=True, memory_span=window)
 
 
 def _window(window: int, rows: jax.Array, key: jax.Array, step: jax.Array) -> Batch:
@@ -228,9 +229,10 @@ def text(
     return Dataset(
         name=title,
         look=look,
-        form=form(size, window),
+        spec=spec(size, window),
+        answers=answers,
         recipe=recipe,
-        score=score,
+        loss_fn=loss_fn,
         batch=partial(_window, window),
         data=rows,
         both=lambda: token_rows(tokens[: bounds.part('test')[0]], batch_size, window),

@@ -16,15 +16,16 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from seqjax.problem import Problem, within
+from seqjax.problem import SyntheticTask, within
 from seqjax.task import Batch, Sequences
+from seqjax.types import ModelSpec
 
 NEAR = 0.04  # the source's: right is an absolute error below this
 FIRST = 10  # the first mark is among as many pairs
 SHORTEST = 2 * FIRST + 2  # from here on there is room for both marks before the middle
 
 
-def adding(length: int = 100, rule: Literal['add', 'multiply'] = 'add') -> Problem:
+def adding(length: int = 100, rule: Literal['add', 'multiply'] = 'add') -> SyntheticTask:
     """The two marked numbers of a sequence, added or multiplied.
 
     Args:
@@ -43,14 +44,12 @@ def adding(length: int = 100, rule: Literal['add', 'multiply'] = 'add') -> Probl
     """
     if length < SHORTEST:
         raise ValueError(f'length={length} must be at least {SHORTEST}: both marks need room before the middle')
-    return Problem(
+    return SyntheticTask(
         name=f'{"adding" if rule == "add" else "multiplication"} of length {length}',
         sample=partial(_sample, length=length, rule=rule),
-        score=within(NEAR),
-        answer='vector',
-        outputs=1,
-        figures={'best constant': _variance(length, rule)},
-        horizon=length + length // 10,
+        loss_fn=within(NEAR),
+        spec=ModelSpec('last', outputs=1, features=2, memory_span=length + length // 10),
+        reference_losses={'best constant': _variance(length, rule)},
     )
 
 

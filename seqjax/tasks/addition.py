@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.problem import Examples, Goal, Problem, check_cost, classification, entropy
+from seqjax.problem import Examples, SuccessCriterion, SyntheticTask, check_cost, classification, entropy
 from seqjax.task import Batch, Sequences
+from seqjax.types import ModelSpec
 
 SYMBOLS = ' 0123456789+'  # of the tokens; the answers have no plus
 END = 0  # of an answer; padding too
@@ -34,7 +35,7 @@ SEED = 0  # of the questions in the finite set
 MOST = 9  # digits of a number: a sum has to fit into 32 bits
 
 
-def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> Problem:
+def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> SyntheticTask:
     """The sum of two written numbers.
 
     Args:
@@ -64,16 +65,15 @@ def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> P
             'a+b and b+a being one'
         )
     check_cost(100 * examples, examples=examples)
-    return Problem(
+    return SyntheticTask(
         name=f'addition of numbers of up to {digits} digits',
         sample=partial(_sample, digits=digits, reverse=reverse),
-        score=classification,
-        answer='tokens',
-        outputs=PLUS,
-        figures={'best constant': _entropy(questions(digits, examples)[:, : examples - 2 * held_out(examples)].sum(0))},
-        goal=Goal(at_most=0.01),
-        vocabulary=len(SYMBOLS),
-        horizon=3 * digits + 3,
+        loss_fn=classification,
+        spec=ModelSpec('seq2seq', outputs=PLUS, vocabulary=len(SYMBOLS), memory_span=3 * digits + 3),
+        reference_losses={
+            'best constant': _entropy(questions(digits, examples)[:, : examples - 2 * held_out(examples)].sum(0))
+        },
+        success=SuccessCriterion(at_most=0.01),
         examples=partial(_examples, digits, examples, reverse),
     )
 

@@ -15,15 +15,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from seqjax.problem import Goal, Problem, classification
+from seqjax.problem import SuccessCriterion, SyntheticTask, classification
 from seqjax.task import Batch
+from seqjax.types import ModelSpec
 
 KEPT, KINDS = 10, 8  # symbols to keep, and how many different ones there are
 BLANK, MARK = 0, KINDS + 1
 SYMBOLS = KINDS + 2
 
 
-def copy_memory(delay: int = 100) -> Problem:
+def copy_memory(delay: int = 100) -> SyntheticTask:
     """Ten symbols, told again after a delay.
 
     Args:
@@ -40,16 +41,13 @@ def copy_memory(delay: int = 100) -> Problem:
     if delay < 1:
         raise ValueError(f'delay={delay} must be at least 1')
     memoryless = KEPT * math.log(KINDS) / (delay + 2 * KEPT)
-    return Problem(
+    return SyntheticTask(
         name=f'copy memory over {delay} steps',
         sample=partial(_sample, delay=delay),
-        score=classification,
-        answer='sequence',
-        outputs=SYMBOLS - 1,
-        figures={'memoryless': memoryless},
-        goal=Goal(at_most=0.1 * memoryless, metric='loss'),
-        horizon=delay + 2 * KEPT,
-        causal=True,
+        loss_fn=classification,
+        spec=ModelSpec('per_step', outputs=SYMBOLS - 1, features=SYMBOLS, causal=True, memory_span=delay + 2 * KEPT),
+        reference_losses={'memoryless': memoryless},
+        success=SuccessCriterion(at_most=0.1 * memoryless, metric='loss'),
     )
 
 

@@ -34,8 +34,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import losses
-from seqjax.problem import WRONG, Goal, Problem, Score, by_length, check_cost, entropy, mistakes
+from seqjax.problem import WRONG, LossFn, SuccessCriterion, SyntheticTask, by_length, check_cost, entropy, mistakes
 from seqjax.task import Arrays, Batch, Mean, Sequences
+from seqjax.types import ModelSpec
 
 SHORTEST = 4  # of the longest strings: with those of two symbols alone there is nothing to count
 STRAY = 0.1  # of the probability, that may go to what cannot follow
@@ -45,7 +46,7 @@ EXCESS = 'excess'
 A, B, END = range(3)  # of a^n b^n
 
 
-def anbn(longest: int = 40) -> Problem:
+def anbn(longest: int = 40) -> SyntheticTask:
     """So many a, then as many b: from 1 up to half of `longest`, each number as likely.
 
     Args:
@@ -54,18 +55,18 @@ def anbn(longest: int = 40) -> Problem:
     Raises:
       ValueError: `longest` is odd or below 4.
 
-    >>> problem = anbn(longest=8)
-    >>> batch = problem.sample(jax.random.key(4), 1)
+    >>> task = anbn(longest=8)
+    >>> batch = task.sample(jax.random.key(4), 1)
     >>> length = int(batch.inputs.seq_lengths[0])
     >>> [''.join('ab.'[symbol] for symbol in x[0, :length]) for x in (batch.inputs.values.argmax(-1), batch.targets)]
     ['aaabbb', 'aabbb.']
-    >>> round(problem.figures['entropy floor'], 4)  # one of four strings, of five symbols on average
+    >>> round(task.reference_losses['entropy floor'], 4)  # one of four strings, of five symbols on average
     0.2773
     """
     _check_longest(longest)
     most = longest // 2
     mean = (most + 1) / 2
-    return _problem(
+    return _task(
         name=f'a^n b^n of 2 to {longest} symbols',
         draw=_anbn,
         ideal=partial(_anbn_ideal, most=most),
@@ -75,7 +76,7 @@ def anbn(longest: int = 40) -> Problem:
     )
 
 
-def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> Problem:
+def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> SyntheticTask:
     """Balanced brackets: every even length up to `longest` is as likely, and every string of a length.
 
     So the walk of the depth is a random one that is at 0 at the end and never below it or above `deepest`; the number
@@ -102,7 +103,7 @@ def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> Problem:
     strings = [ways[0] for ways in _ways(longest, deepest)[2::2]]  # of each length, were there one kind of bracket
     half = (longest + 2) / 4  # brackets that open in a string, on average; as many close
     nats = math.log(len(strings)) + sum(map(math.log, strings)) / len(strings) + (half - 1) * math.log(kinds)
-    return _problem(
+    return _task(
         name=f'brackets of {kinds} {"kind" if kinds == 1 else "kinds"} in 2 to {longest} symbols',
         draw=partial(_dyck, kinds=kinds, deepest=deepest),
         ideal=partial(_dyck_ideal, kinds=kinds, table=_chances(longest, deepest)),
@@ -117,15 +118,15 @@ def _check_longest(longest: int) -> None:
         raise ValueError(f'longest={longest} must be even and at least {SHORTEST}: every symbol has another')
 
 
-def _problem(
+def _task(
     name: str,
     draw: Callable[[jax.Array, jax.Array, int], Batch],
     ideal: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     longest: int,
     floor: float,
     counts: Sequence[float],
-) -> Problem:
-    """The problem of a language.
+) -> SyntheticTask:
+    """The task of a language.
 
     Args:
       ideal: symbols [N, T, F] -> what can follow each, bool [N, T, C], and how likely it is for who knows the law.
@@ -134,24 +135,21 @@ def _problem(
 
     total = sum(counts)
     constant = entropy(count / total for count in counts)
-    return Problem(
+    return SyntheticTask(
         name=name,
         sample=by_length(draw, longest, shortest=2, step=2),
-        score=_score(ideal),
-        answer='sequence',
-        outputs=len(counts),
-        figures={'best constant': constant, 'entropy floor': floor},
-        goal=Goal(at_most=NEAR * floor, metric=EXCESS),
-        horizon=longest,
-        causal=True,
+        loss_fn=_loss_fn(ideal),
+        spec=ModelSpec('per_step', outputs=len(counts), features=len(counts) - 1, causal=True, memory_span=longest),
+        reference_losses={'best constant': constant, 'entropy floor': floor},
+        success=SuccessCriterion(at_most=NEAR * floor, metric=EXCESS),
         draw=draw,
     )
 
 
-def _score(ideal: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> Score:
+def _loss_fn(ideal: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> LossFn:
     """Cross-entropy, its excess, and mistakes: over a tenth of the probability on what cannot follow, at any step."""
 
-    def score(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
+    def loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
         follows, likely = ideal(_values(batch.inputs))
         stray = jnp.where(follows, 0, jax.nn.softmax(logits.astype(jnp.float32))).sum(-1)
         loss = losses.cross_entropy(logits, batch.targets, batch.mask)
@@ -163,7 +161,7 @@ def _score(ideal: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> Score:
             WRONG: mistakes((stray <= STRAY) & jnp.isfinite(logits).all(-1), batch.mask),
         }
 
-    return score
+    return loss_fn
 
 
 def _values(inputs: Arrays) -> jax.Array:

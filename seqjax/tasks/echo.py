@@ -63,7 +63,7 @@ def echo_model(feed: str, *, features: int, **options: Any) -> nn.Module:
     """
     _check_feed(feed)
     return sequence_model(
-        'sequence', SYMBOLS, features=features, vocabulary=SYMBOLS, stateful=feed == 'stream', **options
+        'per_step', SYMBOLS, features=features, vocabulary=SYMBOLS, stateful=feed == 'stream', **options
     )
 
 

@@ -21,14 +21,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from seqjax.problem import Goal, Problem, classification
+from seqjax.problem import SuccessCriterion, SyntheticTask, classification
 from seqjax.task import Batch
+from seqjax.types import ModelSpec
 
 FILLER = 0  # keys are the tokens from 1, and values those behind the keys
 POWER = 0.01  # the source's: the i-th place has a share of i ** (POWER - 1)
 
 
-def recall(pairs: int = 4, queries: int = 4, length: int = 64, keys: int = 64, values: int = 64) -> Problem:
+def recall(pairs: int = 4, queries: int = 4, length: int = 64, keys: int = 64, values: int = 64) -> SyntheticTask:
     """The values that keys came with.
 
     Args:
@@ -42,8 +43,8 @@ def recall(pairs: int = 4, queries: int = 4, length: int = 64, keys: int = 64, v
       ValueError: `queries` is not from 1 to `pairs`, `keys` or `values` are fewer than `pairs`, or
         `length` has no room for all.
 
-    >>> problem = recall(pairs=2, queries=2, length=12, keys=9, values=9)
-    >>> batch = problem.sample(jax.random.key(5), 1)
+    >>> task = recall(pairs=2, queries=2, length=12, keys=9, values=9)
+    >>> batch = task.sample(jax.random.key(5), 1)
     >>> batch.inputs[0].tolist()
     [9, 16, 4, 17, 0, 0, 0, 0, 4, 0, 9, 0]
     >>> batch.mask[0].nonzero()[0].tolist(), (batch.targets[0][batch.mask[0]] + 10).tolist()
@@ -59,16 +60,13 @@ def recall(pairs: int = 4, queries: int = 4, length: int = 64, keys: int = 64, v
             f'length={length} must be at least {2 * (pairs + queries)}: two steps for each of {pairs} pairs and '
             f'{queries} queries'
         )
-    return Problem(
+    return SyntheticTask(
         name=f'recall of {queries} of {pairs} pairs in {length} steps',
         sample=partial(_sample, pairs=pairs, queries=queries, length=length, keys=keys, values=values),
-        score=classification,
-        answer='sequence',
-        outputs=values,
-        figures={'best constant': math.log(values)},
-        goal=Goal(at_most=0.01),
-        vocabulary=1 + keys + values,
-        horizon=length,
+        loss_fn=classification,
+        spec=ModelSpec('per_step', outputs=values, vocabulary=1 + keys + values, memory_span=length),
+        reference_losses={'best constant': math.log(values)},
+        success=SuccessCriterion(at_most=0.01),
     )
 
 

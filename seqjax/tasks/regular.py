@@ -1,7 +1,7 @@
 """Regular tasks: strings that an automaton with a few states answers, after Delétang et al. 2022.
 
 "Neural Networks and the Chomsky Hierarchy" trains on strings of 1 to 40 symbols, every length as likely, and asks
-whether what was learned holds for longer ones; `Problem.draw` makes those. An answer is told at the end.
+whether what was learned holds for longer ones; `SyntheticTask.draw` makes those. An answer is told at the end.
 
     parity               1 0 1 0 1 0 0          ->  1    the ones are odd in number
     even pairs           0 0 1 1 1 0            ->  0    one 01 and one 10, which is even
@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import masks
-from seqjax.problem import Problem, by_length, check_cost, classification, entropy
+from seqjax.problem import SyntheticTask, by_length, check_cost, classification, entropy
 from seqjax.task import Batch, Sequences
+from seqjax.types import ModelSpec
 
 OPERATORS = '+-*'  # the symbols after the numbers
 MOVES = ('left', 'stay', 'right')
@@ -33,7 +34,7 @@ PADDINGS = ('right', 'left')
 Draw = Callable[[jax.Array, jax.Array, int], Batch]
 
 
-def parity(longest: int = 40, padding: Literal['right', 'left'] = 'right') -> Problem:
+def parity(longest: int = 40, padding: Literal['right', 'left'] = 'right') -> SyntheticTask:
     """Whether the ones are odd in number.
 
     Args:
@@ -50,10 +51,10 @@ def parity(longest: int = 40, padding: Literal['right', 'left'] = 'right') -> Pr
     """
     _check('longest', longest, 1)
     masks.check_choice('padding', padding, PADDINGS)
-    return _problem(f'parity of 1 to {longest} bits', partial(_parity, padding=padding), longest, [0.5, 0.5])
+    return _task(f'parity of 1 to {longest} bits', partial(_parity, padding=padding), longest, 2, [0.5, 0.5])
 
 
-def even_pairs(longest: int = 40) -> Problem:
+def even_pairs(longest: int = 40) -> SyntheticTask:
     """Whether the pairs 01 and 10 are odd in number, which is whether the first bit differs from the last.
 
     Args:
@@ -69,10 +70,10 @@ def even_pairs(longest: int = 40) -> Problem:
     """
     _check('longest', longest, 2)
     odd = (1 - 1 / longest) / 2  # one bit alone has no pair; in longer strings the last bit is as likely either
-    return _problem(f'even pairs in 1 to {longest} bits', _even_pairs, longest, [1 - odd, odd])
+    return _task(f'even pairs in 1 to {longest} bits', _even_pairs, longest, 2, [1 - odd, odd])
 
 
-def modular_arithmetic(longest: int = 40, modulus: int = 5) -> Problem:
+def modular_arithmetic(longest: int = 40, modulus: int = 5) -> SyntheticTask:
     """The value of numbers joined by +, - and *, modulo `modulus`; * binds more tightly.
 
     Numbers and operators take turns, so lengths are odd: each odd one up to `longest` is as likely. Of an even length
@@ -94,10 +95,11 @@ def modular_arithmetic(longest: int = 40, modulus: int = 5) -> Problem:
     _check('modulus', modulus, 2)
     most = longest - (longest + 1) % 2
     name = f'arithmetic modulo {modulus} of 1 to {most} symbols'
-    return _problem(name, partial(_arithmetic, modulus=modulus), longest, _arithmetic_shares(most, modulus), step=2)
+    draw, symbols = partial(_arithmetic, modulus=modulus), modulus + len(OPERATORS)
+    return _task(name, draw, longest, symbols, _arithmetic_shares(most, modulus), step=2)
 
 
-def cycle_navigation(longest: int = 40, cycle: int = 5) -> Problem:
+def cycle_navigation(longest: int = 40, cycle: int = 5) -> SyntheticTask:
     """Where on a cycle one stands after moves to the left, to the right, or none, begun at place 0.
 
     Args:
@@ -115,7 +117,7 @@ def cycle_navigation(longest: int = 40, cycle: int = 5) -> Problem:
     _check('longest', longest, 1)
     _check('cycle', cycle, 2)
     name = f'navigation of 1 to {longest} moves on a cycle of {cycle}'
-    return _problem(name, partial(_navigation, cycle=cycle), longest, _navigation_shares(longest, cycle))
+    return _task(name, partial(_navigation, cycle=cycle), longest, len(MOVES), _navigation_shares(longest, cycle))
 
 
 def _check(name: str, value: int, least: int) -> None:
@@ -123,17 +125,15 @@ def _check(name: str, value: int, least: int) -> None:
         raise ValueError(f'{name}={value} must be at least {least}')
 
 
-def _problem(name: str, draw: Draw, longest: int, shares: Sequence[float], step: int = 1) -> Problem:
-    """Strings of every `step`-th length from 1; `shares` are those of the classes."""
+def _task(name: str, draw: Draw, longest: int, symbols: int, shares: Sequence[float], step: int = 1) -> SyntheticTask:
+    """Strings of every `step`-th length from 1, of so many symbols; `shares` are those of the classes."""
 
-    return Problem(
+    return SyntheticTask(
         name=name,
         sample=by_length(draw, longest, step=step),
-        score=classification,
-        answer='vector',
-        outputs=len(shares),
-        figures={'best constant': entropy(shares)},
-        horizon=longest,
+        loss_fn=classification,
+        spec=ModelSpec('last', outputs=len(shares), features=symbols, memory_span=longest),
+        reference_losses={'best constant': entropy(shares)},
         draw=draw,
     )
 

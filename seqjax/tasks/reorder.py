@@ -24,13 +24,14 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 
-from seqjax.problem import Goal, Problem, check_cost, classification, lengths_between
+from seqjax.problem import SuccessCriterion, SyntheticTask, check_cost, classification, lengths_between
 from seqjax.task import Batch, Sequences
+from seqjax.types import ModelSpec
 
 END = 0  # of an answer; padding too. Symbols are the tokens from 1.
 
 
-def reversal(longest: int = 10, symbols: int = 8) -> Problem:
+def reversal(longest: int = 10, symbols: int = 8) -> SyntheticTask:
     """Symbols from the last to the first.
 
     Args:
@@ -48,10 +49,10 @@ def reversal(longest: int = 10, symbols: int = 8) -> Problem:
     (5, [1, 1, 1, 1, 1, 1, 0])
     """
     check_cost(300 * longest, longest=longest)
-    return _problem('reversal', _reversed, lambda length: length * math.log(symbols), longest, symbols)
+    return _task('reversal', _reversed, lambda length: length * math.log(symbols), longest, symbols)
 
 
-def sorting(longest: int = 10, symbols: int = 8) -> Problem:
+def sorting(longest: int = 10, symbols: int = 8) -> SyntheticTask:
     """Symbols from the smallest to the largest.
 
     Args:
@@ -67,30 +68,27 @@ def sorting(longest: int = 10, symbols: int = 8) -> Problem:
     ([5, 1, 6, 6, 7, 0], [1, 5, 6, 6, 7, 0, 0])
     """
     check_cost(200 * longest**2, longest=longest)
-    return _problem('sorting', _sorted, lambda length: _entropy_of_counts(length, symbols), longest, symbols)
+    return _task('sorting', _sorted, lambda length: _entropy_of_counts(length, symbols), longest, symbols)
 
 
-def _problem(name: str, order: Callable, entropy: Callable[[int], float], longest: int, symbols: int) -> Problem:
+def _task(name: str, order: Callable, entropy: Callable[[int], float], longest: int, symbols: int) -> SyntheticTask:
     """Of the answers that `order` makes, whose entropy at a length is `entropy(length)`."""
     for what, number in (('longest', longest), ('symbols', symbols)):
         if number < 1:
             raise ValueError(f'{what}={number} must be at least 1')
     draw = partial(_draw, symbols=symbols, order=order)
-    return Problem(
+    return SyntheticTask(
         name=f'{name} of 1 to {longest} of {symbols} symbols',
         sample=partial(_sample, draw=draw, longest=longest),
-        score=classification,
-        answer='tokens',
-        outputs=symbols + 1,
-        figures=_figures(entropy, longest, symbols),
-        goal=Goal(at_most=0.01),
-        vocabulary=symbols + 1,
-        horizon=2 * longest,
+        loss_fn=classification,
+        spec=ModelSpec('seq2seq', outputs=symbols + 1, vocabulary=symbols + 1, memory_span=2 * longest),
+        reference_losses=_reference_losses(entropy, longest, symbols),
+        success=SuccessCriterion(at_most=0.01),
         draw=draw,
     )
 
 
-def _figures(entropy: Callable[[int], float], longest: int, symbols: int) -> dict[str, float]:
+def _reference_losses(entropy: Callable[[int], float], longest: int, symbols: int) -> dict[str, float]:
     """Losses, nats a token: of the best constant, and of who knows the law and the answer so far but not the source."""
     tokens = 1 + (1 + longest) / 2  # of an answer, on average
     end = 1 / tokens  # their share; the others are one symbol as often as another

@@ -24,15 +24,16 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import losses
-from seqjax.problem import Problem, mistakes
+from seqjax.problem import SyntheticTask, mistakes
 from seqjax.task import Batch, Mean, Sequences
+from seqjax.types import ModelSpec
 
 SYMBOLS = 'EBabcdXY'
 NEAR = 0.3  # the source's: "processed correctly" means that every output is this near to its target
 SHORTEST = 10  # from here on the spans do not meet
 
 
-def temporal_order(length: int = 100, relevant: Literal['two', 'three'] = 'two') -> Problem:
+def temporal_order(length: int = 100, relevant: Literal['two', 'three'] = 'two') -> SyntheticTask:
     """The order of the two or three symbols that matter.
 
     Args:
@@ -51,14 +52,12 @@ def temporal_order(length: int = 100, relevant: Literal['two', 'three'] = 'two')
         raise ValueError(f'length={length} must be at least {SHORTEST}: every symbol that matters needs room')
     begins = [length // 10, length // 2] if relevant == 'two' else [length // 10, length // 3, length * 2 // 3]
     classes = 2 ** len(begins)
-    return Problem(
+    return SyntheticTask(
         name=f'temporal order of {relevant} symbols, length {length}',
         sample=partial(_sample, length=length, begins=begins),
-        score=score,
-        answer='vector',
-        outputs=classes,
-        figures={'best constant': math.log(classes)},
-        horizon=longest(length),
+        loss_fn=loss_fn,
+        spec=ModelSpec('last', outputs=classes, features=len(SYMBOLS), memory_span=longest(length)),
+        reference_losses={'best constant': math.log(classes)},
     )
 
 
@@ -91,7 +90,7 @@ def _sample(key: jax.Array, count: int, *, length: int, begins: list[int]) -> Ba
     return Batch(inputs, answers, jnp.ones(count, bool))
 
 
-def score(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
+def loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
     """'loss', the cross-entropy, and 'wrong', the share of sequences that are not answered rightly."""
     errors = jnp.abs(nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(batch.targets, logits.shape[-1]))
     return {

@@ -14,7 +14,7 @@ import numpy as np
 from seqjax import optim, report
 from seqjax.files import METRICS, UserError, Workdir
 from seqjax.fit import Fit
-from seqjax.problem import Goal
+from seqjax.problem import SuccessCriterion
 from seqjax.progress import progress
 from seqjax.task import Arrays, Batch, Best, Mean, Task, TrainState, without_carry
 from seqjax.training.chunk_result import ChunkResult, mean_values, metric_names
@@ -191,7 +191,7 @@ def train_until_solved(
     run: CompiledRun,
     seeds: np.ndarray,
     *,
-    criterion: Goal,
+    criterion: SuccessCriterion,
     eval_every: int,
     test: Test,
     held_out: Arrays,
