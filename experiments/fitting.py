@@ -251,9 +251,9 @@ class Kind:
         def show(folder: files.Workdir, results: Sequence[Result]) -> None:
             print('\n'.join([*table_lines(measure, results), '', *difference_lines(measure, results)]))
 
-        names = (files.SUMMARY, COMPARED, *CELLS, *map(safe_name, cells))
+        names = dict.fromkeys([files.SUMMARY, COMPARED, *CELLS, *map(safe_name, cells)])
         write = partial(write_compared, measure=measure)
-        results = compare_runs(shared, f'{self.name}.compare', names, cells, train, write, show)
+        results = compare_runs(shared, f'{self.name}.compare', tuple(names), cells, train, write, show)
         print('\n' + '\n'.join(conclusion(measure, result) for result in results))
         return results
 

@@ -87,7 +87,7 @@ TOUCHES = {'print', 'open', 'input', 'read_text', 'write_text', 'read_bytes', 'w
 
 def rooms():
     """name -> files, as they are on disk."""
-    found = {file.stem: [file] for file in LIBRARY.glob('*.py') if file.stem != '__init__'}
+    found = {file.stem: [file] for file in LIBRARY.glob('*.py') if file.stem not in ('__init__', '__main__')}
     folders = {file.parent for file in LIBRARY.glob('*/*.py')}
     return found | {folder.name: sorted(folder.glob('*.py')) for folder in folders}
 

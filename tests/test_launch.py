@@ -1,5 +1,6 @@
 """From flags to arguments: parsers, flagfiles, messages, exit codes."""
 
+import dataclasses
 import functools
 import inspect
 import io
@@ -18,6 +19,7 @@ from experiments import (
     claims,
     compiled,
     echo,
+    forecast,
     launch,
     lstm_step,
     soak,
@@ -26,6 +28,7 @@ from experiments import (
     temporal_order,
 )
 from seqjax import files
+from seqjax.cli import app, registry
 from seqjax.files import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -34,14 +37,14 @@ DEFAULTS = launch.default_values(td.run)
 
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
-    """What reaches td.run from the command line; nothing is trained, and the folder is empty."""
+    """What reaches the run of td from the command line; nothing is trained, and the folder is empty."""
     seen = []
 
     @functools.wraps(td.run)
     def run(**values):
         seen.append(values)
 
-    monkeypatch.setattr(td, 'run', run)
+    monkeypatch.setattr(td, 'main', dataclasses.replace(td.COMMAND, run=run).main)
     monkeypatch.setattr(launch, 'keep_compiled', lambda _: None)
     monkeypatch.chdir(tmp_path)
     return seen
@@ -290,7 +293,7 @@ def test_what_the_terminal_cannot_show_is_escaped(encoding, asked, monkeypatch):
         print(text)
         files.warn(text)
 
-    monkeypatch.setattr(td, 'run', run)
+    monkeypatch.setattr(td, 'main', dataclasses.replace(td.COMMAND, run=run).main)
     streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors='strict') for _ in range(2)]
     monkeypatch.setattr(sys, 'stdout', streams[0])
     monkeypatch.setattr(sys, 'stderr', streams[1])
@@ -327,9 +330,9 @@ def test_no_flag_is_defined_for_everybody():
 @pytest.mark.parametrize('module', [checkpoint, claims, echo, lstm_step, soak, td, td_rates])
 def test_every_argument_is_a_flag_with_a_help(module):
     assert list(inspect.signature(module.run).parameters) == list(module.FLAGS)
-    text = launch.help_text(module.run, module.FLAGS, launch.default_values(module.run), 'name')
+    text = launch.help_text(module.COMMAND, 'name', module.COMMAND.table_for([]), full=True)
     places = [text.index(f'--{name}=(' if f'--{name}=(' in text else f'--[no]{name}') for name in module.FLAGS]
-    assert places == sorted(places)
+    assert len(set(places)) == len(places)
     for name, flag in module.FLAGS.items():
         assert flag.help.split()[0] in text.split(name, 1)[1]
 
@@ -339,7 +342,7 @@ def test_our_own_faults_are_not_hidden(asked, monkeypatch):
     def run(**values):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(td, 'run', run)
+    monkeypatch.setattr(td, 'main', dataclasses.replace(td.COMMAND, run=run).main)
     with pytest.raises(ZeroDivisionError):
         td.main([])
 
@@ -368,9 +371,9 @@ def test_help_into_a_pipe_that_closed_ends_without_a_traceback(tmp_path):
     assert b'Traceback' not in done.stderr and done.returncode in (0, launch.BROKEN_PIPE)
 
 
-def start(tmp_path, *flags, shell):
+def start(tmp_path, *flags, shell, program='experiments.td'):
     """`python -m experiments.td FLAGS` with its output sent as the shell's words say."""
-    command = ' '.join([sys.executable, '-m', 'experiments.td', *flags, shell])
+    command = ' '.join([sys.executable, '-m', program, *flags, shell])
     env = os.environ | {'PYTHONPATH': str(ROOT)}
     return subprocess.run(command, shell=True, stderr=subprocess.PIPE, env=env, cwd=tmp_path, check=False, timeout=120)
 
@@ -392,7 +395,7 @@ def test_a_closed_output_is_as_good_as_none(tmp_path):
 def test_an_interrupt_during_the_imports_shows_no_traceback(tmp_path):
     """jax imports numpy early: it is our own module here that sends the signal while the imports go on."""
     (tmp_path / 'optax.py').write_text('import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n')
-    done = start(tmp_path, shell='')
+    done = start(tmp_path, shell='', program='seqjax td')
     assert (done.returncode, done.stderr) == (130, b'')
 
 
@@ -431,7 +434,9 @@ def told(monkeypatch, tmp_path):
 @pytest.fixture
 def kept(told, monkeypatch):
     """argv -> what td.main tells JAX; nothing is trained."""
-    monkeypatch.setattr(td, 'run', functools.wraps(td.run)(lambda **values: None))
+    monkeypatch.setattr(
+        td, 'main', dataclasses.replace(td.COMMAND, run=functools.wraps(td.run)(lambda **values: None)).main
+    )
 
     def kept(*argv):
         told.clear()
@@ -559,3 +564,47 @@ def test_a_run_compiles_and_imports_no_more_than_it_needs(tmp_path):
     compiled_line, imported = done.stdout.splitlines()[-2:]
     assert int(compiled_line.split()[1]) <= 4, compiled_line
     assert not NOT_NEEDED & set(imported.split())
+
+
+# --- any command, by its name ----------------------------------------------------------------------
+
+
+def test_the_program_lists_every_command_with_what_it_does(capsys):
+    assert app.main([]) == 0
+    text = capsys.readouterr().out
+    for name in registry.modules():
+        assert f'  {name} ' in text and registry.summary(name) in text
+        assert registry.find(name).name == name and registry.find(name).summary == registry.summary(name)
+
+
+def test_a_command_that_is_none_is_answered_with_the_nearest(capsys):
+    assert app.main(['forcast']) == 2
+    assert 'did you mean forecast?' in capsys.readouterr().err
+
+
+def test_a_file_alone_is_the_data_of_a_command_that_reads_some():
+    parsed = forecast.COMMAND.parse(['sales.csv', '--horizon=3'])
+    assert (parsed['data'], parsed['horizon']) == ('sales.csv', 3)
+    for words, flag in ((['a.csv', 'b.csv'], '--data=FILE'), (['x.flags'], '--flagfile=x.flags')):
+        with pytest.raises(UserError, match=flag):
+            (forecast if 'a.csv' in words else td).COMMAND.parse(words)
+
+
+def test_help_tells_own_flags_in_full_and_common_ones_in_groups(capsys):
+    assert temporal_order.main(['--help']) == 0
+    short = capsys.readouterr().out
+    assert temporal_order.main(['--helpfull']) == 0
+    full = capsys.readouterr().out
+    assert short.index('  --length=') < short.index('model:') < short.index('  --cell=') < short.index('train:')
+    assert 'python -m experiments.temporal_order' in short and len(short) < len(full)
+
+
+def test_importing_a_command_leaves_signals_and_garbage_collection_alone():
+    code = """
+import gc, signal, sys
+before = gc.isenabled(), *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))
+import seqjax.cli.app, experiments.td, experiments.forecast
+assert (gc.isenabled(), *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))) == before
+"""
+    env = os.environ | {'PYTHONPATH': str(ROOT)}
+    assert subprocess.run([sys.executable, '-c', code], env=env, check=False, timeout=120).returncode == 0

@@ -6,15 +6,21 @@ import numpy as np
 import pytest
 
 from seqjax.activations import named
+from seqjax.build import build_model
 from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
+from seqjax.config import ModelConfig
 from seqjax.layers import RNN, Stack, Stateful, TimeDistributed
+from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
 from seqjax.models import (
+    CELLS,
     SequenceToSequence,
     SequenceToVector,
+    find_cell,
     recurrent,
     sequence_model,
 )
 from seqjax.task import Sequences
+from seqjax.types import ModelSpec
 from tests import reference
 
 B, T, F, H, O = 2, 7, 3, 5, 4  # noqa: E741
@@ -210,3 +216,49 @@ def test_compiled_models_give_nan_for_a_length_that_cannot_be(vocabulary):
     got = run(variables, (inputs, np.array([5, 3, -1])))
     assert np.isnan(got[::2]).all()
     np.testing.assert_array_equal(got[1], run(variables, (inputs, np.array([4, 3, 0])))[1])
+
+
+def test_a_cell_is_found_by_its_name_with_its_options():
+    assert {
+        'lstm': LSTMCell,
+        'gru': GRUCell,
+        'simple': SimpleRNNCell,
+        'mingru': MinGRUCell,
+        'minlstm': MinLSTMCell,
+        'lru': LRUCell,
+        'rglru': RGLRUCell,
+    } == CELLS
+    assert find_cell('lstm(peepholes=True, forget=coupled)') == (LSTMCell, {'peepholes': True, 'forget': 'coupled'})
+    assert find_cell('seqjax.linear:LRUCell(r_min=0.5)') == (LRUCell, {'r_min': 0.5})
+
+
+@pytest.mark.parametrize(
+    'text', ['lsmt', '', 'lstm(', 'lstm(3)', 'lstm(a=open(1))', 'os:path', 'seqjax.cells:NoCell', 'nowhere:Cell', ':']
+)
+def test_a_cell_that_is_none_is_refused_by_name(text):
+    with pytest.raises(ValueError, match='^cell='):
+        find_cell(text)
+
+
+def test_a_model_is_built_of_a_spec_and_a_configuration():
+    config = ModelConfig(cell='lstm(peepholes=True)', hidden=H, layers=2, dropout=0.5, gate_bias='chrono')
+    model = build_model(ModelSpec('per_step', O, vocabulary=VOCABULARY, memory_span=9), config)
+    assert isinstance(model, SequenceToSequence) and model.rnn.layers[0].cell.peepholes
+
+
+@pytest.mark.parametrize(
+    ('spec', 'config', 'name'),
+    [
+        ({}, {'dropout': 0.5}, 'dropout=0.5'),
+        ({'causal': True}, {'bidirectional': True}, 'bidirectional=True'),
+        ({}, {'gate_bias': 'chrono'}, 'gate_bias=chrono'),
+        ({}, {'attention': 'dot'}, 'attention=dot'),
+        ({}, {'cell': 'lru', 'recurrent_dropout': 0.5}, 'recurrent_dropout=0.5'),
+        ({}, {'cell': 'lstm(peephole=True)'}, 'peephole'),
+        ({'output': 'seq2seq'}, {'parallel': True}, 'parallel=True'),
+        ({'output': 'seq2seq'}, {'input_dropout': 0.5}, 'input_dropout=0.5'),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_by_the_field_that_it_is_about(spec, config, name):
+    with pytest.raises(ValueError, match=name):
+        build_model(ModelSpec(**{'output': 'last', 'outputs': O, 'vocabulary': 4, **spec}), ModelConfig(**config))
