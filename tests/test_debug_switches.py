@@ -6,7 +6,8 @@ import pytest
 
 from experiments import lengths, parity, td
 from seqjax import files, fit
-from tests import kinds, test_fit
+from tests import test_fit
+from tests.helpers import kinds
 
 SWITCHES = {
     'jax_disable_jit': True,

@@ -62,11 +62,11 @@ def test_shuffled_windows_each_stand_alone():
 @pytest.mark.parametrize(
     ('feed', 'options', 'told'),
     [
-        ('strem', {}, "feed='strem' must be one of stream, shuffle"),
-        ('shuffle', {'delay': 16}, 'delay=16 must be from 0 to below window=16'),
-        ('stream', {'delay': 100, 'length': 100}, 'delay=100 must be from 0 to below length=100'),
-        ('stream', {'delay': -1}, 'delay=-1 must be'),
-        ('stream', {'length': 10}, 'window=16 at most length=10'),
+        ('strem', {}, "feed='strem'"),
+        ('shuffle', {'delay': 16}, 'delay=16'),
+        ('stream', {'delay': 100, 'length': 100}, 'delay=100'),
+        ('stream', {'delay': -1}, 'delay=-1'),
+        ('stream', {'length': 10}, 'window=16'),
     ],
 )
 def test_a_task_without_an_answer_is_refused(feed, options, told):
@@ -97,18 +97,18 @@ def test_ten_steps_are_five_and_a_new_process_and_five(kind, tmp_path):
         own = [f'--workdir={tmp_path / folder}', f'--steps={steps}', f'--chunk={chunk}', '--checkpoint_every=4']
         done = command(*flags, *own, module='echo')
         assert done.returncode == 0, done.stderr
-    assert 'Resuming from step 5 ' in done.stdout
+    assert 'step 5 ' in done.stdout
     soak.compare(tmp_path / 'parts', tmp_path / 'straight')
     held, straight = (json.loads((tmp_path / name / 'summary.json').read_text()) for name in ('parts', 'straight'))
     assert held['answers'] == straight['answers'] and held['last_loss'] == straight['last_loss']
 
 
 def test_what_does_not_go_together_is_told(tmp_path):
-    with pytest.raises(UserError, match='--feed=shuffle --delay=20 .* do not go together: delay=20'):
+    with pytest.raises(UserError, match='--feed=shuffle --delay=20'):
         echo.run(feed='shuffle', delay=20)
-    with pytest.raises(UserError, match='--dropout=0.1 does nothing with --layers=1'):
+    with pytest.raises(UserError, match='--dropout=0.1.*--layers=1'):
         echo.run(dropout=0.1)
-    with pytest.raises(UserError, match='--schedule=cosine with --decay_steps=None: schedule=cosine needs'):
+    with pytest.raises(UserError, match='--schedule=cosine.*--decay_steps=None'):
         echo.run(schedule='cosine')
 
 

@@ -12,7 +12,7 @@ from seqjax.encoder_decoder import encoder_decoder
 from seqjax.layers import RNN, Bidirectional, Stack, Stateful, TimeDistributed
 from seqjax.linear import LRUCell, MinGRUCell
 from seqjax.models import sequence_model
-from tests.reference import assert_near
+from tests.helpers.reference import assert_near
 
 B, T, F, H = 3, 12, 4, 6
 RNG = np.random.default_rng(0)

@@ -128,7 +128,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch):
 
 
 def test_where_no_loss_was_ever_finite_it_says_so():
-    with pytest.raises(UserError, match='validation loss was never a finite number, for any of 2 seeds: try a smaller'):
+    with pytest.raises(UserError, match='2.*--learning_rate'):
         run(scripted(np.full(8, np.nan, np.float32)), seeds=(0, 1))
 
 
@@ -148,7 +148,7 @@ def test_what_is_written_is_read_again(tmp_path):
         a.tobytes() == b.tobytes() for a, b in zip(jax.tree.leaves(best), jax.tree.leaves(found.best), strict=True)
     )
     other = jax.eval_shape(nn.Dense(2).init, jax.random.key(0), jnp.ones((1, 3)))
-    with pytest.raises(UserError, match='of another run: params/bias'):
+    with pytest.raises(UserError, match='params/bias'):
         fit.read_models(tmp_path / fit.MODELS, dict(other))
     (tmp_path / fit.MODELS).write_bytes(b'PK')
     with pytest.raises(UserError, match='models.npz'):

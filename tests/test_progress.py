@@ -40,7 +40,7 @@ def test_the_rate_is_of_this_session(clock, capsys):
             clock[0] += 2
             shown.show(done, 100, 'x')
     first, *lines = capsys.readouterr().out.splitlines()
-    assert first == 'Resuming from step 800 (runs/x)'
+    assert 'step 800' in first and 'runs/x' in first
     assert [line.split('  ')[-1] for line in lines] == ['50 step/s', '50 step/s']
 
 
@@ -60,11 +60,11 @@ def test_groups_that_stop_early_take_their_steps_from_the_total(capsys):
     ('groups', 'words'),
     [
         ([('', 0, False)], None),
-        ([('', 300, False)], 'Resuming from step 300 (w)'),
-        ([('', 1000, True)], 'Resuming from step 1,000 (w)'),
-        ([('seeds 0 to 1', 1000, True), ('seeds 2 to 3', 300, False)], 'Resuming from step 300 of seeds 2 to 3 (w)'),
-        ([('seeds 0 to 1', 1000, True), ('seeds 2 to 3', 0, False)], 'Resuming from step 0 of seeds 2 to 3 (w)'),
-        ([('seeds 0 to 1', 300, False), ('seeds 2 to 3', 0, False)], 'Resuming from step 300 of seeds 0 to 1 (w)'),
+        ([('', 300, False)], '300'),
+        ([('', 1000, True)], '1,000'),
+        ([('seeds 0 to 1', 1000, True), ('seeds 2 to 3', 300, False)], '300.*seeds 2 to 3'),
+        ([('seeds 0 to 1', 1000, True), ('seeds 2 to 3', 0, False)], '0.*seeds 2 to 3'),
+        ([('seeds 0 to 1', 300, False), ('seeds 2 to 3', 0, False)], '300.*seeds 0 to 1'),
         ([('seeds 0 to 1', 0, False), ('seeds 2 to 3', 0, False)], None),
     ],
 )
@@ -72,7 +72,9 @@ def test_a_run_says_once_from_where_it_resumes(groups, words, capsys):
     with progress(2000, 'step') as shown:
         for place, taken, over in groups:
             shown.begin(place, taken, over, Path('w'))
-    assert capsys.readouterr().out.splitlines() == ([] if words is None else [words])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (words is not None)
+    assert all(re.search(rf'step {words}\b', line) for line in lines)
 
 
 def test_without_a_run_directory_nothing_is_resumed(capsys):
@@ -103,7 +105,7 @@ def test_a_run_of_more_than_a_day_says_so_once_in_its_first_minute(total, resume
     err = capsys.readouterr().err
     assert err.count('\n') == (days is not None)
     if days is not None:
-        assert err.startswith('warning: ') and f'at most {days} days' in err and '--steps' in err
+        assert err.startswith('warning: ') and f'{days} days' in err and '--steps' in err
 
 
 def test_a_slow_moment_later_on_is_no_reason_to_warn(clock, capsys):
@@ -120,7 +122,8 @@ def test_one_long_chunk_is_enough_to_measure(clock, capsys):
     with progress(100_000, 'epoch') as shown:
         clock[0] += 100
         shown.show(100, 100)
-    assert 'at most 1.2 days; fewer --epochs' in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert '1.2 days' in err and '--epochs' in err
 
 
 @pytest.mark.parametrize(('chunk', 'warned'), [(10, True), (1000, False)])
@@ -132,7 +135,7 @@ def test_a_first_chunk_of_over_a_minute_is_measured_while_it_runs(chunk, warned,
         shown.begin('', 0, False, None, chunk)
         time.sleep(0.1)
         shown.show(chunk, chunk)
-    assert ('takes at least 6.9 days' in capsys.readouterr().err) == warned
+    assert ('6.9 days' in capsys.readouterr().err) == warned
 
 
 def test_a_run_that_ends_before_its_first_chunk_does_not_warn_later(monkeypatch, capsys):

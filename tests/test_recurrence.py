@@ -16,7 +16,7 @@ from seqjax.layers import RNN, Bidirectional
 from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell
 from seqjax.models import CELLS, sequence_model
 from seqjax.task import Batch, Task
-from tests import reference
+from tests.helpers import reference
 
 KEY = jax.random.key(0)
 B, T, F, H = 3, 50, 4, 8
@@ -190,9 +190,9 @@ def test_N09_memory_falls_over_4096_steps(cell, parallel):
 
 
 def test_what_segments_do_not_go_with_is_refused():
-    with pytest.raises(ValueError, match='remat_segments=0 must be at least 1'):
+    with pytest.raises(ValueError, match='remat_segments=0'):
         RNN(LSTMCell(H), remat_segments=0)
-    with pytest.raises(ValueError, match='has no time axis with remat_segments above 1'):
+    with pytest.raises(ValueError, match='remat_segments'):
         RNN(LSTMCell(H), remat_segments=2, variable_axes={'intermediates': 0})
 
 

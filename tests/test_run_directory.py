@@ -107,7 +107,7 @@ def test_the_second_command_is_not_refused(tmp_path, monkeypatch, capsys):
     found = sorted(path.name for path in (tmp_path / 'runs/td').iterdir())
     assert len(found) == 3 and found[0] == 'many_to_many'
     out = capsys.readouterr().out
-    assert all(f'run directory: runs/td/{name} (' in out.replace(os.sep, '/') for name in found)
+    assert all(f'runs/td/{name} ' in out.replace(os.sep, '/') for name in found)
 
 
 def test_a_task_that_does_not_exist_is_refused():

@@ -24,7 +24,7 @@ def test_asked_for_later_a_signal_is_noted_and_afterwards_handlers_are_as_before
         assert asked.number == number
     assert {n: signal.getsignal(n) for n in signals.CODES} == before
     err = capsys.readouterr().err
-    assert err.count('\n') == 2 and f'{number.name}: finishing the chunk and saving; once more ends at once' in err
+    assert err.count('\n') == 2 and number.name in err
 
 
 @pytest.mark.parametrize('number', signals.CODES)

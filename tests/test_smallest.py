@@ -10,7 +10,7 @@ import pytest
 from experiments import study
 from seqjax.dataset import SPLITS
 from seqjax.files import UserError
-from tests import kinds
+from tests.helpers import kinds
 
 pytest.importorskip('pandas', reason='files are read by the extra "data"')
 

@@ -139,12 +139,12 @@ def test_one_wrong_answer_makes_a_sequence_wrong():
 @pytest.mark.parametrize(
     ('options', 'words'),
     [
-        ({'queries': 5}, 'queries=5 must be from 1 to pairs=4'),
-        ({'queries': 0}, 'queries=0 must be from 1 to pairs=4'),
-        ({'pairs': 0}, 'queries=4 must be from 1 to pairs=0'),
-        ({'keys': 3}, 'keys=3 must be at least pairs=4'),
-        ({'values': 3}, 'values=3 must be at least pairs=4'),
-        ({'length': 15}, 'length=15 must be at least 16'),
+        ({'queries': 5}, 'queries=5'),
+        ({'queries': 0}, 'queries=0'),
+        ({'pairs': 0}, 'queries=4'),
+        ({'keys': 3}, 'keys=3'),
+        ({'values': 3}, 'values=3'),
+        ({'length': 15}, 'length=15'),
     ],
 )
 def test_what_cannot_be_is_refused(options, words, capsys):

@@ -10,7 +10,7 @@ from seqjax import training
 from seqjax.report import count_params
 from seqjax.task import Batch
 from seqjax.tasks.td import SETUPS, sequence, td, td_model
-from tests import reference
+from tests.helpers import reference
 
 SHAPES = {  # setup -> inputs, targets, mask for length L
     'one_to_one': lambda n: ((n, 1, 1), (n, 1), (n,)),
@@ -147,6 +147,6 @@ def test_recurrent_activation_reaches_the_gates():
     ],
 )
 def test_unknown_names_are_refused_with_the_known_ones(arguments, words):
-    with pytest.raises(ValueError, match='must be one of') as error:
+    with pytest.raises(ValueError) as error:
         td_model(**arguments)
     assert all(word in str(error.value) for word in words)

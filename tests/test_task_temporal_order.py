@@ -50,7 +50,7 @@ def test_at_length_100_the_spans_are_those_that_the_source_names():
 
 @pytest.mark.parametrize('relevant', ['two', 'three'])
 def test_too_short_a_length_is_refused(relevant):
-    with pytest.raises(ValueError, match='length=9 must be at least 10'):
+    with pytest.raises(ValueError, match='length=9'):
         temporal_order(9, relevant)
 
 

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -66,11 +67,11 @@ def test_windows_follow_each_other_and_every_target_is_the_token_after(batch_siz
 
 
 def test_rows_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match=r'14 tokens are too few for 3 rows of 4 \+ 1'):
+    with pytest.raises(ValueError, match='14 tokens.*3 rows'):
         token_rows(series(14), 3, 4)
-    with pytest.raises(ValueError, match='window=0 must be at least 1|and window=0'):
+    with pytest.raises(ValueError, match='window=0'):
         token_rows(series(14), 3, 0)
-    with pytest.raises(ValueError, match='window=5 must divide the 4 steps'):
+    with pytest.raises(ValueError, match='window=5'):
         token_window(token_rows(series(15), 3, 4), 0, 5)
 
 
@@ -142,7 +143,7 @@ def test_items_are_stretches_in_bits_and_their_sum_is_the_whole():
 def test_perplexity_is_told():
     nats = np.full((1, 1, 4), math.log(3), np.float32)
     lines = datasets.summary({'nats': nats, 'right': np.array([[[True, False, False, False]]])}, 4, 'word')
-    assert lines == ['1.5850 bits per word: perplexity 3; the most probable one was right in 25.0% of 4']
+    assert len(lines) == 1 and re.findall(r'\d[\d.]*%?', lines[0]) == ['1.5850', '3', '25.0%', '4']
 
 
 @pytest.mark.parametrize('split', ['validation', 'test'])
@@ -197,12 +198,12 @@ def test_a_line_is_one_token():
     assert [int(parse_line(line, characters)) for line in ('a', '\\n', '\\', '\\\\', 'é')] == [0, 1, 2, 2, 3]
     assert [int(parse_line(line, words)) for line in ('the', ' cat', ' the')] == [0, 1, 2]
     assert int(parse_line('255', Vocabulary('bytes'))) == 255
-    with pytest.raises(UserError, match="'ab' is 2 characters; write one character a line"):
+    with pytest.raises(UserError, match="'ab'"):
         parse_line('ab', characters)
-    with pytest.raises(UserError, match="'the cat' is 2 words"):
+    with pytest.raises(UserError, match="'the cat'"):
         parse_line('the cat', words)
     for line in ('256', '-1', 'a', '²', '1.0'):
-        with pytest.raises(UserError, match='is no byte; write a number from 0 to 255'):
+        with pytest.raises(UserError, match='0 to 255'):
             parse_line(line, Vocabulary('bytes'))
 
 
@@ -245,10 +246,10 @@ def finished(tmp_path_factory):
 
 def test_a_run_looks_at_the_text_and_beats_the_shares_of_its_characters(finished):
     _, folder, result, told = finished
-    assert 'song.txt: 2,340 characters' in told
-    assert 'training: the first 1,989 characters; validation: the next 117; test: the last 234' in told
-    assert '17 characters of the training part' in told and '0.00% of training, 0.00% of validation' in told
-    assert 'é' not in told and 'bits per character on validation: unigram' in told
+    assert '2,340 characters' in told
+    assert re.search(r'1,989\b.*\b117\b.*\b234\b', told)
+    assert '17 characters' in told and told.count('0.00%') >= 2
+    assert 'é' not in told and 'bits per character' in told and 'unigram' in told
     assert result.gains['unigram'].mean > 0.3 and result.gains['unigram'].clear
     assert result.tell[0].endswith('of 233')
     recipe = json.loads((folder / 'summary.json').read_text())['recipe']
@@ -269,7 +270,7 @@ def test_the_part_that_was_tested_on_is_scored_as_it_was_bit_for_bit(finished, i
     chosen = result.values[result.seeds.index(result.chosen)]
     assert sum(float(row['bits']) for row in rows) / 233 == pytest.approx(chosen, rel=1e-12)
     assert result.tell[0] in told
-    assert "not known from training: 1 of 2,340 characters (0.04%), each counted as the unknown one: 'é'" in told
+    assert re.search(r"\b1 of 2,340 .*0\.04%.*'é'", told)
     assert [row['token'] for row in rows].count('<unknown>') == 1
 
 
@@ -279,11 +280,11 @@ def test_a_new_text_is_scored_whole(finished, in_tmp, capsys):
     rows, told = predicted(capsys, f'--workdir={folder}', '--data=new.txt')
     assert [row['token'] for row in rows] == [*'ld mac', '\\n'] and [row['place'] for row in rows] == list('1234567')
     mean = sum(float(row['bits']) for row in rows) / 7
-    assert f'{mean:.4f} bits per character: perplexity {2**mean:.4g}' in told and 'not known' not in told
+    assert f'{mean:.4f} bits per character' in told and f'{2**mean:.4g}' in told
     (in_tmp / 'new.txt').write_text('o', encoding='utf-8')
-    with pytest.raises(UserError, match='new.txt is too short, characters: 1, and it needs two at least'):
+    with pytest.raises(UserError, match='new.txt'):
         predict.run(workdir=str(folder), data='new.txt')
-    with pytest.raises(UserError, match='its part --part=validation needs two at least'):
+    with pytest.raises(UserError, match='--part=validation'):
         predict.run(workdir=str(folder), data='new.txt', part='validation')
 
 
@@ -297,19 +298,19 @@ def test_a_run_writes_on_from_a_prompt(finished, in_tmp, capsys):
     assert len(first) == 2 * (len('old mac') + 20 + 2) and set(first) <= set(SONG)
     predict.run(**how, draw=1)
     assert capsys.readouterr().out != first
-    with pytest.raises(UserError, match="--prompt has 'Ö', 'É', which the text that was trained on has not"):
+    with pytest.raises(UserError, match="--prompt.*'Ö', 'É'"):
         predict.run(workdir=str(folder), prompt='ÖÉÖ')
 
 
 @pytest.mark.parametrize(
     ('content', 'values', 'sentence'),
     [
-        (SONG, {'batch_size': 100, 'window': 64}, 'rows of --window=64 steps need 6,500; give a longer text'),
-        (SONG[:40], {'batch_size': 1, 'window': 1, 'test': 0.01}, '40 characters, of which --test=0.01 leaves 0'),
-        (SONG, {'validation': 0.5, 'test': 0.5}, '--validation=0.5 and --test=0.5 leave nothing to train on'),
-        ('a\0b', {}, 'byte 1 is 0'),
-        (SONG, {'tokens': 'letters'}, '--tokens=letters must be one of characters, bytes, words'),
-        (SONG, {'bidirectional': True}, 'bidirectional would look at the answers'),
+        (SONG, {'batch_size': 100, 'window': 64}, '--window=64'),
+        (SONG[:40], {'batch_size': 1, 'window': 1, 'test': 0.01}, '--test=0.01'),
+        (SONG, {'validation': 0.5, 'test': 0.5}, '--validation=0.5.*--test=0.5'),
+        ('a\0b', {}, 'byte 1'),
+        (SONG, {'tokens': 'letters'}, '--tokens=letters'),
+        (SONG, {'bidirectional': True}, 'bidirectional'),
     ],
 )
 def test_what_cannot_be_learned_from_is_refused(in_tmp, content, values, sentence):
@@ -325,7 +326,7 @@ def test_bytes_and_words_are_looked_at_in_their_own_units(in_tmp, tokens, unit):
     values = KIND.check({'data': 'x.txt', 'tokens': tokens, 'batch_size': 2, 'window': 8, 'ngram_tokens': 500})
     found = KIND.dataset(values.replace(vocabulary=6))
     assert found.measure.name == f'bits per {unit}' and found.spec == KIND.spec(found.recipe)
-    assert f'n-grams are counted on the last 500 {tokens}' in found.look[-1]
+    assert f'500 {tokens}' in found.look[-1]
     assert found.spec.vocabulary == {'bytes': 256, 'words': 7}[tokens]
     assert json.loads(json.dumps(found.recipe)) == found.recipe
     again = KIND.unseen(values.replace(part='test'), found.recipe, 'x.txt')

@@ -12,7 +12,7 @@ from seqjax import optim, training
 from seqjax.losses import squared_error
 from seqjax.task import Batch, Mean, Task
 from seqjax.tasks.td import td, td_model
-from tests import reference
+from tests.helpers import reference
 
 ROWS, FEATURES, OUTPUTS, SIZE = 20, 3, 2, 4
 STEPS = 10

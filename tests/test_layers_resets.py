@@ -1,0 +1,74 @@
+"""Resets of RNN inside a sequence."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from seqjax.cells import LSTMCarry
+from seqjax.layers import RNN
+from tests.helpers import reference
+from tests.helpers.layers import (
+    CELLS,
+    FORMS,
+    B,
+    F,
+    H,
+    T,
+    draw,
+    own_carry,
+    started,
+    variables_of,
+)
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+@pytest.mark.parametrize(
+    ('name', 'learned'), [(name, n % 2 == 0) for n, name in enumerate(CELLS)] + [('lstm', False), ('gru', True)]
+)
+def test_a_reset_begins_a_fresh_run(name, reverse, learned):
+    """Each stretch between resets equals a run of its own; one at the first step forgets the carry that was given."""
+    layer = RNN(CELLS[name], learn_initial_carry=learned, **FORMS.get(name, {}))
+    x = draw(1, T, F)
+    variables = variables_of(layer, x)
+    first = jax.tree.map(lambda leaf: draw(*leaf.shape, seed=8), own_carry(name, rows=1))
+    starts = [0, 1, 2, 4]  # stretches of two lengths, so that few programs are compiled
+    resets = np.isin(np.arange(T), starts)[None]
+    run = jax.jit(functools.partial(layer.apply, variables, reverse=reverse, keep_order=True))
+    got = run(x, resets=resets, initial_carry=first)
+    pieces = list(itertools.pairwise([*starts, T]))
+    want = [run(x[:, a:b], initial_carry=first if reverse and b == T else None) for a, b in pieces]
+    reference.assert_close(got, np.concatenate(want, axis=1), 1e-5)
+    assert np.abs(got - run(x, resets=np.zeros_like(resets), initial_carry=first)).max() > 1e-2
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+def test_no_gradient_crosses_a_reset(reverse):
+    """Outputs on either side of step 3 depend on inputs of their own side alone, and only one side on the carry."""
+    layer, variables, x = started('lstm')
+    resets = np.zeros((B, T), bool)
+    resets[:, 3] = True
+    first = LSTMCarry(draw(B, H, seed=3), draw(B, H, seed=4))
+    run = functools.partial(layer.apply, variables, resets=resets, reverse=reverse, keep_order=True)
+    slopes, from_carry = jax.jit(jax.jacrev(lambda x, c: run(x, initial_carry=c).sum((0, 3 - 1)), (0, 1)))(x, first)
+    reach = np.abs(slopes).max(axis=(1, 3)) > 1e-6  # [T of outputs, T of inputs]
+    before, after = np.tri(3, dtype=bool), np.tri(3, dtype=bool)
+    want = np.block([[before, np.zeros((3, 3), bool)], [np.zeros((3, 3), bool), after]])
+    np.testing.assert_array_equal(reach, want.T if reverse else want)
+    carried = np.abs(from_carry.c).max(axis=(1, 2)) > 1e-6
+    np.testing.assert_array_equal(carried, np.arange(T) >= 3 if reverse else np.arange(T) < 3)
+
+
+def test_a_reset_at_a_masked_step_counts():
+    """What follows it is a fresh run; a reset at the last step leaves the cell's own initial carry."""
+    layer, variables, x = started('lstm')
+    mask, resets = np.ones((B, T), bool), np.zeros((B, T), bool)
+    mask[:, 2] = False
+    resets[:, 2] = True
+    got = layer.apply(variables, x, mask=mask, resets=resets)
+    reference.assert_close(got[:, 3:], layer.apply(variables, x[:, 3:]), 1e-6)
+    mask[:, T - 1], resets[:, T - 1] = False, True
+    carry, _ = layer.apply(variables, x, mask=mask, resets=resets, return_carry=True)
+    assert (carry.c == 0).all() and (carry.h == 0).all()
