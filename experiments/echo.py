@@ -19,7 +19,16 @@ import numpy as np
 import optax
 
 from experiments import launch
-from experiments.launch import Choice, Command, Flag, Fraction, Positive, Switch, Table, Whole
+from experiments.launch import (
+    Choice,
+    Command,
+    Flag,
+    Fraction,
+    Positive,
+    Switch,
+    Table,
+    Whole,
+)
 from experiments.run_directory import default_workdir
 from seqjax import files, optim, report, streaming, training
 from seqjax.files import UserError

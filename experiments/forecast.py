@@ -31,7 +31,13 @@ from experiments.settings import Settings
 from seqjax.dataset import SPLITS, Answers, Dataset, Stream, Unseen
 from seqjax.datasets import forecast
 from seqjax.datasets.forecast_rows import TILE, Ahead, Split, spans
-from seqjax.datasets.forecast_series import Unusable, columns_of, format_of, number_formats, ready
+from seqjax.datasets.forecast_series import (
+    Unusable,
+    columns_of,
+    format_of,
+    number_formats,
+    ready,
+)
 from seqjax.datasets.forecast_told import INTERVALS
 from seqjax.files import UserError
 from seqjax.readers import date_formats, numbers, tables

@@ -27,7 +27,16 @@ import numpy as np
 
 from experiments import fitting, launch, study
 from experiments.fitting import Kind, Sampling
-from experiments.launch import Choice, Command, Flag, Place, Positive, Switch, Table, Whole
+from experiments.launch import (
+    Choice,
+    Command,
+    Flag,
+    Place,
+    Positive,
+    Switch,
+    Table,
+    Whole,
+)
 from experiments.settings import Settings
 from seqjax import files, fit
 from seqjax.build import one_step

@@ -33,7 +33,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import processes
-from seqjax.files import ABOUT, Mark, UserError, open_file, read_json, sha256, sync, warn, writing
+from seqjax.files import (
+    ABOUT,
+    Mark,
+    UserError,
+    open_file,
+    read_json,
+    sha256,
+    sync,
+    warn,
+    writing,
+)
 from seqjax.parameters import is_key, load, named, save, words_of  # noqa: F401
 from seqjax.task import TrainState
 

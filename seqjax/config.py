@@ -8,13 +8,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from seqjax.encoder_decoder import ATTENTIONS
-from seqjax.initializers import GATE_BIASES
-
 FRACTION = 'from 0 to below 1'
 POSITIVE = 'positive'
 PATH = 'path'
 SPLITS = ('validation', 'test')
+ATTENTIONS = ('none', 'additive', 'dot', 'general')
+GATE_BIAS_NAMES = ('constant', 'chrono', 'uniform')  # see `seqjax.initializers.GATE_BIASES`
 SCHEDULES = ('constant', 'cosine')
 PRECISIONS = ('default', 'high', 'highest')
 
@@ -52,7 +51,7 @@ class ModelConfig:
         'default',
         'how the gate that keeps begins: constant at a bias of 1; chrono so that units keep for 1 step up to the '
         "longest sequence; uniform spread evenly; default is the cell's own",
-        choices=('default', *GATE_BIASES),
+        choices=('default', *GATE_BIAS_NAMES),
     )
     parallel: bool = _option(False, 'take all steps at once, for cells whose recurrence is linear')
     attention: str = _option(

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from seqjax import attention as attentions
 from seqjax import masks
 from seqjax.cells import check_count
+from seqjax.config import ATTENTIONS
 from seqjax.layers import Stack
 from seqjax.models import CELLS, as_steps, check_cell_options, recurrent
 from seqjax.options import NamedOptions
 from seqjax.task import Arrays, Sequences
 
-ATTENTIONS = ('none', 'additive', 'dot', 'general')
 NO_TOKEN = -1  # the decoder reads zeros in its place
 
 

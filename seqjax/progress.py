@@ -164,7 +164,9 @@ def _lines(total: int, unit: str) -> Iterator[Draw]:
 
 @contextlib.contextmanager
 def _bar(total: int, unit: str) -> Iterator[Draw]:
-    from rich import progress as rich_progress  # only a terminal needs it, and it takes a tenth of a second
+    from rich import (
+        progress as rich_progress,  # only a terminal needs it, and it takes a tenth of a second
+    )
 
     columns: list[Any] = [
         rich_progress.TextColumn(unit),

@@ -7,7 +7,17 @@ import pytest
 
 from seqjax.layers import RNN
 from tests.helpers import reference
-from tests.helpers.layers import MASKS, B, F, H, T, assert_same, draw, started, variables_of
+from tests.helpers.layers import (
+    MASKS,
+    B,
+    F,
+    H,
+    T,
+    assert_same,
+    draw,
+    started,
+    variables_of,
+)
 
 
 @pytest.mark.parametrize('reverse', [False, True])

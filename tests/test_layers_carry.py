@@ -9,7 +9,21 @@ import pytest
 from seqjax.cells import HiddenCarry, LSTMCarry, LSTMCell
 from seqjax.layers import RNN, Bidirectional, Stack
 from tests.helpers import reference
-from tests.helpers.layers import CELLS, MASKS, B, F, H, Sum, T, assert_equal, assert_same, column, draw, started, t1
+from tests.helpers.layers import (
+    CELLS,
+    MASKS,
+    B,
+    F,
+    H,
+    Sum,
+    T,
+    assert_equal,
+    assert_same,
+    column,
+    draw,
+    started,
+    t1,
+)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from seqjax.files import UserError
 from seqjax.readers import numbers, tables
-from seqjax.readers.numbers import CERTAIN, GROUPED, WHOLE, NumberFormat, parse_column, parse_number
+from seqjax.readers.numbers import (
+    CERTAIN,
+    GROUPED,
+    WHOLE,
+    NumberFormat,
+    parse_column,
+    parse_number,
+)
 from seqjax.readers.tables import Columns
 
 pandas = pytest.importorskip('pandas', reason='reads tables: pip install "seqjax[data]"')

@@ -6,7 +6,17 @@ import pytest
 
 from seqjax.cells import HiddenCarry, LSTMCarry
 from tests.helpers import reference
-from tests.helpers.oracles import CELLS, F64, B, H, T, apply, stack, stack_args, stack_cells
+from tests.helpers.oracles import (
+    CELLS,
+    F64,
+    B,
+    H,
+    T,
+    apply,
+    stack,
+    stack_args,
+    stack_cells,
+)
 
 
 def onnx_weights(kind, cell):

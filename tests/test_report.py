@@ -11,7 +11,8 @@ from experiments.settings import Settings
 from experiments.study import make_model
 from seqjax import report
 from seqjax.cells import LSTMCell
-from seqjax.encoder_decoder import ATTENTIONS, encoder_decoder
+from seqjax.config import ATTENTIONS
+from seqjax.encoder_decoder import encoder_decoder
 from seqjax.layers import RNN, TimeDistributed
 from seqjax.models import CELLS, sequence_model
 from seqjax.problem import input_shapes

@@ -5,7 +5,18 @@ import re
 
 import pytest
 
-from experiments import classify, compare, echo, forecast, launch, lengths, parity, sweep, td, text
+from experiments import (
+    classify,
+    compare,
+    echo,
+    forecast,
+    launch,
+    lengths,
+    parity,
+    sweep,
+    td,
+    text,
+)
 from experiments.run_directory import default_workdir
 from seqjax.files import UserError
 

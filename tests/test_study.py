@@ -19,7 +19,13 @@ from seqjax.data import epoch_rows
 from seqjax.files import UserError
 from seqjax.initializers import GATE_BIASES
 from seqjax.models import CELLS
-from seqjax.problem import Examples, SuccessCriterion, SyntheticTask, classification, mistakes
+from seqjax.problem import (
+    Examples,
+    SuccessCriterion,
+    SyntheticTask,
+    classification,
+    mistakes,
+)
 from seqjax.task import Batch, Mean, batch_shapes
 from seqjax.training.observers import SuccessMonitor
 from seqjax.types import ModelSpec

@@ -37,7 +37,16 @@ from seqjax.datasets.forecast_rows import (
     training,
 )
 from seqjax.datasets.forecast_seasons import best, fitting, usual
-from seqjax.datasets.forecast_series import CYCLES, Ready, Unusable, channels, cycles_of, fit_scale, format_of, ready
+from seqjax.datasets.forecast_series import (
+    CYCLES,
+    Ready,
+    Unusable,
+    channels,
+    cycles_of,
+    fit_scale,
+    format_of,
+    ready,
+)
 from seqjax.files import UserError
 from seqjax.problem import LossFn
 from seqjax.readers import date_formats, dates, summary, tables

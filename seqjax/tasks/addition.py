@@ -24,7 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.problem import Examples, SuccessCriterion, SyntheticTask, check_cost, classification, entropy
+from seqjax.problem import (
+    Examples,
+    SuccessCriterion,
+    SyntheticTask,
+    check_cost,
+    classification,
+    entropy,
+)
 from seqjax.task import Batch, Sequences
 from seqjax.types import ModelSpec
 

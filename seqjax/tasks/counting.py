@@ -34,7 +34,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import losses
-from seqjax.problem import WRONG, LossFn, SuccessCriterion, SyntheticTask, by_length, check_cost, entropy, mistakes
+from seqjax.problem import (
+    WRONG,
+    LossFn,
+    SuccessCriterion,
+    SyntheticTask,
+    by_length,
+    check_cost,
+    entropy,
+    mistakes,
+)
 from seqjax.task import Arrays, Batch, Mean, Sequences
 from seqjax.types import ModelSpec
 

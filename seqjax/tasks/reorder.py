@@ -24,7 +24,13 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 
-from seqjax.problem import SuccessCriterion, SyntheticTask, check_cost, classification, lengths_between
+from seqjax.problem import (
+    SuccessCriterion,
+    SyntheticTask,
+    check_cost,
+    classification,
+    lengths_between,
+)
 from seqjax.task import Batch, Sequences
 from seqjax.types import ModelSpec
 

@@ -10,7 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.task import CARRY, Arrays, Batch, Metrics, Task, TrainState, Variables, carry_of, without_carry
+from seqjax.task import (
+    CARRY,
+    Arrays,
+    Batch,
+    Metrics,
+    Task,
+    TrainState,
+    Variables,
+    carry_of,
+    without_carry,
+)
 
 
 def apply(model: nn.Module, state: TrainState, inputs: Arrays) -> Arrays:

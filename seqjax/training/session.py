@@ -12,7 +12,13 @@ from seqjax.checkpoint import About, Store
 from seqjax.files import Journal
 from seqjax.task import Arrays, Metrics, TrainState
 from seqjax.training import divergence, loop
-from seqjax.training.chunk_result import ChunkResult, latest_values, mean_values, metric_names, typical_value
+from seqjax.training.chunk_result import (
+    ChunkResult,
+    latest_values,
+    mean_values,
+    metric_names,
+    typical_value,
+)
 from seqjax.training.divergence import without_padding
 from seqjax.training.replicas import ReplicaGroup
 

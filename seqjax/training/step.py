@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seqjax.task import Best, Metrics, Params, Task, TrainState, Variables, batch_shapes, without_carry
+from seqjax.task import (
+    Best,
+    Metrics,
+    Params,
+    Task,
+    TrainState,
+    Variables,
+    batch_shapes,
+    without_carry,
+)
 from seqjax.training import sharding
 from seqjax.training.early_stopping import INITIAL_BEST
 from seqjax.training.gradients import batch_gradients
