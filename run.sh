@@ -6,7 +6,7 @@
 #   ./run.sh soak --kills=100    kills runs at random moments, and compares how they end
 #   ./run.sh claims              published results, run again: under two hours (--quick: two minutes)
 #   ./run.sh bench               time and memory beside PyTorch, Flax and Keras: 15 minutes (--quick: two)
-#   ./run.sh test [arguments]    the tests (arguments go to pytest)
+#   ./run.sh test [arguments]    the tests (arguments go to pytest); --all: also those marked slow
 #   ./run.sh versions            the tests under the oldest and the newest versions, on every Python from 3.11 to 3.13
 #   ./run.sh check               the linter
 #
@@ -89,7 +89,13 @@ set_up() {
 
 experiment() { "$root/.venv/bin/python" -m "experiments.$1" "${@:2}"; }
 
-run_tests() { (cd "$root" && "$1" -m pytest -n auto --maxprocesses 4 --dist worksteal "${@:2}"); }
+# run_tests PYTHON [--all] [arguments]: --all runs the tests marked slow, which setup.cfg leaves out, as well.
+run_tests() {
+  local python=$1 marks=()
+  shift
+  if [ "${1:-}" = --all ]; then marks=(-m ''); shift; fi
+  (cd "$root" && "$python" -m pytest -n auto --maxprocesses 4 --dist worksteal ${marks[@]+"${marks[@]}"} "$@")
+}
 
 test_versions() {
   local python venv versions found=0

@@ -15,6 +15,7 @@ import pytest
 
 from seqjax import optim, training
 from seqjax.tasks.td import td, td_model
+from tests.helpers import grids
 
 os.environ['KERAS_BACKEND'] = 'jax'  # read when Keras is imported, which only the fixture below does
 
@@ -58,6 +59,11 @@ def pytest_configure(config):
 
 def pytest_unconfigure(config):
     shutil.rmtree(config.compiled, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the slow ones are deselected
+def pytest_collection_modifyitems(items):
+    grids.mark_slow(items)
 
 
 MAPS, MAX_MAPS, finished = Path('/proc/self/maps'), 4_000, itertools.count(1)

@@ -272,6 +272,7 @@ def test_a_small_run_from_end_to_end(tmp_path, capsys):
     assert text in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_backends_are_measured_beside_the_plain_one_and_all_of_a_cpu_are(monkeypatch, tmp_path):
     of_lstm = {name for cell, name, _ in bench.CHOSEN if cell == 'lstm'}
     assert of_lstm | {'plain', 'ahead'} == set(lstm_ops.BACKENDS)  # which is for GPUs

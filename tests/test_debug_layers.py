@@ -37,6 +37,7 @@ def switched(**switches):
             jax.config.update(name, value)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(
     'layer',
     [
@@ -98,6 +99,7 @@ def test_a_loss_of_known_labels_has_no_nan_without_jit():
         assert float(losses.cross_entropy(logits, TOKENS, MASK).total) == pytest.approx(want, rel=1e-6)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('layer', [RNN(LSTMCell(H), backend='rows'), RNN(GRUCell(H), backend='rows')])
 def test_a_layer_without_jit_has_the_same_gradients_and_nothing_infinite(layer):
     variables = layer.init(jax.random.key(0), X)

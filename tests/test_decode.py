@@ -65,6 +65,7 @@ def search(variables, width, end, penalty=0.0, longest=LONGEST):
     return beam(MODEL, variables, SOURCE, longest=longest, width=width, end=end, length_penalty=penalty)
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('end', [None, 1])
 @pytest.mark.parametrize('penalty', [0.0, 1.0, 3.0])
 def test_a_wide_beam_finds_every_sequence_in_its_order(end, penalty):
@@ -107,6 +108,7 @@ def plain_beam(want, width, end, penalty):
     return kept
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('width', [1, 2, 5])
 @pytest.mark.parametrize(('end', 'penalty'), [(None, 0.0), (0, 0.0), (2, 1.5)])
 def test_a_narrow_beam_is_the_plain_one(width, end, penalty):

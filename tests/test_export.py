@@ -49,6 +49,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.representative(every=3)
 @pytest.mark.parametrize(('name', 'spec'), [(name, 'bt'[i % 2 :]) for i, name in enumerate(LAYERS)] + [('lstm', 'b')])
 def test_a_layer_with_symbolic_sizes_gives_the_numbers_of_the_concrete_call(name, spec):
     layer = LAYERS[name]()

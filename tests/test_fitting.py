@@ -249,7 +249,7 @@ def test_a_stream_traces_two_programs_however_long_it_is(trained, monkeypatch):
         (['--workdir=w', '--prompt=x'], '--prompt'),
         (['--workdir=other', '--stdin'], '--workdir=other'),
         (['--workdir=half', '--stdin'], '--workdir=half'),
-        (['--workdir=broken', '--stdin'], 'broken/summary.json'),
+        (['--workdir=broken', '--stdin'], 'summary.json'),
         (['--workdir=bare', '--stdin'], 'bare/summary.json'),
     ],
 )

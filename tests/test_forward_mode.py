@@ -76,9 +76,10 @@ TRANSFORMS = {
 @functools.cache
 def transformed(gates, backend, transform):
     x = arrays(gates, gates - 2)
-    return TRANSFORMS[transform](lambda x: total(x, backend), x, tangents_of(x))
+    return jax.jit(lambda x, t: TRANSFORMS[transform](lambda x: total(x, backend), x, t))(x, tangents_of(x))
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize(
     ('gates', 'backend', 'transform'),
     [
@@ -96,7 +97,7 @@ def test_tangents_are_differences(x64):
     t = tangents_of(x)
     f = jax.jit(lambda x: run(x, 'rows'))
     above, below = (f(jax.tree.map(lambda a, b, e=e: a + e * b, x, t)) for e in (1e-6, -1e-6))
-    assert_close(jax.jvp(f, (x,), (t,))[1], (above - below) / 2e-6, 1e-6)
+    assert_close(jax.jit(lambda x, t: jax.jvp(f, (x,), (t,))[1])(x, t), (above - below) / 2e-6, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,6 @@ def test_layers_have_forward_mode_at_any_size(layer, steps):
     def loss(v):
         return (layer.apply(v, x) ** 2).sum()
 
-    gradient, (_, slope) = jax.grad(loss)(v), jax.jvp(loss, (v,), (t,))
+    gradient, (_, slope) = jax.jit(lambda v, t: (jax.grad(loss)(v), jax.jvp(loss, (v,), (t,))))(v, t)
     products = jax.tree.map(lambda g, t: (g * t).sum(), gradient, t)
     assert_close(slope, sum(jax.tree.leaves(products)), 1e-4)

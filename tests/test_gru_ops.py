@@ -101,6 +101,7 @@ def loop(x, seq_lengths=None, mask=None, resets=None, reverse=False):
     return gru_ops.Run(h, outputs)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('seed', range(4))
 def test_the_plain_recurrence_equals_a_loop_over_the_equations(x64, seed):
     x, options = make(seed, 7, 4, 3, 5, dtype=jnp.float64, everything=seed == 0)
@@ -110,6 +111,7 @@ def test_the_plain_recurrence_equals_a_loop_over_the_equations(x64, seed):
 SHAPES = [(1, 1, 1, 1), (2, 3, 1, 4), (CHUNK, 2, 3, 5), (2 * CHUNK + 1, 1, 2, 8), (70, 3, 9, 6)]
 
 
+@pytest.mark.representative(every=3)
 @pytest.mark.parametrize('backend', FAST)
 @pytest.mark.parametrize('seed', [*range(10), 11, 14])
 def test_a_backend_equals_the_plain_recurrence(backend, seed):
@@ -118,6 +120,7 @@ def test_a_backend_equals_the_plain_recurrence(backend, seed):
     assert_near(values_and_gradients(x, backend=backend, **options), want, 1e-5)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('backend', FAST)
 @pytest.mark.parametrize('count', [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 1])
 def test_in_float64_a_backend_is_the_plain_recurrence_to_ten_digits(x64, backend, count):
@@ -202,7 +205,8 @@ def test_many_at_once_are_each_by_itself(backend, what):
     def one(scale):
         return values_and_gradients(x | {name: x[name] * scale for name in what}, backend=backend, **options)
 
-    one_by_one = [jax.jit(one)(s) for s in scale]
+    alone = jax.jit(one)
+    one_by_one = [alone(s) for s in scale]
     assert_near(jax.jit(jax.vmap(one))(scale), jax.tree.map(lambda *y: jnp.stack(y), *one_by_one), 1e-5)
 
 
@@ -281,6 +285,7 @@ class Stepwise(GRUCell):
         return super().__call__(carry, inputs, **how)
 
 
+@pytest.mark.representative
 @pytest.mark.parametrize('backend', ['auto', *gru_ops.BACKENDS])
 @pytest.mark.parametrize('dropped', [0.0, 0.4])
 @pytest.mark.parametrize('batch', [(3,), (), (2, 3)])

@@ -51,6 +51,7 @@ def test_it_learns_and_predicts_what_its_test_said_bit_for_bit(kind, capsys):
         assert {tuple(row[i] for i in shared) for row in own} <= whole
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('cell', CELLS)
 def test_it_takes_every_cell_in_two_layers(kind, cell):
     kind, flags = kind

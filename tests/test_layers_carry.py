@@ -129,6 +129,7 @@ def test_S08_the_carry_is_c_then_h():
     assert last.c == last.h == 0
 
 
+@pytest.mark.representative
 @pytest.mark.parametrize('time_major', [False, True])
 @pytest.mark.parametrize('reverse', [False, True])
 @pytest.mark.parametrize('mask', [None, 'right', 'holes'])

@@ -79,6 +79,7 @@ def test_twenty_vectors_of_lengths_are_compiled_once():
     assert len(traces) == 1 and run._cache_size() == 1 and len(seen) > 10
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(
     ('shape', 'given', 'reverse'),
     [

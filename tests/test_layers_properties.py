@@ -74,6 +74,7 @@ def example(name, seed):
     return x, mask, rng.random((B, T)) < 0.2, carry
 
 
+@pytest.mark.representative(every=3)
 @every_name
 @SOME
 @given(seed=SEEDS)
@@ -101,6 +102,7 @@ def test_L11_predictions_do_not_depend_on_the_batch(rows):
     reference.assert_close(layer.apply(variables, x[:rows], seq_lengths=lengths[:rows]), want[:rows], 1e-6)
 
 
+@pytest.mark.representative(every=3)
 @every_name
 @SOME
 @given(seed=SEEDS)
@@ -114,6 +116,7 @@ def test_L06_rows_in_another_order_are_the_same_rows(name, seed):
         assert_same(got, jax.tree.map(lambda leaf: leaf[order], run(variables, *arrays)))
 
 
+@pytest.mark.representative(every=3)
 @every_name
 @SOME
 @given(seed=SEEDS, bad=st.sampled_from(PADDINGS), left=st.booleans())
@@ -136,6 +139,7 @@ def cuts(name):
     return ends + middle if name in FORMS else (ends, (1,), middle)[NAMES.index(name) % 3]
 
 
+@pytest.mark.representative(every=3)
 @every_name
 @SOME
 @given(seed=SEEDS)
@@ -150,6 +154,7 @@ def test_S04_splitting_a_run_anywhere_changes_nothing(name, seed):
         assert_same((last, np.concatenate([first, second], axis=1)), want)
 
 
+@pytest.mark.representative(every=3)
 @every_name
 @SOME
 @given(seed=SEEDS)
@@ -178,6 +183,7 @@ def row_program(name, **options):
     return jax.jit(jax.vmap(run, (None, 0, 0, 0, 0)))
 
 
+@pytest.mark.representative(every=3)
 @every_name
 @SOME
 @given(seed=SEEDS)
@@ -200,6 +206,7 @@ def test_eager_equals_jit():
         assert_same(layer.apply(variables, x, mask=MASKS['holes'], return_carry=True), want)
 
 
+@pytest.mark.representative(every=3)
 @pytest.mark.parametrize(
     ('name', 'mask', 'reverse'),
     [('lstm', None, False), *((name, 'holes', n % 2 == 0) for n, name in enumerate(CELLS))],

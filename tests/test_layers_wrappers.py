@@ -80,6 +80,7 @@ WANTED = {
 }
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('return_sequences', [True, False])
 @pytest.mark.parametrize('mode', WANTED)
 def test_bidirectional_merges_two_runs(mode, return_sequences):
@@ -153,6 +154,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('name', LAYERS)
 def test_B02_a_returned_carry_can_be_handed_back_unchanged(name):
     """In every wrapper; what it was made from decides its shape, and it changes the outputs."""
@@ -165,6 +167,7 @@ def test_B02_a_returned_carry_can_be_handed_back_unchanged(name):
     assert np.abs(np.asarray(second) - np.asarray(first)).max() > 1e-3
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('name', ['rnn', 'learned', 'stack', 'stateful'])
 def test_S04_wrappers_too_go_on_from_their_carry(name):
     """run(x) = run(x[:k]), then run(x[k:]) with the carry."""
@@ -177,6 +180,7 @@ def test_S04_wrappers_too_go_on_from_their_carry(name):
     assert_same((last, jnp.concatenate([first, second], axis=1)), want, 1e-5)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('name', LAYERS)
 def test_M14_wrappers_too_are_time_major_by_transposing(name):
     layer = LAYERS[name]()
@@ -188,6 +192,7 @@ def test_M14_wrappers_too_are_time_major_by_transposing(name):
     assert_same((same, turned.swapaxes(0, 1)), (carry, outputs))
 
 
+@pytest.mark.representative(every=2, first=1)
 @pytest.mark.parametrize('name', LAYERS)
 def test_wrappers_too_are_blind_to_padding(name):
     """NaN there changes no value and no gradient, and outputs there are 0."""

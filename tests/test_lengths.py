@@ -17,6 +17,7 @@ SHORT = {'longest': 4, 'hidden': 4, 'batch_size': 8, 'steps': 4, 'every': 2, 're
 SHORT |= {'up_to': 40, 'points': 5, 'count': 32}
 
 
+@pytest.mark.representative(every=3)
 @pytest.mark.parametrize('task', ['parity', 'modular_arithmetic', 'anbn'])
 def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     """By hand: the parameters at the end, on sequences without any padding but their own."""
@@ -36,11 +37,12 @@ def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     tested, right = curves(outcome.seeds)
     # Of one symbol there is no a^n b^n.
     assert tested.tolist() == lengths_of(problem, settings)[task == 'anbn' :] and right.shape == (2, len(tested))
+    draw = jax.jit(problem.draw, static_argnums=2)
+    wrong = jax.jit(lambda x: problem.loss_fn(training.apply(model, state, x.inputs), x)['wrong'].compute())
     for length, found in zip(tested.tolist(), right[1], strict=True):
         key = jax.random.fold_in(jax.random.key(SPLITS['validation']), length)
         longest = next(size for size, among in padded(tested.tolist()).items() if length in among)
-        batch = problem.draw(key, jnp.full(32, length), longest)
-        want = 1 - problem.loss_fn(training.apply(model, state, batch.inputs), batch)['wrong'].compute()
+        want = 1 - wrong(draw(key, jnp.full(32, length), longest))
         assert abs(found - want) < 0.04  # a sequence of 32 may be undecided
 
 
@@ -73,6 +75,7 @@ def test_the_last_line_is_about_lengths_beyond_those_trained_on():
     assert all(part in said for part in ('5 to 8', '99.2% ± ', '99.5%', '1 of 2'))
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_the_rule_generalises_and_an_untrained_one_does_not(capsys, optimized):
     """Even pairs in some hundred steps, from 10 to 100."""
     how = {'longest': 10, 'up_to': 100, 'points': 4, 'count': 64, 'hidden': 16, 'batch_size': 64, 'picture': False}

@@ -55,6 +55,7 @@ def drawn(layer, seed=1):
     return variables, x, jax.tree.map(lambda leaf: np.random.default_rng(2).normal(size=leaf.shape), own)
 
 
+@pytest.mark.representative
 @pytest.mark.parametrize('order', ORDERS)
 @pytest.mark.parametrize('steps', STEPS)
 @pytest.mark.parametrize('name', CELLS)
@@ -74,8 +75,9 @@ def test_both_forms_are_equal_in_values_and_gradients(name, steps, order, x64):
 def test_both_forms_give_the_same_history_of_carries(name):
     layer = RNN(CELLS[name])
     variables, x, first = jax.tree.map(np.float32, drawn(layer))
-    run = functools.partial(layer.apply, variables, x, initial_carry=first, carry_history=True, **STEPS['everything'])
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), run(parallel=True), run())
+    run = functools.partial(layer.apply, initial_carry=first, carry_history=True, **STEPS['everything'])
+    at_once, by_steps = (jax.jit(functools.partial(run, parallel=parallel))(variables, x) for parallel in (True, False))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), at_once, by_steps)
 
 
 @pytest.mark.parametrize('name', CELLS)
@@ -162,7 +164,7 @@ def test_gates_that_are_shut_or_open_altogether_have_finite_gradients(name, para
     """Inputs of a million: a sum of two gates that are 0, a root of 0."""
     layer = RNN(CELLS[name], parallel=parallel)
     variables, x, _ = jax.tree.map(np.float32, drawn(layer))
-    grads = jax.grad(lambda v, x: layer.apply(v, x).sum() / 1e6, (0, 1))(variables, np.float32(1e6) * x)
+    grads = jax.jit(jax.grad(lambda v, x: layer.apply(v, x).sum() / 1e6, (0, 1)))(variables, np.float32(1e6) * x)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 

@@ -190,6 +190,7 @@ def test_tokens_without_an_embedding_are_refused():
         sequence_model('last', O, features=H).init(jax.random.key(0), tokens())
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('token', [-1, -3, 4, 255, 2**31 - 1, -(2**31)])
 @pytest.mark.parametrize('vocabulary', [1, 4])
 @pytest.mark.parametrize('answer', ['last', 'per_step'])

@@ -67,6 +67,7 @@ def compare_flax(ours, theirs, inputs, lengths, real, carry=True):
     assert_same(got, want, 1e-10)
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize(
     ('name', 'order', 'time_major'),
     [('SimpleCell', order, time_major) for order in ORDERS for time_major in (False, True)]

@@ -101,6 +101,7 @@ def compare_keras(keras, kind, mask, reverse, dtype):
     assert_all_reached(got['gradients'])
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize(
     ('kind', 'reverse', 'mask'),
     [('lstm', reverse, 'none') for reverse in (False, True)]

@@ -126,6 +126,7 @@ WHOLE, NO_RESETS = np.ones((B, T), bool), np.zeros((B, T), bool)
 RESETS = np.array([[0, 0, 1, 1, 0, 1], [0, 1, 0, 1, 0, 0], [1, 0, 0, 0, 1, 0], [0, 0, 0, 1, 0, 0]], bool)
 
 
+@pytest.mark.representative
 @pytest.mark.parametrize(
     ('mask', 'resets'),
     [(MASKS['holes'], NO_RESETS), (WHOLE, RESETS), (MASKS['holes'], RESETS)],

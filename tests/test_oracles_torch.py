@@ -92,6 +92,7 @@ def compare_torch(torch, kind, count, directions, lengths, dtype):
 PAIRS = [(1, 1), (1, 2), (2, 1), (2, 2)]
 
 
+@pytest.mark.representative(by=lambda kind, count, directions, packed: [kind, (count, directions), packed])
 @pytest.mark.parametrize(
     ('kind', 'count', 'directions', 'packed'),
     [(kind, *pair, pair[0] == pair[1]) for kind in ('lstm', 'gru') for pair in PAIRS]

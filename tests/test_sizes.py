@@ -214,6 +214,7 @@ def test_a_container_with_less_memory_than_the_machine(tmp_path, monkeypatch):
 # --- texts that are written ------------------------------------------------------------------------
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(('length', 'samples'), [(10, 10**9), (10**9, 1), (10**5, 10**5), (2**31 - 1, 2**31 - 1)])
 def test_texts_that_no_memory_holds_are_refused(length, samples):
     kind = text.KIND

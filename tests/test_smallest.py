@@ -83,6 +83,7 @@ FORECAST = [
 ]
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(
     'flags', FORECAST, ids=lambda flags: ' '.join(f'{name}={value}' for name, value in flags.items())
 )
@@ -92,6 +93,7 @@ def test_a_forecast_of_one_step(in_tmp, flags):
     assert data.spec.outputs >= 1
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('rows', range(1, 9))
 @pytest.mark.parametrize('flags', [{}, {'date': 'day', 'calendar': True}, {'validation_from': '5', 'test_from': '6'}])
 def test_a_forecast_of_a_few_rows_works_or_ends_in_one_sentence(in_tmp, rows, flags):
@@ -141,6 +143,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(('name', 'flags'), [(name, flags) for name, (_, _, all_) in OTHERS.items() for flags in all_])
 def test_other_kinds_with_the_smallest_settings(in_tmp, name, flags):
     file, make, _ = OTHERS[name]

@@ -120,6 +120,7 @@ def test_every_study_has_help_for_each_of_its_flags(name, capsys):
     assert study.name == name and f'experiments.{name} ' in module.__doc__
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('cell', CELLS)
 @pytest.mark.parametrize('name', studies.NAMES)
 def test_every_task_takes_every_cell(name, cell):
@@ -135,6 +136,7 @@ def test_every_task_takes_every_cell(name, cell):
     assert outputs.shape[0] == settings.train.batch_size and outputs.shape[-1] == problem.spec.outputs
 
 
+@pytest.mark.representative(every=3)
 @pytest.mark.parametrize('name', studies.NAMES)
 def test_every_task_trains_and_is_tested(name, capsys):
     """Two steps of a small model; the scores of what it never saw are numbers."""
@@ -359,10 +361,18 @@ def test_same_flags_same_bytes_and_replicas_are_seeds_of_their_own(in_tmp):
     assert (in_tmp / 'a/looks.csv').read_bytes() == before
 
 
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+    """A run that nothing stopped, and its table."""
+    folder = tmp_path_factory.mktemp('straight') / 'a'
+    return temporal_order.run(**LEARNS, workdir=str(folder)), (folder / 'looks.csv').read_bytes()
+
+
+@pytest.mark.representative(every=3, first=1)
 @pytest.mark.parametrize('every', [25, 70, 1000])
-def test_a_run_that_was_stopped_goes_on_with_what_it_had_found(every, in_tmp, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_with_what_it_had_found(every, straight, in_tmp, monkeypatch):
     """Stopped after a seed was at the goal, by a failure of ours: all is as if nothing had happened."""
-    straight = temporal_order.run(**LEARNS, workdir='a')
+    straight, table = straight
     needed, original = [seed.sequences for seed in straight.seeds], SuccessMonitor.tested
 
     def fails(self, session, i, states, steps):
@@ -376,20 +386,20 @@ def test_a_run_that_was_stopped_goes_on_with_what_it_had_found(every, in_tmp, mo
     monkeypatch.setattr(SuccessMonitor, 'tested', original)
     again = temporal_order.run(**LEARNS, workdir='b', checkpoint_every=40)
     assert again.seeds == straight.seeds
-    assert (in_tmp / 'b/looks.csv').read_bytes() == (in_tmp / 'a/looks.csv').read_bytes()
+    assert (in_tmp / 'b/looks.csv').read_bytes() == table
     held = json.loads((in_tmp / 'b/summary.json').read_text())
     assert (held['seconds'] is None) == again.resumed == (every < 1000)
 
 
-def test_a_run_that_was_stopped_at_its_very_end_is_not_trained_on(in_tmp, monkeypatch):
+def test_a_run_that_was_stopped_at_its_very_end_is_not_trained_on(straight, in_tmp, monkeypatch):
     """All seeds were at the goal, and only the table was not written yet."""
-    straight, original = temporal_order.run(**LEARNS, workdir='a'), trials.write_looks
+    (straight, table), original = straight, trials.write_looks
     monkeypatch.setattr(trials, 'write_looks', lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         temporal_order.run(**LEARNS, workdir='b')
     monkeypatch.setattr(trials, 'write_looks', original)
     assert temporal_order.run(**LEARNS, workdir='b').seeds == straight.seeds
-    assert (in_tmp / 'b/looks.csv').read_bytes() == (in_tmp / 'a/looks.csv').read_bytes()
+    assert (in_tmp / 'b/looks.csv').read_bytes() == table
 
 
 def test_a_seed_that_diverges_is_at_no_goal_and_keeps_its_place(in_tmp):
@@ -482,7 +492,7 @@ def test_a_task_of_another_module_has_flags_and_files(in_tmp, capsys):
         ('my_module_8:unknown_type', 'NameError'),
         ('my_module_8:raises', 'KeyError'),
         ('my_module_8:exits', 'SystemExit'),
-        ('my_module_8:unshaped', 'unshaped'),
+        ('my_module_8:unshaped', '2561'),
         ('my_module_8:no_batch', 'Batch'),
         ('my_module_8:help', 'help(help=...)'),
         ('builtins:dict', "'dict'"),

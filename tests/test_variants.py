@@ -1,5 +1,6 @@
 """Every variant of a cell against its paper's equations in NumPy, values and all gradients; and its limit laws."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -78,6 +79,12 @@ CASES = [
 ]
 
 
+def features(cell):
+    """The type of a cell, and the options that it was given."""
+    fields = [field for field in dataclasses.fields(cell) if field.name not in ('features', 'parent', 'name')]
+    return [type(cell), *(field.name for field in fields if getattr(cell, field.name) != field.default)]
+
+
 def name_of(case):
     return f'{case.step.__name__}-{"training" if case.training else "evaluation"}'
 
@@ -124,6 +131,7 @@ def complex_step(f, tree):
     return structure.unflatten(slopes)
 
 
+@pytest.mark.representative(by=lambda case: features(case.cell))
 @pytest.mark.parametrize('case', CASES, ids=name_of)
 def test_a_variant_and_all_its_gradients_equal_the_papers_equations(case, x64):
     """Outputs, the carry, and gradients of every parameter, of inputs and of the carry: relative 1e-10."""
@@ -290,6 +298,7 @@ def run(layer, variables, x, key=None, **options):
     return layer.apply(variables, x, rngs=rngs, return_carry=True, **options)
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('drop', ['sequence', 'step', 'drop_connect'])
 @pytest.mark.parametrize('kind', KINDS)
 def test_D05_without_training_a_cell_that_drops_is_plain_bit_for_bit(kind, drop):
@@ -387,6 +396,7 @@ def test_a_dropped_unit_is_seen_by_no_later_step_of_its_row_and_by_every_step_of
     np.testing.assert_array_equal(slopes != 0, noise.hidden != 0)
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('drop', DROPS)
 @pytest.mark.parametrize('kind', ['lstm', 'gru', 'simple'])
 def test_two_training_steps_draw_different_masks_and_one_key_the_same(kind, drop):
