@@ -624,7 +624,7 @@ def _flag_lines(name: str, table: Table, full: bool) -> list[str]:
     default = '' if value is None else f' (default: {value})'
     if full:
         return [head, textwrap.indent(textwrap.fill(text + default, 92), ' ' * 8)]
-    short = re.split(r'[;:,(]', text)[0].rstrip()
+    short = re.split(r'[;:(]', text)[0].rstrip()
     return [f'{head:<34}  {short}{default}']
 
 

@@ -112,7 +112,7 @@ def test_a_study_gives_both_doors_the_same(in_tmp):
 def test_every_study_has_help_for_each_of_its_flags(name, capsys):
     study = studies.find(name)
     module = importlib.import_module(f'experiments.{name}')
-    assert module.main(['--help']) == 0
+    assert module.main(['--helpfull']) == 0
     text = capsys.readouterr().out
     for flag, (_, words, _) in study.FLAGS.items():
         assert f'--{flag}=(' in text or f'--[no]{flag}' in text

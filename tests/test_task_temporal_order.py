@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seqjax.task import Batch
-from seqjax.tasks.temporal_order import SYMBOLS, longest, score, temporal_order
+from seqjax.tasks.temporal_order import SYMBOLS, longest, loss_fn, temporal_order
 
 COUNT = 4000
 
@@ -59,14 +59,14 @@ def test_right_is_within_three_tenths_of_every_target():
     probabilities = np.array([[0.71, 0.29], [0.69, 0.31], [0.29, 0.71], [np.nan, 1], [0.5, 0.5]])
     logits = jnp.asarray(np.log(np.pad(probabilities, [(0, 0), (0, 2)], constant_values=1e-9)), jnp.float32)
     batch = Batch(None, jnp.zeros(5, int), jnp.ones(5, bool))
-    assert score(logits, batch)['wrong'] == (4, 5)
-    assert score(logits, batch._replace(mask=jnp.arange(5) < 2))['wrong'] == (1, 2)
+    assert loss_fn(logits, batch)['wrong'] == (4, 5)
+    assert loss_fn(logits, batch._replace(mask=jnp.arange(5) < 2))['wrong'] == (1, 2)
 
 
 def test_the_best_constant_gives_each_class_the_same_probability():
     problem = temporal_order(10, 'three')
     batch = problem.sample(jax.random.key(0), 100)
-    assert abs(score(jnp.zeros((100, 8)), batch)['loss'].compute() - problem.reference_losses['best constant']) < 1e-5
+    assert abs(loss_fn(jnp.zeros((100, 8)), batch)['loss'].compute() - problem.reference_losses['best constant']) < 1e-5
 
 
 def test_equal_keys_draw_equal_sequences_and_others_do_not():
