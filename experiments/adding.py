@@ -6,10 +6,10 @@
 The task itself is in seqjax/tasks/adding.py.
 """
 
-from experiments import study
-from seqjax.tasks.adding import adding
+from seqjax.cli.task_experiment import TaskExperiment
+from seqjax.tasks import adding
 
-STUDY = study.Study(adding, every=125)
+STUDY = TaskExperiment(adding.adding, every=125)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

@@ -7,10 +7,12 @@ The source has one LSTM of 128 units on each side and 32 questions a step, and r
 The task itself is in seqjax/tasks/addition.py.
 """
 
-from experiments import study
-from seqjax.tasks.addition import addition
+from seqjax.cli.task_experiment import TaskExperiment
+from seqjax.tasks import addition
 
-STUDY = study.Study(addition, hidden=128, batch_size=32, steps=150_000, every=1500, learning_rate=1e-3, replicas=1)
+STUDY = TaskExperiment(
+    addition.addition, hidden=128, batch_size=32, steps=150_000, every=1500, learning_rate=1e-3, replicas=1
+)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

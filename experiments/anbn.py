@@ -6,10 +6,10 @@
 The task itself is in seqjax/tasks/counting.py.
 """
 
-from experiments import study
-from seqjax.tasks.counting import anbn
+from seqjax.cli.task_experiment import TaskExperiment
+from seqjax.tasks import counting
 
-STUDY = study.Study(anbn, batch_size=64, steps=5000, every=125)
+STUDY = TaskExperiment(counting.anbn, batch_size=64, steps=5000, every=125)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

@@ -20,20 +20,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import launch, lengths
-from experiments.launch import FLAGFILES, Command, Flag, Many, Name, Switch, Table
-from seqjax import files, report, trials
-from seqjax.cli import registry
-from seqjax.files import UserError
-from seqjax.problem import WRONG
+from seqjax import files
+from seqjax.cli import command as cli_command
+from seqjax.cli import command_line, flag_tables, lengths, parsers, registry
+from seqjax.cli.command import Command
+from seqjax.cli.flag_tables import Flag, FlagTable
+from seqjax.cli.parsers import Many, Name, Switch
+from seqjax.errors import UserError
+from seqjax.reporting import text_tables
+from seqjax.runs import directory, result_files
+from seqjax.tasks import synthetic
+from seqjax.training import success_results
+from seqjax.training.success_results import Seed
 
 NAME, TABLE, TEXT = 'claims', 'claims.csv', 'claims.md'
 FIELDS = ('Claim', 'Published', 'Measure', 'Quick')
 FLAGS = {
     'only': Flag(Many(Name()), 'the claims that are run, by the names of their flagfiles; all of them by default'),
     'quick': Flag(Switch(), 'small versions, which take minutes and prove less'),
-    'workdir': launch.SHARED['workdir'],
-    'overwrite': launch.SHARED['overwrite'],
+    'workdir': flag_tables.SHARED['workdir'],
+    'overwrite': flag_tables.SHARED['overwrite'],
 }
 
 
@@ -48,7 +54,7 @@ class Claim(NamedTuple):
     quick: list[str]  # flags that make it small
 
 
-class Row(NamedTuple):
+class ClaimRow(NamedTuple):
     """A line of the table."""
 
     claim: str
@@ -89,44 +95,44 @@ def read(path: Path) -> Claim | None:
 
 
 def all_claims() -> dict[str, Claim]:
-    found = [read(path) for path in sorted(FLAGFILES.glob('*.flags'))]
+    found = [read(path) for path in sorted(command_line.FLAGFILES.glob('*.flags'))]
     return {claim.name: claim for claim in found if claim is not None}
 
 
 # --- what came out ---------------------------------------------------------------------------------
 
 
-def _sequences(seeds: Sequence[trials.Seed]) -> str:
+def _sequences(seeds: Sequence[Seed]) -> str:
     needed = np.array([seed.sequences for seed in seeds if seed.sequences is not None], float)
-    wrong = np.mean([seed.test[WRONG] for seed in seeds])
+    wrong = np.mean([seed.test[synthetic.WRONG] for seed in seeds])
     if not len(needed):
         return f'no seed; {wrong:.2%} wrong'
-    return f'{report.format_interval(needed, ",.0f", ",.0f")} sequences; {wrong:.2%} wrong'
+    return f'{text_tables.format_interval(needed, ",.0f", ",.0f")} sequences; {wrong:.2%} wrong'
 
 
-def _loss(seeds: Sequence[trials.Seed]) -> str:
-    return f'loss {report.format_interval(np.array([seed.test["loss"] for seed in seeds]))}'
+def _loss(seeds: Sequence[Seed]) -> str:
+    return f'loss {text_tables.format_interval(np.array([seed.test["loss"] for seed in seeds]))}'
 
 
-def _excess(seeds: Sequence[trials.Seed]) -> str:
+def _excess(seeds: Sequence[Seed]) -> str:
     """How far above the floor, in its own measure: the loss less the excess is what the law itself has there."""
     over = [seed.test['excess'] / (seed.test['loss'] - seed.test['excess']) for seed in seeds]
-    return f'{report.format_interval(np.array(over), ".2%", ".2%")} above the floor'
+    return f'{text_tables.format_interval(np.array(over), ".2%", ".2%")} above the floor'
 
 
-def _exact(seeds: Sequence[trials.Seed]) -> str:
-    right = 1 - np.array([seed.test[WRONG] for seed in seeds])
-    return f'{report.format_interval(right, ".2%", ".2%")} right'
+def _exact(seeds: Sequence[Seed]) -> str:
+    right = 1 - np.array([seed.test[synthetic.WRONG] for seed in seeds])
+    return f'{text_tables.format_interval(right, ".2%", ".2%")} right'
 
 
-def _lengths(seeds: Sequence[trials.Seed]) -> str:
-    """Over all lengths that were tested beyond those trained on, see `experiments.lengths`."""
+def _lengths(seeds: Sequence[Seed]) -> str:
+    """Over all lengths that were tested beyond those trained on, see `seqjax.cli.lengths`."""
     _, right = lengths.curves(seeds, lengths.BEYOND)
-    mean, solved = report.format_interval(right.mean(1), '.1%', '.1%'), lengths.count_solved(right)
+    mean, solved = text_tables.format_interval(right.mean(1), '.1%', '.1%'), lengths.count_solved(right)
     return f'mean {mean}, best {right.mean(1).max():.1%}; {solved} of {len(seeds)} at {lengths.SOLVED:.0%}'
 
 
-MEASURES: dict[str, Callable[[Sequence[trials.Seed]], str]] = {
+MEASURES: dict[str, Callable[[Sequence[Seed]], str]] = {
     'sequences': _sequences,
     'loss': _loss,
     'excess': _excess,
@@ -135,13 +141,13 @@ MEASURES: dict[str, Callable[[Sequence[trials.Seed]], str]] = {
 }
 
 
-def row_of(claim: Claim, summary: Mapping[str, Any]) -> Row:
+def row_of(claim: Claim, summary: Mapping[str, Any]) -> ClaimRow:
     """A line of the table, from what a finished run left."""
-    seeds, flags = [trials.seed_of(held) for held in summary['seeds']], summary['flags']
+    seeds, flags = [success_results.seed_of(held) for held in summary['seeds']], summary['flags']
     reached = sum(seed.sequences is not None for seed in seeds)
     most = flags['steps'] * flags['batch_size']
     seconds = summary['seconds']
-    return Row(
+    return ClaimRow(
         claim=claim.claim,
         published=claim.published,
         ours=MEASURES[claim.measure](seeds),
@@ -153,7 +159,7 @@ def row_of(claim: Claim, summary: Mapping[str, Any]) -> Row:
     )
 
 
-def markdown(rows: Sequence[Row]) -> Iterator[str]:
+def markdown(rows: Sequence[ClaimRow]) -> Iterator[str]:
     """The table, as README.md holds it."""
     yield '| claim | published | ours, mean over seeds ± 95% | seeds at the goal | sequences | minutes | device |'
     yield '|---|---|---|---|---|---|---|'
@@ -166,7 +172,7 @@ def markdown(rows: Sequence[Row]) -> Iterator[str]:
 
 def run(
     *, only: list[str] | None = None, quick: bool = False, workdir: str | None = None, overwrite: bool = False
-) -> list[Row]:
+) -> list[ClaimRow]:
     """Runs published results again, and prints what came out beside what was published.
 
     Without `workdir` they are kept in runs/claims.
@@ -174,15 +180,15 @@ def run(
     Raises:
       UserError (a ValueError): there is no such claim, or a run of one is refused.
     """
-    defaults = launch.default_values(run)
-    settings = launch.check(FLAGS, locals(), defaults)
+    defaults = cli_command.default_values(run)
+    settings = flag_tables.check(FLAGS, locals(), defaults)
     claims = all_claims()
     for name in settings['only'] or ():
         if name not in claims:
-            raise UserError(f'--only={name} is no claim; there are {", ".join(claims)}{launch.nearest(name, claims)}')
+            raise UserError(f'--only={name} is no claim; there are {", ".join(claims)}{parsers.nearest(name, claims)}')
     wanted, place = settings.pop('only') or list(claims), settings['workdir'] or default_folder(quick)
     settings |= {'workdir': place}  # which of them are run may differ from call to call
-    with files.open_workdir(settings, NAME, names=(files.SUMMARY, TABLE, TEXT)) as (folder, _):
+    with directory.open_workdir(settings, NAME, names=(directory.SUMMARY, TABLE, TEXT)) as (folder, _):
         folder.write_summary({'experiment': NAME, 'finished': True, 'flags': settings})
         rows = []
         for name in wanted:
@@ -190,7 +196,7 @@ def run(
             rows.append(row_of(claims[name], _run_one(claims[name], folder.path / name, settings)))
         text = '\n'.join(markdown(rows)) + '\n'
         folder.write(TEXT, lambda path: path.write_text(text, encoding='utf-8'))
-        files.write_table(folder, TABLE, Row._fields, rows)
+        result_files.write_table(folder, TABLE, ClaimRow._fields, rows)
         print(f'\n{text}\n{folder.listing()}')
     return rows
 
@@ -201,16 +207,16 @@ def default_folder(quick: bool) -> str:
 
 def _run_one(claim: Claim, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The summary of a claim's run."""
-    argv = [f'--flagfile={FLAGFILES / claim.name}.flags', f'--workdir={folder}']
+    argv = [f'--flagfile={command_line.FLAGFILES / claim.name}.flags', f'--workdir={folder}']
     argv += [*claim.quick] if settings['quick'] else []
     argv += ['--overwrite'] if settings['overwrite'] else []
     command = registry.find(claim.module)
     command.run(**command.parse(argv))
-    with files.reading(folder / files.SUMMARY):
-        return json.loads((folder / files.SUMMARY).read_text(encoding='utf-8'))
+    with files.reading(folder / directory.SUMMARY):
+        return json.loads((folder / directory.SUMMARY).read_text(encoding='utf-8'))
 
 
-COMMAND = Command('claims', __doc__, run, Table(FLAGS, launch.default_values(run)))
+COMMAND = Command('claims', __doc__, run, FlagTable(FLAGS, cli_command.default_values(run)))
 main = COMMAND.main
 
 

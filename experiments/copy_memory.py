@@ -6,10 +6,10 @@
 The task itself is in seqjax/tasks/copy_memory.py.
 """
 
-from experiments import study
-from seqjax.tasks.copy_memory import copy_memory
+from seqjax.cli.task_experiment import TaskExperiment
+from seqjax.tasks import copy_memory
 
-STUDY = study.Study(copy_memory, batch_size=32, every=50, steps=5000, clip_norm=1.0)
+STUDY = TaskExperiment(copy_memory.copy_memory, batch_size=32, every=50, steps=5000, clip_norm=1.0)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

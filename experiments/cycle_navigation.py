@@ -6,10 +6,10 @@
 The task itself is in seqjax/tasks/regular.py.
 """
 
-from experiments import study
-from seqjax.tasks.regular import cycle_navigation
+from seqjax.cli.task_experiment import TaskExperiment
+from seqjax.tasks import regular
 
-STUDY = study.Study(cycle_navigation, hidden=64, batch_size=64, steps=20000, every=125)
+STUDY = TaskExperiment(regular.cycle_navigation, hidden=64, batch_size=64, steps=20000, every=125)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

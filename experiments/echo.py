@@ -18,35 +18,29 @@ import flax.linen as nn
 import numpy as np
 import optax
 
-from experiments import launch
-from experiments.launch import (
-    Choice,
-    Command,
-    Flag,
-    Fraction,
-    Positive,
-    Switch,
-    Table,
-    Whole,
-)
-from experiments.run_directory import default_workdir
-from seqjax import files, optim, report, streaming, training
-from seqjax.files import UserError
-from seqjax.models import CELLS
-from seqjax.task import Task
-from seqjax.tasks import echo as task_echo
-from seqjax.training import replicas as replica_groups
-from seqjax.training.programs import MAX_VMAP_SIZE
-from seqjax.training.summary import loss_summary, new_summary
+from seqjax import config, training
+from seqjax.cli import command, default_workdir, flag_tables
+from seqjax.cli.command import Command
+from seqjax.cli.flag_tables import Flag, FlagTable
+from seqjax.cli.parsers import Choice, Fraction, Positive, Switch, Whole
+from seqjax.errors import UserError
+from seqjax.nn import models
+from seqjax.reporting import plots, statistics, text_tables
+from seqjax.runs import directory, result_files
+from seqjax.runs.directory import Workdir
+from seqjax.tasks import echo
+from seqjax.training import host_streaming, optimizers, programs, run_summary
+from seqjax.training import replicas as training_replicas
+from seqjax.types import Task
 
 NAME, STEPS = 'echo', 'steps'
 FRESH, ASKED = 64, 64  # sequences to test on, and their answers that count
 RIGHT = 0.99  # the share of right answers from which on a seed counts as one that echoes
 
 FLAGS = {
-    'feed': Flag(Choice(*task_echo.FEEDS), 'windows one after the other with the carry handed on, or in a new order'),
+    'feed': Flag(Choice(*echo.FEEDS), 'windows one after the other with the carry handed on, or in a new order'),
     'delay': Flag(Whole(0), 'how many steps back the answer lies'),
-    'cell': Flag(Choice(*CELLS), 'the recurrent cell'),
+    'cell': Flag(Choice(*models.CELLS), 'the recurrent cell'),
     'hidden': Flag(Whole(1), 'units of a layer'),
     'layers': Flag(Whole(1, 100), 'recurrent layers'),
     'dropout': Flag(Fraction(), 'share of values that is dropped between two layers'),
@@ -57,10 +51,10 @@ FLAGS = {
         Switch(), 'leave the series on the host and stream its batches from there (needs grain, the extra "stream")'
     ),
     'steps': Flag(Whole(1), 'training steps'),
-    'schedule': Flag(Choice(*optim.SCHEDULES), 'of the learning rate'),
+    'schedule': Flag(Choice(*config.SCHEDULES), 'of the learning rate'),
     'decay_steps': Flag(Whole(1), 'steps until --schedule=cosine is at 0'),
     'clip_norm': Flag(Positive(), 'gradients beyond this norm are scaled down to it'),
-    **launch.SHARED,
+    **flag_tables.SHARED,
 }
 
 
@@ -108,19 +102,19 @@ def run(
     Raises:
       UserError (a ValueError): an argument is refused, the folder holds another run, or the loss is not finite.
     """
-    settings = launch.check(FLAGS, locals(), launch.default_values(run))
-    launch.check_seeds(settings['seed'], settings['replicas'])
-    launch.check_memory(*sizes(**settings))
+    settings = flag_tables.check(FLAGS, locals(), command.default_values(run))
+    flag_tables.check_seeds(settings['seed'], settings['replicas'])
+    flag_tables.check_memory(*sizes(**settings))
     if settings['on_host'] and importlib.util.find_spec('grain') is None:
-        raise UserError(f'--on_host needs grain, and {streaming.NO_GRAIN}')
+        raise UserError(f'--on_host needs grain, and {host_streaming.NO_GRAIN}')
     model, task, tx = make_model(settings), make_task(settings), make_optimiser(settings)
-    with files.open_workdir(settings, NAME) as (folder, summary):
+    with directory.open_workdir(settings, NAME) as (folder, summary):
         if summary is None:
-            with launch.matmul_precision(settings['matmul_precision']):
+            with flag_tables.matmul_precision(settings['matmul_precision']):
                 summary, losses = _train(model, task, tx, settings, folder)
         else:
             print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
-            losses = files.read_losses(folder, settings['steps'], settings['replicas'])
+            losses = result_files.read_losses(folder, settings['steps'], settings['replicas'])
         with folder.reading():
             answers = Answers(**summary['answers'])
             conclusion = _conclusion(answers, settings)
@@ -136,7 +130,7 @@ def make_task(settings: dict[str, Any]) -> Task:
     """Returns the task that the flags ask for; raises UserError if they do not go together."""
     with _together(settings):
         names = ('delay', 'window', 'batch_size', 'length', 'seed')
-        return task_echo.echo(settings['feed'], **{name: settings[name] for name in names})
+        return echo.echo(settings['feed'], **{name: settings[name] for name in names})
 
 
 def make_model(settings: dict[str, Any]) -> nn.Module:
@@ -145,7 +139,7 @@ def make_model(settings: dict[str, Any]) -> nn.Module:
         raise UserError(f'--dropout={settings["dropout"]} does nothing with --layers=1: it stands between two layers')
     with _together(settings):
         options = {name: settings[name] for name in ('cell', 'layers', 'dropout')}
-        return task_echo.echo_model(settings['feed'], features=settings['hidden'], **options)
+        return echo.echo_model(settings['feed'], features=settings['hidden'], **options)
 
 
 @contextlib.contextmanager
@@ -161,12 +155,12 @@ def _together(settings: dict[str, Any]) -> Iterator[None]:
 
 def make_optimiser(settings: dict[str, Any]) -> optax.GradientTransformation:
     try:
-        rate = optim.schedule(settings['schedule'], settings['learning_rate'], settings['decay_steps'])
+        rate = optimizers.schedule(settings['schedule'], settings['learning_rate'], settings['decay_steps'])
     except ValueError as error:
         raise UserError(
             f'--schedule={settings["schedule"]} with --decay_steps={settings["decay_steps"]}: {error}'
         ) from error
-    return optim.adam(rate, settings['adam_epsilon'], settings['clip_norm'])
+    return optimizers.adam(rate, settings['adam_epsilon'], settings['clip_norm'])
 
 
 def _train(
@@ -174,28 +168,28 @@ def _train(
     task: Task,
     tx: optax.GradientTransformation,
     settings: dict[str, Any],
-    folder: files.Workdir,
+    folder: Workdir,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Trains, tests, and leaves everything but the picture in the folder."""
     delay, seed, replicas = settings['delay'], settings['seed'], settings['replicas']
     # The series that is trained on is drawn from --seed, which is below 2**32.
-    symbols, answers = task_echo.series(seed + 2**32, FRESH * (delay + ASKED), delay)
+    symbols, answers = echo.series(seed + 2**32, FRESH * (delay + ASKED), delay)
     symbols, answers = (x.reshape(FRESH, delay + ASKED) for x in (symbols, answers))
-    layers = report.model_layers(model, symbols)
-    summary = new_summary(NAME, settings, layers)
-    print(report.format_table(layers) + '\n')
+    layers = text_tables.model_layers(model, symbols)
+    summary = run_summary.new_summary(NAME, settings, layers)
+    print(text_tables.format_table(layers) + '\n')
     folder.write_summary(summary)
-    how = {'steps': settings['steps'], 'chunk': settings['chunk'], 'workdir': folder, **launch.keeping(settings)}
+    how = {'steps': settings['steps'], 'chunk': settings['chunk'], 'workdir': folder, **flag_tables.keeping(settings)}
     compiled = training.compile_run(model, task, tx, symbols, **how, stream=settings['on_host'], replicas=replicas)
     print(f'{settings["steps"]:,} steps, on {summary["device"]}')
     record = training.train_with_losses(compiled, symbols, np.arange(seed, seed + (replicas or 1)), unit='step')
     if replicas is not None:
-        files.write_replicas(folder, loss=record.losses)
+        result_files.write_replicas(folder, loss=record.losses)
     print(record.timing())
     known = record.outputs[..., delay:, :].argmax(-1) == answers[:, delay:]
     right = known.reshape(-1, FRESH * ASKED).sum(axis=1)
     seconds = None if record.resumed else record.seconds
-    summary |= {'finished': True, 'seconds': seconds, **loss_summary(record.losses)}
+    summary |= {'finished': True, 'seconds': seconds, **run_summary.loss_summary(record.losses)}
     summary |= {'answers': Answers(right.tolist(), FRESH * ASKED)._asdict()}
     folder.write_summary(summary)
     return summary, record.losses
@@ -205,11 +199,11 @@ def _conclusion(answers: Answers, settings: dict[str, Any]) -> str:
     """The last line: in words, what was reached."""
     shares = [right / answers.count for right in answers.right]
     text = f'echo of {settings["delay"]} steps before, {settings["cell"]} of {settings["hidden"]} units: '
-    by_chance = f'guessing names 1 of {task_echo.SYMBOLS}'
+    by_chance = f'guessing names 1 of {echo.SYMBOLS}'
     if settings['replicas'] is None:
         return f'{text}{shares[0]:.1%} of {answers.count:,} symbols of other sequences are named rightly; {by_chance}.'
     right, count = sum(share >= RIGHT for share in shares), len(shares)
-    low, high = report.share_interval(right, count)
+    low, high = statistics.share_interval(right, count)
     return (
         f'{text}{right:,} of {count:,} seeds ({right / count:.1%}; 95% interval {low:.1%} to {high:.1%}) name at least '
         f'{RIGHT:.0%} of {answers.count:,} symbols of other sequences rightly; the median seed names '
@@ -217,15 +211,15 @@ def _conclusion(answers: Answers, settings: dict[str, Any]) -> str:
     )
 
 
-def _picture(folder: files.Workdir, losses: np.ndarray, settings: dict[str, Any]) -> None:
+def _picture(folder: Workdir, losses: np.ndarray, settings: dict[str, Any]) -> None:
     try:
-        figure, (axis,) = report.new_figure(1, f'echo of {settings["delay"]} steps before: {settings["cell"]}')
+        figure, (axis,) = plots.new_figure(1, f'echo of {settings["delay"]} steps before: {settings["cell"]}')
     except ImportError:
-        print('\n' + report.NO_PICTURE)
+        print('\n' + plots.NO_PICTURE)
         return
-    report.draw_loss(axis, losses, unit='step', what='cross-entropy')
-    axis.axhline(np.log(task_echo.SYMBOLS), color=report.GREY, lw=1, ls=':')
-    files.write_picture(folder, figure)
+    plots.draw_loss(axis, losses, unit='step', what='cross-entropy')
+    axis.axhline(np.log(echo.SYMBOLS), color=plots.GREY, lw=1, ls=':')
+    result_files.write_picture(folder, figure)
 
 
 def sizes(
@@ -243,24 +237,24 @@ def sizes(
 ) -> tuple[int, dict[str, Any]]:
     """About how many float32 numbers a run holds at once, and the flags that decide it."""
     rows = max(window * batch_size, FRESH * (delay + ASKED))
-    side_by_side = 1 if replicas is None else replica_groups.group_width(replicas)
+    side_by_side = 1 if replicas is None else training_replicas.group_width(replicas)
     weights, kept = layers * hidden**2, 2 * layers * rows * hidden
-    at_once = side_by_side if window * batch_size * hidden**2 <= MAX_VMAP_SIZE else 1
+    at_once = side_by_side if window * batch_size * hidden**2 <= programs.MAX_VMAP_SIZE else 1
     # A symbol is an int64 where the series is drawn and cut into rows, and so is its place.
     numbers = 6 * side_by_side * weights + at_once * kept + 12 * max(length, window * batch_size)
-    numbers += (replicas or 1) * (3 * steps + FRESH * (delay + ASKED) * task_echo.SYMBOLS)
+    numbers += (replicas or 1) * (3 * steps + FRESH * (delay + ASKED) * echo.SYMBOLS)
     numbers += 4 * side_by_side * min(chunk, steps)
     named = {'hidden': hidden, 'layers': layers, 'window': window, 'batch_size': batch_size, 'length': length}
     return numbers, named | {'delay': delay, 'steps': steps, 'replicas': replicas, 'chunk': chunk}
 
 
-DEFAULTS = launch.default_values(run)
+DEFAULTS = command.default_values(run)
 COMMAND = Command(
     'echo',
     __doc__,
     run,
-    Table(FLAGS, DEFAULTS),
-    lambda values: default_workdir(values, DEFAULTS, NAME, values['feed'], named=['feed'], steps=STEPS),
+    FlagTable(FLAGS, DEFAULTS),
+    lambda values: default_workdir.default_workdir(values, DEFAULTS, NAME, values['feed'], named=['feed'], steps=STEPS),
 )
 main = COMMAND.main
 

@@ -6,10 +6,10 @@
 The task itself is in seqjax/tasks/regular.py.
 """
 
-from experiments import study
-from seqjax.tasks.regular import even_pairs
+from seqjax.cli.task_experiment import TaskExperiment
+from seqjax.tasks import regular
 
-STUDY = study.Study(even_pairs, batch_size=64, steps=5000, every=125)
+STUDY = TaskExperiment(regular.even_pairs, batch_size=64, steps=5000, every=125)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

@@ -15,18 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import launch
-from experiments.launch import Choice, Command, Flag, Many, Number, Table, Whole
-from seqjax.activations import RECURRENT_ACTIVATIONS
-from seqjax.cells import LSTMCell
+from seqjax.cli import command, flag_tables
+from seqjax.cli.command import Command
+from seqjax.cli.flag_tables import Flag, FlagTable
+from seqjax.cli.parsers import Choice, Many, Number, Whole
+from seqjax.nn import activations
+from seqjax.nn.cells.lstm_cell import LSTMCell
 
 UNITS = 10  # that fit a line
 
 FLAGS = {
     'x': Flag(Many(Number(), distinct=False), 'inputs, separated by commas: a step for each'),
     'hidden': Flag(Whole(1, UNITS), 'units of the LSTM'),
-    'recurrent_activation': Flag(Choice(*RECURRENT_ACTIVATIONS), 'of the gates i, f and o'),
-    'seed': launch.SHARED['seed'],
+    'recurrent_activation': Flag(Choice(*activations.RECURRENT_ACTIVATIONS), 'of the gates i, f and o'),
+    'seed': flag_tables.SHARED['seed'],
 }
 
 
@@ -52,9 +54,9 @@ def run(
     Raises:
       UserError (a ValueError): an argument is refused.
     """
-    settings = launch.check(FLAGS, locals(), launch.default_values(run))
+    settings = flag_tables.check(FLAGS, locals(), command.default_values(run))
     act, units = settings['recurrent_activation'], settings['hidden']
-    cell = LSTMCell(units, recurrent_activation=RECURRENT_ACTIVATIONS[act])
+    cell = LSTMCell(units, recurrent_activation=activations.RECURRENT_ACTIVATIONS[act])
     inputs = [jnp.full((1, 1), value) for value in settings['x']]
     carry = cell.initialize_carry(None, (1, 1))
     variables = cell.init(jax.random.key(settings['seed']), carry, inputs[0])
@@ -108,7 +110,7 @@ def _row(name: str, values: np.ndarray, words: str = '') -> None:
     print(f'{name:>6} ' + ' '.join(f'{value + 0.0:>8.4f}' for value in values) + f'   {words}'.rstrip())
 
 
-COMMAND = Command('lstm_step', __doc__, run, Table(FLAGS, launch.default_values(run)))
+COMMAND = Command('lstm_step', __doc__, run, FlagTable(FLAGS, command.default_values(run)))
 main = COMMAND.main
 
 

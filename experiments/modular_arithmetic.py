@@ -6,10 +6,10 @@
 The task itself is in seqjax/tasks/regular.py.
 """
 
-from experiments import study
-from seqjax.tasks.regular import modular_arithmetic
+from seqjax.cli.task_experiment import TaskExperiment
+from seqjax.tasks import regular
 
-STUDY = study.Study(modular_arithmetic, hidden=64, batch_size=64, steps=20000, every=125, clip_norm=1.0)
+STUDY = TaskExperiment(regular.modular_arithmetic, hidden=64, batch_size=64, steps=20000, every=125, clip_norm=1.0)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

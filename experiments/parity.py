@@ -6,10 +6,10 @@
 The task itself is in seqjax/tasks/regular.py.
 """
 
-from experiments import study
-from seqjax.tasks.regular import parity
+from seqjax.cli.task_experiment import TaskExperiment
+from seqjax.tasks import regular
 
-STUDY = study.Study(parity, batch_size=64, steps=10000, every=125)
+STUDY = TaskExperiment(regular.parity, batch_size=64, steps=10000, every=125)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

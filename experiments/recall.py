@@ -6,10 +6,10 @@
 The task itself is in seqjax/tasks/recall.py.
 """
 
-from experiments import study
-from seqjax.tasks.recall import recall
+from seqjax.cli.task_experiment import TaskExperiment
+from seqjax.tasks import recall
 
-STUDY = study.Study(recall, hidden=64, batch_size=64, steps=12_500)
+STUDY = TaskExperiment(recall.recall, hidden=64, batch_size=64, steps=12_500)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

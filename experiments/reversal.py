@@ -6,10 +6,10 @@
 The task itself is in seqjax/tasks/reorder.py.
 """
 
-from experiments import study
-from seqjax.tasks.reorder import reversal
+from seqjax.cli.task_experiment import TaskExperiment
+from seqjax.tasks import reorder
 
-STUDY = study.Study(reversal, hidden=64, batch_size=64)
+STUDY = TaskExperiment(reorder.reversal, hidden=64, batch_size=64)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

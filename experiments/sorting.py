@@ -6,10 +6,10 @@
 The task itself is in seqjax/tasks/reorder.py.
 """
 
-from experiments import study
-from seqjax.tasks.reorder import sorting
+from seqjax.cli.task_experiment import TaskExperiment
+from seqjax.tasks import reorder
 
-STUDY = study.Study(sorting, hidden=64, batch_size=64)
+STUDY = TaskExperiment(reorder.sorting, hidden=64, batch_size=64)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

@@ -18,16 +18,21 @@ import flax.linen as nn
 import numpy as np
 import optax
 
-from experiments import launch
-from experiments.launch import Choice, Command, Flag, Table, Whole
-from experiments.run_directory import default_workdir
-from seqjax import files, optim, report, training
-from seqjax.activations import RECURRENT_ACTIVATIONS
-from seqjax.task import Task
-from seqjax.tasks import td as task_td
-from seqjax.training import replicas as replica_groups
+from seqjax import files, training
+from seqjax.cli import command, default_workdir, flag_tables
+from seqjax.cli.command import Command
+from seqjax.cli.flag_tables import Flag, FlagTable
+from seqjax.cli.parsers import Choice, Whole
+from seqjax.nn import activations as nn_activations
+from seqjax.reporting import plots, statistics, text_tables
+from seqjax.reporting.text_tables import Layer
+from seqjax.runs import directory, result_files
+from seqjax.runs.directory import Workdir
+from seqjax.tasks import td
+from seqjax.training import optimizers, run_summary
+from seqjax.training import replicas as training_replicas
 from seqjax.training.seeds import RunResult
-from seqjax.training.summary import loss_summary, new_summary
+from seqjax.types import Task
 
 EPOCHS = {'one_to_one': 1000, 'many_to_one': 500, 'many_to_many': 1000}  # the notebook's
 NOTEBOOK = {'length': 5, 'hidden': 5, 'learning_rate': 1e-3, 'adam_epsilon': 1e-7}
@@ -35,14 +40,15 @@ REFERENCE = Path(__file__).parent / 'reference'
 STEPS = 'epochs'  # the flag that says how many training steps there are
 
 FLAGS = {
-    'setup': Flag(Choice(*task_td.SETUPS), 'how the sequence goes in and comes out'),
+    'setup': Flag(Choice(*td.SETUPS), 'how the sequence goes in and comes out'),
     'length': Flag(Whole(1), 'steps in the sequence i / length'),
     'hidden': Flag(Whole(1), 'units of the LSTM'),
     'epochs': Flag(Whole(1), "training steps; the notebook's by default: 1000, for many_to_one 500"),
     'recurrent_activation': Flag(
-        Choice(*RECURRENT_ACTIVATIONS), "of the gates: Keras 3's is sigmoid, the notebook's was keras2_hard_sigmoid"
+        Choice(*nn_activations.RECURRENT_ACTIVATIONS),
+        "of the gates: Keras 3's is sigmoid, the notebook's was keras2_hard_sigmoid",
     ),
-    **launch.SHARED,
+    **flag_tables.SHARED,
 }
 
 
@@ -55,7 +61,7 @@ class Result:
     targets: np.ndarray  # [length]
     summary: dict[str, Any]  # what summary.json holds
     figure: Any  # matplotlib's, or None
-    state: Any  # seqjax.task.TrainState after the last step; None where a finished run was read back
+    state: Any  # seqjax.types.TrainState after the last step; None where a finished run was read back
 
     def _repr_png_(self) -> bytes | None:
         """A notebook shows the picture."""
@@ -94,11 +100,11 @@ def run(
     Raises:
       UserError (a ValueError): an argument is refused, the folder holds another run, or the loss is not finite.
     """
-    settings = launch.check(FLAGS, locals(), launch.default_values(run))
+    settings = flag_tables.check(FLAGS, locals(), command.default_values(run))
     settings = complete(settings)
-    launch.check_seeds(settings['seed'], settings['replicas'])
-    launch.check_memory(*sizes(**settings))
-    with files.open_workdir(settings, 'td', steps=STEPS) as (folder, summary):
+    flag_tables.check_seeds(settings['seed'], settings['replicas'])
+    flag_tables.check_memory(*sizes(**settings))
+    with directory.open_workdir(settings, 'td', steps=STEPS) as (folder, summary):
         return _run(settings, folder, summary)
 
 
@@ -107,21 +113,21 @@ def complete(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, 'epochs': settings['epochs'] or EPOCHS[settings['setup']]}
 
 
-def _run(settings: dict[str, Any], folder: files.Workdir, summary: dict[str, Any] | None) -> Result:
+def _run(settings: dict[str, Any], folder: Workdir, summary: dict[str, Any] | None) -> Result:
     """Trains, or reads what a finished run left, and shows it."""
-    targets = task_td.sequence(settings['length'])
+    targets = td.sequence(settings['length'])
     print(f'{settings["setup"]}: echo {_words(targets)}\n')
     if summary is None:
-        with launch.matmul_precision(settings['matmul_precision']):
+        with flag_tables.matmul_precision(settings['matmul_precision']):
             summary, record = _train(settings, folder, targets)
         losses, state = record.losses, record.state
         predictions, conclusion = _flat(record.outputs, settings), _conclusion(summary, targets)
     else:
         print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
-        with files.reading(folder.file(files.SUMMARY)):
+        with files.reading(folder.file(directory.SUMMARY)):
             print(_table(summary))
             conclusion = _conclusion(summary, targets)
-        losses, state = files.read_losses(folder, settings['epochs'], settings['replicas']), None
+        losses, state = result_files.read_losses(folder, settings['epochs'], settings['replicas']), None
         predictions = _read_predictions(folder, summary)
     _show_predictions(targets, predictions)
     figure = _picture(settings, losses, predictions, targets, folder) if settings['picture'] else None
@@ -133,36 +139,36 @@ def _run(settings: dict[str, Any], folder: files.Workdir, summary: dict[str, Any
 
 def make_model(settings: dict[str, Any]) -> nn.Module:
     names = ('length', 'hidden', 'recurrent_activation')
-    return task_td.td_model(settings['setup'], **{name: settings[name] for name in names})
+    return td.td_model(settings['setup'], **{name: settings[name] for name in names})
 
 
 def make_task(settings: dict[str, Any]) -> Task:
-    return task_td.td(settings['setup'], length=settings['length'])
+    return td.td(settings['setup'], length=settings['length'])
 
 
 def make_optimiser(settings: dict[str, Any]) -> optax.GradientTransformation:
-    return optim.adam(settings['learning_rate'], settings['adam_epsilon'])
+    return optimizers.adam(settings['learning_rate'], settings['adam_epsilon'])
 
 
-def _train(settings: dict[str, Any], folder: files.Workdir, targets: np.ndarray) -> tuple[dict[str, Any], RunResult]:
+def _train(settings: dict[str, Any], folder: Workdir, targets: np.ndarray) -> tuple[dict[str, Any], RunResult]:
     """Trains, and leaves everything but the picture in the folder."""
     model, task = make_model(settings), make_task(settings)
     inputs = task.data.inputs
-    summary = new_summary('td', settings, report.model_layers(model, inputs))
+    summary = run_summary.new_summary('td', settings, text_tables.model_layers(model, inputs))
     print(_table(summary))
     folder.write_summary(summary)
     seed, count = settings['seed'], settings['replicas']
-    how = {'steps': settings['epochs'], 'chunk': settings['chunk'], 'workdir': folder, **launch.keeping(settings)}
+    how = {'steps': settings['epochs'], 'chunk': settings['chunk'], 'workdir': folder, **flag_tables.keeping(settings)}
     how |= {'replicas': count, 'max_width': max_width(**settings)}
     compiled = training.compile_run(model, task, make_optimiser(settings), inputs, **how)
     which = f', seed {seed}' if count is None else f' of seeds {seed} to {seed + count - 1}'
     print(f'{settings["epochs"]:,} epochs{which}, on {summary["device"]}')
     record = training.train_with_losses(compiled, inputs, np.arange(seed, seed + (count or 1)))
     if count is not None:
-        files.write_replicas(folder, loss=record.losses, predictions=_flat(record.outputs, settings))
+        result_files.write_replicas(folder, loss=record.losses, predictions=_flat(record.outputs, settings))
     print(record.timing() + '\n')
     seconds = None if record.resumed else record.seconds
-    summary |= {'finished': True, 'seconds': seconds, **loss_summary(record.losses)}
+    summary |= {'finished': True, 'seconds': seconds, **run_summary.loss_summary(record.losses)}
     summary |= _outcome(record.losses, _flat(record.outputs, settings), targets, settings)
     folder.write_summary(summary)
     return summary, record
@@ -199,7 +205,7 @@ def _outcome(
         'count': count,
         'exact': solved,
         'share': solved / count,
-        'interval': report.share_interval(solved, count),
+        'interval': statistics.share_interval(solved, count),
         'diverged': int((~np.isfinite(losses[:, -1])).sum()),
     }
     reference = read_reference(settings)
@@ -221,7 +227,7 @@ def read_reference(settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray] | 
 
 def within_band(epochs: np.ndarray, curve: np.ndarray, losses: np.ndarray) -> dict[str, int]:
     """At how many of `epochs` (counted from 1) the curve lies within the 95% band of losses [R, steps]."""
-    low, *_, high = report.loss_quantiles(losses[:, epochs - 1])
+    low, *_, high = statistics.loss_quantiles(losses[:, epochs - 1])
     return {'epochs': len(epochs), 'inside': int(((low <= curve) & (curve <= high)).sum())}
 
 
@@ -266,13 +272,13 @@ def _words(sequence: np.ndarray) -> str:
     """The first numbers of a sequence, with the decimals that they have, up to four: 0.0 0.25 0.5."""
     words = []
     for x in sequence[:SHOWN]:
-        short, long = report.tenths(x), f'{round(float(x), 4):g}'
+        short, long = text_tables.tenths(x), f'{round(float(x), 4):g}'
         words.append(short if float(short) == float(long) else long)
     return ' '.join(words) + (f' ... ({len(sequence):,} numbers)' if len(sequence) > SHOWN else '')
 
 
 def _table(summary: dict[str, Any]) -> str:
-    return report.format_table([report.Layer(**layer) for layer in summary['layers']]) + '\n'
+    return text_tables.format_table([Layer(**layer) for layer in summary['layers']]) + '\n'
 
 
 def _show_predictions(targets: np.ndarray, predictions: np.ndarray) -> None:
@@ -281,7 +287,7 @@ def _show_predictions(targets: np.ndarray, predictions: np.ndarray) -> None:
     print('target  prediction' + (' of the first seed  right in' if many else ''))
     for i, target in enumerate(targets[:SHOWN]):
         values = predictions[..., i]
-        line = f'{_words(targets[i : i + 1]):>6}  {report.tenths(values[0] if many else values):>10}'
+        line = f'{_words(targets[i : i + 1]):>6}  {text_tables.tenths(values[0] if many else values):>10}'
         if many:
             line += f'{exact(values[:, None], target[None]).mean():>27.1%}'
         print(line)
@@ -290,21 +296,21 @@ def _show_predictions(targets: np.ndarray, predictions: np.ndarray) -> None:
 
 
 def _picture(
-    settings: dict[str, Any], losses: np.ndarray, predictions: np.ndarray, targets: np.ndarray, folder: files.Workdir
+    settings: dict[str, Any], losses: np.ndarray, predictions: np.ndarray, targets: np.ndarray, folder: Workdir
 ) -> Any:
     """The loss curve, the notebook's over it, and the predictions; kept as curve.png."""
     try:
-        figure, (left, right) = report.new_figure(2, f'{settings["setup"]}: echo {_words(targets)}')
+        figure, (left, right) = plots.new_figure(2, f'{settings["setup"]}: echo {_words(targets)}')
     except ImportError:
-        print('\n' + report.NO_PICTURE)
+        print('\n' + plots.NO_PICTURE)
         return None
-    report.draw_loss(left, losses)
+    plots.draw_loss(left, losses)
     reference = read_reference(settings)
     if reference is not None:
-        left.plot(*reference, '.', color=report.ORANGE, markersize=3, label="the notebook's run")
+        left.plot(*reference, '.', color=plots.ORANGE, markersize=3, label="the notebook's run")
         left.legend(frameon=False, fontsize=9)
-    report.draw_predictions(right, targets, predictions)
-    files.write_picture(folder, figure)
+    plots.draw_predictions(right, targets, predictions)
+    result_files.write_picture(folder, figure)
     return figure
 
 
@@ -316,12 +322,12 @@ def _flat(outputs: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     return outputs.reshape((-1, settings['length']) if settings['replicas'] is not None else settings['length'])
 
 
-def _read_predictions(folder: files.Workdir, summary: dict[str, Any]) -> np.ndarray:
+def _read_predictions(folder: Workdir, summary: dict[str, Any]) -> np.ndarray:
     settings = summary['flags']
     if settings['replicas'] is None:
-        with files.reading(folder.file(files.SUMMARY)):
+        with files.reading(folder.file(directory.SUMMARY)):
             return np.array(summary['predictions'], np.float32).reshape(settings['length'])
-    return files.read_replicas(folder, 'predictions', (settings['replicas'], settings['length']))
+    return result_files.read_replicas(folder, 'predictions', (settings['replicas'], settings['length']))
 
 
 def _numbers(setup: str, length: int, hidden: int) -> int:
@@ -334,7 +340,7 @@ def _numbers(setup: str, length: int, hidden: int) -> int:
 
 def max_width(*, setup: str, length: int, hidden: int, **_: Any) -> int:
     """How many replicas lie side by side at most."""
-    return replica_groups.max_width(_numbers(setup, length, hidden))
+    return training_replicas.max_width(_numbers(setup, length, hidden))
 
 
 def sizes(
@@ -342,18 +348,20 @@ def sizes(
 ) -> tuple[int, dict[str, Any]]:
     """About how many float32 numbers a run holds at once, and the flags that decide it."""
     one = _numbers(setup, length, hidden)
-    side_by_side = 1 if replicas is None else replica_groups.group_width(replicas, replica_groups.max_width(one))
+    side_by_side = 1 if replicas is None else training_replicas.group_width(replicas, training_replicas.max_width(one))
     numbers = side_by_side * (one + 4 * min(chunk, epochs)) + (replicas or 1) * (3 * epochs + length)
     return numbers, {'length': length, 'hidden': hidden, 'epochs': epochs, 'replicas': replicas, 'chunk': chunk}
 
 
-DEFAULTS = launch.default_values(run)
+DEFAULTS = command.default_values(run)
 COMMAND = Command(
     'td',
     __doc__,
     run,
-    Table(FLAGS, DEFAULTS),
-    lambda values: default_workdir(values, DEFAULTS, 'td', values['setup'], named=['setup'], steps=STEPS),
+    FlagTable(FLAGS, DEFAULTS),
+    lambda values: default_workdir.default_workdir(
+        values, DEFAULTS, 'td', values['setup'], named=['setup'], steps=STEPS
+    ),
 )
 main = COMMAND.main
 

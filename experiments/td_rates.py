@@ -14,21 +14,25 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from experiments import launch, td
-from experiments.launch import Command, Flag, Many, Positive, Share, Table, Whole
-from experiments.run_directory import default_workdir
-from seqjax import files, optim, report, training
-from seqjax.progress import progress
-from seqjax.task import Task
-from seqjax.tasks import td as task_td
+from experiments import td
+from seqjax import training
+from seqjax.cli import command, default_workdir, flag_tables
+from seqjax.cli.command import Command
+from seqjax.cli.flag_tables import Flag, FlagTable
+from seqjax.cli.parsers import Many, Positive, Share, Whole
+from seqjax.reporting import plots, statistics, text_tables
+from seqjax.runs import append_log, directory, result_files
+from seqjax.runs.directory import Workdir
+from seqjax.tasks import td as tasks_td
+from seqjax.training import optimizers, progress, run_summary
 from seqjax.training.chunk_result import ChunkResult
 from seqjax.training.observers import Observer, ProgressBar
 from seqjax.training.session import TrainSession
-from seqjax.training.summary import new_summary
+from seqjax.types import Task
 
 SHARES, PICTURE = 'shares.csv', 'shares.png'
 EXACT = 'exact.csv'  # of each group of seeds, beside its checkpoints
-FILES = (files.SUMMARY, SHARES, PICTURE)
+FILES = (directory.SUMMARY, SHARES, PICTURE)
 
 FLAGS = {
     **{name: td.FLAGS[name] for name in ('setup', 'length', 'hidden', 'recurrent_activation', 'adam_epsilon', 'seed')},
@@ -37,8 +41,8 @@ FLAGS = {
     'every': Flag(Whole(1), 'epochs between two looks at the predictions; the last look is at a multiple of it'),
     'share': Flag(Share(), 'of seeds that must predict every target to one decimal: the low end of its 95% interval'),
     'replicas': Flag(Whole(1), 'seeds to choose on, and as many others to confirm on'),
-    **{name: launch.SHARED[name] for name in ('matmul_precision', 'workdir', 'overwrite', 'picture')},
-    **{name: launch.SHARED[name] for name in ('mesh', 'checkpoint_every', 'keep', 'best')},
+    **{name: flag_tables.SHARED[name] for name in ('matmul_precision', 'workdir', 'overwrite', 'picture')},
+    **{name: flag_tables.SHARED[name] for name in ('mesh', 'checkpoint_every', 'keep', 'best')},
 }
 
 
@@ -83,15 +87,15 @@ def run(
     Raises:
       UserError (a ValueError): an argument is refused, or the folder holds another study.
     """
-    settings = launch.check(FLAGS, locals(), launch.default_values(run))
-    launch.check_seeds(settings['seed'], settings['replicas'], sets=2)
+    settings = flag_tables.check(FLAGS, locals(), command.default_values(run))
+    flag_tables.check_seeds(settings['seed'], settings['replicas'], sets=2)
     numbers, sizes = td.sizes(**settings, chunk=settings['every'])
     points = len(settings['rates']) * (settings['epochs'] // settings['every'])
-    launch.check_memory(numbers + 60 * points, {**sizes, 'chunk': None, 'every': settings['every']})
-    launch.check_every(settings['every'], 'epochs', settings['epochs'])
-    with files.open_workdir(settings, 'td_rates', names=FILES, steps='epochs') as (folder, summary):
+    flag_tables.check_memory(numbers + 60 * points, {**sizes, 'chunk': None, 'every': settings['every']})
+    flag_tables.check_every(settings['every'], 'epochs', settings['epochs'])
+    with directory.open_workdir(settings, 'td_rates', names=FILES, steps='epochs') as (folder, summary):
         if summary is None:
-            with launch.matmul_precision(settings['matmul_precision']):
+            with flag_tables.matmul_precision(settings['matmul_precision']):
                 summary = _study(settings, folder)
         else:
             print(f'{folder.path} holds this study, finished: shown again (--overwrite does it anew)')
@@ -107,13 +111,13 @@ def run(
         return points
 
 
-def _study(settings: dict[str, Any], folder: files.Workdir) -> dict[str, Any]:
+def _study(settings: dict[str, Any], folder: Workdir) -> dict[str, Any]:
     """All curves, and the confirmation of the best point; left in the folder."""
     first, count = settings['seed'], settings['replicas']
     model, task = td.make_model(settings), td.make_task(settings)
-    study = Study(model, task, task_td.sequence(settings['length']), settings, folder)
-    layers = report.model_layers(model, task.data.inputs)
-    summary = new_summary('td_rates', settings, layers)
+    study = Study(model, task, tasks_td.sequence(settings['length']), settings, folder)
+    layers = text_tables.model_layers(model, task.data.inputs)
+    summary = run_summary.new_summary('td_rates', settings, layers)
     folder.write_summary(summary)
     points = []
     for rate in settings['rates']:
@@ -148,22 +152,22 @@ class Study(NamedTuple):
     task: Task
     targets: np.ndarray  # [length]
     settings: dict[str, Any]
-    folder: files.Workdir
+    folder: Workdir
 
     def curve(self, place: str, rate: float, seeds: np.ndarray, epochs: int) -> list[Point]:
         """Trains `seeds`, with checkpoints at `place`, and counts every few epochs those that are exact."""
         every, inputs = self.settings['every'], self.task.data.inputs
         how = {'steps': epochs, 'chunk': every, 'replicas': len(seeds), 'workdir': self.folder}
-        how |= launch.keeping(self.settings)
+        how |= flag_tables.keeping(self.settings)
         run = training.compile_run(
-            self.model, self.task, optim.adam(rate, self.settings['adam_epsilon']), inputs, **how
+            self.model, self.task, optimizers.adam(rate, self.settings['adam_epsilon']), inputs, **how
         )
         exact = ExactCounts(inputs, self.targets, epochs, every)
 
         def label(session: TrainSession) -> str:
             return f'{place}/{session.group}'
 
-        with progress(len(seeds) * epochs, 'seed-epoch') as bar:
+        with progress.progress(len(seeds) * epochs, 'seed-epoch') as bar:
             training.train_seeds(
                 run, seeds, [exact, ProgressBar(bar, exact, label)], place=lambda group: f'{place}/{group}'
             )
@@ -182,7 +186,7 @@ class ExactCounts(Observer):
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
         self.latest, self.count = 0, session.num_seeds
-        for epoch, n in files.whole_numbers(restored):
+        for epoch, n in append_log.whole_numbers(restored):
             self._add(epoch, n)
 
     def _add(self, epoch: int, n: int) -> None:
@@ -194,7 +198,7 @@ class ExactCounts(Observer):
             return b''
         outputs = np.asarray(session.run.programs.predict(chunk.state, self.inputs))[: self.count]
         self._add(chunk.end, td.exact(outputs.reshape(self.count, -1), self.targets).sum())
-        return files.format_whole_numbers([(chunk.end, self.latest)])
+        return append_log.format_whole_numbers([(chunk.end, self.latest)])
 
     def status(self) -> str:
         return f'{self.latest:,} of {self.count:,} exact'
@@ -205,12 +209,12 @@ def fewest(points: Sequence[Point], share: float) -> Point | None:
 
     Its whole 95% interval must: of many points that are looked at, the first to touch the share is often a lucky one.
     """
-    reached = [p for p in points if report.share_interval(p.exact, p.count)[0] >= share]
+    reached = [p for p in points if statistics.share_interval(p.exact, p.count)[0] >= share]
     return min(reached, key=lambda p: (p.epochs, -p.exact)) if reached else None
 
 
 def _in_words(point: Point) -> str:
-    low, high = report.share_interval(point.exact, point.count)
+    low, high = statistics.share_interval(point.exact, point.count)
     return (
         f'learning rate {point.learning_rate:g} makes {point.exact:,} of {point.count:,} seeds '
         f'({point.exact / point.count:.1%}; 95% interval {low:.1%} to {high:.1%}) exact in {point.epochs:,} epochs'
@@ -223,37 +227,39 @@ def _needs(rate: float, point: Point | None, settings: dict[str, Any]) -> str:
     return _in_words(point)
 
 
-def write_points(folder: files.Workdir, points: Sequence[Point]) -> None:
+def write_points(folder: Workdir, points: Sequence[Point]) -> None:
     """shares.csv: a row for every point."""
-    rows = ([*p, p.exact / p.count, *report.share_interval(p.exact, p.count)] for p in points)
-    files.write_table(folder, SHARES, [*Point._fields, 'share', 'low', 'high'], rows)
+    rows = ([*p, p.exact / p.count, *statistics.share_interval(p.exact, p.count)] for p in points)
+    result_files.write_table(folder, SHARES, [*Point._fields, 'share', 'low', 'high'], rows)
 
 
-def _picture(folder: files.Workdir, points: Sequence[Point], settings: dict[str, Any]) -> None:
+def _picture(folder: Workdir, points: Sequence[Point], settings: dict[str, Any]) -> None:
     """The share of seeds against the epochs, a curve for each learning rate."""
     title = f'{settings["setup"]}: share of {settings["replicas"]:,} seeds that predict every target to one decimal'
     try:
-        figure, (axis,) = report.new_figure(1, title, width=8)
+        figure, (axis,) = plots.new_figure(1, title, width=8)
     except ImportError:
-        print(report.NO_PICTURE)
+        print(plots.NO_PICTURE)
         return
     for i, rate in enumerate(settings['rates']):
         curve = [p for p in points if p.learning_rate == rate]
-        color = report.shade(i / max(len(settings['rates']) - 1, 1))
+        color = plots.shade(i / max(len(settings['rates']) - 1, 1))
         axis.plot([p.epochs for p in curve], [p.exact / p.count for p in curve], color=color, label=f'{rate:g}')
-    axis.axhline(settings['share'], color=report.GREY, lw=1, ls=':')
+    axis.axhline(settings['share'], color=plots.GREY, lw=1, ls=':')
     axis.set(xlabel='epochs', ylabel='share of seeds', xscale='log', ylim=(0, 1.02))
     axis.legend(title='learning rate', frameon=False, fontsize=9)
-    files.write_picture(folder, figure, PICTURE)
+    result_files.write_picture(folder, figure, PICTURE)
 
 
-DEFAULTS = launch.default_values(run)
+DEFAULTS = command.default_values(run)
 COMMAND = Command(
     'td_rates',
     __doc__,
     run,
-    Table(FLAGS, DEFAULTS),
-    lambda values: default_workdir(values, DEFAULTS, 'td_rates', values['setup'], named=['setup'], steps='epochs'),
+    FlagTable(FLAGS, DEFAULTS),
+    lambda values: default_workdir.default_workdir(
+        values, DEFAULTS, 'td_rates', values['setup'], named=['setup'], steps='epochs'
+    ),
 )
 main = COMMAND.main
 

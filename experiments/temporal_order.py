@@ -6,10 +6,10 @@
 The task itself is in seqjax/tasks/temporal_order.py.
 """
 
-from experiments import study
-from seqjax.tasks.temporal_order import temporal_order
+from seqjax.cli.task_experiment import TaskExperiment
+from seqjax.tasks import temporal_order
 
-STUDY = study.Study(temporal_order)
+STUDY = TaskExperiment(temporal_order.temporal_order)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

@@ -13,7 +13,7 @@ POSITIVE = 'positive'
 PATH = 'path'
 SPLITS = ('validation', 'test')
 ATTENTIONS = ('none', 'additive', 'dot', 'general')
-GATE_BIAS_NAMES = ('constant', 'chrono', 'uniform')  # see `seqjax.initializers.GATE_BIASES`
+GATE_BIAS_NAMES = ('constant', 'chrono', 'uniform')  # see `seqjax.nn.initializers.GATE_BIASES`
 SCHEDULES = ('constant', 'cosine')
 PRECISIONS = ('default', 'high', 'highest')
 
@@ -32,7 +32,7 @@ def _option(default: Any, help: str, bounds: Any = None, choices: tuple[str, ...
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The recurrent model of a run, see `seqjax.build.build_model`."""
+    """The recurrent model of a run, see `seqjax.nn.build.build_model`."""
 
     cell: str = _option('lstm', 'the recurrent cell')
     hidden: int = _option(32, 'units of a layer', (1, None))

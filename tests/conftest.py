@@ -13,8 +13,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from seqjax import optim, training
-from seqjax.tasks.td import td, td_model
+from seqjax import training
+from seqjax.tasks import td
+from seqjax.training import optimizers
 from tests.helpers import grids
 
 os.environ['KERAS_BACKEND'] = 'jax'  # read when Keras is imported, which only the fixture below does
@@ -112,7 +113,7 @@ def compiled_td():
 
     @functools.cache
     def compiled(setup, replicas=None):
-        model, task, tx = td_model(setup), td(setup), optim.adam(1e-3, 1e-7)
+        model, task, tx = td.td_model(setup), td.td(setup), optimizers.adam(1e-3, 1e-7)
         programs = training.compile_programs(model, task, tx, task.data.inputs, chunk=200, replicas=replicas)
         return model, task, tx, programs
 
@@ -123,5 +124,5 @@ def compiled_td():
 def in_tmp(tmp_path, monkeypatch):
     """An empty folder to be in; what is compiled there is not kept for other runs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('experiments.launch.keep_compiled', lambda _: None)
+    monkeypatch.setattr('seqjax.cli.compilation_cache.keep_compiled', lambda _: None)
     return tmp_path

@@ -18,12 +18,15 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import classify, digits, forecast, music, predict, study, text
-from seqjax import files, fit
-from seqjax.build import one_step
-from seqjax.files import UserError
-from seqjax.task import Best
-from seqjax.training.summary import new_summary
+from seqjax import files
+from seqjax.cli import classify, digits, forecast, music, predict, task_setup, text
+from seqjax.errors import UserError
+from seqjax.nn import build
+from seqjax.runs import directory
+from seqjax.runs.directory import Workdir
+from seqjax.training import fit_results, run_summary
+from seqjax.training.fit_results import Fit
+from seqjax.types import Best
 from tests.helpers import kinds
 from tests.helpers.oddities import ODD, odd, ordinary_user
 
@@ -60,16 +63,16 @@ def make(name, folder):
     write(folder / file)
     settings = kind.check({**SMALL, **flags, 'data': str(folder / file)})
     dataset = kind.dataset(settings)
-    model = study.make_model(dataset.spec, settings.model)
-    variables = [dict(model.init(jax.random.key(i), one_step(dataset.spec))) for i in range(2)]
+    model = task_setup.make_model(dataset.spec, settings.model)
+    variables = [dict(model.init(jax.random.key(i), build.one_step(dataset.spec))) for i in range(2)]
     params = jax.tree.map(lambda *x: np.stack(x), *[one['params'] for one in variables])
     best = Best(np.array([0.5, 0.25], np.float32), np.array([4, 4], np.int32), params, {})
-    found = fit.Fit(np.arange(2), ['loss'], np.zeros((2, 1, 1)), best)
-    workdir = files.Workdir(folder / 'run', kind.name)
+    found = Fit(np.arange(2), ['loss'], np.zeros((2, 1, 1)), best)
+    workdir = Workdir(folder / 'run', kind.name)
     workdir.path.mkdir()
-    fit.write_models(workdir, found)
-    ended = {'finished': True, 'result': {'chosen': 1}, 'models': files.sha256(workdir.file(fit.MODELS))}
-    workdir.write_summary(new_summary(kind.name, settings.flags, []) | {'recipe': dataset.recipe} | ended)
+    fit_results.write_models(workdir, found)
+    ended = {'finished': True, 'result': {'chosen': 1}, 'models': files.sha256(workdir.file(fit_results.MODELS))}
+    workdir.write_summary(run_summary.new_summary(kind.name, settings.flags, []) | {'recipe': dataset.recipe} | ended)
     return folder / file
 
 
@@ -143,7 +146,7 @@ def alter_bytes(draw, path):
 def alter(seed, run):
     """Alters a run; every other time so that its checksums are right again."""
     draw, forged = random.Random(seed), seed % 2 == 1
-    path, models = run / files.SUMMARY, run / fit.MODELS
+    path, models = run / directory.SUMMARY, run / fit_results.MODELS
     summary = json.loads(path.read_text())
     what = draw.choice(['summary', 'summary', 'arrays', 'bytes'])
     if what == 'summary':
@@ -156,8 +159,8 @@ def alter(seed, run):
         alter_bytes(draw, draw.choice([path, models]))
         return False
     if forged:
-        summary.pop(files.CHECKSUM, None)
-        summary[files.CHECKSUM] = files.checksum(summary)
+        summary.pop(directory.CHECKSUM, None)
+        summary[directory.CHECKSUM] = directory.checksum(summary)
     path.write_text(json.dumps(summary))
     return forged
 
@@ -219,10 +222,10 @@ def test_altered_files_are_refused_or_load_as_the_same_model(runs, tmp_path, nam
 
 def change(path, **changes):
     """Changes settings of a summary, with the right checksum."""
-    summary = json.loads((path / files.SUMMARY).read_text())
+    summary = json.loads((path / directory.SUMMARY).read_text())
     for place, values in changes.items():
         summary[place] = summary[place] | values if isinstance(values, dict) else values
-    files.Workdir(path).write_summary(summary)
+    Workdir(path).write_summary(summary)
 
 
 @pytest.mark.parametrize(
@@ -262,15 +265,15 @@ def test_what_is_invalid_is_named_although_the_checksum_is_right(runs, tmp_path,
 def test_a_file_that_claims_more_than_it_holds_is_refused_before_it_is_read(runs, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(runs('music')[1], run)
-    with np.load(run / fit.MODELS) as held:
+    with np.load(run / fit_results.MODELS) as held:
         arrays = dict(held)
     arrays.pop('value')
-    np.savez(run / fit.MODELS, **arrays)
+    np.savez(run / fit_results.MODELS, **arrays)
     content = io.BytesIO()
     np.lib.format.write_array_header_1_0(content, {'descr': '<f4', 'fortran_order': False, 'shape': (7 * 2**40,)})
-    with zipfile.ZipFile(run / fit.MODELS, 'a') as archive:
+    with zipfile.ZipFile(run / fit_results.MODELS, 'a') as archive:
         archive.writestr('value.npy', content.getvalue())
-    change(run, models=files.sha256(run / fit.MODELS))
+    change(run, models=files.sha256(run / fit_results.MODELS))
     with pytest.raises(UserError, match='models.npz.*value'):
         predict.load(str(run))
 
@@ -278,17 +281,17 @@ def test_a_file_that_claims_more_than_it_holds_is_refused_before_it_is_read(runs
 def test_a_run_of_before_the_checksums_is_read(runs, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(runs('classify')[1], run)
-    summary = json.loads((run / files.SUMMARY).read_text())
-    for name in ('models', files.CHECKSUM):
+    summary = json.loads((run / directory.SUMMARY).read_text())
+    for name in ('models', directory.CHECKSUM):
         del summary[name]
     for name in ('max_columns', 'max_bytes'):
         del summary['flags'][name]
     del summary['recipe']['declared']
-    (run / files.SUMMARY).write_text(json.dumps(summary))
+    (run / directory.SUMMARY).write_text(json.dumps(summary))
     kinds.same(predict.load(str(run)).best, predict.load(str(runs('classify')[1])).best)
 
 
-PLACES = ('.', files.SUMMARY, fit.MODELS)
+PLACES = ('.', directory.SUMMARY, fit_results.MODELS)
 
 
 @pytest.mark.parametrize('place', PLACES)

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from seqjax.files import UserError
-from seqjax.readers import archive
-from seqjax.readers.archive import UNKNOWN, read_series
-from seqjax.readers.bounds import Bounds
-from seqjax.readers.extra import locate
+from seqjax.datasets.readers import optional_packages, ts_format
+from seqjax.datasets.readers.bounds import Bounds
+from seqjax.errors import UserError
 
 HEAD = '@problemName x\n@timeStamps false\n@univariate false\n@dimensions 2\n@classLabel true left Right\n@data\n'
 GOOD = HEAD + '1.5,2,?:4,-5e1,nan:Right\n\n# a remark\n.25:8:left\n7,8:inf,9:?\n'
@@ -20,7 +18,7 @@ GOOD = HEAD + '1.5,2,?:4,-5e1,nan:Right\n\n# a remark\n.25:8:left\n7,8:inf,9:?\n
 def read(folder, text, encoding='utf-8'):
     file = folder / 'x.ts'
     file.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
-    return read_series(file)
+    return ts_format.read_series(file)
 
 
 def check_good(series):
@@ -28,7 +26,7 @@ def check_good(series):
     want = np.array([[1.5, 4], [2, -50], [nan, nan], [0.25, 8], [7, inf], [8, 9]], np.float32)
     np.testing.assert_array_equal(series.values, want)
     assert series.values.dtype == np.float32
-    assert series.lengths.tolist() == [3, 1, 2] and series.labels.tolist() == [1, 0, UNKNOWN]
+    assert series.lengths.tolist() == [3, 1, 2] and series.labels.tolist() == [1, 0, ts_format.UNKNOWN]
     assert series.classes == ('left', 'Right')
 
 
@@ -56,7 +54,9 @@ def test_what_changes_nothing(tmp_path, change):
 
 def test_a_file_without_classes_says_so(tmp_path):
     series = read(tmp_path, '@univariate true\n@classLabel false\n@data\n1,2\n3\n')
-    assert series.classes == () and series.labels.tolist() == [UNKNOWN] * 2 and series.lengths.tolist() == [2, 1]
+    assert (
+        series.classes == () and series.labels.tolist() == [ts_format.UNKNOWN] * 2 and series.lengths.tolist() == [2, 1]
+    )
 
 
 ROW = '1,2:3,4:left\n'
@@ -102,7 +102,7 @@ def test_faults_are_told_in_one_sentence(tmp_path, text, words):
 def test_a_file_that_is_not_there_or_a_folder(tmp_path):
     for path in (tmp_path, tmp_path / 'none.ts'):
         with pytest.raises(UserError, match=path.name):
-            read_series(path)
+            ts_format.read_series(path)
 
 
 @pytest.mark.parametrize('name', ['BasicMotions_TEST', 'PLAID_TRAIN', 'UnitTest_TRAIN'])
@@ -110,9 +110,9 @@ def test_sktime_reads_the_same(name):
     pytest.importorskip('sktime')
     from sktime.datasets import load_from_tsfile_to_dataframe
 
-    file = locate(f'sktime:datasets/data/{name.split("_")[0]}/{name}.ts')
+    file = optional_packages.locate(f'sktime:datasets/data/{name.split("_")[0]}/{name}.ts')
     frame, classes = load_from_tsfile_to_dataframe(str(file))
-    series = read_series(file)
+    series = ts_format.read_series(file)
     assert [series.classes[label].lower() for label in series.labels] == classes.tolist()
     assert series.lengths.tolist() == [len(x) for x in frame['dim_0']]
     for channel in range(frame.shape[1]):
@@ -126,7 +126,7 @@ def test_reading_takes_at_most_about_twice_the_size_of_the_file(tmp_path):
     file = tmp_path / 'x.ts'
     file.write_text(HEAD + rows)
     tracemalloc.start()
-    series = read_series(file)
+    series = ts_format.read_series(file)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(series.lengths) == 5000 and peak < 2.8 * file.stat().st_size
@@ -211,7 +211,7 @@ def test_what_is_written_is_read_back(folder, rows):
     ]
     series = read(folder, HEAD + '\n'.join(lines))
     np.testing.assert_array_equal(series.values, np.array([step for steps, _ in rows for step in steps], np.float32))
-    assert series.labels.tolist() == [{'left': 0, 'Right': 1, '?': UNKNOWN}[word] for _, word in rows]
+    assert series.labels.tolist() == [{'left': 0, 'Right': 1, '?': ts_format.UNKNOWN}[word] for _, word in rows]
 
 
 CLASSES = '@univariate true\n@classLabel true {}\n@data\n'
@@ -232,7 +232,7 @@ CLASSES = '@univariate true\n@classLabel true {}\n@data\n'
         ('"up hill" \'to go\' "b"', 'up_hill "up_hill" to_go "b"', ('up hill', 'to go', '"b"'), [0, 0, 1, 2]),
         ("'tis don't", "don't 'tis", ("'tis", "don't"), [1, 0]),
         ('? a', 'a ?', ('?', 'a'), [1, 0]),
-        ('a b', '? b', ('a', 'b'), [UNKNOWN, 1]),
+        ('a b', '? b', ('a', 'b'), [ts_format.UNKNOWN, 1]),
     ],
 )
 def test_names_of_classes_are_kept_apart(tmp_path, declared, words, classes, labels):
@@ -265,17 +265,17 @@ SMALL = Bounds(columns=5, bytes=4000)
 def test_what_is_too_large_is_refused_before_it_is_taken_apart(tmp_path, text, words):
     (tmp_path / 'x.ts').write_text(text)
     with pytest.raises(UserError, match=words):
-        read_series(tmp_path / 'x.ts', SMALL)
+        ts_format.read_series(tmp_path / 'x.ts', SMALL)
 
 
 def test_the_limits_can_be_lifted(tmp_path):
     (tmp_path / 'x.ts').write_text(HEAD.replace('@dimensions 2\n', '') + '1:' * 6 + 'left\n')
-    assert read_series(tmp_path / 'x.ts', SMALL._replace(columns=6)).values.shape == (1, 6)
+    assert ts_format.read_series(tmp_path / 'x.ts', SMALL._replace(columns=6)).values.shape == (1, 6)
 
 
 @pytest.mark.parametrize('end', ['', ',', 'x,', '?', ',,'])
 def test_a_long_line_is_read_piece_by_piece(tmp_path, monkeypatch, end):
-    monkeypatch.setattr(archive, 'PIECE', 16)
+    monkeypatch.setattr(ts_format, 'PIECE', 16)
     values = np.random.RandomState(0).normal(size=(2, 99)).astype(np.float32)
     one, two = (','.join(f'{x:.9g}' for x in channel) for channel in values)
     if end in ('', '?'):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.attention import AdditiveAttention, DotAttention, masked_softmax
+from seqjax.nn import attention
+from seqjax.nn.attention import AdditiveAttention, DotAttention
 from tests.helpers import reference
 
 B, S, K, Q, A = 3, 5, 4, 3, 6
@@ -120,7 +121,7 @@ def test_the_source_is_prepared_once(kind):
 def test_scores_of_any_size_and_precision():
     """Large ones overflow nowhere; in half precision weights are float32, and the context is as the keys."""
     scores = jnp.array([[1e30, 1e30, -1e30], [-1e30, -3e38, -1e30]])
-    reference.assert_close(masked_softmax(scores, None), [[0.5, 0.5, 0], [0.5, 0, 0.5]], 1e-6)
+    reference.assert_close(attention.masked_softmax(scores, None), [[0.5, 0.5, 0], [0.5, 0, 0.5]], 1e-6)
     attend, variables, query, keys = start('additive')
     half = AdditiveAttention(A, dtype=jnp.bfloat16)
     context, weights = half.apply(variables, query, keys.astype(jnp.bfloat16), MASK)

@@ -3,15 +3,8 @@
 import numpy as np
 import pytest
 
-from seqjax.baselines.forecasts import (
-    Autoregression,
-    autoregressive,
-    best_order,
-    carried,
-    fit,
-    most_orders,
-    seasonal,
-)
+from seqjax.datasets.baselines import forecast_baselines
+from seqjax.datasets.baselines.forecast_baselines import Autoregression
 
 
 @pytest.fixture
@@ -33,46 +26,56 @@ def test_sunspots_are_forecast_as_well_as_is_known():
     sunspots = pytest.importorskip('statsmodels.datasets', reason='has the sunspots').sunspots
     values = sunspots.load_pandas().data['SUNACTIVITY'].to_numpy()
     origins = np.arange(220, 308)
-    model = fit(values[:221], 9)
-    assert round(rmse(autoregressive(model, values, origins, 1)[:, 0], values[221:]), 2) == 17.44
-    assert round(rmse(seasonal(values, origins, 1)[:, 0], values[221:]), 2) == 30.44
-    assert best_order(values[:221], most_orders(221)) == 18  # by statsmodels' AIC, too
+    model = forecast_baselines.fit(values[:221], 9)
+    assert round(rmse(forecast_baselines.autoregressive(model, values, origins, 1)[:, 0], values[221:]), 2) == 17.44
+    assert round(rmse(forecast_baselines.seasonal(values, origins, 1)[:, 0], values[221:]), 2) == 30.44
+    assert (
+        forecast_baselines.best_order(values[:221], forecast_baselines.most_orders(221)) == 18
+    )  # by statsmodels' AIC, too
 
 
 @pytest.mark.parametrize('order', [1, 2, 7])
 def test_autoregression_is_that_of_statsmodels(series, order):
     autoreg = pytest.importorskip('statsmodels.tsa.ar_model', reason='is the reference').AutoReg
-    theirs, mine = autoreg(series, order).fit(), fit(series, order)
+    theirs, mine = autoreg(series, order).fit(), forecast_baselines.fit(series, order)
     np.testing.assert_allclose([mine.intercept, *mine.weights], theirs.params, rtol=1e-8)
-    np.testing.assert_allclose(autoregressive(mine, series, np.array([399]), 12)[0], theirs.forecast(12), rtol=1e-8)
+    np.testing.assert_allclose(
+        forecast_baselines.autoregressive(mine, series, np.array([399]), 12)[0], theirs.forecast(12), rtol=1e-8
+    )
 
 
 def test_the_order_is_that_of_statsmodels(series):
     select = pytest.importorskip('statsmodels.tsa.ar_model', reason='is the reference').ar_select_order
     for values in (series, np.cumsum(series - 50), series[:60]):
-        assert best_order(values, 12) == len(select(values, 12, ic='aic').ar_lags)
-    assert (most_orders(5), most_orders(100), most_orders(10**6)) == (1, 10, 24)
+        assert forecast_baselines.best_order(values, 12) == len(select(values, 12, ic='aic').ar_lags)
+    assert (
+        forecast_baselines.most_orders(5),
+        forecast_baselines.most_orders(100),
+        forecast_baselines.most_orders(10**6),
+    ) == (1, 10, 24)
 
 
 def test_a_long_series_is_fitted_block_by_block(series, monkeypatch):
-    whole, order = fit(series, 3), best_order(series, 9)
-    forecasts = autoregressive(whole, series, np.arange(5, 300), 4)
-    monkeypatch.setattr('seqjax.baselines.forecasts.BLOCK', 37)
-    parts = fit(series, 3)
+    whole, order = forecast_baselines.fit(series, 3), forecast_baselines.best_order(series, 9)
+    forecasts = forecast_baselines.autoregressive(whole, series, np.arange(5, 300), 4)
+    monkeypatch.setattr('seqjax.datasets.baselines.forecast_baselines.BLOCK', 37)
+    parts = forecast_baselines.fit(series, 3)
     np.testing.assert_allclose([parts.intercept, *parts.weights], [whole.intercept, *whole.weights], rtol=1e-9)
-    assert best_order(series, 9) == order
-    np.testing.assert_allclose(autoregressive(whole, series, np.arange(5, 300), 4), forecasts, rtol=1e-12)
+    assert forecast_baselines.best_order(series, 9) == order
+    np.testing.assert_allclose(
+        forecast_baselines.autoregressive(whole, series, np.arange(5, 300), 4), forecasts, rtol=1e-12
+    )
 
 
 def test_a_series_without_noise_has_a_solution():
     """A line and a wave leave nothing, and are told without error, though their lags depend on each other."""
     times = np.arange(60.0)
     for values in (3 * times - 5, np.sin(times * np.pi / 3), (-1.0) ** times):
-        model = fit(values, 4)
+        model = forecast_baselines.fit(values, 4)
         np.testing.assert_allclose(
-            autoregressive(model, values, np.array([30, 50]), 1)[:, 0], values[[31, 51]], atol=1e-8
+            forecast_baselines.autoregressive(model, values, np.array([30, 50]), 1)[:, 0], values[[31, 51]], atol=1e-8
         )
-        assert best_order(values, 5) <= 5
+        assert forecast_baselines.best_order(values, 5) <= 5
 
 
 def test_missing_values_are_left_out_of_a_fit_and_carried_on_in_a_forecast(series):
@@ -81,15 +84,15 @@ def test_missing_values_are_left_out_of_a_fit_and_carried_on_in_a_forecast(serie
     rows = [t for t in range(2, 400) if not np.isnan(holes[t - 2 : t + 1]).any()]
     design = np.array([[1, holes[t - 1], holes[t - 2]] for t in rows])
     expected = np.linalg.lstsq(design, holes[rows], rcond=None)[0]
-    model = fit(holes, 2)
+    model = forecast_baselines.fit(holes, 2)
     np.testing.assert_allclose([model.intercept, *model.weights], expected, rtol=1e-8)
-    told = autoregressive(model, holes, np.array([101]), 1)[0, 0]
+    told = forecast_baselines.autoregressive(model, holes, np.array([101]), 1)[0, 0]
     assert told == pytest.approx(model.intercept + model.weights.sum() * holes[99])
 
 
 def test_before_the_beginning_stands_the_mean_of_the_model():
     model = Autoregression(2.0, np.array([0.5, 0.25]))
-    told = autoregressive(model, np.array([np.nan, 3.0]), np.array([0, 1]), 2)
+    told = forecast_baselines.autoregressive(model, np.array([np.nan, 3.0]), np.array([0, 1]), 2)
     before, first = 2 / 0.25, 3.0  # the first value is missing: that which comes is the nearest known
     one = 2 + 0.5 * first + 0.25 * before
     np.testing.assert_allclose(told[0], [one, 2 + 0.5 * one + 0.25 * first])
@@ -100,7 +103,7 @@ def test_seasonal_forecasts_are_the_latest_known_value_of_the_phase():
     values = rng.normal(size=40)
     values[rng.random(40) < 0.3] = np.nan
     for season in (1, 3, 7):
-        found = seasonal(values, np.arange(40), 9, season)
+        found = forecast_baselines.seasonal(values, np.arange(40), 9, season)
         for origin in range(40):
             for step in range(1, 10):
                 places = [t for t in range(origin, -1, -1) if (origin + step - t) % season == 0]
@@ -110,10 +113,10 @@ def test_seasonal_forecasts_are_the_latest_known_value_of_the_phase():
 
 def test_values_are_carried_by_column():
     values = np.array([[np.nan, 1.0], [2.0, np.nan], [np.nan, np.nan], [5.0, 6.0]])
-    assert carried(values).tolist() == [[0, 1], [2, 1], [2, 1], [5, 6]]
-    assert carried(values, lag=2).tolist() == [[0, 1], [2, 0], [0, 1], [5, 6]]
+    assert forecast_baselines.carried(values).tolist() == [[0, 1], [2, 1], [2, 1], [5, 6]]
+    assert forecast_baselines.carried(values, lag=2).tolist() == [[0, 1], [2, 0], [0, 1], [5, 6]]
 
 
 def test_too_few_values_are_refused():
     with pytest.raises(ValueError, match='order=3'):
-        fit(np.arange(7.0), 3)
+        forecast_baselines.fit(np.arange(7.0), 3)

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from seqjax.baselines import ngrams
+from seqjax.datasets.baselines import ngrams
 
 
 def text(seed, size, count=300):

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqjax.baselines.notes import marginal, markov
-from seqjax.readers.rolls import read_rolls
+from seqjax.datasets.baselines import note_baselines
+from seqjax.datasets.readers import piano_rolls
 
 SHARED = Path(__file__).parent.parent.parent / 'shared' / 'data'
 
@@ -36,7 +36,7 @@ def told(train, pieces, after):
     return totals
 
 
-@pytest.mark.parametrize(('forecast', 'after'), [(marginal, False), (markov, True)])
+@pytest.mark.parametrize(('forecast', 'after'), [(note_baselines.marginal, False), (note_baselines.markov, True)])
 def test_they_are_what_counting_by_hand_gives(forecast, after):
     train, pieces = rolls(0, (2, 9, 5)), rolls(1, (4, 2, 7))
     found = forecast(train, pieces)
@@ -44,14 +44,14 @@ def test_they_are_what_counting_by_hand_gives(forecast, after):
     assert found.counts.tolist() == [3, 1, 6]
 
 
-@pytest.mark.parametrize('forecast', [marginal, markov])
+@pytest.mark.parametrize('forecast', [note_baselines.marginal, note_baselines.markov])
 def test_nothing_is_impossible(forecast):
     silent, loud = np.zeros((4, 3), np.uint8), np.ones((4, 3), np.uint8)
     assert np.isfinite(forecast([silent], [loud]).totals).all()
     assert np.isfinite(forecast([loud], [silent]).totals).all()
 
 
-@pytest.mark.parametrize('forecast', [marginal, markov])
+@pytest.mark.parametrize('forecast', [note_baselines.marginal, note_baselines.markov])
 def test_many_frames_do_not_overflow_what_counts_them(forecast):
     """Pieces are bytes, and there are more frames than a byte counts."""
     held = np.ones((5_000, 1), np.uint8)
@@ -60,17 +60,17 @@ def test_many_frames_do_not_overflow_what_counts_them(forecast):
 
 def test_a_chain_knows_what_lasts():
     changes = np.repeat(rolls(2, (50,))[0], 4, axis=0)
-    by_itself, chained = (f([changes], [changes]).totals[0] for f in (marginal, markov))
+    by_itself, chained = (f([changes], [changes]).totals[0] for f in (note_baselines.marginal, note_baselines.markov))
     assert chained < 0.8 * by_itself
 
 
 @pytest.mark.parametrize(
     ('name', 'forecast', 'value'),
     [
-        ('JSB_Chorales', marginal, 11.09),
-        ('JSB_Chorales', markov, 10.49),
-        ('Nottingham', marginal, 10.26),
-        ('Nottingham', markov, 5.15),
+        ('JSB_Chorales', note_baselines.marginal, 11.09),
+        ('JSB_Chorales', note_baselines.markov, 10.49),
+        ('Nottingham', note_baselines.marginal, 10.26),
+        ('Nottingham', note_baselines.markov, 5.15),
     ],
 )
 def test_their_scores_of_published_files(name, forecast, value):
@@ -78,6 +78,6 @@ def test_their_scores_of_published_files(name, forecast, value):
     if not path.exists():
         pytest.skip(f'{path} is not here')
     pytest.importorskip('scipy.io', reason='.mat files need SciPy')
-    parts = read_rolls(str(path))
+    parts = piano_rolls.read_rolls(str(path))
     found = forecast(parts['train'], parts['test'])
     assert round(found.totals.sum() / found.counts.sum(), 2) == value

@@ -6,26 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import bench
-from experiments.peers import cases, client, scores, table, worker
-from experiments.peers.cases import FORWARD, ROWS, STREAMING, TRAINING, Case
-from experiments.peers.flaxes import Flax
-from experiments.peers.kerases import Keras
-from experiments.peers.ours import Ours
-from experiments.peers.scores import (
-    COMPILING,
-    FLAX,
-    KERAS,
-    OURS,
-    PLAIN,
-    REPLICAS,
-    TORCH,
-    Timing,
-    Timings,
-)
-from experiments.peers.torches import Torch
-from seqjax import gru_ops, lstm_ops
-from seqjax.files import UserError
+from benchmarks import bench
+from benchmarks.peers import cases, client, scores, table, worker
+from benchmarks.peers.cases import Case
+from benchmarks.peers.client import Client
+from benchmarks.peers.flaxes import Flax
+from benchmarks.peers.kerases import Keras
+from benchmarks.peers.ours import Ours
+from benchmarks.peers.scores import Timing, Timings
+from benchmarks.peers.torches import Torch
+from seqjax.errors import UserError
+from seqjax.ops import gru, lstm
 
 SMALL = Case(3, 4, 2, 5)
 
@@ -33,31 +24,31 @@ SMALL = Case(3, 4, 2, 5)
 # --- the work --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[FLAX, KERAS, TORCH])
+@pytest.fixture(params=[scores.FLAX, scores.KERAS, scores.TORCH])
 def peer(request):
-    if request.param == TORCH:
+    if request.param == scores.TORCH:
         pytest.importorskip('torch', reason='PyTorch is measured where it is installed')
         return Torch()
-    if request.param == KERAS:
+    if request.param == scores.KERAS:
         request.getfixturevalue('keras')
         return Keras()
     return Flax()
 
 
-@pytest.mark.parametrize('what', [FORWARD, TRAINING, STREAMING])
+@pytest.mark.parametrize('what', [cases.FORWARD, cases.TRAINING, cases.STREAMING])
 def test_a_peer_does_our_work(what, peer):
     """From the same weights: outputs of all steps; loss and gradients of all weights; the second step of a stream."""
-    sizes = SMALL._replace(steps=1) if what == STREAMING else SMALL
+    sizes = SMALL._replace(steps=1) if what == cases.STREAMING else SMALL
     with jax.numpy_rank_promotion('allow'):
         ours, theirs = (getattr(one, what)(*sizes) for one in (Ours(), peer))
         ours.call(), theirs.call()
         found = [{name: np.asarray(x) for name, x in work.results().items()} for work in (ours, theirs)]
     assert found[0].keys() == found[1].keys()
-    assert len(found[0]) == (4 if what == TRAINING else 1)
+    assert len(found[0]) == (4 if what == cases.TRAINING else 1)
     for name, x in found[0].items():
         assert x.shape == found[1][name].shape
         np.testing.assert_allclose(x, found[1][name], rtol=1e-4, atol=1e-5, err_msg=name)
-        assert what == TRAINING or x.std() > 0.01
+        assert what == cases.TRAINING or x.std() > 0.01
 
 
 def test_other_work_is_refused():
@@ -101,14 +92,14 @@ def test_random_rows_are_within_their_ranges_and_limits():
     rows = cases.draw(np.random.default_rng(7), 200, cases.FLOPS)
     for values, (low, high) in zip(np.array(rows).T, cases.RANGES, strict=True):
         assert low <= values.min() < 3 * low and high / 3 < values.max() <= high
-    assert all(row.flops(TRAINING) <= cases.FLOPS and row.flax_bytes() <= cases.BYTES for row in rows)
+    assert all(row.flops(cases.TRAINING) <= cases.FLOPS and row.flax_bytes() <= cases.BYTES for row in rows)
     assert rows == cases.draw(np.random.default_rng(7), 200, cases.FLOPS)
     assert rows != cases.draw(np.random.default_rng(8), 200, cases.FLOPS)
 
 
 def test_flops_are_those_of_the_matrix_products():
-    assert Case(2, 3, 5, 7).flops(FORWARD) == 2 * 2 * 3 * (5 + 7) * 28
-    assert Case(2, 3, 5, 7).flops(TRAINING) == 3 * Case(2, 3, 5, 7).flops(FORWARD)
+    assert Case(2, 3, 5, 7).flops(cases.FORWARD) == 2 * 2 * 3 * (5 + 7) * 28
+    assert Case(2, 3, 5, 7).flops(cases.TRAINING) == 3 * Case(2, 3, 5, 7).flops(cases.FORWARD)
 
 
 # --- the processes ---------------------------------------------------------------------------------
@@ -123,7 +114,7 @@ def test_a_visit_has_as_many_calls_as_its_time_and_at_least_one(monkeypatch):
 
 def test_a_worker_that_fails_is_told_with_its_last_words():
     told = """the process of flax ended with 1 and said "KeyError: 'nothing'"; leave it out with --peers"""
-    with client.Client(FLAX, {}) as one, pytest.raises(UserError, match=told):
+    with Client(scores.FLAX, {}) as one, pytest.raises(UserError, match=told):
         one.ask('measure', name='nothing', seconds=0, threads=None)
 
 
@@ -138,10 +129,10 @@ def test_a_process_to_be_measured_is_told_nothing_of_ours(monkeypatch):
 
 # --- the verdicts ----------------------------------------------------------------------------------
 
-ROW = str(ROWS[0])
+ROW = str(cases.ROWS[0])
 
 
-def timed(seconds, row=ROW, what=TRAINING):
+def timed(seconds, row=ROW, what=cases.TRAINING):
     """peer -> seconds of each round; as Timings."""
     return [
         Timing(row, what, peer, '', i + 1, x) for peer, all_rounds in seconds.items() for i, x in enumerate(all_rounds)
@@ -150,18 +141,18 @@ def timed(seconds, row=ROW, what=TRAINING):
 
 def test_a_ratio_is_of_the_same_round_and_the_pilot_is_left_out():
     """A machine that slows down for a round slows both: the ratio stays."""
-    times = Timings(timed({OURS: [1, 10, 1], TORCH: [2, 20, 2]}))
-    times.all.insert(0, Timing(ROW, TRAINING, TORCH, 'slow', 0, 99.0))
-    assert times.ratio(ROW, TRAINING, TORCH) == (0.5, 0.5, 0.5)
-    assert times.ratio(ROW, TRAINING, KERAS) is None
-    assert times.setting(ROW, TRAINING, TORCH) == ''
+    times = Timings(timed({scores.OURS: [1, 10, 1], scores.TORCH: [2, 20, 2]}))
+    times.all.insert(0, Timing(ROW, cases.TRAINING, scores.TORCH, 'slow', 0, 99.0))
+    assert times.ratio(ROW, cases.TRAINING, scores.TORCH) == (0.5, 0.5, 0.5)
+    assert times.ratio(ROW, cases.TRAINING, scores.KERAS) is None
+    assert times.setting(ROW, cases.TRAINING, scores.TORCH) == ''
 
 
 @pytest.mark.parametrize(
     ('ours', 'holds'), [([1.1, 1.2, 1.2, 1.3, 1.4], False), ([0.8, 0.9, 1.1, 1.2, 1.3], True), ([0.5] * 5, True)]
 )
 def test_slower_is_where_three_quarters_of_the_rounds_are(ours, holds):
-    gate = scores.not_slower(Timings(timed({OURS: ours, TORCH: [1] * 5})))
+    gate = scores.not_slower(Timings(timed({scores.OURS: ours, scores.TORCH: [1] * 5})))
     assert gate.holds is holds and len(gate.failing) == (not holds)
     assert str(gate).startswith('holds: ' if holds else 'FAILS: ')
     assert holds or gate.failing == (f'{ROW} training 1.20 (1.20 to 1.30)',)
@@ -169,38 +160,48 @@ def test_slower_is_where_three_quarters_of_the_rounds_are(ours, holds):
 
 def test_one_disturbed_round_hides_nothing():
     """Neither one of theirs, which would excuse us, nor one of ours."""
-    assert not scores.not_slower(Timings(timed({OURS: [1.2] * 5, TORCH: [1, 1, 88, 1, 1]}))).holds
-    assert scores.not_slower(Timings(timed({OURS: [0.8, 88, 0.8, 0.8, 0.8], TORCH: [1] * 5}))).holds
+    assert not scores.not_slower(Timings(timed({scores.OURS: [1.2] * 5, scores.TORCH: [1, 1, 88, 1, 1]}))).holds
+    assert scores.not_slower(Timings(timed({scores.OURS: [0.8, 88, 0.8, 0.8, 0.8], scores.TORCH: [1] * 5}))).holds
 
 
 def test_without_peers_nothing_is_judged():
-    times = Timings(timed({OURS: [1, 1, 1]}))
-    assert [gate.holds for gate in scores.gates(times, {(ROW, OURS): 1})] == [None] * 4
+    times = Timings(timed({scores.OURS: [1, 1, 1]}))
+    assert [gate.holds for gate in scores.gates(times, {(ROW, scores.OURS): 1})] == [None] * 4
     assert [gate.holds for gate in scores.gates(times, {})] == [None] * 4
 
 
 @pytest.mark.parametrize(('shares', 'holds'), [([0.6, 0.6, 2.0], True), ([0.6, 0.7, 0.7], False)])
 def test_the_median_row_is_held_against_flax(shares, holds):
-    times = [timed({OURS: [share], FLAX: [1]}, row) for share, row in zip(shares, map(str, ROWS), strict=False)]
+    times = [
+        timed({scores.OURS: [share], scores.FLAX: [1]}, row)
+        for share, row in zip(shares, map(str, cases.ROWS), strict=False)
+    ]
     gate = scores.faster_than_flax(Timings(sum(times, [])))
     assert gate.holds is holds and len(gate.failing) == (0 if holds else 2)
 
 
 def test_a_fast_forward_pass_hides_no_slow_training_step():
-    times = timed({OURS: [0.1], FLAX: [1]}, what=FORWARD) + timed({OURS: [0.9], FLAX: [1]})
+    times = timed({scores.OURS: [0.1], scores.FLAX: [1]}, what=cases.FORWARD) + timed(
+        {scores.OURS: [0.9], scores.FLAX: [1]}
+    )
     gate = scores.faster_than_flax(Timings(times))
     assert gate.holds is False and gate.failing == (f'{ROW} training 0.90',)
 
 
 def test_memory_is_held_against_flax_in_every_row():
-    memory = {('1x1x1x1', OURS): 10, ('1x1x1x1', FLAX): 10, ('2x2x2x2', OURS): 2_000_000, ('2x2x2x2', FLAX): 1_000_000}
+    memory = {
+        ('1x1x1x1', scores.OURS): 10,
+        ('1x1x1x1', scores.FLAX): 10,
+        ('2x2x2x2', scores.OURS): 2_000_000,
+        ('2x2x2x2', scores.FLAX): 1_000_000,
+    }
     assert scores.less_memory(memory).failing == ('2x2x2x2 2 MB for 1',)
     assert scores.less_memory({key: 10 for key in memory}).holds is True
 
 
 def growth(power, what, row, constant=0.0):
     sizes = [2**n for n in range(4, 15)]
-    return [timed({OURS: [constant + 1e-6 * size**power]}, row.format(size), what)[0] for size in sizes]
+    return [timed({scores.OURS: [constant + 1e-6 * size**power]}, row.format(size), what)[0] for size in sizes]
 
 
 @pytest.mark.parametrize(('power', 'holds'), [(0.9, False), (1.0, True), (1.1, False)])
@@ -227,17 +228,17 @@ def test_exponents_of_known_powers():
 
 
 def test_the_tables_say_what_was_measured_and_where_we_lose():
-    rate = Case(*cases.sizes(ROW)).flops(TRAINING) / 0.5  # the products of the row take half a second
+    rate = Case(*cases.sizes(ROW)).flops(cases.TRAINING) / 0.5  # the products of the row take half a second
     times = Timings(
         [
-            Timing('1000', scores.PRODUCT, OURS, '', 1, 2e9 / rate),
-            *timed({OURS: [1, 1, 1], TORCH: [0.5, 0.5, 0.8], FLAX: [4, 4, 4]}),
-            *timed({OURS: [0.1], FLAX: [0.2]}, '1000x20', REPLICAS),
-            *timed({PLAIN: [2, 2], 'rows': [1, 1]}, 'gru 3x4x2x5', 'training by a backend'),
+            Timing('1000', scores.PRODUCT, scores.OURS, '', 1, 2e9 / rate),
+            *timed({scores.OURS: [1, 1, 1], scores.TORCH: [0.5, 0.5, 0.8], scores.FLAX: [4, 4, 4]}),
+            *timed({scores.OURS: [0.1], scores.FLAX: [0.2]}, '1000x20', scores.REPLICAS),
+            *timed({scores.PLAIN: [2, 2], 'rows': [1, 1]}, 'gru 3x4x2x5', 'training by a backend'),
             *growth(1.0, 'growth over T', '4x{}x8x64'),
         ]
     )
-    memory = {(ROW, OURS): 1_000_000, (ROW, FLAX): 2_500_000}
+    memory = {(ROW, scores.OURS): 1_000_000, (ROW, scores.FLAX): 2_500_000}
     text = table.markdown(times, memory, 'A machine.', 'Seed 5.')
     lines = text.splitlines()
     assert lines[0] == 'A machine. Seed 5.'
@@ -256,7 +257,7 @@ def test_the_tables_say_what_was_measured_and_where_we_lose():
 
 def test_a_small_run_from_end_to_end(tmp_path, capsys):
     """One row beside Flax: its files, its table, and the same folder shown again."""
-    how = {'quick': True, 'rows': ['2x3x1x4'], 'peers': [FLAX], 'parts': ['rows'], 'rounds': 2, 'seed': 3}
+    how = {'quick': True, 'rows': ['2x3x1x4'], 'peers': [scores.FLAX], 'parts': ['rows'], 'rounds': 2, 'seed': 3}
     gates = bench.run(workdir=str(tmp_path / 'w'), **how)
     said = capsys.readouterr().out
     assert [gate.holds for gate in gates][::3] == [None, None] and gates[1].holds is not None
@@ -264,7 +265,12 @@ def test_a_small_run_from_end_to_end(tmp_path, capsys):
     with (tmp_path / 'w' / bench.TIMINGS).open(newline='') as lines:
         rows = list(csv.DictReader(lines))
     counts = {(row['row'], row['what'], row['peer'], row['round']) for row in rows if row['what'] != scores.PRODUCT}
-    assert counts == {('2x3x1x4', what, peer, n) for what in (FORWARD, TRAINING) for peer in (OURS, FLAX) for n in '12'}
+    assert counts == {
+        ('2x3x1x4', what, peer, n)
+        for what in (cases.FORWARD, cases.TRAINING)
+        for peer in (scores.OURS, scores.FLAX)
+        for n in '12'
+    }
     assert all(float(row['seconds']) > 0 for row in rows)
     text = (tmp_path / 'w' / bench.TEXT).read_text(encoding='utf-8')
     assert text in said and '--seed=3' in said
@@ -275,20 +281,20 @@ def test_a_small_run_from_end_to_end(tmp_path, capsys):
 @pytest.mark.slow
 def test_backends_are_measured_beside_the_plain_one_and_all_of_a_cpu_are(monkeypatch, tmp_path):
     of_lstm = {name for cell, name, _ in bench.CHOSEN if cell == 'lstm'}
-    assert of_lstm | {'plain', 'ahead'} == set(lstm_ops.BACKENDS)  # which is for GPUs
+    assert of_lstm | {'plain', 'ahead'} == set(lstm.BACKENDS)  # which is for GPUs
     for cell, name, case in bench.CHOSEN:
-        ops = {'lstm': lstm_ops, 'gru': gru_ops}[cell]
+        ops = {'lstm': lstm, 'gru': gru}[cell]
         assert ops.choose(case.steps, case.batch, case.units) == name
     small = [('gru', 'rows', SMALL), ('lstm', 'small', SMALL)]
     monkeypatch.setattr(bench, 'QUICK', bench.QUICK._replace(backends=small))
-    bench.run(quick=True, parts=['backends'], peers=[FLAX], workdir=str(tmp_path / 'w'), picture=False)
+    bench.run(quick=True, parts=['backends'], peers=[scores.FLAX], workdir=str(tmp_path / 'w'), picture=False)
     text = (tmp_path / 'w' / bench.TEXT).read_text(encoding='utf-8')
     assert f'| gru | {SMALL} | forward | rows |' in text and f'| lstm | {SMALL} | training | small |' in text
 
 
 def test_a_library_that_is_missing_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(bench.importlib.util, 'find_spec', lambda name: None if name == TORCH else name)
-    assert bench.present([TORCH, FLAX]) == [FLAX]
+    monkeypatch.setattr(bench.importlib.util, 'find_spec', lambda name: None if name == scores.TORCH else name)
+    assert bench.present([scores.TORCH, scores.FLAX]) == [scores.FLAX]
     assert 'PyTorch' in capsys.readouterr().err
 
 
@@ -305,5 +311,5 @@ def test_both_versions_have_all_parts():
         for what, curve in extent.growth.items():
             sizes = np.array([size[scores.GROWTH[what]] for size in curve], float)
             assert len(scores.upper(sizes, sizes)[0]) >= 2 and (np.diff(sizes) > 0).all(), what
-    assert bench.FULL.growth['growth over T'][-1].steps == bench.FULL.growth[COMPILING][-1].steps == 16_384
-    assert [row._replace(steps=1) for row in bench.QUICK.rows] == [row._replace(steps=1) for row in ROWS]
+    assert bench.FULL.growth['growth over T'][-1].steps == bench.FULL.growth[scores.COMPILING][-1].steps == 16_384
+    assert [row._replace(steps=1) for row in bench.QUICK.rows] == [row._replace(steps=1) for row in cases.ROWS]

@@ -4,10 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from seqjax import report
-from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
-from seqjax.layers import RNN
-from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
+from seqjax.nn import rnn
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.linear_cells import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.cells.simple_cell import SimpleRNNCell
+from seqjax.reporting import text_tables
 
 
 @pytest.mark.parametrize('sizes', [{'F': 3, 'H': 5, 'P': 2}, {'F': 1, 'H': 4, 'P': 4}])
@@ -35,6 +37,6 @@ def test_a_cell_has_so_many_parameters(cell, options, count, parallel, sizes):
     """For F features, H hidden units and a projection to P; all steps at once where the cell is affine."""
     options = {name: sizes['P'] if value == 'P' else value for name, value in options.items()}
     cell = cell(sizes['H'], **options)
-    params = RNN(cell).init(jax.random.key(0), np.zeros((1, 2, sizes['F']), np.float32))
-    assert report.count_params(params) == count(**sizes)
+    params = rnn.RNN(cell).init(jax.random.key(0), np.zeros((1, 2, sizes['F']), np.float32))
+    assert text_tables.count_params(params) == count(**sizes)
     assert hasattr(cell, 'affine') == parallel

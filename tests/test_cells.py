@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.activations import RECURRENT_ACTIVATIONS, keras2_hard_sigmoid
-from seqjax.cells import LSTMCarry, LSTMCell
-from seqjax.initializers import ConstantGate, orthogonal_init
-from seqjax.layers import RNN
+from seqjax.nn import activations, initializers, rnn
+from seqjax.nn.cells.lstm_cell import LSTMCarry, LSTMCell
+from seqjax.nn.initializers import ConstantGate
 from tests.helpers import reference
 
 B, T, F, H = 3, 6, 2, 5
@@ -35,7 +34,7 @@ def t1(forget_bias=0, dtype=jnp.float32):
     """One unit, one feature, all weights 0.5: the layer and its variables."""
     bias = ConstantGate()(jax.random.key(0), (4,), dtype) if forget_bias else jnp.zeros(4, dtype)
     half = jnp.full((1, 4), 0.5, dtype)
-    return RNN(LSTMCell(1, param_dtype=dtype)), variables(half, half, bias)
+    return rnn.RNN(LSTMCell(1, param_dtype=dtype)), variables(half, half, bias)
 
 
 # --- the reference itself --------------------------------------------------------------------------
@@ -75,8 +74,8 @@ def compare_lstm(activation, unroll, dtype, rtol, default_carry):
         args[1:3] = np.zeros((2, B, H))
     want_outputs, want_carry, tape = reference.lstm(*args, activation)
     want_grads = reference.lstm_backward(tape, *cotangents)
-    cell = LSTMCell(H, recurrent_activation=RECURRENT_ACTIVATIONS[activation], param_dtype=dtype)
-    layer = RNN(cell, unroll=unroll)
+    cell = LSTMCell(H, recurrent_activation=activations.RECURRENT_ACTIVATIONS[activation], param_dtype=dtype)
+    layer = rnn.RNN(cell, unroll=unroll)
 
     def run(args):
         carry = None if default_carry else LSTMCarry(args['c'], args['h'])
@@ -106,7 +105,7 @@ def test_lstm_and_all_gradients_equal_the_reference_in_float32(activation, unrol
     compare_lstm(activation, unroll, np.dtype('float32'), 1e-5, default_carry=False)
 
 
-@pytest.mark.parametrize('activation', RECURRENT_ACTIVATIONS)
+@pytest.mark.parametrize('activation', activations.RECURRENT_ACTIVATIONS)
 def test_lstm_and_all_gradients_equal_the_reference_in_float64(activation, x64):
     """Relative 1e-10: what is left of the difference in float32 is rounding."""
     compare_lstm(activation, 1, np.dtype('float64'), 1e-10, default_carry=False)
@@ -149,7 +148,7 @@ def test_S04_a_sequence_in_two_halves_with_the_carry_is_the_sequence():
 def test_S04_holds_for_batches_and_any_cut():
     """Random weights, inputs and first carry; the outputs and the last carry are those of the whole."""
     (inputs, c, h, *weights), _ = jax.tree.map(np.float32, draw())
-    layer = RNN(LSTMCell(H))
+    layer = rnn.RNN(LSTMCell(H))
 
     @jax.jit
     def run(x, carry):
@@ -193,8 +192,8 @@ def test_S08_the_carry_is_c_then_h():
 def test_keras2_hard_sigmoid_is_not_hard_sigmoid():
     """clip(0.2 x + 0.5, 0, 1): 0.7 at 1 where Keras 3's is 2/3, and saturated from 2.5, not from 3."""
     x = jnp.array([-2.6, -2.4, 1.0, 2.4, 2.6])
-    np.testing.assert_allclose(keras2_hard_sigmoid(x), [0, 0.02, 0.7, 0.98, 1], atol=1e-6)
-    np.testing.assert_allclose(RECURRENT_ACTIVATIONS['hard_sigmoid'](x), (x + 3) / 6, atol=1e-6)
+    np.testing.assert_allclose(activations.keras2_hard_sigmoid(x), [0, 0.02, 0.7, 0.98, 1], atol=1e-6)
+    np.testing.assert_allclose(activations.RECURRENT_ACTIVATIONS['hard_sigmoid'](x), (x + 3) / 6, atol=1e-6)
 
 
 # --- the same as Keras's ---------------------------------------------------------------------------
@@ -204,7 +203,7 @@ def test_keras2_hard_sigmoid_is_not_hard_sigmoid():
 def test_lstm_and_its_gradients_equal_keras(keras, activation):
     """With the very same arrays as weights: the gates stand in the same order, and nothing is rearranged."""
     (inputs, c, h, *weights), (weighting, *_) = jax.tree.map(np.float32, draw())
-    layer = RNN(LSTMCell(H, recurrent_activation=RECURRENT_ACTIVATIONS[activation]))
+    layer = rnn.RNN(LSTMCell(H, recurrent_activation=activations.RECURRENT_ACTIVATIONS[activation]))
 
     def ours(weights, inputs, c, h):
         outputs = layer.apply(variables(*weights), inputs, initial_carry=LSTMCarry(c, h))
@@ -275,7 +274,7 @@ def test_recurrent_kernels_begin_orthogonal_and_uniformly_so(keras):
 def test_orthogonal_init_is_orthogonal_in_every_shape_and_precision(shape, dtype, atol, x64):
     """Orthonormal rows, or columns where those are shorter, to the last digits; every key gives another."""
     keys = jax.random.split(jax.random.key(1), 50)
-    draws = np.asarray(jax.jit(jax.vmap(lambda key: orthogonal_init(key, shape, dtype)))(keys))
+    draws = np.asarray(jax.jit(jax.vmap(lambda key: initializers.orthogonal_init(key, shape, dtype)))(keys))
     assert draws.shape == (50, *shape) and draws.dtype == dtype
     short = np.float64(draws if shape[0] <= shape[1] else draws.swapaxes(1, 2))
     gram = short @ short.swapaxes(1, 2)
@@ -307,12 +306,12 @@ def test_parameter_count_is_4_times_F_plus_1_times_H_plus_H_squared(features, un
 def test_cell_follows_the_protocol_of_flax():
     """flax.linen.RNN runs our cell, and gives what our RNN gives."""
     (inputs, _, _, *weights), _ = jax.tree.map(np.float32, draw())
-    want = RNN(LSTMCell(H)).apply(variables(*weights), inputs)
+    want = rnn.RNN(LSTMCell(H)).apply(variables(*weights), inputs)
     got = nn.RNN(LSTMCell(H)).apply(variables(*weights), inputs)
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
 
 
 def test_the_orthogonal_matrix_of_half_precision_is_orthogonal():
     """Its norm is beyond float16's largest number."""
-    k = np.asarray(orthogonal_init(jax.random.key(0), (128, 512), jnp.float16), np.float32)
+    k = np.asarray(initializers.orthogonal_init(jax.random.key(0), (128, 512), jnp.float16), np.float32)
     np.testing.assert_allclose(k @ k.T, np.eye(128), atol=1e-2)

@@ -15,10 +15,11 @@ import numpy as np
 import optax
 import pytest
 
-from seqjax import checkpoint
-from seqjax.checkpoint import About, Store
-from seqjax.files import UserError
-from seqjax.task import TrainState
+from seqjax.errors import UserError
+from seqjax.runs import checkpoint_manager, manifest, orbax_io, parameters
+from seqjax.runs.checkpoint_manager import CheckpointManager
+from seqjax.runs.manifest import CheckpointMetadata, CorruptCheckpointError
+from seqjax.types import TrainState
 from tests.helpers import reference
 from tests.helpers.oddities import ODD, odd, ordinary_user
 
@@ -40,7 +41,7 @@ def state_of(step, size=3):
 
 def about_of(step, state, **metrics):
     flags = {'seed': 3, 'rates': [0.5, 1e-3], 'name': 'ä'}
-    return About(step, 'x', flags, {}, metrics, checkpoint.describe(state), checkpoint.versions())
+    return CheckpointMetadata(step, 'x', flags, {}, metrics, manifest.describe(state), manifest.versions())
 
 
 def save(store, step, **how):
@@ -52,8 +53,8 @@ def save(store, step, **how):
 def restore(folder, fault=lambda about: None, size=3):
     """The TrainState and what the checkpoint says of itself; None where there is none."""
     like = jax.eval_shape(lambda: state_of(0, size=size))
-    found = Store(folder).restore(like, fault)
-    return None if found is None else (jax.jit(lambda state: checkpoint.with_keys(state, like))(found[0]), found[1])
+    found = CheckpointManager(folder).restore(like, fault)
+    return None if found is None else (jax.jit(lambda state: orbax_io.with_keys(state, like))(found[0]), found[1])
 
 
 def fine(step):
@@ -65,7 +66,7 @@ def fine(step):
 def saved(tmp_path_factory):
     """Checkpoints of the STEPS, saved once."""
     folder = tmp_path_factory.mktemp('saved') / 'checkpoints'
-    store = Store(folder, keep=9)
+    store = CheckpointManager(folder, keep=9)
     for step in STEPS:
         save(store, step)
     store.close()
@@ -83,14 +84,14 @@ def test_the_newest_step_comes_back_whole(saved):
     want = about_of(10, state_of(10))
     assert about._replace(leaves=None) == want._replace(leaves=None)
     assert about.leaves == json.loads(json.dumps(want.leaves))
-    assert Store(saved).steps() == list(STEPS)
+    assert CheckpointManager(saved).steps() == list(STEPS)
 
 
 def test_all_arrays_come_back_by_name_without_a_model(saved):
-    arrays = checkpoint.read_arrays(saved / '10')
-    assert set(arrays) == set(checkpoint.describe(state_of(10))) - {'variables/carry/c'}
+    arrays = orbax_io.read_arrays(saved / '10')
+    assert set(arrays) == set(manifest.describe(state_of(10))) - {'variables/carry/c'}
     np.testing.assert_array_equal(arrays['params/head/kernel'], state_of(10).params['head']['kernel'])
-    (rate,) = [x for name, x in checkpoint.named(state_of(10)).items() if name.endswith('hyperparams/learning_rate')]
+    (rate,) = [x for name, x in parameters.named(state_of(10)).items() if name.endswith('hyperparams/learning_rate')]
     np.testing.assert_array_equal(arrays['opt_state/1/hyperparams/learning_rate'], rate)
 
 
@@ -108,10 +109,10 @@ def test_a_step_of_another_model_is_named_by_an_array(saved):
     like = jax.eval_shape(lambda: state_of(0, size=5))
     told = r'params/head/kernel.*float32 \[3, 2\].*float32 \[5, 2\]'
     with pytest.raises(UserError, match=told):
-        Store(saved).restore(like, lambda about: None)
+        CheckpointManager(saved).restore(like, lambda about: None)
     like = jax.eval_shape(lambda: state_of(0)._replace(opt_state=()))
     with pytest.raises(UserError, match=r'opt_state/1/count.*int32 \[\]'):
-        Store(saved).restore(like, lambda about: None)
+        CheckpointManager(saved).restore(like, lambda about: None)
 
 
 def test_a_reason_not_to_use_a_step_sends_back_to_the_one_before(saved, tmp_path, capsys):
@@ -183,7 +184,7 @@ def test_every_fault_of_every_file_sends_back_to_the_step_before(faults, at_leas
             assert told.count('\n') == 1 and 'step 10 ' in told and 'step 2' in told
             assert f' {name.as_posix()} ' in told, (name, fault)
             # What was skipped is out of the way of a new save, and not lost.
-            assert Store(folder).steps() == [1, 2] and (folder / 'unsound-10').is_dir()
+            assert CheckpointManager(folder).steps() == [1, 2] and (folder / 'unsound-10').is_dir()
             shutil.rmtree(folder)
     assert count >= at_least
 
@@ -196,7 +197,7 @@ def test_where_no_step_is_sound_nothing_comes_back(fault, saved, tmp_path):
         fault(tmp_path / 'c' / str(step) / 'about.json', np.random.default_rng(0))
     with pytest.raises(UserError, match='step 10: about.json.*step 2.*step 1.*--overwrite'):
         restore(tmp_path / 'c')
-    assert Store(tmp_path / 'c').steps() == list(STEPS)
+    assert CheckpointManager(tmp_path / 'c').steps() == list(STEPS)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def disk(tmp_path):
 def test_a_full_disk_is_told_at_once_and_takes_nothing_away(kilobytes, disk, capfd):
     """Wherever in a save the room ends: a sentence without a traceback, and the step before comes back."""
     folder, size = disk(f'size={kilobytes}k') / 'checkpoints', 500
-    store, step = Store(folder, keep=1000), 0
+    store, step = CheckpointManager(folder, keep=1000), 0
     with pytest.raises(UserError, match='No space left on device') as it:
         while step < 100:
             step += 1
@@ -279,7 +280,7 @@ def test_a_full_disk_is_told_at_once_and_takes_nothing_away(kilobytes, disk, cap
 def test_what_every_thread_of_a_save_says_of_a_full_disk_is_told_once(tmp_path, monkeypatch):
     """One fails the save; another's error waits in Orbax until it is closed. Then saving works again."""
 
-    class Full(checkpoint._orbax().AsyncCheckpointer):
+    class Full(orbax_io.import_orbax().AsyncCheckpointer):
         def save(self, *args, **how):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -287,9 +288,9 @@ def test_what_every_thread_of_a_save_says_of_a_full_disk_is_told_once(tmp_path, 
             super().close()
             self.save()
 
-    store = Store(tmp_path / 'checkpoints')
+    store = CheckpointManager(tmp_path / 'checkpoints')
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint._orbax(), 'AsyncCheckpointer', Full)
+        patch.setattr(orbax_io.import_orbax(), 'AsyncCheckpointer', Full)
         with pytest.raises(UserError, match='step 1 .*No space left on device'):
             save(store, 1)
     save(store, 2)
@@ -307,14 +308,14 @@ def test_what_a_failed_save_leaves_behind_is_not_shown_and_all_else_is():
         RuntimeError('Event loop is closed, or not'),
         ValueError('Event loop is closed'),
     ):
-        checkpoint._not_left_over(shown.append, SimpleNamespace(exc_value=error))
+        orbax_io._not_left_over(shown.append, SimpleNamespace(exc_value=error))
     assert [type(x.exc_value) for x in shown] == [RuntimeWarning, RuntimeError, ValueError]
 
 
 @pytest.mark.skipif(shutil.which('mount') is None, reason='mount is not here')
 def test_a_disk_that_may_not_be_written_is_told(disk, capfd):
     folder = disk('size=4m') / 'checkpoints'
-    store = Store(folder)
+    store = CheckpointManager(folder)
     save(store, 1)
     disk('remount', 'ro')
     with pytest.raises(UserError, match='step 2 .*Read-only file system'):
@@ -340,7 +341,7 @@ def test_a_disk_that_may_not_be_written_is_told(disk, capfd):
 )
 def test_the_newest_and_the_best_stay(keep, best, want, tmp_path):
     """A value that is not finite, or missing, is nobody's best; of equal ones the earlier stays."""
-    store = Store(tmp_path, keep=keep, best=best)
+    store = CheckpointManager(tmp_path, keep=keep, best=best)
     state = state_of(0)
     for step, a in enumerate((3.0, 1.0, 4.0, 1.0, None), 1):
         store.save(state, about_of(step, state, a=a))
@@ -350,13 +351,13 @@ def test_the_newest_and_the_best_stay(keep, best, want, tmp_path):
 
 def test_a_step_is_saved_once(tmp_path):
     """A run that is at its end is not written again."""
-    store = Store(tmp_path)
+    store = CheckpointManager(tmp_path)
     save(store, 5)
     before = (tmp_path / '5' / 'checksums').stat().st_mtime_ns
     save(store, 5)
     store.close()
     assert (tmp_path / '5' / 'checksums').stat().st_mtime_ns == before
-    other = Store(tmp_path)
+    other = CheckpointManager(tmp_path)
     other.restore(jax.eval_shape(lambda: state_of(0)), lambda about: None)
     save(other, 5)
     assert (tmp_path / '5' / 'checksums').stat().st_mtime_ns == before
@@ -397,13 +398,13 @@ def test_keys_that_no_checkpoint_can_keep_apart_are_refused(params, named, tmp_p
 def test_odd_keys_come_back(params, tmp_path):
     state = with_params(params)
     save_state(tmp_path, state)
-    got, _ = Store(tmp_path).restore(jax.eval_shape(lambda: state), lambda about: None)
+    got, _ = CheckpointManager(tmp_path).restore(jax.eval_shape(lambda: state), lambda about: None)
     assert jax.tree.structure(got.params) == jax.tree.structure(state.params)
     assert list(map(float, jax.tree.leaves(got.params))) == list(map(float, jax.tree.leaves(state.params)))
 
 
 def save_state(folder, state):
-    store = Store(folder)
+    store = CheckpointManager(folder)
     store.save(state, about_of(1, state))
     store.close()
 
@@ -418,8 +419,8 @@ def test_what_is_not_a_file_makes_a_step_unsound_at_once(saved, tmp_path, name, 
     path = tmp_path / '10' / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     odd(path.parent, kind, path.name)
-    with pytest.raises(checkpoint.Unsound):
-        checkpoint.verify(tmp_path / '10')
+    with pytest.raises(CorruptCheckpointError):
+        manifest.verify(tmp_path / '10')
 
 
 @pytest.mark.parametrize('name', ['checksums', 'about.json', '.'])
@@ -436,7 +437,7 @@ def test_a_folder_of_checkpoints_that_may_not_be_listed_is_named(saved, tmp_path
     (tmp_path / 'c').chmod(0o300)
     try:
         with ordinary_user():
-            for action in (lambda: restore(tmp_path / 'c'), lambda: list(checkpoint.stores(tmp_path))):
+            for action in (lambda: restore(tmp_path / 'c'), lambda: list(checkpoint_manager.stores(tmp_path))):
                 with pytest.raises(UserError, match='c .*Permission denied'):
                     action()
     finally:
@@ -452,6 +453,6 @@ def test_a_step_whose_right_checksums_are_of_other_types_is_unsound(saved, tmp_p
     shutil.copytree(saved / '10', tmp_path / '10')
     path = tmp_path / '10/about.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    checkpoint.seal(tmp_path / '10')
-    with pytest.raises(checkpoint.Unsound, match='about.json'):
-        checkpoint.verify(tmp_path / '10')
+    manifest.seal(tmp_path / '10')
+    with pytest.raises(CorruptCheckpointError, match='about.json'):
+        manifest.verify(tmp_path / '10')

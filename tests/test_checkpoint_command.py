@@ -8,7 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from experiments import checkpoint, td
+from experiments import td
+from seqjax.cli import checkpoint
 
 RUN = ['--setup=many_to_one', '--epochs=9', '--checkpoint_every=4', '--keep=5', '--nopicture']
 PARAMS = {'params/head/bias', 'params/head/kernel', 'params/rnn/cell/bias', 'params/rnn/cell/kernel'}

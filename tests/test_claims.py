@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import claims, launch, studies
+from experiments import claims
 from experiments.claims import Claim
-from seqjax.cli import registry
-from seqjax.files import UserError
+from seqjax.cli import command_line, compilation_cache, registry, task_registry
+from seqjax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -80,14 +80,14 @@ def test_a_header_is_read_with_its_continuations(tmp_path):
 
 
 def test_an_unknown_claim_is_refused(capsys, monkeypatch):
-    monkeypatch.setattr(launch, 'keep_compiled', lambda _: None)
+    monkeypatch.setattr(compilation_cache, 'keep_compiled', lambda _: None)
     assert claims.main(['--only=parit']) == 2
     assert '--only=parit' in capsys.readouterr().err
 
 
 def test_every_flagfile_of_a_study_is_accepted():
     """By its own experiment, as its command says."""
-    for path in launch.FLAGFILES.glob('*.flags'):
+    for path in command_line.FLAGFILES.glob('*.flags'):
         module = re.search(r'^# Command: +python -m experiments\.(\w+) ', path.read_text(), re.MULTILINE)[1]
-        if module in studies.NAMES:
-            studies.find(module).check(registry.find(module).parse([f'--flagfile={path}']))
+        if module in task_registry.NAMES:
+            task_registry.find(module).check(registry.find(module).parse([f'--flagfile={path}']))

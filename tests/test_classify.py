@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from experiments import classify as command
-from experiments import predict
-from seqjax.datasets import classify, labelled_series
-from seqjax.files import UserError
-from seqjax.problem import classification
-from seqjax.readers.archive import UNKNOWN, Series
-from seqjax.task import Batch
+from seqjax.cli import classify, predict
+from seqjax.datasets import classification, time_series_classification
+from seqjax.datasets.readers import ts_format
+from seqjax.datasets.readers.ts_format import LabelledSeries
+from seqjax.errors import UserError
+from seqjax.tasks import synthetic
+from seqjax.types import Batch
 from tests.helpers.kinds import refused, same
 
 NAN = np.nan
@@ -36,7 +36,7 @@ def draw(count=40, seed=0, classes=('left', 'right'), longest=9):
         first, second = np.sort(rng.permutation(np.arange(1, length - 1))[:2])
         values[start + first, label] += 1
         values[start + second, 1 - label] += 1
-    return Series(values.astype(np.float32), lengths, labels.astype(np.int32), tuple(classes))
+    return LabelledSeries(values.astype(np.float32), lengths, labels.astype(np.int32), tuple(classes))
 
 
 def write(file, series, labelled=True):
@@ -50,7 +50,7 @@ def write(file, series, labelled=True):
 
 
 def make(series, test=None, **options):
-    return labelled_series.dataset('x.ts', series, test, **{**OPTIONS, **options})
+    return time_series_classification.dataset('x.ts', series, test, **{**OPTIONS, **options})
 
 
 # --- what sequences with a class share -------------------------------------------------------------
@@ -64,7 +64,7 @@ def make(series, test=None, **options):
 )
 def test_of_each_class_the_same_share_is_held_out_and_one_stays(labels, share, seed):
     labels = np.array(labels)
-    kept, held = classify.stratified(labels, share, seed)
+    kept, held = classification.stratified(labels, share, seed)
     assert sorted([*kept, *held]) == list(range(len(labels)))
     for label in np.unique(labels):
         count, out = (labels == label).sum(), (labels[held] == label).sum()
@@ -73,14 +73,14 @@ def test_of_each_class_the_same_share_is_held_out_and_one_stays(labels, share, s
 
 def test_what_is_held_out_is_decided_by_the_seed_alone():
     labels = np.arange(60) % 3
-    one, same_one, other = (classify.stratified(labels, 0.5, seed)[1].tolist() for seed in (1, 1, 2))
+    one, same_one, other = (classification.stratified(labels, 0.5, seed)[1].tolist() for seed in (1, 1, 2))
     assert one == same_one != other
 
 
 def test_batches_keep_the_order_and_mask_what_fills_them_up_or_is_unknown():
     labels = np.arange(70) % 3
-    labels[5] = UNKNOWN
-    found = classify.batches(lambda rows: rows * 10, labels)
+    labels[5] = ts_format.UNKNOWN
+    found = classification.batches(lambda rows: rows * 10, labels)
     assert found.inputs.shape == found.targets.shape == found.mask.shape == (2, 64)
     assert found.inputs.ravel()[:70].tolist() == list(range(0, 700, 10)) and (found.inputs.ravel()[70:] == 690).all()
     assert not found.mask.ravel()[70:].any() and np.flatnonzero(~found.mask.ravel()[:70]).tolist() == [5]
@@ -96,15 +96,15 @@ def test_the_weighted_loss_is_that_of_a_set_with_rare_classes_repeated():
     logits, labels = rng.normal(size=(5, 3)).astype(np.float32), [0, 1, 1, 2, 2]
     mask = [True, True, False, True, True]
     weights = np.array([3.0, 2.0, 1.0])
-    found = jax.jit(classify.scoring(weights))(logits, batch_of(labels, mask))
+    found = jax.jit(classification.scoring(weights))(logits, batch_of(labels, mask))
     times = [0, 0, 0, 1, 1, 3, 4]
-    plain = jax.jit(classification)(logits[times], batch_of(np.array(labels)[times], [True] * 7))
+    plain = jax.jit(synthetic.classification)(logits[times], batch_of(np.array(labels)[times], [True] * 7))
     np.testing.assert_allclose(found['loss'].compute(), plain['loss'].compute(), rtol=1e-6)
-    assert found['wrong'] == jax.jit(classification)(logits, batch_of(labels, mask))['wrong']
+    assert found['wrong'] == jax.jit(synthetic.classification)(logits, batch_of(labels, mask))['wrong']
 
 
 def test_nothing_that_is_masked_reaches_the_weighted_loss_or_its_gradient():
-    score, labels = classify.scoring(np.array([2.0, 1.0])), [0, 1]
+    score, labels = classification.scoring(np.array([2.0, 1.0])), [0, 1]
 
     def loss(logits):
         return score(logits, batch_of(labels, [True, False]))['loss'].compute()
@@ -115,17 +115,17 @@ def test_nothing_that_is_masked_reaches_the_weighted_loss_or_its_gradient():
 
 def test_weights_say_how_much_rarer_a_class_is():
     labels = np.array([1, 1, 0, 2, 1, 2, 1])
-    assert classify.class_weights('balanced', labels).tolist() == [4, 1, 2]
-    assert classify.class_weights('none', labels) is None
+    assert classification.class_weights('balanced', labels).tolist() == [4, 1, 2]
+    assert classification.class_weights('none', labels) is None
 
 
 def test_probabilities_of_large_and_small_logits():
-    found = classify.probabilities(np.array([[0, np.log(3)], [1e4, 0], [-1e4, -1e4]], np.float32))
+    found = classification.probabilities(np.array([[0, np.log(3)], [1e4, 0], [-1e4, -1e4]], np.float32))
     np.testing.assert_allclose(found, [[0.25, 0.75], [1, 0], [0.5, 0.5]], atol=1e-7)
 
 
 def test_confusion_has_the_truth_in_rows():
-    lines = classify.confusion(np.array([0, 1, 1, -1]), np.array([0, 0, 1, 1]), ['a', 'long name of a class'])
+    lines = classification.confusion(np.array([0, 1, 1, -1]), np.array([0, 0, 1, 1]), ['a', 'long name of a class'])
     assert [line.split() for line in lines[1:]] == [
         ['a', 'long', 'name', 'o…'],
         ['a', '1', '1'],
@@ -137,26 +137,26 @@ def test_of_many_classes_the_commonest_mistakes_are_told():
     labels = np.arange(30).repeat(2)
     guess = labels.copy()
     guess[[4, 5, 8]] = 7
-    assert classify.confusion(guess, labels, [f'c{i}' for i in range(30)])[1:] == [
+    assert classification.confusion(guess, labels, [f'c{i}' for i in range(30)])[1:] == [
         '  c2 as c7: 2',
         '  c4 as c7: 1',
     ]
 
 
 def test_an_answer_that_is_no_number_is_never_right():
-    assert classify.predicted(np.array([[0.0, 1.0], [NAN, 1.0], [np.inf, 0.0]])).tolist() == [1, -1, -1]
-    assert classify.balanced_accuracy(np.array([0, 0, -1]), np.array([0, 0, 1])) == 0.5
+    assert classification.predicted(np.array([[0.0, 1.0], [NAN, 1.0], [np.inf, 0.0]])).tolist() == [1, -1, -1]
+    assert classification.balanced_accuracy(np.array([0, 0, -1]), np.array([0, 0, 1])) == 0.5
 
 
 @pytest.mark.parametrize('line, want', [('1,2', [1, 2]), (' 1.5 , ? ', [1.5, NAN]), ('-1e3,nan', [-1000, NAN])])
 def test_a_step_from_a_line(line, want):
-    np.testing.assert_array_equal(classify.numbers(line, 2), np.array(want, np.float32))
+    np.testing.assert_array_equal(classification.numbers(line, 2), np.array(want, np.float32))
 
 
 @pytest.mark.parametrize('line', ['1', '1,2,3', '', '1,x', '1,', ',', '1;2', 'x' * 999 + ',1', '1,\0'])
 def test_a_line_that_is_no_step_is_refused(line):
     with pytest.raises(UserError):
-        classify.numbers(line, 2)
+        classification.numbers(line, 2)
 
 
 # --- series: splits, scaling, batches --------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_each_series_is_in_one_part_and_scaled_as_the_training_part_says():
 @pytest.mark.parametrize('part', ['validation', 'test'])
 def test_what_is_held_out_changes_nothing_of_what_is_learned_from(part):
     series = draw()
-    parts = labelled_series.split('x', series, None, 0.25, 0.25)
+    parts = time_series_classification.split('x', series, None, 0.25, 0.25)
     target = getattr(parts, part).values
     changed = series.values.copy()
     hit = (changed[:, None] == target[None]).all(-1).any(-1)
@@ -239,7 +239,7 @@ def test_a_constant_channel_is_told_and_left_at_zero():
     assert any('constant' in line and line.endswith(': 2') for line in data.look)
     assert not data.data['values'][:, 1].any()
     far = series._replace(values=series.values * np.float32(1e30))
-    assert np.isfinite(labelled_series.unseen('y', far, data.recipe).batches.inputs.values).all()
+    assert np.isfinite(time_series_classification.unseen('y', far, data.recipe).batches.inputs.values).all()
     series.values[:, 0] = 0
     refused('x', lambda: make(series))
 
@@ -251,10 +251,10 @@ def relabel(series, **changes):
 def test_what_cannot_be_learned_from_is_refused():
     series = draw()
     unknown = series.labels.copy()
-    unknown[6] = UNKNOWN
+    unknown[6] = ts_format.UNKNOWN
     for words, action in [
         ("'left'", lambda: make(relabel(series, labels=series.labels * 0))),
-        ('@classLabel', lambda: make(relabel(series, labels=series.labels * 0 + UNKNOWN, classes=()))),
+        ('@classLabel', lambda: make(relabel(series, labels=series.labels * 0 + ts_format.UNKNOWN, classes=()))),
         ('series 7', lambda: make(relabel(series, labels=unknown))),
         ('--validation=0.01', lambda: make(series, validation_share=0.01)),
         ('--test=0.01', lambda: make(series, test_share=0.01)),
@@ -275,7 +275,7 @@ def test_a_class_that_is_declared_and_does_not_occur_is_none():
     series = draw(classes=('left', 'Right', 'never'))
     assert make(series).recipe['classes'] == ['left', 'Right']
     swapped = relabel(series, classes=('RIGHT', 'Left', 'never'), labels=1 - series.labels)
-    found = labelled_series.unseen('y', swapped, make(series).recipe)
+    found = time_series_classification.unseen('y', swapped, make(series).recipe)
     assert (found.batches.targets.ravel()[:40] == series.labels).all()
 
 
@@ -298,7 +298,7 @@ def test_classes_of_another_file_are_those_of_the_same_name(declared, other, lab
     series, test = draw(classes=declared), draw(count=8, seed=1, classes=other)
     recipe = json.loads(json.dumps(make(series).recipe))
     for action in (
-        lambda: labelled_series.unseen('y', test, recipe).batches,
+        lambda: time_series_classification.unseen('y', test, recipe).batches,
         lambda: make(series, ('y', test)).test.batches,
     ):
         if isinstance(labels, str):
@@ -311,10 +311,13 @@ def test_unseen_series_go_through_what_the_test_went_through():
     series, test = draw(), draw(seed=1, count=30)
     data = make(series, ('y.ts', test))
     recipe = json.loads(json.dumps(data.recipe))
-    same(labelled_series.unseen('y', test, recipe).batches, data.test.batches)
-    assert labelled_series.form(recipe)[:2] == data.form[:2] and labelled_series.form(recipe).features == 2
+    same(time_series_classification.unseen('y', test, recipe).batches, data.test.batches)
+    assert (
+        time_series_classification.form(recipe)[:2] == data.form[:2]
+        and time_series_classification.form(recipe).features == 2
+    )
     for longest, steps in ((20, 20), (6, 9)):
-        found = labelled_series.unseen('z', draw(longest=longest), recipe).batches
+        found = time_series_classification.unseen('z', draw(longest=longest), recipe).batches
         assert found.inputs.values.shape[2] == steps
 
 
@@ -322,16 +325,16 @@ def test_predictions_have_the_truth_where_it_is_known():
     data = make(draw())
     series = draw(count=3)
     labels = series.labels.copy()
-    labels[1] = UNKNOWN
+    labels[1] = ts_format.UNKNOWN
     answers = np.zeros((1, 64, 2), np.float32)
     answers[0, :3] = [[0, np.log(3)], [2, 0], [0, 1]]
-    columns, rows = labelled_series.unseen('y', relabel(series, labels=labels), data.recipe).table(answers)
+    columns, rows = time_series_classification.unseen('y', relabel(series, labels=labels), data.recipe).table(answers)
     assert columns == ['index', 'probability of left', 'probability of right', 'predicted', 'truth']
     rows = list(rows)
     np.testing.assert_allclose(rows[0][1:3], [0.25, 0.75], atol=1e-6)
     assert [(row[0], *row[3:]) for row in rows] == [(0, 'right', 'left'), (1, 'left', ''), (2, 'right', 'left')]
-    unlabelled = relabel(series, labels=labels * 0 + UNKNOWN, classes=())
-    assert labelled_series.unseen('y', unlabelled, data.recipe).table(answers)[0][-1] == 'predicted'
+    unlabelled = relabel(series, labels=labels * 0 + ts_format.UNKNOWN, classes=())
+    assert time_series_classification.unseen('y', unlabelled, data.recipe).table(answers)[0][-1] == 'predicted'
 
 
 def test_baselines_know_all_but_the_part_they_are_asked_about():
@@ -365,7 +368,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')
     write(folder / 'pulses_TRAIN.ts', draw(100, seed=2))
     write(folder / 'pulses_TEST.ts', draw(70, seed=3))
-    [result] = command.run(data=str(folder / 'pulses_TRAIN.ts'), workdir=folder / 'out', **SMALL)
+    [result] = classify.run(data=str(folder / 'pulses_TRAIN.ts'), workdir=folder / 'out', **SMALL)
     return folder, result
 
 
@@ -431,6 +434,6 @@ def test_steps_that_come_one_at_a_time_end_where_the_whole_series_does(trained, 
 def test_mistakes_end_with_one_sentence(in_tmp, capsys, flags, words):
     write(in_tmp / 'x.ts', draw())
     (in_tmp / 'cut.ts').write_text('@classLabel true left right\n@data\n1,2:3,')
-    assert command.main(flags) == 2
+    assert classify.main(flags) == 2
     err = capsys.readouterr().err
     assert words in err and err.count('\n') == 1, err

@@ -5,11 +5,12 @@ import csv
 import numpy as np
 import pytest
 
-from experiments import compare, studies
-from seqjax import report
-from seqjax.files import UserError
+from seqjax.cli import compare, task_registry
+from seqjax.cli.compare import Entry
+from seqjax.errors import UserError
+from seqjax.reporting import statistics, text_tables
 from seqjax.training import seeds as training_seeds
-from seqjax.trials import Outcome, Seed
+from seqjax.training.success_results import Outcome, Seed
 
 SHORT = {'length': 22, 'steps': 4, 'every': 2, 'batch_size': 4, 'replicas': 3, 'picture': False}
 
@@ -21,10 +22,10 @@ def test_each_entry_is_the_run_of_its_own_experiment(capsys):
         (task, cell) for task in ('adding', 'temporal_order') for cell in ('gru', 'mingru')
     ]
     for entry, outcome in found:
-        alone = studies.find(entry.task).run(**SHORT, hidden=5, cell=entry.cell, to_the_end=True)
+        alone = task_registry.find(entry.task).run(**SHORT, hidden=5, cell=entry.cell, to_the_end=True)
         assert alone.seeds == outcome.seeds
     out = capsys.readouterr().out
-    mean, half = report.mean_interval(np.array([seed.test['loss'] for seed in found[0][1].seeds]))
+    mean, half = statistics.mean_interval(np.array([seed.test['loss'] for seed in found[0][1].seeds]))
     assert f'{mean:.4g} ± {half:.2g}' in out
 
 
@@ -46,9 +47,9 @@ def test_differences_are_paired():
     """Seeds that differ much, and cells that differ by the same little on each of them: the difference is clear."""
     one = outcome_of((1, 0.1), (2, 0.5), (4, 0.9))
     other = outcome_of((1.1, 0.1), (2.1, 0.5), (4.11, 0.9))
-    entries = [compare.Entry('t', cell, 1, 1, {}, None) for cell in ('a', 'b')]
+    entries = [Entry('t', cell, 1, 1, {}, None) for cell in ('a', 'b')]
     (line,) = list(compare.difference_lines(list(zip(entries, (one, other), strict=True))))[1:]
-    mean, half = report.mean_interval(np.array([0.1, 0.1, 0.11]))
+    mean, half = statistics.mean_interval(np.array([0.1, 0.1, 0.11]))
     assert f'loss {mean:+.4g} ± {half:.2g}' in line and 'clear' not in line
     (line,) = list(compare.difference_lines([(entries[0], one), (entries[1], outcome_of((1, 0.1), (1, 0), (6, 1)))]))[
         1:
@@ -61,7 +62,7 @@ def test_a_seed_that_diverged_is_told_and_left_out():
     values, failed = compare._finite(compare.values_of(one))
     assert failed.strip() == '1 diverged' and values.tolist() == [[1, 2], [0.1, 0.3]]
     values, failed = compare._finite(np.full((2, 3), np.nan))
-    assert failed.strip() == '3 diverged' and report.format_interval(values[0]) == 'nan'
+    assert failed.strip() == '3 diverged' and text_tables.format_interval(values[0]) == 'nan'
 
 
 def test_a_comparison_goes_on_where_it_was_and_may_grow(in_tmp, monkeypatch, capsys):

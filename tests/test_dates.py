@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import forecast as command
-from seqjax.datasets import forecast as forecast_data
-from seqjax.datasets.forecast_series import calendar, dates_after
-from seqjax.datasets.forecast_told import dates_line
-from seqjax.files import UserError
-from seqjax.readers import date_formats, dates, tables
-from seqjax.readers.date_formats import ColumnReader, DateFormat, Stamp
-from seqjax.readers.tables import Columns
+from seqjax.cli import forecast
+from seqjax.datasets import forecast_preprocessing, forecast_report, forecasting
+from seqjax.datasets.readers import date_columns, date_formats, dates, table_sources, tables
+from seqjax.datasets.readers.date_columns import ColumnReader
+from seqjax.datasets.readers.date_formats import DateFormat, Stamp
+from seqjax.datasets.readers.table_sources import Columns
+from seqjax.errors import UserError
 
 pandas = pytest.importorskip('pandas', reason='reads tables: pip install "seqjax[data]"')
 
@@ -26,7 +25,7 @@ BERLIN = 'Europe/Berlin'
 def read(tmp_path):
     """Dates, and what is known of their format -> the table of a file that holds them."""
 
-    def read_(texts, form=date_formats.UNDECIDED, **columns):
+    def read_(texts, form=date_columns.UNDECIDED, **columns):
         path = tmp_path / 'x.csv'
         frame = pandas.DataFrame({'day': texts, 'v': np.arange(len(texts)) % 7.0} | columns)
         frame.to_csv(path, index=False)
@@ -66,7 +65,7 @@ def test_all_dates_of_a_column_decide_its_format(read, days, format):
     table = read(texts)
     same(table.series[0].dates, pandas.to_datetime(texts, format=format))
     assert table.dates.format == format
-    assert format in dates_line(table)
+    assert format in forecast_report.dates_line(table)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_dates_that_begin_with_the_year_are_iso_8601(read, format):
     days = {'%Y-%m': MONTHS}.get(format, MINUTES if 'H' in format else DAYS)
     table = read(days.strftime(format))
     same(table.series[0].dates, days)
-    assert table.dates.format == 'iso8601' and 'iso8601' not in dates_line(table)
+    assert table.dates.format == 'iso8601' and 'iso8601' not in forecast_report.dates_line(table)
 
 
 @pytest.mark.parametrize('form', ['{0.year}Q{0.quarter}', 'Q{0.quarter} {0.year}', '{0.year}-Q{0.quarter}'])
@@ -85,7 +84,7 @@ def test_quarters(read, form):
     quarters = pandas.period_range('2010Q1', periods=13, freq='Q')
     table = read([form.format(quarter) for quarter in quarters])
     same(table.series[0].dates, quarters.to_timestamp())
-    assert all(part in dates_line(table) for part in ('2010-01-01', '2013-01-01', 'quarter', '3 month'))
+    assert all(part in forecast_report.dates_line(table) for part in ('2010-01-01', '2013-01-01', 'quarter', '3 month'))
 
 
 def test_weeks(read):
@@ -120,7 +119,7 @@ def test_a_single_date_of_two_readings_is_refused(read, text):
 
 
 def test_the_last_row_of_the_last_part_may_decide(read, monkeypatch):
-    monkeypatch.setattr(tables, 'CHUNK', 4)
+    monkeypatch.setattr(table_sources, 'CHUNK', 4)
     days = pandas.DatetimeIndex([*pandas.date_range('2010-01-01', periods=12, freq='MS'), '2010-12-13'])
     assert read(days.strftime('%d/%m/%Y')).dates.format == '%d/%m/%Y'
     assert read(days.strftime('%m/%d/%Y')).dates.format == '%m/%d/%Y'
@@ -147,7 +146,9 @@ def test_seconds_since_1970_are_read_by_the_flag(read, unit, days):
     numbers = numbers.astype('int64') if (numbers == numbers.astype('int64')).all() else numbers
     table = read(numbers, DateFormat.of_flags(unit, None))
     same(table.series[0].dates, days)
-    assert days[0].strftime('%Y-%m-%d') in dates_line(table) and '+00:00' in dates_line(table)
+    assert days[0].strftime('%Y-%m-%d') in forecast_report.dates_line(table) and '+00:00' in forecast_report.dates_line(
+        table
+    )
     berlin = read(numbers, DateFormat.of_flags(unit, BERLIN))
     same(berlin.series[0].dates, days.tz_localize('UTC').tz_convert(BERLIN).tz_localize(None))
 
@@ -174,19 +175,19 @@ def test_what_is_not_a_date(read, text):
 )
 def test_an_invalid_date_format_is_refused_at_the_flag(format):
     with pytest.raises(UserError, match='date_format'):
-        command.run(data='x.csv', date='day', date_format=format or '')
+        forecast.run(data='x.csv', date='day', date_format=format or '')
 
 
 @pytest.mark.parametrize('zone', ['Berlin', 'Europe', '', 'CEST', '../etc/passwd', '+01:00', '/etc/localtime', 1])
 def test_an_invalid_time_zone_is_refused_at_the_flag(zone):
     with pytest.raises(UserError, match='--time_zone'):
-        command.run(data='x.csv', date='day', time_zone=zone)
+        forecast.run(data='x.csv', date='day', time_zone=zone)
 
 
 def test_flags_of_dates_need_a_column_of_dates():
     for flags in ({'date_format': '%Y'}, {'time_zone': 'UTC'}):
         with pytest.raises(UserError, match='--date$'):
-            command.run(data='x.csv', **flags)
+            forecast.run(data='x.csv', **flags)
 
 
 # --- of a run --------------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ def ready_to_predict(table, pace):
     """Returns what `unseen` says of a file, for a run on dates of that pace."""
     recipe = {'targets': ['v'], 'covariates': [], 'date': 'day', 'id': None, 'mask': False, 'lag': 1, 'horizon': 1}
     recipe |= {'window': 4, 'head': 'point', 'cycles': [], 'strategy': 'direct', 'scales': {'': [[0, 1]]}}
-    return forecast_data.unseen('y.csv', table, recipe | {'pace': list(pace)}, batch_size=1)
+    return forecasting.unseen('y.csv', table, recipe | {'pace': list(pace)}, batch_size=1)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ def test_dates_of_another_pace_than_the_run_are_read_if_no_other_format_explains
 @pytest.mark.parametrize(('count', 'after'), [(5, '2012-10-08'), (4, '2012-10-05'), (2, '2012-10-03')])
 def test_a_weekend_follows_the_friday_of_a_short_file_if_the_run_is_on_weekdays(read, count, after):
     (series,) = read(pandas.date_range('2012-10-01', periods=count).strftime('%Y-%m-%d')).series
-    assert dates_after(series, {'pace': ['weekdays', 1]}, 1)[0] == np.datetime64(after)
+    assert forecast_preprocessing.dates_after(series, {'pace': ['weekdays', 1]}, 1)[0] == np.datetime64(after)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ def test_a_single_text_is_read_as_in_a_file(read, texts, flags):
     offsets = [None] * len(texts) if series.offsets is None else series.offsets.tolist()
     before = None
     for place, text in enumerate(list(texts)[:50]):
-        stamp = date_formats.parse(f' {text} ', form, before)
+        stamp = date_columns.parse(f' {text} ', form, before)
         assert stamp == Stamp(series.dates[place], offsets[place])
         assert date_formats.write_one(stamp, form) == written[place]
         before = stamp
@@ -285,7 +286,7 @@ def test_a_single_text_that_does_not_fit(read):
     form = read(DAYS.strftime('%d/%m/%Y')).dates
     for text in ('2021-01-13', '', '01/13/2021', '13/01/2021 10:00', '13/01/2021 10:00+01:00'):
         with pytest.raises(UserError, match="'when'"):
-            date_formats.parse(text, form, column='when')
+            date_columns.parse(text, form, column='when')
 
 
 # --- time zones ------------------------------------------------------------------------------------
@@ -323,8 +324,10 @@ def test_a_change_of_the_clock_is_no_gap(read, tmp_path, days):
         (series,) = table.series
         same(series.dates, clock)
         same(series.instants, days.tz_convert('UTC').tz_localize(None))
-        assert words in dates_line(table)
-        assert f'{clock[0]:%Y-%m-%d}' in dates_line(table) and f'{clock[-1]:%Y-%m-%d}' in dates_line(table)
+        assert words in forecast_report.dates_line(table)
+        assert f'{clock[0]:%Y-%m-%d}' in forecast_report.dates_line(
+            table
+        ) and f'{clock[-1]:%Y-%m-%d}' in forecast_report.dates_line(table)
     written = date_formats.write(series.dates, series.offsets, table.dates)
     assert (pandas.to_datetime(pandas.Series(written), utc=True) == days.tz_convert('UTC')).all()
     assert written[0] == str(days[0])
@@ -360,7 +363,7 @@ def test_a_time_that_a_clock_skips_does_not_exist_but_a_day_may_begin_there(read
     days = pandas.date_range('2017-10-13', periods=5)  # the 15th began at 01:00
     table = read(days.strftime('%Y-%m-%d'), DateFormat.of_flags(None, 'America/Sao_Paulo'))
     same(table.series[0].dates, days)
-    assert '1 day' in dates_line(table)
+    assert '1 day' in forecast_report.dates_line(table)
 
 
 @pytest.mark.parametrize('freq', ['D', 'h', '15min', 'W', 'MS', 'QS', 'ME', 'B'])
@@ -462,20 +465,22 @@ def test_a_split_is_at_a_date_of_the_file(read, days, text, place):
     table = read(days.map(str))
     (series,) = table.series
     flags = {'validation_from': series.dates[1].astype(str), 'test_from': text}
-    assert command.split('x.csv', series, flags, table.dates).test == place
+    assert forecast.split('x.csv', series, flags, table.dates).test == place
 
 
 def test_a_split_by_a_date_with_an_offset_needs_such_dates(read):
     table = read(DAYS.strftime('%Y-%m-%d'))
     flags = {'validation_from': '2021-01-10', 'test_from': '2021-01-20T00:00Z'}
     with pytest.raises(UserError, match='--test_from=2021-01-20T00:00Z'):
-        command.split('x.csv', table.series[0], flags, table.dates)
+        forecast.split('x.csv', table.series[0], flags, table.dates)
 
 
 def test_the_calendar_goes_by_the_local_time(read):
     days = pandas.date_range('2022-07-01 06:00', periods=3, freq='D', tz=BERLIN)
     (series,) = read(days.tz_convert('UTC').strftime('%Y-%m-%dT%H:%M:%SZ'), DateFormat.of_flags(None, BERLIN)).series
-    np.testing.assert_allclose(calendar(series.dates, ['day']), [[1, 0]] * 3, atol=1e-12)  # a quarter of the day
+    np.testing.assert_allclose(
+        forecast_preprocessing.calendar(series.dates, ['day']), [[1, 0]] * 3, atol=1e-12
+    )  # a quarter of the day
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax import decode, losses
-from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
-from seqjax.encoder_decoder import encoder_decoder
-from seqjax.layers import RNN, Bidirectional, Stack, TimeDistributed
-from seqjax.linear import LRUCell, MinLSTMCell
+from seqjax.nn import decoding, losses, rnn, seq2seq
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.linear_cells import LRUCell, MinLSTMCell
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.cells.simple_cell import SimpleRNNCell
+from seqjax.nn.wrappers import Bidirectional, Stack, TimeDistributed
 
 B, T, F, H = 3, 4, 2, 3
 RNG = np.random.default_rng(0)
@@ -41,14 +42,14 @@ def switched(**switches):
 @pytest.mark.parametrize(
     'layer',
     [
-        RNN(LSTMCell(H), backend='rows'),
-        RNN(LSTMCell(H), backend='columns', remat_segments=2),
-        RNN(GRUCell(H, zoneout_h=0.1, recurrent_dropout=0.1), learn_initial_carry=True),
-        RNN(GRUCell(H), backend='rows', masked_output='hold', reverse=True),
-        RNN(MinLSTMCell(H), parallel=True),
-        RNN(LRUCell(H), parallel=True),
-        Bidirectional(RNN(LSTMCell(H, layer_norm=True, peepholes=True, projection=3)), RNN(SimpleRNNCell(H))),
-        Stack([RNN(LSTMCell(H)), RNN(GRUCell(H))], dropout=0.1, residual=True),
+        rnn.RNN(LSTMCell(H), backend='rows'),
+        rnn.RNN(LSTMCell(H), backend='columns', remat_segments=2),
+        rnn.RNN(GRUCell(H, zoneout_h=0.1, recurrent_dropout=0.1), learn_initial_carry=True),
+        rnn.RNN(GRUCell(H), backend='rows', masked_output='hold', reverse=True),
+        rnn.RNN(MinLSTMCell(H), parallel=True),
+        rnn.RNN(LRUCell(H), parallel=True),
+        Bidirectional(rnn.RNN(LSTMCell(H, layer_norm=True, peepholes=True, projection=3)), rnn.RNN(SimpleRNNCell(H))),
+        Stack([rnn.RNN(LSTMCell(H)), rnn.RNN(GRUCell(H))], dropout=0.1, residual=True),
         TimeDistributed(nn.Dense(H)),
     ],
 )
@@ -66,14 +67,14 @@ def test_a_layer_traces_with_strict_promotion_and_without_a_leak(layer):
 
 
 def test_decoding_traces_with_strict_promotion_and_without_a_leak():
-    model = encoder_decoder(5, features=H, attention='additive', bidirectional=True)
+    model = seq2seq.encoder_decoder(5, features=H, attention='additive', bidirectional=True)
     source = (TOKENS, LENGTHS)
 
     def write(variables):
         return (
-            decode.greedy(model, variables, source, longest=3, end=1),
-            decode.sample(model, variables, source, key=jax.random.key(0), longest=3, end=1, temperature=0.5),
-            decode.beam(model, variables, source, longest=3, end=1, width=2, length_penalty=0.6),
+            decoding.greedy(model, variables, source, longest=3, end=1),
+            decoding.sample(model, variables, source, key=jax.random.key(0), longest=3, end=1, temperature=0.5),
+            decoding.beam(model, variables, source, longest=3, end=1, width=2, length_penalty=0.6),
         )
 
     with switched(**TRACING):
@@ -83,11 +84,11 @@ def test_decoding_traces_with_strict_promotion_and_without_a_leak():
 
 
 def test_a_beam_has_no_infinity_where_there_are_enough_sequences():
-    model = encoder_decoder(5, features=H)
+    model = seq2seq.encoder_decoder(5, features=H)
     variables = model.init(jax.random.key(0), (TOKENS, TOKENS))
-    want = decode.beam(model, variables, TOKENS, longest=3, end=1, width=3)
+    want = decoding.beam(model, variables, TOKENS, longest=3, end=1, width=3)
     with switched(jax_debug_infs=True, jax_debug_nans=True):
-        got = decode.beam(model, variables, TOKENS, longest=3, end=1, width=3)
+        got = decoding.beam(model, variables, TOKENS, longest=3, end=1, width=3)
     jax.tree.map(np.testing.assert_array_equal, got, want)
     assert np.isfinite(got.scores).all()
 
@@ -100,7 +101,7 @@ def test_a_loss_of_known_labels_has_no_nan_without_jit():
 
 
 @pytest.mark.representative(every=2)
-@pytest.mark.parametrize('layer', [RNN(LSTMCell(H), backend='rows'), RNN(GRUCell(H), backend='rows')])
+@pytest.mark.parametrize('layer', [rnn.RNN(LSTMCell(H), backend='rows'), rnn.RNN(GRUCell(H), backend='rows')])
 def test_a_layer_without_jit_has_the_same_gradients_and_nothing_infinite(layer):
     variables = layer.init(jax.random.key(0), X)
 

@@ -4,8 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import lengths, parity, td
-from seqjax import files, fit
+from experiments import parity, td
+from seqjax.cli import lengths
+from seqjax.runs import directory
+from seqjax.runs.directory import Workdir
+from seqjax.training import fit_results
 from tests import test_fit
 from tests.helpers import kinds
 
@@ -70,7 +73,9 @@ def test_a_run_on_a_file_finishes(switch, tmp_path):
     kinds.KIND.run(
         data=str(tmp_path / 'data'), steps=1, replicas=1, hidden=1, picture=False, workdir=str(tmp_path / 'w')
     )
-    assert files.read_summary(files.Workdir(tmp_path / 'w'))['finished'] and (tmp_path / 'w' / fit.MODELS).is_file()
+    assert (
+        directory.read_summary(Workdir(tmp_path / 'w'))['finished'] and (tmp_path / 'w' / fit_results.MODELS).is_file()
+    )
 
 
 @pytest.mark.parametrize('switch', ['jax_debug_nans'], indirect=True)

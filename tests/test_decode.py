@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.decode import beam, greedy, sample
-from seqjax.encoder_decoder import encoder_decoder
+from seqjax.nn import decoding, seq2seq
 from tests.helpers import reference
 
 B, S, V, LONGEST = 2, 3, 3, 4
-MODEL = encoder_decoder(V, cell='gru', features=4, attention='additive')
+MODEL = seq2seq.encoder_decoder(V, cell='gru', features=4, attention='additive')
 SOURCE = np.array([[0, 1, 2], [2, 2, 1]]), np.array([3, 2])
 ALL = np.array(list(itertools.product(range(V), repeat=LONGEST)))  # [V ** longest, longest]
 
@@ -62,7 +61,7 @@ def read(decoded, index, end):
 
 @partial(jax.jit, static_argnames=('width', 'end', 'longest'))
 def search(variables, width, end, penalty=0.0, longest=LONGEST):
-    return beam(MODEL, variables, SOURCE, longest=longest, width=width, end=end, length_penalty=penalty)
+    return decoding.beam(MODEL, variables, SOURCE, longest=longest, width=width, end=end, length_penalty=penalty)
 
 
 @pytest.mark.representative(1)
@@ -130,7 +129,7 @@ def test_a_narrow_beam_is_the_plain_one(width, end, penalty):
 @pytest.mark.parametrize('end', [None, 1])
 def test_a_beam_of_one_is_greedy(end):
     """Bit for bit, over 40 models; and greedy takes the largest logit of each step."""
-    one = jax.jit(lambda variables: greedy(MODEL, variables, SOURCE, longest=LONGEST, end=end))
+    one = jax.jit(lambda variables: decoding.greedy(MODEL, variables, SOURCE, longest=LONGEST, end=end))
     lengths = set()
     for seed in range(40):
         variables = draw(seed)
@@ -147,13 +146,13 @@ def test_a_beam_of_one_is_greedy(end):
 
 def test_scores_are_those_under_teacher_forcing():
     """Of all three ways, for a model with everything; tokens behind the end count nothing."""
-    model = encoder_decoder(5, features=4, layers=2, bidirectional=True, attention='general', begin=2)
+    model = seq2seq.encoder_decoder(5, features=4, layers=2, bidirectional=True, attention='general', begin=2)
     variables = reference.random_variables(model, (SOURCE, np.zeros((B, 6), int)))
     decoded = {
-        'greedy': greedy(model, variables, SOURCE, longest=6, end=1),
-        'sample': sample(model, variables, SOURCE, longest=6, end=1, key=jax.random.key(0), temperature=3.0),
+        'greedy': decoding.greedy(model, variables, SOURCE, longest=6, end=1),
+        'sample': decoding.sample(model, variables, SOURCE, longest=6, end=1, key=jax.random.key(0), temperature=3.0),
     }
-    beams = beam(model, variables, SOURCE, longest=6, end=1, width=3)
+    beams = decoding.beam(model, variables, SOURCE, longest=6, end=1, width=3)
     decoded |= {f'beam {i}': jax.tree.map(lambda x, i=i: x[:, i], beams) for i in range(3)}
     for name, (tokens, lengths, scores) in decoded.items():
         log_p = np.asarray(forced(model, variables, SOURCE, tokens))
@@ -164,7 +163,9 @@ def test_scores_are_those_under_teacher_forcing():
 def test_what_has_ended_stays_as_it_is():
     """With more steps a finished sequence keeps its tokens, length and score; the others go on from where they were."""
     ended = []
-    run = jax.jit(lambda variables, longest: greedy(MODEL, variables, SOURCE, longest=longest, end=1), static_argnums=1)
+    run = jax.jit(
+        lambda variables, longest: decoding.greedy(MODEL, variables, SOURCE, longest=longest, end=1), static_argnums=1
+    )
     for seed in range(6):
         variables = draw(seed)
         short, long = (run(variables, n) for n in (3, 7))
@@ -186,7 +187,7 @@ def test_samples_have_the_models_probabilities():
 
     @partial(jax.jit, static_argnames='longest')
     def run(key, temperature, longest):
-        return sample(MODEL, variables, rows, key=key, longest=longest, temperature=temperature)
+        return decoding.sample(MODEL, variables, rows, key=key, longest=longest, temperature=temperature)
 
     logits = np.asarray(MODEL.apply(variables, (SOURCE, np.zeros((B, 1), int))))[0, 0]
     for temperature in (1.0, 2.5):
@@ -194,7 +195,7 @@ def test_samples_have_the_models_probabilities():
         got = np.bincount(run(jax.random.key(0), temperature, 1).tokens[:, 0], minlength=V) / 4000
         assert (np.abs(got - p) < 4 * np.sqrt(p * (1 - p) / 4000)).all() and p.min() > 0.01
     cold = run(jax.random.key(0), 1e-6, LONGEST)
-    np.testing.assert_array_equal(cold.tokens, greedy(MODEL, variables, rows, longest=LONGEST).tokens)
+    np.testing.assert_array_equal(cold.tokens, decoding.greedy(MODEL, variables, rows, longest=LONGEST).tokens)
     one, other = (run(jax.random.key(seed), 1.0, LONGEST).tokens for seed in (0, 1))
     assert (one != other).mean() > 0.1
     assert abs(np.corrcoef(one[:, 0], one[:, 1])[0, 1]) < 0.99  # each step draws anew
@@ -209,14 +210,14 @@ def test_decoding_is_compiled_once_for_all_values():
         count += 1
         source = (tokens, lengths)
         return (
-            greedy(MODEL, variables, source, longest=3, end=1),
-            beam(MODEL, variables, source, longest=3, width=2, end=1, length_penalty=penalty),
+            decoding.greedy(MODEL, variables, source, longest=3, end=1),
+            decoding.beam(MODEL, variables, source, longest=3, width=2, end=1, length_penalty=penalty),
         )
 
     for seed in range(3):
         tokens = np.random.default_rng(seed).integers(0, V, (B, S))
         got = run(draw(seed), tokens, np.array([1 + seed, 2]), 0.5 * seed)
-        want = greedy(MODEL, draw(seed), (tokens, np.array([1 + seed, 2])), longest=3, end=1)
+        want = decoding.greedy(MODEL, draw(seed), (tokens, np.array([1 + seed, 2])), longest=3, end=1)
         np.testing.assert_array_equal(got[0].tokens, want.tokens)
     assert count == 1
 
@@ -224,14 +225,14 @@ def test_decoding_is_compiled_once_for_all_values():
 @pytest.mark.parametrize(
     ('how', 'options', 'message'),
     [
-        (greedy, {'longest': 0}, 'longest=0'),
-        (greedy, {'longest': 2.0}, 'longest=2.0'),
-        (greedy, {'end': V}, 'end=3'),
-        (beam, {'width': 2, 'end': -1}, 'end=-1'),
-        (beam, {'width': 0}, 'width=0'),
-        (beam, {'width': 2, 'longest': 0}, 'longest=0'),
-        (beam, {'width': 2, 'length_penalty': -1.0}, 'length_penalty=-1.0'),
-        (sample, {'key': jax.random.key(0), 'temperature': 0.0}, 'temperature=0.0'),
+        (decoding.greedy, {'longest': 0}, 'longest=0'),
+        (decoding.greedy, {'longest': 2.0}, 'longest=2.0'),
+        (decoding.greedy, {'end': V}, 'end=3'),
+        (decoding.beam, {'width': 2, 'end': -1}, 'end=-1'),
+        (decoding.beam, {'width': 0}, 'width=0'),
+        (decoding.beam, {'width': 2, 'longest': 0}, 'longest=0'),
+        (decoding.beam, {'width': 2, 'length_penalty': -1.0}, 'length_penalty=-1.0'),
+        (decoding.sample, {'key': jax.random.key(0), 'temperature': 0.0}, 'temperature=0.0'),
     ],
 )
 def test_what_cannot_be_decoded_is_refused(how, options, message):
@@ -242,10 +243,22 @@ def test_what_cannot_be_decoded_is_refused(how, options, message):
 @pytest.mark.parametrize(
     ('decode', 'good', 'bad'),
     [
-        (lambda model, x: sample(MODEL, model, SOURCE, longest=3, key=jax.random.key(0), temperature=x), 0.5, 0.0),
-        (lambda model, x: sample(MODEL, model, SOURCE, longest=3, key=jax.random.key(0), temperature=x), 0.5, -1.0),
-        (lambda model, x: sample(MODEL, model, SOURCE, longest=3, key=jax.random.key(0), temperature=x), 2.0, np.nan),
-        (lambda model, x: beam(MODEL, model, SOURCE, longest=3, width=2, length_penalty=x), 0.0, -0.5),
+        (
+            lambda model, x: decoding.sample(MODEL, model, SOURCE, longest=3, key=jax.random.key(0), temperature=x),
+            0.5,
+            0.0,
+        ),
+        (
+            lambda model, x: decoding.sample(MODEL, model, SOURCE, longest=3, key=jax.random.key(0), temperature=x),
+            0.5,
+            -1.0,
+        ),
+        (
+            lambda model, x: decoding.sample(MODEL, model, SOURCE, longest=3, key=jax.random.key(0), temperature=x),
+            2.0,
+            np.nan,
+        ),
+        (lambda model, x: decoding.beam(MODEL, model, SOURCE, longest=3, width=2, length_penalty=x), 0.0, -0.5),
     ],
 )
 def test_compiled_scores_are_nan_where_a_number_is_out_of_range(decode, good, bad):

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import digits as command
-from experiments import predict
-from experiments.settings import Settings
-from seqjax.datasets import digits
-from seqjax.readers.images import Images
+from seqjax.cli import digits, predict
+from seqjax.cli.settings import Settings
+from seqjax.datasets import sequential_images
+from seqjax.datasets.readers.images import Images
 from tests.helpers.kinds import refused, same
 
 OPTIONS = {
@@ -39,7 +38,7 @@ def idx(values):
 
 
 def make(images, test=None, **options):
-    return digits.dataset('x', images, test, **{**OPTIONS, **options})
+    return sequential_images.dataset('x', images, test, **{**OPTIONS, **options})
 
 
 def test_the_last_images_are_the_test_and_those_before_them_validate():
@@ -109,13 +108,13 @@ def test_unseen_images_go_through_what_the_test_went_through(permute):
     images, test = draw(), draw(count=70, seed=1)
     data = make(images, ('y', test), permute=permute)
     recipe = json.loads(json.dumps(data.recipe))
-    same(digits.unseen('y', test, recipe).batches, data.test.batches)
-    unknown = digits.unseen('y', test._replace(labels=None), recipe)
+    same(sequential_images.unseen('y', test, recipe).batches, data.test.batches)
+    unknown = sequential_images.unseen('y', test._replace(labels=None), recipe)
     same(unknown.batches.inputs, data.test.batches.inputs)
     assert not unknown.batches.mask.any()
     assert unknown.table(np.zeros((2, 64, 2)))[0][-1] == 'predicted'
     assert data.test.table(np.zeros((2, 64, 2)))[0][-1] == 'truth'
-    assert digits.spec(recipe)[:2] == data.spec[:2] and digits.spec(recipe).features == 5
+    assert sequential_images.spec(recipe)[:2] == data.spec[:2] and sequential_images.spec(recipe).features == 5
 
 
 def test_what_cannot_be_learned_from_is_refused():
@@ -132,7 +131,7 @@ def test_what_cannot_be_learned_from_is_refused():
         ('3 x 5', lambda: make(images, ('y', images._replace(values=images.values[:, :3])))),
         (
             '3 x 5',
-            lambda: digits.unseen('y', Images(images.values[:, :3], None), make(images).recipe),
+            lambda: sequential_images.unseen('y', Images(images.values[:, :3], None), make(images).recipe),
         ),
         ('image 1', lambda: make(images, ('y', images._replace(labels=images.labels * 0 + 8)))),
         ("'3'", lambda: make(images._replace(labels=images.labels * 0 + 3))),
@@ -167,7 +166,7 @@ def trained(tmp_path_factory):
         'steps': 60,
         'every': 10,
     }
-    [result] = command.run(data=str(folder / 'train-images-idx3-ubyte.gz'), workdir=folder / 'out', **small)
+    [result] = digits.run(data=str(folder / 'train-images-idx3-ubyte.gz'), workdir=folder / 'out', **small)
     return folder, result
 
 
@@ -193,9 +192,9 @@ def test_labels_that_the_run_was_told_of_are_those_of_its_files_in_predictions(t
         (folder / file).write_bytes(idx(draw(60, seed=4).values))
     (folder / 'c').write_bytes(idx(draw(60, seed=4).labels))
     flags = {'data': str(folder / 'a'), 'labels': str(folder / 'c'), 'part': 'all'}
-    settings = Settings.of(command.KIND.defaults | flags)
+    settings = Settings.of(digits.KIND.defaults | flags)
     recipe = json.loads((folder / 'out' / 'summary.json').read_text())['recipe']
-    found = [command.KIND.unseen(settings, recipe, str(folder / file)).batches.mask.sum() for file in ('a', 'b')]
+    found = [digits.KIND.unseen(settings, recipe, str(folder / file)).batches.mask.sum() for file in ('a', 'b')]
     assert found == [60, 0]
 
 
@@ -224,6 +223,6 @@ def test_rows_that_come_one_at_a_time_end_where_the_whole_image_does(trained, mo
 )
 def test_mistakes_end_with_one_sentence(in_tmp, capsys, flags, words):
     (in_tmp / 'x').write_bytes(idx(draw().values))
-    assert command.main(flags) == 2
+    assert digits.main(flags) == 2
     err = capsys.readouterr().err
     assert words in err and err.count('\n') == 1, err

@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import echo, launch, soak
+from benchmarks import soak
+from experiments import echo as experiments_echo
 from seqjax import training
-from seqjax.files import UserError
-from seqjax.tasks.echo import echo as task_of
-from seqjax.tasks.echo import echo_model, series
+from seqjax.cli import command as cli_command
+from seqjax.cli import command_line
+from seqjax.errors import UserError
+from seqjax.tasks import echo
 from tests.test_td import command
 
 DELAY, WINDOW = 3, 5
@@ -18,7 +20,7 @@ DELAY, WINDOW = 3, 5
 
 def batches(feed, count, **options):
     """The first batches of a task, as symbols, answers and what counts."""
-    task = task_of(feed, delay=DELAY, window=WINDOW, batch_size=2, length=24, **options)
+    task = echo.echo(feed, delay=DELAY, window=WINDOW, batch_size=2, length=24, **options)
     for step in range(count):
         batch = task.batch(task.data, jax.random.key(0), step)
         symbols = batch.inputs.values if feed == 'stream' else batch.inputs
@@ -27,14 +29,14 @@ def batches(feed, count, **options):
 
 def test_an_answer_is_the_symbol_of_some_steps_before():
     for delay in (0, 1, 4):
-        symbols, answers = series(5, 50, delay)
+        symbols, answers = echo.series(5, 50, delay)
         np.testing.assert_array_equal(answers[delay:], symbols[: 50 - delay])
         assert symbols.min() == 0 and symbols.max() == 7
 
 
 def test_a_stream_hands_on_all_that_its_rows_have():
     """Two rows of 12 steps in windows of 5: read in order, and an answer counts where its row has shown its symbol."""
-    symbols, answers = series(0, 24, DELAY)
+    symbols, answers = echo.series(0, 24, DELAY)
     got = list(batches('stream', 3))
     for row in range(2):
         seen, given, counts = (np.concatenate([batch[i][row] for batch in got])[:12] for i in range(3))
@@ -47,7 +49,7 @@ def test_a_stream_hands_on_all_that_its_rows_have():
 
 def test_shuffled_windows_each_stand_alone():
     """Four windows of 5 of 24 symbols, two a step: every epoch all of them; an answer counts within its window."""
-    symbols, answers = series(0, 24, DELAY)
+    symbols, answers = echo.series(0, 24, DELAY)
     want = {tuple(symbols[i : i + WINDOW]): answers[i : i + WINDOW] for i in range(0, 20, WINDOW)}
     got = list(batches('shuffle', 6))
     for first in (0, 2, 4):
@@ -71,17 +73,17 @@ def test_shuffled_windows_each_stand_alone():
 )
 def test_a_task_without_an_answer_is_refused(feed, options, told):
     with pytest.raises(ValueError, match=told):
-        task_of(feed, **{'delay': 4, **options})
+        echo.echo(feed, **{'delay': 4, **options})
 
 
 @pytest.mark.parametrize(('feed', 'least'), [('stream', 4), ('shuffle', 3)])
 def test_a_flagfiles_claim_holds(feed, least, monkeypatch):
     """A short version: of four seeds at least so many echo, and after one step none names a third rightly."""
     argv = [f'--flagfile=echo_{feed}', '--replicas=4', '--nopicture']
-    values = launch.parse(echo.FLAGS, launch.default_values(echo.run), argv)
-    answers = echo.run(**values)
-    assert sum(right >= echo.RIGHT * answers.count for right in answers.right) >= least
-    untrained = echo.run(**values | {'steps': 1})
+    values = command_line.parse(experiments_echo.FLAGS, cli_command.default_values(experiments_echo.run), argv)
+    answers = experiments_echo.run(**values)
+    assert sum(right >= experiments_echo.RIGHT * answers.count for right in answers.right) >= least
+    untrained = experiments_echo.run(**values | {'steps': 1})
     assert all(right < untrained.count / 3 for right in untrained.right)
 
 
@@ -105,16 +107,19 @@ def test_ten_steps_are_five_and_a_new_process_and_five(kind, tmp_path):
 
 def test_what_does_not_go_together_is_told(tmp_path):
     with pytest.raises(UserError, match='--feed=shuffle --delay=20'):
-        echo.run(feed='shuffle', delay=20)
+        experiments_echo.run(feed='shuffle', delay=20)
     with pytest.raises(UserError, match='--dropout=0.1.*--layers=1'):
-        echo.run(dropout=0.1)
+        experiments_echo.run(dropout=0.1)
     with pytest.raises(UserError, match='--schedule=cosine.*--decay_steps=None'):
-        echo.run(schedule='cosine')
+        experiments_echo.run(schedule='cosine')
 
 
 def test_the_carry_of_a_stream_is_part_of_what_is_saved(tmp_path):
     """The State holds it, so that a run that goes on remembers what lies before its window."""
-    task = task_of('stream', delay=DELAY, window=WINDOW, batch_size=2, length=24)
-    model, tx = echo_model('stream', features=4), echo.make_optimiser({**launch.default_values(echo.run)})
+    task = echo.echo('stream', delay=DELAY, window=WINDOW, batch_size=2, length=24)
+    model, tx = (
+        echo.echo_model('stream', features=4),
+        experiments_echo.make_optimiser({**cli_command.default_values(experiments_echo.run)}),
+    )
     state = training.init_state(model, task, tx, jax.random.key(0))
     assert len(jax.tree.leaves(state.variables['carry'])) >= 2

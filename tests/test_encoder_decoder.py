@@ -9,13 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from seqjax import decode, losses, training
-from seqjax.attention import DotAttention
-from seqjax.cells import GRUCell, LSTMCell
-from seqjax.encoder_decoder import Bridge, EncoderDecoder, encoder_decoder
-from seqjax.layers import RNN, Bidirectional
-from seqjax.models import CELLS
-from seqjax.task import Batch, Sequences, Task
+from seqjax import training
+from seqjax.nn import decoding, losses, models, seq2seq
+from seqjax.nn import rnn as nn_rnn
+from seqjax.nn.attention import DotAttention
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.seq2seq import Bridge, EncoderDecoder
+from seqjax.nn.wrappers import Bidirectional
+from seqjax.types import Batch, Sequences, Task
 from tests.helpers import reference
 
 B, S, U, F, H, V = 3, 5, 4, 3, 4, 7
@@ -31,13 +33,15 @@ MODELS = {
     'projected': {'attention': 'dot', 'projection': 2, 'peepholes': True, 'layers': 2, 'begin': 0},
     'flax': {'attention': 'additive', 'cell': nn.OptimizedLSTMCell, 'bidirectional': True},
 }
-MODELS |= {f'cell {cell}': {'cell': cell, 'attention': ('additive', 'dot')[i % 2]} for i, cell in enumerate(CELLS)}
+MODELS |= {
+    f'cell {cell}': {'cell': cell, 'attention': ('additive', 'dot')[i % 2]} for i, cell in enumerate(models.CELLS)
+}
 
 
 @functools.cache
 def start(name, seed=0):
     """A model, its variables, source tokens and targets."""
-    model = encoder_decoder(V, features=H, **MODELS[name])
+    model = seq2seq.encoder_decoder(V, features=H, **MODELS[name])
     rng = np.random.default_rng(seed)
     source, targets = rng.integers(0, V, (B, S)), rng.integers(0, V, (B, U))
     return model, reference.random_variables(model, ((source, LENGTHS), targets)), source, targets
@@ -117,7 +121,7 @@ def test_logits_are_the_papers_equations(x64, name, bidirectional, begin):
     """Of an LSTM without attention (Sutskever), with that of Bahdanau, and with that of Luong over both directions."""
     how = {'bidirectional': True, 'merge_mode': 'sum'} if bidirectional else {}
     _, _, source, targets = start('plain')
-    model = encoder_decoder(V, features=H, attention=name, begin=begin, param_dtype=jnp.float64, **how)
+    model = seq2seq.encoder_decoder(V, features=H, attention=name, begin=begin, param_dtype=jnp.float64, **how)
     variables = reference.random_variables(model, ((source, LENGTHS), targets))
     want = by_hand(name, variables['params'], model, source, targets)
     np.testing.assert_allclose(apply(model, variables, source, targets), want, rtol=1e-10, atol=1e-11)
@@ -191,7 +195,7 @@ def test_no_targets_and_no_source_steps_work():
 
 
 def sampled(rate, name='plain', **options):
-    return encoder_decoder(V, features=H, scheduled_sampling=rate, **MODELS[name], **options)
+    return seq2seq.encoder_decoder(V, features=H, scheduled_sampling=rate, **MODELS[name], **options)
 
 
 KEY = {'dropout': jax.random.key(0)}
@@ -215,7 +219,7 @@ def test_no_scheduled_sampling_is_teacher_forcing_at_no_cost():
 def test_scheduled_sampling_of_all_tokens_is_free_running(name):
     """The logits are those that greedy decoding sees, and no target is read."""
     model, variables, source, targets = start(name)
-    written = decode.greedy(model, variables, (source, LENGTHS), longest=U)
+    written = decoding.greedy(model, variables, (source, LENGTHS), longest=U)
     want = apply(model, variables, source, written.tokens)
     for told in (targets, (targets + 1) % V):
         got = apply(sampled(1.0, name), variables, source, told, rngs=KEY)
@@ -227,7 +231,7 @@ def test_scheduled_sampling_draws_for_each_row_and_step():
     """At rate 0.3 of 2,000 equal rows that share reads its own token at each step, and steps do not go together."""
     model, variables, source, _ = start('plain')
     rows = np.repeat(source[:1], 2000, axis=0)
-    own = np.asarray(decode.greedy(model, variables, source[:1], longest=U).tokens)
+    own = np.asarray(decoding.greedy(model, variables, source[:1], longest=U).tokens)
     told = np.repeat((own + 1) % V, 2000, axis=0)
     logits = np.asarray(sampled(0.3).apply(variables, (rows, told), rngs=KEY))
     # What each of the first two choices would give: (told or own) at step 1, then (told or the last choice) at step 2.
@@ -246,7 +250,7 @@ def test_scheduled_sampling_draws_for_each_row_and_step():
 @pytest.mark.parametrize('lengths', [LENGTHS, 0 * LENGTHS])
 def test_dropout_acts_with_a_stream_alone(options, lengths):
     """Between layers and within cells, in the decoder of an encoder that reads nothing too; `step` drops nothing."""
-    model, (_, _, source, targets) = encoder_decoder(V, features=H, **options), start('plain')
+    model, (_, _, source, targets) = seq2seq.encoder_decoder(V, features=H, **options), start('plain')
     inputs = (source, lengths), targets
     variables = reference.random_variables(model, inputs)
     run = jax.jit(model.apply)
@@ -288,8 +292,8 @@ def test_it_is_traced_once_for_all_values():
 
 
 def test_half_precision_keeps_parameters_and_carries_in_float32():
-    model = encoder_decoder(V, features=H, attention='additive', bidirectional=True, dtype=jnp.bfloat16)
-    whole = encoder_decoder(V, features=H, attention='additive', bidirectional=True)
+    model = seq2seq.encoder_decoder(V, features=H, attention='additive', bidirectional=True, dtype=jnp.bfloat16)
+    whole = seq2seq.encoder_decoder(V, features=H, attention='additive', bidirectional=True)
     _, _, source, targets = start('plain')
     variables = model.init(jax.random.key(0), ((source, LENGTHS), targets))
     logits = apply(model, variables, source, targets)
@@ -297,7 +301,7 @@ def test_half_precision_keeps_parameters_and_carries_in_float32():
     carry = model.apply(variables, source, method='encode').carry
     assert {x.dtype for x in jax.tree.leaves((variables, carry))} == {jnp.dtype('float32')}
     np.testing.assert_allclose(logits, apply(whole, variables, source, targets), atol=0.05)
-    assert decode.beam(model, variables, source, longest=3, width=2).scores.dtype == jnp.float32
+    assert decoding.beam(model, variables, source, longest=3, width=2).scores.dtype == jnp.float32
 
 
 # --- what is built, and what is refused ------------------------------------------------------------
@@ -337,11 +341,11 @@ def test_the_carry_of_the_encoder_starts_the_decoder():
 )
 def test_models_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        encoder_decoder(**{'vocabulary': V, 'features': H, **options})
+        seq2seq.encoder_decoder(**{'vocabulary': V, 'features': H, **options})
 
 
-PARTS = {'encoder': RNN(GRUCell(H)), 'cells': [GRUCell(H)], 'head': nn.Dense(V), 'embed': nn.Embed(V, H)}
-BOTH = Bidirectional(RNN(GRUCell(H)), RNN(GRUCell(H)))
+PARTS = {'encoder': nn_rnn.RNN(GRUCell(H)), 'cells': [GRUCell(H)], 'head': nn.Dense(V), 'embed': nn.Embed(V, H)}
+BOTH = Bidirectional(nn_rnn.RNN(GRUCell(H)), nn_rnn.RNN(GRUCell(H)))
 
 
 @pytest.mark.parametrize(
@@ -352,7 +356,7 @@ BOTH = Bidirectional(RNN(GRUCell(H)), RNN(GRUCell(H)))
         ({'cells': [GRUCell(H), GRUCell(H)]}, 'encoder'),
         ({'encoder': BOTH}, 'bridges'),
         ({'encoder': BOTH, 'bridges': [Bridge(), Bridge()]}, 'bridges'),
-        ({'cells': [RNN(GRUCell(H))]}, r'cells\[0\]'),
+        ({'cells': [nn_rnn.RNN(GRUCell(H))]}, r'cells\[0\]'),
         ({'combine': nn.Dense(H)}, 'combine'),
         ({'dropout': -0.1}, 'dropout=-0.1'),
         ({'encoder': BOTH, 'bridges': [Bridge()], 'attention': DotAttention()}, 'query.*keys'),
@@ -384,7 +388,7 @@ TOKENS, TARGETS = np.ones((B, S), int), np.ones((B, U), int)
 )
 def test_inputs_that_do_not_fit_are_refused(inputs, message):
     with pytest.raises(ValueError, match=message):
-        encoder_decoder(V, features=H).init(jax.random.key(0), inputs)
+        seq2seq.encoder_decoder(V, features=H).init(jax.random.key(0), inputs)
 
 
 def test_what_is_no_token_of_a_step_is_refused():
@@ -418,13 +422,13 @@ def reversal(key, rows):
 def share_right(model, params, batch):
     """Of words that greedy decoding writes without a mistake."""
     source, targets = batch.inputs
-    written = decode.greedy(model, {'params': params}, source, longest=LONGEST + 1, end=END)
+    written = decoding.greedy(model, {'params': params}, source, longest=LONGEST + 1, end=END)
     return (written.tokens == targets).all(axis=1).mean()
 
 
 def test_reversal_is_learned_with_attention(optimized):
     """Words that were drawn apart are written backward: over 95% of 500, and by an untrained model almost none."""
-    model = encoder_decoder(LETTERS, features=32, cell='gru', attention='additive', bidirectional=True)
+    model = seq2seq.encoder_decoder(LETTERS, features=32, cell='gru', attention='additive', bidirectional=True)
     task, tx = Task(losses.classification, lambda data, key, step: reversal(key, 64)), optax.adam(5e-3)
     state, held_out = training.init_state(model, task, tx, jax.random.key(0)), reversal(jax.random.key(1), 500)
     assert share_right(model, state.params, held_out) < 0.02

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from jax import export
 
-from seqjax import losses, ops
-from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
-from seqjax.encoder_decoder import encoder_decoder
-from seqjax.layers import RNN, Bidirectional, Stack, Stateful, TimeDistributed
-from seqjax.linear import LRUCell, MinGRUCell
-from seqjax.models import sequence_model
+from seqjax.nn import losses, models, rnn, seq2seq
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.linear_cells import LRUCell, MinGRUCell
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.cells.simple_cell import SimpleRNNCell
+from seqjax.nn.wrappers import Bidirectional, Stack, Stateful, TimeDistributed
+from seqjax.ops import common
 from tests.helpers.reference import assert_near
 
 B, T, F, H = 3, 12, 4, 6
@@ -37,15 +38,15 @@ def agrees(function, spec, *arrays):
 
 
 LAYERS = {
-    'lstm': lambda: RNN(LSTMCell(H)),
-    'lstm rows': lambda: RNN(LSTMCell(H), backend='rows', reverse=True),
-    'gru': lambda: RNN(GRUCell(H), unroll=4),
-    'simple': lambda: RNN(SimpleRNNCell(H), unroll=5, masked_output='hold'),
-    'segments': lambda: RNN(LSTMCell(H, layer_norm=True, projection=2), remat_segments=3),
-    'parallel': lambda: RNN(LRUCell(H), parallel=True, learn_initial_carry=True),
-    'both': lambda: Bidirectional(RNN(GRUCell(H)), RNN(MinGRUCell(H))),
-    'stack': lambda: Stack([RNN(LSTMCell(H)), RNN(GRUCell(H))], residual=True),
-    'stateful': lambda: Stateful(RNN(GRUCell(H))),
+    'lstm': lambda: rnn.RNN(LSTMCell(H)),
+    'lstm rows': lambda: rnn.RNN(LSTMCell(H), backend='rows', reverse=True),
+    'gru': lambda: rnn.RNN(GRUCell(H), unroll=4),
+    'simple': lambda: rnn.RNN(SimpleRNNCell(H), unroll=5, masked_output='hold'),
+    'segments': lambda: rnn.RNN(LSTMCell(H, layer_norm=True, projection=2), remat_segments=3),
+    'parallel': lambda: rnn.RNN(LRUCell(H), parallel=True, learn_initial_carry=True),
+    'both': lambda: Bidirectional(rnn.RNN(GRUCell(H)), rnn.RNN(MinGRUCell(H))),
+    'stack': lambda: Stack([rnn.RNN(LSTMCell(H)), rnn.RNN(GRUCell(H))], residual=True),
+    'stateful': lambda: Stateful(rnn.RNN(GRUCell(H))),
 }
 
 
@@ -63,7 +64,7 @@ def test_a_layer_with_symbolic_sizes_gives_the_numbers_of_the_concrete_call(name
 
 @pytest.mark.parametrize('backend', ['plain', 'narrow'])
 def test_gradients_and_an_initial_carry_with_symbolic_sizes(backend):
-    layer = RNN(LSTMCell(H), backend=backend)
+    layer = rnn.RNN(LSTMCell(H), backend=backend)
     variables = layer.init(jax.random.key(0), X)
     carry = (np.ones((B, H), np.float32), np.ones((B, H), np.float32))
 
@@ -77,7 +78,7 @@ def test_gradients_and_an_initial_carry_with_symbolic_sizes(backend):
 
 
 def test_models_and_losses_with_symbolic_sizes():
-    model = sequence_model('per_step', 5, features=H, vocabulary=5, bidirectional=True)
+    model = models.sequence_model('per_step', 5, features=H, vocabulary=5, bidirectional=True)
     variables = model.init(jax.random.key(0), TOKENS)
 
     def loss(tokens, lengths, mask):
@@ -88,7 +89,7 @@ def test_models_and_losses_with_symbolic_sizes():
 
 
 def test_an_encoder_decoder_with_symbolic_sizes():
-    model = encoder_decoder(5, features=H, attention='additive', bidirectional=True)
+    model = seq2seq.encoder_decoder(5, features=H, attention='additive', bidirectional=True)
     variables = model.init(jax.random.key(0), (TOKENS, TOKENS))
     agrees(lambda source, lengths, targets: model.apply(variables, ((source, lengths), targets)), 'bt', *(
         TOKENS, LENGTHS, TOKENS
@@ -96,7 +97,7 @@ def test_an_encoder_decoder_with_symbolic_sizes():
 
 
 def test_a_time_distributed_layer_with_symbolic_sizes():
-    layer = TimeDistributed(RNN(SimpleRNNCell(H)))
+    layer = TimeDistributed(rnn.RNN(SimpleRNNCell(H)))
     x = np.stack([X, -X], axis=2)
     variables = layer.init(jax.random.key(0), x)
     agrees(lambda x, mask: layer.apply(variables, x, mask=mask), 'bt', x, MASK)
@@ -104,5 +105,5 @@ def test_a_time_distributed_layer_with_symbolic_sizes():
 
 def test_only_symbolic_sizes_are_unknown():
     (size,) = export.symbolic_shape('b')
-    assert ops.known(3, 4) and not ops.known(3, size)
-    assert ops.loop(size, 4) == ops.loop(4, size) == 1
+    assert common.known(3, 4) and not common.known(3, size)
+    assert common.loop(size, 4) == common.loop(4, size) == 1

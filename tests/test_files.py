@@ -15,6 +15,10 @@ import pytest
 
 from experiments import td
 from seqjax import files
+from seqjax.errors import UserError
+from seqjax.runs import directory, lock, result_files
+from seqjax.runs.append_log import AppendLog, LogOffset
+from seqjax.runs.directory import Workdir
 from tests.helpers.oddities import ODD, odd, ordinary_user
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +34,7 @@ KINDS = {'single': [], 'replicas': ['--replicas=2']}
 def opened(folder, experiment='x', **changes):
     """The folder and the summary of a finished run, as open_workdir gives them; what it held is let go."""
     settings = {**SETTINGS, 'workdir': str(folder), **changes}
-    with files.open_workdir(settings, experiment) as (workdir, summary):
+    with directory.open_workdir(settings, experiment) as (workdir, summary):
         return workdir, summary
 
 
@@ -46,11 +50,11 @@ def test_a_folder_is_made_and_a_finished_run_in_it_is_found(tmp_path):
     folder, summary = opened(tmp_path / 'a' / 'b')
     assert folder.path.is_dir() and summary is None and list(folder.path.iterdir()) == []
     held = finished(folder.path)
-    for name in files.NO_NUMBER:
+    for name in directory.NO_NUMBER:
         assert opened(folder.path, **({} if name in ('workdir', 'overwrite') else {name: 'other'}))[1] == held
     finished(folder.path, finished=False)
     assert opened(folder.path)[1] is None
-    with files.open_workdir({**SETTINGS, 'workdir': None}, 'x') as (nowhere, summary):
+    with directory.open_workdir({**SETTINGS, 'workdir': None}, 'x') as (nowhere, summary):
         assert nowhere.path is None and summary is None
 
 
@@ -61,16 +65,16 @@ def test_another_run_is_refused_by_the_name_of_the_flag_that_differs(tmp_path):
         ({**SETTINGS, 'new': 3}, ['without --new', '--new=3']),
         ({**SETTINGS, 'seed': None}, ['--seed=1', 'without --seed']),
     ):
-        with pytest.raises(files.UserError) as caught:
+        with pytest.raises(UserError) as caught:
             opened(tmp_path, **settings | {'workdir': str(tmp_path)})
         assert all(word in str(caught.value) for word in [*words, '--overwrite', '--workdir'])
-    with pytest.raises(files.UserError, match='x.* y'):
+    with pytest.raises(UserError, match='x.* y'):
         opened(tmp_path, 'y')
 
 
 def test_overwrite_takes_the_names_that_are_ours(tmp_path):
     finished(tmp_path)
-    for name in (*files.FILES, 'notes.txt', 'metrics.csv.bak'):
+    for name in (*directory.FILES, 'notes.txt', 'metrics.csv.bak'):
         (tmp_path / name).write_text('1')
     assert opened(tmp_path, 'y', overwrite=True)[1] is None
     assert {file.name for file in tmp_path.iterdir()} == {'notes.txt', 'metrics.csv.bak'}
@@ -79,7 +83,7 @@ def test_overwrite_takes_the_names_that_are_ours(tmp_path):
 @pytest.mark.parametrize('place', ['~nobody_of_this_name/x', 'a\0b'])
 def test_a_name_that_is_no_path_is_a_persons_mistake(place, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(files.UserError, match='workdir'):
+    with pytest.raises(UserError, match='workdir'):
         td.run(workdir=place, epochs=EPOCHS, picture=False)
 
 
@@ -94,17 +98,17 @@ def test_replace_keeps_the_old_file_until_the_new_one_is_whole(tmp_path):
         path.write_text('half')
         raise OSError(28, 'No space left on device')
 
-    with pytest.raises(files.UserError, match='summary.json.*No space left on device'), files.writing(target):
+    with pytest.raises(UserError, match='summary.json.*No space left on device'), files.writing(target):
         files.replace(target, breaks)
     assert target.read_text() == 'old' and list(tmp_path.iterdir()) == [target]
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = files.Workdir(None)
+    folder = Workdir(None)
     folder.write_summary({})
-    files.write_replicas(folder, loss=np.ones(3))
-    files.write_picture(folder, None)
+    result_files.write_replicas(folder, loss=np.ones(3))
+    result_files.write_picture(folder, None)
     log = folder.journal('x', 'y')
     assert log.begin(None) == b''
     log.append(b'1')
@@ -117,7 +121,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
 
 def test_a_journal_goes_on_where_its_mark_was(tmp_path):
     """What came after the mark is cut off, a torn line too; what comes then is marked as if nothing had happened."""
-    straight, stopped = (files.Journal(tmp_path / name, 'head\n') for name in ('straight', 'stopped'))
+    straight, stopped = (AppendLog(tmp_path / name, 'head\n') for name in ('straight', 'stopped'))
     for log in (straight, stopped):
         assert log.begin(None) == b''
         log.append(b'1\n2\n')
@@ -125,7 +129,7 @@ def test_a_journal_goes_on_where_its_mark_was(tmp_path):
     assert mark == straight.mark() and mark.length == len(b'head\n1\n2\n')
     stopped.append(b'3\nto')
     stopped.close()
-    again = files.Journal(stopped.path, 'head\n')
+    again = AppendLog(stopped.path, 'head\n')
     assert again.fault(mark) is None and again.begin(mark) == b'1\n2\n'
     assert stopped.path.read_bytes() == b'head\n1\n2\n'
     for log in (straight, again):
@@ -146,7 +150,7 @@ def test_a_journal_goes_on_where_its_mark_was(tmp_path):
     ],
 )
 def test_a_journal_that_does_not_bear_its_mark_says_so(damage, tmp_path):
-    log = files.Journal(tmp_path / 'log', 'head\n')
+    log = AppendLog(tmp_path / 'log', 'head\n')
     log.begin(None)
     log.append(b'1\n2\n')
     mark = log.mark()
@@ -161,8 +165,8 @@ def test_a_full_disk_is_told_in_a_sentence(rows, tmp_path):
     """Whether the header, a row or the closing of metrics.csv is refused: what was not written is not tried again."""
     (tmp_path / 'metrics.csv').symlink_to('/dev/full')
     told = 'metrics.csv.*No space left on device.*--workdir'
-    log = files.Journal(tmp_path / 'metrics.csv', 'step\n' if rows == 0 else '')
-    with pytest.raises(files.UserError, match=told):
+    log = AppendLog(tmp_path / 'metrics.csv', 'step\n' if rows == 0 else '')
+    with pytest.raises(UserError, match=told):
         log.begin(None)
         log.append(b'1,0.5\n' * rows)
     log.close()
@@ -174,8 +178,8 @@ def test_a_full_disk_is_told_in_a_sentence(rows, tmp_path):
 def test_two_cannot_write_in_one_folder(tmp_path):
     """Not from this process, and not from another; the sentence says who is there. Afterwards no lock is left."""
     code = 'import sys; sys.argv.pop(0)\nfrom experiments import td\nsys.exit(td.main(sys.argv))'
-    with files.open_workdir({**SETTINGS, 'workdir': str(tmp_path)}, 'x'):
-        with pytest.raises(files.UserError, match=f'{os.getpid()}'):
+    with directory.open_workdir({**SETTINGS, 'workdir': str(tmp_path)}, 'x'):
+        with pytest.raises(UserError, match=f'{os.getpid()}'):
             opened(tmp_path)
         argv = [sys.executable, '-c', code, f'--workdir={tmp_path}', '--epochs=1', '--overwrite']
         env = os.environ | {'PYTHONPATH': str(ROOT)}
@@ -194,15 +198,15 @@ with files.open_workdir(settings, 'x'):
     os.kill(os.getpid(), 9)
 """
     done = subprocess.run([sys.executable, '-c', code], env=os.environ | {'PYTHONPATH': str(ROOT)}, check=False)
-    assert done.returncode == -9 and (tmp_path / files.LOCK).exists()
-    assert opened(tmp_path)[1] is None and not (tmp_path / files.LOCK).exists()
+    assert done.returncode == -9 and (tmp_path / lock.LOCK).exists()
+    assert opened(tmp_path)[1] is None and not (tmp_path / lock.LOCK).exists()
 
 
 def test_a_file_system_without_locks_is_told_once(tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise OSError(errno.ENOLCK, 'No locks available')
 
-    monkeypatch.setattr(files.fcntl, 'flock', refuse)
+    monkeypatch.setattr(lock.fcntl, 'flock', refuse)
     assert opened(tmp_path)[1] is None
     assert capsys.readouterr().err.count('\n') == 1 and list(tmp_path.iterdir()) == []
 
@@ -214,9 +218,9 @@ def test_a_finished_run_may_be_asked_for_more_steps_and_not_for_fewer(tmp_path):
     finished(tmp_path, flags={**SETTINGS, 'steps': 10})
     assert opened(tmp_path, steps=10)[1] is not None
     assert opened(tmp_path, steps=20)[1] is None
-    with pytest.raises(files.UserError, match='--steps=9'):
+    with pytest.raises(UserError, match='--steps=9'):
         opened(tmp_path, steps=9)
-    with pytest.raises(files.UserError, match='--steps=10'):
+    with pytest.raises(UserError, match='--steps=10'):
         opened(tmp_path)
 
 
@@ -228,7 +232,7 @@ def done(tmp_path_factory):
     """A finished run of each kind."""
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.setattr('experiments.launch.keep_compiled', lambda _: None)
+        patch.setattr('seqjax.cli.compilation_cache.keep_compiled', lambda _: None)
         for kind, folder in folders.items():
             assert td.main([f'--workdir={folder}', *FLAGS, *KINDS[kind]]) == 0
     return folders
@@ -238,7 +242,7 @@ def lose(name):
     def damage(folder):
         summary = json.loads((folder / 'summary.json').read_text())
         del summary[name]
-        files.Workdir(folder).write_summary(summary)
+        Workdir(folder).write_summary(summary)
 
     return damage
 
@@ -246,7 +250,7 @@ def lose(name):
 def change(**changes):
     def damage(folder):
         summary = json.loads((folder / 'summary.json').read_text())
-        files.Workdir(folder).write_summary(summary | changes)
+        Workdir(folder).write_summary(summary | changes)
 
     return damage
 
@@ -315,13 +319,13 @@ def test_a_damaged_run_is_told_in_a_sentence(name, done, tmp_path, capsys):
 @pytest.mark.parametrize('header', ['step,loss,rate\n', 'step\n', 'a,b\n'])
 def test_a_journal_of_other_columns_is_not_added_to(header, tmp_path):
     """Even where its checksum is right: rows of another version of the program would be read as ours."""
-    log = files.Journal(tmp_path / 'metrics.csv', 'step,loss\n')
+    log = AppendLog(tmp_path / 'metrics.csv', 'step,loss\n')
     log.begin(None)
     log.append(b'1,0.5\n')
     mark = log.mark()
     log.close()
     assert log.fault(mark) is None
-    assert 'metrics.csv' in files.Journal(tmp_path / 'metrics.csv', header).fault(mark)
+    assert 'metrics.csv' in AppendLog(tmp_path / 'metrics.csv', header).fault(mark)
 
 
 # --- what stands in place of a file, and what may not be read ----------------------------------------
@@ -334,17 +338,17 @@ def test_only_a_file_is_opened_and_nothing_is_waited_for(tmp_path, kind):
         with pytest.raises(OSError) as caught:
             open_one(path)
         assert caught.value.strerror
-    with pytest.raises(files.UserError, match=path.name), files.open_data(path):
+    with pytest.raises(UserError, match=path.name), files.open_data(path):
         pass
 
 
 @pytest.mark.parametrize('kind', ['pipe', 'socket', 'folder', 'loop'])
 def test_a_journal_in_place_of_which_something_else_stands_is_refused(tmp_path, kind):
     path = odd(tmp_path, kind)
-    assert files.Journal(path).fault(files.Mark(0, '')) is not None
-    for mark in (None, files.Mark(0, '')):
-        with pytest.raises(files.UserError, match='odd'):
-            files.Journal(path).begin(mark)
+    assert AppendLog(path).fault(LogOffset(0, '')) is not None
+    for mark in (None, LogOffset(0, '')):
+        with pytest.raises(UserError, match='odd'):
+            AppendLog(path).begin(mark)
 
 
 @pytest.mark.parametrize('mode', [0o000, 0o300, 0o500])
@@ -355,7 +359,7 @@ def test_a_folder_that_may_not_be_read_or_written_ends_in_a_sentence(tmp_path, p
     (folder / 'checkpoints').mkdir()
     (folder / place).chmod(mode)
     try:
-        with ordinary_user(), contextlib.suppress(files.UserError):
+        with ordinary_user(), contextlib.suppress(UserError):
             opened(folder)
             assert mode > 0 or place == 'checkpoints'
     finally:
@@ -367,15 +371,15 @@ def flipped(content, place):
 
 
 def test_every_flipped_bit_of_a_summary_is_found(tmp_path):
-    workdir = files.Workdir(tmp_path, 'x')
+    workdir = Workdir(tmp_path, 'x')
     workdir.write_summary(
         {'experiment': 'x', 'finished': True, 'flags': {'seed': 1.5e-3, 'name': 'ä'}, 'seconds': None}
     )
     path = tmp_path / 'summary.json'
-    content, want = path.read_bytes(), files.read_summary(workdir)
+    content, want = path.read_bytes(), directory.read_summary(workdir)
     for place in range(len(content)):
         path.write_bytes(flipped(content, place))
         try:
-            assert files.read_summary(workdir) == want or b'"sha256"' not in path.read_bytes(), place
-        except files.UserError as error:
+            assert directory.read_summary(workdir) == want or b'"sha256"' not in path.read_bytes(), place
+        except UserError as error:
             assert 'summary.json' in str(error)

@@ -7,10 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from seqjax import files, fit, training
-from seqjax.files import UserError
-from seqjax.task import Batch, Best, EarlyStopping, Mean, Task
+from seqjax import training as seqjax_training
+from seqjax.errors import UserError
+from seqjax.runs import directory
+from seqjax.training import fit_results
+from seqjax.training.fit_results import Fit
 from seqjax.training.observers import EvaluationLog
+from seqjax.types import Batch, Best, EarlyStopping, Mean, Task
 
 # Of a look of a seed: what validation says there, whatever the model.
 SCRIPT = np.array([[3, 2, 4, 5, 1, 1, 1, 1], [5, 4, 3, 2, 2, 2, 2, 9], [np.nan, 6, np.nan, 5, 7, 8, 1, 0]], np.float32)
@@ -45,17 +48,17 @@ def scripted(row, every=2, patience=2):
 
 def run(learned, steps=16, seeds=(0,), folder=None, every=2, checkpoint_every=10**6, rate=1.0):
     settings = {'workdir': folder and str(folder), 'overwrite': False, 'steps': steps}
-    with files.open_workdir(settings, 'x', names=(fit.TABLE, fit.MODELS)) as (workdir, _):
+    with directory.open_workdir(settings, 'x', names=(fit_results.TABLE, fit_results.MODELS)) as (workdir, _):
         how = {
             'steps': steps,
             'chunk': every,
-            'checkpoints': training.CheckpointConfig(checkpoint_every),
+            'checkpoints': seqjax_training.CheckpointConfig(checkpoint_every),
             'workdir': workdir,
         }
-        compiled = training.compile_run(*learned, optax.sgd(rate), None, **how, replicas=len(seeds))
-        found = training.train_with_early_stopping(compiled._replace(allow_divergence=True), np.array(seeds))
-        fit.write_looks(workdir, found, every)
-        fit.write_models(workdir, found)
+        compiled = seqjax_training.compile_run(*learned, optax.sgd(rate), None, **how, replicas=len(seeds))
+        found = seqjax_training.train_with_early_stopping(compiled._replace(allow_divergence=True), np.array(seeds))
+        fit_results.write_looks(workdir, found, every)
+        fit_results.write_models(workdir, found)
         return found
 
 
@@ -122,8 +125,13 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch):
         run(task, rate=0.1, steps=60, seeds=(0, 1), folder=tmp_path / 'stopped', checkpoint_every=2)
     monkeypatch.setattr(EvaluationLog, 'on_chunk', real)
     assert run(task, rate=0.1, steps=60, seeds=(0, 1), folder=tmp_path / 'stopped', checkpoint_every=2).resumed
-    assert (tmp_path / 'whole' / fit.TABLE).read_bytes() == (tmp_path / 'stopped' / fit.TABLE).read_bytes()
-    with np.load(tmp_path / 'whole' / fit.MODELS) as one, np.load(tmp_path / 'stopped' / fit.MODELS) as other:
+    assert (tmp_path / 'whole' / fit_results.TABLE).read_bytes() == (
+        tmp_path / 'stopped' / fit_results.TABLE
+    ).read_bytes()
+    with (
+        np.load(tmp_path / 'whole' / fit_results.MODELS) as one,
+        np.load(tmp_path / 'stopped' / fit_results.MODELS) as other,
+    ):
         assert sorted(one) == sorted(other) and all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 
@@ -135,13 +143,13 @@ def test_where_no_loss_was_ever_finite_it_says_so():
 def test_a_task_that_watches_for_nothing_keeps_no_best():
     model, task = noisy()
     task = task._replace(early_stopping=None)
-    assert training.init_state(model, task, optax.sgd(1.0), jax.random.key(0)).best is None
+    assert seqjax_training.init_state(model, task, optax.sgd(1.0), jax.random.key(0)).best is None
 
 
 def test_what_is_written_is_read_again(tmp_path):
     found = run(noisy(), steps=20, seeds=(4, 5), folder=tmp_path)
     like = jax.eval_shape(nn.Dense(1).init, jax.random.key(0), jnp.ones((1, 3)))
-    seeds, best = fit.read_models(tmp_path / fit.MODELS, dict(like))
+    seeds, best = fit_results.read_models(tmp_path / fit_results.MODELS, dict(like))
     assert seeds.tolist() == [4, 5]
     assert jax.tree.structure(best) == jax.tree.structure(found.best)
     assert all(
@@ -149,10 +157,10 @@ def test_what_is_written_is_read_again(tmp_path):
     )
     other = jax.eval_shape(nn.Dense(2).init, jax.random.key(0), jnp.ones((1, 3)))
     with pytest.raises(UserError, match='params/bias'):
-        fit.read_models(tmp_path / fit.MODELS, dict(other))
-    (tmp_path / fit.MODELS).write_bytes(b'PK')
+        fit_results.read_models(tmp_path / fit_results.MODELS, dict(other))
+    (tmp_path / fit_results.MODELS).write_bytes(b'PK')
     with pytest.raises(UserError, match='models.npz'):
-        fit.read_models(tmp_path / fit.MODELS, dict(like))
+        fit_results.read_models(tmp_path / fit_results.MODELS, dict(like))
 
 
 TREES = [
@@ -178,15 +186,15 @@ def test_parameters_of_any_dtype_and_key_are_read_again(params, tmp_path):
 def test_keys_that_the_file_cannot_keep_apart_are_refused(params, named, tmp_path):
     with pytest.raises(UserError, match=named):
         assert_read_again(params, tmp_path)
-    assert not (tmp_path / fit.MODELS).exists()
+    assert not (tmp_path / fit_results.MODELS).exists()
 
 
 def assert_read_again(params, folder):
     best = Best(np.zeros(2, np.float32), np.zeros(2, np.int32), jax.tree.map(lambda x: np.stack([x, x]), params), {})
     settings = {'workdir': str(folder), 'overwrite': False}
-    with files.open_workdir(settings, 'x', names=(fit.MODELS,)) as (workdir, _):
-        fit.write_models(workdir, fit.Fit(np.arange(2), [], np.zeros((2, 0, 0)), best))
-    _, got = fit.read_models(folder / fit.MODELS, {'params': params})
+    with directory.open_workdir(settings, 'x', names=(fit_results.MODELS,)) as (workdir, _):
+        fit_results.write_models(workdir, Fit(np.arange(2), [], np.zeros((2, 0, 0)), best))
+    _, got = fit_results.read_models(folder / fit_results.MODELS, {'params': params})
     assert jax.tree.structure(got.params) == jax.tree.structure(params)
     for one, other in zip(jax.tree.leaves(got.params), jax.tree.leaves(best.params), strict=True):
         assert one.dtype == other.dtype and one.tobytes() == other.tobytes()

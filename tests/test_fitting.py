@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import fitting, predict, study
-from seqjax import files, training
-from seqjax.files import UserError
-from seqjax.task import Task
+from seqjax import training
+from seqjax.cli import dataset_test, predict, task_setup
+from seqjax.errors import UserError
+from seqjax.runs import directory
+from seqjax.runs.directory import Workdir
+from seqjax.types import Task
 from tests.helpers import kinds
 from tests.helpers.kinds import COMMAND, KIND
 
@@ -43,7 +45,7 @@ def trained(data, held):
     shutil.copytree(held / 'w', data / 'w')
     path = data / 'w/summary.json'
     summary = json.loads(path.read_text())
-    files.Workdir(data / 'w').write_summary(summary | {'flags': summary['flags'] | {'data': 'data'}})
+    Workdir(data / 'w').write_summary(summary | {'flags': summary['flags'] | {'data': 'data'}})
     return data
 
 
@@ -72,13 +74,13 @@ def test_a_run_looks_learns_and_judges(data, capsys):
 def test_the_test_part_is_asked_once_for_each_seed_and_only_at_the_end(data, monkeypatch):
     """And what trained knows nothing of it."""
     asked = []
-    real = fitting.answering
+    real = dataset_test.answering
 
     def counting(model, read):
         program = real(model, read)
         return lambda best, batches: asked.append(best) or program(best, batches)
 
-    monkeypatch.setattr(fitting, 'answering', counting)
+    monkeypatch.setattr(dataset_test, 'answering', counting)
     one = KIND.run(**QUICK)[0]
     assert len(asked) == 2
     x, y = kinds.series('data', 0.0)
@@ -97,7 +99,7 @@ def test_python_and_the_command_line_do_the_same(trained):
 def test_a_file_that_changed_since_is_no_run_to_go_on_with(trained, finished, monkeypatch):
     if not finished:
         summary = json.loads((trained / 'w/summary.json').read_text())
-        files.Workdir(trained / 'w').write_summary(summary | {'finished': False})
+        Workdir(trained / 'w').write_summary(summary | {'finished': False})
     (trained / 'data').write_text('61')
     with pytest.raises(UserError, match='--work'):
         KIND.run(**QUICK, workdir='w')
@@ -158,10 +160,10 @@ def test_without_data_it_says_what_is_missing(in_tmp, capsys):
 def test_dropout_acts_in_training_alone(data, drop):
     settings = KIND.check(QUICK | {drop: 0.5})
     spec = KIND.spec({})
-    model = study.make_model(spec, settings.model)
+    model = task_setup.make_model(spec, settings.model)
     x = jax.random.normal(jax.random.key(1), (2, 6, 1))
     variables = model.init(jax.random.key(0), x)
-    plain = study.make_model(spec, KIND.check(QUICK).model)
+    plain = task_setup.make_model(spec, KIND.check(QUICK).model)
     np.testing.assert_array_equal(model.apply(variables, x), plain.apply(variables, x))
     one, other = (model.apply(variables, x, rngs={'dropout': jax.random.key(i)}) for i in (2, 3))
     assert not jnp.allclose(one, other)
@@ -175,9 +177,9 @@ def test_refit_is_training_anew_on_both_parts_for_the_steps_of_the_median_seed(d
         steps = 4 * round(np.median(held['step']) / 4)  # an epoch of this kind has 4
     settings = KIND.check(QUICK)
     dataset = KIND.dataset(settings)
-    model = study.make_model(dataset.spec, settings.model)
+    model = task_setup.make_model(dataset.spec, settings.model)
     assert len(dataset.both()[1]) == len(dataset.data[1]) + 12
-    task, tx = Task(dataset.loss_fn, dataset.batch, dataset.both()), study.make_optimizer(settings.train)
+    task, tx = Task(dataset.loss_fn, dataset.batch, dataset.both()), task_setup.make_optimizer(settings.train)
     with np.load('r/models.npz') as held:
         assert held['step'].tolist() == [steps, steps] and 0 < steps < 60
         for place, seed in enumerate(held['seeds']):
@@ -258,9 +260,9 @@ def test_what_cannot_be_predicted_is_told_in_a_sentence(trained, argv, words, ca
     bare = {name: about[name] for name in ('experiment', 'flags', 'finished')}
     for name, held in (('other', about | {'experiment': 'td'}), ('half', about | {'finished': False}), ('bare', bare)):
         (trained / name).mkdir()
-        files.Workdir(trained / name).write_summary(held)
+        Workdir(trained / name).write_summary(held)
     (trained / 'broken').mkdir()
-    (trained / 'broken' / files.SUMMARY).write_text('{')
+    (trained / 'broken' / directory.SUMMARY).write_text('{')
     capsys.readouterr()
     assert predict.main(argv) == 2
     error = capsys.readouterr().err

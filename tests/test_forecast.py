@@ -7,17 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.baselines import forecasts as baselines
-from seqjax.dataset import SPLITS
-from seqjax.datasets import forecast, forecast_rows, forecast_told
-from seqjax.datasets.feedback import Fed, Feedback
-from seqjax.datasets.forecast_rows import Split, rows_of, spans
-from seqjax.datasets.forecast_series import calendar, channels, cycles_of, ready
-from seqjax.files import UserError
-from seqjax.models import sequence_model
-from seqjax.readers.date_formats import DateFormat
-from seqjax.readers.tables import Columns, Series, Table
-from seqjax.task import Batch
+from seqjax.datasets import (
+    dataset,
+    forecast_batching,
+    forecast_heads,
+    forecast_preprocessing,
+    forecast_report,
+    forecasting,
+)
+from seqjax.datasets.baselines import forecast_baselines
+from seqjax.datasets.forecast_batching import Split
+from seqjax.datasets.readers.date_formats import DateFormat
+from seqjax.datasets.readers.table_columns import Series
+from seqjax.datasets.readers.table_sources import Columns
+from seqjax.datasets.readers.tables import SeriesTable
+from seqjax.datasets.recursive_forecasts import Fed, Feedback
+from seqjax.errors import UserError
+from seqjax.nn import models
+from seqjax.types import Batch
 
 WINDOW, HORIZON = 6, 3
 LENGTHS = (40, 57)
@@ -34,7 +41,7 @@ def draw(seed=0, missing=0.0, lengths=LENGTHS):
         values[rng.random(values.shape) < missing] = np.nan
         days = START + np.arange(length) * np.timedelta64(1, 'D')
         series.append(Series('ab'[place], values, np.arange(1, length + 1), days))
-    return Table(Columns(['x', 'y'], ['z'], 'day', 'who'), series)
+    return SeriesTable(Columns(['x', 'y'], ['z'], 'day', 'who'), series)
 
 
 def make(table=None, splits=SPLITTING, **changes):
@@ -48,11 +55,11 @@ def make(table=None, splits=SPLITTING, **changes):
         'calendar': False,
         'skip_short': False,
     }
-    return forecast.dataset('x.csv', table or draw(), splits, recipe | changes, batch_size=4, order=2)
+    return forecasting.dataset('x.csv', table or draw(), splits, recipe | changes, batch_size=4, order=2)
 
 
 def parts_of(made, table):
-    return [ready('x.csv', series, made.recipe) for series in table.series]
+    return [forecast_preprocessing.ready('x.csv', series, made.recipe) for series in table.series]
 
 
 def outputs_of(made, batches, value=0.0):
@@ -72,7 +79,7 @@ def test_training_windows_are_pieces_of_the_training_part(lag):
     parts, seen, batch_of = parts_of(made, table), set(), jax.jit(made.batch)
     for step in range(80):
         batch = jax.device_get(batch_of(made.data, jax.random.key(step), step))
-        assert batch.mask.all() and batch.inputs.shape == (4, WINDOW, len(channels(made.recipe)))
+        assert batch.mask.all() and batch.inputs.shape == (4, WINDOW, len(forecast_preprocessing.channels(made.recipe)))
         for row in range(4):
             (place,) = [
                 (k, s)
@@ -119,7 +126,9 @@ def test_what_comes_later_changes_nothing_earlier():
 
 def test_a_forecast_is_of_the_part_in_which_all_that_it_is_about_lies():
     for part, (first, last) in {'validation': ((25, 31), (30, 40)), 'test': ((32, 39), (41, 56))}.items():
-        for (start, stop), a, b in zip(spans(part, SPLITTING, LENGTHS, HORIZON), first, last, strict=True):
+        for (start, stop), a, b in zip(
+            forecast_batching.spans(part, SPLITTING, LENGTHS, HORIZON), first, last, strict=True
+        ):
             targets = [t for origin in range(start, stop) for t in range(origin + 1, origin + HORIZON + 1)]
             assert (min(targets), max(targets)) in ((25, 31), (30, 40), (32, 39), (41, 56)) and a and b
     made = make()
@@ -134,7 +143,7 @@ def test_values_are_scaled_by_the_training_part_of_their_series():
         train = series.values[: split.validation]
         scale = np.array(made.recipe['scales'][series.name]).T
         np.testing.assert_allclose(scale, [train.mean(0), train.std(0)])
-        scaled = ready('x.csv', series, made.recipe).inputs
+        scaled = forecast_preprocessing.ready('x.csv', series, made.recipe).inputs
         np.testing.assert_allclose(scaled, (series.values - scale[0]) / scale[1], rtol=1e-5, atol=1e-6)
 
 
@@ -142,7 +151,11 @@ def test_a_missing_value_is_0_beside_a_1():
     table = draw(missing=0.2)
     part = parts_of(make(table, mask=True), table)[0]
     missing = np.isnan(table.series[0].values)
-    assert channels(make(table, mask=True).recipe)[3:] == ['x is missing', 'y is missing', 'z is missing']
+    assert forecast_preprocessing.channels(make(table, mask=True).recipe)[3:] == [
+        'x is missing',
+        'y is missing',
+        'z is missing',
+    ]
     np.testing.assert_array_equal(part.inputs[:, 3:], missing)
     assert not part.inputs[:, :3][missing].any() and part.inputs[:, :3][~missing].all()
     np.testing.assert_array_equal(part.real, ~missing[:, :2])
@@ -152,13 +165,13 @@ def test_the_calendar_has_the_cycles_that_rows_tell_apart():
     def every(gap):
         return START + np.arange(9) * np.timedelta64(gap, 'h')
 
-    assert [cycles_of(every(gap)) for gap in (1, 24, 24 * 7, 24 * 365)] == [
+    assert [forecast_preprocessing.cycles_of(every(gap)) for gap in (1, 24, 24 * 7, 24 * 365)] == [
         ['year', 'week', 'day'],
         ['year', 'week'],
         ['year'],
         [],
     ]
-    found = calendar(
+    found = forecast_preprocessing.calendar(
         np.array(['2021-01-04T06', '2021-07-02T12', '2021-01-10T18'], 'datetime64[us]'), ['year', 'week', 'day']
     )
     np.testing.assert_allclose(found[:, 4:], [[1, 0], [0, -1], [-1, 0]], atol=1e-12)  # six, noon, six
@@ -195,7 +208,9 @@ def test_relative_to_nothing_0_is_the_mean_of_the_training_part():
 
 def test_items_are_stretches_of_squared_errors_whose_sums_are_the_measure():
     table = draw(lengths=(300,))
-    made = make(Table(Columns(['x'], ['y', 'z'], 'day', 'who'), table.series), [Split(100, 200)], covariates=['y', 'z'])
+    made = make(
+        SeriesTable(Columns(['x'], ['y', 'z'], 'day', 'who'), table.series), [Split(100, 200)], covariates=['y', 'z']
+    )
     items = made.baselines['persistence']('test')
     x, scale = table.series[0].values[:, 0], 1.0  # one series and one target: in its own units
     errors = np.array([[x[t + h] - x[t] for h in (1, 2, 3)] for t in range(199, 297)])
@@ -208,7 +223,7 @@ def test_items_are_stretches_of_squared_errors_whose_sums_are_the_measure():
 def test_the_table_has_a_row_for_each_forecast_and_the_future_is_open():
     table = draw()
     made = make(table)
-    unseen = forecast.unseen('x.csv', table, made.recipe, batch_size=4)
+    unseen = forecasting.unseen('x.csv', table, made.recipe, batch_size=4)
     columns, rows = unseen.table(outputs_of(made, unseen.batches))
     rows = list(rows)
     assert columns == ['series', 'origin', 'date', 'target', 'step', 'forecast', 'actual']
@@ -230,7 +245,7 @@ def test_the_table_has_the_dates_of_the_file_with_their_offsets():
     table = table._replace(series=zoned, dates=DateFormat('iso8601', 'Europe/Berlin', True))
     made = make(table, calendar=True)
     assert any('2020-04-26 00:00:00+02:00' in line and 'Europe/Berlin' in line for line in made.look)
-    unseen = forecast.unseen('x.csv', table, made.recipe, batch_size=4)
+    unseen = forecasting.unseen('x.csv', table, made.recipe, batch_size=4)
     rows = list(unseen.table(outputs_of(made, unseen.batches))[1])
     assert rows[0][:3] == ['a', '2020-03-01 00:00:00+01:00', '2020-03-02 00:00:00+01:00']
     assert rows[-1][:3] == ['b', '2020-04-26 00:00:00+02:00', '2020-04-29 00:00:00+02:00']
@@ -241,11 +256,11 @@ def test_the_table_has_the_dates_of_the_file_with_their_offsets():
 def test_losses_of_intervals_are_those_of_their_equations(head):
     rng = np.random.default_rng(1)
     told, y = (
-        rng.normal(size=(3, 4, forecast.NUMBERS[head])).astype(np.float32),
+        rng.normal(size=(3, 4, forecast_heads.NUMBERS[head])).astype(np.float32),
         rng.normal(size=(3, 4)).astype(np.float32),
     )
     mask = rng.random((3, 4)) < 0.7
-    found = getattr(forecast, {'gaussian': 'gaussian', 'quantile': 'pinball'}[head])(
+    found = getattr(forecasting, {'gaussian': 'gaussian', 'quantile': 'pinball'}[head])(
         jnp.array(told), jnp.array(np.where(mask, y, np.nan)), mask
     )
     total = 0.0
@@ -255,7 +270,7 @@ def test_losses_of_intervals_are_those_of_their_equations(head):
             total += 0.5 * ((y[i, j] - mean) / np.exp(log_scale)) ** 2 + log_scale + 0.5 * np.log(2 * np.pi)
         else:
             over = y[i, j] - told[i, j]
-            total += np.mean([max(q * e, (q - 1) * e) for q, e in zip(forecast.LEVELS, over, strict=True)])
+            total += np.mean([max(q * e, (q - 1) * e) for q, e in zip(forecast_heads.LEVELS, over, strict=True)])
     np.testing.assert_allclose(found.total, total, rtol=1e-5)
     assert found.count == mask.sum()
 
@@ -264,33 +279,33 @@ def test_the_intervals_of_a_right_gaussian_hold_their_share():
     """White noise of standard deviation 1, told as such."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=(4000, 1)) * 3 + 8
-    table = Table(Columns(['x']), [Series(None, values, np.arange(4000), None)])
+    table = SeriesTable(Columns(['x']), [Series(None, values, np.arange(4000), None)])
     made = make(table, [Split(1000, 1500)], covariates=[], date=None, id=None, lag=None, head='gaussian')
     answers = outputs_of(made, made.test.batches)
     assert answers.shape[-1] == 5 and '%' in made.tell(answers)[-1]
     told = list(
-        forecast_rows.collected(
+        forecast_batching.collected(
             answers,
             parts_of(made, table),
-            rows_of([4000], WINDOW, 4),
-            spans('test', [Split(1000, 1500)], [4000], HORIZON),
+            forecast_batching.rows_of([4000], WINDOW, 4),
+            forecast_batching.spans('test', [Split(1000, 1500)], [4000], HORIZON),
         )
     )
-    for name, share in forecast_told.coverage(told, parts_of(made, table)).items():
+    for name, share in forecast_report.coverage(told, parts_of(made, table)).items():
         assert abs(share - float(name.rstrip('%')) / 100) < 0.02
 
 
 def test_quantiles_are_told_in_rising_order():
-    assert forecast.quantiles(jnp.array([[3.0, 1.0, 2.0, 5.0, 4.0]]), 'quantile').tolist() == [[1, 2, 3, 4, 5]]
+    assert forecast_heads.quantiles(jnp.array([[3.0, 1.0, 2.0, 5.0, 4.0]]), 'quantile').tolist() == [[1, 2, 3, 4, 5]]
 
 
 # --- long series -----------------------------------------------------------------------------------
 
 
 def test_a_long_series_is_told_of_in_pieces_each_origin_once(monkeypatch):
-    monkeypatch.setattr(forecast_rows, 'CHUNK', 10)
-    monkeypatch.setattr(forecast_rows, 'CONTEXT', 2)
-    rows = rows_of([57, 20, 23], WINDOW, 4)
+    monkeypatch.setattr(forecast_batching, 'CHUNK', 10)
+    monkeypatch.setattr(forecast_batching, 'CONTEXT', 2)
+    rows = forecast_batching.rows_of([57, 20, 23], WINDOW, 4)
     cuts = [cut for cuts in rows.cuts for cut in cuts]
     assert rows.steps == 22 and rows.size == 4 and all(len(cuts) <= 4 for cuts in rows.cuts)
     for series, length in enumerate((57, 20, 23)):
@@ -299,7 +314,7 @@ def test_a_long_series_is_told_of_in_pieces_each_origin_once(monkeypatch):
         assert all(cut.start == 0 if cut.first == 0 else cut.first - cut.start == 12 for cut in mine)
     whole = {}
     for chunk in (10, 4096):  # a network that says 0 depends on no context: both say the same
-        monkeypatch.setattr(forecast_rows, 'CHUNK', chunk)
+        monkeypatch.setattr(forecast_batching, 'CHUNK', chunk)
         made = make(draw(missing=0.1), mask=True, lag=5, seasons=[5])
         whole[chunk] = list(made.test.table(outputs_of(made, made.test.batches))[1])
         assert made.test.batches.mask.sum() == 8 - HORIZON + 1 + 16 - HORIZON + 1
@@ -330,7 +345,7 @@ def looped(answer, series, future, lag, horizon, origin):
 def test_feeding_back_is_reading_on(lag):
     rng = np.random.default_rng(0)
     steps, horizon = 5, 4
-    model = sequence_model('per_step', 2, cell='gru', features=6, layers=2)
+    model = models.sequence_model('per_step', 2, cell='gru', features=6, layers=2)
     # Two targets, an indicator that is 0 ahead, and two of the calendar.
     inputs = rng.normal(size=(3, steps + horizon - 1, 5)).astype(np.float32)
     params = model.init(jax.random.key(0), inputs)
@@ -354,7 +369,7 @@ def test_feeding_back_is_reading_on(lag):
 
 def test_the_variance_of_a_drawn_random_walk_grows_with_every_step():
     """x + noise of standard deviation 0.5, told as such: after h steps the variance is h / 4."""
-    model = sequence_model('per_step', 2, cell='simple', features=2)
+    model = models.sequence_model('per_step', 2, cell='simple', features=2)
     inputs = np.full((1, 6, 1), 2.0, np.float32)
     params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), inputs))
     (bias,) = (x for x in jax.tree.leaves_with_path(params['params']['head']) if 'bias' in str(x[0]))
@@ -413,7 +428,7 @@ def test_a_series_that_was_not_trained_on_is_refused_with_those_that_were():
     made = make(table)
     other = table._replace(series=[table.series[0]._replace(name='c')])
     with pytest.raises(UserError, match="'c'.*'a', 'b'"):
-        forecast.unseen('x.csv', other, made.recipe, batch_size=4)
+        forecasting.unseen('x.csv', other, made.recipe, batch_size=4)
 
 
 def test_the_first_look_tells_of_rows_dates_roles_missing_values_and_parts():
@@ -441,7 +456,7 @@ def test_baselines_know_only_what_was_known_at_the_origin():
     """Persistence, by hand; and autoregression that is fitted on what stands before the part that it tells of."""
     table = draw()
     made = make(table)
-    assert list(made.baselines) == ['persistence', '7 steps before', 'AR(2)'] and tuple(SPLITS) == (
+    assert list(made.baselines) == ['persistence', '7 steps before', 'AR(2)'] and tuple(dataset.SPLITS) == (
         'validation',
         'test',
     )
@@ -452,18 +467,22 @@ def test_baselines_know_only_what_was_known_at_the_origin():
         before, after = (one.baselines[score]('validation') for one in (made, make(changed)))
         np.testing.assert_array_equal(before.totals, after.totals)
     part, total = parts_of(made, table)[1], 0.0
-    model = [baselines.fit((part.series.values[:30, c] - part.scale[0, c]) / part.scale[1, c], 2) for c in (0, 1)]
+    model = [
+        forecast_baselines.fit((part.series.values[:30, c] - part.scale[0, c]) / part.scale[1, c], 2) for c in (0, 1)
+    ]
     for c in (0, 1):
         scaled = (part.series.values[:, c] - part.scale[0, c]) / part.scale[1, c]
-        told = baselines.autoregressive(model[c], scaled, np.arange(29, 38), HORIZON)
+        told = forecast_baselines.autoregressive(model[c], scaled, np.arange(29, 38), HORIZON)
         total += sum((told[k, h] - scaled[29 + k + 1 + h]) ** 2 for k in range(9) for h in range(HORIZON))
     assert made.baselines['AR(2)']('validation').totals[-3:].sum() == pytest.approx(total)
     one, end = made.baselines['AR(2)'], SPLITTING[1].test
-    model = [baselines.fit((part.series.values[:end, c] - part.scale[0, c]) / part.scale[1, c], 2) for c in (0, 1)]
+    model = [
+        forecast_baselines.fit((part.series.values[:end, c] - part.scale[0, c]) / part.scale[1, c], 2) for c in (0, 1)
+    ]
     origins, total = np.arange(end - 1, len(part.series.values) - HORIZON), 0.0
     for c in (0, 1):
         scaled = (part.series.values[:, c] - part.scale[0, c]) / part.scale[1, c]
-        told = baselines.autoregressive(model[c], scaled, origins, HORIZON)
+        told = forecast_baselines.autoregressive(model[c], scaled, origins, HORIZON)
         total += sum((told[k, h] - scaled[t + 1 + h]) ** 2 for k, t in enumerate(origins) for h in range(HORIZON))
     counts = one('test').counts
     per_series = int(np.flatnonzero(np.cumsum(counts) == counts.sum() - 2 * HORIZON * len(origins))[0]) + 1

@@ -6,9 +6,9 @@ import io
 import numpy as np
 import pytest
 
-from experiments import forecast, predict
-from seqjax.datasets import forecast_rows
-from seqjax.files import UserError
+from seqjax.cli import forecast, predict
+from seqjax.datasets import forecast_batching
+from seqjax.errors import UserError
 
 pytest.importorskip('pandas', reason='reads tables: pip install "seqjax[data]"')
 
@@ -51,9 +51,9 @@ def predicted(capsys, monkeypatch, workdir, *lines):
 )
 def test_a_run_predicts_what_its_test_said_bit_for_bit(in_tmp, capsys, monkeypatch, changes, chunk):
     """On the file of the training: its test's rows, whole or alone; and one row after the other, but for rounding."""
-    monkeypatch.setattr(forecast_rows, 'CHUNK', chunk)
-    monkeypatch.setattr(forecast_rows, 'CONTEXT', 2)
-    monkeypatch.setattr('seqjax.datasets.feedback.DRAWS', 5)
+    monkeypatch.setattr(forecast_batching, 'CHUNK', chunk)
+    monkeypatch.setattr(forecast_batching, 'CONTEXT', 2)
+    monkeypatch.setattr('seqjax.datasets.recursive_forecasts.DRAWS', 5)
     lines = write(in_tmp / 'x.csv', missing=0.1 if 'missing' in changes else 0.0)
     (result,) = forecast.run(data='x.csv', workdir='run', **FLAGS, **changes)
     assert set(result.baselines) >= {'persistence', '7 steps before'} and np.isfinite(result.values).all()

@@ -8,16 +8,20 @@ import re
 import numpy as np
 import pytest
 
-from experiments import fitting
 from seqjax import files
-from seqjax.baselines import forecasts as baselines
-from seqjax.dataset import Measure
-from seqjax.datasets import forecast, forecast_seasons
-from seqjax.datasets.forecast_rows import Split
-from seqjax.files import UserError
-from seqjax.readers.dates import Pace, pace
-from seqjax.readers.tables import Columns, Series, Table
-from seqjax.verdict import Gain
+from seqjax.cli import dataset_report, dataset_test
+from seqjax.cli.dataset_report import CellResult
+from seqjax.datasets import forecast_seasons, forecasting
+from seqjax.datasets.baselines import forecast_baselines
+from seqjax.datasets.dataset import Measure
+from seqjax.datasets.forecast_batching import Split
+from seqjax.datasets.readers import dates as readers_dates
+from seqjax.datasets.readers.dates import Pace
+from seqjax.datasets.readers.table_columns import Series
+from seqjax.datasets.readers.table_sources import Columns
+from seqjax.datasets.readers.tables import SeriesTable
+from seqjax.errors import UserError
+from seqjax.reporting.significance import Improvement
 from tests.test_forecast import outputs_of
 
 RECIPE = {'covariates': [], 'date': 'day', 'id': None, 'mask': False, 'seasons': None, 'lag': 1, 'horizon': 1}
@@ -34,12 +38,12 @@ def make(values, gap=HOUR, split=None, **changes):
     values = np.asarray(values, float)
     count = len(values)
     when = None if gap is None else dates(count, gap)
-    table = Table(
+    table = SeriesTable(
         Columns(['x'], [], None if gap is None else 'day'),
         [Series(None, values[:, None], np.arange(1, count + 1), when)],
     )
     recipe = RECIPE | {'date': None if gap is None else 'day'} | changes
-    return forecast.dataset(
+    return forecasting.dataset(
         'x.csv', table, [split or Split(count * 6 // 10, count * 8 // 10)], recipe, batch_size=4, order=2
     )
 
@@ -77,12 +81,12 @@ def test_the_table_of_forecasts_has_the_error_that_the_measure_has(level, deviat
 @pytest.mark.parametrize(
     ('found', 'seasons'),
     [
-        (pace(dates(99, HOUR)), [24, 168]),
-        (pace(dates(99, np.timedelta64(30, 'm'))), [48, 336]),
-        (pace(dates(99, np.timedelta64(15, 'm'))), [96, 672]),
-        (pace(dates(99, np.timedelta64(1, 'm'))), [60, 1440, 10080]),
-        (pace(dates(99, HOUR * 24)), [7, 365]),
-        (pace(dates(99, HOUR * 24 * 7)), [52]),
+        (readers_dates.pace(dates(99, HOUR)), [24, 168]),
+        (readers_dates.pace(dates(99, np.timedelta64(30, 'm'))), [48, 336]),
+        (readers_dates.pace(dates(99, np.timedelta64(15, 'm'))), [96, 672]),
+        (readers_dates.pace(dates(99, np.timedelta64(1, 'm'))), [60, 1440, 10080]),
+        (readers_dates.pace(dates(99, HOUR * 24)), [7, 365]),
+        (readers_dates.pace(dates(99, HOUR * 24 * 7)), [52]),
         (Pace('weekdays', 1), [5, 260]),
         (Pace('months', 1), [12]),
         (Pace('ends of months', 1), [12]),
@@ -104,7 +108,7 @@ def test_hours_are_compared_with_the_day_and_the_week_whatever_season_was_passed
         seasons = sorted({24, 168} | set(given or ()))
         assert [name for name in made.baselines if 'before' in name] == [f'{season} steps before' for season in seasons]
         assert made.recipe['season'] == 168 and made.recipe['lag'] == 1
-    rmse = fitting.validation_values(made)
+    rmse = dataset_test.validation_values(made)
     assert rmse['168 steps before'] < 0.2 < rmse['24 steps before']
     x = week(600)
     assert rmse['168 steps before'] == pytest.approx(np.sqrt(np.mean((x[360:480] - x[192:312]) ** 2)), rel=1e-12)
@@ -156,24 +160,28 @@ def test_without_dates_no_season_is_tried():
 
 
 def test_the_order_of_an_autoregression_reaches_the_season_where_there_are_rows_enough():
-    assert baselines.most_orders(500, [24, 168]) == 25
-    assert baselines.most_orders(2000, [24, 168]) == 169
-    assert baselines.most_orders(2000, [24, 168], fits=1000) == 25
-    assert baselines.most_orders(2000) == 24 and baselines.most_orders(20, [12]) == 2
-    assert baselines.most_orders(10**6, [60, 1440]) == 24
+    assert forecast_baselines.most_orders(500, [24, 168]) == 25
+    assert forecast_baselines.most_orders(2000, [24, 168]) == 169
+    assert forecast_baselines.most_orders(2000, [24, 168], fits=1000) == 25
+    assert forecast_baselines.most_orders(2000) == 24 and forecast_baselines.most_orders(20, [12]) == 2
+    assert forecast_baselines.most_orders(10**6, [60, 1440]) == 24
 
 
 def test_the_verdict_is_about_the_baseline_that_is_best_on_validation_and_names_a_better_one():
-    gains = {'persistence': Gain(3.0, 0.1), '24 steps before': Gain(1.0, 0.1), 'AR(2)': Gain(-0.5, 0.1)}
+    gains = {
+        'persistence': Improvement(3.0, 0.1),
+        '24 steps before': Improvement(1.0, 0.1),
+        'AR(2)': Improvement(-0.5, 0.1),
+    }
     values = {'persistence': 5.0, '24 steps before': 3.0, 'AR(2)': 1.5}
-    result = fitting.Result('lstm', 4, 9, [0], np.array([2.0]), values, gains, 0, [], '24 steps before')
-    line = fitting.conclusion(Measure('RMSE', root=True), result)
+    result = CellResult('lstm', 4, 9, [0], np.array([2.0]), values, gains, 0, [], '24 steps before')
+    line = dataset_report.conclusion(Measure('RMSE', root=True), result)
     assert re.search(r'24 steps before.* 1\b.*AR\(2\).*1\.5', line)
-    gains['AR(2)'] = Gain(0.5, 0.1)
-    assert 'AR(2)' not in fitting.conclusion(Measure('RMSE', root=True), result)
-    assert fitting.conclusion(Measure('RMSE', root=True), result._replace(baseline=None)).count('AR(2)') == 1
-    gains['persistence'] = Gain(3.0, np.inf)
-    again = fitting.result_of(json.loads(json.dumps(fitting.plain(result), allow_nan=False)))
+    gains['AR(2)'] = Improvement(0.5, 0.1)
+    assert 'AR(2)' not in dataset_report.conclusion(Measure('RMSE', root=True), result)
+    assert dataset_report.conclusion(Measure('RMSE', root=True), result._replace(baseline=None)).count('AR(2)') == 1
+    gains['persistence'] = Improvement(3.0, np.inf)
+    again = dataset_report.result_of(json.loads(json.dumps(dataset_report.plain(result), allow_nan=False)))
     assert again.baseline == '24 steps before' and again.gains == gains
 
 
@@ -187,11 +195,11 @@ def shops(lengths, constant=()):
         values[:] = 3 if place in constant else values
         series.append(Series(f'shop {place}', values, np.arange(length), dates(length, 24 * HOUR)))
     splits = [Split(round(length * 0.7), round(length * 0.85)) for length in lengths]
-    return Table(Columns(['x'], [], 'day', 'shop'), series), splits
+    return SeriesTable(Columns(['x'], [], 'day', 'shop'), series), splits
 
 
 def of_shops(table, splits, **changes):
-    return forecast.dataset(
+    return forecasting.dataset(
         'shops.csv', table, splits, RECIPE | {'id': 'shop', 'window': 20} | changes, batch_size=4, order=2
     )
 
@@ -215,11 +223,11 @@ def test_series_that_are_too_short_or_constant_are_counted_and_named_or_left_out
         *left_out
     }
     assert names in '\n'.join(made.look)
-    unseen = forecast.unseen('new.csv', table, made.recipe, batch_size=4)
+    unseen = forecasting.unseen('new.csv', table, made.recipe, batch_size=4)
     told = {row[0] for row in unseen.table(outputs_of(made, unseen.batches))[1]}
     assert told == set(made.recipe['scales']) and names in '\n'.join(unseen.look)
     with pytest.raises(UserError, match='new.csv'):
-        forecast.unseen(
+        forecasting.unseen(
             'new.csv',
             table._replace(series=[table.series[lengths.index(20) if 20 in lengths else 2]]),
             made.recipe,
@@ -240,5 +248,5 @@ def test_one_series_that_was_learned_from_may_be_short_in_a_new_file():
     made = of_shops(table, splits, skip_short=True)
     one = table.series[0]
     short = one._replace(values=one.values[:1], rows=one.rows[:1], dates=one.dates[:1])
-    unseen = forecast.unseen('new.csv', table._replace(series=[short, table.series[1]]), made.recipe, batch_size=4)
+    unseen = forecasting.unseen('new.csv', table._replace(series=[short, table.series[1]]), made.recipe, batch_size=4)
     assert len(list(unseen.table(outputs_of(made, unseen.batches))[1])) == 1

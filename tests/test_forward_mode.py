@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax import gru_ops, lstm_ops
-from seqjax.cells import GRUCell, LSTMCell
-from seqjax.layers import RNN, Bidirectional
+from seqjax.nn import rnn
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.wrappers import Bidirectional
+from seqjax.ops import gru, lstm
 from tests.helpers.reference import assert_close, assert_near
 
 T, B, F, H = 3, 2, 2, 3
@@ -33,11 +35,11 @@ def run(x, backend):
     """All outputs, in a row; every mask and option in use."""
     how = {'mask': jnp.array([[1, 1], [0, 1], [1, 1]]), 'resets': jnp.array([[0, 0], [0, 1], [0, 0]]), 'reverse': True}
     if len(x['state']) == 2:
-        got = lstm_ops.lstm(
+        got = lstm.lstm(
             x['inputs'], tuple(x['state']), *x['weights'], fresh=tuple(x['fresh']), history=True, backend=backend, **how
         )
     else:
-        got = gru_ops.gru(x['inputs'], x['state'][0], *x['weights'], fresh=x['fresh'][0], backend=backend, **how)
+        got = gru.gru(x['inputs'], x['state'][0], *x['weights'], fresh=x['fresh'][0], backend=backend, **how)
     return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(got)])
 
 
@@ -103,9 +105,9 @@ def test_tangents_are_differences(x64):
 @pytest.mark.parametrize(
     ('layer', 'steps'),
     [
-        (RNN(LSTMCell(6)), 12),
-        (RNN(GRUCell(40), remat_segments=2), 5),
-        (Bidirectional(RNN(GRUCell(33)), RNN(LSTMCell(6))), 9),
+        (rnn.RNN(LSTMCell(6)), 12),
+        (rnn.RNN(GRUCell(40), remat_segments=2), 5),
+        (Bidirectional(rnn.RNN(GRUCell(33)), rnn.RNN(LSTMCell(6))), 9),
     ],
 )
 def test_layers_have_forward_mode_at_any_size(layer, steps):

@@ -6,14 +6,23 @@ from pathlib import Path
 
 import pytest
 
-import experiments
-from experiments import compare, fitting, launch, lengths, studies, study, sweep
-from seqjax import processes
-from seqjax.training import compile as compiling
+from seqjax.cli import (
+    compare,
+    compilation_cache,
+    dataset_experiment,
+    flag_tables,
+    lengths,
+    sweep_grid,
+    task_flags,
+    task_registry,
+)
+from seqjax.cli.parsers import Many, Name, Place
+from seqjax.runs import multihost
+from seqjax.training import compilation
 from tests.helpers import kinds
 
 NO_COMMANDS = ('launch', 'compiled', 'run_directory', 'study', 'studies', 'fitting', 'settings', 'comparison', 'peers')
-MODULES = [module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name not in NO_COMMANDS]
+MODULES = [module.name for module in pkgutil.iter_modules(experiments_lib.__path__) if module.name not in NO_COMMANDS]
 MODULES += ['begin']  # a kind of data whose files are read in no time: with it the flags of all kinds go deep
 VALUES = [
     *('', ' ', '0', '-0', '-1', '1', '2', '1.5', '1e3', '1e-400', '1e400', 'nan', 'inf', '-inf', '0x10', '1_000'),
@@ -78,7 +87,7 @@ PLACES = [
         'sys:exit()',
     ),
 ]
-NAMING = (launch.Place, launch.Name, launch.Many)
+NAMING = (Place, Name, Many)
 
 
 OWN = {
@@ -100,16 +109,26 @@ def flags_of(name):
     """All of them; of the studies and the commands on them, which share most of theirs, one has all."""
     module = module_of(name)
     if name == 'begin':
-        ours = [flag for flag in fitting.TRAINING if flag not in study.FLAGS] + ['steps', 'batch_size', 'replicas']
-        return ['data', *ours, *(flag for flag in fitting.MODEL if flag not in study.FLAGS), 'flagfile', 'unknown']
+        ours = [flag for flag in dataset_experiment.TRAINING if flag not in task_flags.FLAGS] + [
+            'steps',
+            'batch_size',
+            'replicas',
+        ]
+        return [
+            'data',
+            *ours,
+            *(flag for flag in dataset_experiment.MODEL if flag not in task_flags.FLAGS),
+            'flagfile',
+            'unknown',
+        ]
     if hasattr(module, 'KIND'):
         return ['data', *module.KIND.OWN, 'unknown']
-    table = sweep.table_of('td')[0] if name == 'sweep' else module.FLAGS
-    if name in studies.NAMES and name != 'adding':
+    table = sweep_grid.table_of('td')[0] if name == 'sweep' else module.FLAGS
+    if name in task_registry.NAMES and name != 'adding':
         return module.STUDY.own
     if name in OWN:
         return OWN[name]
-    return [*table, *(launch.TOGETHER if 'mesh' in table else []), 'flagfile', 'unknown']
+    return [*table, *(flag_tables.TOGETHER if 'mesh' in table else []), 'flagfile', 'unknown']
 
 
 @pytest.fixture
@@ -120,12 +139,12 @@ def stopped(monkeypatch, tmp_path):
         raise Reached
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, 'keep_compiled', lambda _: None)
-    monkeypatch.setattr(compiling, 'compile_run', stop)
-    monkeypatch.setattr('seqjax.processes.start', lambda text, _: None if text == processes.OFF else stop())
-    monkeypatch.setattr('experiments.launch.use_cores', lambda *_: None)
-    monkeypatch.setattr('experiments.soak.Soak', stop)
-    monkeypatch.setattr('experiments.bench.Bench.run', stop)
+    monkeypatch.setattr(compilation_cache, 'keep_compiled', lambda _: None)
+    monkeypatch.setattr(compilation, 'compile_run', stop)
+    monkeypatch.setattr('seqjax.runs.multihost.start', lambda text, _: None if text == multihost.OFF else stop())
+    monkeypatch.setattr('seqjax.cli.command.use_cores', lambda *_: None)
+    monkeypatch.setattr('benchmarks.soak.Soak', stop)
+    monkeypatch.setattr('benchmarks.bench.Bench.run', stop)
 
 
 @pytest.mark.representative(every=4)
@@ -134,7 +153,7 @@ def test_no_value_of_a_flag_ends_in_a_traceback(name, flag, stopped, capsys):
     module, accepted = module_of(name), 0
     default = {'checkpoint': ['--workdir=nowhere'], 'begin': ['--data=data']}
     Path('data').write_text('40')
-    parser = (getattr(module, 'FLAGS', {}) | launch.KEPT).get(flag, (None,))[0]
+    parser = (getattr(module, 'FLAGS', {}) | flag_tables.KEPT).get(flag, (None,))[0]
     values = [*VALUES, *(PLACES if flag == 'flagfile' or isinstance(parser, NAMING) else [])]
     for value in values:
         try:

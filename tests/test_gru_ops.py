@@ -14,16 +14,16 @@ import pytest
 from flax.errors import ScopeParamNotFoundError
 from jax.flatten_util import ravel_pytree
 
-from seqjax import gru_ops
-from seqjax.cells import GRUCell
-from seqjax.gru_ops import gru
-from seqjax.layers import RNN
+from seqjax.nn import rnn
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.ops import gru
+from seqjax.ops.gru import GRUOutput, GRUWeights
 from tests.helpers import reference
 from tests.helpers.reference import assert_near
 
-FAST = sorted(set(gru_ops.BACKENDS) - {'plain'})
-CHUNK = gru_ops.FORM.chunk
-WEIGHTS = gru_ops.Weights._fields
+FAST = sorted(set(gru.BACKENDS) - {'plain'})
+CHUNK = gru.FORM.chunk
+WEIGHTS = GRUWeights._fields
 
 
 def problem(key, count, rows, features, hidden, dtype=jnp.float32):
@@ -46,7 +46,7 @@ def problem(key, count, rows, features, hidden, dtype=jnp.float32):
 
 def call(x, **options):
     fresh = x['fresh'] if options.get('resets') is not None else None
-    return gru(x['inputs'], x['h'], *(x[name] for name in WEIGHTS), fresh=fresh, **options)
+    return gru.gru(x['inputs'], x['h'], *(x[name] for name in WEIGHTS), fresh=fresh, **options)
 
 
 def values_and_gradients(x, **options):
@@ -98,7 +98,7 @@ def loop(x, seq_lengths=None, mask=None, resets=None, reverse=False):
                 z, r = (reference.sigmoid(of_x[i] + of_h[i]) for i in (0, 1))
                 h[b] = z * h[b] + (1 - z) * np.tanh(of_x[2] + r * of_h[2])
             outputs[t, b] = h[b]
-    return gru_ops.Run(h, outputs)
+    return GRUOutput(h, outputs)
 
 
 @pytest.mark.representative(every=2)
@@ -237,10 +237,10 @@ def test_what_does_not_fit_is_refused_by_name(change, message):
     good = {'inputs': jnp.ones((3, 2, 1)), 'h': jnp.zeros((2, 4)), 'kernel': jnp.ones((1, 12))}
     good |= {'recurrent_kernel': jnp.ones((4, 12)), 'bias': jnp.ones(12), 'recurrent_bias': jnp.ones(12)}
     with pytest.raises(ValueError, match='^' + message):
-        gru(**good | change)
+        gru.gru(**good | change)
 
 
-@pytest.mark.parametrize('backend', ['auto', *gru_ops.BACKENDS])
+@pytest.mark.parametrize('backend', ['auto', *gru.BACKENDS])
 def test_a_long_sequence_is_no_larger_a_program(backend):
     def equations(count):
         x = jax.eval_shape(lambda: problem(jax.random.key(0), count, 2, 1, 300))
@@ -272,7 +272,7 @@ def test_a_backend_of_its_own_needs_less_memory(optimized, backend):
     ],
 )
 def test_a_backend_is_chosen_by_size(steps, rows, hidden, want):
-    assert gru_ops.choose(steps, rows, hidden) == want
+    assert gru.choose(steps, rows, hidden) == want
 
 
 # --- layers ----------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ class Stepwise(GRUCell):
 
 
 @pytest.mark.representative
-@pytest.mark.parametrize('backend', ['auto', *gru_ops.BACKENDS])
+@pytest.mark.parametrize('backend', ['auto', *gru.BACKENDS])
 @pytest.mark.parametrize('dropped', [0.0, 0.4])
 @pytest.mark.parametrize('batch', [(3,), (), (2, 3)])
 def test_a_layer_gives_what_its_steps_give(backend, dropped, batch):
@@ -295,7 +295,7 @@ def test_a_layer_gives_what_its_steps_give(backend, dropped, batch):
     flags = {name: jnp.asarray(rng.random((*batch, 19)) < share) for name, share in (('mask', 0.8), ('resets', 0.2))}
     one, other = (cell(5, drop_connect=dropped) for cell in (GRUCell, Stepwise))
     how = {'learn_initial_carry': True, 'reverse': True, 'keep_order': True}
-    fused, stepwise = RNN(one, backend=backend, **how), RNN(other, **how)
+    fused, stepwise = rnn.RNN(one, backend=backend, **how), rnn.RNN(other, **how)
     weights = fused.init(jax.random.key(1), x)
     assert_near(weights, stepwise.init(jax.random.key(1), x), 0)
     assert one.fused and not other.fused
@@ -327,16 +327,16 @@ def test_other_cells_go_step_by_step(options):
 
 
 def test_a_weight_that_is_not_there_is_flaxs_to_refuse():
-    layer, x = RNN(GRUCell(3)), jnp.ones((2, 4, 2))
+    layer, x = rnn.RNN(GRUCell(3)), jnp.ones((2, 4, 2))
     params = layer.init(jax.random.key(0), x)['params']['cell']
-    for name in gru_ops.Weights._fields:
+    for name in GRUWeights._fields:
         rest = {other: value for other, value in params.items() if other != name}
         with pytest.raises(ScopeParamNotFoundError, match=f'"{name}"'):
             layer.apply({'params': {'cell': rest}}, x)
 
 
 def test_a_layer_refuses_a_way_that_is_the_lstms_alone():
-    layer, x = RNN(GRUCell(3), backend='columns'), jnp.ones((2, 4, 1))
+    layer, x = rnn.RNN(GRUCell(3), backend='columns'), jnp.ones((2, 4, 1))
     weights = layer.init(jax.random.key(0), x)
     with pytest.raises(ValueError, match="backend='columns'"):
         layer.apply(weights, x)

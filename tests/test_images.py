@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from seqjax.files import UserError
-from seqjax.readers.bounds import Bounds
-from seqjax.readers.images import beside_of, read_idx, read_images
+from seqjax.datasets.readers import images as readers_images
+from seqjax.datasets.readers.bounds import Bounds
+from seqjax.errors import UserError
 from tests.helpers.oddities import ODD, odd
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (5, 3, 4)).astype(np.uint8)
@@ -36,7 +36,7 @@ def test_images_and_the_labels_beside_them(tmp_path, packed, labels_packed):
     (pack, end), (pack_labels, end_labels) = ways[packed], ways[labels_packed]
     file = write(tmp_path, IMAGES + end, pack(idx(PIXELS)))
     write(tmp_path, CLASSES + end_labels, pack_labels(idx(LABELS)))
-    images = read_images(file)
+    images = readers_images.read_images(file)
     np.testing.assert_array_equal(images.values, PIXELS)
     np.testing.assert_array_equal(images.labels, LABELS)
     assert images.values.dtype == np.uint8
@@ -44,20 +44,20 @@ def test_images_and_the_labels_beside_them(tmp_path, packed, labels_packed):
 
 def test_labels_elsewhere_or_not_at_all(tmp_path):
     file, labels = write(tmp_path, 'a', idx(PIXELS)), write(tmp_path, 'b', idx(LABELS))
-    assert read_images(file).labels is None
-    np.testing.assert_array_equal(read_images(file, labels).labels, LABELS)
+    assert readers_images.read_images(file).labels is None
+    np.testing.assert_array_equal(readers_images.read_images(file, labels).labels, LABELS)
 
 
 def test_files_beside_have_the_other_words(tmp_path):
     file = write(tmp_path, IMAGES, b'')
-    assert beside_of(file, 'train', 't10k') is None
+    assert readers_images.beside_of(file, 'train', 't10k') is None
     other = write(tmp_path, 't10k-images-idx3-ubyte.gz', b'')
-    assert beside_of(file, 'train', 't10k') == other
-    assert beside_of(other, 'train', 't10k') is None
+    assert readers_images.beside_of(file, 'train', 't10k') == other
+    assert readers_images.beside_of(other, 'train', 't10k') is None
 
 
 def test_the_digits_of_scikit_learn():
-    images = read_images('digits')
+    images = readers_images.read_images('digits')
     assert images.values.shape == (1797, 8, 8) and images.values.dtype == np.uint8 and images.values.max() == 16
     assert images.labels[:10].tolist() == list(range(10)) and images.labels.shape == (1797,)
 
@@ -83,27 +83,27 @@ FAULTS = {
 @pytest.mark.parametrize('content, words', FAULTS.values(), ids=FAULTS)
 def test_faults_are_told_in_one_sentence(tmp_path, content, words):
     with pytest.raises(UserError) as caught:
-        read_images(write(tmp_path, 'x', content))
+        readers_images.read_images(write(tmp_path, 'x', content))
     assert words in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_labels_that_do_not_belong_to_the_images(tmp_path):
     file, labels = write(tmp_path, 'a', GOOD), write(tmp_path, 'b', idx(LABELS[:4]))
     with pytest.raises(UserError, match='b .*4.*a .*5'):
-        read_images(file, labels)
+        readers_images.read_images(file, labels)
     with pytest.raises(UserError, match='00 00 08 03.*00 00 08 01'):
-        read_images(file, file)
+        readers_images.read_images(file, file)
 
 
 def test_a_file_that_is_not_there_or_a_folder(tmp_path):
     for path in (tmp_path, tmp_path / 'none'):
         with pytest.raises(UserError, match=path.name):
-            read_images(path)
+            readers_images.read_images(path)
 
 
 def test_nothing_is_copied_of_a_plain_file(tmp_path):
     """The array is a view of the bytes that were read, and is not to be written."""
-    values = read_idx(write(tmp_path, 'a', GOOD), axes=3)
+    values = readers_images.read_idx(write(tmp_path, 'a', GOOD), axes=3)
     assert not values.flags.owndata and not values.flags.writeable
 
 
@@ -122,7 +122,7 @@ def test_a_file_cut_anywhere_or_with_other_bytes_is_read_or_refused(folder, data
     ):
         content[place] = byte
     try:
-        images = read_images(write(folder, 'x', bytes(content[:stop])))
+        images = readers_images.read_images(write(folder, 'x', bytes(content[:stop])))
     except UserError as error:
         assert str(error).startswith(str(folder / 'x'))
     else:
@@ -145,10 +145,10 @@ def test_files_beside_have_a_dot_or_a_dash_in_any_case(tmp_path, images, labels,
     file = write(tmp_path, images, packed[images](idx(PIXELS)))
     other = write(tmp_path, labels, packed[labels](idx(LABELS)))
     held_out = write(tmp_path, test, packed[test](idx(PIXELS)))
-    assert beside_of(file, 'images', 'labels', 'idx3', 'idx1') == other
-    assert beside_of(file, 'train', 't10k') == held_out
-    np.testing.assert_array_equal(read_images(file).labels, LABELS)
-    assert beside_of(other, 'images', 'labels') is None
+    assert readers_images.beside_of(file, 'images', 'labels', 'idx3', 'idx1') == other
+    assert readers_images.beside_of(file, 'train', 't10k') == held_out
+    np.testing.assert_array_equal(readers_images.read_images(file).labels, LABELS)
+    assert readers_images.beside_of(other, 'images', 'labels') is None
 
 
 def test_of_several_files_beside_the_one_with_the_nearest_name_is_taken(tmp_path):
@@ -156,9 +156,9 @@ def test_of_several_files_beside_the_one_with_the_nearest_name_is_taken(tmp_path
     names = ['T10K-images.idx3-ubyte', 't10k-images-idx3-ubyte', 't10k-images.idx3-ubyte.gz', 't10k-images.idx3-ubyte']
     for name in names:
         write(tmp_path, name, b'')
-    assert beside_of(file, 'train', 't10k').name == 't10k-images.idx3-ubyte'
+    assert readers_images.beside_of(file, 'train', 't10k').name == 't10k-images.idx3-ubyte'
     (tmp_path / names[-1]).unlink()
-    assert beside_of(file, 'train', 't10k').name == 't10k-images.idx3-ubyte.gz'
+    assert readers_images.beside_of(file, 'train', 't10k').name == 't10k-images.idx3-ubyte.gz'
 
 
 HUGE = 2**32 - 1
@@ -179,16 +179,16 @@ HUGE = 2**32 - 1
 def test_sizes_are_checked_before_values_are_read(tmp_path, monkeypatch, sizes, values, words, pack):
     file = write(tmp_path, 'x', pack(bytes([0, 0, 8, 3]) + struct.pack('>3I', *sizes) + values))
     with pytest.raises(UserError, match=words):
-        read_images(file, bounds=Bounds(bytes=10_000))
+        readers_images.read_images(file, bounds=Bounds(bytes=10_000))
 
 
 def test_the_limit_can_be_lifted(tmp_path):
     file = write(tmp_path, 'x', gzip.compress(idx(np.zeros((1, 1, 20_000), np.uint8))))
-    assert read_images(file, bounds=Bounds(bytes=20_016)).values.shape == (1, 1, 20_000)
+    assert readers_images.read_images(file, bounds=Bounds(bytes=20_016)).values.shape == (1, 1, 20_000)
 
 
 @pytest.mark.parametrize('kind', ODD)
 def test_what_is_not_a_file_is_refused_at_once(tmp_path, kind):
     path = odd(tmp_path, kind)
     with pytest.raises(UserError, match=re.escape(str(path))):
-        read_images(path)
+        readers_images.read_images(path)

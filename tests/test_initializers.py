@@ -6,16 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
-from seqjax.initializers import (
-    GATE_BIASES,
-    SCHEMES,
-    ChronoGate,
-    ConstantGate,
-    UniformGate,
-)
-from seqjax.layers import RNN
-from seqjax.linear import MinGRUCell, MinLSTMCell, RGLRUCell
+from seqjax.nn import initializers, rnn
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.linear_cells import MinGRUCell, MinLSTMCell, RGLRUCell
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.cells.simple_cell import SimpleRNNCell
+from seqjax.nn.initializers import ChronoGate, ConstantGate, UniformGate
 from tests.helpers import reference
 
 F, H = 6, 4
@@ -24,7 +20,7 @@ CELLS = {'lstm': LSTMCell, 'gru': GRUCell, 'simple': SimpleRNNCell}
 
 def draws(cell, features=F, seeds=500):
     """Initial parameters from many seeds: leaves [seeds, ...]."""
-    layer, x = RNN(cell), jnp.zeros((1, 2, features))
+    layer, x = rnn.RNN(cell), jnp.zeros((1, 2, features))
     init = jax.jit(jax.vmap(lambda key: layer.init(key, x)['params']['cell']))
     return jax.tree.map(np.asarray, init(jax.random.split(jax.random.key(0), seeds)))
 
@@ -77,7 +73,7 @@ def test_flaxs_scheme_has_the_distribution_of_flaxs_draws(kind):
 @pytest.mark.parametrize('kind', CELLS)
 def test_kerass_scheme_is_the_default(kind):
     reference.assert_trees_equal(draws(CELLS[kind](H), seeds=2), draws(CELLS[kind](H, init_scheme='keras'), seeds=2))
-    assert list(SCHEMES) == ['keras', 'pytorch', 'flax']
+    assert list(initializers.SCHEMES) == ['keras', 'pytorch', 'flax']
 
 
 # --- biases of gates -------------------------------------------------------------------------------
@@ -156,4 +152,4 @@ def test_the_uniform_gate_of_one_unit_is_refused():
 
 
 def test_gate_biases_have_names():
-    assert {'constant': ConstantGate, 'chrono': ChronoGate, 'uniform': UniformGate} == GATE_BIASES
+    assert {'constant': ConstantGate, 'chrono': ChronoGate, 'uniform': UniformGate} == initializers.GATE_BIASES

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import predict, study
-from seqjax.models import CELLS
+from seqjax.cli import predict, task_setup
+from seqjax.nn import models
 from tests.helpers import kinds
 from tests.test_fitting import argv_of, rows_of
 
@@ -52,13 +52,13 @@ def test_it_learns_and_predicts_what_its_test_said_bit_for_bit(kind, capsys):
 
 
 @pytest.mark.representative(1)
-@pytest.mark.parametrize('cell', CELLS)
+@pytest.mark.parametrize('cell', models.CELLS)
 def test_it_takes_every_cell_in_two_layers(kind, cell):
     kind, flags = kind
     settings = kind.check(flags | {'cell': cell, 'layers': 2, 'dropout': 0.5, 'input_dropout': 0.1})
     spec = kind.dataset(settings).spec
     assert spec.outputs >= 1
-    study.make_model(spec, settings.replace(bidirectional=not spec.causal).model)
+    task_setup.make_model(spec, settings.replace(bidirectional=not spec.causal).model)
 
 
 def test_its_recipe_is_json_and_makes_the_same_model(kind):

@@ -14,25 +14,16 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
-from experiments import (
-    checkpoint,
-    claims,
-    compiled,
-    echo,
-    forecast,
-    launch,
-    lstm_step,
-    soak,
-    td,
-    td_rates,
-    temporal_order,
-)
-from seqjax import files
-from seqjax.cli import app, registry
-from seqjax.files import UserError
+from benchmarks import soak
+from experiments import claims, echo, lstm_step, td, td_rates, temporal_order
+from seqjax import errors
+from seqjax.cli import app, checkpoint, compilation_cache, flag_tables, forecast, registry
+from seqjax.cli import command as cli_command
+from seqjax.errors import UserError
+from seqjax.runs import directory
 
 ROOT = Path(__file__).parent.parent
-DEFAULTS = launch.default_values(td.run)
+DEFAULTS = cli_command.default_values(td.run)
 
 
 @pytest.fixture
@@ -45,7 +36,7 @@ def asked(tmp_path, monkeypatch):
         seen.append(values)
 
     monkeypatch.setattr(td, 'main', dataclasses.replace(td.COMMAND, run=run).main)
-    monkeypatch.setattr(launch, 'keep_compiled', lambda _: None)
+    monkeypatch.setattr(compilation_cache, 'keep_compiled', lambda _: None)
     monkeypatch.chdir(tmp_path)
     return seen
 
@@ -149,7 +140,7 @@ def test_numpys_numbers_become_pythons(monkeypatch):
         seen.update(settings)
         raise UserError('far enough')
 
-    monkeypatch.setattr(files, 'open_workdir', open_workdir)
+    monkeypatch.setattr(directory, 'open_workdir', open_workdir)
     given = {
         'length': np.int64(4),
         'seed': np.uint32(123),
@@ -175,16 +166,16 @@ def test_a_run_that_no_memory_holds_is_refused_by_its_sizes(monkeypatch):
     with pytest.raises(UserError, match='--hidden=2147483647'):
         td.run(hidden=2**31 - 1)
     monkeypatch.setattr(os, 'sysconf', {'SC_PHYS_PAGES': 1000, 'SC_PAGE_SIZE': 4}.__getitem__)
-    launch.check_memory(1000, {'length': 5})
+    flag_tables.check_memory(1000, {'length': 5})
     with pytest.raises(UserError, match='--length=5'):
-        launch.check_memory(1001, {'length': 5, 'replicas': None})
+        flag_tables.check_memory(1001, {'length': 5, 'replicas': None})
 
 
 def test_the_last_seed_may_be_the_last_that_there_is():
-    launch.check_seeds(2**32 - 1, None)
-    launch.check_seeds(2**32 - 3, 3)
+    flag_tables.check_seeds(2**32 - 1, None)
+    flag_tables.check_seeds(2**32 - 3, 3)
     with pytest.raises(UserError, match='--seed=4294967293.*--replicas=4'):
-        launch.check_seeds(2**32 - 3, 4)
+        flag_tables.check_seeds(2**32 - 3, 4)
 
 
 def test_the_study_names_the_replicas_that_were_asked_for():
@@ -291,7 +282,7 @@ def test_what_the_terminal_cannot_show_is_escaped(encoding, asked, monkeypatch):
     @functools.wraps(td.run)
     def run(**values):
         print(text)
-        files.warn(text)
+        errors.warn(text)
 
     monkeypatch.setattr(td, 'main', dataclasses.replace(td.COMMAND, run=run).main)
     streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors='strict') for _ in range(2)]
@@ -330,7 +321,7 @@ def test_no_flag_is_defined_for_everybody():
 @pytest.mark.parametrize('module', [checkpoint, claims, echo, lstm_step, soak, td, td_rates])
 def test_every_argument_is_a_flag_with_a_help(module):
     assert list(inspect.signature(module.run).parameters) == list(module.FLAGS)
-    text = launch.help_text(module.COMMAND, 'name', module.COMMAND.table_for([]), full=True)
+    text = cli_command.help_text(module.COMMAND, 'name', module.COMMAND.table_for([]), full=True)
     places = [text.index(f'--{name}=(' if f'--{name}=(' in text else f'--[no]{name}') for name in module.FLAGS]
     assert len(set(places)) == len(places)
     for name, flag in module.FLAGS.items():
@@ -368,7 +359,7 @@ def test_help_into_a_pipe_that_closed_ends_without_a_traceback(tmp_path):
             check=False,
             timeout=120,
         )
-    assert b'Traceback' not in done.stderr and done.returncode in (0, launch.BROKEN_PIPE)
+    assert b'Traceback' not in done.stderr and done.returncode in (0, cli_command.BROKEN_PIPE)
 
 
 def start(tmp_path, *flags, shell, program='experiments.td'):
@@ -501,7 +492,7 @@ def test_a_cache_that_cannot_be_written_breaks_no_run_that_did_not_ask_for_it(ke
 
 
 def test_a_cache_that_was_asked_for_and_cannot_be_written_is_refused(told, asked, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(launch, 'keep_compiled', compiled.keep_compiled)
+    monkeypatch.setattr(compilation_cache, 'keep_compiled', compilation_cache.keep_compiled)
     (tmp_path / 'file').write_text('in the way')
     for place in ('file', 'file/below'):
         assert f'--compilation_cache={place}' in refused([f'--compilation_cache={place}'], asked, capsys)
@@ -512,22 +503,22 @@ def test_the_users_cache_loses_what_was_not_used_for_longest(told, tmp_path, mon
     """Once a day, and programs alone."""
     folder = tmp_path / 'cache/seqjax/jax'
     folder.mkdir(parents=True)
-    monkeypatch.setattr(compiled, 'MOST', 25)
+    monkeypatch.setattr(compilation_cache, 'MOST', 25)
     for i, name in enumerate(['c-cache', 'a-cache', 'b-cache', 'other']):
         (folder / name).write_bytes(bytes(10))
         os.utime(folder / name, (1000 + i, 1000 + i))
     os.utime(folder / 'c-cache', (2000, 1000))  # written first, read last
 
     def programs():
-        return sorted(path.name for path in folder.iterdir() if path.name != compiled.SWEPT)
+        return sorted(path.name for path in folder.iterdir() if path.name != compilation_cache.SWEPT)
 
-    compiled.keep_compiled()
+    compilation_cache.keep_compiled()
     assert programs() == ['b-cache', 'c-cache', 'other']
     (folder / 'd-cache').write_bytes(bytes(10))
-    compiled.keep_compiled()
+    compilation_cache.keep_compiled()
     assert len(programs()) == 4
-    os.utime(folder / compiled.SWEPT, (0, 0))
-    compiled.keep_compiled()
+    os.utime(folder / compilation_cache.SWEPT, (0, 0))
+    compilation_cache.keep_compiled()
     assert programs() == ['c-cache', 'd-cache', 'other']
 
 

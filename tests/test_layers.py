@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.cells import LSTMCarry, LSTMCell
-from seqjax.layers import RNN, TimeDistributed
-from seqjax.report import count_params
+from seqjax.nn import rnn
+from seqjax.nn.cells.lstm_cell import LSTMCarry, LSTMCell
+from seqjax.nn.wrappers import TimeDistributed
+from seqjax.reporting import text_tables
 from tests.helpers import reference
 
 B, T, F, H = 3, 6, 2, 4
@@ -21,7 +22,7 @@ def draw(*shape, seed=0):
 @pytest.fixture(scope='module')
 def lstm():
     """A layer, its variables and inputs."""
-    layer, x = RNN(LSTMCell(H)), draw(B, T, F)
+    layer, x = rnn.RNN(LSTMCell(H)), draw(B, T, F)
     return layer, reference.random_variables(layer, x), x
 
 
@@ -67,14 +68,14 @@ def test_return_options_equal_keras(keras, lstm, return_sequences, return_state)
 def test_unroll_changes_no_number(lstm, unroll):
     """Also where it does not divide T, or exceeds it."""
     layer, variables, x = lstm
-    got = RNN(layer.cell, unroll=unroll).apply(variables, x)
+    got = rnn.RNN(layer.cell, unroll=unroll).apply(variables, x)
     reference.assert_close(got, layer.apply(variables, x), 1e-6)
 
 
 def test_rnn_runs_another_cell_as_flax_does():
     """flax.linen.GRUCell: the parameters of flax.linen.RNN fit, and outputs and carry are the same."""
     x = draw(B, T, F)
-    ours, theirs = RNN(nn.GRUCell(H)), nn.RNN(nn.GRUCell(H), return_carry=True)
+    ours, theirs = rnn.RNN(nn.GRUCell(H)), nn.RNN(nn.GRUCell(H), return_carry=True)
     variables = reference.random_variables(theirs, x)
     assert jax.tree.structure(reference.random_variables(ours, x)) == jax.tree.structure(variables)
     for initial_carry in (None, draw(B, H, seed=1)):
@@ -87,10 +88,10 @@ def test_rnn_runs_another_cell_as_flax_does():
 @pytest.mark.parametrize('steps', [1, 2, 7])
 def test_D03_the_parameters_of_an_rnn_do_not_depend_on_the_number_of_steps(steps):
     """One copy of the cell's, 140 for F = 1 and H = 5 and any T, with no axis for time."""
-    params = jax.eval_shape(RNN(LSTMCell(5)).init, jax.random.key(0), jnp.ones((2, steps, 1)))['params']
+    params = jax.eval_shape(rnn.RNN(LSTMCell(5)).init, jax.random.key(0), jnp.ones((2, steps, 1)))['params']
     shapes = jax.tree.map(lambda x: x.shape, params)
     assert shapes == {'cell': {'kernel': (1, 20), 'recurrent_kernel': (5, 20), 'bias': (20,)}}
-    assert count_params(params) == 140
+    assert text_tables.count_params(params) == 140
 
 
 def test_N08_lstm_works_under_jit_vmap_grad_and_scan(lstm):
@@ -171,7 +172,7 @@ def test_D03_the_parameters_of_a_time_distributed_dense_do_not_depend_on_the_num
     params = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((2, steps, features)))['params']
     shapes = jax.tree.map(lambda x: x.shape, params)
     assert shapes == {'module': {'kernel': (features, outputs), 'bias': (outputs,)}}
-    assert count_params(params) == count
+    assert text_tables.count_params(params) == count
 
 
 def test_D03_dropout_draws_another_mask_at_every_step():

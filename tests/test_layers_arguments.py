@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.cells import GRUCell, LSTMCarry, LSTMCell, SimpleRNNCell
-from seqjax.layers import RNN, Bidirectional, Stack
+from seqjax.nn import rnn
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.lstm_cell import LSTMCarry, LSTMCell
+from seqjax.nn.cells.simple_cell import SimpleRNNCell
+from seqjax.nn.wrappers import Bidirectional, Stack
 from tests.helpers.layers import (
     B,
     F,
@@ -64,7 +67,7 @@ def test_L04_what_does_not_fit_is_refused_by_name(name, value, message):
     with pytest.raises(ValueError, match=message):
         layer.apply(variables, x, **{name: value})
     if name in ('seq_lengths', 'mask', 'resets', 'masked_output'):
-        for wrapper in (Bidirectional(RNN(LSTMCell(H)), RNN(LSTMCell(H))), Stack([RNN(LSTMCell(H))] * 1)):
+        for wrapper in (Bidirectional(rnn.RNN(LSTMCell(H)), rnn.RNN(LSTMCell(H))), Stack([rnn.RNN(LSTMCell(H))] * 1)):
             with pytest.raises(ValueError, match=message):
                 wrapper.init(jax.random.key(0), x, **{name: value})
 
@@ -78,7 +81,7 @@ def test_L04_what_does_not_fit_is_refused_by_name(name, value, message):
 )
 def test_inputs_that_are_no_sequences_are_refused(x, message):
     with pytest.raises(ValueError, match=message):
-        RNN(LSTMCell(H)).init(jax.random.key(0), jnp.asarray(x))
+        rnn.RNN(LSTMCell(H)).init(jax.random.key(0), jnp.asarray(x))
 
 
 @pytest.mark.parametrize('name', ['lstm', 'gru', 'tanh'])
@@ -98,4 +101,4 @@ def test_S13_a_cell_without_hidden_units_is_refused(cell, features):
 @pytest.mark.parametrize('unroll', [0, -1])
 def test_an_unroll_below_one_is_refused(unroll):
     with pytest.raises(ValueError, match=f'unroll={unroll}'):
-        RNN(LSTMCell(H), unroll=unroll)
+        rnn.RNN(LSTMCell(H), unroll=unroll)

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from seqjax.layers import RNN
+from seqjax.nn import rnn
 from tests.helpers import reference
 from tests.helpers.layers import (
     MASKS,
@@ -23,7 +23,7 @@ from tests.helpers.layers import (
 @pytest.mark.parametrize('reverse', [False, True])
 def test_convolutional_cells_take_masks(reverse):
     """Carries [B, height, width, channels]."""
-    layer, x = RNN(nn.ConvLSTMCell(2, (3, 3)), reverse=reverse), draw(2, T, 4, 5, 3)
+    layer, x = rnn.RNN(nn.ConvLSTMCell(2, (3, 3)), reverse=reverse), draw(2, T, 4, 5, 3)
     variables = variables_of(layer, x)
     flags = MASKS['holes'][:2]
     carry, outputs = layer.apply(

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.cells import HiddenCarry, LSTMCarry, LSTMCell
-from seqjax.layers import RNN, Bidirectional, Stack
+from seqjax.nn import rnn
+from seqjax.nn.cells.cell import HiddenCarry
+from seqjax.nn.cells.lstm_cell import LSTMCarry, LSTMCell
+from seqjax.nn.wrappers import Bidirectional, Stack
 from tests.helpers import reference
 from tests.helpers.layers import (
     CELLS,
@@ -39,7 +41,7 @@ def test_C04_the_forget_bias_reaches_the_forget_gate(forget_bias, outputs, c):
 
 def test_C04_every_layer_and_direction_begins_with_a_forget_bias_of_one():
     """The slice of the forget gate is 1, all other biases are 0."""
-    directions = [Bidirectional(RNN(LSTMCell(H)), RNN(LSTMCell(H))) for _ in range(2)]
+    directions = [Bidirectional(rnn.RNN(LSTMCell(H)), rnn.RNN(LSTMCell(H))) for _ in range(2)]
     params = Stack(directions).init(jax.random.key(0), draw(B, T, F))['params']
     biases = [x for path, x in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == 'bias']
     assert len(biases) == 4
@@ -93,7 +95,7 @@ def test_S07_gradients_reach_the_initial_carry():
 
 def test_S07_a_learned_initial_carry_gets_the_gradients_of_all_rows():
     """Parameters of one row, zeros at first; their gradient is the sum of those of a carry that was given."""
-    layer, x = RNN(LSTMCell(H), learn_initial_carry=True), draw(B, T, F)
+    layer, x = rnn.RNN(LSTMCell(H), learn_initial_carry=True), draw(B, T, F)
     params = layer.init(jax.random.key(0), x)['params']
     np.testing.assert_array_equal(params['initial_carry_c'], np.zeros(H))
     params = {**params, 'initial_carry_c': draw(H, seed=1), 'initial_carry_h': draw(H, seed=2)}
@@ -113,7 +115,7 @@ def test_S07_a_learned_initial_carry_gets_the_gradients_of_all_rows():
 )
 def test_every_cell_can_learn_where_it_begins(name, parts):
     x = draw(2, T, F)
-    params = RNN(CELLS[name], learn_initial_carry=True).init(jax.random.key(0), x)['params']
+    params = rnn.RNN(CELLS[name], learn_initial_carry=True).init(jax.random.key(0), x)['params']
     assert {k: v.shape for k, v in params.items() if k != 'cell'} == {f'initial_carry{part}': (H,) for part in parts}
 
 
@@ -162,14 +164,14 @@ def test_a_carry_without_the_axes_of_the_batch_is_refused():
             return carry + 1, inputs + carry
 
     x = draw(B, T, F)
-    got = RNN(Counter()).apply({}, x, return_carry=True)  # without a mask there is nothing to do row by row
+    got = rnn.RNN(Counter()).apply({}, x, return_carry=True)  # without a mask there is nothing to do row by row
     assert got[0] == T
     reference.assert_close(got[1], x + np.arange(T, dtype=np.float32)[:, None], 1e-6)
     for options in ({'mask': np.ones((B, T), bool)}, {'resets': np.ones((B, T), bool)}):
         with pytest.raises(ValueError, match='carry'):
-            RNN(Counter()).apply({}, x, **options)
+            rnn.RNN(Counter()).apply({}, x, **options)
     with pytest.raises(ValueError, match='carry'):
-        RNN(Counter(), learn_initial_carry=True).init(jax.random.key(0), x)
+        rnn.RNN(Counter(), learn_initial_carry=True).init(jax.random.key(0), x)
 
 
 def test_a_cell_that_does_not_say_where_it_begins_takes_a_carry_that_is_given():
@@ -182,11 +184,11 @@ def test_a_cell_that_does_not_say_where_it_begins_takes_a_carry_that_is_given():
             return 1
 
     x = draw(B, T, F)
-    got = RNN(Unsaid()).apply({}, x, initial_carry=jnp.zeros((B, F)), mask=MASKS['right'])
-    reference.assert_close(got, RNN(Sum()).apply({}, x, mask=MASKS['right']), 1e-6)
+    got = rnn.RNN(Unsaid()).apply({}, x, initial_carry=jnp.zeros((B, F)), mask=MASKS['right'])
+    reference.assert_close(got, rnn.RNN(Sum()).apply({}, x, mask=MASKS['right']), 1e-6)
     for options in ({}, {'initial_carry': jnp.zeros((B, F)), 'resets': MASKS['right']}):
         with pytest.raises(NotImplementedError):
-            RNN(Unsaid()).apply({}, x, **options)
+            rnn.RNN(Unsaid()).apply({}, x, **options)
 
 
 def test_the_carry_keeps_its_dtype(x64):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.cells import LSTMCarry
+from seqjax.nn.cells.lstm_cell import LSTMCarry
 from tests.helpers.layers import (
     MASKS,
     B,

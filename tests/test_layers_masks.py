@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax import masks
-from seqjax.cells import LSTMCell
-from seqjax.layers import RNN
+from seqjax.nn import rnn
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.ops import masking
 from tests.helpers import reference
 from tests.helpers.layers import (
     CELLS,
@@ -127,7 +127,7 @@ class Doubled(LSTMCell):
 def test_M07_what_is_held_is_the_last_output(unroll, reverse):
     """Not the state: output = 2 h. Rolled and unrolled loops agree."""
     layer, variables, x = started('lstm')
-    doubled = RNN(Doubled(H), unroll=unroll, masked_output='hold', reverse=reverse)
+    doubled = rnn.RNN(Doubled(H), unroll=unroll, masked_output='hold', reverse=reverse)
     flags = MASKS['holes']
     plain = layer.apply(variables, x, mask=flags, reverse=reverse)
     got, want = np.asarray(doubled.apply(variables, x, mask=flags)), 2 * np.asarray(plain)
@@ -142,7 +142,7 @@ def test_hold_in_the_order_of_the_inputs_keeps_what_masked_steps_hold():
     flags = MASKS['holes']
     run = functools.partial(layer.apply, variables, x, mask=flags, reverse=True, masked_output='hold')
     processed, kept = run(keep_order=False), run(keep_order=True)
-    assert_same(masks.flip_sequences(kept, mask=flags), processed)
+    assert_same(masking.flip_sequences(kept, mask=flags), processed)
     np.testing.assert_array_equal(np.asarray(kept)[~flags], np.asarray(processed)[~flags])
 
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax import masks
-from seqjax.layers import RNN
+from seqjax.nn import rnn
+from seqjax.ops import masking
 from tests.helpers.layers import (
     CELLS,
     MASKS,
@@ -23,7 +23,7 @@ from tests.helpers.layers import (
 
 def test_M04_each_row_is_reversed_by_its_own_length():
     x, lengths = column(1, 2, 3, 9), jnp.array([3])
-    total = RNN(Sum())
+    total = rnn.RNN(Sum())
     forward = total.apply({}, x, seq_lengths=lengths)
     backward = total.apply({}, x, seq_lengths=lengths, reverse=True, keep_order=True)
     np.testing.assert_array_equal(forward[0, :, 0], [1, 3, 6, 0])
@@ -41,11 +41,11 @@ def test_B05_the_two_orders_are_each_other_flipped_over_real_steps(mask, masked_
     run = functools.partial(layer.apply, variables, mask=flags, return_carry=True)
     carry, processed = run(x, reverse=True)
     same_carry, kept = run(x, reverse=True, keep_order=True)
-    flipped = np.asarray(masks.flip_sequences(x, mask=flags))
+    flipped = np.asarray(masking.flip_sequences(x, mask=flags))
     forward = run(flipped)
     assert_same((carry, processed), forward)
     assert_same(same_carry, carry)
-    assert_same(masks.flip_sequences(kept, mask=flags), processed)
+    assert_same(masking.flip_sequences(kept, mask=flags), processed)
     assert np.abs(np.asarray(kept) - np.asarray(run(x)[1])).max() > 0.1  # reverse does something
 
 
@@ -70,7 +70,7 @@ def test_M14_time_major_is_the_transpose(given, options):
     }[given]
     carry, outputs = layer.apply(variables, x, return_carry=True, **extra, **options)
     turned = x.swapaxes(0, 1)
-    for time_major, call in ((RNN(CELLS['lstm'], time_major=True), {}), (layer, {'time_major': True})):
+    for time_major, call in ((rnn.RNN(CELLS['lstm'], time_major=True), {}), (layer, {'time_major': True})):
         same, transposed = time_major.apply(variables, turned, return_carry=True, **extra, **options, **call)
         assert transposed.shape == (T, B, H)
         assert_same((same, transposed.swapaxes(0, 1)), (carry, outputs))

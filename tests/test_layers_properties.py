@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqjax import masks
-from seqjax.layers import RNN
-from seqjax.models import CELLS as NAMED
+from seqjax.nn import models, rnn
+from seqjax.ops import masking
 from tests.helpers import reference
 from tests.helpers.layers import (
     CELLS,
@@ -47,13 +46,13 @@ def options_of(name):
 
 
 def test_properties_are_tried_with_every_cell_that_has_a_name():
-    assert {type(cell) for cell in CELLS.values()} >= set(NAMED.values())
+    assert {type(cell) for cell in CELLS.values()} >= set(models.CELLS.values())
 
 
 @functools.cache
 def program(name, unroll=1, **options):
     """A compiled call: (variables, x, mask, resets, initial_carry) -> (carry, outputs)."""
-    layer = RNN(CELLS[name], unroll=unroll, **FORMS.get(name, {}))
+    layer = rnn.RNN(CELLS[name], unroll=unroll, **FORMS.get(name, {}))
 
     def run(variables, x, mask, resets, carry):
         return layer.apply(
@@ -163,10 +162,10 @@ def test_reversing_is_flipping(name, seed):
     x, mask, resets, carry = example(name, seed)
     variables, (forth, back), resets = started(name)[1], options_of(name), np.zeros_like(resets)
     got = program(name, **back)(variables, x, mask, resets, carry)
-    flipped = np.asarray(masks.flip_sequences(x, mask=mask))
+    flipped = np.asarray(masking.flip_sequences(x, mask=mask))
     forward = program(name, **forth)(variables, flipped, mask, resets, carry)
     if back.get('keep_order'):
-        forward = (forward[0], masks.flip_sequences(forward[1], mask=mask))
+        forward = (forward[0], masking.flip_sequences(forward[1], mask=mask))
     assert_same(got, forward)
 
 

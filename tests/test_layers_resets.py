@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from seqjax.cells import LSTMCarry
-from seqjax.layers import RNN
+from seqjax.nn import rnn
+from seqjax.nn.cells.lstm_cell import LSTMCarry
 from tests.helpers import reference
 from tests.helpers.layers import (
     CELLS,
@@ -31,7 +31,7 @@ from tests.helpers.layers import (
 )
 def test_a_reset_begins_a_fresh_run(name, reverse, learned):
     """Each stretch between resets equals a run of its own; one at the first step forgets the carry that was given."""
-    layer = RNN(CELLS[name], learn_initial_carry=learned, **FORMS.get(name, {}))
+    layer = rnn.RNN(CELLS[name], learn_initial_carry=learned, **FORMS.get(name, {}))
     x = draw(1, T, F)
     variables = variables_of(layer, x)
     first = jax.tree.map(lambda leaf: draw(*leaf.shape, seed=8), own_carry(name, rows=1))

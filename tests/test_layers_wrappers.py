@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax import losses
-from seqjax.cells import GRUCell, HiddenCarry, LSTMCarry, LSTMCell, SimpleRNNCell
-from seqjax.layers import MERGES, RNN, Bidirectional, Stack, Stateful, TimeDistributed
-from seqjax.models import recurrent
+from seqjax.nn import losses, models, wrappers
+from seqjax.nn import rnn as nn_rnn
+from seqjax.nn.cells.cell import HiddenCarry
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.lstm_cell import LSTMCarry, LSTMCell
+from seqjax.nn.cells.simple_cell import SimpleRNNCell
+from seqjax.nn.wrappers import Bidirectional, Stack, Stateful, TimeDistributed
 from tests.helpers import reference
 
 B, T, F, H = 4, 6, 3, 5
@@ -55,7 +58,7 @@ def relu_sum():
     cell = SimpleRNNCell(1, activation=nn.relu)
     params = {'kernel': jnp.ones((1, 1)), 'recurrent_kernel': jnp.ones((1, 1)), 'bias': jnp.zeros(1)}
     variables = {'params': {name: {'cell': params} for name in ('forward_rnn', 'backward_rnn')}}
-    return Bidirectional(RNN(cell), RNN(cell.clone())), variables
+    return Bidirectional(nn_rnn.RNN(cell), nn_rnn.RNN(cell.clone())), variables
 
 
 def test_B01_the_summary_is_forward_at_the_last_step_and_backward_at_the_first():
@@ -85,11 +88,11 @@ WANTED = {
 @pytest.mark.parametrize('mode', WANTED)
 def test_bidirectional_merges_two_runs(mode, return_sequences):
     """What both layers give on their own, the backward one in the order of the inputs."""
-    layer = Bidirectional(RNN(LSTMCell(H)), RNN(GRUCell(H)), mode)
+    layer = Bidirectional(nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(GRUCell(H)), mode)
     variables, x = start(layer)
     options = {'seq_lengths': LENGTHS, 'return_sequences': return_sequences, 'return_carry': True}
-    forward_carry, forward = RNN(LSTMCell(H)).apply(part(variables, 'forward_rnn'), x, **options)
-    backward_carry, backward = RNN(GRUCell(H)).apply(
+    forward_carry, forward = nn_rnn.RNN(LSTMCell(H)).apply(part(variables, 'forward_rnn'), x, **options)
+    backward_carry, backward = nn_rnn.RNN(GRUCell(H)).apply(
         part(variables, 'backward_rnn'), x, **options, reverse=True, keep_order=True
     )
     carry, outputs = layer.apply(variables, x, **options)
@@ -99,8 +102,8 @@ def test_bidirectional_merges_two_runs(mode, return_sequences):
 
 
 def test_every_way_to_merge_is_tested():
-    assert set(MERGES) | {None} == set(WANTED)
-    layer = Bidirectional(RNN(LSTMCell(H)), RNN(LSTMCell(H)), lambda f, b: f - 2 * b)
+    assert set(wrappers.MERGES) | {None} == set(WANTED)
+    layer = Bidirectional(nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(LSTMCell(H)), lambda f, b: f - 2 * b)
     variables, x = start(layer)
     forward, backward = layer.clone(merge_mode='none').apply(variables, x)
     reference.assert_close(layer.apply(variables, x), forward - 2 * backward, 1e-6)
@@ -108,7 +111,7 @@ def test_every_way_to_merge_is_tested():
 
 def test_an_output_in_both_directions_depends_on_the_whole_sequence():
     """By gradients at the beginning, in the middle and at the end; on no masked step and no other row."""
-    layer = Bidirectional(RNN(LSTMCell(H)), RNN(LSTMCell(H)))
+    layer = Bidirectional(nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(LSTMCell(H)))
     variables, x = start(layer)
     slopes = jax.jit(jax.jacrev(lambda x: layer.apply(variables, x, mask=MASK).sum(-1)))(x)
     reach = np.abs(slopes).max(-1) > 1e-7
@@ -122,9 +125,9 @@ def test_an_output_in_both_directions_depends_on_the_whole_sequence():
 @pytest.mark.parametrize(
     ('layer', 'message'),
     [
-        (lambda: Bidirectional(RNN(LSTMCell(H)), RNN(LSTMCell(H)), 'max'), "merge_mode='max'"),
-        (lambda: Bidirectional(*[RNN(LSTMCell(H))] * 2), 'forward_rnn.*backward_rnn'),
-        (lambda: Bidirectional(RNN(LSTMCell(H), reverse=True), RNN(LSTMCell(H))), 'forward_rnn'),
+        (lambda: Bidirectional(nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(LSTMCell(H)), 'max'), "merge_mode='max'"),
+        (lambda: Bidirectional(*[nn_rnn.RNN(LSTMCell(H))] * 2), 'forward_rnn.*backward_rnn'),
+        (lambda: Bidirectional(nn_rnn.RNN(LSTMCell(H), reverse=True), nn_rnn.RNN(LSTMCell(H))), 'forward_rnn'),
     ],
 )
 def test_directions_that_do_not_go_together_are_refused(layer, message):
@@ -134,7 +137,7 @@ def test_directions_that_do_not_go_together_are_refused(layer, message):
 
 def test_resets_keep_sequences_apart_in_both_directions():
     """Two sequences packed into one row are two runs."""
-    layer = Bidirectional(RNN(LSTMCell(H)), RNN(LSTMCell(H)))
+    layer = Bidirectional(nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(LSTMCell(H)))
     variables, x = start(layer)
     resets = np.zeros((B, T), bool)
     resets[:, 2] = True
@@ -145,12 +148,14 @@ def test_resets_keep_sequences_apart_in_both_directions():
 # --- carries in one nested shape -------------------------------------------------------------------
 
 LAYERS = {
-    'rnn': lambda: RNN(LSTMCell(H)),
-    'learned': lambda: RNN(GRUCell(H), learn_initial_carry=True),
-    'bidirectional': lambda: Bidirectional(RNN(LSTMCell(H)), RNN(GRUCell(H))),
-    'stack': lambda: Stack([RNN(LSTMCell(F)), RNN(GRUCell(F)), RNN(SimpleRNNCell(F))], residual=True),
-    'both': lambda: Stack([Bidirectional(RNN(LSTMCell(H)), RNN(LSTMCell(H))) for _ in range(2)]),
-    'stateful': lambda: Stateful(Stack([RNN(LSTMCell(H)), RNN(nn.GRUCell(H))])),
+    'rnn': lambda: nn_rnn.RNN(LSTMCell(H)),
+    'learned': lambda: nn_rnn.RNN(GRUCell(H), learn_initial_carry=True),
+    'bidirectional': lambda: Bidirectional(nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(GRUCell(H))),
+    'stack': lambda: Stack(
+        [nn_rnn.RNN(LSTMCell(F)), nn_rnn.RNN(GRUCell(F)), nn_rnn.RNN(SimpleRNNCell(F))], residual=True
+    ),
+    'both': lambda: Stack([Bidirectional(nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(LSTMCell(H))) for _ in range(2)]),
+    'stateful': lambda: Stateful(Stack([nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(nn.GRUCell(H))])),
 }
 
 
@@ -222,10 +227,12 @@ def test_wrappers_too_are_blind_to_padding(name):
 @pytest.mark.parametrize('return_sequences', [True, False])
 def test_M13_a_stack_is_its_layers_in_turn(return_sequences, residual):
     """With a mask; the residual connection begins at the second layer, the summary is that of the last."""
-    layer = Stack([RNN(LSTMCell(H)), RNN(GRUCell(H))], residual=residual)
+    layer = Stack([nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(GRUCell(H))], residual=residual)
     variables, x = start(layer)
-    first_carry, hidden = RNN(LSTMCell(H)).apply(part(variables, 'layers_0'), x, mask=MASK, return_carry=True)
-    second_carry, outputs = RNN(GRUCell(H)).apply(part(variables, 'layers_1'), hidden, mask=MASK, return_carry=True)
+    first_carry, hidden = nn_rnn.RNN(LSTMCell(H)).apply(part(variables, 'layers_0'), x, mask=MASK, return_carry=True)
+    second_carry, outputs = nn_rnn.RNN(GRUCell(H)).apply(
+        part(variables, 'layers_1'), hidden, mask=MASK, return_carry=True
+    )
     if residual:
         outputs = outputs + hidden
     if not return_sequences:
@@ -237,7 +244,7 @@ def test_M13_a_stack_is_its_layers_in_turn(return_sequences, residual):
 @pytest.mark.parametrize('keep_order', [False, True])
 def test_a_stack_told_to_go_backward_is_the_stack_over_flipped_inputs(keep_order):
     """Each layer goes through the sequence backward, not every other one."""
-    layer = Stack([RNN(LSTMCell(H)), RNN(GRUCell(H))])
+    layer = Stack([nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(GRUCell(H))])
     variables, x = start(layer)
     carry, want = layer.apply(variables, x[:, ::-1], return_carry=True)
     got = layer.apply(variables, x, reverse=True, keep_order=keep_order, return_carry=True)
@@ -245,7 +252,7 @@ def test_a_stack_told_to_go_backward_is_the_stack_over_flipped_inputs(keep_order
 
 
 def test_a_residual_stack_cannot_add_what_does_not_line_up():
-    layer = Stack([RNN(LSTMCell(H)), RNN(LSTMCell(H))], residual=True)
+    layer = Stack([nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(LSTMCell(H))], residual=True)
     variables, x = start(layer)
     with pytest.raises(ValueError, match='residual.*reverse=True.*keep_order=True'):
         layer.apply(variables, x, reverse=True)
@@ -254,7 +261,7 @@ def test_a_residual_stack_cannot_add_what_does_not_line_up():
 
 
 def dropped(**options):
-    layer = Stack([RNN(LSTMCell(32)), RNN(LSTMCell(H)), RNN(LSTMCell(H))], **options)
+    layer = Stack([nn_rnn.RNN(LSTMCell(32)), nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(LSTMCell(H))], **options)
     variables, x = start(layer)
     return layer, variables, x
 
@@ -281,7 +288,7 @@ def test_D03_dropout_between_layers_drops_the_share_and_draws_anew_at_every_step
 
     with nn.intercept_methods(listen):
         outputs = layer.apply(variables, x, rngs={'dropout': jax.random.key(1)})
-    hidden = np.asarray(RNN(LSTMCell(32)).apply(part(variables, 'layers_0'), x))
+    hidden = np.asarray(nn_rnn.RNN(LSTMCell(32)).apply(part(variables, 'layers_0'), x))
     kept = np.asarray(seen['layers_1']) != 0
     reference.assert_close(np.asarray(seen['layers_1'])[kept], hidden[kept] / 0.75, 1e-6)
     assert abs(kept.mean() - 0.75) < 4 * np.sqrt(0.25 * 0.75 / kept.size)
@@ -301,13 +308,15 @@ def test_D05_inverted_dropout_keeps_the_mean():
     assert (np.abs(draws.mean(0) - x) < 3 * error).all()
 
 
-@pytest.mark.parametrize('make', [lambda: Stack([RNN(LSTMCell(H))], 0.5), lambda: recurrent('lstm', H, dropout=0.5)])
+@pytest.mark.parametrize(
+    'make', [lambda: Stack([nn_rnn.RNN(LSTMCell(H))], 0.5), lambda: models.recurrent('lstm', H, dropout=0.5)]
+)
 def test_D04_dropout_with_one_layer_warns(make):
     with pytest.warns(UserWarning, match='dropout=0.5'):
         make()
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        recurrent('lstm', H, layers=2, dropout=0.5)
+        models.recurrent('lstm', H, layers=2, dropout=0.5)
 
 
 @pytest.mark.parametrize(
@@ -315,9 +324,9 @@ def test_D04_dropout_with_one_layer_warns(make):
     [
         (lambda: Stack([]), 'layers'),
         (lambda: Stack([LSTMCell(H)]), r'layers\[0\].*LSTMCell'),
-        (lambda: Stack([RNN(LSTMCell(H))] * 2, 1.0), 'dropout=1.0'),
-        (lambda: Stack([RNN(LSTMCell(H))] * 2, -0.1), 'dropout=-0.1'),
-        (lambda: Stack([RNN(LSTMCell(H))] * 2, float('nan')), 'dropout=nan'),
+        (lambda: Stack([nn_rnn.RNN(LSTMCell(H))] * 2, 1.0), 'dropout=1.0'),
+        (lambda: Stack([nn_rnn.RNN(LSTMCell(H))] * 2, -0.1), 'dropout=-0.1'),
+        (lambda: Stack([nn_rnn.RNN(LSTMCell(H))] * 2, float('nan')), 'dropout=nan'),
     ],
 )
 def test_a_stack_that_is_none_is_refused(make, message):
@@ -328,14 +337,14 @@ def test_a_stack_that_is_none_is_refused(make, message):
 @pytest.mark.parametrize(
     ('layers', 'options', 'message'),
     [
-        ([RNN(LSTMCell(H)), RNN(LSTMCell(H + 1))], {}, r'layers\[1\] \(4, 6, 6\).*\(4, 6, 5\)'),
+        ([nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(LSTMCell(H + 1))], {}, r'layers\[1\] \(4, 6, 6\).*\(4, 6, 5\)'),
         (
-            [RNN(LSTMCell(2 * H)), Bidirectional(RNN(LSTMCell(H)), RNN(LSTMCell(H)))],
+            [nn_rnn.RNN(LSTMCell(2 * H)), Bidirectional(nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(LSTMCell(H)))],
             {'return_sequences': False},
             'residual.*return_sequences=False',
         ),
-        ([RNN(LSTMCell(H)), RNN(LSTMCell(H))], {'initial_carry': (None,)}, '2 parts.*1 parts'),
-        ([RNN(LSTMCell(H)), RNN(LSTMCell(H))], {'initial_carry': 3}, '2 parts'),
+        ([nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(LSTMCell(H))], {'initial_carry': (None,)}, '2 parts.*1 parts'),
+        ([nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(LSTMCell(H))], {'initial_carry': 3}, '2 parts'),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(layers, options, message):
@@ -348,10 +357,10 @@ def test_layers_that_do_not_fit_are_refused(layers, options, message):
 
 def test_a_stateful_layer_goes_on_where_it_ended():
     """Windows through it are the whole run; reading without writing leaves the stream where it stands."""
-    layer, x = Stateful(RNN(LSTMCell(H))), draw(B, T, F)
+    layer, x = Stateful(nn_rnn.RNN(LSTMCell(H))), draw(B, T, F)
     variables = layer.init(jax.random.key(0), x[:, :2])
     assert not variables['carry']['stream'].started.any()
-    want = RNN(LSTMCell(H)).apply(part(variables, 'rnn'), x)
+    want = nn_rnn.RNN(LSTMCell(H)).apply(part(variables, 'rnn'), x)
     state, got = {'carry': variables['carry']}, []
     for begin in (0, 2, 4):
         window = x[:, begin : begin + 2]
@@ -365,11 +374,11 @@ def test_a_stateful_layer_goes_on_where_it_ended():
 
 
 def test_a_stream_begins_at_the_learned_carry_and_begins_again_where_it_is_reset():
-    layer = Stateful(RNN(LSTMCell(H), learn_initial_carry=True))
+    layer = Stateful(nn_rnn.RNN(LSTMCell(H), learn_initial_carry=True))
     x = draw(B, T, F)
     variables = layer.init(jax.random.key(0), x)
-    params = reference.random_variables(RNN(LSTMCell(H), learn_initial_carry=True), x)['params']
-    fresh = RNN(LSTMCell(H), learn_initial_carry=True).apply({'params': params}, x)
+    params = reference.random_variables(nn_rnn.RNN(LSTMCell(H), learn_initial_carry=True), x)['params']
+    fresh = nn_rnn.RNN(LSTMCell(H), learn_initial_carry=True).apply({'params': params}, x)
     held = {'params': {'rnn': params}, 'carry': variables['carry']}
     first, state = layer.apply(held, x, mutable=['carry'])
     reference.assert_close(first, fresh, 1e-6)
@@ -382,7 +391,7 @@ def test_a_stream_begins_at_the_learned_carry_and_begins_again_where_it_is_reset
 
 def test_gradients_stop_at_the_edge_of_a_window():
     """The values of the window before reach this one, its parameters and inputs get no gradient through it."""
-    layer, x = Stateful(RNN(LSTMCell(H))), draw(B, T, F)
+    layer, x = Stateful(nn_rnn.RNN(LSTMCell(H))), draw(B, T, F)
     variables = layer.init(jax.random.key(0), x)
 
     def two_windows(first, second):
@@ -398,10 +407,10 @@ def test_gradients_stop_at_the_edge_of_a_window():
 @pytest.mark.parametrize(
     ('layer', 'options', 'x', 'message'),
     [
-        (Bidirectional(RNN(LSTMCell(H)), RNN(LSTMCell(H))), {}, draw(B, T, F), 'Bidirectional'),
-        (Stack([RNN(LSTMCell(H), reverse=True)]), {}, draw(B, T, F), 'Stack'),
-        (RNN(LSTMCell(H)), {'reverse': True}, draw(B, T, F), 'RNN'),
-        (RNN(LSTMCell(H)), {}, draw(T, F), r'inputs \(6, 3\)'),
+        (Bidirectional(nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(LSTMCell(H))), {}, draw(B, T, F), 'Bidirectional'),
+        (Stack([nn_rnn.RNN(LSTMCell(H), reverse=True)]), {}, draw(B, T, F), 'Stack'),
+        (nn_rnn.RNN(LSTMCell(H)), {'reverse': True}, draw(B, T, F), 'RNN'),
+        (nn_rnn.RNN(LSTMCell(H)), {}, draw(T, F), r'inputs \(6, 3\)'),
     ],
 )
 def test_what_cannot_be_a_stream_is_refused(layer, options, x, message):
@@ -410,7 +419,7 @@ def test_what_cannot_be_a_stream_is_refused(layer, options, x, message):
 
 
 def test_S03_another_number_of_rows_than_the_streams_is_refused_by_name():
-    layer = Stateful(RNN(LSTMCell(H)))
+    layer = Stateful(nn_rnn.RNN(LSTMCell(H)))
     variables = layer.init(jax.random.key(0), draw(B, T, F))
     with pytest.raises(ValueError, match=r'inputs \(2,\).*\(4,\)'):
         layer.apply(variables, draw(2, T, F))
@@ -454,7 +463,7 @@ def test_a_recurrent_layer_under_time_distribution_gets_the_mask_of_its_own_step
     words, x = 4, draw(2, 3, 4, F)
     lengths = np.array([[4, 0, 2], [1, 3, 0]])
     mask = np.arange(words) < lengths[..., None]
-    rnn = RNN(LSTMCell(H))
+    rnn = nn_rnn.RNN(LSTMCell(H))
     layer = TimeDistributed(rnn)
     variables = {'params': {'module': reference.random_variables(rnn, x[:, 0])['params']}}
     got = layer.apply(variables, x, mask=mask, return_sequences=False)
@@ -483,7 +492,11 @@ def test_a_mask_that_does_not_fit_a_time_distributed_module_is_refused(mask, mes
 def test_a_whole_step_is_masked_for_a_recurrent_layer_under_time_distribution():
     """A mask [B, T] over [B, T, S, F] is that of all S steps within."""
     x, mask = draw(2, 3, 4, F), np.array([[True, False, True], [False, True, True]])
-    for rnn in (RNN(LSTMCell(H)), Bidirectional(RNN(LSTMCell(H)), RNN(GRUCell(H))), Stack([RNN(GRUCell(H))])):
+    for rnn in (
+        nn_rnn.RNN(LSTMCell(H)),
+        Bidirectional(nn_rnn.RNN(LSTMCell(H)), nn_rnn.RNN(GRUCell(H))),
+        Stack([nn_rnn.RNN(GRUCell(H))]),
+    ):
         layer = TimeDistributed(rnn)
         variables = {'params': {'module': reference.random_variables(rnn, x[:, 0])['params']}}
         got = layer.apply(variables, x, mask=mask)
@@ -508,7 +521,11 @@ def layer_call(layer, shape, **fixed):
         *(('mask', size, layer_call(TimeDistributed(nn.Dense(2)), WORDS)) for size in ((2, 3, 4), WORDS)),
         *(
             ('mask', size, layer_call(TimeDistributed(layer), WORDS))
-            for layer in (RNN(GRUCell(H)), Bidirectional(RNN(GRUCell(H)), RNN(GRUCell(H))), Stack([RNN(GRUCell(H))]))
+            for layer in (
+                nn_rnn.RNN(GRUCell(H)),
+                Bidirectional(nn_rnn.RNN(GRUCell(H)), nn_rnn.RNN(GRUCell(H))),
+                Stack([nn_rnn.RNN(GRUCell(H))]),
+            )
             for size in ((2, 4), (2, 3, 3), WORDS, (2,))
         ),
         *(
@@ -517,14 +534,14 @@ def layer_call(layer, shape, **fixed):
         ),
         *(
             (name, size, layer_call(layer, (B, T, F)))
-            for layer in (RNN(GRUCell(H)), Stateful(RNN(GRUCell(H))))
+            for layer in (nn_rnn.RNN(GRUCell(H)), Stateful(nn_rnn.RNN(GRUCell(H))))
             for name in ('mask', 'resets')
             for size in ((B, T, 1), (T, B), (B,))
         ),
         (
             'seq_lengths',
             (B, 1),
-            lambda _, n: RNN(GRUCell(H)).init(KEY, jnp.ones((B, T, F)), seq_lengths=np.ones(n, int)),
+            lambda _, n: nn_rnn.RNN(GRUCell(H)).init(KEY, jnp.ones((B, T, F)), seq_lengths=np.ones(n, int)),
         ),
         (
             'mask',
@@ -555,14 +572,14 @@ def test_time_distributed_works_without_rows_and_without_steps(shape):
 
 
 def test_a_pair_of_outputs_is_not_read_as_a_batch():
-    pair = Bidirectional(RNN(GRUCell(H)), RNN(GRUCell(H)), 'none')
+    pair = Bidirectional(nn_rnn.RNN(GRUCell(H)), nn_rnn.RNN(GRUCell(H)), 'none')
     with pytest.raises(ValueError, match="merge_mode='none'"):
-        Stack([pair, RNN(GRUCell(H))]).init(jax.random.key(0), draw(B, T, F))
+        Stack([pair, nn_rnn.RNN(GRUCell(H))]).init(jax.random.key(0), draw(B, T, F))
 
 
 def test_a_layer_that_goes_backward_within_a_stack_keeps_resets_in_their_places():
     """What it hands on is in the order of the inputs; no output depends on both sides of a reset."""
-    layer = Stack([RNN(GRUCell(H), reverse=True), RNN(GRUCell(H))])
+    layer = Stack([nn_rnn.RNN(GRUCell(H), reverse=True), nn_rnn.RNN(GRUCell(H))])
     variables, x = start(layer)
     resets = np.zeros((B, T), bool)
     resets[:, 2] = True
@@ -576,10 +593,10 @@ def test_a_layer_that_goes_backward_within_a_stack_keeps_resets_in_their_places(
 @pytest.mark.parametrize(
     ('layer', 'options', 'message'),
     [
-        (Bidirectional(RNN(GRUCell(H)), RNN(GRUCell(H))), {'reverse': True}, 'reverse'),
-        (Bidirectional(*[RNN(cell) for cell in [GRUCell(H)] * 2]), {}, 'forward_rnn.*backward_rnn'),
-        (Stack([RNN(GRUCell(F)), RNN(GRUCell(F), reverse=True)], residual=True), {}, 'keep_order=True'),
-        (Stateful(RNN(GRUCell(H))), {'carry_history': True}, 'carry_history'),
+        (Bidirectional(nn_rnn.RNN(GRUCell(H)), nn_rnn.RNN(GRUCell(H))), {'reverse': True}, 'reverse'),
+        (Bidirectional(*[nn_rnn.RNN(cell) for cell in [GRUCell(H)] * 2]), {}, 'forward_rnn.*backward_rnn'),
+        (Stack([nn_rnn.RNN(GRUCell(F)), nn_rnn.RNN(GRUCell(F), reverse=True)], residual=True), {}, 'keep_order=True'),
+        (Stateful(nn_rnn.RNN(GRUCell(H))), {'carry_history': True}, 'carry_history'),
     ],
 )
 def test_layers_that_would_mislead_are_refused(layer, options, message):
@@ -589,7 +606,7 @@ def test_layers_that_would_mislead_are_refused(layer, options, message):
 
 def test_deterministic_reaches_every_stack_within():
     def inner():
-        return Stack([RNN(GRUCell(H)), RNN(GRUCell(H))], dropout=0.5)
+        return Stack([nn_rnn.RNN(GRUCell(H)), nn_rnn.RNN(GRUCell(H))], dropout=0.5)
 
     layer = Stack([Bidirectional(inner(), inner()), inner(), Stateful(inner())], dropout=0.5)
     variables, x = start(layer)
@@ -601,7 +618,7 @@ def test_deterministic_reaches_every_stack_within():
 
 def test_a_window_without_a_real_step_neither_begins_a_stream_nor_ends_it():
     """Of no steps, or masked in some rows; a row begins with its first real step."""
-    layer, x = Stateful(RNN(LSTMCell(H))), draw(B, T, F)
+    layer, x = Stateful(nn_rnn.RNN(LSTMCell(H))), draw(B, T, F)
     variables = layer.init(jax.random.key(0), x)
     _, state = layer.apply(variables, x[:, :3], seq_lengths=np.array([3, 1, 0, 2]), mutable=['carry'])
     assert state['carry']['stream'].started.tolist() == [True, True, False, True]

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import lengths, studies
-from experiments.lengths import Lengths, curves, lengths_of, padded, trained
-from experiments.study import SPLITS
 from seqjax import training
-from seqjax.trials import Outcome, Seed
+from seqjax.cli import lengths, task_registry, task_setup
+from seqjax.cli.lengths import Lengths
+from seqjax.training.success_results import Outcome, Seed
 
 SHORT = {'longest': 4, 'hidden': 4, 'batch_size': 8, 'steps': 4, 'every': 2, 'replicas': 2, 'picture': False}
 SHORT |= {'up_to': 40, 'points': 5, 'count': 32}
@@ -21,7 +20,7 @@ SHORT |= {'up_to': 40, 'points': 5, 'count': 32}
 @pytest.mark.parametrize('task', ['parity', 'modular_arithmetic', 'anbn'])
 def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     """By hand: the parameters at the end, on sequences without any padding but their own."""
-    study = Lengths(studies.find(task))
+    study = Lengths(task_registry.find(task))
     outcome = lengths.run(task=task, **SHORT, until=1.0)  # at the goal from the first look on
     assert outcome.looks.shape[1] == 2 and all(seed.sequences == 16 for seed in outcome.seeds)
     settings = study.check(SHORT)
@@ -34,28 +33,31 @@ def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     state = training.init_state(model, built, tx, jax.random.key(1))
     for state, _, _ in training.train(model, built, tx, state, steps=4, chunk=2):
         pass
-    tested, right = curves(outcome.seeds)
+    tested, right = lengths.curves(outcome.seeds)
     # Of one symbol there is no a^n b^n.
-    assert tested.tolist() == lengths_of(problem, settings)[task == 'anbn' :] and right.shape == (2, len(tested))
+    assert tested.tolist() == lengths.lengths_of(problem, settings)[task == 'anbn' :] and right.shape == (
+        2,
+        len(tested),
+    )
     draw = jax.jit(problem.draw, static_argnums=2)
     wrong = jax.jit(lambda x: problem.loss_fn(training.apply(model, state, x.inputs), x)['wrong'].compute())
     for length, found in zip(tested.tolist(), right[1], strict=True):
-        key = jax.random.fold_in(jax.random.key(SPLITS['validation']), length)
-        longest = next(size for size, among in padded(tested.tolist()).items() if length in among)
+        key = jax.random.fold_in(jax.random.key(task_setup.SPLITS['validation']), length)
+        longest = next(size for size, among in lengths.padded(tested.tolist()).items() if length in among)
         want = 1 - wrong(draw(key, jnp.full(32, length), longest))
         assert abs(found - want) < 0.04  # a sequence of 32 may be undecided
 
 
 def test_lengths_cover_what_is_trained_on_and_beyond():
-    study = Lengths(studies.find('parity'))
+    study = Lengths(task_registry.find('parity'))
     settings = study.check({'longest': 40, 'up_to': 500, 'points': 10})
-    found = lengths_of(study.problem(settings.options), settings)
+    found = lengths.lengths_of(study.problem(settings.options), settings)
     assert found[0] == 1 and found[-1] == 500 and {40, 41} <= set(found) and found == sorted(set(found))
-    assert study.check({'longest': 7}).options['up_to'] == 70 and trained(study.problem(settings.options)) == 40
+    assert study.check({'longest': 7}).options['up_to'] == 70 and lengths.trained(study.problem(settings.options)) == 40
 
 
 def test_few_shapes_hold_many_lengths():
-    among = padded(range(1, 501))
+    among = lengths.padded(range(1, 501))
     assert list(among) == [16, 32, 64, 128, 256, 512]
     for size, held in among.items():
         assert all(size // 2 < length <= size or size == 16 for length in held)
@@ -63,7 +65,7 @@ def test_few_shapes_hold_many_lengths():
 
 
 def test_the_last_line_is_about_lengths_beyond_those_trained_on():
-    study = Lengths(studies.find('parity'))
+    study = Lengths(task_registry.find('parity'))
     settings = study.check({'longest': 4, 'up_to': 8, 'points': 3})
     within = {'within/1': 0.5, 'within/4': 0.5}
     seeds = [
@@ -83,7 +85,7 @@ def test_a_model_that_learned_the_rule_generalises_and_an_untrained_one_does_not
     assert '2 of 2 seeds' in capsys.readouterr().out.splitlines()[-1]
     bad = lengths.run(task='even_pairs', **how, steps=1, every=1, replicas=2)
     assert '0 of 2 seeds' in capsys.readouterr().out.splitlines()[-1]
-    assert curves(good.seeds)[1][:, -1].min() > 0.99 and curves(bad.seeds)[1][:, -1].max() < 0.8
+    assert lengths.curves(good.seeds)[1][:, -1].min() > 0.99 and lengths.curves(bad.seeds)[1][:, -1].max() < 0.8
 
 
 def test_a_finished_run_is_shown_again_with_its_curve(in_tmp, capsys):

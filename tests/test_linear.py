@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.activations import positive
-from seqjax.cells import LSTMCell
-from seqjax.layers import RNN, Bidirectional, Stack
-from seqjax.linear import LinearCell, LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
+from seqjax.nn import activations, rnn
+from seqjax.nn.cells.linear_cells import LinearCell, LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.wrappers import Bidirectional, Stack
 from tests.helpers import reference
 
 B, T, F, H = 3, 9, 2, 4
 KEY = jax.random.key(0)
 CELLS = {
     'mingru': MinGRUCell(H),
-    'mingru_positive': MinGRUCell(H, activation=positive),
+    'mingru_positive': MinGRUCell(H, activation=activations.positive),
     'minlstm': MinLSTMCell(H),
     'lru': LRUCell(H, outputs=3),
     'rglru': RGLRUCell(H),
@@ -62,10 +62,10 @@ def drawn(layer, seed=1):
 def test_both_forms_are_equal_in_values_and_gradients(name, steps, order, x64):
     """With lengths, holes, resets, all of them; given and returned carries: relative 1e-10 in float64."""
     cell = CELLS[name].clone(param_dtype=jnp.float64)
-    variables, x, first = drawn(RNN(cell))
+    variables, x, first = drawn(rnn.RNN(cell))
     options = STEPS[steps] | ORDERS[order]
     want, got = (
-        differentiated(RNN(cell, parallel=parallel), variables, x, first, **options) for parallel in (False, True)
+        differentiated(rnn.RNN(cell, parallel=parallel), variables, x, first, **options) for parallel in (False, True)
     )
     for (path, right), value in zip(jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True):
         reference.assert_close(value, right, 1e-10, jax.tree_util.keystr(path))
@@ -73,7 +73,7 @@ def test_both_forms_are_equal_in_values_and_gradients(name, steps, order, x64):
 
 @pytest.mark.parametrize('name', CELLS)
 def test_both_forms_give_the_same_history_of_carries(name):
-    layer = RNN(CELLS[name])
+    layer = rnn.RNN(CELLS[name])
     variables, x, first = jax.tree.map(np.float32, drawn(layer))
     run = functools.partial(layer.apply, initial_carry=first, carry_history=True, **STEPS['everything'])
     at_once, by_steps = (jax.jit(functools.partial(run, parallel=parallel))(variables, x) for parallel in (True, False))
@@ -83,7 +83,7 @@ def test_both_forms_give_the_same_history_of_carries(name):
 @pytest.mark.parametrize('name', CELLS)
 def test_both_forms_agree_in_float32_over_a_thousand_steps(name):
     """Relative 1e-4 of the largest, with the weights that a layer begins with."""
-    layer, x = RNN(CELLS[name]), np.random.default_rng(0).normal(size=(2, 1000, F)).astype(np.float32)
+    layer, x = rnn.RNN(CELLS[name]), np.random.default_rng(0).normal(size=(2, 1000, F)).astype(np.float32)
     variables = layer.init(KEY, x)
     run = jax.jit(layer.apply, static_argnames='parallel')
     reference.assert_close(run(variables, x, parallel=True), run(variables, x, parallel=False), 1e-4)
@@ -92,7 +92,7 @@ def test_both_forms_agree_in_float32_over_a_thousand_steps(name):
 @pytest.mark.parametrize('name', CELLS)
 def test_the_parallel_form_has_no_loop(name):
     """By the compiled program: T = 200 steps go through no while, and step by step through one."""
-    layer, x = RNN(CELLS[name]), jnp.zeros((1, 200, F))
+    layer, x = rnn.RNN(CELLS[name]), jnp.zeros((1, 200, F))
     variables = layer.init(KEY, x)
 
     def loops(**options):
@@ -107,7 +107,7 @@ def test_one_argument_chooses_the_form_of_whatever_stands_around():
     x = np.random.default_rng(0).normal(size=(B, T, F)).astype(np.float32)
 
     def stack(**how):
-        return Stack([Bidirectional(*(RNN(MinGRUCell(H), **how) for _ in range(2))) for _ in range(2)])
+        return Stack([Bidirectional(*(rnn.RNN(MinGRUCell(H), **how) for _ in range(2))) for _ in range(2)])
 
     variables = stack().init(KEY, x)
     want = stack().apply(variables, x)
@@ -120,10 +120,10 @@ def test_one_argument_chooses_the_form_of_whatever_stands_around():
 @pytest.mark.parametrize(
     ('layer', 'message'),
     [
-        (lambda: RNN(LSTMCell(H), parallel=True), 'parallel=True.*LSTMCell'),
-        (lambda: RNN(nn.GRUCell(H), parallel=True), 'GRUCell'),
-        (lambda: RNN(MinGRUCell(H), parallel=True, unroll=2), 'parallel=True'),
-        (lambda: RNN(MinGRUCell(H), parallel=True, split_rngs={}), 'unroll, variable_axes'),
+        (lambda: rnn.RNN(LSTMCell(H), parallel=True), 'parallel=True.*LSTMCell'),
+        (lambda: rnn.RNN(nn.GRUCell(H), parallel=True), 'GRUCell'),
+        (lambda: rnn.RNN(MinGRUCell(H), parallel=True, unroll=2), 'parallel=True'),
+        (lambda: rnn.RNN(MinGRUCell(H), parallel=True, split_rngs={}), 'unroll, variable_axes'),
     ],
 )
 def test_what_cannot_be_taken_all_at_once_is_refused(layer, message):
@@ -133,7 +133,7 @@ def test_what_cannot_be_taken_all_at_once_is_refused(layer, message):
 
 def test_a_call_cannot_ask_an_lstm_for_all_steps_at_once():
     with pytest.raises(ValueError, match='LSTMCell'):
-        RNN(LSTMCell(H)).init(KEY, jnp.zeros((B, T, F)), parallel=True)
+        rnn.RNN(LSTMCell(H)).init(KEY, jnp.zeros((B, T, F)), parallel=True)
 
 
 # --- how they begin, and where they saturate -------------------------------------------------------
@@ -142,7 +142,7 @@ def test_a_call_cannot_ask_an_lstm_for_all_steps_at_once():
 def test_the_eigenvalues_of_an_lru_begin_in_their_ring():
     """Evenly by area: |lambda|^2 is uniform; phases are uniform; gamma makes the states' variance one."""
     cell = LRUCell(20_000, r_min=0.6, r_max=0.9, max_phase=1.0, outputs=1)
-    params = RNN(cell).init(KEY, jnp.zeros((1, 2, 1)))['params']['cell']
+    params = rnn.RNN(cell).init(KEY, jnp.zeros((1, 2, 1)))['params']['cell']
     size, phase = np.exp(-np.exp(params['nu_log'])), np.exp(params['theta_log'])
     assert 0.6 <= size.min() < 0.601 and 0.899 < size.max() <= 0.9
     assert reference.is_uniform((size**2 - (0.36 + 0.81) / 2) / ((0.81 - 0.36) / 2), 1)
@@ -152,7 +152,7 @@ def test_the_eigenvalues_of_an_lru_begin_in_their_ring():
 
 def test_an_rglru_begins_where_it_keeps_90_to_99_9_percent():
     """a^8 of sigmoid(L), at r = 1: evenly."""
-    layer, x = RNN(RGLRUCell(100)), jnp.zeros((1, 2, 1))
+    layer, x = rnn.RNN(RGLRUCell(100)), jnp.zeros((1, 2, 1))
     decay = jax.vmap(lambda key: layer.init(key, x)['params']['cell']['decay'])(jax.random.split(KEY, 200))
     share = (1 / (1 + np.exp(-np.float64(decay)))) ** 8
     assert reference.is_uniform((share - 0.9495) / 0.0495, 1)
@@ -162,7 +162,7 @@ def test_an_rglru_begins_where_it_keeps_90_to_99_9_percent():
 @pytest.mark.parametrize('name', CELLS)
 def test_gates_that_are_shut_or_open_altogether_have_finite_gradients(name, parallel):
     """Inputs of a million: a sum of two gates that are 0, a root of 0."""
-    layer = RNN(CELLS[name], parallel=parallel)
+    layer = rnn.RNN(CELLS[name], parallel=parallel)
     variables, x, _ = jax.tree.map(np.float32, drawn(layer))
     grads = jax.jit(jax.grad(lambda v, x: layer.apply(v, x).sum() / 1e6, (0, 1)))(variables, np.float32(1e6) * x)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
@@ -178,7 +178,7 @@ def test_a_linear_cell_is_one_method():
             keep = jnp.broadcast_to(keep, inputs.shape)
             return keep, (1 - keep) * inputs, lambda state: state
 
-    x, layer = np.ones((B, T, H), np.float32), RNN(Average(H))
+    x, layer = np.ones((B, T, H), np.float32), rnn.RNN(Average(H))
     variables = layer.init(KEY, x)
     want = 1 - 0.5 ** np.arange(1, T + 1)
     for parallel in (False, True):

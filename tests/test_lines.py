@@ -2,8 +2,8 @@
 
 import pytest
 
-from seqjax.files import UserError
-from seqjax.readers.lines import LineReader
+from seqjax.datasets.readers.lines import LineReader
+from seqjax.errors import UserError
 
 
 def is_number(name, word):

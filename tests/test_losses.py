@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax import losses
-from seqjax.losses import squared_error
-from seqjax.task import Mean
+from seqjax.nn import losses
+from seqjax.types import Mean
 from tests.helpers import reference
 
 SHAPES = [((4,), 1), ((4, 3), 1), ((4, 3), 2), ((4, 3, 2), 1), ((4, 3, 2), 2), ((4, 3, 2), 3)]
@@ -25,7 +24,7 @@ def draw(shape, mask_ndim, seed=0):
 
 
 def loss(outputs, targets, mask):
-    return squared_error(outputs, targets, mask).compute()
+    return losses.squared_error(outputs, targets, mask).compute()
 
 
 @pytest.mark.parametrize(('shape', 'mask_ndim'), SHAPES)
@@ -38,7 +37,7 @@ def test_squared_error_equals_a_loop_over_the_counted_elements(shape, mask_ndim)
             error = float(outputs[index]) - float(targets[index])
             total, count = total + error**2, count + 1
             grads[index] = 2 * error
-    got = squared_error(outputs, targets, mask)
+    got = losses.squared_error(outputs, targets, mask)
     reference.assert_close(got.total, total, 1e-5)
     assert got.count == count
     reference.assert_close(got.compute(), total / count, 1e-5)
@@ -94,15 +93,15 @@ def test_E07_nothing_counted_is_loss_0_with_gradient_0(content):
 def test_shapes_that_do_not_fit_are_refused_by_name(outputs, targets, mask, named):
     """Nothing is broadcast; the message names both shapes."""
     with pytest.raises(ValueError, match='must') as error:
-        squared_error(jnp.ones(outputs), jnp.ones(targets), jnp.ones(mask, bool))
+        losses.squared_error(jnp.ones(outputs), jnp.ones(targets), jnp.ones(mask, bool))
     assert all(shape in str(error.value) for shape in named)
 
 
 def test_E05_means_of_parts_merge_into_the_mean_of_the_whole():
     """Four batches of 2 equal one of 8, though they count different numbers of elements."""
     outputs, targets, mask = draw((8, 5, 3), 2)
-    whole = squared_error(outputs, targets, mask)
-    parts = [squared_error(*(x[n : n + 2] for x in (outputs, targets, mask))) for n in range(0, 8, 2)]
+    whole = losses.squared_error(outputs, targets, mask)
+    parts = [losses.squared_error(*(x[n : n + 2] for x in (outputs, targets, mask))) for n in range(0, 8, 2)]
     assert len({float(part.count) for part in parts}) > 1
     merged = parts[0].merge(parts[1]).merge(parts[2].merge(parts[3]))
     assert merged.count == whole.count

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax.errors import ScopeCollectionNotFound
 
-from seqjax import lstm_ops
-from seqjax.cells import LSTMCell
-from seqjax.layers import RNN, Bidirectional, Stack, Stateful
-from seqjax.lstm_ops import lstm
+from seqjax.nn import rnn as nn_rnn
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.wrappers import Bidirectional, Stack, Stateful
+from seqjax.ops import lstm
 from tests.helpers import reference
 from tests.test_lstm_ops import assert_near
 
@@ -27,7 +27,7 @@ def seen(cell, backend, kind, options, seed=0):
     """What a layer gives, and its gradients to its parameters, inputs and carry."""
 
     def rnn(**more):
-        return RNN(cell(3, **options.get('cell', {})), backend=backend, **more, **options.get('layer', {}))
+        return nn_rnn.RNN(cell(3, **options.get('cell', {})), backend=backend, **more, **options.get('layer', {}))
 
     layers = {
         'rnn': rnn,
@@ -76,7 +76,7 @@ def by_steps(name):
 
 
 @pytest.mark.representative(1)
-@pytest.mark.parametrize('backend', [*lstm_ops.BACKENDS])
+@pytest.mark.parametrize('backend', [*lstm.BACKENDS])
 @pytest.mark.parametrize('name', LAYERS)
 def test_a_layer_gives_what_it_gives_step_by_step(name, backend):
     tolerance = 2e-2 if name == 'half precision' else 1e-5
@@ -98,34 +98,34 @@ def test_a_layer_gives_what_it_gives_step_by_step(name, backend):
     ],
 )
 def test_a_layer_takes_the_array_function_where_the_cell_is_plain(cell, options, taken, monkeypatch):
-    layer, x, calls = RNN(cell, **options), jnp.ones((2, 4, 2)), []
+    layer, x, calls = nn_rnn.RNN(cell, **options), jnp.ones((2, 4, 2)), []
     variables = jax.eval_shape(layer.init, jax.random.key(0), x)
-    monkeypatch.setattr(lstm_ops, 'lstm', lambda *args, **how: calls.append(1) or lstm(*args, **how))
+    monkeypatch.setattr(lstm, 'lstm', lambda *args, **how: calls.append(1) or lstm.lstm(*args, **how))
     jax.eval_shape(layer.apply, variables, x)
     assert bool(calls) == taken
 
 
 def test_gates_are_sown_where_they_are_asked_for():
     x = jnp.ones((2, 4, 2))
-    layer = RNN(LSTMCell(3), variable_axes={'intermediates': 0})
+    layer = nn_rnn.RNN(LSTMCell(3), variable_axes={'intermediates': 0})
     params = {'params': layer.init(jax.random.key(0), x)['params']}
     outputs, sown = layer.apply(params, x, mutable=['intermediates'])
     gates = sown['intermediates']['cell']
     assert {name: value[0].shape for name, value in gates.items()} == dict.fromkeys('ifgo', (4, 2, 3))
-    np.testing.assert_allclose(RNN(LSTMCell(3), backend='rows').apply(params, x), outputs, atol=1e-6)
+    np.testing.assert_allclose(nn_rnn.RNN(LSTMCell(3), backend='rows').apply(params, x), outputs, atol=1e-6)
 
 
-@pytest.mark.parametrize('backend', ['auto', *lstm_ops.BACKENDS])
+@pytest.mark.parametrize('backend', ['auto', *lstm.BACKENDS])
 def test_parameters_begin_as_they_always_did(backend):
     """Numbers of the layer that took steps one by one."""
-    params = RNN(LSTMCell(3), backend=backend).init(jax.random.key(0), jnp.ones((2, 4, 2)))['params']['cell']
+    params = nn_rnn.RNN(LSTMCell(3), backend=backend).init(jax.random.key(0), jnp.ones((2, 4, 2)))['params']['cell']
     sums = {name: float(jnp.abs(x).sum()) for name, x in params.items()}
     assert sums == pytest.approx({'bias': 3, 'kernel': 7.92808, 'recurrent_kernel': 8.594538}, rel=1e-6)
     assert float(params['kernel'][0, 1]) == pytest.approx(-0.6267812)
 
 
 def test_weights_that_are_not_there_are_flax_s_to_refuse_or_to_make():
-    layer, x = RNN(LSTMCell(3)), jnp.ones((2, 4, 2))
+    layer, x = nn_rnn.RNN(LSTMCell(3)), jnp.ones((2, 4, 2))
     with pytest.raises(ScopeCollectionNotFound, match='kernel'):
         layer.apply({'params': {'cell': {}}}, x)
     _, made = layer.apply({}, x, rngs={'params': jax.random.key(0)}, mutable=['params'])

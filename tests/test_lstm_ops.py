@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from seqjax import lstm_ops
-from seqjax.lstm_ops import lstm
+from seqjax.ops import lstm, lstm_layouts
+from seqjax.ops.lstm_layouts import BatchMajor, FeatureMajor
+from seqjax.ops.lstm_scan import LSTMOutput, LSTMState
 from tests.helpers import reference
 from tests.helpers.reference import assert_near
 
 AGAIN = 'rows_again'  # the backend 'rows' as it is for many steps
-FAST = sorted({*lstm_ops.BACKENDS, AGAIN} - {'plain'})
-CHUNK = dict.fromkeys(('rows', AGAIN, 'narrow'), lstm_ops._Rows.chunk) | {'columns': lstm_ops._Columns.chunk}
+FAST = sorted({*lstm.BACKENDS, AGAIN} - {'plain'})
+CHUNK = dict.fromkeys(('rows', AGAIN, 'narrow'), BatchMajor.chunk) | {'columns': FeatureMajor.chunk}
 WEIGHTS = ('kernel', 'recurrent_kernel', 'bias')
 
 
@@ -46,13 +47,15 @@ def problem(key, count, rows, features, hidden, dtype=jnp.float32):
 @pytest.fixture(autouse=True)
 def made_again(request, monkeypatch):
     if hasattr(request.node, 'callspec') and request.node.callspec.params.get('backend') == AGAIN:
-        monkeypatch.setattr(lstm_ops, 'MANY', 0)
+        monkeypatch.setattr(lstm_layouts, 'MANY', 0)
 
 
 def call(x, **options):
     options['backend'] = 'rows' if options.get('backend') == AGAIN else options.get('backend', 'auto')
     fresh = (x['fresh_c'], x['fresh_h']) if options.get('resets') is not None else None
-    return lstm(x['inputs'], (x['c'], x['h']), x['kernel'], x['recurrent_kernel'], x['bias'], fresh=fresh, **options)
+    return lstm.lstm(
+        x['inputs'], (x['c'], x['h']), x['kernel'], x['recurrent_kernel'], x['bias'], fresh=fresh, **options
+    )
 
 
 def values_and_gradients(x, **options):
@@ -113,7 +116,7 @@ def loop(x, seq_lengths=None, mask=None, resets=None, reverse=False, history=Fal
                 c[b] = reference.sigmoid(f) * c[b] + reference.sigmoid(i) * np.tanh(g)
                 h[b] = reference.sigmoid(o) * np.tanh(c[b])
             outputs[t, b], cells[t, b] = h[b], c[b]
-    return lstm_ops.Run(lstm_ops.State(c, h), outputs, cells if history else None)
+    return LSTMOutput(LSTMState(c, h), outputs, cells if history else None)
 
 
 @pytest.mark.representative(every=2)
@@ -333,13 +336,13 @@ def test_what_does_not_fit_is_refused_by_name(change, message):
         'bias': jnp.ones(16),
     }
     with pytest.raises(ValueError, match='^' + message):
-        lstm(**good | change)
+        lstm.lstm(**good | change)
 
 
 # --- size and speed --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('backend', ['auto', *lstm_ops.BACKENDS])
+@pytest.mark.parametrize('backend', ['auto', *lstm.BACKENDS])
 def test_a_long_sequence_is_no_larger_a_program(backend):
     def equations(count):
         x = jax.eval_shape(lambda: problem(jax.random.key(0), count, 2, 1, 300))
@@ -367,7 +370,7 @@ def test_many_sums_are_not_kept(optimized, monkeypatch):
         return gradient.lower(x).compile().memory_analysis().temp_size_in_bytes
 
     chosen = {hidden: needs(hidden) for hidden in (63, 64, 128)}  # fewer sums than that, many, and dear ones
-    monkeypatch.setattr(lstm_ops, 'MANY', 2**30)
+    monkeypatch.setattr(lstm_layouts, 'MANY', 2**30)
     assert {hidden: chosen[hidden] / needs(hidden) < 0.7 for hidden in chosen} == {63: False, 64: True, 128: False}
 
 
@@ -388,10 +391,10 @@ def test_many_sums_are_not_kept(optimized, monkeypatch):
     ],
 )
 def test_a_backend_is_chosen_by_size(steps, rows, hidden, want):
-    assert lstm_ops.choose(steps, rows, hidden) == want
-    assert lstm_ops.choose(steps, rows, hidden, 'tpu') == 'plain'
+    assert lstm.choose(steps, rows, hidden) == want
+    assert lstm.choose(steps, rows, hidden, 'tpu') == 'plain'
     on_gpu = 'plain' if want == 'plain' else 'ahead' if hidden <= 512 else 'columns'
-    assert lstm_ops.choose(steps, rows, hidden, 'gpu') == on_gpu
+    assert lstm.choose(steps, rows, hidden, 'gpu') == on_gpu
 
 
 # --- devices ---------------------------------------------------------------------------------------
@@ -442,7 +445,7 @@ def test_devices_are_one_and_gradients_are_added_up_once(meshes):
     done = subprocess.run([sys.executable, '-c', MESH, *meshes], env=env, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == (len(lstm_ops.BACKENDS) if meshes == ('two',) else 3 * len(FAST))
+    assert len(found) == (len(lstm.BACKENDS) if meshes == ('two',) else 3 * len(FAST))
     for name, (inside, outside) in found.items():
         axes, rows, _ = name.split()
         if axes != 'both':

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import echo, launch
+from experiments import echo
+from seqjax.cli import command
 from seqjax.training import sharding
 from tests.test_processes import RUN, losses
 
@@ -93,7 +94,7 @@ def test_the_layout_divides_what_it_says():
 import jax, json, numpy as np
 from experiments import echo, launch
 from seqjax import training
-from seqjax.checkpoint import named
+from seqjax.runs.parameters import named
 flags = {**launch.default_values(echo.run), 'batch_size': 8, 'hidden': 4}
 model, task = echo.make_model(flags), echo.make_task(flags)
 tx = echo.make_optimiser(launch.default_values(echo.run))
@@ -169,7 +170,7 @@ def test_by_default_all_devices_are_used_where_each_has_enough_to_do(platform, c
 
 def test_cores_divide_what_is_work_and_neither_too_wide_nor_drawn():
     def worth(work, widest, **options):
-        flags = {**launch.default_values(echo.run), 'batch_size': 8, 'window': 10, 'hidden': 4, **options}
+        flags = {**command.default_values(echo.run), 'batch_size': 8, 'window': 10, 'hidden': 4, **options}
         return sharding.data_parallel_pays(echo.make_model(flags), echo.make_task(flags), work, widest)
 
     largest = 4 * 4 * 4  # the recurrent kernel of the LSTM, beside one input

@@ -5,28 +5,21 @@ import jax
 import numpy as np
 import pytest
 
-from seqjax.activations import named
-from seqjax.build import build_model
-from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from seqjax.config import ModelConfig
-from seqjax.layers import RNN, Stack, Stateful, TimeDistributed
-from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
-from seqjax.models import (
-    CELLS,
-    SequenceToSequence,
-    SequenceToVector,
-    find_cell,
-    recurrent,
-    sequence_model,
-)
-from seqjax.task import Sequences
-from seqjax.types import ModelSpec
+from seqjax.nn import activations, build, models, rnn
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.linear_cells import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.cells.simple_cell import SimpleRNNCell
+from seqjax.nn.models import SequenceToSequence, SequenceToVector
+from seqjax.nn.wrappers import Stack, Stateful, TimeDistributed
+from seqjax.types import ModelSpec, Sequences
 from tests.helpers import reference
 
 B, T, F, H, O = 2, 7, 3, 5, 4  # noqa: E741
 MODELS = {
-    'last': SequenceToVector(RNN(LSTMCell(H)), nn.Dense(O)),
-    'per_step': SequenceToSequence(RNN(LSTMCell(H)), TimeDistributed(nn.Dense(O))),
+    'last': SequenceToVector(rnn.RNN(LSTMCell(H)), nn.Dense(O)),
+    'per_step': SequenceToSequence(rnn.RNN(LSTMCell(H)), TimeDistributed(nn.Dense(O))),
 }
 
 
@@ -41,7 +34,7 @@ def test_models_are_their_parts_in_turn(name, shape):
     model, variables, x = start(name)
     params = variables['params']
     assert set(params) == {'rnn', 'head'}
-    hidden = RNN(LSTMCell(H)).apply({'params': params['rnn']}, x)
+    hidden = rnn.RNN(LSTMCell(H)).apply({'params': params['rnn']}, x)
     hidden = np.asarray(hidden if name == 'per_step' else hidden[:, -1])
     head = params['head']['module'] if name == 'per_step' else params['head']
     got = model.apply(variables, x)
@@ -98,7 +91,7 @@ def tokens(seed=0):
 )
 def test_padding_reaches_no_answer(answer, options):
     """Tokens with lengths, as a tuple or as Sequences: what stands behind them, even no token at all, is not read."""
-    model = sequence_model(answer, O, features=H, vocabulary=VOCABULARY, embedding=4, **options)
+    model = models.sequence_model(answer, O, features=H, vocabulary=VOCABULARY, embedding=4, **options)
     x = tokens()
     variables = reference.random_variables(model, x)
     want = model.apply(variables, (x, LENGTHS))
@@ -118,7 +111,7 @@ def test_padding_reaches_no_answer(answer, options):
 @pytest.mark.parametrize('answer', ['last', 'per_step'])
 def test_a_models_carry_goes_out_and_in(answer):
     """Of a stack in both directions too; and a reset forgets it."""
-    model = sequence_model(answer, O, features=H, layers=2)
+    model = models.sequence_model(answer, O, features=H, layers=2)
     x = np.random.default_rng(0).normal(size=(B, T, F)).astype(np.float32)
     variables = reference.random_variables(model, x)
     carry, outputs = model.apply(variables, x, return_carry=True)
@@ -136,16 +129,20 @@ def test_a_models_carry_goes_out_and_in(answer):
 
 def test_the_constructor_builds_what_it_says():
     """Kinds and sizes of all parts, cells of Flax among them."""
-    both = sequence_model('last', O, features=H, layers=2, bidirectional=True, merge_mode='sum', dropout=0.1)
+    both = models.sequence_model('last', O, features=H, layers=2, bidirectional=True, merge_mode='sum', dropout=0.1)
     assert isinstance(both, SequenceToVector) and isinstance(both.rnn, Stack) and both.rnn.dropout == 0.1
     assert [layer.merge_mode for layer in both.rnn.layers] == ['sum', 'sum'] and both.embed is None
-    stream = sequence_model('per_step', O, features=H, vocabulary=VOCABULARY, stateful=True, cell=nn.GRUCell)
+    stream = models.sequence_model('per_step', O, features=H, vocabulary=VOCABULARY, stateful=True, cell=nn.GRUCell)
     assert isinstance(stream.rnn, Stateful) and isinstance(stream.rnn.rnn.cell, nn.GRUCell)
     assert (stream.embed.num_embeddings, stream.embed.features) == (VOCABULARY, H)
-    plain = recurrent('simple', H, activation=nn.relu, unroll=3)
-    assert isinstance(plain, RNN) and plain.unroll == 3 and plain.cell.activation == named('activation', 'relu')
+    plain = models.recurrent('simple', H, activation=nn.relu, unroll=3)
+    assert (
+        isinstance(plain, rnn.RNN)
+        and plain.unroll == 3
+        and plain.cell.activation == activations.named('activation', 'relu')
+    )
     for cell, kind in (('lstm', LSTMCell), ('gru', GRUCell), ('simple', SimpleRNNCell)):
-        assert type(recurrent(cell, H).cell) is kind
+        assert type(models.recurrent(cell, H).cell) is kind
 
 
 @pytest.mark.parametrize(
@@ -165,7 +162,7 @@ def test_the_constructor_builds_what_it_says():
 )
 def test_models_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        sequence_model(**{'output': 'last', 'outputs': O, 'features': H, **options})
+        models.sequence_model(**{'output': 'last', 'outputs': O, 'features': H, **options})
 
 
 @pytest.mark.parametrize(
@@ -182,12 +179,12 @@ def test_models_that_cannot_be_are_refused(options, message):
 )
 def test_tokens_that_are_none_are_refused(inputs, message):
     with pytest.raises(ValueError, match=message):
-        sequence_model('last', O, features=H, vocabulary=VOCABULARY).init(jax.random.key(0), inputs)
+        models.sequence_model('last', O, features=H, vocabulary=VOCABULARY).init(jax.random.key(0), inputs)
 
 
 def test_tokens_without_an_embedding_are_refused():
     with pytest.raises(ValueError, match=r'inputs \(2, 7\).*embed'):
-        sequence_model('last', O, features=H).init(jax.random.key(0), tokens())
+        models.sequence_model('last', O, features=H).init(jax.random.key(0), tokens())
 
 
 @pytest.mark.representative(1)
@@ -196,7 +193,7 @@ def test_tokens_without_an_embedding_are_refused():
 @pytest.mark.parametrize('answer', ['last', 'per_step'])
 def test_compiled_models_give_nan_for_a_token_that_is_none(answer, vocabulary, token):
     """From its step on, in its row alone; -1 is not the last row of the embedding. In padding it may be anything."""
-    model = sequence_model(answer, 2, features=3, vocabulary=vocabulary)
+    model = models.sequence_model(answer, 2, features=3, vocabulary=vocabulary)
     tokens, lengths = np.zeros((3, 4), np.int64), np.array([4, 3, 4])
     variables = model.init(jax.random.key(0), (tokens, lengths))
     run, want = jax.jit(model.apply), model.apply(variables, (tokens, lengths))
@@ -210,7 +207,7 @@ def test_compiled_models_give_nan_for_a_token_that_is_none(answer, vocabulary, t
 
 @pytest.mark.parametrize('vocabulary', [None, 4])
 def test_compiled_models_give_nan_for_a_length_that_cannot_be(vocabulary):
-    model = sequence_model('per_step', 2, features=3, vocabulary=vocabulary, layers=2, bidirectional=True)
+    model = models.sequence_model('per_step', 2, features=3, vocabulary=vocabulary, layers=2, bidirectional=True)
     inputs = np.ones((3, 4), np.int32) if vocabulary else np.ones((3, 4, 2), np.float32)
     variables = model.init(jax.random.key(0), inputs)
     run = jax.jit(model.apply)
@@ -228,9 +225,12 @@ def test_a_cell_is_found_by_its_name_with_its_options():
         'minlstm': MinLSTMCell,
         'lru': LRUCell,
         'rglru': RGLRUCell,
-    } == CELLS
-    assert find_cell('lstm(peepholes=True, forget=coupled)') == (LSTMCell, {'peepholes': True, 'forget': 'coupled'})
-    assert find_cell('seqjax.linear:LRUCell(r_min=0.5)') == (LRUCell, {'r_min': 0.5})
+    } == models.CELLS
+    assert models.find_cell('lstm(peepholes=True, forget=coupled)') == (
+        LSTMCell,
+        {'peepholes': True, 'forget': 'coupled'},
+    )
+    assert models.find_cell('seqjax.linear:LRUCell(r_min=0.5)') == (LRUCell, {'r_min': 0.5})
 
 
 @pytest.mark.parametrize(
@@ -238,12 +238,12 @@ def test_a_cell_is_found_by_its_name_with_its_options():
 )
 def test_a_cell_that_is_none_is_refused_by_name(text):
     with pytest.raises(ValueError, match='^cell='):
-        find_cell(text)
+        models.find_cell(text)
 
 
 def test_a_model_is_built_of_a_spec_and_a_configuration():
     config = ModelConfig(cell='lstm(peepholes=True)', hidden=H, layers=2, dropout=0.5, gate_bias='chrono')
-    model = build_model(ModelSpec('per_step', O, vocabulary=VOCABULARY, memory_span=9), config)
+    model = build.build_model(ModelSpec('per_step', O, vocabulary=VOCABULARY, memory_span=9), config)
     assert isinstance(model, SequenceToSequence) and model.rnn.layers[0].cell.peepholes
 
 
@@ -262,4 +262,4 @@ def test_a_model_is_built_of_a_spec_and_a_configuration():
 )
 def test_a_model_that_cannot_be_is_refused_by_the_field_that_it_is_about(spec, config, name):
     with pytest.raises(ValueError, match=name):
-        build_model(ModelSpec(**{'output': 'last', 'outputs': O, 'vocabulary': 4, **spec}), ModelConfig(**config))
+        build.build_model(ModelSpec(**{'output': 'last', 'outputs': O, 'vocabulary': 4, **spec}), ModelConfig(**config))

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import fitting, launch
-from experiments.music import KIND
-from experiments.settings import Settings
-from seqjax.datasets import music
-from seqjax.files import UserError
-from seqjax.models import sequence_model
-from seqjax.task import Best
+from seqjax.cli import dataset_test, flag_tables, music
+from seqjax.cli.settings import Settings
+from seqjax.datasets import polyphonic_music
+from seqjax.datasets.polyphonic_music import Packed
+from seqjax.errors import UserError
+from seqjax.nn import models
+from seqjax.types import Best
 
 LENGTHS = {'train': (7, 2, 12, 5), 'validation': (4, 9), 'test': (9, 3, 4, 2, 6)}
 
@@ -38,7 +38,7 @@ def parts():
 
 
 def dataset(parts, **options):
-    return music.music('rolls.mat', parts, **{'batch_size': 3, 'window': 4, **options})
+    return polyphonic_music.music('rolls.mat', parts, **{'batch_size': 3, 'window': 4, **options})
 
 
 def batches_of(data, count, key=0):
@@ -122,10 +122,10 @@ def test_without_transposition_nothing_is_said_of_it_and_silence_is_not_moved(pa
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=40), st.integers(0, 10))
 def test_every_piece_is_whole_in_one_row_and_no_two_overlap(lengths, more):
     given = pieces(lengths)
-    packed = music.Packed.of(given, max(lengths) - 1 + more)
+    packed = Packed.of(given, max(lengths) - 1 + more)
     batch = packed.batches()
     count, rows, steps = batch.mask.shape
-    assert rows == music.ROWS and steps == max(lengths) - 1 + more
+    assert rows == polyphonic_music.ROWS and steps == max(lengths) - 1 + more
     assert batch.mask.sum() == sum(lengths) - len(lengths) and batch.inputs.resets.sum() == len(lengths)
     # No row could be spared: two that are half empty would be one.
     assert sum(2 * row.sum() <= steps for row in batch.mask.reshape(-1, steps) if row.any()) <= 1
@@ -138,13 +138,13 @@ def test_every_piece_is_whole_in_one_row_and_no_two_overlap(lengths, more):
 @pytest.fixture(scope='module')
 def trained(parts):
     """A model (with random weights), and what it says to a batch."""
-    model = sequence_model('per_step', 88, features=6)
+    model = models.sequence_model('per_step', 88, features=6)
     variables = model.init(jax.random.key(1), jnp.zeros((1, 1, 88)))
     # As large as trained ones are, so that what came before matters.
     variables = jax.tree.map(lambda x: 3 * x, variables)
 
     best = Best(jnp.float32(0), jnp.int32(0), variables['params'], {})
-    answer = partial(fitting.answering(model, music.answers), best)
+    answer = partial(dataset_test.answering(model, polyphonic_music.answers), best)
     return jax.jit(lambda inputs: model.apply(variables, inputs)), answer
 
 
@@ -185,7 +185,7 @@ def rows_of(unseen, answer):
 @pytest.mark.parametrize('chosen', [['test'], ['train', 'validation', 'test']])
 def test_predictions_for_the_file_are_those_of_its_test_bit_for_bit(parts, trained, chosen):
     data, (_, answer) = dataset(parts), trained
-    found = rows_of(music.unseen({part: parts[part] for part in chosen}, data.recipe['steps']), answer)
+    found = rows_of(polyphonic_music.unseen({part: parts[part] for part in chosen}, data.recipe['steps']), answer)
     assert len(found) == sum(len(piece) - 1 for part in chosen for piece in parts[part])
     assert [row for row in found if row['part'] == 'test'] == rows_of(data.test, answer)
 
@@ -196,12 +196,14 @@ def test_a_row_tells_of_a_frame_what_sounds_and_what_was_forecast(parts, trained
     logits = apply(jnp.asarray(parts['test'][1][None, :-1], jnp.float32))[0]
     assert [(row['piece'], row['frame']) for row in found][8:10] == [(2, 2), (2, 3)]
     for row, frame, forecast in zip(found[8:10], parts['test'][1][1:], np.asarray(logits), strict=True):
-        assert row['sounding'] == music.as_text(frame) and row['forecast'] == music.as_text(forecast > 0)
+        assert row['sounding'] == polyphonic_music.as_text(frame) and row['forecast'] == polyphonic_music.as_text(
+            forecast > 0
+        )
         assert row['nll'] == pytest.approx(np.logaddexp(0, np.where(frame, -forecast, forecast)).sum(), rel=1e-4)
 
 
 def test_a_longer_piece_than_any_of_the_run_is_predicted(parts, trained):
-    unseen = music.unseen({'test': pieces((40,), 5)}, dataset(parts).recipe['steps'])
+    unseen = polyphonic_music.unseen({'test': pieces((40,), 5)}, dataset(parts).recipe['steps'])
     assert unseen.batches.mask.shape == (1, 8, 39) and len(rows_of(unseen, trained[1])) == 39
 
 
@@ -215,18 +217,18 @@ def test_what_training_knows_already_is_told(parts):
 
 
 def test_a_line_is_the_numbers_of_notes_and_is_written_so():
-    stream = music.stream()
+    stream = polyphonic_music.stream()
     for line, notes in (('60 64 67', [39, 43, 46]), ('-', []), (' 108  21 21', [0, 87])):
         frame = stream.parse(line)
         assert frame.dtype == np.float32 and np.flatnonzero(frame).tolist() == notes
-        assert (stream.parse(music.as_text(frame)) == frame).all()
+        assert (stream.parse(polyphonic_music.as_text(frame)) == frame).all()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.text('0123456789 -.,e\t٣', max_size=12) | st.lists(st.integers(-9, 200)).map(lambda x: ' '.join(map(str, x))))
 def test_any_line_is_a_frame_or_a_sentence(line):
     try:
-        frame = music.parse(line)
+        frame = polyphonic_music.parse(line)
     except UserError as error:
         assert '21 to 108' in str(error)
     else:
@@ -236,14 +238,14 @@ def test_any_line_is_a_frame_or_a_sentence(line):
 @pytest.mark.parametrize('line', ['20', '109', '60,64', '6e1', '60 -', '٦٠', '1' * 99, '60 C4'])
 def test_what_is_no_note_is_refused(line):
     with pytest.raises(UserError, match='21 to 108'):
-        music.parse(line)
+        polyphonic_music.parse(line)
 
 
 def test_the_next_frame_and_its_likeliest_notes_are_told():
     logits = np.full(88, -1e4)
     logits[[39, 46, 43]] = 2.0, 1.0, -1.0
-    assert list(music.stream().values(logits, np.zeros(88)))[0] == '60 67'
-    told = [pair.split(':') for pair in music.stream().values(logits, np.zeros(88))[1].split()]
+    assert list(polyphonic_music.stream().values(logits, np.zeros(88)))[0] == '60 67'
+    told = [pair.split(':') for pair in polyphonic_music.stream().values(logits, np.zeros(88))[1].split()]
     assert [note for note, _ in told] == ['60', '67', '64', '21', '22', '23']
     shares = [float(share) for _, share in told]
     np.testing.assert_allclose(shares[:3], 1 / (1 + np.exp(-logits[[39, 46, 43]])), rtol=1e-12)
@@ -261,24 +263,24 @@ def test_the_kind_reads_a_file_and_predicts_a_part_of_it(parts, tmp_path):
         held[key][0] = parts[part]
     path = str(tmp_path / 'rolls.mat')
     io.savemat(path, held)
-    flags = launch.check(KIND.OWN, KIND.own_defaults, KIND.own_defaults)
-    data = KIND.dataset(Settings.of({**flags, 'data': path, 'batch_size': 2, 'seed': 3}))
-    assert data.name == 'rolls.mat' and data.spec == KIND.spec(data.recipe)
+    flags = flag_tables.check(music.KIND.OWN, music.KIND.own_defaults, music.KIND.own_defaults)
+    data = music.KIND.dataset(Settings.of({**flags, 'data': path, 'batch_size': 2, 'seed': 3}))
+    assert data.name == 'rolls.mat' and data.spec == music.KIND.spec(data.recipe)
     for part, count in (('test', 1), ('validation', 1), ('all', 3)):
-        batches = KIND.unseen(Settings.of({'part': part}), data.recipe, path).batches
+        batches = music.KIND.unseen(Settings.of({'part': part}), data.recipe, path).batches
         assert len(batches.mask) == count
     assert (batches.targets[-1] == data.test.batches.targets[0]).all()
     io.savemat(path, {'validdata': held['validdata']})
-    assert len(KIND.unseen(Settings.of({'part': 'all'}), data.recipe, path).batches.mask) == 1
+    assert len(music.KIND.unseen(Settings.of({'part': 'all'}), data.recipe, path).batches.mask) == 1
     with pytest.raises(UserError, match='testdata'):
-        KIND.unseen(Settings.of({'part': 'test'}), data.recipe, path)
+        music.KIND.unseen(Settings.of({'part': 'test'}), data.recipe, path)
     with pytest.raises(UserError, match='traindata'):
-        KIND.dataset(Settings.of({**flags, 'data': path, 'batch_size': 2, 'seed': 3}))
+        music.KIND.dataset(Settings.of({**flags, 'data': path, 'batch_size': 2, 'seed': 3}))
 
 
 def test_a_window_that_no_memory_holds_is_refused():
     with pytest.raises(UserError, match='--window=2000000000'):
-        KIND.run(data='rolls.mat', window=2_000_000_000)
+        music.KIND.run(data='rolls.mat', window=2_000_000_000)
 
 
 def test_published_pieces_are_looked_at_and_fill_most_of_their_rows():
@@ -286,7 +288,9 @@ def test_published_pieces_are_looked_at_and_fill_most_of_their_rows():
     if not path.exists():
         pytest.skip(f'{path} is not here')
     pytest.importorskip('scipy.io', reason='.mat files need SciPy: pip install "seqjax[data]"')
-    data = KIND.dataset(Settings.of({'data': str(path), 'batch_size': 16, 'window': 64, 'transpose': 0, 'seed': 0}))
+    data = music.KIND.dataset(
+        Settings.of({'data': str(path), 'batch_size': 16, 'window': 64, 'transpose': 0, 'seed': 0})
+    )
     assert re.findall(r'[\d,]+\d', data.look[0]) == ['694', '40', '1,788', '255', '175,867']
     assert any('1 of validation' in line and '1 of test' in line for line in data.look)
     for batches in (data.validation, data.test.batches):

@@ -8,17 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqjax.files import UserError
-from seqjax.readers import numbers, tables
-from seqjax.readers.numbers import (
-    CERTAIN,
-    GROUPED,
-    WHOLE,
-    NumberFormat,
-    parse_column,
-    parse_number,
-)
-from seqjax.readers.tables import Columns
+from seqjax.datasets.readers import numbers, table_sources, tables
+from seqjax.datasets.readers.numbers import BadNumber, NumberFormat
+from seqjax.datasets.readers.table_sources import Columns
+from seqjax.errors import UserError
 
 pandas = pytest.importorskip('pandas', reason='reads tables: pip install "seqjax[data]"')
 
@@ -59,8 +52,8 @@ READ = [
 
 @pytest.mark.parametrize(('word', 'format', 'value'), READ)
 def test_a_word_is_read_as_what_it_stands_for(word, format, value):
-    np.testing.assert_equal(parse_number(word, format), value)
-    np.testing.assert_equal(parse_column(['1', word, '2'], format), [1, value, 2])
+    np.testing.assert_equal(numbers.parse_number(word, format), value)
+    np.testing.assert_equal(numbers.parse_column(['1', word, '2'], format), [1, value, 2])
 
 
 REFUSED = [
@@ -92,23 +85,27 @@ REFUSED = [
     ('1 2', POINT),
     ('1\n2', POINT),
     ('1.2.3', POINT),
-    ('1.473', NumberFormat(seen=WHOLE)),
-    ('950', NumberFormat(seen=GROUPED)),
+    ('1.473', NumberFormat(seen=numbers.WHOLE)),
+    ('950', NumberFormat(seen=numbers.GROUPED)),
 ]
 
 
 @pytest.mark.parametrize(('word', 'format'), REFUSED)
 def test_a_word_that_is_no_number_is_refused(word, format):
     with pytest.raises(UserError):
-        parse_number(word, format)
-    with pytest.raises(numbers.BadNumber) as refused:
-        parse_column(['', word, 'x'], format)
+        numbers.parse_number(word, format)
+    with pytest.raises(BadNumber) as refused:
+        numbers.parse_column(['', word, 'x'], format)
     assert (refused.value.place, refused.value.word) == (1, word)
 
 
 def test_a_word_of_another_kind_settles_an_open_format():
-    assert parse_number('1.5', NumberFormat(seen=WHOLE)) == 1.5
-    assert parse_number('1.473', NumberFormat(seen='')) == parse_number('1.473', NumberFormat(seen=GROUPED)) == 1.473
+    assert numbers.parse_number('1.5', NumberFormat(seen=numbers.WHOLE)) == 1.5
+    assert (
+        numbers.parse_number('1.473', NumberFormat(seen=''))
+        == numbers.parse_number('1.473', NumberFormat(seen=numbers.GROUPED))
+        == 1.473
+    )
 
 
 # --- columns of files ------------------------------------------------------------------------------
@@ -147,8 +144,8 @@ def test_a_number_of_many_digits_is_the_nearest_float_in_a_file_and_alone(read, 
     expected = [float(word) for word in words]
     words = [word.replace('.', decimal) for word in words]
     assert values(read(words, decimal=decimal)) == expected
-    assert parse_column(words, NumberFormat(decimal)).tolist() == expected
-    assert [parse_number(word, NumberFormat(decimal)) for word in words] == expected
+    assert numbers.parse_column(words, NumberFormat(decimal)).tolist() == expected
+    assert [numbers.parse_number(word, NumberFormat(decimal)) for word in words] == expected
 
 
 @pytest.mark.parametrize(
@@ -167,7 +164,7 @@ def test_a_number_of_many_digits_is_the_nearest_float_in_a_file_and_alone(read, 
 def test_groups_beside_whole_numbers_are_asked_for(read, words, rows, monkeypatch):
     """However the file is divided: the two kinds of numbers may lie in different parts of it."""
     for chunk in (2**16, 2 if len(words) < 50 else 999):
-        monkeypatch.setattr(tables, 'CHUNK', chunk)
+        monkeypatch.setattr(table_sources, 'CHUNK', chunk)
         with pytest.raises(UserError, match=f"{rows}.*--thousands='\\.' .*--decimal='\\.' "):
             read(words)
     known = [float(word) if word else math.nan for word in words]
@@ -196,7 +193,7 @@ def test_groups_beside_whole_numbers_are_asked_for(read, words, rows, monkeypatc
 )
 def test_plain_decimals_need_no_flag(read, words, monkeypatch):
     for chunk in (2**16, 2 if len(words) < 50 else 999):
-        monkeypatch.setattr(tables, 'CHUNK', chunk)
+        monkeypatch.setattr(table_sources, 'CHUNK', chunk)
         np.testing.assert_equal(values(read(words)), [float(word) if word else math.nan for word in words])
 
 
@@ -213,20 +210,26 @@ def test_plain_decimals_need_no_flag(read, words, monkeypatch):
 )
 def test_what_is_asked_for_follows_from_all_words_of_a_column(tmp_path_factory, words, chunk):
     kinds = {
-        '' if not word else WHOLE if '.' not in word else GROUPED if word[-4] == '.' and word[0] != '0' else CERTAIN
+        ''
+        if not word
+        else numbers.WHOLE
+        if '.' not in word
+        else numbers.GROUPED
+        if word[-4] == '.' and word[0] != '0'
+        else numbers.CERTAIN
         for word in words
     } - {''}
     path = tmp_path_factory.getbasetemp() / 'kinds.csv'
     path.write_text('\n'.join(['a,b', *(f'{word},x' for word in words)]) + '\n')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, 'CHUNK', chunk)
+        patch.setattr(table_sources, 'CHUNK', chunk)
         try:
             format = tables.read(path, Columns(['a']), mask=True).formats['a']
         except UserError:
-            assert kinds == {WHOLE, GROUPED}
+            assert kinds == {numbers.WHOLE, numbers.GROUPED}
         else:
-            assert kinds != {WHOLE, GROUPED}
-            assert format.seen == (None if CERTAIN in kinds else next(iter(kinds), ''))
+            assert kinds != {numbers.WHOLE, numbers.GROUPED}
+            assert format.seen == (None if numbers.CERTAIN in kinds else next(iter(kinds), ''))
 
 
 @pytest.mark.parametrize(
@@ -313,7 +316,7 @@ def test_a_later_file_is_read_as_that_of_the_training_or_refused(read, trained, 
             read(later, formats=formats)
         words = zip(later, itertools.repeat(formats['a']))
         with pytest.raises(UserError):
-            [parse_number(*pair) for pair in words]
+            [numbers.parse_number(*pair) for pair in words]
     else:
         table = read(later, formats=formats)
         assert values(table) == [float(word) for word in later]
@@ -340,9 +343,11 @@ def test_a_later_file_with_the_signs_the_other_way_round_is_refused(read, thousa
     formats = read(trained, thousands=thousands).formats
     with pytest.raises(UserError, match="'a'"):
         read(swapped, formats=formats)
-    word = next(word for word in swapped if not parse_number(word, formats['a']._replace(seen=None)).is_integer())
+    word = next(
+        word for word in swapped if not numbers.parse_number(word, formats['a']._replace(seen=None)).is_integer()
+    )
     with pytest.raises(UserError):
-        parse_number(word, formats['a'])
+        numbers.parse_number(word, formats['a'])
     assert values(read(plain, formats=formats)) == values(read(plain, formats={'a': formats['a']._replace(seen=None)}))
 
 

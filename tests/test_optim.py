@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from seqjax import optim
+from seqjax.training import optimizers
 from tests.helpers import reference
 
 RATE, EPSILON, STEPS = 1e-3, 1e-7, 50
@@ -60,7 +60,7 @@ def test_adam_equals_keras(keras):
             return jax.lax.scan(step, (param, slots), grads)[1]
 
         want = np.asarray(run(param, slots, grads))
-    got = follow(optim.adam(RATE, EPSILON), param, grads)
+    got = follow(optimizers.adam(RATE, EPSILON), param, grads)
     assert moved_alike(got[:1], want[:1], param, 1e-4)
     assert moved_alike(got, want, param, 1e-4)
     assert not moved_alike(follow(optax.adam(RATE, eps=EPSILON), param, grads), want, param, 1e-2)
@@ -71,7 +71,7 @@ def test_adam_equals_the_formula(epsilon, x64):
     """Keras's formula by hand, to 1e-11 in float64: epsilon joins the root before the bias is corrected."""
     param, grads = map(np.float64, draw())
     want = reference.adam(param, grads, RATE, epsilon)
-    assert moved_alike(follow(optim.adam(RATE, epsilon), param, grads), want, param, 1e-11)
+    assert moved_alike(follow(optimizers.adam(RATE, epsilon), param, grads), want, param, 1e-11)
     theirs = follow(optax.adam(RATE, eps=epsilon), param, grads)
     assert not moved_alike(theirs, want, param, 1e-2)
     # Only small gradients tell optax's Adam apart: where they are large, epsilon has no part.
@@ -83,18 +83,19 @@ def test_float32_keeps_the_formula_too():
     """From zeros, where float32 shows every move: 2e-5, at every step and for gradients of every scale."""
     param, grads = draw()
     want = reference.adam(np.zeros(param.shape), np.float64(grads), RATE, EPSILON)
-    assert moved_alike(follow(optim.adam(RATE, EPSILON), 0 * param, grads), want, 0, 2e-5)
+    assert moved_alike(follow(optimizers.adam(RATE, EPSILON), 0 * param, grads), want, 0, 2e-5)
 
 
 def test_a_schedule_is_the_rate_of_each_step():
     """Half a cosine from the rate to 0; beyond its end it stays there. Constant is the plain number."""
-    rates = optim.schedule('cosine', 0.5, 8)
+    rates = optimizers.schedule('cosine', 0.5, 8)
     want = 0.5 * (1 + np.cos(np.pi * np.minimum(np.arange(12), 8) / 8)) / 2
     np.testing.assert_allclose([rates(step) for step in range(12)], want, rtol=1e-6, atol=1e-8)
-    assert optim.schedule('constant', 0.5) == 0.5
+    assert optimizers.schedule('constant', 0.5) == 0.5
     param, grads = draw()
     steady, falling = (
-        follow(optim.adam(rate, EPSILON), param, grads) for rate in (RATE, optim.schedule('cosine', RATE, STEPS))
+        follow(optimizers.adam(rate, EPSILON), param, grads)
+        for rate in (RATE, optimizers.schedule('cosine', RATE, STEPS))
     )
     moves = [np.abs(np.diff(path, axis=0)).mean(axis=1) for path in (steady, falling)]
     assert moves[1][0] == pytest.approx(moves[0][0], rel=0.01) and moves[1][-1] < 0.01 * moves[0][-1]
@@ -110,7 +111,7 @@ def test_a_schedule_is_the_rate_of_each_step():
 )
 def test_a_schedule_that_cannot_be_is_refused(args, told):
     with pytest.raises(ValueError, match=told):
-        optim.schedule(*args)
+        optimizers.schedule(*args)
 
 
 def test_gradients_beyond_a_norm_are_scaled_to_it():
@@ -122,7 +123,7 @@ def test_gradients_beyond_a_norm_are_scaled_to_it():
     assert 0 < (norms > limit).sum() < STEPS
     got, want = (
         follow(tx, param, g)
-        for tx, g in ((optim.adam(RATE, EPSILON, limit), grads), (optim.adam(RATE, EPSILON), scaled))
+        for tx, g in ((optimizers.adam(RATE, EPSILON, limit), grads), (optimizers.adam(RATE, EPSILON), scaled))
     )
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-8)
 
@@ -151,7 +152,7 @@ def test_adam_in_every_dtype_is_the_formula(dtype, schedule, clip_norm, weight_d
     params, grads = rng.normal(size=8), rng.normal(size=(10, 8)) * np.repeat([3.0, 1e-2, 1e-4, 1e-6], 2)
     params, grads = (jnp.asarray(x, dtype) for x in (params, grads))
     rates = [0.01 if schedule[0] == 'constant' else 0.005 * (1 + np.cos(np.pi * t / 12)) for t in range(10)]
-    tx = optim.adam(optim.schedule(*schedule), 1e-8, clip_norm, weight_decay)
+    tx = optimizers.adam(optimizers.schedule(*schedule), 1e-8, clip_norm, weight_decay)
     state, update = tx.init(params), jax.jit(tx.update)
     wide = [np.asarray(x, np.float64) for x in (params, grads)]
     for t, want in enumerate(numpy_updates(*wide, rates, 1e-8, clip_norm, weight_decay)):
@@ -164,7 +165,7 @@ def test_adam_in_every_dtype_is_the_formula(dtype, schedule, clip_norm, weight_d
 @pytest.mark.parametrize('dtypes', [('bfloat16', 'float32'), ('float32', 'float16'), ('float16', 'bfloat16')])
 def test_parameters_of_several_dtypes_are_updated_in_theirs(dtypes):
     params = {name: jnp.full(3, 0.5, name) for name in dtypes}
-    tx = optim.adam(0.01, 1e-7, clip_norm=1e6, weight_decay=0.01)
+    tx = optimizers.adam(0.01, 1e-7, clip_norm=1e6, weight_decay=0.01)
     state = tx.init(params)
     for _ in range(3):
         updates, state = jax.jit(tx.update)(params, state, params)
@@ -175,17 +176,17 @@ def test_parameters_of_several_dtypes_are_updated_in_theirs(dtypes):
 
 def test_a_norm_beyond_the_range_of_float16_is_scaled():
     params = jnp.full(1000, 1.0, jnp.float16)
-    tx = optim.adam(0.01, 1e-7, clip_norm=1.0)
+    tx = optimizers.adam(0.01, 1e-7, clip_norm=1.0)
     updates, _ = tx.update(params * 60_000, tx.init(params), params)
     np.testing.assert_allclose(np.float32(updates), -0.01, rtol=1e-3)
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'float64'])
 def test_rates_of_replicas_have_the_dtype_of_the_state(dtype, x64):
-    tx = optim.adam(1e-3, 1e-7)
+    tx = optimizers.adam(1e-3, 1e-7)
     state = jax.vmap(tx.init)(jnp.zeros((3, 2), dtype))
     rates = np.array([1e-3, 0.02, 1e-8], np.float32)
-    other = optim.with_rates(state, rates)
+    other = optimizers.with_rates(state, rates)
     assert jax.tree.map(lambda x: x.dtype, other) == jax.tree.map(lambda x: x.dtype, state)
     updates, _ = jax.vmap(tx.update)(jnp.ones((3, 2), dtype), other, jnp.zeros((3, 2), dtype))
     np.testing.assert_allclose(np.float64(updates[:, 0]), -np.float64(rates), rtol=1e-2, atol=1e-8)
@@ -194,15 +195,18 @@ def test_rates_of_replicas_have_the_dtype_of_the_state(dtype, x64):
 @pytest.mark.parametrize(
     ('tx', 'want'),
     [
-        (optim.adam(0.003, 1e-7), [0.003] * 4),
-        (optim.adam(optim.schedule('cosine', 0.5, 4), 1e-7, clip_norm=1.0), [0.5, 0.4267767, 0.25, 0.0732233]),
-        (optim.adam(lambda step: 0.1 / (1 + step), 1e-7, weight_decay=0.1), [0.1, 0.05, 0.1 / 3, 0.025]),
+        (optimizers.adam(0.003, 1e-7), [0.003] * 4),
+        (
+            optimizers.adam(optimizers.schedule('cosine', 0.5, 4), 1e-7, clip_norm=1.0),
+            [0.5, 0.4267767, 0.25, 0.0732233],
+        ),
+        (optimizers.adam(lambda step: 0.1 / (1 + step), 1e-7, weight_decay=0.1), [0.1, 0.05, 0.1 / 3, 0.025]),
         (optax.sgd(0.1), [np.nan] * 4),
     ],
 )
 def test_the_learning_rates_are_those_of_the_updates(tx, want):
     """By hand, and by what the state holds after each step."""
-    got = optim.learning_rates(tx, np.arange(4))
+    got = optimizers.learning_rates(tx, np.arange(4))
     np.testing.assert_allclose(got, np.float32(want), rtol=1e-6)
     param, held = jnp.zeros(2), []
     state = tx.init(param)

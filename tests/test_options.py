@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.activations import ACTIVATIONS, named
-from seqjax.attention import AdditiveAttention
-from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
-from seqjax.encoder_decoder import encoder_decoder
-from seqjax.layers import RNN, Bidirectional, Stack, Stateful, TimeDistributed
-from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell
-from seqjax.models import recurrent, sequence_model
+from seqjax.nn import activations, models, seq2seq
+from seqjax.nn import rnn as nn_rnn
+from seqjax.nn.attention import AdditiveAttention
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.linear_cells import LRUCell, MinGRUCell, MinLSTMCell
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.cells.simple_cell import SimpleRNNCell
+from seqjax.nn.wrappers import Bidirectional, Stack, Stateful, TimeDistributed
 
 
 def rnn():
-    return RNN(LSTMCell(3))
+    return nn_rnn.RNN(LSTMCell(3))
 
 
 @pytest.mark.parametrize(
@@ -28,19 +29,19 @@ def rnn():
         (lambda: LSTMCell(hiden=3), "'hiden'.*'features"),
         (lambda: GRUCell(3, rest_after=False), "'rest_after'.*'reset_after"),
         (lambda: LRUCell(3, rmin=0.5), "'rmin'.*'r_min"),
-        (lambda: RNN(LSTMCell(3), revrse=True), "'revrse'.*'reverse"),
+        (lambda: nn_rnn.RNN(LSTMCell(3), revrse=True), "'revrse'.*'reverse"),
         (lambda: Bidirectional(rnn(), rnn(), merge='sum'), "'merge'.*'merge_"),
         (lambda: Stack([rnn()], droput=0.1), "'droput'.*'dropout"),
         (lambda: Stateful(rn=rnn()), "'rn'.*'rnn"),
         (lambda: TimeDistributed(modul=rnn()), "'modul'.*'module"),
         (lambda: AdditiveAttention(units=3), "'units'.*'features"),
-        (lambda: recurrent('lstm', 3, layer=2), "'layer'.*'layers"),
+        (lambda: models.recurrent('lstm', 3, layer=2), "'layer'.*'layers"),
         (
-            lambda: sequence_model('last', 2, features=3, droput=0.1),
+            lambda: models.sequence_model('last', 2, features=3, droput=0.1),
             "sequence_model.*'dropout'",
         ),
-        (lambda: sequence_model('last', 2, features=3, peephole=1), "sequence_model.*'peepholes'"),
-        (lambda: encoder_decoder(5, features=3, atention='dot'), "encoder_decoder.*'attention'"),
+        (lambda: models.sequence_model('last', 2, features=3, peephole=1), "sequence_model.*'peepholes'"),
+        (lambda: seq2seq.encoder_decoder(5, features=3, atention='dot'), "encoder_decoder.*'attention'"),
     ],
 )
 def test_a_mistyped_option_is_refused_with_the_function_and_the_nearest_option(make, message):
@@ -54,8 +55,8 @@ def test_a_mistyped_option_is_refused_with_the_function_and_the_nearest_option(m
         (lambda: LSTMCell(3, activation='rellu'), "activation='rellu'.*'relu'"),
         (lambda: GRUCell(3, recurrent_activation='sigmod'), "recurrent_activation='sigmod'.*'sigmoid'"),
         (lambda: MinGRUCell(3, activation=1.0), 'activation=1.0'),
-        (lambda: RNN(LSTMCell(3), backend='narow'), "backend='narow'.*'narrow'"),
-        (lambda: recurrent('lsmt', 3), "cell='lsmt'.*'lstm'"),
+        (lambda: nn_rnn.RNN(LSTMCell(3), backend='narow'), "backend='narow'.*'narrow'"),
+        (lambda: models.recurrent('lsmt', 3), "cell='lsmt'.*'lstm'"),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_nearest(make, message):
@@ -70,7 +71,7 @@ def test_options_of_subclasses_and_of_flax_are_taken():
     class Parent(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return RNN(Mine(3, extra=2, name='mine'), name='layer')(x)
+            return nn_rnn.RNN(Mine(3, extra=2, name='mine'), name='layer')(x)
 
     variables = Parent().init(jax.random.key(0), jnp.ones((1, 2, 3)))
     assert set(variables['params']) == {'mine'} or set(variables['params']) == {'layer'}
@@ -78,12 +79,12 @@ def test_options_of_subclasses_and_of_flax_are_taken():
         Mine(3, extr=1)
 
 
-@pytest.mark.parametrize('name', ACTIVATIONS)
+@pytest.mark.parametrize('name', activations.ACTIVATIONS)
 def test_an_activation_by_name_is_the_function_of_that_name(name):
     x = jnp.linspace(-3, 3, 9)
-    by_name, by_function = SimpleRNNCell(3, activation=name), SimpleRNNCell(3, activation=ACTIVATIONS[name])
+    by_name, by_function = SimpleRNNCell(3, activation=name), SimpleRNNCell(3, activation=activations.ACTIVATIONS[name])
     assert by_name == by_function
-    np.testing.assert_array_equal(by_name.activation(x), ACTIVATIONS[name](x))
+    np.testing.assert_array_equal(by_name.activation(x), activations.ACTIVATIONS[name](x))
 
 
 def test_activations_by_name_have_the_values_of_their_definitions():
@@ -103,9 +104,9 @@ def test_activations_by_name_have_the_values_of_their_definitions():
         'identity': x,
         'positive': np.where(x >= 0, x + 0.5, e / (1 + e)),
     }
-    assert set(want) == set(ACTIVATIONS)
+    assert set(want) == set(activations.ACTIVATIONS)
     for name, values in want.items():
-        np.testing.assert_allclose(named('activation', name)(jnp.asarray(x)), values, rtol=2e-6, atol=1e-6)
+        np.testing.assert_allclose(activations.named('activation', name)(jnp.asarray(x)), values, rtol=2e-6, atol=1e-6)
 
 
 def again_pickled(module):
@@ -123,9 +124,11 @@ def again_by_value(module):
 @pytest.mark.parametrize(
     'layer',
     [
-        RNN(LSTMCell(4)),
-        Bidirectional(RNN(GRUCell(4, recurrent_activation=nn.sigmoid)), RNN(SimpleRNNCell(4, activation=nn.relu))),
-        Stack([RNN(MinLSTMCell(4, activation='positive')), RNN(LSTMCell(4, activation=jnp.tanh))]),
+        nn_rnn.RNN(LSTMCell(4)),
+        Bidirectional(
+            nn_rnn.RNN(GRUCell(4, recurrent_activation=nn.sigmoid)), nn_rnn.RNN(SimpleRNNCell(4, activation=nn.relu))
+        ),
+        Stack([nn_rnn.RNN(MinLSTMCell(4, activation='positive')), nn_rnn.RNN(LSTMCell(4, activation=jnp.tanh))]),
     ],
 )
 def test_a_copied_layer_equals_its_original_in_program_and_numbers(layer, again):

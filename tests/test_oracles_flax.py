@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.layers import RNN, Bidirectional
+from seqjax.nn import rnn as nn_rnn
+from seqjax.nn.wrappers import Bidirectional
 from tests.helpers import reference
 from tests.helpers.oracles import (
     F32,
@@ -78,7 +79,7 @@ def test_cells_of_flax_and_all_gradients_equal_flax(x64, name, order, time_major
     inputs = draw(*((B, T, 4, 3, 2) if name == 'ConvLSTMCell' else (B, T, F)), seed=2)
     inputs = np.swapaxes(inputs, 0, 1) if time_major else inputs
     options = {**ORDERS[order], 'time_major': time_major, 'return_carry': True}
-    ours, theirs = (rnn(FLAX_CELLS[name](param_dtype=F64), **options) for rnn in (RNN, nn.RNN))
+    ours, theirs = (rnn(FLAX_CELLS[name](param_dtype=F64), **options) for rnn in (nn_rnn.RNN, nn.RNN))
     compare_flax(ours, theirs, inputs, LENGTHS, REAL.T if time_major else REAL)
 
 
@@ -90,7 +91,7 @@ def test_bidirectional_and_all_gradients_equal_flax(x64, time_major):
     options = {'time_major': time_major}
     merge = {'merge_mode': jnp.subtract}, {'merge_fn': jnp.subtract}
     cells = [nn.GRUCell(H, param_dtype=F64), nn.SimpleCell(H, param_dtype=F64)]
-    ours = Bidirectional(*map(RNN, cells), **options, **(merge[0] if time_major else {}))
+    ours = Bidirectional(*map(nn_rnn.RNN, cells), **options, **(merge[0] if time_major else {}))
     theirs = nn.Bidirectional(*map(nn.RNN, cells), **options, **(merge[1] if time_major else {}))
     compare_flax(ours, theirs, inputs, LENGTHS, REAL.T if time_major else REAL)
 
@@ -105,7 +106,7 @@ def test_several_batch_axes_equal_flax(x64, order, time_major, lengths):
     if time_major:
         inputs, real = np.moveaxis(inputs, 2, 0), np.moveaxis(real, 2, 0)
     options = {**ORDERS[order], 'time_major': time_major}
-    ours, theirs = (rnn(nn.SimpleCell(H, param_dtype=F64), **options) for rnn in (RNN, nn.RNN))
+    ours, theirs = (rnn(nn.SimpleCell(H, param_dtype=F64), **options) for rnn in (nn_rnn.RNN, nn.RNN))
     compare_flax(ours, theirs, inputs, lengths, real, carry=lengths is None)
 
 
@@ -114,7 +115,7 @@ def test_a_random_initial_carry_is_that_of_flax(directions):
     """Drawn from `init_key` as Flax draws it, and in two directions for each anew."""
     inputs, key = draw(B, T, F, seed=2, dtype=F32), jax.random.key(5)
     cells = [nn.SimpleCell(H, carry_init=nn.initializers.normal(1)) for _ in range(directions)]
-    ours, theirs = list(map(RNN, cells)), list(map(nn.RNN, cells))
+    ours, theirs = list(map(nn_rnn.RNN, cells)), list(map(nn.RNN, cells))
     ours, theirs = (ours[0], theirs[0]) if directions == 1 else (Bidirectional(*ours), nn.Bidirectional(*theirs))
     weights = draw_weights(theirs, inputs)
     got, want = (apply(layer, weights, inputs, init_key=key) for layer in (ours, theirs))

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.cells import LSTMCarry, LSTMCell, SimpleRNNCell
-from seqjax.layers import RNN, Bidirectional, TimeDistributed
+from seqjax.nn import rnn
+from seqjax.nn.cells.lstm_cell import LSTMCarry, LSTMCell
+from seqjax.nn.cells.simple_cell import SimpleRNNCell
+from seqjax.nn.wrappers import Bidirectional, TimeDistributed
 from tests.helpers import reference
 from tests.helpers.oracles import (
     CELLS,
@@ -83,7 +85,7 @@ def keras_run(keras, kind, reverse, dtype):
 @functools.cache
 def our_run(kind, reverse, dtype):
     """The same of ours."""
-    layer = RNN(CELLS[kind](H, param_dtype=dtype), reverse=reverse, keep_order=True, return_carry=True)
+    layer = rnn.RNN(CELLS[kind](H, param_dtype=dtype), reverse=reverse, keep_order=True, return_carry=True)
 
     def run(args, mask):
         carry, outputs = layer.apply(args['weights'], args['inputs'], initial_carry=args['carry'], mask=mask)
@@ -143,7 +145,7 @@ def keras_shown(keras, reverse):
 @functools.cache
 def our_shown(reverse):
     """The same of ours."""
-    layer = RNN(SimpleRNNCell(H, param_dtype=F64), reverse=reverse)
+    layer = rnn.RNN(SimpleRNNCell(H, param_dtype=F64), reverse=reverse)
 
     def run(args, mask):
         def apply(**options):
@@ -179,7 +181,7 @@ def keras_outputs(keras, args, mask, **options):
 def test_held_outputs_before_the_first_real_step_equal_unrolled_keras(keras, x64, mask):
     """They are 0, from whatever state the layer begins; Keras's compiled loop shows that state instead."""
     args, mask = draw_args('tanh'), MASKS[mask]
-    layer = RNN(SimpleRNNCell(H, param_dtype=F64), masked_output='hold')
+    layer = rnn.RNN(SimpleRNNCell(H, param_dtype=F64), masked_output='hold')
     got = apply(layer, args['weights'], args['inputs'], initial_carry=args['carry'], mask=mask)
     want = keras_outputs(keras, args, mask, unroll=True)
     reference.assert_close(got, want, 1e-10)
@@ -189,7 +191,7 @@ def test_held_outputs_before_the_first_real_step_equal_unrolled_keras(keras, x64
 def test_backward_outputs_come_in_the_order_of_keras(keras, x64, mask):
     """Real steps in the order of processing; Keras turns the padding about as well, ours keeps its place."""
     args, mask = draw_args('tanh'), MASKS[mask]
-    layer = RNN(SimpleRNNCell(H, param_dtype=F64), reverse=True)
+    layer = rnn.RNN(SimpleRNNCell(H, param_dtype=F64), reverse=True)
     got = np.asarray(apply(layer, args['weights'], args['inputs'], initial_carry=args['carry'], mask=mask))
     want = np.asarray(keras_outputs(keras, args, mask, go_backwards=True))
     real = np.ones((B, T), bool) if mask is None else mask
@@ -199,7 +201,7 @@ def test_backward_outputs_come_in_the_order_of_keras(keras, x64, mask):
 
 def bidirectional_runs(keras, merge_mode, return_sequences):
     """Ours and Keras's, of two LSTMs."""
-    rnns = (RNN(LSTMCell(H, param_dtype=F64)) for _ in range(2))
+    rnns = (rnn.RNN(LSTMCell(H, param_dtype=F64)) for _ in range(2))
     layer = Bidirectional(*rnns, merge_mode=merge_mode, return_carry=True)
     with jax.numpy_rank_promotion('allow'):
         one = keras.layers.LSTM(H, return_sequences=return_sequences, return_state=True, dtype=F64)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.cells import LSTMCarry, LSTMCell
-from seqjax.layers import RNN, Bidirectional, Stack, Stateful
+from seqjax.nn import rnn
+from seqjax.nn.cells.lstm_cell import LSTMCarry, LSTMCell
+from seqjax.nn.wrappers import Bidirectional, Stack, Stateful
 from tests.helpers.oracles import CELLS, apply
 
 # From keras/src/layers/rnn/{lstm,gru,simple_rnn,bidirectional,stacked_rnn_cells}_test.py of Keras 3.15.1 (Apache 2.0):
@@ -33,7 +34,7 @@ def constant_weights(module, x, kernel=0.01, recurrent_kernel=0.02, bias=0.03, f
 
 def constant_layer(kind, units, x, forget_bias=1.0, bias=0.03, **options):
     """A layer and its variables."""
-    layer = RNN(CELLS[kind](units), **options)
+    layer = rnn.RNN(CELLS[kind](units), **options)
     return layer, constant_weights(layer, x, bias=bias, forget_bias=forget_bias if kind == 'lstm' else None)
 
 
@@ -128,7 +129,7 @@ def test_all_outputs_with_a_mask_are_the_constants_of_keras(kind, mask, want, ma
 def test_M13_two_stacked_lstms_with_a_mask_have_the_constants_of_keras():
     """One unit each, kernels of ones: .7793, and .5998 for the row whose last step is masked."""
     x, mask = np.ones((2, 3, 4), np.float32), np.array([[1, 1, 1], [1, 1, 0]], bool)
-    layer = Stack([RNN(LSTMCell(1)) for _ in range(2)])
+    layer = Stack([rnn.RNN(LSTMCell(1)) for _ in range(2)])
     weights = constant_weights(layer, x, kernel=1, recurrent_kernel=1, bias=0)
     outputs = apply(layer, weights, x, mask=mask, return_sequences=False)
     np.testing.assert_allclose(outputs, [[0.7793], [0.5998]], atol=1e-4)
@@ -153,7 +154,7 @@ def test_S04_the_second_call_has_the_constants_of_keras_stateful(kind, want):
 
 
 def constant_bidirectional(kind, x, **options):
-    layer = Bidirectional(RNN(CELLS[kind](2)), RNN(CELLS[kind](2)), **options)
+    layer = Bidirectional(rnn.RNN(CELLS[kind](2)), rnn.RNN(CELLS[kind](2)), **options)
     return layer, constant_weights(layer, x, forget_bias=1.0 if kind == 'lstm' else None)
 
 

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from seqjax.cells import LSTMCell
-from seqjax.layers import RNN, Bidirectional
+from seqjax.nn import rnn
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.wrappers import Bidirectional
 from tests.helpers import reference
 from tests.helpers.oracles import (
     CELLS,
@@ -101,7 +102,7 @@ def walk_gradients(kind, args, *options):
 def our_walk(kind, reverse):
     """The same of ours, with the learned initial carry as that from which a row starts anew."""
     cell = CELLS[kind](H, param_dtype=F64)
-    layer = RNN(cell, reverse=reverse, keep_order=True, return_carry=True, learn_initial_carry=True)
+    layer = rnn.RNN(cell, reverse=reverse, keep_order=True, return_carry=True, learn_initial_carry=True)
     names = ('initial_carry_c', 'initial_carry_h') if kind == 'lstm' else ('initial_carry_h',)
 
     def run(args, mask, resets):
@@ -152,7 +153,7 @@ def test_bidirectional_with_holes_and_resets_equals_two_loops(x64, kind):
     other = {**zeros, **other}
     forward, backward = walk(kind, zeros, holes, resets, False), walk(kind, other, holes, resets, True)
 
-    layer = Bidirectional(*(RNN(CELLS[kind](H, param_dtype=F64)) for _ in range(2)), return_carry=True)
+    layer = Bidirectional(*(rnn.RNN(CELLS[kind](H, param_dtype=F64)) for _ in range(2)), return_carry=True)
     cells = {'forward_rnn': {'cell': args['weights']}, 'backward_rnn': {'cell': other['weights']}}
     options = {'initial_carry': (args['carry'], other['carry']), 'mask': holes, 'resets': resets}
     carries, outputs = apply(layer, {'params': cells}, args['inputs'], **options)
@@ -173,7 +174,7 @@ def test_bidirectional_with_holes_and_resets_equals_two_loops(x64, kind):
 def test_the_history_of_the_carry_ends_with_the_final_carry(x64, resets, reverse):
     """With holes and resets too: after each real step h is its output, and what stands last is what is handed on."""
     args, options = draw_args('lstm'), {'mask': MASKS['holes'], 'resets': resets}
-    layer = RNN(LSTMCell(H, param_dtype=F64), reverse=reverse, keep_order=True, return_carry=True)
+    layer = rnn.RNN(LSTMCell(H, param_dtype=F64), reverse=reverse, keep_order=True, return_carry=True)
     options['initial_carry'] = args['carry']
     carry, outputs = apply(layer, args['weights'], args['inputs'], **options)
     history, _ = apply(layer, args['weights'], args['inputs'], carry_history=True, **options)

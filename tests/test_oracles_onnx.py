@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from seqjax.cells import HiddenCarry, LSTMCarry
+from seqjax.nn.cells.cell import HiddenCarry
+from seqjax.nn.cells.lstm_cell import LSTMCarry
 from tests.helpers import reference
 from tests.helpers.oracles import (
     CELLS,

@@ -14,9 +14,9 @@ from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seqjax import checkpoint, parameters
-from seqjax.checkpoint import load, save
-from seqjax.files import UserError
+from seqjax import files
+from seqjax.errors import UserError
+from seqjax.runs import parameters
 
 
 class Pair(NamedTuple):
@@ -93,8 +93,8 @@ def bits(leaf):
 @pytest.mark.parametrize('name', TREES)
 def test_what_is_saved_is_loaded_bit_for_bit(name, tmp_path):
     tree = TREES[name]()
-    save(tmp_path / 'x', tree)
-    got = load(str(tmp_path / 'x'), tree)
+    parameters.save(tmp_path / 'x', tree)
+    got = parameters.load(str(tmp_path / 'x'), tree)
     assert jax.tree.structure(got) == jax.tree.structure(tree)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(tree), strict=True):
         assert isinstance(one, type(other)) and bits(one) == bits(other)
@@ -104,22 +104,26 @@ def test_what_is_saved_is_loaded_bit_for_bit(name, tmp_path):
 
 def test_plain_numbers_and_arrays_of_their_kind_stand_for_each_other(tmp_path):
     """As the step of a train state, which is an int until its first compiled step."""
-    save(tmp_path / 'x', {'step': 3, 'rate': 0.5, 'on': True})
-    got = load(tmp_path / 'x', {'step': jnp.int32(0), 'rate': jnp.bfloat16(0), 'on': np.bool_(False)})
+    parameters.save(tmp_path / 'x', {'step': 3, 'rate': 0.5, 'on': True})
+    got = parameters.load(tmp_path / 'x', {'step': jnp.int32(0), 'rate': jnp.bfloat16(0), 'on': np.bool_(False)})
     assert [(x.dtype.name, x.item()) for x in got.values()] == [('bool', True), ('bfloat16', 0.5), ('int32', 3)]
-    save(tmp_path / 'x', got)
-    assert load(tmp_path / 'x', {'step': 0, 'rate': 1.0, 'on': False}) == {'step': 3, 'rate': 0.5, 'on': True}
-    save(tmp_path / 'x', {'step': 2**40})
+    parameters.save(tmp_path / 'x', got)
+    assert parameters.load(tmp_path / 'x', {'step': 0, 'rate': 1.0, 'on': False}) == {
+        'step': 3,
+        'rate': 0.5,
+        'on': True,
+    }
+    parameters.save(tmp_path / 'x', {'step': 2**40})
     for like in (jnp.int32(0), jnp.float32(0), 1.0, False, np.zeros(1, int)):
         with pytest.raises(UserError, match='step.*int'):
-            load(tmp_path / 'x', {'step': like})
+            parameters.load(tmp_path / 'x', {'step': like})
 
 
 @pytest.mark.parametrize('name', ['parameters', 'train state', 'keys', 'containers', 'bfloat16 of JAX', 'no elements'])
 def test_shapes_are_enough_to_load(name, tmp_path):
     tree = TREES[name]()
-    save(tmp_path / 'x', tree)
-    got = load(tmp_path / 'x', jax.eval_shape(lambda: tree))
+    parameters.save(tmp_path / 'x', tree)
+    got = parameters.load(tmp_path / 'x', jax.eval_shape(lambda: tree))
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(got))
     assert [bits(x) for x in jax.tree.leaves(got)] == [bits(jnp.asarray(x)) for x in jax.tree.leaves(tree)]
 
@@ -127,7 +131,7 @@ def test_shapes_are_enough_to_load(name, tmp_path):
 def test_another_program_reads_the_format(tmp_path):
     """Eight bytes with the length of a JSON header, the header, the arrays: as safetensors has it."""
     tree = {'b': jnp.full((2, 2), 1.5, jnp.bfloat16), 'a': {'k': np.arange(3, dtype=np.int64)}}
-    save(tmp_path / 'x.safetensors', tree)
+    parameters.save(tmp_path / 'x.safetensors', tree)
     data = (tmp_path / 'x.safetensors').read_bytes()
     length = int.from_bytes(data[:8], 'little')
     header, rest = json.loads(data[8 : 8 + length]), data[8 + length :]
@@ -142,15 +146,15 @@ def test_arrays_go_where_their_counterparts_lie(tmp_path):
     mesh = jax.make_mesh((1,), ('data',))
     sharding = NamedSharding(mesh, PartitionSpec('data'))
     tree = {'x': jnp.arange(4.0), 'k': jax.random.split(jax.random.key(0), 4)}
-    save(tmp_path / 'x', tree)
+    parameters.save(tmp_path / 'x', tree)
     for like in (
         jax.device_put(tree, sharding),
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree),
     ):
-        got = load(tmp_path / 'x', like)
+        got = parameters.load(tmp_path / 'x', like)
         assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(got))
         assert jax.tree.map(bits, got) == jax.tree.map(bits, tree)
-    assert not load(tmp_path / 'x', tree)['x'].committed
+    assert not parameters.load(tmp_path / 'x', tree)['x'].committed
 
 
 PLAIN = {'head': {'kernel': jnp.ones((2, 3)), 'bias': jnp.zeros(3)}, 'step': 4}
@@ -181,43 +185,43 @@ PLAIN = {'head': {'kernel': jnp.ones((2, 3)), 'bias': jnp.zeros(3)}, 'step': 4}
     ],
 )
 def test_another_tree_is_named(like, named, tmp_path):
-    save(tmp_path / 'x', PLAIN)
+    parameters.save(tmp_path / 'x', PLAIN)
     with pytest.raises(UserError) as error:
-        load(tmp_path / 'x', like)
+        parameters.load(tmp_path / 'x', like)
     assert all(part in str(error.value) for part in named) and '\n' not in str(error.value)
 
 
 def test_keys_are_not_numbers_nor_keys_of_another_kind(tmp_path):
     key = jax.random.key(0)
-    save(tmp_path / 'x', key)
+    parameters.save(tmp_path / 'x', key)
     for like in (jax.random.key_data(key), jax.random.key(0, impl='rbg')):
         with pytest.raises(UserError, match='key<fry>'):
-            load(tmp_path / 'x', like)
+            parameters.load(tmp_path / 'x', like)
 
 
 def test_many_differences_are_counted(tmp_path):
-    save(tmp_path / 'x', {f'w{i}': i for i in range(30)})
+    parameters.save(tmp_path / 'x', {f'w{i}': i for i in range(30)})
     with pytest.raises(UserError, match='w12.*25'):
-        load(tmp_path / 'x', {})
+        parameters.load(tmp_path / 'x', {})
 
 
 def test_every_flipped_bit_is_found(tmp_path):
-    save(tmp_path / 'x', {'k': jax.random.key(0), 'w': jnp.arange(3.0)})
+    parameters.save(tmp_path / 'x', {'k': jax.random.key(0), 'w': jnp.arange(3.0)})
     whole = (tmp_path / 'x').read_bytes()
     for place in range(len(whole)):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         (tmp_path / 'x').write_bytes(damaged)
         with pytest.raises(UserError, match='/x '):
-            load(tmp_path / 'x', {'k': jax.random.key(0), 'w': jnp.arange(3.0)})
+            parameters.load(tmp_path / 'x', {'k': jax.random.key(0), 'w': jnp.arange(3.0)})
 
 
 @pytest.mark.parametrize('change', [lambda x: x[:-1], lambda x: x + b'\0', lambda x: x[: len(x) // 2], lambda x: b''])
 def test_a_file_of_another_length_is_corrupt(change, tmp_path):
-    save(tmp_path / 'x', PLAIN)
+    parameters.save(tmp_path / 'x', PLAIN)
     (tmp_path / 'x').write_bytes(change((tmp_path / 'x').read_bytes()))
     with pytest.raises(UserError, match='/x '):
-        load(tmp_path / 'x', PLAIN)
+        parameters.load(tmp_path / 'x', PLAIN)
 
 
 OTHERS = {
@@ -234,29 +238,29 @@ OTHERS = {
 def test_another_file_is_refused(data, tmp_path):
     (tmp_path / 'x').write_bytes(data)
     with pytest.raises(UserError, match='/x '):
-        load(tmp_path / 'x', PLAIN)
+        parameters.load(tmp_path / 'x', PLAIN)
 
 
 def test_what_cannot_be_read_or_written_is_named(tmp_path):
     with pytest.raises(UserError, match='nothing.*No such file'):
-        load(tmp_path / 'nothing', PLAIN)
+        parameters.load(tmp_path / 'nothing', PLAIN)
     with pytest.raises(UserError, match='Is a directory'):
-        load(tmp_path, PLAIN)
+        parameters.load(tmp_path, PLAIN)
     with pytest.raises(UserError, match='Is a directory'):
-        save(tmp_path, PLAIN)
+        parameters.save(tmp_path, PLAIN)
     (tmp_path / 'file').write_bytes(b'')
     with pytest.raises(UserError, match='file/x'):
-        save(tmp_path / 'file' / 'x', PLAIN)
-    save(tmp_path / 'new' / 'folder' / 'x', PLAIN)
-    assert load(tmp_path / 'new' / 'folder' / 'x', PLAIN)['step'] == 4
+        parameters.save(tmp_path / 'file' / 'x', PLAIN)
+    parameters.save(tmp_path / 'new' / 'folder' / 'x', PLAIN)
+    assert parameters.load(tmp_path / 'new' / 'folder' / 'x', PLAIN)['step'] == 4
 
 
 def test_a_save_that_fails_leaves_the_file_before(tmp_path, monkeypatch):
-    save(tmp_path / 'x', PLAIN)
-    monkeypatch.setattr(parameters, 'sync', lambda path: os.stat(tmp_path / 'no such file'))
+    parameters.save(tmp_path / 'x', PLAIN)
+    monkeypatch.setattr(files, 'sync', lambda path: os.stat(tmp_path / 'no such file'))
     with pytest.raises(UserError, match='/x'):
-        save(tmp_path / 'x', PLAIN | {'step': 5})
-    assert load(tmp_path / 'x', PLAIN)['step'] == 4 and [path.name for path in tmp_path.iterdir()] == ['x']
+        parameters.save(tmp_path / 'x', PLAIN | {'step': 5})
+    assert parameters.load(tmp_path / 'x', PLAIN)['step'] == 4 and [path.name for path in tmp_path.iterdir()] == ['x']
 
 
 @pytest.mark.parametrize(
@@ -276,9 +280,9 @@ def test_a_save_that_fails_leaves_the_file_before(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_saved_is_named(tree, named, tmp_path):
     with pytest.raises(UserError, match=named):
-        save(tmp_path / 'x', tree)
+        parameters.save(tmp_path / 'x', tree)
     assert not list(tmp_path.iterdir())
 
 
 def test_both_are_in_checkpoint():
-    assert checkpoint.save is parameters.save and checkpoint.load is parameters.load
+    assert parameters.save is parameters.save and parameters.load is parameters.load

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import classify, echo, temporal_order
-from seqjax import processes
+from experiments import echo, temporal_order
+from seqjax.cli import classify
+from seqjax.runs import multihost
 from tests.helpers import kinds
 
 ROOT = Path(__file__).parent.parent
@@ -183,7 +184,7 @@ def test_a_signal_to_one_of_them_ends_all_after_the_same_step(tmp_path):
 )
 def test_what_is_no_process_is_refused(text, capsys):
     with pytest.raises(ValueError, match='HOST:PORT,COUNT,INDEX'):
-        processes.parse(text)
+        multihost.parse(text)
     assert echo.main([f'--distributed={text}']) == 2
     assert f'--distributed={text}' in capsys.readouterr().err
 
@@ -206,7 +207,7 @@ def test_a_port_that_is_taken_and_a_cluster_that_is_not_there_are_told():
 
 
 def test_alone_everything_is_the_first():
-    assert not processes.several() and processes.is_first() and processes.largest(15) == 15
-    assert processes.share(lambda: 3) == 3
+    assert not multihost.several() and multihost.is_first() and multihost.largest(15) == 15
+    assert multihost.share(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        processes.share(lambda: 1 / 0)
+        multihost.share(lambda: 1 / 0)

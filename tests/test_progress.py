@@ -9,20 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from seqjax import progress as module
-from seqjax.progress import progress
+from seqjax.training import progress
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A list whose only number is the time."""
     now = [100.0]
-    monkeypatch.setattr(module.time, 'perf_counter', lambda: now[0])
+    monkeypatch.setattr(progress.time, 'perf_counter', lambda: now[0])
     return now
 
 
 def test_plain_progress_is_sparse_and_ends_at_the_total(capsys):
-    with progress(12_345, 'epoch') as shown:
+    with progress.progress(12_345, 'epoch') as shown:
         for done in [*range(7, 12_345, 7), 12_345]:
             shown.show(done, 7, f'loss {done}')
         shown.end(12_345, 12_345)
@@ -33,7 +32,7 @@ def test_plain_progress_is_sparse_and_ends_at_the_total(capsys):
 
 def test_the_rate_is_of_this_session(clock, capsys):
     """Another process took the first 800 steps, and restoring them took 7 seconds."""
-    with progress(1000, 'step') as shown:
+    with progress.progress(1000, 'step') as shown:
         clock[0] += 7
         shown.begin('', 800, False, Path('runs/x'))
         for done in (900, 1000):
@@ -46,7 +45,7 @@ def test_the_rate_is_of_this_session(clock, capsys):
 
 def test_groups_that_stop_early_take_their_steps_from_the_total(capsys):
     """Three groups of 2, 2 and 1 seeds, 100 steps each at most, stopped at 30, 100 and 10."""
-    with progress(500, 'seed-step') as shown:
+    with progress.progress(500, 'seed-step') as shown:
         for count, stop in ((2, 30), (2, 100), (1, 10)):
             for step in range(10, stop + 1, 10):
                 shown.show(step * count, 10 * count, 'x')
@@ -69,7 +68,7 @@ def test_groups_that_stop_early_take_their_steps_from_the_total(capsys):
     ],
 )
 def test_a_run_says_once_from_where_it_resumes(groups, words, capsys):
-    with progress(2000, 'step') as shown:
+    with progress.progress(2000, 'step') as shown:
         for place, taken, over in groups:
             shown.begin(place, taken, over, Path('w'))
     lines = capsys.readouterr().out.splitlines()
@@ -78,7 +77,7 @@ def test_a_run_says_once_from_where_it_resumes(groups, words, capsys):
 
 
 def test_without_a_run_directory_nothing_is_resumed(capsys):
-    with progress(10, 'step') as shown:
+    with progress.progress(10, 'step') as shown:
         shown.begin('', 5, False, None)
     assert capsys.readouterr().out == ''
 
@@ -96,7 +95,7 @@ def test_without_a_run_directory_nothing_is_resumed(capsys):
 )
 def test_a_run_of_more_than_a_day_says_so_once_in_its_first_minute(total, resumed, pace, days, clock, capsys):
     """The first chunk takes 20 seconds longer: something was compiled."""
-    with progress(total, 'seed-step') as shown:
+    with progress.progress(total, 'seed-step') as shown:
         shown.begin('', resumed, False, Path('w'))
         clock[0] += 20
         for i in range(1, 60):
@@ -109,7 +108,7 @@ def test_a_run_of_more_than_a_day_says_so_once_in_its_first_minute(total, resume
 
 
 def test_a_slow_moment_later_on_is_no_reason_to_warn(clock, capsys):
-    with progress(100_000, 'step') as shown:
+    with progress.progress(100_000, 'step') as shown:
         for i in range(1, 200):
             clock[0] += 1
             shown.show(i * 10, 10)
@@ -119,7 +118,7 @@ def test_a_slow_moment_later_on_is_no_reason_to_warn(clock, capsys):
 
 
 def test_one_long_chunk_is_enough_to_measure(clock, capsys):
-    with progress(100_000, 'epoch') as shown:
+    with progress.progress(100_000, 'epoch') as shown:
         clock[0] += 100
         shown.show(100, 100)
     err = capsys.readouterr().err
@@ -129,9 +128,9 @@ def test_one_long_chunk_is_enough_to_measure(clock, capsys):
 @pytest.mark.parametrize(('chunk', 'warned'), [(10, True), (1000, False)])
 def test_a_first_chunk_of_over_a_minute_is_measured_while_it_runs(chunk, warned, monkeypatch, capsys):
     """10,000 chunks of a minute are a week, 100 are not a day."""
-    monkeypatch.setattr(module, 'FIRST', 0.02)
-    monkeypatch.setattr(module, 'DAY', 0.02 * 1440)
-    with progress(100_000, 'seed-step') as shown:
+    monkeypatch.setattr(progress, 'FIRST', 0.02)
+    monkeypatch.setattr(progress, 'DAY', 0.02 * 1440)
+    with progress.progress(100_000, 'seed-step') as shown:
         shown.begin('', 0, False, None, chunk)
         time.sleep(0.1)
         shown.show(chunk, chunk)
@@ -139,9 +138,9 @@ def test_a_first_chunk_of_over_a_minute_is_measured_while_it_runs(chunk, warned,
 
 
 def test_a_run_that_ends_before_its_first_chunk_does_not_warn_later(monkeypatch, capsys):
-    monkeypatch.setattr(module, 'FIRST', 0.02)
-    monkeypatch.setattr(module, 'DAY', 0.02)
-    with progress(100_000, 'seed-step') as shown:
+    monkeypatch.setattr(progress, 'FIRST', 0.02)
+    monkeypatch.setattr(progress, 'DAY', 0.02)
+    with progress.progress(100_000, 'seed-step') as shown:
         shown.begin('', 0, False, None, 1)
     time.sleep(0.1)
     assert capsys.readouterr().err == ''
@@ -154,7 +153,7 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     master, slave = pty.openpty()
     with open(slave, 'w', encoding='utf-8') as terminal:
         monkeypatch.setattr(sys, 'stdout', terminal)
-        with progress(60, 'epoch') as shown:
+        with progress.progress(60, 'epoch') as shown:
             shown.show(20, 20, 'loss 0.5')
             shown.show(40, 20, 'loss 0.25')
             shown.end(40, 60)

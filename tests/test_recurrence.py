@@ -10,19 +10,21 @@ import optax
 import pytest
 from flax.core import FrozenDict
 
-from seqjax import losses, training
-from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
-from seqjax.layers import RNN, Bidirectional
-from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell
-from seqjax.models import CELLS, sequence_model
-from seqjax.task import Batch, Task
+from seqjax import training
+from seqjax.nn import losses, models, rnn
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.linear_cells import LRUCell, MinGRUCell, MinLSTMCell
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.cells.simple_cell import SimpleRNNCell
+from seqjax.nn.wrappers import Bidirectional
+from seqjax.types import Batch, Task
 from tests.helpers import reference
 
 KEY = jax.random.key(0)
 B, T, F, H = 3, 50, 4, 8
 HALF = jnp.bfloat16
 VARIANTS = {
-    **{name: cell(H) for name, cell in CELLS.items()},
+    **{name: cell(H) for name, cell in models.CELLS.items()},
     'lstm_norm': LSTMCell(H, layer_norm=True),
     'lstm_projected': LSTMCell(H, projection=4, peepholes=True, forget='coupled'),
     'gru_norm': GRUCell(H, layer_norm=True, reset_after=False),
@@ -32,7 +34,7 @@ VARIANTS = {
 
 @functools.cache
 def begun(cell, **how):
-    layer, x = RNN(cell, **how), np.random.default_rng(0).normal(size=(B, T, F)).astype(np.float32)
+    layer, x = rnn.RNN(cell, **how), np.random.default_rng(0).normal(size=(B, T, F)).astype(np.float32)
     return layer, layer.init(KEY, x), x
 
 
@@ -48,7 +50,7 @@ def test_N03_bfloat16_is_within_2e_2_of_float32_over_50_steps(name, parallel):
     if parallel and not hasattr(cell, 'affine'):
         pytest.skip('this cell goes step by step')
     layer, variables, x = begun(cell, parallel=parallel)
-    half = RNN(cell.clone(dtype=HALF), parallel=parallel)
+    half = rnn.RNN(cell.clone(dtype=HALF), parallel=parallel)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.init(KEY, x)))
     carry, outputs = jax.jit(functools.partial(half.apply, return_carry=True))(variables, x)
     exact_carry, exact = jax.jit(functools.partial(layer.apply, return_carry=True))(variables, x)
@@ -69,7 +71,7 @@ def test_N03_layer_normalisation_loses_no_more_than_the_rounding_of_weights_and_
     """It makes a small state large, and its rounding too: float32 throughout loses as much once they are rounded."""
     layer, variables, x = begun(VARIANTS[name])
     exact = layer.apply(variables, x)
-    half = np.float32(RNN(VARIANTS[name].clone(dtype=HALF)).apply(variables, x))
+    half = np.float32(rnn.RNN(VARIANTS[name].clone(dtype=HALF)).apply(variables, x))
     rounded = layer.apply(round_to_half(variables), round_to_half(x))
     assert np.abs(half - exact).mean() < min(2e-2, 5 * np.abs(rounded - exact).mean())
 
@@ -77,7 +79,7 @@ def test_N03_layer_normalisation_loses_no_more_than_the_rounding_of_weights_and_
 def test_N03_products_are_computed_in_half_precision():
     """By the program: every product of the layer has bfloat16 on both sides, and the loop carries float32."""
     _, variables, x = begun(LSTMCell(H))
-    text = jax.jit(RNN(LSTMCell(H, dtype=HALF)).apply).lower(variables, x).as_text()
+    text = jax.jit(rnn.RNN(LSTMCell(H, dtype=HALF)).apply).lower(variables, x).as_text()
     products = [line for line in text.splitlines() if 'stablehlo.dot_general' in line]
     assert products and all('xbf16>' in line and 'xf32>' not in line for line in products)
     (loop,) = (line for line in text.splitlines() if 'stablehlo.while' in line)
@@ -88,7 +90,7 @@ def test_N03_a_carry_keeps_its_dtype_through_the_loop_whatever_a_cell_makes_of_i
     """Flax's GRU of bfloat16 parameters computes its state in float32 here, which a loop would refuse."""
     normal = nn.initializers.lecun_normal()  # its own, orthogonal, is not to be had in half precision
     layer, x = (
-        RNN(nn.GRUCell(H, recurrent_kernel_init=normal, dtype=jnp.float32, param_dtype=HALF)),
+        rnn.RNN(nn.GRUCell(H, recurrent_kernel_init=normal, dtype=jnp.float32, param_dtype=HALF)),
         jnp.ones((B, T, F)),
     )
     variables = layer.init(KEY, x)
@@ -97,10 +99,10 @@ def test_N03_a_carry_keeps_its_dtype_through_the_loop_whatever_a_cell_makes_of_i
 
 
 @pytest.mark.representative(every=2)
-@pytest.mark.parametrize('cell', CELLS)
+@pytest.mark.parametrize('cell', models.CELLS)
 def test_N03_a_model_in_half_precision_trains_with_a_loss_in_float32(cell):
     """Tokens through embedding, cell and head, all told by one argument; parameters and optimiser stay float32."""
-    model = sequence_model('per_step', 5, cell=cell, features=8, vocabulary=5, dtype=HALF)
+    model = models.sequence_model('per_step', 5, cell=cell, features=8, vocabulary=5, dtype=HALF)
     tokens = np.random.default_rng(0).integers(0, 5, (4, 12))
     data = Batch(tokens, np.roll(tokens, 1, axis=1), np.ones((4, 12), bool))
     task, tx = Task(losses.classification, lambda data, key, step: data, data), optax.adam(1e-2)
@@ -117,7 +119,9 @@ def test_N03_a_model_in_half_precision_trains_with_a_loss_in_float32(cell):
 
 
 def test_param_dtype_reaches_every_part(x64):
-    model = sequence_model('last', 2, features=4, vocabulary=5, param_dtype=jnp.float64, layers=2, bidirectional=True)
+    model = models.sequence_model(
+        'last', 2, features=4, vocabulary=5, param_dtype=jnp.float64, layers=2, bidirectional=True
+    )
     variables = model.init(KEY, jnp.zeros((2, 3), int))
     assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(variables))
     carry, _ = model.apply(variables, jnp.zeros((2, 3), int), return_carry=True)
@@ -186,10 +190,10 @@ def test_N09_segments_draw_what_the_whole_draws(cell):
 def test_N09_memory_falls_over_4096_steps(cell, parallel):
     """By XLA's own analysis, of loss and gradient: 64 segments take less than half of the temporary memory of one."""
     x = jnp.zeros((4, 4096, F))
-    variables = jax.eval_shape(RNN(cell).init, KEY, x)
+    variables = jax.eval_shape(rnn.RNN(cell).init, KEY, x)
 
     def temporary(segments):
-        layer = RNN(cell, parallel=parallel, remat_segments=segments)
+        layer = rnn.RNN(cell, parallel=parallel, remat_segments=segments)
         grad = jax.jit(jax.value_and_grad(lambda v: jnp.sum(layer.apply(v, x, return_sequences=False) ** 2)))
         return grad.lower(variables).compile().memory_analysis().temp_size_in_bytes
 
@@ -198,9 +202,9 @@ def test_N09_memory_falls_over_4096_steps(cell, parallel):
 
 def test_what_segments_do_not_go_with_is_refused():
     with pytest.raises(ValueError, match='remat_segments=0'):
-        RNN(LSTMCell(H), remat_segments=0)
+        rnn.RNN(LSTMCell(H), remat_segments=0)
     with pytest.raises(ValueError, match='remat_segments'):
-        RNN(LSTMCell(H), remat_segments=2, variable_axes={'intermediates': 0})
+        rnn.RNN(LSTMCell(H), remat_segments=2, variable_axes={'intermediates': 0})
 
 
 def test_gates_can_be_looked_at_over_time():
@@ -236,7 +240,7 @@ def test_adding_a_cell_takes_one_class():
     x, lengths = rng.normal(size=(32, 12, 2)).astype(np.float32), rng.integers(6, 13, 32)
     real = np.arange(12) < lengths[:, None]
     y = np.where(real[..., None], np.cumsum(x, axis=1)[..., :1] / 3, 0)
-    model = sequence_model('per_step', 1, cell=Leaky, features=32, bidirectional=True, remat_segments=3)
+    model = models.sequence_model('per_step', 1, cell=Leaky, features=32, bidirectional=True, remat_segments=3)
     task = Task(losses.mean_squared_error, lambda data, key, step: data, Batch((x, lengths), y, real))
     tx = optax.adam(1e-2)
     state = training.init_state(model, task, tx, KEY)
@@ -247,7 +251,7 @@ def test_adding_a_cell_takes_one_class():
 
 def test_a_cell_that_is_wrapped_by_both_directions_has_its_own_draws():
     """Forward and backward drop by masks of their own."""
-    layer = Bidirectional(*(RNN(SimpleRNNCell(H, recurrent_dropout=0.5)) for _ in range(2)), merge_mode='none')
+    layer = Bidirectional(*(rnn.RNN(SimpleRNNCell(H, recurrent_dropout=0.5)) for _ in range(2)), merge_mode='none')
     x = jnp.ones((1, 2, F))
     same = layer.init(KEY, x)['params']['forward_rnn']
     variables = {'params': {'forward_rnn': same, 'backward_rnn': same}}

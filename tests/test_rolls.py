@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqjax.files import UserError
-from seqjax.readers.bounds import Bounds
-from seqjax.readers.rolls import KEYS, read_rolls
+from seqjax.datasets.readers import piano_rolls
+from seqjax.datasets.readers.bounds import Bounds
+from seqjax.errors import UserError
 from tests.helpers.oddities import ODD, odd
 
 SHARED = Path(__file__).parent.parent.parent / 'shared' / 'data'
@@ -51,18 +51,18 @@ def write(tmp_path):
 def test_pieces_are_read_part_by_part(write, dtype, compressed):
     variables = good()
     given = {key: cells(*(piece.astype(dtype) for piece in held[0])) for key, held in variables.items()}
-    found = read_rolls(write(given | {'else': 'x'}, do_compression=compressed))
+    found = piano_rolls.read_rolls(write(given | {'else': 'x'}, do_compression=compressed))
     assert list(found) == ['train', 'validation', 'test']
-    for part, key in KEYS.items():
+    for part, key in piano_rolls.KEYS.items():
         assert [piece.dtype for piece in found[part]] == [np.uint8] * variables[key].size
         assert all((one == other).all() for one, other in zip(found[part], variables[key][0], strict=True))
 
 
 def test_a_file_of_one_part_is_enough_where_others_are_not_asked_for(write):
     path = write({'testdata': good()['testdata']})
-    assert list(read_rolls(path)) == list(read_rolls(path, ['test'])) == ['test']
+    assert list(piano_rolls.read_rolls(path)) == list(piano_rolls.read_rolls(path, ['test'])) == ['test']
     with pytest.raises(UserError, match='rolls.mat.*traindata'):
-        read_rolls(path, KEYS)
+        piano_rolls.read_rolls(path, piano_rolls.KEYS)
 
 
 def with_value(value, dtype=float):
@@ -99,31 +99,31 @@ FAULTS = {
 def test_what_is_no_piano_roll_is_refused(write, fault):
     variables, sentence = FAULTS[fault]
     with pytest.raises(UserError, match=f'rolls.mat.*{sentence}'):
-        read_rolls(write(good() | variables))
+        piano_rolls.read_rolls(write(good() | variables))
 
 
 def test_sparse_pieces_are_refused(write):
     sparse = pytest.importorskip('scipy.sparse')
     with pytest.raises(UserError, match='piece 1 of testdata'):
-        read_rolls(write(good() | {'testdata': cells(sparse.csc_matrix(roll(3)))}))
+        piano_rolls.read_rolls(write(good() | {'testdata': cells(sparse.csc_matrix(roll(3)))}))
 
 
-@pytest.mark.parametrize('key', KEYS.values())
+@pytest.mark.parametrize('key', piano_rolls.KEYS.values())
 def test_a_variable_that_is_missing_is_named(write, key):
     with pytest.raises(UserError, match=f'rolls.mat.*{key}'):
-        read_rolls(write({name: held for name, held in good().items() if name != key}), KEYS)
+        piano_rolls.read_rolls(write({name: held for name, held in good().items() if name != key}), piano_rolls.KEYS)
 
 
 def test_a_file_without_piano_rolls_is_refused(write):
     with pytest.raises(UserError, match='traindata'):
-        read_rolls(write({'x': np.eye(3)}))
+        piano_rolls.read_rolls(write({'x': np.eye(3)}))
 
 
 def test_no_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(UserError, match='none.mat.*No such file'):
-        read_rolls(str(tmp_path / 'none.mat'))
+        piano_rolls.read_rolls(str(tmp_path / 'none.mat'))
     with pytest.raises(UserError, match='Is a directory'):
-        read_rolls(str(tmp_path))
+        piano_rolls.read_rolls(str(tmp_path))
 
 
 HDF5 = b'MATLAB 7.3 MAT-file'.ljust(124) + b'\x00\x02IM' + b'\x89HDF\r\n\x1a\n'
@@ -143,14 +143,14 @@ def test_other_files_are_refused(tmp_path, content, sentence):
     path = tmp_path / 'other.mat'
     path.write_bytes(content)
     with pytest.raises(UserError, match=f'other.mat.*{sentence}'):
-        read_rolls(str(path))
+        piano_rolls.read_rolls(str(path))
 
 
 def test_a_variable_that_stands_there_twice_is_refused(write, tmp_path):
     first = Path(write({'traindata': cells(roll(3))})).read_bytes()
     (tmp_path / 'twice.mat').write_bytes(first + Path(write(good())).read_bytes()[128:])  # without its head
     with pytest.raises(UserError, match='twice.mat.*traindata'):
-        read_rolls(str(tmp_path / 'twice.mat'))
+        piano_rolls.read_rolls(str(tmp_path / 'twice.mat'))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_bytes_that_scipy_would_fall_over_are_found_before_it_reads_them(write, 
     content[place] = value
     path.write_bytes(content)
     with pytest.raises(UserError, match=f'rolls.mat.*{sentence}'):
-        read_rolls(str(path))
+        piano_rolls.read_rolls(str(path))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -183,7 +183,7 @@ def test_a_mangled_file_gives_a_sentence_or_piano_rolls(tmp_path_factory, data):
         content[data.draw(st.integers(0, min(len(content) - 1, 400)))] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.none() | st.integers(0, len(content)))])
     try:
-        found = read_rolls(str(path))
+        found = piano_rolls.read_rolls(str(path))
     except UserError as error:
         assert str(error).startswith(str(path)) and '\n' not in str(error)
     else:
@@ -197,10 +197,10 @@ def test_any_pieces_come_back_as_they_were(tmp_path_factory, lengths, seed):
     path = tmp_path_factory.getbasetemp() / 'again.mat'
     given = {
         part: [roll(count, seed + i) for i, count in enumerate(counts)]
-        for part, counts in zip(KEYS, lengths, strict=True)
+        for part, counts in zip(piano_rolls.KEYS, lengths, strict=True)
     }
-    io.savemat(path, {KEYS[part]: cells(*pieces) for part, pieces in given.items()})
-    found = read_rolls(str(path), KEYS)
+    io.savemat(path, {piano_rolls.KEYS[part]: cells(*pieces) for part, pieces in given.items()})
+    found = piano_rolls.read_rolls(str(path), piano_rolls.KEYS)
     assert {part: [piece.tolist() for piece in pieces] for part, pieces in found.items()} == {
         part: [piece.tolist() for piece in pieces] for part, pieces in given.items()
     }
@@ -217,9 +217,9 @@ def test_published_files_have_the_pieces_that_they_are_known_to_have(name, piece
     path = SHARED / f'{name}.mat'
     if not path.exists():
         pytest.skip(f'{path} is not here')
-    found = read_rolls(str(path), KEYS)
-    assert [len(found[part]) for part in KEYS] == pieces
-    assert [sum(map(len, found[part])) for part in KEYS] == frames
+    found = piano_rolls.read_rolls(str(path), piano_rolls.KEYS)
+    assert [len(found[part]) for part in piano_rolls.KEYS] == pieces
+    assert [sum(map(len, found[part])) for part in piano_rolls.KEYS] == frames
 
 
 def compressed(claimed, size):
@@ -246,20 +246,20 @@ def test_what_expands_too_far_is_refused_before_it_is_expanded(tmp_path, element
     path.write_bytes(MAT + b''.join(compressed(*sizes) for sizes in elements))
     tracemalloc.start()
     with pytest.raises(UserError, match=sentence):
-        read_rolls(str(path), bounds=Bounds(bytes=100_000))
+        piano_rolls.read_rolls(str(path), bounds=Bounds(bytes=100_000))
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
 
 def test_a_compressed_file_within_the_limit_is_read(write):
     path = write(good(), do_compression=True)
-    assert len(read_rolls(path, bounds=Bounds(bytes=40_000))['train']) == 2
+    assert len(piano_rolls.read_rolls(path, bounds=Bounds(bytes=40_000))['train']) == 2
     with pytest.raises(UserError, match='--max_bytes'):
-        read_rolls(path, bounds=Bounds(bytes=1000))
+        piano_rolls.read_rolls(path, bounds=Bounds(bytes=1000))
 
 
 @pytest.mark.parametrize('kind', ODD)
 def test_what_is_not_a_file_is_refused_at_once(tmp_path, kind):
     path = str(odd(tmp_path, kind))
     with pytest.raises(UserError, match=re.escape(path)):
-        read_rolls(path)
+        piano_rolls.read_rolls(path)

@@ -13,12 +13,15 @@ import numpy as np
 import optax
 import pytest
 
-from seqjax import checkpoint, files, report, signals, training
-from seqjax.losses import mean_squared_error
-from seqjax.task import Batch, Task
-from seqjax.training import loop, observers, replicas
+from seqjax import training
+from seqjax.errors import UserError
+from seqjax.nn import losses as nn_losses
+from seqjax.reporting import statistics
+from seqjax.runs import directory, signals
+from seqjax.runs.checkpoint_manager import CheckpointManager
+from seqjax.training import loop, observers, replicas, run_summary
 from seqjax.training.session import CheckpointConfig
-from seqjax.training.summary import loss_summary
+from seqjax.types import Batch, Task
 from tests.helpers import reference
 
 ROWS, FEATURES = 4, 3
@@ -37,7 +40,7 @@ def batch(data, key, step):
 
 def task_of(bad=NEVER, value=np.nan, huge=NEVER):
     data = {'bad': np.int32(bad), 'value': np.float32(value), 'huge': np.int32(huge)}
-    return Task(mean_squared_error, batch, data)
+    return Task(nn_losses.mean_squared_error, batch, data)
 
 
 MODEL, TX = nn.Dense(1), optax.sgd(0.1)
@@ -50,7 +53,7 @@ def run_one(
     """A run of one seed in a folder, or nowhere."""
     settings = {**SETTINGS, 'workdir': folder and str(folder), 'seed': seed, 'steps': steps, **settings}
     how = {'steps': steps, 'chunk': chunk, 'checkpoints': CheckpointConfig(every, keep, best)}
-    with files.open_workdir(settings, 'x') as (workdir, _):
+    with directory.open_workdir(settings, 'x') as (workdir, _):
         compiled = training.compile_run(model, task or task_of(), tx, INPUTS, workdir=workdir, **how)
         return training.train_with_losses(compiled, INPUTS, np.array([seed]))
 
@@ -58,7 +61,7 @@ def run_one(
 def run_many(folder, task=None, *, seeds=(20, 21, 22, 23, 24), steps=10, chunk=4, every=NEVER, keep=100):
     settings = {**SETTINGS, 'workdir': folder and str(folder), 'steps': steps}
     how = {'steps': steps, 'chunk': chunk, 'checkpoints': CheckpointConfig(every, keep)}
-    with files.open_workdir(settings, 'x') as (workdir, _):
+    with directory.open_workdir(settings, 'x') as (workdir, _):
         how |= {'workdir': workdir, 'replicas': len(seeds)}
         compiled = training.compile_run(MODEL, task or task_of(), TX, INPUTS, **how)
         return training.train_with_losses(compiled, INPUTS, np.array(seeds))
@@ -77,7 +80,7 @@ def rows(folder):
 
 
 def saved(folder, place=''):
-    return checkpoint.Store(folder / 'checkpoints' / place).steps()
+    return CheckpointManager(folder / 'checkpoints' / place).steps()
 
 
 # --- the log ---------------------------------------------------------------------------------------
@@ -133,18 +136,18 @@ def test_the_newest_and_the_best_stay(tmp_path):
         folder = tmp_path / best
         run_one(folder, every=1, keep=2, best=best)
         assert saved(folder) == sorted({int(pick(losses)) + 1, 9, 10}), best
-    with pytest.raises(files.UserError, match='--best=los'):
+    with pytest.raises(UserError, match='--best=los'):
         run_one(tmp_path / 'other', best='los')
 
 
 def test_another_run_is_not_gone_on_with(tmp_path):
     """Whether summary.json says whose it is or, where that is lost, the checkpoint."""
     run_one(tmp_path, steps=5)
-    with pytest.raises(files.UserError, match='--seed=0.*--seed=1'):
+    with pytest.raises(UserError, match='--seed=0.*--seed=1'):
         run_one(tmp_path, seed=1)
-    with pytest.raises(files.UserError, match='--steps=4'):
+    with pytest.raises(UserError, match='--steps=4'):
         run_one(tmp_path, steps=4)
-    with pytest.raises(files.UserError, match=r'params/bias.*float32 \[1\]'):
+    with pytest.raises(UserError, match=r'params/bias.*float32 \[1\]'):
         run_one(tmp_path, model=nn.Dense(1, use_bias=False))
 
 
@@ -168,7 +171,7 @@ def test_a_log_that_lost_rows_sends_the_run_back_to_an_earlier_checkpoint(tmp_pa
     told = capsys.readouterr().err.splitlines()
     assert all('step 6' in line for line in told) and len(told) == 2
     (tmp_path / 'metrics.csv').unlink()
-    with pytest.raises(files.UserError, match='metrics.csv'):
+    with pytest.raises(UserError, match='metrics.csv'):
         run_one(tmp_path, every=2)
 
 
@@ -227,7 +230,7 @@ def finite():
 def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(chunk, bad, value, finite, tmp_path):
     """Rows up to and with that step stay; the state before it is saved; the sentence names step and gradient."""
     for _ in range(2):  # the same command comes to the same end
-        with pytest.raises(files.UserError, match=f'{value}.*step {bad}.*--learn') as it:
+        with pytest.raises(UserError, match=f'{value}.*step {bad}.*--learn') as it:
             run_one(tmp_path, task_of(bad, value), chunk=chunk)
         assert re.search(rf'step {bad} .*{value}', str(it.value))
         assert f'step {bad - 1} ' in str(it.value)
@@ -243,14 +246,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(chunk, bad, value, f
 def test_the_state_that_is_kept_is_finite(tmp_path):
     """An update that overflows spoils the parameters a step before the loss shows it: the step before that is kept."""
     tx = optax.sgd(lambda count: jnp.where(count == 4, 1e25, 0.1))
-    with pytest.raises(files.UserError, match='(nan|inf).*step 6') as caught:
+    with pytest.raises(UserError, match='(nan|inf).*step 6') as caught:
         run_one(tmp_path, task_of(huge=5), tx=tx, chunk=7)
     assert 'step 4 ' in str(caught.value)
     assert re.search(r'step 5 .*\d\.?\d*e\+18', str(caught.value))
 
 
 def test_without_a_folder_the_sentence_is_the_same_but_for_what_is_kept():
-    with pytest.raises(files.UserError, match='nan.*step 5.* nan.*(kernel|bias)'):
+    with pytest.raises(UserError, match='nan.*step 5.* nan.*(kernel|bias)'):
         run_one(None, task_of(5))
 
 
@@ -276,13 +279,13 @@ def test_many_seeds_go_on_while_one_of_a_group_is_finite(chunk, threes, tmp_path
     assert table[0] == ['step', 'loss', 'loss_q0.025', 'loss_q0.25', 'loss_q0.75', 'loss_q0.975', 'learning_rate']
     table = np.array(table[1:], np.float64)
     np.testing.assert_array_equal(table[:, 0], range(1, 11))
-    low, q1, median, q3, high = report.loss_quantiles(record.losses)
+    low, q1, median, q3, high = statistics.loss_quantiles(record.losses)
     np.testing.assert_allclose(table[:, 1:-1].T, [median, low, q1, q3, high], rtol=1e-6)
 
 
 @pytest.mark.parametrize('chunk', [4, 100])
 def test_many_seeds_stop_where_a_whole_group_diverged(chunk, threes, tmp_path):
-    with pytest.raises(files.UserError, match='3.* nan.*step 7'):
+    with pytest.raises(UserError, match='3.* nan.*step 7'):
         run_many(tmp_path, task_of(7), chunk=chunk)
     assert saved(tmp_path, 'seeds_20_to_22')[-1] == 6
 
@@ -293,9 +296,9 @@ def test_many_seeds_stop_where_a_whole_group_diverged(chunk, threes, tmp_path):
 def test_loss_summary():
     """First and last; with replicas the medians over seeds, and the last loss's quantiles, all fit for JSON."""
     losses = np.random.default_rng(2).uniform(1, 2, size=(40, 6)).astype(np.float32)
-    assert loss_summary(losses[0]) == {'first_loss': float(losses[0, 0]), 'last_loss': float(losses[0, 5])}
+    assert run_summary.loss_summary(losses[0]) == {'first_loss': float(losses[0, 0]), 'last_loss': float(losses[0, 5])}
     losses[:2, 5] = np.nan
-    got = loss_summary(losses)
+    got = run_summary.loss_summary(losses)
     assert got['first_loss'] == pytest.approx(np.median(losses[:, 0]), rel=1e-6)
     assert got['last_loss'] == got['last_loss_quantiles']['0.5']
     assert got['last_loss_quantiles']['0.25'] == pytest.approx(

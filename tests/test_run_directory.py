@@ -5,20 +5,9 @@ import re
 
 import pytest
 
-from experiments import (
-    classify,
-    compare,
-    echo,
-    forecast,
-    launch,
-    lengths,
-    parity,
-    sweep,
-    td,
-    text,
-)
-from experiments.run_directory import default_workdir
-from seqjax.files import UserError
+from experiments import echo, parity, td
+from seqjax.cli import classify, command_line, compare, default_workdir, forecast, lengths, sweep, text
+from seqjax.errors import UserError
 
 HASH = '-[0-9a-f]{6}$'
 
@@ -26,7 +15,7 @@ HASH = '-[0-9a-f]{6}$'
 def directory(module, *argv):
     """The --workdir that a command line gets; nothing is run."""
     command = module.COMMAND
-    values = command.complete(launch.parse(*command.whole_table(argv), list(argv)))
+    values = command.complete(command_line.parse(*command.whole_table(argv), list(argv)))
     return values['workdir'].replace(os.sep, '/')
 
 
@@ -108,7 +97,7 @@ def test_a_path_has_one_hash_in_every_locale():
 
 
 def test_what_python_is_given_is_left_alone():
-    assert default_workdir({'workdir': 'w', 'a': 1}, {'a': 2}, 'x')['workdir'] == 'w'
+    assert default_workdir.default_workdir({'workdir': 'w', 'a': 1}, {'a': 2}, 'x')['workdir'] == 'w'
 
 
 def test_the_second_command_is_not_refused(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from seqjax import signals
+from seqjax.runs import signals
+from seqjax.runs.signals import Interrupted, Terminated
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
@@ -29,7 +30,7 @@ def test_asked_for_later_a_signal_is_noted_and_afterwards_handlers_are_as_before
 
 @pytest.mark.parametrize('number', signals.CODES)
 def test_asked_at_once_a_signal_raises(number):
-    with pytest.raises((signals.Terminated, signals.Interrupted)) as caught, signals.asked(later=False):
+    with pytest.raises((Terminated, Interrupted)) as caught, signals.asked(later=False):
         os.kill(os.getpid(), number)
     assert signals.code(caught.value) == signals.CODES[number] and number.name in caught.value.message
 

@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import echo, launch, studies, sweep, td, text
-from experiments.fitting import Sampling
-from seqjax import memory, training
-from seqjax.files import UserError
-from seqjax.models import sequence_model
-from seqjax.task import Batch, Best, EarlyStopping, TrainState
+from experiments import echo, td
+from seqjax import training
+from seqjax.cli import command, flag_tables, sweep, task_registry, text
+from seqjax.cli.dataset_experiment import Sampling
+from seqjax.errors import UserError
+from seqjax.nn import models
+from seqjax.runs import memory
 from seqjax.tasks import counting
-from seqjax.training import compile as compiling
+from seqjax.training import compilation
+from seqjax.types import Batch, Best, EarlyStopping, TrainState
 from tests.helpers import kinds
 
 GB = 10**9
@@ -34,9 +36,9 @@ def stopped(in_tmp, monkeypatch):
     def stop(*args, **kwargs):
         raise Reached
 
-    monkeypatch.setattr(compiling, 'compile_run', stop)
-    monkeypatch.setattr('experiments.bench.Bench.run', stop)
-    monkeypatch.setattr('experiments.launch.use_cores', lambda *_: None)
+    monkeypatch.setattr(compilation, 'compile_run', stop)
+    monkeypatch.setattr('benchmarks.bench.Bench.run', stop)
+    monkeypatch.setattr('seqjax.cli.command.use_cores', lambda *_: None)
     monkeypatch.setattr(memory, 'available_bytes', lambda: 8 * GB)
 
 
@@ -166,7 +168,7 @@ def measured(model, task, tx, chunk, replicas):
     ],
 )
 def test_the_estimate_of_a_study_is_that_of_xla(name, settings):
-    one = studies.find(name)
+    one = task_registry.find(name)
     flags = one.check(settings).flags
     estimate, real = measured(one.make_model(flags), one.make_task(flags), one.make_optimiser(flags), flags['every'], 2)
     settings = flags
@@ -175,7 +177,7 @@ def test_the_estimate_of_a_study_is_that_of_xla(name, settings):
 
 
 def test_the_estimate_of_the_first_experiment_is_that_of_xla():
-    settings = td.complete(launch.default_values(td.run)) | {'length': 100, 'hidden': 50, 'replicas': 50}
+    settings = td.complete(command.default_values(td.run)) | {'length': 100, 'hidden': 50, 'replicas': 50}
     estimate, real = measured(td.make_model(settings), td.make_task(settings), td.make_optimiser(settings), 100, 50)
     assert real / 4 < estimate < 4 * real
     assert real / 4 < 4 * td.sizes(**settings)[0] < 4 * real
@@ -194,7 +196,7 @@ def test_the_estimate_knows_what_lives_at_once():
 
 
 def test_a_program_that_exceeds_the_memory_is_refused_before_it_is_compiled(monkeypatch):
-    monkeypatch.setattr(launch, 'check_memory', lambda *_: None)
+    monkeypatch.setattr(flag_tables, 'check_memory', lambda *_: None)
     monkeypatch.setattr(memory, 'available_bytes', lambda: 10**6)
     with pytest.raises(UserError, match='--hidden=300'):
         td.run(hidden=300, epochs=1, picture=False)
@@ -221,7 +223,7 @@ def test_texts_that_no_memory_holds_are_refused(length, samples):
     recipe = {'tokens': 'characters', 'known': 'ab', 'window': 4}
     spec = kind.spec(recipe)
     how = {'cell': 'lstm', 'features': 4, 'vocabulary': spec.vocabulary, 'stateful': True}
-    model = sequence_model(spec.output, spec.outputs, **how)
+    model = models.sequence_model(spec.output, spec.outputs, **how)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
     best = Best(0.0, 0, params, {})
     with pytest.raises(UserError, match=f'--samples={samples} --length={length}'):

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import study
-from seqjax.dataset import SPLITS
-from seqjax.files import UserError
+from seqjax.cli import task_setup
+from seqjax.datasets import dataset
+from seqjax.errors import UserError
 from tests.helpers import kinds
 
 pytest.importorskip('pandas', reason='files are read by the extra "data"')
@@ -29,10 +29,10 @@ def run(kind, flags, part='all'):
     """All of a run and of a prediction but the training: of a model only shapes are computed."""
     settings = kind.check({'replicas': 1, 'hidden': 2, **flags})
     data = kind.dataset(settings)
-    model = study.make_model(data.spec, settings.model)
+    model = task_setup.make_model(data.spec, settings.model)
     batch = jax.eval_shape(data.batch, data.data, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32))
     data.both()
-    for split in SPLITS if kind.name == 'forecast' else ():  # others take their time
+    for split in dataset.SPLITS if kind.name == 'forecast' else ():  # others take their time
         assert all(np.isfinite(score(split).totals).all() for score in data.baselines.values())
 
     def answers_to(batches):

@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
-from experiments import echo, soak
-from seqjax.files import UserError
+from benchmarks import soak
+from experiments import echo
+from seqjax.errors import UserError
 
 
 def test_runs_that_are_killed_end_as_undisturbed_ones(tmp_path, capsys):

@@ -9,12 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from seqjax import losses, training
-from seqjax.cells import LSTMCell
-from seqjax.data import stream_rows, stream_window
-from seqjax.layers import RNN
-from seqjax.models import sequence_model
-from seqjax.task import Batch, Sequences, Task
+from seqjax import training
+from seqjax.nn import losses, models, rnn
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.ops import windows as ops_windows
+from seqjax.types import Batch, Sequences, Task
 from tests.helpers import reference
 
 V, H, B, T = 7, 6, 3, 4
@@ -23,11 +22,11 @@ TX = optax.adam(1e-2)
 
 
 def rows_of(series, batch=B):
-    return stream_rows((series[:-1], series[1:]), batch, T)
+    return ops_windows.stream_rows((series[:-1], series[1:]), batch, T)
 
 
 def window_batch(rows, key, step):
-    (inputs, targets), mask, resets = stream_window(rows, step, T)
+    (inputs, targets), mask, resets = ops_windows.stream_window(rows, step, T)
     return Batch(Sequences(inputs, mask=mask, resets=resets), targets, mask)
 
 
@@ -41,7 +40,7 @@ def eval_batches(series, batch):
 
 
 def stream_model(stateful=True):
-    return sequence_model('per_step', V, features=H, vocabulary=V, layers=2, stateful=stateful)
+    return models.sequence_model('per_step', V, features=H, vocabulary=V, layers=2, stateful=stateful)
 
 
 MODEL, PLAIN = stream_model(), stream_model(stateful=False)
@@ -159,7 +158,7 @@ def test_predictions_start_anew_in_any_batch():
 class Dropping(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = RNN(LSTMCell(8))(x)
+        x = rnn.RNN(LSTMCell(8))(x)
         return nn.Dense(1)(nn.Dropout(0.5)(x, deterministic=not self.has_rng('dropout')))
 
 
@@ -186,7 +185,7 @@ def test_D05_training_drops_and_evaluation_does_not():
 @pytest.mark.parametrize('batch_size', [1, 4, 10, 64])
 def test_S03_ten_rows_in_batches_of_any_size_are_ten_predictions(batch_size):
     """The last batch need not be full; sequences bring their lengths along."""
-    model = sequence_model('last', 2, features=4)
+    model = models.sequence_model('last', 2, features=4)
     x, lengths = np.random.default_rng(0).normal(size=(10, 6, 3)).astype(np.float32), np.arange(10) % 7
     data = Batch((x, lengths), x[:, 0, :2], x[:, 0, 0] < 9)
     task = Task(losses.mean_squared_error, lambda data, key, step: data, data)
@@ -205,6 +204,6 @@ def test_inputs_that_cannot_be_cut_into_batches_are_refused(inputs, size):
 
 
 def test_predictions_of_no_steps_have_none():
-    model = sequence_model('per_step', 1, features=4)
+    model = models.sequence_model('per_step', 1, features=4)
     state = training.init_state(model, fixed_task(), TX, jax.random.key(0))
     assert training.predict(model, state, np.ones((3, 0, 2), np.float32), batch_size=2).shape == (3, 0, 1)

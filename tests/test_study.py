@@ -11,24 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import studies, temporal_order
-from experiments.settings import Settings
-from experiments.study import HELD_OUT, SPLITS, Study, make_model, options_of
-from seqjax import optim, training, trials
-from seqjax.data import epoch_rows
-from seqjax.files import UserError
-from seqjax.initializers import GATE_BIASES
-from seqjax.models import CELLS
-from seqjax.problem import (
-    Examples,
-    SuccessCriterion,
-    SyntheticTask,
-    classification,
-    mistakes,
-)
-from seqjax.task import Batch, Mean, batch_shapes
+from experiments import temporal_order
+from seqjax import training, types
+from seqjax.cli import run, task_flags, task_registry, task_setup
+from seqjax.cli.settings import Settings
+from seqjax.cli.task_experiment import TaskExperiment
+from seqjax.errors import UserError
+from seqjax.nn import initializers, models
+from seqjax.ops import windows
+from seqjax.tasks import synthetic
+from seqjax.tasks.synthetic import Examples, SuccessCriterion, SyntheticTask
+from seqjax.training import optimizers, success_results
 from seqjax.training.observers import SuccessMonitor
-from seqjax.types import ModelSpec
+from seqjax.training.success_results import Seed
+from seqjax.types import Batch, Mean, ModelSpec
 
 SHORT = {'length': 10, 'hidden': 4, 'steps': 6, 'every': 3, 'replicas': 2, 'picture': False}
 # Reaches its goal in seconds, different seeds at different looks.
@@ -59,7 +55,11 @@ def first_bit(longest: int = 4, where: Literal['begin', 'end'] = 'begin', noise:
         return Examples(*parts)
 
     problem = SyntheticTask(
-        'a bit', sample, classification, ModelSpec('last', 2, features=1), reference_losses={'best constant': 0.693}
+        'a bit',
+        sample,
+        synthetic.classification,
+        ModelSpec('last', 2, features=1),
+        reference_losses={'best constant': 0.693},
     )
     return problem._replace(examples=examples) if noise else problem
 
@@ -72,7 +72,7 @@ def argv_of(settings):
 
 
 def test_the_arguments_of_a_problem_are_flags():
-    table, defaults = options_of(first_bit)
+    table, defaults = task_flags.options_of(first_bit)
     assert defaults == {'longest': 4, 'where': 'begin', 'noise': 0.0}
     assert [table[name].parser.parse(text) for name, text in (('longest', '7'), ('where', 'end'), ('noise', '.5'))] == [
         7,
@@ -97,20 +97,20 @@ def taken(hidden: int = 3) -> SyntheticTask: ...
 @pytest.mark.parametrize(('make', 'words'), [(needs, 'needs'), (odd, 'odd'), (taken, 'taken')])
 def test_an_argument_that_cannot_be_a_flag_is_refused(make, words):
     with pytest.raises(UserError, match=words):
-        Study(make)
+        TaskExperiment(make)
 
 
 def test_a_study_gives_both_doors_the_same(in_tmp):
-    study = Study(first_bit, every=2)
+    study = TaskExperiment(first_bit, every=2)
     one = study.run(longest=3, steps=4, replicas=2, workdir='a', picture=False)
     assert study.command('').main(['--longest=3', '--steps=4', '--replicas=2', '--workdir=b', '--nopicture']) == 0
     assert (in_tmp / 'a/looks.csv').read_bytes() == (in_tmp / 'b/looks.csv').read_bytes()
     assert one.looks.shape == (2, 2, 2) and one.metrics == ['loss', 'wrong']
 
 
-@pytest.mark.parametrize('name', studies.NAMES)
+@pytest.mark.parametrize('name', task_registry.NAMES)
 def test_every_study_has_help_for_each_of_its_flags(name, capsys):
-    study = studies.find(name)
+    study = task_registry.find(name)
     module = importlib.import_module(f'experiments.{name}')
     assert module.main(['--helpfull']) == 0
     text = capsys.readouterr().out
@@ -121,26 +121,26 @@ def test_every_study_has_help_for_each_of_its_flags(name, capsys):
 
 
 @pytest.mark.representative(1)
-@pytest.mark.parametrize('cell', CELLS)
-@pytest.mark.parametrize('name', studies.NAMES)
+@pytest.mark.parametrize('cell', models.CELLS)
+@pytest.mark.parametrize('name', task_registry.NAMES)
 def test_every_task_takes_every_cell(name, cell):
     """In two layers, in both directions where that is no cheat, with dropout, clipping and a schedule."""
-    study = studies.find(name)
+    study = task_registry.find(name)
     problem = study.problem(study.defaults)
     flags = {'cell': cell, 'hidden': 4, 'layers': 2, 'dropout': 0.5, 'bidirectional': not problem.spec.causal}
     settings = study.check(flags | {'clip_norm': 1.0, 'schedule': 'cosine', 'decay_steps': 10})
     task = study.make_task(settings.flags)
-    inputs = batch_shapes(task).inputs
+    inputs = types.batch_shapes(task).inputs
     model = study.make_model(settings.flags)
     outputs = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], inputs)
     assert outputs.shape[0] == settings.train.batch_size and outputs.shape[-1] == problem.spec.outputs
 
 
 @pytest.mark.representative(every=3)
-@pytest.mark.parametrize('name', studies.NAMES)
+@pytest.mark.parametrize('name', task_registry.NAMES)
 def test_every_task_trains_and_is_tested(name, capsys):
     """Two steps of a small model; the scores of what it never saw are numbers."""
-    study = studies.find(name)
+    study = task_registry.find(name)
     outcome = study.run(hidden=4, batch_size=4, steps=2, every=1, replicas=1, picture=False)
     assert outcome.looks.shape == (1, 2, len(outcome.metrics)) and np.isfinite(outcome.looks).all()
     assert set(outcome.seeds[0].test) == set(outcome.metrics) >= {'loss', 'wrong'}
@@ -148,8 +148,8 @@ def test_every_task_trains_and_is_tested(name, capsys):
     assert '1 seed' in capsys.readouterr().out.splitlines()[-1]
 
 
-@pytest.mark.parametrize('cell', CELLS)
-@pytest.mark.parametrize('gate_bias', ['default', *GATE_BIASES])
+@pytest.mark.parametrize('cell', models.CELLS)
+@pytest.mark.parametrize('gate_bias', ['default', *initializers.GATE_BIASES])
 def test_every_cell_is_made_or_refused_in_a_sentence(cell, gate_bias):
     """Those without a gate that keeps have no bias of it; the others have it."""
     study = temporal_order.STUDY
@@ -157,9 +157,9 @@ def test_every_cell_is_made_or_refused_in_a_sentence(cell, gate_bias):
     spec, config = study.problem(settings).spec, Settings.of(settings).model
     if gate_bias != 'default' and cell in ('simple', 'lru', 'rglru'):
         with pytest.raises(UserError, match=f'--hidden=4 --gate_bias={gate_bias}'):
-            make_model(spec, config)
+            task_setup.make_model(spec, config)
     else:
-        make_model(spec, config)
+        task_setup.make_model(spec, config)
 
 
 @pytest.mark.parametrize(
@@ -196,12 +196,12 @@ def test_a_mistake_ends_in_a_sentence_and_exit_code_2(flags, words, in_tmp, caps
 
 def test_a_model_that_would_see_the_answers_is_refused():
     with pytest.raises(UserError, match='--bidirectional'):
-        studies.find('copy_memory').run(bidirectional=True, steps=1, replicas=1, batch_size=1)
+        task_registry.find('copy_memory').run(bidirectional=True, steps=1, replicas=1, batch_size=1)
 
 
 def test_chrono_needs_a_problem_that_says_how_long():
     with pytest.raises(UserError, match='--gate_bias=chrono'):
-        Study(first_bit).run(gate_bias='chrono')
+        TaskExperiment(first_bit).run(gate_bias='chrono')
 
 
 def test_python_refuses_unknown_names_and_values_with_a_value_error():
@@ -220,8 +220,8 @@ def test_a_run_by_hand_gives_the_same(in_tmp):
     study = temporal_order.STUDY
     outcome = study.run(**SHORT, seed=7, split='test')
     settings = study.defaults | SHORT
-    model, task, tx = study.make_model(settings), study.make_task(settings), optim.adam(3e-3, 1e-7)
-    batch = study.problem(settings).sample(jax.random.key(SPLITS['test']), HELD_OUT)
+    model, task, tx = study.make_model(settings), study.make_task(settings), optimizers.adam(3e-3, 1e-7)
+    batch = study.problem(settings).sample(jax.random.key(task_setup.SPLITS['test']), task_setup.HELD_OUT)
     for i, seed in enumerate(outcome.seeds):
         state, looks = training.init_state(model, task, tx, jax.random.key(7 + i)), []
         for state, metrics, _ in training.train(model, task, tx, state, steps=6, chunk=3):
@@ -234,7 +234,10 @@ def test_a_run_by_hand_gives_the_same(in_tmp):
 
 
 def test_the_splits_are_different_sequences():
-    one, other = (Study(first_bit).run(steps=2, every=1, replicas=1, split=name, picture=False) for name in SPLITS)
+    one, other = (
+        TaskExperiment(first_bit).run(steps=2, every=1, replicas=1, split=name, picture=False)
+        for name in task_setup.SPLITS
+    )
     assert one.looks.tobytes() == other.looks.tobytes() and one.seeds != other.seeds
 
 
@@ -281,24 +284,24 @@ def test_a_goal_may_be_of_another_metric():
         return first_bit()._replace(loss_fn=score, success=SuccessCriterion(0.5, 'half'))
 
     how = {'steps': 2, 'every': 1, 'replicas': 1, 'picture': False, 'batch_size': 2}
-    assert Study(make).run(**how).seeds[0].sequences == 2
+    assert TaskExperiment(make).run(**how).seeds[0].sequences == 2
 
     def never() -> SyntheticTask:
         return make()._replace(success=SuccessCriterion(0.5, 'nan'))
 
-    assert Study(never).run(**how).seeds[0].sequences is None
+    assert TaskExperiment(never).run(**how).seeds[0].sequences is None
 
 
 def test_examples_are_read_in_epochs_and_the_split_is_never_trained_on():
     """Each epoch has every example once; the last batch of one counts what is there."""
-    study = Study(first_bit)
+    study = TaskExperiment(first_bit)
     settings = study.defaults | {'noise': 1.0, 'batch_size': 8}
     task, examples = study.make_task(settings), first_bit(noise=1.0).examples()
     for epoch in range(2):
         rows = []
         for step in range(4 * epoch, 4 * epoch + 4):
             batch = task.batch(task.data, jax.random.key(0), step)
-            want, real = epoch_rows(task.data[0], step, 30, 8)
+            want, real = windows.epoch_rows(task.data[0], step, 30, 8)
             np.testing.assert_array_equal(batch.inputs, examples.train.inputs[want])
             np.testing.assert_array_equal(batch.mask, real)
             rows += np.asarray(want)[np.asarray(real)].tolist()
@@ -393,27 +396,27 @@ def test_a_run_that_was_stopped_goes_on_with_what_it_had_found(every, straight, 
 
 def test_a_run_that_was_stopped_at_its_very_end_is_not_trained_on(straight, in_tmp, monkeypatch):
     """All seeds were at the goal, and only the table was not written yet."""
-    (straight, table), original = straight, trials.write_looks
-    monkeypatch.setattr(trials, 'write_looks', lambda *_: 1 / 0)
+    (straight, table), original = straight, success_results.write_looks
+    monkeypatch.setattr(success_results, 'write_looks', lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         temporal_order.run(**LEARNS, workdir='b')
-    monkeypatch.setattr(trials, 'write_looks', original)
+    monkeypatch.setattr(success_results, 'write_looks', original)
     assert temporal_order.run(**LEARNS, workdir='b').seeds == straight.seeds
     assert (in_tmp / 'b/looks.csv').read_bytes() == table
 
 
 def test_a_seed_that_diverges_is_at_no_goal_and_keeps_its_place(in_tmp):
     """Its test is not finite; files hold that and give it back."""
-    seed = trials.Seed(3, None, {'loss': float('nan'), 'wrong': 1.0})
-    held = json.loads(json.dumps(trials.plain(seed), allow_nan=False))
-    again = trials.seed_of(held)
+    seed = Seed(3, None, {'loss': float('nan'), 'wrong': 1.0})
+    held = json.loads(json.dumps(success_results.plain(seed), allow_nan=False))
+    again = success_results.seed_of(held)
     assert again.seed == 3 and again.sequences is None and np.isnan(again.test['loss']) and again.test['wrong'] == 1
 
 
 def test_mistakes_count_sequences_and_not_steps():
     right = jnp.array([[True, False, False], [True, True, True], [False, False, False], [True, False, True]])
     mask = jnp.array([[True, True, True], [True, True, False], [False, False, False], [True, False, True]])
-    assert mistakes(right, mask) == (1, 3)
+    assert synthetic.mistakes(right, mask) == (1, 3)
 
 
 def test_both_forms_of_a_linear_cell_find_the_same(in_tmp):
@@ -429,8 +432,8 @@ OUTSIDE = """
 import sys
 from typing import Literal
 import jax, jax.numpy as jnp
-from seqjax.problem import SyntheticTask, classification
-from seqjax.task import Batch
+from seqjax.tasks.synthetic import SyntheticTask, classification
+from seqjax.types import Batch
 
 def my_task(bits: int = 3) -> SyntheticTask:
     def sample(key, count):
@@ -465,15 +468,14 @@ def no_batch() -> SyntheticTask:
 
 
 def test_a_task_of_another_module_has_flags_and_files(in_tmp, capsys):
-    from experiments import run as any_task
 
     (in_tmp / 'my_module_7.py').write_text(OUTSIDE)
     (in_tmp / 'my.flags').write_text('--task=my_module_7:my_task\n--bits=2\n--steps=2\n--every=1\n--replicas=2\n')
-    assert any_task.main(['--flagfile=my.flags', '--nopicture']) == 0
+    assert run.main(['--flagfile=my.flags', '--nopicture']) == 0
     assert 'my task' in capsys.readouterr().out.splitlines()[-1]
     (folder,) = (in_tmp / 'runs/run/my_module_7/my_task').glob('lstm-*')  # with a hash of the flags
     assert (folder / 'looks.csv').is_file()
-    assert any_task.main(['--flagfile=my.flags', '--bits=x']) == 2
+    assert run.main(['--flagfile=my.flags', '--bits=x']) == 2
     assert '--bits=x' in capsys.readouterr().err.replace('flag ', '')
 
 
@@ -510,11 +512,10 @@ def test_a_task_of_another_module_has_flags_and_files(in_tmp, capsys):
     ],
 )
 def test_what_is_no_task_is_refused_in_a_sentence(task, words, in_tmp, capsys):
-    from experiments import run as any_task
 
     (in_tmp / 'my_module_8.py').write_text(OUTSIDE)
     (in_tmp / 'broken_8.py').write_text('1 / 0')
     (in_tmp / 'exits_8.py').write_text('import sys\nsys.exit(3)')
-    assert any_task.main([f'--task={task}']) == 2
+    assert run.main([f'--task={task}']) == 2
     err = capsys.readouterr().err
     assert words in err and err.count('\n') == 1

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from seqjax.readers import summary
-from seqjax.readers.tables import Columns, Series, Table
+from seqjax.datasets.readers import summary
+from seqjax.datasets.readers.table_columns import Series
+from seqjax.datasets.readers.table_sources import Columns
+from seqjax.datasets.readers.tables import SeriesTable
 
 RNG = np.random.default_rng(0)
 PLAIN = RNG.normal(100, 10, 60).round(2)
@@ -18,7 +20,7 @@ def table(*columns, names='abc', series=('x',)):
     several = [
         Series(name if len(series) > 1 else None, *pair, None) for name, *pair in zip(series, parts, rows, strict=True)
     ]
-    return Table(Columns([names[0]], list(names[1 : len(columns)])), several)
+    return SeriesTable(Columns([names[0]], list(names[1 : len(columns)])), several)
 
 
 def changed(**values):

@@ -7,13 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import echo, td
-from experiments import sweep as command
-from seqjax import files, optim, training
-from seqjax.files import UserError
-from seqjax.tasks.td import SETUPS
-from seqjax.training import programs as compiled_programs
-from seqjax.training import replicas
+from experiments import echo
+from experiments import td as experiments_td
+from seqjax import training
+from seqjax.cli import sweep, sweep_grid
+from seqjax.cli.sweep import SweepRow
+from seqjax.errors import UserError
+from seqjax.runs.directory import Workdir
+from seqjax.tasks import td
+from seqjax.training import optimizers, replicas
+from seqjax.training import programs as training_programs
 from seqjax.training.session import TrainSession
 from tests.helpers import reference
 
@@ -31,7 +34,7 @@ def run(compiled, seeds, *, steps, chunk):
     return losses.T[:count], *jax.tree.map(lambda x: np.asarray(x)[:count], end)
 
 
-@pytest.mark.parametrize('setup', SETUPS)
+@pytest.mark.parametrize('setup', td.SETUPS)
 def test_replicas_agree_with_single_runs(compiled_td, setup):
     """Six seeds, 200 steps: losses to absolute 1e-6, and to relative 1e-5 while they are above 1e-3."""
     seeds = np.array([0, 1, 2, 7, 100, 2**32 - 1])
@@ -80,16 +83,16 @@ def test_group_width_splits_into_the_fewest_and_narrowest_groups(max_width):
 
 def test_small_models_lie_side_by_side_in_larger_numbers(monkeypatch):
     """The notebook's are a thousand, and no model's group is narrower than it always was."""
-    widths = [td.max_width(setup='many_to_many', length=5, hidden=hidden) for hidden in (5, 10, 100, 1000)]
+    widths = [experiments_td.max_width(setup='many_to_many', length=5, hidden=hidden) for hidden in (5, 10, 100, 1000)]
     assert widths[0] == replicas.WIDEST > widths[1] > widths[2] == widths[3] == replicas.MAX_WIDTH
     monkeypatch.setattr(replicas, 'WIDEST', 4)
     monkeypatch.setattr(replicas, 'MAX_WIDTH', 2)
-    compiled, original = [], compiled_programs.compile_programs
+    compiled, original = [], training_programs.compile_programs
     monkeypatch.setattr(
-        compiled_programs, 'compile_programs', lambda *args, **how: compiled.append(how) or original(*args, **how)
+        training_programs, 'compile_programs', lambda *args, **how: compiled.append(how) or original(*args, **how)
     )
-    td.run(setup='many_to_one', epochs=2, replicas=7, picture=False)
-    command.run(**RATES | {'replicas': 4, 'epochs': 4})
+    experiments_td.run(setup='many_to_one', epochs=2, replicas=7, picture=False)
+    sweep.run(**RATES | {'replicas': 4, 'epochs': 4})
     assert [how['replicas'] for how in compiled] == [4, 4]
 
 
@@ -101,11 +104,11 @@ RATES |= {'grid': {'learning_rate': [1e-3, 0.02]}, 'picture': False}
 
 def test_settings_side_by_side_are_the_runs_of_each_setting(monkeypatch):
     """Two learning rates with three seeds, in one program: the losses of td.run with each, at every look."""
-    compiled, original = [], compiled_programs.compile_programs
+    compiled, original = [], training_programs.compile_programs
     monkeypatch.setattr(
-        compiled_programs, 'compile_programs', lambda *args, **how: compiled.append(how) or original(*args, **how)
+        training_programs, 'compile_programs', lambda *args, **how: compiled.append(how) or original(*args, **how)
     )
-    rows = command.run(**RATES)
+    rows = sweep.run(**RATES)
     assert [how['replicas'] for how in compiled] == [6]
     assert [(row.setting, row.seed, row.step) for row in rows] == [
         ((rate,), seed, step) for rate in (1e-3, 0.02) for seed in (5, 6, 7) for step in (4, 8, 12) for _ in range(2)
@@ -113,18 +116,18 @@ def test_settings_side_by_side_are_the_runs_of_each_setting(monkeypatch):
     assert all(row.value == row.setting[0] for row in rows if row.metric == 'learning_rate')
     rows = [row for row in rows if row.metric == 'loss']
     for rate in (1e-3, 0.02):
-        losses = td.run(setup='many_to_one', epochs=12, learning_rate=rate, seed=5, replicas=3, picture=False).metrics[
-            'loss'
-        ]
+        losses = experiments_td.run(
+            setup='many_to_one', epochs=12, learning_rate=rate, seed=5, replicas=3, picture=False
+        ).metrics['loss']
         got = [row.value for row in rows if row.setting == (rate,)]
         np.testing.assert_allclose(got, losses[:, [3, 7, 11]].ravel(), rtol=1e-5)
 
 
 def test_a_group_of_one_rate_has_that_rate(monkeypatch):
     """Groups are as wide as there are seeds, so that none but the first has the rate of the program."""
-    together = command.run(**RATES)
+    together = sweep.run(**RATES)
     monkeypatch.setattr(replicas, 'group_width', lambda *_: 3)
-    apart = command.run(**RATES)
+    apart = sweep.run(**RATES)
     assert [row[:4] for row in apart] == [row[:4] for row in together]
     np.testing.assert_allclose([row.value for row in apart], [row.value for row in together], rtol=1e-5)
 
@@ -132,16 +135,16 @@ def test_a_group_of_one_rate_has_that_rate(monkeypatch):
 def test_rates_of_all_groups_are_set_by_one_program(monkeypatch):
     """The rates are its argument."""
     monkeypatch.setattr(replicas, 'group_width', lambda *_: 2)
-    traced, original = [], optim.with_rates
-    monkeypatch.setattr(optim, 'with_rates', lambda *args: traced.append(1) or original(*args))
-    command.run(**RATES | {'grid': {'learning_rate': [1e-3, 0.02, 0.03]}, 'epochs': 4})
+    traced, original = [], optimizers.with_rates
+    monkeypatch.setattr(optimizers, 'with_rates', lambda *args: traced.append(1) or original(*args))
+    sweep.run(**RATES | {'grid': {'learning_rate': [1e-3, 0.02, 0.03]}, 'epochs': 4})
     assert len(traced) == 1
 
 
 def test_settings_of_other_shapes_follow_each_other(in_tmp, capsys):
     """Through the command line: cells and delays of the echo, every metric of it, in a tidy table."""
     argv = '--experiment=echo --grid=cell:gru,simple --grid=delay:1,2 --steps=6 --every=3 --replicas=2 --hidden=3'
-    assert command.main([*argv.split(), '--length=200', '--workdir=w', '--metric=accuracy']) == 0
+    assert sweep.main([*argv.split(), '--length=200', '--workdir=w', '--metric=accuracy']) == 0
     out = capsys.readouterr().out
     assert 'accuracy' in out and 'step 6' in out
     assert all(f'cell={cell} delay={delay} ' in out for cell in ('gru', 'simple') for delay in (1, 2))
@@ -155,7 +158,7 @@ def test_settings_of_other_shapes_follow_each_other(in_tmp, capsys):
         float(row['value']) for row in table if (row['cell'], row['delay'], row['metric']) == ('simple', '2', 'loss')
     ]
     np.testing.assert_allclose(got, want.ravel(), rtol=1e-5)
-    assert command.main([*argv.split(), '--length=200', '--workdir=w']) == 0
+    assert sweep.main([*argv.split(), '--length=200', '--workdir=w']) == 0
     again = capsys.readouterr().out
     assert 'step 6' in again
     assert (in_tmp / 'w/curve.png').stat().st_size > 10_000
@@ -165,7 +168,7 @@ def test_settings_of_other_shapes_follow_each_other(in_tmp, capsys):
 def test_the_table_has_the_learning_rate_of_a_schedule(rates):
     """Half a cosine, whose rate at the last step before a look is by hand."""
     how = {'experiment': 'even_pairs', 'steps': 4, 'every': 2, 'replicas': 2, 'picture': False, 'hidden': 2}
-    rows = command.run(**how, schedule='cosine', decay_steps=8, grid={'learning_rate': rates})
+    rows = sweep.run(**how, schedule='cosine', decay_steps=8, grid={'learning_rate': rates})
     got = [row.value for row in rows if row.metric == 'learning_rate']
     want = [rate * (1 + np.cos(np.pi * step / 8)) / 2 for rate in rates for _ in range(2) for step in (1, 3)]
     np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -174,7 +177,7 @@ def test_the_table_has_the_learning_rate_of_a_schedule(rates):
 def test_a_sweep_that_was_stopped_goes_on(in_tmp, monkeypatch):
     """Settings that were done are not trained again, and the table is as if nothing had happened."""
     settings = {**RATES, 'grid': {'hidden': [2, 3]}, 'checkpoint_every': 4}
-    command.run(**settings, workdir='a')
+    sweep.run(**settings, workdir='a')
     original, trained = TrainSession.train, []
 
     def fails(self):
@@ -186,18 +189,18 @@ def test_a_sweep_that_was_stopped_goes_on(in_tmp, monkeypatch):
 
     monkeypatch.setattr(TrainSession, 'train', fails)
     with pytest.raises(ZeroDivisionError):
-        command.run(**settings, workdir='b')
-    command.run(**settings, workdir='b')
+        sweep.run(**settings, workdir='b')
+    sweep.run(**settings, workdir='b')
     assert trained == [0, 4, 8, 0, 4, 4, 8]
     assert (in_tmp / 'a/sweep.csv').read_bytes() == (in_tmp / 'b/sweep.csv').read_bytes()
 
 
 def test_a_setting_that_diverges_is_a_row_of_the_table(capsys):
     """The others go on, and the table says how many seeds failed."""
-    command.run(**{**RATES, 'grid': {'learning_rate': [1e30, 1e-3]}})
+    sweep.run(**{**RATES, 'grid': {'learning_rate': [1e30, 1e-3]}})
     table = capsys.readouterr().out
     assert '3 diverged' in table and table.count('diverged') == 1
-    rows = command.run(**{**RATES, 'grid': {'adam_epsilon': [1e-7, 1e-3]}})
+    rows = sweep.run(**{**RATES, 'grid': {'adam_epsilon': [1e-7, 1e-3]}})
     assert np.isfinite([row.value for row in rows]).all()
 
 
@@ -222,23 +225,23 @@ def test_a_setting_that_diverges_is_a_row_of_the_table(capsys):
     ],
 )
 def test_what_a_person_can_get_wrong(flags, told, in_tmp, capsys):
-    assert command.main(flags.split()) == 2
+    assert sweep.main(flags.split()) == 2
     err = capsys.readouterr().err
     assert err.count('\n') == 1 and told in err
 
 
 def test_python_is_told_as_well():
     with pytest.raises(UserError, match='--lenght.*--length'):
-        command.run(lenght=3)
+        sweep.run(lenght=3)
     with pytest.raises(UserError, match='--grid=x'):
-        command.run(grid=['x'])
+        sweep.run(grid=['x'])
 
 
 def test_the_flags_of_the_experiment_are_those_of_the_sweep(capsys):
-    assert command.main(['--help', '--experiment=echo']) == 0
+    assert sweep.main(['--help', '--experiment=echo']) == 0
     out = capsys.readouterr().out
     assert '--delay=(' in out and '--grid=(' in out and '--setup' not in out
-    assert json.dumps(command.OWN_DEFAULTS)  # plain values
+    assert json.dumps(sweep_grid.OWN_DEFAULTS)  # plain values
 
 
 TABLE = 'delay,seed,step,metric,value\n1,0,3,loss,0.5\n'
@@ -258,8 +261,8 @@ TABLE = 'delay,seed,step,metric,value\n1,0,3,loss,0.5\n'
 )
 def test_a_table_that_was_damaged_is_refused(tmp_path, content):
     (tmp_path / 'sweep.csv').write_text(TABLE)
-    folder, grid = files.Workdir(tmp_path), [['delay', [1]]]
-    assert command._read(folder, grid) == [command.Row((1,), 0, 3, 'loss', 0.5)]
+    folder, grid = Workdir(tmp_path), [['delay', [1]]]
+    assert sweep._read(folder, grid) == [SweepRow((1,), 0, 3, 'loss', 0.5)]
     (tmp_path / 'sweep.csv').write_text(content)
     with pytest.raises(UserError, match='sweep.csv'):
-        command._read(folder, grid)
+        sweep._read(folder, grid)

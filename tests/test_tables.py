@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqjax.files import UserError
-from seqjax.readers import dates, extra, tables
-from seqjax.readers.bounds import Bounds
-from seqjax.readers.tables import Columns
+from seqjax.datasets.readers import dates, optional_packages, table_columns, table_sources, tables
+from seqjax.datasets.readers.bounds import Bounds
+from seqjax.datasets.readers.dates import Pace
+from seqjax.datasets.readers.table_sources import Columns
+from seqjax.errors import UserError
 
 pandas = pytest.importorskip('pandas', reason='reads tables: pip install "seqjax[data]"')
 
@@ -168,9 +169,9 @@ def test_a_fault_is_told_in_a_sentence(read, fault):
 
 
 def test_a_fault_far_down_is_told_with_its_row(read):
-    rows = [f'{row},{row % 7}' for row in range(tables.CHUNK + 9)]
-    rows[tables.CHUNK + 5] = '1,x'
-    with pytest.raises(UserError, match=f'row {tables.CHUNK + 6}, '):
+    rows = [f'{row},{row % 7}' for row in range(table_sources.CHUNK + 9)]
+    rows[table_sources.CHUNK + 5] = '1,x'
+    with pytest.raises(UserError, match=f'row {table_sources.CHUNK + 6}, '):
         read('\n'.join(['b,a', *rows]))
 
 
@@ -257,32 +258,32 @@ def test_dates_go_on_at_their_pace(frequency, words):
 
 
 def test_the_weekday_after_a_weekend_is_a_monday():
-    after = dates.Pace('weekdays', 1).after(np.datetime64('2021-01-02T06', 'us'), 2)
+    after = Pace('weekdays', 1).after(np.datetime64('2021-01-02T06', 'us'), 2)
     assert after.astype('datetime64[h]').astype(str).tolist() == ['2021-01-04T06', '2021-01-05T06']
 
 
 def test_the_31st_of_a_shorter_month_is_its_last_day():
-    assert dates.Pace('months', 1).after(np.datetime64('2021-12-31', 'us'), 2).astype(str).tolist() == [
+    assert Pace('months', 1).after(np.datetime64('2021-12-31', 'us'), 2).astype(str).tolist() == [
         '2022-01-31T00:00:00.000000',
         '2022-02-28T00:00:00.000000',
     ]
 
 
 def test_a_file_in_a_package_is_named_by_both(tmp_path, monkeypatch):
-    assert extra.locate('seqjax:readers/extra.py').read_text().startswith('"""Libraries')
-    assert extra.locate('some/where.csv').parts == ('some', 'where.csv')
-    assert extra.locate(r'C:\x.csv').name.endswith('x.csv')
+    assert optional_packages.locate('seqjax:readers/extra.py').read_text().startswith('"""Libraries')
+    assert optional_packages.locate('some/where.csv').parts == ('some', 'where.csv')
+    assert optional_packages.locate(r'C:\x.csv').name.endswith('x.csv')
     for path, words in (('nopackage_:x.csv', 'nopackage_'), ('seqjax:x.csv', 'x.csv')):
         with pytest.raises(UserError, match=words):
-            extra.locate(path)
+            optional_packages.locate(path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'seqjax:x.csv').write_text('a\n1\n')
-    assert extra.locate('seqjax:x.csv').read_text() == 'a\n1\n'
+    assert optional_packages.locate('seqjax:x.csv').read_text() == 'a\n1\n'
 
 
 def test_a_library_that_is_missing_is_told_with_its_remedy():
     with pytest.raises(UserError, match=r'x.csv.*nolibrary_.*seqjax\[data\]'):
-        extra.need('nolibrary_.part', 'x.csv')
+        optional_packages.need('nolibrary_.part', 'x.csv')
 
 
 # --- files that are larger than they look ----------------------------------------------------------
@@ -338,4 +339,4 @@ def test_a_text_or_a_parquet_file_of_more_columns_or_bytes_is_refused(read, tmp_
 
 def test_many_columns_of_one_name_are_refused_at_once(tmp_path):
     with pytest.raises(UserError, match="'a'"):
-        tables._check_names(tmp_path, ['a'] * 90_000)
+        table_columns.check_names(tmp_path, ['a'] * 90_000)

@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from seqjax.task import Batch
-from seqjax.tasks.adding import adding
+from seqjax.tasks import adding
+from seqjax.types import Batch
 
 COUNT = 1000
 
 
 def draw(seed=0, count=COUNT, **options):
-    return jax.device_get(adding(**options).sample(jax.random.key(seed), count))
+    return jax.device_get(adding.adding(**options).sample(jax.random.key(seed), count))
 
 
 def told(numbers, marks, rule):
@@ -54,12 +54,12 @@ def test_equal_keys_draw_equal_sequences_and_others_do_not():
 @pytest.mark.parametrize('rule', ['add', 'multiply'])
 def test_the_best_constant_is_the_mean_of_many_targets(rule):
     targets = draw(count=100_000, length=22, rule=rule).targets
-    figure = adding(length=22, rule=rule).reference_losses['best constant']
+    figure = adding.adding(length=22, rule=rule).reference_losses['best constant']
     assert abs(targets.var() / figure - 1) < 0.02
 
 
 def test_right_is_an_error_below_four_hundredths():
-    score = adding().loss_fn
+    score = adding.adding().loss_fn
     outputs = np.array([[0.539], [0.541], [0.461], [np.nan]], np.float32)
     found = score(outputs, Batch(None, np.full((4, 1), 0.5, np.float32), np.ones(4, bool)))['wrong']
     assert (found.total, found.count) == (2, 4)
@@ -68,10 +68,10 @@ def test_right_is_an_error_below_four_hundredths():
 def test_a_constant_answers_most_sequences_wrongly():
     """The goal is out of an untrained model's reach."""
     batch = draw(count=2560)
-    found = adding().loss_fn(np.full((2560, 1), 0.5, np.float32), batch)
+    found = adding.adding().loss_fn(np.full((2560, 1), 0.5, np.float32), batch)
     assert 0.7 < found['wrong'].compute() < 0.9
 
 
 def test_too_short_a_length_is_refused():
     with pytest.raises(ValueError, match='length=21'):
-        adding(length=21)
+        adding.adding(length=21)

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import addition as experiment
-from seqjax.problem import SuccessCriterion
-from seqjax.tasks import addition as module
-from seqjax.tasks.addition import addition, held_out, questions
+from experiments import addition as experiments_addition
+from seqjax.tasks import addition
+from seqjax.tasks.synthetic import SuccessCriterion
 
 
 def draw(problem, count, seed):
@@ -44,7 +43,7 @@ def numbers(batch, reverse=True):
 @pytest.mark.parametrize('reverse', [True, False])
 @pytest.mark.parametrize('digits', [1, 3, 9])
 def test_answers_are_sums(digits, reverse):
-    problem = addition(digits, 30, reverse)
+    problem = addition.addition(digits, 30, reverse)
     batch = draw(problem, 1000, 1)
     assert batch.inputs[0].values.shape == (1000, 2 * digits + 1) and batch.targets.shape == (1000, digits + 2)
     for batch in (batch, *problem.examples()):
@@ -57,7 +56,7 @@ def test_answers_are_sums(digits, reverse):
 
 def test_numbers_have_the_law_of_the_source():
     """One or two random digits, each as often, and zeros in front are not written; the two numbers are independent."""
-    found = numbers(draw(addition(2, 10), 20_000, 2))
+    found = numbers(draw(addition.addition(2, 10), 20_000, 2))
     law = np.full(100, 1 / 2 / 100)
     law[:10] += 1 / 2 / 10
     assert law.sum() == pytest.approx(1)
@@ -72,13 +71,13 @@ def test_numbers_have_the_law_of_the_source():
 
 
 def test_both_ends_of_three_digits_are_drawn():
-    found = numbers(draw(addition(examples=10), 20_000, 0))
+    found = numbers(draw(addition.addition(examples=10), 20_000, 0))
     assert set(found[:, 0]) >= {0, 9, 10, 99, 100, 999} and found.min(0).tolist() == [0, 0]
     assert found.max(0).tolist() == [999, 999]
 
 
 def test_equal_keys_give_equal_questions_and_others_do_not():
-    problem = addition(examples=10)
+    problem = addition.addition(examples=10)
     one, same, other = (jax.tree.leaves(draw(problem, 50, seed)) for seed in (3, 3, 4))
     assert all((a == b).all() for a, b in zip(one, same, strict=True))
     assert not any((a == b).all() for a, b in zip(one, other, strict=True))
@@ -89,18 +88,21 @@ def test_equal_keys_give_equal_questions_and_others_do_not():
 
 def test_no_question_is_in_the_set_twice():
     """Not in one part, not in two, and not the other way round."""
-    parts = [numbers(part) for part in addition(examples=3000).examples()]
+    parts = [numbers(part) for part in addition.addition(examples=3000).examples()]
     assert [len(part) for part in parts] == [2700, 150, 150]
     assert len({frozenset(pair) for part in parts for pair in part.tolist()}) == 3000
-    assert len(questions(3, 60_000)[0]) == 60_000
-    assert len(np.unique(np.sort(questions(3, 60_000), axis=0), axis=1)[0]) == 60_000
-    assert [held_out(examples) for examples in (1, 20, 21, 50_000)] == [1, 1, 2, 2500]
+    assert len(addition.questions(3, 60_000)[0]) == 60_000
+    assert len(np.unique(np.sort(addition.questions(3, 60_000), axis=0), axis=1)[0]) == 60_000
+    assert [addition.held_out(examples) for examples in (1, 20, 21, 50_000)] == [1, 1, 2, 2500]
 
 
 def test_the_set_is_always_the_same_and_reversal_changes_only_the_order_of_reading():
-    first = jax.device_get(addition(2, 200).examples())
-    questions.cache_clear()
-    again, straight = jax.device_get(addition(2, 200).examples()), addition(2, 200, reverse=False).examples()
+    first = jax.device_get(addition.addition(2, 200).examples())
+    addition.questions.cache_clear()
+    again, straight = (
+        jax.device_get(addition.addition(2, 200).examples()),
+        addition.addition(2, 200, reverse=False).examples(),
+    )
     for one, same, other in zip(first, again, straight, strict=True):
         assert all((a == b).all() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(same), strict=True))
         assert written(one, True) == written(other, False)
@@ -123,14 +125,14 @@ def test_the_set_is_drawn_as_the_source_draws_it():
         while len(seen) < 600:
             seen.add(tuple(sorted((number(), number()))))
         drawn.append(shorts(seen))
-    found = shorts(questions(2, 600).T.tolist())
+    found = shorts(addition.questions(2, 600).T.tolist())
     assert (np.abs(found - np.mean(drawn, 0)) < 4 * np.std(drawn, 0) + 1).all()
     assert found[0] > 1.3 * 600 * (1 - 0.9**2)  # draws of every question as often would have fewer
 
 
 def test_the_parts_are_alike():
     """Questions are shuffled before they are parted: the last ones drawn have the larger numbers."""
-    pairs = questions(3, 60_000)
+    pairs = addition.questions(3, 60_000)
     order = [np.sort(pairs[:, part].sum(0)) for part in (slice(50_000), slice(50_000, 55_000), slice(55_000, 60_000))]
     deviation = order[0].std()
     for part in order[1:]:
@@ -144,7 +146,7 @@ def test_the_parts_are_alike():
 
 def test_the_last_question_too_is_found():
     """Numbers of one digit make 55 questions."""
-    parts = addition(1, 55).examples()
+    parts = addition.addition(1, 55).examples()
     pairs = {frozenset(pair) for part in parts for pair in numbers(part).tolist()}
     assert pairs == {frozenset((a, b)) for a in range(10) for b in range(10)}
 
@@ -152,7 +154,7 @@ def test_the_last_question_too_is_found():
 @pytest.mark.parametrize(('digits', 'examples'), [(1, 40), (2, 300), (3, 2000)])
 def test_the_best_constant_by_counting(digits, examples):
     """The entropy of the tokens that are to be told, over the questions to learn from."""
-    problem = addition(digits, examples)
+    problem = addition.addition(digits, examples)
     train = problem.examples().train
     counts = Counter(token for _, answer in written(train, True) for token in answer + '.')
     shares = np.array(list(counts.values())) / counts.total()
@@ -164,9 +166,9 @@ def test_the_best_constant_by_counting(digits, examples):
 
 def test_it_can_be_made_while_something_is_traced():
     """As `Study.sizes` makes it."""
-    shapes = jax.eval_shape(lambda: addition(2, 77).sample(jax.random.key(0), 3))
+    shapes = jax.eval_shape(lambda: addition.addition(2, 77).sample(jax.random.key(0), 3))
     assert shapes.inputs[0].values.shape == (3, 5)
-    assert addition(2, 77).examples().train.mask.shape == (69, 4)
+    assert addition.addition(2, 77).examples().train.mask.shape == (69, 4)
 
 
 @pytest.mark.parametrize(
@@ -181,11 +183,11 @@ def test_it_can_be_made_while_something_is_traced():
 )
 def test_what_cannot_be_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
-        addition(**options)
+        addition.addition(**options)
 
 
 def test_arguments_are_flags():
-    study = experiment.STUDY
-    assert study.own == ('digits', 'examples', 'reverse') and module.addition is study.make
+    study = experiments_addition.STUDY
+    assert study.own == ('digits', 'examples', 'reverse') and addition.addition is study.make
     problem = study.problem(study.defaults | {'digits': 2, 'examples': 50})
     assert '2' in problem.name

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from seqjax.tasks.copy_memory import copy_memory
+from seqjax.tasks import copy_memory
 
 
 @pytest.mark.parametrize('delay', [1, 7, 100])
 def test_sequences_are_those_of_the_source(delay):
-    batch = jax.device_get(copy_memory(delay).sample(jax.random.key(0), 1000))
+    batch = jax.device_get(copy_memory.copy_memory(delay).sample(jax.random.key(0), 1000))
     assert batch.inputs.shape == (1000, delay + 20, 10) and batch.mask.all()
     np.testing.assert_array_equal(batch.inputs.sum(-1), 1)
     kept = []
@@ -24,7 +24,7 @@ def test_sequences_are_those_of_the_source(delay):
 
 def test_equal_keys_draw_equal_sequences_and_others_do_not():
     one, same, other = (
-        np.asarray(copy_memory(3).sample(jax.random.key(seed), 8).targets).tobytes() for seed in (0, 0, 1)
+        np.asarray(copy_memory.copy_memory(3).sample(jax.random.key(seed), 8).targets).tobytes() for seed in (0, 0, 1)
     )
     assert one == same != other
 
@@ -32,7 +32,7 @@ def test_equal_keys_draw_equal_sequences_and_others_do_not():
 @pytest.mark.parametrize(('delay', 'published'), [(100, 0.173), (1000, 0.0204)])
 def test_the_loss_without_a_memory_is_the_sources_and_that_of_such_a_model(delay, published):
     """It knows when to say a symbol, and says each with the same probability."""
-    problem = copy_memory(delay)
+    problem = copy_memory.copy_memory(delay)
     assert abs(problem.reference_losses['memoryless'] - published) < 5e-4
     batch = problem.sample(jax.random.key(1), 16)
     told = batch.inputs[..., 9].cumsum(1) > 1
@@ -44,7 +44,7 @@ def test_the_loss_without_a_memory_is_the_sources_and_that_of_such_a_model(delay
 
 
 def test_who_remembers_has_no_loss_and_is_at_the_goal():
-    problem = copy_memory(5)
+    problem = copy_memory.copy_memory(5)
     batch = problem.sample(jax.random.key(1), 16)
     found = problem.loss_fn(50 * jax.nn.one_hot(batch.targets, 9), batch)
     assert found['loss'].compute() < problem.success.at_most < 0.2 * problem.reference_losses['memoryless']
@@ -53,4 +53,4 @@ def test_who_remembers_has_no_loss_and_is_at_the_goal():
 
 def test_no_delay_is_refused():
     with pytest.raises(ValueError, match='delay=0'):
-        copy_memory(0)
+        copy_memory.copy_memory(0)

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import anbn as anbn_experiment
-from experiments import dyck as dyck_experiment
-from seqjax.problem import WRONG, SuccessCriterion
-from seqjax.tasks.counting import anbn, dyck
+from experiments import anbn, dyck
+from seqjax.tasks import counting, synthetic
+from seqjax.tasks.synthetic import SuccessCriterion
 from tests.helpers.drawing import compiled
 
 DRAWS, MANY = 3000, 30_000
@@ -139,18 +138,18 @@ def mean_and_error(losses, lengths):
 
 
 TASKS = {
-    'a^n b^n': (anbn, {}, 2),
-    'one kind': (dyck, {'kinds': 1}, 2),
-    'two kinds': (dyck, {}, 4),
-    'three kinds, flat': (dyck, {'kinds': 3, 'deepest': 2}, 6),
+    'a^n b^n': (counting.anbn, {}, 2),
+    'one kind': (counting.dyck, {'kinds': 1}, 2),
+    'two kinds': (counting.dyck, {}, 4),
+    'three kinds, flat': (counting.dyck, {'kinds': 3, 'deepest': 2}, 6),
 }
 each = pytest.mark.parametrize(('make', 'options', 'end'), TASKS.values(), ids=TASKS)
 SMALL = {
-    'a^n b^n': (anbn, {'longest': 10}, 2, all_anbn(10)),
-    'one kind': (dyck, {'kinds': 1, 'longest': 10}, 2, all_dyck(10, 1, 10)),
-    'one kind, flat': (dyck, {'kinds': 1, 'longest': 10, 'deepest': 2}, 2, all_dyck(10, 1, 2)),
-    'two kinds': (dyck, {'longest': 6}, 4, all_dyck(6, 2, 10)),
-    'two kinds, flat': (dyck, {'longest': 6, 'deepest': 1}, 4, all_dyck(6, 2, 1)),
+    'a^n b^n': (counting.anbn, {'longest': 10}, 2, all_anbn(10)),
+    'one kind': (counting.dyck, {'kinds': 1, 'longest': 10}, 2, all_dyck(10, 1, 10)),
+    'one kind, flat': (counting.dyck, {'kinds': 1, 'longest': 10, 'deepest': 2}, 2, all_dyck(10, 1, 2)),
+    'two kinds': (counting.dyck, {'longest': 6}, 4, all_dyck(6, 2, 10)),
+    'two kinds, flat': (counting.dyck, {'longest': 6, 'deepest': 1}, 4, all_dyck(6, 2, 1)),
 }
 small = pytest.mark.parametrize(('make', 'options', 'end', 'law'), SMALL.values(), ids=SMALL)
 
@@ -164,12 +163,12 @@ def test_strings_are_of_the_language_and_targets_follow(make, options, end):
     assert batch.inputs.values.shape == (DRAWS, 40, end) and problem.spec.outputs == end + 1
     assert batch.inputs.values.dtype == np.float32 and batch.targets.dtype == np.int32 and batch.mask.dtype == bool
     for word, targets, mask in zip(strings(batch), batch.targets, batch.mask, strict=True):
-        if make is anbn:
+        if make is counting.anbn:
             assert word in all_anbn(40)
         else:
             assert balanced(word, end // 2, options.get('deepest', 10))
         assert targets[mask].tolist() == targets_of(word, end) and not targets[~mask].any()
-    if make is dyck:
+    if make is counting.dyck:
         deepest = max(max(itertools.accumulate(1 if s < end // 2 else -1 for s in w)) for w in strings(batch))
         assert deepest == options.get('deepest', 10)
 
@@ -196,7 +195,7 @@ def test_draws_of_given_lengths(make, options, end):
     np.testing.assert_array_equal(batch.inputs.seq_lengths, lengths // 2 * 2)
     assert batch.inputs.values.shape == (60, 64, end)
     for word, targets, mask in zip(strings(batch), batch.targets, batch.mask, strict=True):
-        assert word in all_anbn(64) if make is anbn else balanced(word, end // 2, options.get('deepest', 10))
+        assert word in all_anbn(64) if make is counting.anbn else balanced(word, end // 2, options.get('deepest', 10))
         assert targets[mask].tolist() == targets_of(word, end)
 
 
@@ -254,7 +253,7 @@ def test_who_knows_the_law_is_at_the_floor_and_never_wrong(make, options, end, l
     weights = np.array([*law.values()])
     loss = (weights * found['loss'].total).sum() / (weights * found['loss'].count).sum()
     assert loss == pytest.approx(problem.reference_losses['entropy floor'], rel=1e-5)
-    assert not found[WRONG].total.any() and found[WRONG].count.all()
+    assert not found[synthetic.WRONG].total.any() and found[synthetic.WRONG].count.all()
     assert np.abs(found['excess'].total).max() < 1e-4  # on each string, whatever chance made of it
 
 
@@ -277,19 +276,25 @@ def test_long_brackets_of_the_ideal_and_of_a_constant(make, options, end):
     chosen = np.take_along_axis(probabilities, batch.targets[..., None], -1)[..., 0]
     mean, error = mean_and_error(-(np.log(chosen) * batch.mask).sum(1), lengths)
     assert float(found['loss'].compute()) == pytest.approx(mean, rel=1e-5)
-    assert abs(mean - problem.reference_losses['entropy floor']) < 4.5 * error < 0.02 and found[WRONG].compute() == 0
+    assert (
+        abs(mean - problem.reference_losses['entropy floor']) < 4.5 * error < 0.02
+        and found[synthetic.WRONG].compute() == 0
+    )
     assert abs(found['excess'].compute()) < 1e-5
     shares = np.bincount(batch.targets[batch.mask], minlength=end + 1) / batch.mask.sum()
     constant = problem.loss_fn(jnp.broadcast_to(log(shares), probabilities.shape), batch)
     nats = -(np.log(shares)[batch.targets] * batch.mask).sum(1)
     mean, error = mean_and_error(nats, lengths)
     assert float(constant['loss'].compute()) == pytest.approx(mean, rel=1e-5)
-    assert abs(mean - problem.reference_losses['best constant']) < 4.5 * error + 1e-3 and constant[WRONG].compute() == 1
+    assert (
+        abs(mean - problem.reference_losses['best constant']) < 4.5 * error + 1e-3
+        and constant[synthetic.WRONG].compute() == 1
+    )
 
 
 def test_long_a_b_of_the_ideal_and_of_a_constant():
     """After k of 20 a the first b has the chance 1 / (21 - k), and the rest is certain."""
-    problem, batch = compiled(anbn), drawn(anbn)
+    problem, batch = compiled(counting.anbn), drawn(counting.anbn)
     rows = np.zeros((*batch.targets.shape, 3))
     for row, word in zip(rows, strings(batch), strict=True):
         n = len(word) // 2
@@ -302,10 +307,10 @@ def test_long_a_b_of_the_ideal_and_of_a_constant():
     lengths = batch.inputs.seq_lengths.astype(float)
     error = math.log(20) / 21 * lengths.std() / lengths.mean() / math.sqrt(DRAWS)
     assert abs(float(found['loss'].compute()) - math.log(20) / 21) < 4.5 * error
-    assert found[WRONG].compute() == 0 and abs(found['excess'].compute()) < 1e-6
+    assert found[synthetic.WRONG].compute() == 0 and abs(found['excess'].compute()) < 1e-6
     constant = problem.loss_fn(jnp.broadcast_to(log([9.5 / 21, 10.5 / 21, 1 / 21]), rows.shape), batch)
     assert abs(float(constant['loss'].compute()) - problem.reference_losses['best constant']) < 0.01
-    assert constant[WRONG].compute() == 1
+    assert constant[synthetic.WRONG].compute() == 1
 
 
 # --- what is wrong ---------------------------------------------------------------------------------
@@ -314,7 +319,7 @@ def test_long_a_b_of_the_ideal_and_of_a_constant():
 def possible(word, t, make, end, deepest):
     """What can follow the first t symbols of a string, at any length: by a stack."""
     word = word[:t]
-    if make is anbn:
+    if make is counting.anbn:
         a, b = word.count(0), word.count(1)
         return {0, 1} if not b else {1} if b < a else {2}
     kinds, stack = end // 2, []
@@ -339,7 +344,7 @@ def test_wrong_is_more_than_a_tenth_on_what_cannot_follow(make, options, end):
             rows[i, t] *= 1 - share
             rows[i, t, symbol] += share
             want.append(share > 0.1 and symbol not in allowed[t])
-        found = score(log(rows), batch)[WRONG]
+        found = score(log(rows), batch)[synthetic.WRONG]
         np.testing.assert_array_equal(found.total, want)
         assert share < 0.1 or 10 < sum(want) < 60
 
@@ -349,20 +354,20 @@ def test_what_is_not_finite_is_wrong_and_padding_is_not_looked_at(make, options,
     problem, batch = compiled(make, **options), first(drawn(make, **options), 60)
     sure = np.where(np.arange(end + 1) == batch.targets[..., None], 20.0, 0.0)
     sure[~batch.mask] = np.nan
-    assert problem.loss_fn(jnp.asarray(sure), batch)[WRONG].compute() == 0
+    assert problem.loss_fn(jnp.asarray(sure), batch)[synthetic.WRONG].compute() == 0
     sure[7, 0, 0] = np.nan
-    assert problem.loss_fn(jnp.asarray(sure), batch)[WRONG] == (1, 60)
+    assert problem.loss_fn(jnp.asarray(sure), batch)[synthetic.WRONG] == (1, 60)
 
 
 @pytest.mark.parametrize(
     ('make', 'options', 'words'),
     [
-        (anbn, {'longest': 2}, 'longest=2'),
-        (anbn, {'longest': 9}, 'longest=9'),
-        (dyck, {'longest': 2}, 'longest=2'),
-        (dyck, {'longest': 41}, 'longest=41'),
-        (dyck, {'kinds': 0}, 'kinds=0'),
-        (dyck, {'deepest': 0}, 'deepest=0'),
+        (counting.anbn, {'longest': 2}, 'longest=2'),
+        (counting.anbn, {'longest': 9}, 'longest=9'),
+        (counting.dyck, {'longest': 2}, 'longest=2'),
+        (counting.dyck, {'longest': 41}, 'longest=41'),
+        (counting.dyck, {'kinds': 0}, 'kinds=0'),
+        (counting.dyck, {'deepest': 0}, 'deepest=0'),
     ],
 )
 def test_what_cannot_be_is_refused(make, options, words):
@@ -370,7 +375,7 @@ def test_what_cannot_be_is_refused(make, options, words):
         make(**options)
 
 
-@pytest.mark.parametrize('experiment', [anbn_experiment, dyck_experiment])
+@pytest.mark.parametrize('experiment', [anbn, dyck])
 def test_an_experiment_takes_its_defaults(experiment):
     """Of the name of its file, with all flags that it has accepted as they are."""
     study = experiment.STUDY

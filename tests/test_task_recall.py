@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import recall as experiment
-from seqjax.task import Batch
-from seqjax.tasks.recall import recall
+from experiments import recall as experiments_recall
+from seqjax.tasks import recall
+from seqjax.types import Batch
 
 SMALL = {'pairs': 3, 'queries': 2, 'length': 15, 'keys': 5, 'values': 4}
 
 
 def draw(count, seed=0, **options):
-    sample = jax.jit(recall(**options).sample, static_argnums=1)
+    sample = jax.jit(recall.recall(**options).sample, static_argnums=1)
     return jax.device_get(sample(jax.random.key(seed), count))
 
 
@@ -42,7 +42,7 @@ def answers(tokens, pairs):
 
 @pytest.mark.parametrize('options', [SMALL, {}, {'pairs': 1, 'queries': 1, 'length': 4, 'keys': 1, 'values': 2}])
 def test_answers_are_the_values_that_the_keys_came_with(options):
-    problem = recall(**options)
+    problem = recall.recall(**options)
     batch = draw(1000, 1, **options)
     sizes = {name: options.get(name, default) for name, default in zip(SMALL, (4, 4, 64, 64, 64), strict=True)}
     assert batch.inputs.shape == batch.targets.shape == batch.mask.shape == (1000, sizes['length'])
@@ -113,7 +113,7 @@ def test_equal_keys_give_equal_sequences_and_others_do_not():
 
 def test_the_best_constant_by_counting():
     """Over all draws of the values, each answer as often: its entropy, and what the score says of even odds."""
-    problem = recall(**SMALL)
+    problem = recall.recall(**SMALL)
     counts = Counter(itertools.chain(*itertools.permutations(range(4), 3)))
     shares = np.array(list(counts.values())) / counts.total()
     assert problem.reference_losses == {'best constant': pytest.approx(-(shares * np.log(shares)).sum())}
@@ -127,7 +127,7 @@ def test_the_best_constant_by_counting():
 
 
 def test_one_wrong_answer_makes_a_sequence_wrong():
-    problem = recall(**SMALL)
+    problem = recall.recall(**SMALL)
     batch = problem.sample(jax.random.key(0), 8)
     logits = 9.0 * jax.nn.one_hot(batch.targets, 4)
     assert problem.loss_fn(logits, batch)['wrong'] == (0, 8)
@@ -149,8 +149,8 @@ def test_one_wrong_answer_makes_a_sequence_wrong():
 )
 def test_what_cannot_be_is_refused(options, words, capsys):
     with pytest.raises(ValueError, match=words):
-        recall(**options)
-    assert experiment.main([f'--{name}={value}' for name, value in options.items()]) == 2
+        recall.recall(**options)
+    assert experiments_recall.main([f'--{name}={value}' for name, value in options.items()]) == 2
     assert words in capsys.readouterr().err
 
 

@@ -10,20 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cycle_navigation as cycle_experiment
-from experiments import even_pairs as pairs_experiment
-from experiments import modular_arithmetic as arithmetic_experiment
-from experiments import parity as parity_experiment
-from seqjax import optim, training
-from seqjax.models import sequence_model
-from seqjax.problem import WRONG, SuccessCriterion
-from seqjax.task import Task
-from seqjax.tasks.regular import (
-    cycle_navigation,
-    even_pairs,
-    modular_arithmetic,
-    parity,
-)
+from experiments import cycle_navigation, even_pairs, modular_arithmetic, parity
+from seqjax import training
+from seqjax.nn import models
+from seqjax.tasks import regular, synthetic
+from seqjax.tasks.synthetic import SuccessCriterion
+from seqjax.training import optimizers
+from seqjax.types import Task
 from tests.helpers.drawing import compiled
 
 DRAWS, MANY = 1000, 20_000
@@ -58,20 +51,20 @@ def run_navigation(symbols, size):
 
 def words(problem_of, size, length):
     """Every string of a length."""
-    if problem_of is modular_arithmetic:
+    if problem_of is regular.modular_arithmetic:
         places = [range(size) if i % 2 == 0 else range(size, size + 3) for i in range(length)]
     else:
-        places = [range(3 if problem_of is cycle_navigation else 2)] * length
+        places = [range(3 if problem_of is regular.cycle_navigation else 2)] * length
     return itertools.product(*places)
 
 
 TASKS = {
-    'parity': (parity, {}, run_parity, 2, 2),
-    'even_pairs': (even_pairs, {}, run_even_pairs, 2, 2),
-    'arithmetic': (modular_arithmetic, {}, run_arithmetic, 5, 8),
-    'arithmetic of 3': (modular_arithmetic, {'modulus': 3}, run_arithmetic, 3, 6),
-    'navigation': (cycle_navigation, {}, run_navigation, 5, 3),
-    'navigation of 2': (cycle_navigation, {'cycle': 2}, run_navigation, 2, 3),
+    'parity': (regular.parity, {}, run_parity, 2, 2),
+    'even_pairs': (regular.even_pairs, {}, run_even_pairs, 2, 2),
+    'arithmetic': (regular.modular_arithmetic, {}, run_arithmetic, 5, 8),
+    'arithmetic of 3': (regular.modular_arithmetic, {'modulus': 3}, run_arithmetic, 3, 6),
+    'navigation': (regular.cycle_navigation, {}, run_navigation, 5, 3),
+    'navigation of 2': (regular.cycle_navigation, {'cycle': 2}, run_navigation, 2, 3),
 }
 each = pytest.mark.parametrize(('make', 'options', 'automaton', 'size', 'features'), TASKS.values(), ids=TASKS)
 
@@ -113,7 +106,7 @@ def test_answers_are_those_of_an_automaton(make, options, automaton, size, featu
 def test_every_length_is_as_likely_and_so_is_every_symbol(make, options, automaton, size, features, longest):
     """Both ends are drawn; of arithmetic the odd lengths alone, numbers and operators by turns."""
     batch = drawn(make, MANY, **options, longest=longest)
-    step = 2 if make is modular_arithmetic else 1
+    step = 2 if make is regular.modular_arithmetic else 1
     lengths = range(1, longest + 1, step)
     found = Counter(batch.inputs.seq_lengths.tolist())
     assert set(found) == set(lengths)
@@ -132,7 +125,7 @@ def test_the_best_constant_by_enumeration(make, options, automaton, size, featur
     """Every string of every length up to 5, or 7; and the classes of a draw have the shares that it is made of."""
     longest = 5 if size == 5 else 7
     problem, shares = compiled(make, **options, longest=longest), np.zeros(size)
-    lengths = range(1, longest + 1, 2 if make is modular_arithmetic else 1)
+    lengths = range(1, longest + 1, 2 if make is regular.modular_arithmetic else 1)
     for length in lengths:
         answers = Counter(automaton(word, size) for word in words(make, size, length))
         shares += [answers[k] / answers.total() / len(lengths) for k in range(size)]
@@ -154,8 +147,8 @@ def test_the_automaton_is_never_wrong_and_a_constant_is(make, options, automaton
     problem, batch = compiled(make, **options), drawn(make, **options)
     answers = np.array([automaton(word, size) for word in strings(batch)])
     found = problem.loss_fn(jnp.asarray(30 * np.eye(size)[answers], jnp.float32), batch)
-    assert found[WRONG].compute() == 0 and found['loss'].compute() < 1e-6
-    assert problem.loss_fn(jnp.zeros((DRAWS, size)), batch)[WRONG].compute() > 0.3
+    assert found[synthetic.WRONG].compute() == 0 and found['loss'].compute() < 1e-6
+    assert problem.loss_fn(jnp.zeros((DRAWS, size)), batch)[synthetic.WRONG].compute() > 0.3
     assert problem.success == SuccessCriterion() and problem.spec.output == 'last' and not problem.spec.causal
 
 
@@ -165,7 +158,7 @@ def test_draws_of_given_lengths(make, options, automaton, size, features):
     problem, lengths = compiled(make, **options, longest=8), jnp.arange(1, 61)
     batch = jax.device_get(problem.draw(jax.random.key(1), lengths, 64))
     assert batch.inputs.values.shape == (60, 64, features)
-    want = (lengths + 1) // 2 * 2 - 1 if make is modular_arithmetic else lengths
+    want = (lengths + 1) // 2 * 2 - 1 if make is regular.modular_arithmetic else lengths
     np.testing.assert_array_equal(batch.inputs.seq_lengths, want)
     np.testing.assert_array_equal(batch.targets, [automaton(word, size) for word in strings(batch)])
     many = jax.device_get(problem.draw(jax.random.key(2), jnp.full(3000, 3), 3))
@@ -185,13 +178,13 @@ def test_a_key_is_a_draw(make, options, automaton, size, features):
 @pytest.mark.parametrize(
     ('make', 'options', 'words'),
     [
-        (parity, {'longest': 0}, 'longest=0'),
-        (parity, {'padding': 'middle'}, "padding='middle'"),
-        (even_pairs, {'longest': 1}, 'longest=1'),
-        (modular_arithmetic, {'longest': 0}, 'longest=0'),
-        (modular_arithmetic, {'modulus': 1}, 'modulus=1'),
-        (cycle_navigation, {'longest': 0}, 'longest=0'),
-        (cycle_navigation, {'cycle': 1}, 'cycle=1'),
+        (regular.parity, {'longest': 0}, 'longest=0'),
+        (regular.parity, {'padding': 'middle'}, "padding='middle'"),
+        (regular.even_pairs, {'longest': 1}, 'longest=1'),
+        (regular.modular_arithmetic, {'longest': 0}, 'longest=0'),
+        (regular.modular_arithmetic, {'modulus': 1}, 'modulus=1'),
+        (regular.cycle_navigation, {'longest': 0}, 'longest=0'),
+        (regular.cycle_navigation, {'cycle': 1}, 'cycle=1'),
     ],
 )
 def test_what_cannot_be_is_refused(make, options, words):
@@ -199,7 +192,7 @@ def test_what_cannot_be_is_refused(make, options, words):
         make(**options)
 
 
-@pytest.mark.parametrize('experiment', [parity_experiment, pairs_experiment, arithmetic_experiment, cycle_experiment])
+@pytest.mark.parametrize('experiment', [parity, even_pairs, modular_arithmetic, cycle_navigation])
 def test_an_experiment_takes_its_defaults(experiment):
     """Of the name of its file, with all flags that it has accepted as they are."""
     study = experiment.STUDY
@@ -211,7 +204,7 @@ def test_an_experiment_takes_its_defaults(experiment):
 
 
 def test_padding_on_the_left_moves_the_strings_alone():
-    right, left = (drawn(parity, longest=9, padding=padding) for padding in ('right', 'left'))
+    right, left = (drawn(regular.parity, longest=9, padding=padding) for padding in ('right', 'left'))
     np.testing.assert_array_equal(left.targets, right.targets)
     assert left.inputs.seq_lengths is None
     np.testing.assert_array_equal(left.inputs.mask, np.arange(9) >= 9 - right.inputs.seq_lengths[:, None])
@@ -224,10 +217,10 @@ def test_both_paddings_are_learned_alike():
     """The same bits of 1 to 50: losses of 20 steps by an LSTM agree, while they change."""
     curves = []
     for padding in ('right', 'left'):
-        problem = parity(longest=50, padding=padding)
-        model = sequence_model('last', problem.spec.outputs, features=8)
+        problem = regular.parity(longest=50, padding=padding)
+        model = models.sequence_model('last', problem.spec.outputs, features=8)
         task = Task(problem.loss_fn, lambda data, key, step, problem=problem: problem.sample(key, 16))
-        tx = optim.adam(1e-2, 1e-7)
+        tx = optimizers.adam(1e-2, 1e-7)
         state = training.init_state(model, task, tx, jax.random.key(3))
         ((_, metrics, _),) = training.train(model, task, tx, state, steps=20, chunk=20)
         curves.append(metrics['loss'].total / metrics['loss'].count)

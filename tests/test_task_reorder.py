@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import reversal as reversal_experiment
-from experiments import sorting as sorting_experiment
-from seqjax.tasks.reorder import END, reversal, sorting
+from experiments import reversal, sorting
+from seqjax.tasks import reorder
 
 BOTH = pytest.mark.parametrize(
-    ('make', 'order'), [(reversal, lambda symbols: symbols[::-1]), (sorting, sorted)], ids=['reversal', 'sorting']
+    ('make', 'order'),
+    [(reorder.reversal, lambda symbols: symbols[::-1]), (reorder.sorting, sorted)],
+    ids=['reversal', 'sorting'],
 )
 
 
@@ -38,7 +39,7 @@ def test_answers_are_the_symbols_in_their_order(make, order):
     for source, length, read, answer, mask in rows(batch):
         symbols = source[:length]
         assert 0 not in symbols and source[length:] == [0] * (7 - length)
-        assert read == answer == order(symbols) + [END] + [0] * (7 - length)
+        assert read == answer == order(symbols) + [reorder.END] + [0] * (7 - length)
         assert mask == [True] * (length + 1) + [False] * (7 - length)
     assert (problem.spec.output, problem.spec.outputs, problem.spec.vocabulary) == ('seq2seq', 6, 6)
 
@@ -64,7 +65,7 @@ def test_lengths_that_are_given(make, order):
     assert batch.inputs[0].values.shape == (4, 12) and batch.targets.shape == (4, 13)
     for (source, length, _, answer, mask), wanted in zip(rows(batch), lengths.tolist(), strict=True):
         assert length == wanted and 0 not in source[:length] and sum(mask) == length + 1
-        assert answer == order(source[:length]) + [END] * (13 - length)
+        assert answer == order(source[:length]) + [reorder.END] * (13 - length)
 
 
 @BOTH
@@ -86,7 +87,7 @@ def test_figures_by_counting_all_sequences(make, order, longest, symbols):
     everywhere, behind = Counter(), defaultdict(Counter)
     for length in range(1, longest + 1):
         for source in itertools.product(range(1, symbols + 1), repeat=length):
-            answer = [*order(list(source)), END]
+            answer = [*order(list(source)), reorder.END]
             for i, token in enumerate(answer):
                 everywhere[token] += symbols**-length
                 behind[tuple(answer[:i])][token] += symbols**-length
@@ -112,7 +113,7 @@ def test_the_best_constant_is_what_the_score_gives_it(make, order):
 
 
 def test_figures_of_long_sequences_are_numbers():
-    figures = sorting(longest=300, symbols=1000).reference_losses
+    figures = reorder.sorting(longest=300, symbols=1000).reference_losses
     assert 0 < figures['without the source'] < figures['best constant'] < math.log(1001)
 
 
@@ -124,7 +125,7 @@ def test_wrong_is_where_greedy_decoding_finds_another_answer(make, order):
 
     def odds(source, before):
         logits = np.random.default_rng([*source, 9, *before]).normal(size=4)
-        answer = [*order(source), END]
+        answer = [*order(source), reorder.END]
         if list(before) == answer[: len(before)] and len(before) < len(answer):
             logits[answer[len(before)]] += 2.5
         return logits
@@ -134,14 +135,14 @@ def test_wrong_is_where_greedy_decoding_finds_another_answer(make, order):
         for i in range(len(answer)):
             forced[row, i] = odds(source[:length], read[:i])
         found = []
-        while len(found) < 6 and END not in found:
+        while len(found) < 6 and reorder.END not in found:
             found.append(int(odds(source[:length], found).argmax()))
         decoded.append(found == answer[: length + 1])
     total, count = problem.loss_fn(jnp.asarray(forced, jnp.float32), batch)['wrong']
     assert (total, count) == (60 - sum(decoded), 60) and 10 < total < 50
 
 
-@pytest.mark.parametrize('make', [reversal, sorting])
+@pytest.mark.parametrize('make', [reorder.reversal, reorder.sorting])
 @pytest.mark.parametrize(
     ('options', 'words'),
     [({'longest': 0}, 'longest=0'), ({'symbols': 0}, 'symbols=0')],
@@ -151,7 +152,7 @@ def test_what_cannot_be_is_refused(make, options, words):
         make(**options)
 
 
-@pytest.mark.parametrize('experiment', [reversal_experiment, sorting_experiment])
+@pytest.mark.parametrize('experiment', [reversal, sorting])
 def test_arguments_are_flags(experiment):
     study = experiment.STUDY
     assert study.own == ('longest', 'symbols')

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from seqjax import training
-from seqjax.report import count_params
-from seqjax.task import Batch
-from seqjax.tasks.td import SETUPS, sequence, td, td_model
+from seqjax.reporting import text_tables
+from seqjax.tasks import td
+from seqjax.types import Batch
 from tests.helpers import reference
 
 SHAPES = {  # setup -> inputs, targets, mask for length L
@@ -26,10 +26,10 @@ def dense(setup, params):
 
 
 @pytest.mark.parametrize('length', [4, 1])
-@pytest.mark.parametrize('setup', SETUPS)
+@pytest.mark.parametrize('setup', td.SETUPS)
 def test_batches_hold_the_sequence_in_the_shapes_of_the_setup(setup, length):
     """Inputs and targets are both i / length, everything counts, and the model answers in the targets' shape."""
-    task, model = td(setup, length=length), td_model(setup, length=length, hidden=3)
+    task, model = td.td(setup, length=length), td.td_model(setup, length=length, hidden=3)
     batch = task.batch(task.data, jax.random.key(0), jnp.int32(7))
     assert isinstance(batch, Batch)
     assert tuple(x.shape for x in batch) == SHAPES[setup](length)
@@ -40,38 +40,38 @@ def test_batches_hold_the_sequence_in_the_shapes_of_the_setup(setup, length):
     outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), batch.inputs)
     assert outputs.shape == batch.targets.shape
     width = length if setup == 'many_to_one' else 1
-    assert count_params(variables['params']) == 4 * ((1 + 1) * 3 + 3 * 3) + (3 + 1) * width
+    assert text_tables.count_params(variables['params']) == 4 * ((1 + 1) * 3 + 3 * 3) + (3 + 1) * width
 
 
 def test_sequence_is_i_over_length():
-    np.testing.assert_array_equal(sequence(4), [0, 0.25, 0.5, 0.75])
-    assert sequence(5).dtype == np.float32
+    np.testing.assert_array_equal(td.sequence(4), [0, 0.25, 0.5, 0.75])
+    assert td.sequence(5).dtype == np.float32
 
 
-@pytest.mark.parametrize('setup', SETUPS)
+@pytest.mark.parametrize('setup', td.SETUPS)
 def test_the_loss_is_the_mean_squared_error_of_the_whole_batch(setup):
     """Against NumPy, for outputs that are drawn at random."""
-    task = td(setup)
+    task = td.td(setup)
     outputs = np.random.default_rng(0).normal(size=task.data.targets.shape).astype(np.float32)
     got = task.loss(outputs, task.data)['loss']
     assert got.count == 5
     reference.assert_close(got.compute(), np.mean((outputs - task.data.targets) ** 2), 1e-6)
 
 
-@pytest.mark.parametrize('setup', SETUPS)
+@pytest.mark.parametrize('setup', td.SETUPS)
 def test_parameter_counts_are_the_notebooks(setup):
     """146, 170 and 146: 140 for the LSTM, 6 or 30 for the dense layer."""
-    task = td(setup)
-    params = jax.eval_shape(td_model(setup).init, jax.random.key(0), task.data.inputs)['params']
-    assert count_params(params) == COUNTS[setup]
-    assert count_params(params['rnn']) == 140
-    assert count_params(params['head']) == 6 * OUTPUTS[setup]
+    task = td.td(setup)
+    params = jax.eval_shape(td.td_model(setup).init, jax.random.key(0), task.data.inputs)['params']
+    assert text_tables.count_params(params) == COUNTS[setup]
+    assert text_tables.count_params(params['rnn']) == 140
+    assert text_tables.count_params(params['head']) == 6 * OUTPUTS[setup]
 
 
-@pytest.mark.parametrize('setup', SETUPS)
+@pytest.mark.parametrize('setup', td.SETUPS)
 def test_weights_begin_as_keras_layers_do(setup):
     """The dense kernel is Glorot uniform, as Flax's own default is not; its bias 0; the LSTM's forget bias 1."""
-    task, model = td(setup), td_model(setup)
+    task, model = td.td(setup), td.td_model(setup)
     keys = jax.random.split(jax.random.key(0), 2000)
     params = jax.jit(jax.vmap(lambda key: model.init(key, task.data.inputs)))(keys)['params']
     head, shape = dense(setup, params), (5, OUTPUTS[setup])
@@ -84,7 +84,7 @@ def test_weights_begin_as_keras_layers_do(setup):
     np.testing.assert_array_equal(params['rnn']['cell']['bias'][-1], np.repeat([0, 1, 0, 0], 5))
 
 
-@pytest.mark.parametrize('setup', SETUPS)
+@pytest.mark.parametrize('setup', td.SETUPS)
 def test_twenty_steps_of_training_equal_keras(keras, compiled_td, setup):
     """From the same initial weights, Keras's losses to relative 1e-5 at every step, and its last predictions."""
     trained, task, tx, programs = compiled_td(setup)
@@ -121,18 +121,20 @@ def test_twenty_steps_of_training_equal_keras(keras, compiled_td, setup):
 
 def test_unroll_changes_no_number():
     """However the loop over time is compiled, the model answers the same."""
-    task, model = td('many_to_many'), td_model('many_to_many')
+    task, model = td.td('many_to_many'), td.td_model('many_to_many')
     variables = reference.random_variables(model, task.data.inputs)
     want = model.apply(variables, task.data.inputs)
     for unroll in (1, 2):
-        got = td_model('many_to_many', unroll=unroll).apply(variables, task.data.inputs)
+        got = td.td_model('many_to_many', unroll=unroll).apply(variables, task.data.inputs)
         reference.assert_close(got, want, 1e-6)
 
 
 def test_recurrent_activation_reaches_the_gates():
     """Each of the three gives other outputs from the same weights."""
-    models = [td_model('many_to_one', recurrent_activation=f'{name}sigmoid') for name in ('', 'hard_', 'keras2_hard_')]
-    inputs = td('many_to_one').data.inputs
+    models = [
+        td.td_model('many_to_one', recurrent_activation=f'{name}sigmoid') for name in ('', 'hard_', 'keras2_hard_')
+    ]
+    inputs = td.td('many_to_one').data.inputs
     variables = reference.random_variables(models[0], inputs)
     outputs = [np.asarray(jax.jit(model.apply)(variables, inputs)) for model in models]
     for one, other in ((0, 1), (1, 2), (0, 2)):
@@ -142,11 +144,11 @@ def test_recurrent_activation_reaches_the_gates():
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        ({'setup': 'one_to_two'}, ("'one_to_two'", *SETUPS)),
+        ({'setup': 'one_to_two'}, ("'one_to_two'", *td.SETUPS)),
         ({'setup': 'one_to_one', 'recurrent_activation': 'relu'}, ("'relu'", 'sigmoid', 'keras2_hard_sigmoid')),
     ],
 )
 def test_unknown_names_are_refused_with_the_known_ones(arguments, words):
     with pytest.raises(ValueError) as error:
-        td_model(**arguments)
+        td.td_model(**arguments)
     assert all(word in str(error.value) for word in words)

@@ -14,9 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import launch, td, td_rates
-from seqjax import files, report
-from seqjax.training import seeds as training_seeds
+from experiments import td, td_rates
+from experiments.td_rates import Point
+from seqjax.cli import command as cli_command
+from seqjax.cli import command_line
+from seqjax.reporting import statistics
+from seqjax.runs.directory import Workdir
+from seqjax.training import seeds
 
 ROOT = Path(__file__).parent.parent
 SHORT = ['--epochs=12', '--chunk=5', '--nopicture']
@@ -228,7 +232,7 @@ def test_an_unfinished_run_goes_on(in_tmp, capsys):
     path, whole = folder / 'summary.json', (folder / 'metrics.csv').read_bytes()
     held = json.loads(path.read_text())
     for gone, told in (('12', 'step 10 '), ('10', 'step 5 '), ('', '')):
-        files.Workdir(path.parent).write_summary({**held, 'finished': False})
+        Workdir(path.parent).write_summary({**held, 'finished': False})
         (folder / 'metrics.csv').write_bytes(whole[: len(whole) * 9 // 10])
         if gone:
             shutil.rmtree(folder / 'checkpoints' / '12')
@@ -312,7 +316,7 @@ def test_replicas_leave_their_curves_and_the_right_shares(in_tmp, capsys):
 
 
 def test_the_notebook_is_compared_at_its_own_settings_alone():
-    defaults = {**launch.default_values(td.run), 'epochs': 1000}
+    defaults = {**cli_command.default_values(td.run), 'epochs': 1000}
     assert td.read_reference(defaults) is not None
     assert td.read_reference({**defaults, 'setup': 'one_to_one'}) is None  # it printed no curve of that
     for name, value in (('hidden', 6), ('length', 4), ('learning_rate', 0.01), ('adam_epsilon', 1e-8)):
@@ -345,17 +349,19 @@ def test_help_lists_every_flag_and_exits_with_0(capsys):
 
 
 def test_a_later_flag_wins_and_a_packaged_flagfile_is_found_from_anywhere(in_tmp):
-    defaults = launch.default_values(td.run)
-    values = launch.parse(td.FLAGS, defaults, ['--epochs=3', '--flagfile=many_to_one', '--hidden=9', '--nopicture'])
+    defaults = cli_command.default_values(td.run)
+    values = command_line.parse(
+        td.FLAGS, defaults, ['--epochs=3', '--flagfile=many_to_one', '--hidden=9', '--nopicture']
+    )
     assert (values['setup'], values['epochs'], values['hidden'], values['picture']) == ('many_to_one', 500, 9, False)
     (in_tmp / 'mine.flags').write_text('# a comment\n--hidden=7\n--flagfile=inner.flags\n')
     (in_tmp / 'inner.flags').write_text('--length=6\n')
-    values = launch.parse(td.FLAGS, defaults, ['--flagfile', 'mine.flags'])
+    values = command_line.parse(td.FLAGS, defaults, ['--flagfile', 'mine.flags'])
     assert (values['hidden'], values['length']) == (7, 6)
 
 
 def test_every_flagfile_opens_with_a_claim_whose_command_parses():
-    for path in launch.FLAGFILES.glob('*.flags'):
+    for path in command_line.FLAGFILES.glob('*.flags'):
         header = [line for line in path.read_text().splitlines() if line.startswith('#')]
         for word in ('Source:', 'Command:', 'Time:', 'Expect:'):
             assert sum(word in line for line in header) == 1, (path, word)
@@ -378,13 +384,13 @@ def test_output_into_a_pipe_that_closes_ends_without_a_traceback(in_tmp):
     process.stdout.close()
     with process.stderr as err:
         assert b'Traceback' not in err.read()
-    assert process.wait() == launch.BROKEN_PIPE
+    assert process.wait() == cli_command.BROKEN_PIPE
 
 
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_before_the_first_step_is_told(number, code, in_tmp, capsys, monkeypatch):
     """While a run is compiled there is nothing to save: it ends at once."""
-    monkeypatch.setattr(training_seeds, 'train_with_losses', lambda *args, **kwargs: os.kill(os.getpid(), number))
+    monkeypatch.setattr(seeds, 'train_with_losses', lambda *args, **kwargs: os.kill(os.getpid(), number))
     assert td.main(SHORT) == code
     assert f'stopped by {number.name}' in capsys.readouterr().err
     assert not (in_tmp / 'runs/td/many_to_many/.lock').exists()
@@ -447,13 +453,13 @@ def test_the_study_counts_what_runs_of_their_own_count(in_tmp, capsys):
 
 def test_the_fewest_epochs_need_the_whole_interval():
     points = [
-        td_rates.Point(0.1, 60, 992, 1000),
-        td_rates.Point(0.1, 65, 999, 1000),
-        td_rates.Point(0.2, 65, 1000, 1000),
+        Point(0.1, 60, 992, 1000),
+        Point(0.1, 65, 999, 1000),
+        Point(0.2, 65, 1000, 1000),
     ]
     assert td_rates.fewest(points, 0.99) == points[2]
     assert td_rates.fewest(points[:1], 0.99) is None
-    assert report.share_interval(992, 1000)[0] < 0.99
+    assert statistics.share_interval(992, 1000)[0] < 0.99
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import predict
-from experiments.text import KIND, parse_line
 from seqjax import training
-from seqjax.baselines import ngrams
-from seqjax.data import token_rows, token_window
-from seqjax.datasets import text as datasets
-from seqjax.datasets.text import Bounds
-from seqjax.files import UserError
-from seqjax.models import sequence_model
-from seqjax.readers.texts import Vocabulary
-from seqjax.task import Task, TrainState
+from seqjax.cli import predict
+from seqjax.cli import text as cli_text
+from seqjax.datasets import language_modeling
+from seqjax.datasets.baselines import ngrams
+from seqjax.datasets.language_modeling import SplitBounds
+from seqjax.datasets.readers.texts import Vocabulary
+from seqjax.errors import UserError
+from seqjax.nn import models
+from seqjax.ops import windows
+from seqjax.types import Task, TrainState
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True)
 V, T, B = 5, 4, 3
@@ -38,12 +38,12 @@ def series(count, seed=0):
 
 def dataset(tokens, bounds, **options):
     options = {'size': V, 'unit': 'character', 'title': 'x', 'batch_size': B, 'window': T, 'order': 2} | options
-    return datasets.text(tokens, bounds, **{'most': 10**6, 'token_name': str, 'recipe': {}, **options})
+    return language_modeling.text(tokens, bounds, **{'most': 10**6, 'token_name': str, 'recipe': {}, **options})
 
 
 @functools.cache
 def model_and_variables():
-    model = sequence_model('per_step', V, features=6, vocabulary=V, stateful=True)
+    model = models.sequence_model('per_step', V, features=6, vocabulary=V, stateful=True)
     return model, {'params': model.init(jax.random.key(0), jnp.zeros((1, 1), int))['params']}
 
 
@@ -53,11 +53,11 @@ def model_and_variables():
 @pytest.mark.parametrize(('batch_size', 'window', 'more'), [(1, 1, 0), (3, 4, 0), (3, 4, 11), (2, 3, 13)])
 def test_windows_follow_each_other_and_every_target_is_the_token_after(batch_size, window, more):
     tokens = np.arange(batch_size * (window + 1) + more)
-    rows = token_rows(tokens, batch_size, window)
+    rows = windows.token_rows(tokens, batch_size, window)
     assert np.shares_memory(rows, tokens) and (rows.shape[1] - 1) % window == 0
     count, share = (rows.shape[1] - 1) // window, len(tokens) // batch_size
     assert share - rows.shape[1] < window  # what is left out of a row fills no window
-    cut = jax.jit(lambda step: token_window(rows, step, window))
+    cut = jax.jit(lambda step: windows.token_window(rows, step, window))
     read = [cut(step) for step in range(count + 1)]
     inputs, targets = (np.concatenate([part[i] for part in read[:count]], axis=1) for i in (0, 1))
     assert (inputs == np.arange(batch_size)[:, None] * share + np.arange(count * window)).all()
@@ -68,17 +68,17 @@ def test_windows_follow_each_other_and_every_target_is_the_token_after(batch_siz
 
 def test_rows_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match='14 tokens.*3 rows'):
-        token_rows(series(14), 3, 4)
+        windows.token_rows(series(14), 3, 4)
     with pytest.raises(ValueError, match='window=0'):
-        token_rows(series(14), 3, 0)
+        windows.token_rows(series(14), 3, 0)
     with pytest.raises(ValueError, match='window=5'):
-        token_window(token_rows(series(15), 3, 4), 0, 5)
+        windows.token_window(windows.token_rows(series(15), 3, 4), 0, 5)
 
 
 def test_parts_follow_each_other_in_the_text():
-    assert Bounds.of(100, 0.05, 0.1, most=1000) == (85, 90, 100)
-    assert Bounds.of(10_000, 0.05, 0.1, most=50) == (9900, 9950, 10_000)
-    bounds = Bounds.of(100, 0.05, 0.1, 1000)
+    assert SplitBounds.of(100, 0.05, 0.1, most=1000) == (85, 90, 100)
+    assert SplitBounds.of(10_000, 0.05, 0.1, most=50) == (9900, 9950, 10_000)
+    bounds = SplitBounds.of(100, 0.05, 0.1, 1000)
     assert [bounds.part(name) for name in ('all', 'validation', 'test')] == [(0, 100), (85, 90), (90, 100)]
 
 
@@ -86,11 +86,11 @@ def test_parts_follow_each_other_in_the_text():
 @FEW
 def test_every_token_but_the_first_is_predicted_once_after_the_one_before(count, window):
     tokens = np.arange(count + 1)
-    batch = datasets.held_out(tokens, window)
+    batch = language_modeling.held_out(tokens, window)
     assert (batch.targets[batch.mask] == batch.inputs[batch.mask] + 1).all()
     assert sorted(batch.targets[batch.mask]) == list(range(1, count + 1))
-    assert batch.mask.shape[1:] == (datasets.rows_for(count, window), window)
-    assert datasets.in_order(batch.targets, count).tolist() == list(range(1, count + 1))
+    assert batch.mask.shape[1:] == (language_modeling.rows_for(count, window), window)
+    assert language_modeling.in_order(batch.targets, count).tolist() == list(range(1, count + 1))
     rows = batch.inputs.swapaxes(0, 1).reshape(batch.mask.shape[1], -1)
     real = batch.mask.swapaxes(0, 1).reshape(rows.shape)
     assert (np.diff(rows)[real[:, 1:]] == 1).all() and not (~real[:, :-1] & real[:, 1:]).any()
@@ -98,7 +98,7 @@ def test_every_token_but_the_first_is_predicted_once_after_the_one_before(count,
 
 def test_training_never_sees_what_is_held_out():
     tokens = np.arange(200, dtype=np.uint8)
-    found = dataset(tokens, Bounds(150, 170, 200), size=200)
+    found = dataset(tokens, SplitBounds(150, 170, 200), size=200)
     assert found.data.max() == 148 and found.epoch == 12  # two tokens of every row fill no window
     assert (found.validation.inputs[found.validation.mask].min(), found.validation.targets.max()) == (150, 169)
     assert found.test.batches.inputs[found.test.batches.mask].min() == 170
@@ -110,13 +110,13 @@ def test_training_never_sees_what_is_held_out():
 def test_answers_are_the_nats_of_the_tokens_that_came():
     model, variables = model_and_variables()
     tokens = series(33)
-    batch = datasets.held_out(tokens, T)
-    task = Task(datasets.loss_fn, lambda *_: None, (), {'test': batch})
+    batch = language_modeling.held_out(tokens, T)
+    task = Task(language_modeling.loss_fn, lambda *_: None, (), {'test': batch})
     state = TrainState(0, None, variables['params'], {}, None)
-    found = jax.jit(lambda batch: training.evaluate_batches(model, state, batch, datasets.answers))(batch)
+    found = jax.jit(lambda batch: training.evaluate_batches(model, state, batch, language_modeling.answers))(batch)
     logits = jax.jit(model.apply)(variables, tokens[None, :-1].astype(int))  # all steps in one call
     expected = optax.softmax_cross_entropy_with_integer_labels(logits[0], tokens[1:].astype(int))
-    np.testing.assert_allclose(datasets.in_order(np.asarray(found['nats']), 32), expected, rtol=1e-5)
+    np.testing.assert_allclose(language_modeling.in_order(np.asarray(found['nats']), 32), expected, rtol=1e-5)
     assert found['right'].sum() == (logits[0].argmax(-1) == tokens[1:]).sum()
     means = jax.jit(lambda state: training.evaluate(model, task, state))(
         TrainState(0, None, variables['params'], {}, None)
@@ -126,7 +126,7 @@ def test_answers_are_the_nats_of_the_tokens_that_came():
 
 
 def test_items_are_stretches_in_bits_and_their_sum_is_the_whole():
-    found = dataset(series(900), Bounds(600, 700, 900), window=3)
+    found = dataset(series(900), SplitBounds(600, 700, 900), window=3)
     mask = found.test.batches.mask
     nats = np.where(mask, np.random.default_rng(0).random(mask.shape), 1e9).astype(np.float32)
     items = found.items({'nats': nats})
@@ -142,13 +142,13 @@ def test_items_are_stretches_in_bits_and_their_sum_is_the_whole():
 
 def test_perplexity_is_told():
     nats = np.full((1, 1, 4), math.log(3), np.float32)
-    lines = datasets.summary({'nats': nats, 'right': np.array([[[True, False, False, False]]])}, 4, 'word')
+    lines = language_modeling.summary({'nats': nats, 'right': np.array([[[True, False, False, False]]])}, 4, 'word')
     assert len(lines) == 1 and re.findall(r'\d[\d.]*%?', lines[0]) == ['1.5850', '3', '25.0%', '4']
 
 
 @pytest.mark.parametrize('split', ['validation', 'test'])
 def test_baselines_are_scored_on_the_tokens_of_the_model_and_may_look_back(split):
-    tokens, bounds = np.sort(series(400)), Bounds(300, 340, 400)
+    tokens, bounds = np.sort(series(400)), SplitBounds(300, 340, 400)
     tokens = np.random.default_rng(1).permutation(tokens)
     found = dataset(tokens, bounds, order=3, most=250)
     begin, end = bounds.part(split)
@@ -181,7 +181,7 @@ def test_token_by_token_the_bits_are_those_of_the_whole_text():
     text = 'ab\ncabx'
     tokens, _ = vocabulary.encode(text)
     lines = ['a', 'b', '\\n', 'c', 'a', 'b', 'x']
-    stream = datasets.stream(lambda line: parse_line(line, vocabulary), vocabulary.name)
+    stream = language_modeling.stream(lambda line: cli_text.parse_line(line, vocabulary), vocabulary.name)
     found = streamed(stream, model, variables, lines)
     logits = np.asarray(jax.jit(model.apply)(variables, tokens[None]))[0]
     expected = optax.softmax_cross_entropy_with_integer_labels(logits[:-1], tokens[1:].astype(int)) / math.log(2)
@@ -195,22 +195,22 @@ def test_token_by_token_the_bits_are_those_of_the_whole_text():
 
 def test_a_line_is_one_token():
     characters, words = Vocabulary('characters', 'a\n\\'), Vocabulary('words', ['the', ' cat'])
-    assert [int(parse_line(line, characters)) for line in ('a', '\\n', '\\', '\\\\', 'é')] == [0, 1, 2, 2, 3]
-    assert [int(parse_line(line, words)) for line in ('the', ' cat', ' the')] == [0, 1, 2]
-    assert int(parse_line('255', Vocabulary('bytes'))) == 255
+    assert [int(cli_text.parse_line(line, characters)) for line in ('a', '\\n', '\\', '\\\\', 'é')] == [0, 1, 2, 2, 3]
+    assert [int(cli_text.parse_line(line, words)) for line in ('the', ' cat', ' the')] == [0, 1, 2]
+    assert int(cli_text.parse_line('255', Vocabulary('bytes'))) == 255
     with pytest.raises(UserError, match="'ab'"):
-        parse_line('ab', characters)
+        cli_text.parse_line('ab', characters)
     with pytest.raises(UserError, match="'the cat'"):
-        parse_line('the cat', words)
+        cli_text.parse_line('the cat', words)
     for line in ('256', '-1', 'a', '²', '1.0'):
         with pytest.raises(UserError, match='0 to 255'):
-            parse_line(line, Vocabulary('bytes'))
+            cli_text.parse_line(line, Vocabulary('bytes'))
 
 
 def test_what_is_written_follows_from_what_was_written_before():
     model, variables = model_and_variables()
     prompt = np.array([1, 2], np.uint8)
-    written = datasets.sample(model, variables, prompt, jax.random.key(0), 1e-4, length=9, samples=2)
+    written = language_modeling.sample(model, variables, prompt, jax.random.key(0), 1e-4, length=9, samples=2)
     whole = np.concatenate([np.broadcast_to(prompt, (2, 2)), np.asarray(written)], axis=1)
     best = np.asarray(jax.jit(model.apply)(variables, whole[:, :-1].astype(int))).argmax(-1)
     assert (best[:, 1:] == written).all()  # at a temperature near 0
@@ -219,7 +219,9 @@ def test_what_is_written_follows_from_what_was_written_before():
 def test_tokens_are_drawn_by_their_probabilities_and_never_the_one_that_is_not_to_be():
     model, variables = model_and_variables()
     prompt, key, temperature = np.array([3], np.uint8), jax.random.key(1), 0.2
-    first = np.asarray(datasets.sample(model, variables, prompt, key, temperature, length=1, samples=4000, never=4))
+    first = np.asarray(
+        language_modeling.sample(model, variables, prompt, key, temperature, length=1, samples=4000, never=4)
+    )
     logits = np.asarray(model.apply(variables, prompt[None].astype(int)))[0, 0, :4] / temperature
     shares = np.bincount(first[:, 0], minlength=V) / 4000
     np.testing.assert_allclose(shares[:4], np.exp(logits) / np.exp(logits).sum(), atol=0.04)
@@ -240,7 +242,7 @@ def finished(tmp_path_factory):
     file.write_text(SONG[:-9] + 'é' + SONG[-8:], encoding='utf-8')
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        result = KIND.run(data=str(file), workdir=str(folder / 'run'), test=0.1, ngram_order=3, **SMALL)[0]
+        result = cli_text.KIND.run(data=str(file), workdir=str(folder / 'run'), test=0.1, ngram_order=3, **SMALL)[0]
     return file, folder / 'run', result, out.getvalue()
 
 
@@ -316,19 +318,19 @@ def test_a_run_writes_on_from_a_prompt(finished, in_tmp, capsys):
 def test_what_cannot_be_learned_from_is_refused(in_tmp, content, values, sentence):
     (in_tmp / 'x.txt').write_text(content, encoding='utf-8')
     with pytest.raises(UserError, match=sentence) as refused:
-        KIND.run(data='x.txt', **values)
+        cli_text.KIND.run(data='x.txt', **values)
     assert '\n' not in str(refused.value)
 
 
 @pytest.mark.parametrize(('tokens', 'unit'), [('bytes', 'byte'), ('words', 'word')])
 def test_bytes_and_words_are_looked_at_in_their_own_units(in_tmp, tokens, unit):
     (in_tmp / 'x.txt').write_text(SONG, encoding='utf-8')
-    values = KIND.check({'data': 'x.txt', 'tokens': tokens, 'batch_size': 2, 'window': 8, 'ngram_tokens': 500})
-    found = KIND.dataset(values.replace(vocabulary=6))
-    assert found.measure.name == f'bits per {unit}' and found.spec == KIND.spec(found.recipe)
+    values = cli_text.KIND.check({'data': 'x.txt', 'tokens': tokens, 'batch_size': 2, 'window': 8, 'ngram_tokens': 500})
+    found = cli_text.KIND.dataset(values.replace(vocabulary=6))
+    assert found.measure.name == f'bits per {unit}' and found.spec == cli_text.KIND.spec(found.recipe)
     assert f'500 {tokens}' in found.look[-1]
     assert found.spec.vocabulary == {'bytes': 256, 'words': 7}[tokens]
     assert json.loads(json.dumps(found.recipe)) == found.recipe
-    again = KIND.unseen(values.replace(part='test'), found.recipe, 'x.txt')
+    again = cli_text.KIND.unseen(values.replace(part='test'), found.recipe, 'x.txt')
     for ours, theirs in zip(jax.tree.leaves(again.batches), jax.tree.leaves(found.test.batches), strict=True):
         assert ours.tobytes() == theirs.tobytes() and ours.dtype == theirs.dtype

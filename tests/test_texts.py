@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from seqjax.files import UserError
-from seqjax.readers import texts
-from seqjax.readers.bounds import Bounds
-from seqjax.readers.texts import Vocabulary
+from seqjax.datasets.readers import texts
+from seqjax.datasets.readers.bounds import Bounds
+from seqjax.datasets.readers.texts import Vocabulary
+from seqjax.errors import UserError
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True)
 

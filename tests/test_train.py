@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seqjax import optim, training
-from seqjax.losses import squared_error
-from seqjax.task import Batch, Mean, Task
-from seqjax.tasks.td import td, td_model
+from seqjax import training
+from seqjax.nn import losses as nn_losses
+from seqjax.tasks import td
+from seqjax.training import optimizers
+from seqjax.types import Batch, Mean, Task
 from tests.helpers import reference
 
 ROWS, FEATURES, OUTPUTS, SIZE = 20, 3, 2, 4
 STEPS = 10
-TX = optim.adam(0.01, 1e-7)
+TX = optimizers.adam(0.01, 1e-7)
 RNG = np.random.default_rng(0)
 DATA = tuple(RNG.normal(size=(ROWS, n)).astype(np.float32) for n in (FEATURES, OUTPUTS))
 EVALS = {
@@ -41,11 +42,11 @@ def draw_batch(data, key, step):
 def loss(outputs, batch):
     """The squared error; for training batches also the step and the number drawn, as batch saw them."""
     if not isinstance(batch.targets, tuple):
-        return {'loss': squared_error(outputs, batch.targets, batch.mask)}
+        return {'loss': nn_losses.squared_error(outputs, batch.targets, batch.mask)}
     targets, step, drawn = batch.targets
     one = jnp.float32(1)
     metrics = {'step': Mean(step.astype(jnp.float32), one), 'drawn': Mean(drawn, one)}
-    return metrics | {'loss': squared_error(outputs, targets, batch.mask)}
+    return metrics | {'loss': nn_losses.squared_error(outputs, targets, batch.mask)}
 
 
 class Counting(nn.Module):
@@ -152,7 +153,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit():
 
 def test_an_lstm_too_is_trained_bit_for_bit_in_any_chunks():
     """The td task: steps one by one, and four with a stop and six more in chunks of four."""
-    model, task = td_model('many_to_many'), td('many_to_many')
+    model, task = td.td_model('many_to_many'), td.td('many_to_many')
     state = training.init_state(model, task, TX, jax.random.key(0))
     single, four = (training.make_train_chunk(model, task, TX, chunk=chunk) for chunk in (1, 4))
     want_state, want_metrics, _ = train_all(task, state, single, model=model, chunk=1)

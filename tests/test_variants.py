@@ -11,14 +11,17 @@ import numpy as np
 import optax
 import pytest
 
-from seqjax import losses, training
-from seqjax.activations import positive
-from seqjax.cells import GRUCell, HiddenCarry, LSTMCarry, LSTMCell, SimpleRNNCell
-from seqjax.initializers import ConstantGate, uniform_init
-from seqjax.layers import RNN, Bidirectional
-from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
-from seqjax.models import SequenceToVector
-from seqjax.task import Batch, Task
+from seqjax import training as seqjax_training
+from seqjax.nn import activations, initializers, losses, rnn
+from seqjax.nn.cells.cell import HiddenCarry
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.linear_cells import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
+from seqjax.nn.cells.lstm_cell import LSTMCarry, LSTMCell
+from seqjax.nn.cells.simple_cell import SimpleRNNCell
+from seqjax.nn.initializers import ConstantGate
+from seqjax.nn.models import SequenceToVector
+from seqjax.nn.wrappers import Bidirectional
+from seqjax.types import Batch, Task
 from tests.helpers import equations, reference
 
 B, T, F, H, P = 2, 4, 2, 3, 2
@@ -71,9 +74,9 @@ CASES = [
     Case(equations.merity_2018_simple, SimpleRNNCell(H, drop_connect=0.3), True),
     Case(equations.krueger_2017_simple, SimpleRNNCell(H, **ZONE), True),
     Case(equations.feng_2024_mingru, MinGRUCell(H)),
-    Case(equations.feng_2024_mingru_positive, MinGRUCell(H, activation=positive)),
+    Case(equations.feng_2024_mingru_positive, MinGRUCell(H, activation=activations.positive)),
     Case(equations.feng_2024_minlstm, MinLSTMCell(H)),
-    Case(equations.feng_2024_minlstm_positive, MinLSTMCell(H, activation=positive)),
+    Case(equations.feng_2024_minlstm_positive, MinLSTMCell(H, activation=activations.positive)),
     Case(equations.orvieto_2023, LRUCell(H, outputs=P)),
     Case(equations.de_2024, RGLRUCell(H)),
 ]
@@ -135,7 +138,7 @@ def complex_step(f, tree):
 @pytest.mark.parametrize('case', CASES, ids=name_of)
 def test_a_variant_and_all_its_gradients_equal_the_papers_equations(case, x64):
     """Outputs, the carry, and gradients of every parameter, of inputs and of the carry: relative 1e-10."""
-    layer = RNN(case.cell.clone(param_dtype=jnp.float64))
+    layer = rnn.RNN(case.cell.clone(param_dtype=jnp.float64))
     rng = np.random.default_rng(3)
     x = rng.normal(size=(B, T, F))
     own = jax.eval_shape(lambda: layer.cell.initialize_carry(KEY, (B, F)))
@@ -182,7 +185,7 @@ def test_projection_and_all_gradients_equal_pytorchs_proj_size(packed, x64):
     """Both directions, from given carries, of rows of several lengths: outputs, states, all gradients."""
     torch = pytest.importorskip('torch', reason='PyTorch is a reference here, where it is installed')
     rng = np.random.default_rng(0)
-    layer = Bidirectional(*(RNN(LSTMCell(H, projection=P, param_dtype=jnp.float64)) for _ in range(2)))
+    layer = Bidirectional(*(rnn.RNN(LSTMCell(H, projection=P, param_dtype=jnp.float64)) for _ in range(2)))
     x, lengths = rng.normal(size=(B, T, F)), np.array([T, 2]) if packed else None
     params = jax.tree.map(np.asarray, reference.random_variables(layer, x)['params'])
     h, c = rng.normal(size=(2, B, P)), rng.normal(size=(2, B, H))
@@ -229,7 +232,7 @@ def test_projection_and_all_gradients_equal_pytorchs_proj_size(packed, x64):
 def test_C06_peepholes_have_the_numbers_of_onnx():
     """ONNX's published test lstm_with_peepholes: all weights 0.1, no bias."""
     x = np.array([[[1, 2, 3, 4]], [[5, 6, 7, 8]]], np.float32)
-    layer = RNN(LSTMCell(3, peepholes=True))
+    layer = rnn.RNN(LSTMCell(3, peepholes=True))
     params = {'kernel': (4, 12), 'recurrent_kernel': (3, 12), 'peephole': (9,)}
     params = {name: np.full(shape, 0.1, np.float32) for name, shape in params.items()} | {'bias': np.zeros(12)}
     outputs = layer.apply({'params': {'cell': params}}, x)
@@ -241,7 +244,7 @@ def test_C06_peepholes_equal_onnx_over_time(x64):
     onnx = pytest.importorskip('onnx', reason='ONNX is a reference here, where it is installed')
     pytest.importorskip('onnx.reference')
     rng = np.random.default_rng(1)
-    layer, x = RNN(LSTMCell(H, peepholes=True, param_dtype=jnp.float64)), rng.normal(size=(B, T, F))
+    layer, x = rnn.RNN(LSTMCell(H, peepholes=True, param_dtype=jnp.float64)), rng.normal(size=(B, T, F))
     params = jax.tree.map(np.asarray, reference.random_variables(layer, x))['params']['cell']
     c, h = rng.normal(size=(2, B, H))
 
@@ -288,7 +291,7 @@ DROPS = {
 
 @functools.cache
 def plain(kind):
-    layer = RNN(KINDS[kind](H))
+    layer = rnn.RNN(KINDS[kind](H))
     x = np.random.default_rng(0).normal(size=(B, T, F)).astype(np.float32)
     return layer, jax.tree.map(np.asarray, reference.random_variables(layer, x)), x
 
@@ -305,7 +308,7 @@ def test_D05_without_training_a_cell_that_drops_is_plain_bit_for_bit(kind, drop)
     """No stream, or `deterministic`; and where there is nothing to drop, a stream changes nothing."""
     layer, variables, x = plain(kind)
     want = run(layer, variables, x)
-    dropping = RNN(KINDS[kind](H, **DROPS[drop]))
+    dropping = rnn.RNN(KINDS[kind](H, **DROPS[drop]))
     for got in (
         run(dropping, variables, x),
         run(dropping, variables, x, KEY, deterministic=True),
@@ -322,7 +325,7 @@ def test_D05_without_training_a_cell_that_drops_is_plain_bit_for_bit(kind, drop)
 def test_C10_zoneout_0_is_plain_and_1_keeps_the_initial_carry(kind, key):
     layer, variables, x = plain(kind)
     rates = ['zoneout_h', 'zoneout_c'] if kind == 'lstm' else ['zoneout_h']
-    nothing, all_of_it = (RNN(KINDS[kind](H, **dict.fromkeys(rates, rate))) for rate in (0, 1))
+    nothing, all_of_it = (rnn.RNN(KINDS[kind](H, **dict.fromkeys(rates, rate))) for rate in (0, 1))
     reference.assert_trees_equal(run(nothing, variables, x, key), run(layer, variables, x, key))
     own = layer.cell.initialize_carry(KEY, (B, F))
     first = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf) + np.arange(1.0, 1 + H, dtype=np.float32)), own)
@@ -335,10 +338,10 @@ def test_C10_zoneout_in_evaluation_is_the_mean_of_training():
     """Of one step: over 4,000 draws, within five standard errors, and no state between old and new is ever drawn."""
     rate, rows = 0.3, 4000
     _, variables, x = plain('gru')
-    layer, old = RNN(GRUCell(H, zoneout_h=rate)), jnp.full((rows, H), 0.7)
+    layer, old = rnn.RNN(GRUCell(H, zoneout_h=rate)), jnp.full((rows, H), 0.7)
     x = jnp.broadcast_to(x[:1, :1], (rows, 1, F))
     drawn = np.asarray(run(layer, variables, x, KEY, initial_carry=old)[1][:, 0])
-    new = np.asarray(RNN(GRUCell(H)).apply(variables, x, initial_carry=old)[0, 0])
+    new = np.asarray(rnn.RNN(GRUCell(H)).apply(variables, x, initial_carry=old)[0, 0])
     assert ((drawn == np.float32(0.7)) | (np.abs(drawn - new) < 1e-6)).all()
     expected = run(layer, variables, x, initial_carry=old)[1][0, 0]
     np.testing.assert_allclose(expected, rate * 0.7 + (1 - rate) * new, rtol=1e-6)
@@ -349,7 +352,7 @@ def test_C10_zoneout_in_evaluation_is_the_mean_of_training():
 @pytest.mark.parametrize('kind', KINDS)
 def test_C10_layer_normalisation_does_not_see_the_scale_of_its_input(kind):
     """Scaled weights of inputs and of states give the same outputs, and without it they do not."""
-    layer, x = RNN(KINDS[kind](H, layer_norm=True)), plain(kind)[2]
+    layer, x = rnn.RNN(KINDS[kind](H, layer_norm=True)), plain(kind)[2]
     variables = jax.tree.map(np.asarray, reference.random_variables(layer, x))
     variables['params']['cell'] |= {
         name: 10 * variables['params']['cell'][name] for name in ('kernel', 'recurrent_kernel')
@@ -371,7 +374,7 @@ def test_C10_layer_normalisation_does_not_see_the_scale_of_its_input(kind):
 def test_D03_masks_of_a_sequence_stay_over_time_and_differ_over_rows(kind):
     rows, units = 64, 32
     cell = KINDS[kind](units, recurrent_dropout=0.5)
-    noise = RNN(cell).apply({}, method=lambda layer: layer.cell.noise((rows,)), rngs={'dropout': KEY})
+    noise = rnn.RNN(cell).apply({}, method=lambda layer: layer.cell.noise((rows,)), rngs={'dropout': KEY})
     assert noise.hidden.shape == (rows, units) and noise.kernel is None
     assert set(np.unique(noise.hidden)) == {0.0, 2.0} and abs(np.mean(noise.hidden) - 1) < 0.1
     assert len(np.unique(np.asarray(noise.hidden), axis=0)) == rows
@@ -383,7 +386,7 @@ def test_D03_masks_of_a_sequence_stay_over_time_and_differ_over_rows(kind):
 def test_a_dropped_unit_is_seen_by_no_later_step_of_its_row_and_by_every_step_of_others():
     """The gradient of the last output with respect to the first carry is 0 for dropped units, of each row by itself."""
     units, rows = 6, 5
-    layer = RNN(SimpleRNNCell(units, recurrent_dropout=0.5))
+    layer = rnn.RNN(SimpleRNNCell(units, recurrent_dropout=0.5))
     x = np.random.default_rng(0).normal(size=(rows, T, F)).astype(np.float32)
     variables = reference.random_variables(layer, x)
     noise = layer.apply(variables, method=lambda layer: layer.cell.noise((rows,)), rngs={'dropout': KEY})
@@ -402,11 +405,11 @@ def test_a_dropped_unit_is_seen_by_no_later_step_of_its_row_and_by_every_step_of
 def test_two_training_steps_draw_different_masks_and_one_key_the_same(kind, drop):
     """Through `training.train_step`, with a learning rate of 0: what differs from step to step is the draw."""
     x = np.random.default_rng(0).normal(size=(8, T, F)).astype(np.float32)
-    model = SequenceToVector(RNN(KINDS[kind](8, **DROPS[drop])), nn.Dense(1))
+    model = SequenceToVector(rnn.RNN(KINDS[kind](8, **DROPS[drop])), nn.Dense(1))
     data = Batch(x, np.ones((8, 1), np.float32), np.ones(8, bool))
     task, still = Task(losses.mean_squared_error, lambda data, key, step: data, data), optax.sgd(0.0)
-    first = training.init_state(model, task, still, KEY)
-    step = jax.jit(functools.partial(training.train_step, model, task, still))
+    first = seqjax_training.init_state(model, task, still, KEY)
+    step = jax.jit(functools.partial(seqjax_training.train_step, model, task, still))
 
     def walk(state):
         found = []
@@ -424,7 +427,7 @@ def test_two_training_steps_draw_different_masks_and_one_key_the_same(kind, drop
 @pytest.mark.parametrize('drop', ['step', 'zoneout'])
 def test_what_is_drawn_at_a_step_depends_on_its_number_alone(drop):
     """A run over the first steps of a longer sequence draws the same there."""
-    layer, (_, variables, x) = RNN(LSTMCell(H, **DROPS[drop])), plain('lstm')
+    layer, (_, variables, x) = rnn.RNN(LSTMCell(H, **DROPS[drop])), plain('lstm')
     whole, part = (run(layer, variables, inputs, KEY)[1] for inputs in (x, x[:, :2]))
     np.testing.assert_array_equal(whole[:, :2], part)
 
@@ -447,10 +450,10 @@ INITS = ('kernel_init', 'recurrent_kernel_init', 'bias_init')
         (LSTMCell, {**HALF, 'recurrent_dropout_mask': 'row'}, "mask='row'"),
         (LSTMCell, {'recurrent_dropout_mask': 'step'}, "'step'"),
         (GRUCell, {'init_scheme': 'glorot'}, "init_scheme='glorot'"),
-        (LSTMCell, {'peephole_init': uniform_init(1.0)}, 'peephole_init'),
+        (LSTMCell, {'peephole_init': initializers.uniform_init(1.0)}, 'peephole_init'),
         (
             SimpleRNNCell,
-            {'init_scheme': 'flax', **dict.fromkeys(INITS, uniform_init(1.0))},
+            {'init_scheme': 'flax', **dict.fromkeys(INITS, initializers.uniform_init(1.0))},
             "'flax'",
         ),
         (LRUCell, {'bias_init': ConstantGate()}, 'bias_init'),

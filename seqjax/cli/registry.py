@@ -39,5 +39,5 @@ def module(name: str) -> Any:
 
 
 def find(name: str) -> Any:
-    """A command by its name: the `experiments.launch.Command` of its module."""
+    """A command by its name: the `seqjax.cli.command.Command` of its module."""
     return module(name).COMMAND

@@ -1,1 +1,17 @@
-"""Kinds of data: arrays -> what a run learns from, a file a kind."""
+"""Datasets: users' files as splits, batches, metrics and baselines, a file a kind."""
+
+from typing import TYPE_CHECKING
+
+from seqjax import lazy
+
+if TYPE_CHECKING:
+    from seqjax.datasets import (
+        forecasting,
+        language_modeling,
+        polyphonic_music,
+        sequential_images,
+        time_series_classification,
+    )
+    from seqjax.datasets.dataset import Dataset, Items, Measure, OnlinePredictor, Unseen
+else:
+    __getattr__, __dir__, __all__ = lazy.attach(__name__, __file__)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seqjax.baselines import forecasts as baselines
-from seqjax.datasets.forecast_rows import Split, spans
-from seqjax.readers.dates import Pace
+from seqjax.datasets import forecast_batching
+from seqjax.datasets.baselines import forecast_baselines
+from seqjax.datasets.forecast_batching import Split
+from seqjax.datasets.readers.dates import Pace
 
 MINUTE, DAY = 60_000_000, 86_400_000_000  # microseconds
 SHORT = (MINUTE, 60 * MINUTE)  # cycles that count where they have 12 rows or more
@@ -47,14 +48,14 @@ def best(seasons: Sequence[int], scaled: Sequence[np.ndarray], splits: Sequence[
       splits: of each series.
       horizon: H.
     """
-    ranges = spans('validation', splits, [len(values) for values in scaled], horizon)
+    ranges = forecast_batching.spans('validation', splits, [len(values) for values in scaled], horizon)
     origins = [np.arange(*span) for span in ranges]
 
     def error(season: int) -> float:
         total = 0.0
         for values, some in zip(scaled, origins, strict=True):
             for target in values.T:
-                forecasts = baselines.seasonal(target, some, horizon, season)
+                forecasts = forecast_baselines.seasonal(target, some, horizon, season)
                 total += float(np.nansum((forecasts - target[some[:, None] + np.arange(1, horizon + 1)]) ** 2))
         return total
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from seqjax.files import UserError
+from seqjax.errors import UserError
 
 LARGEST = 2**31 - 1
 MOST_STEPS = 2**24  # of a padded sequence

@@ -16,9 +16,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from seqjax.problem import SyntheticTask, within
-from seqjax.task import Batch, Sequences
-from seqjax.types import ModelSpec
+from seqjax.tasks import synthetic
+from seqjax.tasks.synthetic import SyntheticTask
+from seqjax.types import Batch, ModelSpec, Sequences
 
 NEAR = 0.04  # the source's: right is an absolute error below this
 FIRST = 10  # the first mark is among as many pairs
@@ -47,7 +47,7 @@ def adding(length: int = 100, rule: Literal['add', 'multiply'] = 'add') -> Synth
     return SyntheticTask(
         name=f'{"adding" if rule == "add" else "multiplication"} of length {length}',
         sample=partial(_sample, length=length, rule=rule),
-        loss_fn=within(NEAR),
+        loss_fn=synthetic.within(NEAR),
         spec=ModelSpec('last', outputs=1, features=2, memory_span=length + length // 10),
         reference_losses={'best constant': _variance(length, rule)},
     )

@@ -24,16 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.problem import (
-    Examples,
-    SuccessCriterion,
-    SyntheticTask,
-    check_cost,
-    classification,
-    entropy,
-)
-from seqjax.task import Batch, Sequences
-from seqjax.types import ModelSpec
+from seqjax.tasks import synthetic
+from seqjax.tasks.synthetic import Examples, SuccessCriterion, SyntheticTask
+from seqjax.types import Batch, ModelSpec, Sequences
 
 SYMBOLS = ' 0123456789+'  # of the tokens; the answers have no plus
 END = 0  # of an answer; padding too
@@ -71,11 +64,11 @@ def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> S
             f'examples={examples} must be at most {most:,}, the questions that numbers of up to digits={digits} make, '
             'a+b and b+a being one'
         )
-    check_cost(100 * examples, examples=examples)
+    synthetic.check_cost(100 * examples, examples=examples)
     return SyntheticTask(
         name=f'addition of numbers of up to {digits} digits',
         sample=partial(_sample, digits=digits, reverse=reverse),
-        loss_fn=classification,
+        loss_fn=synthetic.classification,
         spec=ModelSpec('seq2seq', outputs=PLUS, vocabulary=len(SYMBOLS), memory_span=3 * digits + 3),
         reference_losses={
             'best constant': _entropy(questions(digits, examples)[:, : examples - 2 * held_out(examples)].sum(0))
@@ -129,7 +122,7 @@ def _entropy(sums: np.ndarray) -> float:
     for power in range(len(str(sums.max()))):
         written = sums[(sums >= 10**power) | (power == 0)]
         counts += np.bincount(1 + written // 10**power % 10, minlength=PLUS)
-    return entropy((counts / counts.sum()).tolist())
+    return synthetic.entropy((counts / counts.sum()).tolist())
 
 
 def _sample(key: jax.Array, count: int, *, digits: int, reverse: bool) -> Batch:

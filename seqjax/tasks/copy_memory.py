@@ -15,9 +15,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from seqjax.problem import SuccessCriterion, SyntheticTask, classification
-from seqjax.task import Batch
-from seqjax.types import ModelSpec
+from seqjax.tasks import synthetic
+from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask
+from seqjax.types import Batch, ModelSpec
 
 KEPT, KINDS = 10, 8  # symbols to keep, and how many different ones there are
 BLANK, MARK = 0, KINDS + 1
@@ -44,7 +44,7 @@ def copy_memory(delay: int = 100) -> SyntheticTask:
     return SyntheticTask(
         name=f'copy memory over {delay} steps',
         sample=partial(_sample, delay=delay),
-        loss_fn=classification,
+        loss_fn=synthetic.classification,
         spec=ModelSpec('per_step', outputs=SYMBOLS - 1, features=SYMBOLS, causal=True, memory_span=delay + 2 * KEPT),
         reference_losses={'memoryless': memoryless},
         success=SuccessCriterion(at_most=0.1 * memoryless, metric='loss'),

@@ -33,19 +33,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax import losses
-from seqjax.problem import (
-    WRONG,
-    LossFn,
-    SuccessCriterion,
-    SyntheticTask,
-    by_length,
-    check_cost,
-    entropy,
-    mistakes,
-)
-from seqjax.task import Arrays, Batch, Mean, Sequences
-from seqjax.types import ModelSpec
+from seqjax.nn import losses
+from seqjax.tasks import synthetic
+from seqjax.tasks.synthetic import LossFn, SuccessCriterion, SyntheticTask
+from seqjax.types import Arrays, Batch, Mean, ModelSpec, Sequences
 
 SHORTEST = 4  # of the longest strings: with those of two symbols alone there is nothing to count
 STRAY = 0.1  # of the probability, that may go to what cannot follow
@@ -107,7 +98,7 @@ def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> SyntheticTask:
     for name, value in (('kinds', kinds), ('deepest', deepest)):
         if value < 1:
             raise ValueError(f'{name}={value} must be at least 1')
-    check_cost(100 * kinds, kinds=kinds)
+    synthetic.check_cost(100 * kinds, kinds=kinds)
     _check_longest(longest)
     strings = [ways[0] for ways in _ways(longest, deepest)[2::2]]  # of each length, were there one kind of bracket
     half = (longest + 2) / 4  # brackets that open in a string, on average; as many close
@@ -143,10 +134,10 @@ def _task(
     """
 
     total = sum(counts)
-    constant = entropy(count / total for count in counts)
+    constant = synthetic.entropy(count / total for count in counts)
     return SyntheticTask(
         name=name,
-        sample=by_length(draw, longest, shortest=2, step=2),
+        sample=synthetic.by_length(draw, longest, shortest=2, step=2),
         loss_fn=_loss_fn(ideal),
         spec=ModelSpec('per_step', outputs=len(counts), features=len(counts) - 1, causal=True, memory_span=longest),
         reference_losses={'best constant': constant, 'entropy floor': floor},
@@ -167,7 +158,7 @@ def _loss_fn(ideal: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> LossF
         return {
             'loss': loss,
             EXCESS: Mean(loss.total - least, loss.count),
-            WRONG: mistakes((stray <= STRAY) & jnp.isfinite(logits).all(-1), batch.mask),
+            synthetic.WRONG: synthetic.mistakes((stray <= STRAY) & jnp.isfinite(logits).all(-1), batch.mask),
         }
 
     return loss_fn
@@ -216,7 +207,7 @@ def _ways(longest: int, deepest: int) -> list[list[int]]:
     Raises:
       ValueError: the table has too many numbers, of up to `longest` bits each.
     """
-    check_cost(longest * (deepest + 1) * (longest + 32) // 2, longest=longest, deepest=deepest)
+    synthetic.check_cost(longest * (deepest + 1) * (longest + 32) // 2, longest=longest, deepest=deepest)
     ways = [[1] + [0] * deepest]
     for _ in range(longest):
         low, high = [0, *ways[-1][:-1]], [*ways[-1][1:], 0]  # of the depth below, of that above

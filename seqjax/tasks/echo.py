@@ -17,10 +17,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from seqjax import losses
-from seqjax.data import Rows, epoch_rows, stream_rows, stream_window
-from seqjax.models import sequence_model
-from seqjax.task import Batch, Sequences, Task
+from seqjax.nn import losses, models
+from seqjax.ops import windows
+from seqjax.ops.windows import StreamRows
+from seqjax.types import Batch, Sequences, Task
 
 SYMBOLS = 8
 FEEDS = ('stream', 'shuffle')
@@ -56,13 +56,13 @@ def echo_model(feed: str, *, features: int, **options: Any) -> nn.Module:
     Args:
       feed: 'stream' or 'shuffle'.
       features: H.
-      options: further arguments of `seqjax.models.sequence_model`, such as cell, layers and dropout.
+      options: further arguments of `seqjax.nn.models.sequence_model`, such as cell, layers and dropout.
 
     Raises:
       ValueError: an argument is unknown.
     """
     _check_feed(feed)
-    return sequence_model(
+    return models.sequence_model(
         'per_step', SYMBOLS, features=features, vocabulary=SYMBOLS, stateful=feed == 'stream', **options
     )
 
@@ -97,7 +97,7 @@ def echo(
         )
     symbols, answers = series(seed, length, delay)
     if feed == 'stream':
-        data: Any = stream_rows((symbols, answers, np.arange(length)), batch_size, window)
+        data: Any = windows.stream_rows((symbols, answers, np.arange(length)), batch_size, window)
         places = data.values[2]  # within its row: what lies before a row's beginning, the model has not seen
         data = data._replace(values=(*data.values[:2], places - places[:, :1]))
         return Task(losses.classification, partial(_stream, window, delay), data)
@@ -107,10 +107,10 @@ def echo(
     return Task(losses.classification, partial(_shuffle, batch_size, delay), data)
 
 
-def _stream(window: int, delay: int, rows: Rows, key: jax.Array, step: jax.Array) -> Batch:
+def _stream(window: int, delay: int, rows: StreamRows, key: jax.Array, step: jax.Array) -> Batch:
     """The next window of every row."""
     del key
-    (symbols, answers, places), mask, resets = stream_window(rows, step, window)
+    (symbols, answers, places), mask, resets = windows.stream_window(rows, step, window)
     return Batch(Sequences(symbols, mask=mask, resets=resets), answers, mask & (places >= delay))
 
 
@@ -118,6 +118,6 @@ def _shuffle(batch_size: int, delay: int, data: Windows, key: jax.Array, step: j
     """Windows of this epoch's order, each begun anew."""
     del key
     count, window = data.symbols.shape
-    rows, mask = epoch_rows(data.key, step, count, batch_size)
+    rows, mask = windows.epoch_rows(data.key, step, count, batch_size)
     known = mask[:, None] & (np.arange(window) >= delay)[None]
     return Batch(data.symbols[rows], data.answers[rows], known)

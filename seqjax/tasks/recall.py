@@ -21,9 +21,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from seqjax.problem import SuccessCriterion, SyntheticTask, classification
-from seqjax.task import Batch
-from seqjax.types import ModelSpec
+from seqjax.tasks import synthetic
+from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask
+from seqjax.types import Batch, ModelSpec
 
 FILLER = 0  # keys are the tokens from 1, and values those behind the keys
 POWER = 0.01  # the source's: the i-th place has a share of i ** (POWER - 1)
@@ -63,7 +63,7 @@ def recall(pairs: int = 4, queries: int = 4, length: int = 64, keys: int = 64, v
     return SyntheticTask(
         name=f'recall of {queries} of {pairs} pairs in {length} steps',
         sample=partial(_sample, pairs=pairs, queries=queries, length=length, keys=keys, values=values),
-        loss_fn=classification,
+        loss_fn=synthetic.classification,
         spec=ModelSpec('per_step', outputs=values, vocabulary=1 + keys + values, memory_span=length),
         reference_losses={'best constant': math.log(values)},
         success=SuccessCriterion(at_most=0.01),

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax import masks
-from seqjax.problem import SyntheticTask, by_length, check_cost, classification, entropy
-from seqjax.task import Batch, Sequences
-from seqjax.types import ModelSpec
+from seqjax import validation
+from seqjax.tasks import synthetic
+from seqjax.tasks.synthetic import SyntheticTask
+from seqjax.types import Batch, ModelSpec, Sequences
 
 OPERATORS = '+-*'  # the symbols after the numbers
 MOVES = ('left', 'stay', 'right')
@@ -50,7 +50,7 @@ def parity(longest: int = 40, padding: Literal['right', 'left'] = 'right') -> Sy
     ('1 0 0 1 1', 1)
     """
     _check('longest', longest, 1)
-    masks.check_choice('padding', padding, PADDINGS)
+    validation.check_choice('padding', padding, PADDINGS)
     return _task(f'parity of 1 to {longest} bits', partial(_parity, padding=padding), longest, 2, [0.5, 0.5])
 
 
@@ -130,10 +130,10 @@ def _task(name: str, draw: Draw, longest: int, symbols: int, shares: Sequence[fl
 
     return SyntheticTask(
         name=name,
-        sample=by_length(draw, longest, step=step),
-        loss_fn=classification,
+        sample=synthetic.by_length(draw, longest, step=step),
+        loss_fn=synthetic.classification,
         spec=ModelSpec('last', outputs=len(shares), features=symbols, memory_span=longest),
-        reference_losses={'best constant': entropy(shares)},
+        reference_losses={'best constant': synthetic.entropy(shares)},
         draw=draw,
     )
 
@@ -205,7 +205,7 @@ def _value(numbers: jax.Array, before: jax.Array, real: jax.Array, modulus: int)
 @lru_cache(maxsize=4)
 def _arithmetic_shares(longest: int, modulus: int) -> list[float]:
     """How often each value is the answer, over all odd lengths."""
-    check_cost(longest // 2 * (5000 + modulus**3 // 20), longest=longest, modulus=modulus)
+    synthetic.check_cost(longest // 2 * (5000 + modulus**3 // 20), longest=longest, modulus=modulus)
     numbers = np.arange(modulus)
     sums = (numbers[:, None] + numbers) % modulus
     products = np.zeros((modulus, modulus))  # [term, the term times a number]
@@ -224,7 +224,7 @@ def _arithmetic_shares(longest: int, modulus: int) -> list[float]:
 @lru_cache(maxsize=4)
 def _navigation_shares(longest: int, cycle: int) -> list[float]:
     """How often each place is the last, over all lengths."""
-    check_cost(longest * (5000 + cycle), longest=longest, cycle=cycle)
+    synthetic.check_cost(longest * (5000 + cycle), longest=longest, cycle=cycle)
     places, total = np.zeros(cycle), np.zeros(cycle)
     places[0] = 1
     for _ in range(longest):

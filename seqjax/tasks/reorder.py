@@ -24,15 +24,9 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 
-from seqjax.problem import (
-    SuccessCriterion,
-    SyntheticTask,
-    check_cost,
-    classification,
-    lengths_between,
-)
-from seqjax.task import Batch, Sequences
-from seqjax.types import ModelSpec
+from seqjax.tasks import synthetic
+from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask
+from seqjax.types import Batch, ModelSpec, Sequences
 
 END = 0  # of an answer; padding too. Symbols are the tokens from 1.
 
@@ -54,7 +48,7 @@ def reversal(longest: int = 10, symbols: int = 8) -> SyntheticTask:
     >>> int(source.seq_lengths[0]), batch.mask[0].astype(int).tolist()
     (5, [1, 1, 1, 1, 1, 1, 0])
     """
-    check_cost(300 * longest, longest=longest)
+    synthetic.check_cost(300 * longest, longest=longest)
     return _task('reversal', _reversed, lambda length: length * math.log(symbols), longest, symbols)
 
 
@@ -73,7 +67,7 @@ def sorting(longest: int = 10, symbols: int = 8) -> SyntheticTask:
     >>> source.values[0].tolist(), answer[0].tolist()
     ([5, 1, 6, 6, 7, 0], [1, 5, 6, 6, 7, 0, 0])
     """
-    check_cost(200 * longest**2, longest=longest)
+    synthetic.check_cost(200 * longest**2, longest=longest)
     return _task('sorting', _sorted, lambda length: _entropy_of_counts(length, symbols), longest, symbols)
 
 
@@ -86,7 +80,7 @@ def _task(name: str, order: Callable, entropy: Callable[[int], float], longest: 
     return SyntheticTask(
         name=f'{name} of 1 to {longest} of {symbols} symbols',
         sample=partial(_sample, draw=draw, longest=longest),
-        loss_fn=classification,
+        loss_fn=synthetic.classification,
         spec=ModelSpec('seq2seq', outputs=symbols + 1, vocabulary=symbols + 1, memory_span=2 * longest),
         reference_losses=_reference_losses(entropy, longest, symbols),
         success=SuccessCriterion(at_most=0.01),
@@ -120,7 +114,7 @@ def _entropy_of_counts(length: int, symbols: int) -> float:
 
 def _sample(key: jax.Array, count: int, *, draw: Callable[..., Batch], longest: int) -> Batch:
     keys = jax.random.split(key)
-    return draw(keys[0], lengths_between(keys[1], count, 1, longest), longest)
+    return draw(keys[0], synthetic.lengths_between(keys[1], count, 1, longest), longest)
 
 
 def _draw(key: jax.Array, lengths: jax.Array, longest: int, *, symbols: int, order: Callable) -> Batch:

@@ -13,12 +13,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from seqjax import losses
-from seqjax.activations import RECURRENT_ACTIVATIONS
-from seqjax.cells import LSTMCell
-from seqjax.layers import RNN, TimeDistributed
-from seqjax.models import SequenceToSequence, SequenceToVector
-from seqjax.task import Batch, Task
+from seqjax.nn import activations, losses
+from seqjax.nn import rnn as nn_rnn
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.models import SequenceToSequence, SequenceToVector
+from seqjax.nn.wrappers import TimeDistributed
+from seqjax.types import Batch, Task
 
 SETUPS = ('one_to_one', 'many_to_one', 'many_to_many')
 UNROLL = 8  # T = 5 as one iteration of the loop: no loop, a third faster under vmap
@@ -60,12 +60,12 @@ def td_model(
       ValueError: `setup` or `recurrent_activation` is unknown.
     """
     _check_setup(setup)
-    if recurrent_activation not in RECURRENT_ACTIVATIONS:
+    if recurrent_activation not in activations.RECURRENT_ACTIVATIONS:
         raise ValueError(
-            f'recurrent_activation {recurrent_activation!r} must be one of {", ".join(RECURRENT_ACTIVATIONS)}'
+            f'recurrent_activation {recurrent_activation!r} must be one of {", ".join(activations.RECURRENT_ACTIVATIONS)}'
         )
-    cell = LSTMCell(hidden, recurrent_activation=RECURRENT_ACTIVATIONS[recurrent_activation])
-    rnn = RNN(cell, unroll=min(unroll, 1 if setup == 'one_to_one' else length))
+    cell = LSTMCell(hidden, recurrent_activation=activations.RECURRENT_ACTIVATIONS[recurrent_activation])
+    rnn = nn_rnn.RNN(cell, unroll=min(unroll, 1 if setup == 'one_to_one' else length))
     if setup == 'many_to_many':
         return SequenceToSequence(rnn=rnn, head=TimeDistributed(nn.Dense(1, kernel_init=GLOROT)))
     outputs = length if setup == 'many_to_one' else 1

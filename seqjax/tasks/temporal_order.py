@@ -23,10 +23,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from seqjax import losses
-from seqjax.problem import SyntheticTask, mistakes
-from seqjax.task import Batch, Mean, Sequences
-from seqjax.types import ModelSpec
+from seqjax.nn import losses
+from seqjax.tasks import synthetic
+from seqjax.tasks.synthetic import SyntheticTask
+from seqjax.types import Batch, Mean, ModelSpec, Sequences
 
 SYMBOLS = 'EBabcdXY'
 NEAR = 0.3  # the source's: "processed correctly" means that every output is this near to its target
@@ -95,5 +95,5 @@ def loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
     errors = jnp.abs(nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(batch.targets, logits.shape[-1]))
     return {
         'loss': losses.cross_entropy(logits, batch.targets, batch.mask),
-        'wrong': mistakes((errors < NEAR).all(-1), batch.mask),  # NaN is not right
+        'wrong': synthetic.mistakes((errors < NEAR).all(-1), batch.mask),  # NaN is not right
     }

@@ -1,50 +1,24 @@
-"""Training: from a model, a task and an optimiser to the results of many seeds. Names are loaded when they are used."""
+"""Training: from a model, a task and an optimizer to the results of many seeds."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import Any
+from seqjax import lazy
 
-_MODULE_OF = {
-    'init_state': 'step',
-    'train_step': 'step',
-    'gradients': 'step',
-    'apply': 'evaluation',
-    'predict': 'evaluation',
-    'evaluate': 'evaluation',
-    'evaluate_batches': 'evaluation',
-    'eval_step': 'evaluation',
-    'initial_eval_carry': 'evaluation',
-    'should_stop': 'early_stopping',
-    'train': 'loop',
-    'make_train_chunk': 'programs',
-    'compile_programs': 'programs',
-    'CompiledPrograms': 'programs',
-    'ReplicaGroup': 'replicas',
-    'MeshShardings': 'sharding',
-    'select_mesh': 'sharding',
-    'data_parallel_pays': 'sharding',
-    'compile_run': 'compile',
-    'CompiledRun': 'run',
-    'StateOverride': 'run',
-    'TrainSession': 'session',
-    'CheckpointConfig': 'session',
-    'ChunkResult': 'chunk_result',
-    'train_seeds': 'driver',
-    'Observer': 'observers',
-    'train_with_losses': 'seeds',
-    'train_with_early_stopping': 'seeds',
-    'retrain': 'seeds',
-    'train_until_solved': 'seeds',
-}
-__all__ = list(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(importlib.import_module(f'{__name__}.{_MODULE_OF[name]}'), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if TYPE_CHECKING:
+    from seqjax.training.chunk_result import ChunkResult
+    from seqjax.training.compilation import compile_run
+    from seqjax.training.compiled_run import CompiledRun, StateOverride
+    from seqjax.training.driver import train_seeds
+    from seqjax.training.early_stopping import should_stop
+    from seqjax.training.evaluation import apply, eval_step, evaluate, evaluate_batches, initial_eval_carry, predict
+    from seqjax.training.loop import train
+    from seqjax.training.observers import Observer
+    from seqjax.training.optimizers import adam, make_optimizer
+    from seqjax.training.programs import CompiledPrograms, compile_programs, make_train_chunk
+    from seqjax.training.replicas import ReplicaGroup
+    from seqjax.training.seeds import retrain, train_until_solved, train_with_early_stopping, train_with_losses
+    from seqjax.training.session import CheckpointConfig, TrainSession
+    from seqjax.training.sharding import MeshShardings, data_parallel_pays, select_mesh
+    from seqjax.training.step import gradients, init_state, train_step
+else:
+    __getattr__, __dir__, __all__ = lazy.attach(__name__, __file__)

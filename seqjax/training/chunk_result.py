@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seqjax.task import Mean, Metrics, TrainState
 from seqjax.training.programs import CompiledPrograms
+from seqjax.types import Mean, Metrics, TrainState
 
 
 class ChunkResult(NamedTuple):

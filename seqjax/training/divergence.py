@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax import checkpoint
-from seqjax.files import UserError
-from seqjax.task import Arrays, Metrics, Task, TrainState
-from seqjax.training.chunk_result import mean_values
-from seqjax.training.step import gradients
+from seqjax.errors import UserError
+from seqjax.runs import parameters
+from seqjax.training import chunk_result
+from seqjax.training import step as training_step
+from seqjax.types import Arrays, Metrics, Task, TrainState
 
 
 def first_divergence(loss: np.ndarray) -> int | None:
@@ -47,10 +47,10 @@ def _largest_gradient(run: Any, task: Task, state: TrainState, count: int | None
     """The parameter with the largest gradient at the next step, and its size; what is not finite is the largest."""
 
     def sizes(state):
-        return jax.tree.map(lambda x: jnp.abs(x).max(initial=0), gradients(run.model, task, state)[0])
+        return jax.tree.map(lambda x: jnp.abs(x).max(initial=0), training_step.gradients(run.model, task, state)[0])
 
     each = sizes if count is None else jax.vmap(sizes)
-    found = checkpoint.named(jax.device_get(jax.jit(each, out_shardings=run.replicated)(state)))
+    found = parameters.named(jax.device_get(jax.jit(each, out_shardings=run.replicated)(state)))
     found = {name: np.max(without_padding(x, count)) for name, x in found.items()}
     name = max(found, key=lambda name: found[name] if np.isfinite(found[name]) else np.inf)
     return name, float(found[name])
@@ -77,7 +77,7 @@ def error(
       count: seeds of the group; None for one seed.
     """
     name, size = _largest_gradient(run, task, state, count)
-    value = without_padding(mean_values(metrics['loss']), count)[good].flat[0]
+    value = without_padding(chunk_result.mean_values(metrics['loss']), count)[good].flat[0]
     who = '' if count is None else f' of all {count} seeds'
     return UserError(
         f'the loss{who} became {value} at step {step + good + 1:,} of {run.steps:,}: try a smaller '

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from seqjax.training.compiled_run import CompiledRun, StateOverride
 from seqjax.training.observers import Observer
 from seqjax.training.replicas import ReplicaGroup
-from seqjax.training.run import CompiledRun, StateOverride
 
 
 def train_seeds(

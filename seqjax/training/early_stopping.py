@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.task import Best, EarlyStopping, Metrics, TrainState, without_carry
+from seqjax import types
+from seqjax.types import Best, EarlyStopping, Metrics, TrainState
 
 INITIAL_BEST = float(np.finfo(np.float32).max)  # before the first evaluation; JAX_DEBUG_INFS takes no infinity
 
@@ -33,5 +34,5 @@ def update_best(config: EarlyStopping, state: TrainState, evals: dict[str, Metri
     # An improvement at the last evaluation that the patience allows still counts, hence <=.
     waiting = state.step - state.best.step <= _max_steps_without_improvement(config)
     better = evaluated & waiting & (mean.count > 0) & (value < state.best.value)  # NaN is not better
-    new = Best(value, state.step, state.params, without_carry(state.variables))
+    new = Best(value, state.step, state.params, types.without_carry(state.variables))
     return state._replace(best=jax.tree.map(partial(jnp.where, better), new, state.best))

@@ -10,22 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.task import (
-    CARRY,
-    Arrays,
-    Batch,
-    Metrics,
-    Task,
-    TrainState,
-    Variables,
-    carry_of,
-    without_carry,
-)
+from seqjax import types
+from seqjax.types import Arrays, Batch, Metrics, Task, TrainState, Variables
 
 
 def apply(model: nn.Module, state: TrainState, inputs: Arrays) -> Arrays:
     """Returns the model's outputs without dropout; a stateful model starts anew, and the state stays as it is."""
-    return model.apply({'params': state.params, **without_carry(state.variables)}, inputs)
+    return model.apply({'params': state.params, **types.without_carry(state.variables)}, inputs)
 
 
 def predict(model: nn.Module, state: TrainState, inputs: Arrays, *, batch_size: int) -> Arrays:
@@ -83,9 +74,9 @@ def eval_step(
     model: nn.Module, state: TrainState, f: Callable[[Arrays, Batch], Arrays], carry: Variables, batch: Batch
 ) -> tuple[Variables, Arrays]:
     """Returns the carry of a stateful model after a batch, and f(outputs, batch), from the carry before it."""
-    fixed = {'params': state.params, **without_carry(state.variables)}
-    outputs, new = model.apply({**fixed, **carry}, batch.inputs, mutable=[CARRY])
-    return carry_of(new), f(outputs, batch)
+    fixed = {'params': state.params, **types.without_carry(state.variables)}
+    outputs, new = model.apply({**fixed, **carry}, batch.inputs, mutable=[types.CARRY])
+    return types.carry_of(new), f(outputs, batch)
 
 
 def initial_eval_carry(step: Callable[[Variables, Batch], tuple[Variables, Arrays]], batch: Batch) -> Variables:

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import optax
 
-from seqjax.task import Arrays, Metrics, Task, TrainState
-from seqjax.training.programs import TrainChunkFn, make_train_chunk
+from seqjax.training import programs
+from seqjax.training.programs import TrainChunkFn
+from seqjax.types import Arrays, Metrics, Task, TrainState
 
 
 def steps_taken(state: TrainState) -> int:
@@ -48,7 +49,7 @@ def train(
       The state, the metrics of every step of the chunk (NumPy, [n] or [n, R]), the metrics of every split.
     """
     if train_chunk is None:
-        train_chunk = make_train_chunk(model, task, tx, chunk=chunk)
+        train_chunk = programs.make_train_chunk(model, task, tx, chunk=chunk)
     done = steps_taken(state)
     while done < steps:
         n = min(steps - done, *(every - done % every for every in (chunk, *extra_sync_every)))

@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from seqjax.files import METRICS, Journal
-from seqjax.progress import Progress
-from seqjax.task import Arrays, Mean, TrainState
-from seqjax.training.chunk_result import ChunkResult, eval_values, mean_values
-from seqjax.training.early_stopping import INITIAL_BEST, should_stop
-from seqjax.training.run import CompiledRun
+from seqjax.runs import directory
+from seqjax.runs.append_log import AppendLog
+from seqjax.training import chunk_result, early_stopping, success_results
+from seqjax.training.chunk_result import ChunkResult
+from seqjax.training.compiled_run import CompiledRun
+from seqjax.training.progress import Progress
 from seqjax.training.session import TrainSession
-from seqjax.trials import Seed, parse_lines, to_lines, to_number
+from seqjax.training.success_results import Seed
+from seqjax.types import Arrays, Mean, TrainState
 
 LOSSES = 'losses.f32'  # of a replica group, [steps, replicas]
 EVALUATIONS = 'looks.f32'  # of a replica group, [evaluations, replicas, metrics]
@@ -30,7 +31,7 @@ class Observer:
     log_name: str | None = None  # of its append-only log; None for none
     should_stop = False  # whether the group has trained enough
 
-    def open_log(self, run: CompiledRun, place: str) -> Journal:
+    def open_log(self, run: CompiledRun, place: str) -> AppendLog:
         """Returns the log of a group, kept beside its checkpoints."""
         return run.workdir.journal(place, self.log_name)
 
@@ -52,20 +53,20 @@ class Observer:
 class StepLog(Observer):
     """Loss of every training step of one seed, a row of metrics.csv each."""
 
-    log_name = METRICS
+    log_name = directory.METRICS
 
     def __init__(self, steps: int, rates: np.ndarray):
         self.losses, self.rates = np.empty(steps, np.float32), rates
         self.latest = np.float32(np.nan)
 
-    def open_log(self, run: CompiledRun, place: str) -> Journal:
+    def open_log(self, run: CompiledRun, place: str) -> AppendLog:
         return run.workdir.log('step,loss,learning_rate\n')
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
         self.losses[: session.step] = [float(row.split(',')[1]) for row in restored.decode().splitlines()]
 
     def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
-        new = mean_values(chunk.metrics['loss'])
+        new = chunk_result.mean_values(chunk.metrics['loss'])
         self.losses[chunk.step : chunk.end], self.latest = new, new[-1]
         return format_rows(chunk.step + 1, self.rates[chunk.step :], new).encode()
 
@@ -98,7 +99,7 @@ class ReplicaStepLog(Observer):
         self._rows(session)[:, : session.step] = np.frombuffer(restored, '<f4').reshape(-1, session.num_seeds).T
 
     def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
-        new = mean_values(chunk.metrics['loss'])
+        new = chunk_result.mean_values(chunk.metrics['loss'])
         self._rows(session)[:, chunk.step : chunk.end], self.latest = new.T, new[-1]
         return new.astype('<f4').tobytes()
 
@@ -133,7 +134,7 @@ class EvaluationLog(Observer):
         self.sums, self.latest = _add(self.sums, chunk.metrics), None
         if chunk.end % self.eval_every:
             return b''
-        self.latest = np.stack([*map(_mean, self.sums.values()), *eval_values(chunk)], -1)
+        self.latest = np.stack([*map(_mean, self.sums.values()), *chunk_result.eval_values(chunk)], -1)
         self.sums = {}
         if self.monitor is not None:
             self.latest[self.monitor.stopped] = np.nan  # trained on beside others of the group
@@ -173,7 +174,9 @@ class EarlyStoppingMonitor(Observer):
         self.values = np.empty(0, np.float32)  # [n], the best so far
         self.groups: list = []  # Best of each group, leaves [n, ...], on the host
         config = self.config
-        self._read = jax.jit(lambda state: (should_stop(config, state), state.best.value), out_shardings=run.replicated)
+        self._read = jax.jit(
+            lambda state: (early_stopping.should_stop(config, state), state.best.value), out_shardings=run.replicated
+        )
 
     def _update(self, session: TrainSession, state: TrainState) -> None:
         self.stopped, self.values = (np.asarray(x)[: session.num_seeds] for x in self._read(state))
@@ -195,7 +198,7 @@ class EarlyStoppingMonitor(Observer):
         self.groups.append(best._replace(value=np.where(best.step == 0, np.inf, best.value)))
 
     def status(self) -> str:
-        best = finite_median(self.values[self.values < INITIAL_BEST])
+        best = finite_median(self.values[self.values < early_stopping.INITIAL_BEST])
         words = f'best {self.config.split} {self.config.metric} {best:.4g}'
         if self.stopped.any():
             words += f', {self.stopped.sum()} of {len(self.stopped)} seeds stopped early'
@@ -243,7 +246,7 @@ class SuccessMonitor(Observer):
         )
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
-        self.reached = {seed.seed: seed for seed in parse_lines(restored)}
+        self.reached = {seed.seed: seed for seed in success_results.parse_lines(restored)}
         self._update(session)
 
     def _update(self, session: TrainSession) -> None:
@@ -257,7 +260,7 @@ class SuccessMonitor(Observer):
         tested = [self.tested(session, i, chunk.state, chunk.end) for i in new]
         self.reached |= {seed.seed: seed for seed in tested}
         self._update(session)
-        return to_lines(tested)
+        return success_results.to_lines(tested)
 
     def on_end(self, session: TrainSession) -> None:
         for i, seed in enumerate(session.group.seeds.tolist()):
@@ -270,7 +273,7 @@ class SuccessMonitor(Observer):
     def tested(self, session: TrainSession, i: int, states: TrainState, steps: int | None) -> Seed:
         """Returns the result of seed i of a group, tested with these states."""
         metrics = jax.device_get(self._test(states, i, self.held_out))
-        values = {name: to_number(x) for name, x in metrics.items()}
+        values = {name: success_results.to_number(x) for name, x in metrics.items()}
         return Seed(int(session.group.seeds[i]), None if steps is None else steps * self.batch_size, values)
 
     def status(self) -> str:
@@ -296,7 +299,7 @@ class ProgressBar(Observer):
     """Progress of all groups; comes last among the observers.
 
     Args:
-      bar: from `seqjax.progress.progress`.
+      bar: from `seqjax.training.progress.progress`.
       observer: its status is shown.
       label: the group for a message, unless it has all seeds.
     """

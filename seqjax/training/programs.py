@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seqjax.task import Arrays, Metrics, Task, TrainState, batch_shapes
-from seqjax.training import sharding
-from seqjax.training.early_stopping import update_best
-from seqjax.training.evaluation import apply, evaluate
+from seqjax import types
+from seqjax.training import early_stopping, evaluation, sharding
+from seqjax.training import step as training_step
 from seqjax.training.sharding import MeshShardings
-from seqjax.training.step import init_state, train_step
+from seqjax.types import Arrays, Metrics, Task, TrainState
 
 TrainChunkFn = Callable[..., tuple[TrainState, Metrics, dict[str, Metrics]]]
 
@@ -38,7 +37,7 @@ def make_train_chunk(
     def train_chunk(data, evals, state, n):
         full = static._replace(data=data, evals=evals)
         # Its own jit, so that the shapes of the metrics and the loop's body come from a single trace.
-        step = jax.jit(partial(train_step, model, full, tx))
+        step = jax.jit(partial(training_step.train_step, model, full, tx))
         metrics = jax.tree.map(lambda x: jnp.zeros((chunk, *x.shape), x.dtype), jax.eval_shape(step, state)[1])
 
         def body(i, carry):
@@ -47,9 +46,9 @@ def make_train_chunk(
             return state, jax.tree.map(lambda all_steps, one: all_steps.at[i].set(one), metrics, new)
 
         state, metrics = jax.lax.fori_loop(0, n, body, (state, metrics))
-        evals = evaluate(model, full, state)
+        evals = evaluation.evaluate(model, full, state)
         config = task.early_stopping
-        return state if config is None else update_best(config, state, evals), metrics, evals
+        return state if config is None else early_stopping.update_best(config, state, evals), metrics, evals
 
     return jax.jit(_replicated(task, train_chunk) if replicas else train_chunk)
 
@@ -60,7 +59,7 @@ def _replicated(task: Task, train_chunk: TrainChunkFn) -> TrainChunkFn:
     Small replicas are computed by one `vmap`, as one operation for all costs little more than for one. Larger ones are
     mapped one after the other: products of many small matrices in a batch are slower than one after the other.
     """
-    rows = max((x.shape[0] for x in jax.tree.leaves(batch_shapes(task)) if x.ndim), default=1)
+    rows = max((x.shape[0] for x in jax.tree.leaves(types.batch_shapes(task)) if x.ndim), default=1)
 
     def by_vmap(data, evals, state, n):
         return jax.vmap(train_chunk, in_axes=(None, None, 0, None), out_axes=(0, 1, 0))(data, evals, state, n)
@@ -112,11 +111,11 @@ def compile_programs(
         return f if replicas is None else jax.vmap(f, **axes)
 
     seed = jax.ShapeDtypeStruct(() if replicas is None else (replicas,), jnp.uint32)
-    init = mapped(lambda seed: init_state(model, task, tx, jax.random.key(seed)))
+    init = mapped(lambda seed: training_step.init_state(model, task, tx, jax.random.key(seed)))
     state = jax.eval_shape(init, seed)
     of_state, replicated = (None, None) if shardings is None else (shardings.state(state), shardings.replicated)
     in_shardings, out_shardings = (replicated, replicated, of_state, replicated), (of_state, replicated, replicated)
-    apply_all = mapped(partial(apply, model), in_axes=(0, None))
+    apply_all = mapped(partial(evaluation.apply, model), in_axes=(0, None))
     in_effect = contextlib.nullcontext if shardings is None else shardings.in_effect
     predict = None
     if inputs is not None:

@@ -11,15 +11,16 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from seqjax import optim, report
-from seqjax.files import METRICS, UserError, Workdir
-from seqjax.fit import Fit
-from seqjax.problem import SuccessCriterion
-from seqjax.progress import progress
-from seqjax.task import Arrays, Batch, Best, Mean, Task, TrainState, without_carry
-from seqjax.training.chunk_result import ChunkResult, mean_values, metric_names
-from seqjax.training.driver import train_seeds
-from seqjax.training.evaluation import predict
+from seqjax import types
+from seqjax.errors import UserError
+from seqjax.reporting import statistics
+from seqjax.runs import directory
+from seqjax.runs.directory import Workdir
+from seqjax.tasks.synthetic import SuccessCriterion
+from seqjax.training import chunk_result, driver, evaluation, observers, optimizers, progress
+from seqjax.training.chunk_result import ChunkResult
+from seqjax.training.compiled_run import CompiledRun
+from seqjax.training.fit_results import Fit
 from seqjax.training.observers import (
     EarlyStoppingMonitor,
     EvaluationLog,
@@ -29,12 +30,10 @@ from seqjax.training.observers import (
     ReplicaStepLog,
     StepLog,
     SuccessMonitor,
-    finite_median,
-    format_rows,
 )
-from seqjax.training.run import CompiledRun
 from seqjax.training.session import TrainSession
-from seqjax.trials import Outcome
+from seqjax.training.success_results import Outcome
+from seqjax.types import Arrays, Batch, Best, Mean, Task, TrainState
 
 # (state of one seed, held out) -> numbers by name; a Mean that counted nothing is NaN.
 Test = Callable[[TrainState, Arrays], Mapping[str, jax.Array | Mean]]
@@ -74,12 +73,12 @@ def train_with_losses(run: CompiledRun, inputs: Arrays, seeds: np.ndarray, *, un
       UserError: see `train_seeds`.
     """
     start, many = time.perf_counter(), run.width is not None
-    rates = optim.learning_rates(run.tx, np.arange(run.steps))
+    rates = optimizers.learning_rates(run.tx, np.arange(run.steps))
     log = ReplicaStepLog(run.steps, len(seeds)) if many else StepLog(run.steps, rates)
     predictions = Predictions(inputs)
-    with progress(len(seeds) * run.steps, f'seed-{unit}' if many else unit) as bar:
+    with progress.progress(len(seeds) * run.steps, f'seed-{unit}' if many else unit) as bar:
         shown = ProgressBar(bar, log)
-        train_seeds(run, seeds, [log, shown, predictions])
+        driver.train_seeds(run, seeds, [log, shown, predictions])
     seconds = {'compile': run.seconds, 'train': time.perf_counter() - start}
     if many:
         _write_bands(run.workdir, log.losses, rates)
@@ -91,11 +90,13 @@ def _write_bands(workdir: Workdir, losses: np.ndarray, rates: np.ndarray) -> Non
     """metrics.csv of replicas, whose losses are [R, steps] and rates [steps]."""
 
     def write(path: Path) -> None:
-        names = ['step', 'loss', *(f'loss_q{q:g}' for q in report.BANDS if q != 0.5), 'learning_rate']
-        low, q1, median, q3, high = report.loss_quantiles(losses).astype(np.float32)
-        path.write_text(','.join(names) + '\n' + format_rows(1, rates, median, low, q1, q3, high), encoding='utf-8')
+        names = ['step', 'loss', *(f'loss_q{q:g}' for q in statistics.BANDS if q != 0.5), 'learning_rate']
+        low, q1, median, q3, high = statistics.loss_quantiles(losses).astype(np.float32)
+        path.write_text(
+            ','.join(names) + '\n' + observers.format_rows(1, rates, median, low, q1, q3, high), encoding='utf-8'
+        )
 
-    workdir.write(METRICS, write)
+    workdir.write(directory.METRICS, write)
 
 
 # --- early stopping --------------------------------------------------------------------------------
@@ -107,12 +108,12 @@ def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> Fit:
     Raises:
       UserError: see `train_seeds`; or no seed had a finite value at any evaluation.
     """
-    config, metrics = run.task.early_stopping, metric_names(run.programs)
+    config, metrics = run.task.early_stopping, chunk_result.metric_names(run.programs)
     monitor = EarlyStoppingMonitor(run)
     log = EvaluationLog(metrics, config.eval_every, monitor)
-    with progress(len(seeds) * run.steps, 'seed-step') as bar:
+    with progress.progress(len(seeds) * run.steps, 'seed-step') as bar:
         shown = ProgressBar(bar, monitor)
-        train_seeds(run, seeds, [log, monitor, shown])
+        driver.train_seeds(run, seeds, [log, monitor, shown])
     best = jax.tree.map(lambda *parts: np.concatenate(parts), *monitor.groups)
     if not np.isfinite(best.value).any():
         raise UserError(
@@ -125,7 +126,7 @@ def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> Fit:
 
 def _rates(run: CompiledRun, eval_every: int, evaluations: int) -> np.ndarray:
     """The learning rate of the last step before each evaluation."""
-    return optim.learning_rates(run.tx, eval_every * np.arange(1, evaluations + 1) - 1)
+    return optimizers.learning_rates(run.tx, eval_every * np.arange(1, evaluations + 1) - 1)
 
 
 class _LastStates(Observer):
@@ -137,7 +138,7 @@ class _LastStates(Observer):
 
     def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
         mean = Mean(*(np.sum(x, 0, np.float64) for x in chunk.metrics['loss']))
-        self.loss = finite_median(mean_values(mean))
+        self.loss = observers.finite_median(chunk_result.mean_values(mean))
         return b''
 
     def on_end(self, session: TrainSession) -> None:
@@ -161,16 +162,16 @@ def retrain(run: CompiledRun, fit: Fit) -> Fit:
     def label(session: TrainSession) -> str:
         return ' '.join(['the second training', *(['of', session.group.label] if session.group.label else [])])
 
-    with progress(len(fit.seeds) * run.steps, 'seed-step again') as bar:
+    with progress.progress(len(fit.seeds) * run.steps, 'seed-step again') as bar:
         # The folder has the steps: a run of more steps may find that another number of them is best.
-        train_seeds(
+        driver.train_seeds(
             run,
             fit.seeds,
             [states, ProgressBar(bar, states, label)],
             place=lambda group: f'refit_{run.steps}_{group}',
         )
     params, variables = jax.tree.map(lambda *parts: np.concatenate(parts), *states.groups)
-    best = Best(fit.best.value, np.full(len(fit.seeds), run.steps, np.int32), params, without_carry(variables))
+    best = Best(fit.best.value, np.full(len(fit.seeds), run.steps, np.int32), params, types.without_carry(variables))
     return fit._replace(best=best)
 
 
@@ -181,7 +182,7 @@ def on_batch(model: nn.Module, task: Task, batch_size: int) -> Test:
     """Returns a test: the mean of each metric over a batch [N, ...], computed `batch_size` sequences at a time."""
 
     def test(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        outputs = predict(model, state, batch.inputs, batch_size=batch_size)
+        outputs = evaluation.predict(model, state, batch.inputs, batch_size=batch_size)
         return {name: mean.compute() for name, mean in task.loss(outputs, batch).items()}
 
     return test
@@ -226,8 +227,8 @@ def train_until_solved(
         train_all_steps=train_all_steps,
         num_seeds=len(seeds),
     )
-    with progress(len(seeds) * run.steps, 'seed-step') as bar:
+    with progress.progress(len(seeds) * run.steps, 'seed-step') as bar:
         shown = ProgressBar(bar, monitor)
-        train_seeds(run, seeds, [log, monitor, shown])
+        driver.train_seeds(run, seeds, [log, monitor, shown])
     values = log.values()
     return Outcome(monitor.results, metrics, values, shown.resumed, _rates(run, eval_every, values.shape[1]))

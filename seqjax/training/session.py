@@ -7,20 +7,16 @@ from typing import Any, NamedTuple
 
 import jax
 
-from seqjax import checkpoint, processes, signals, streaming
-from seqjax.checkpoint import About, Store
-from seqjax.files import Journal
-from seqjax.task import Arrays, Metrics, TrainState
-from seqjax.training import divergence, loop
-from seqjax.training.chunk_result import (
-    ChunkResult,
-    latest_values,
-    mean_values,
-    metric_names,
-    typical_value,
-)
-from seqjax.training.divergence import without_padding
+from seqjax.runs import manifest, multihost, signals
+from seqjax.runs.append_log import AppendLog
+from seqjax.runs.checkpoint_manager import CheckpointManager
+from seqjax.runs.manifest import CheckpointMetadata
+from seqjax.runs.signals import ShutdownRequest
+from seqjax.training import chunk_result, divergence, host_streaming, loop
+from seqjax.training.chunk_result import ChunkResult
+from seqjax.training.host_streaming import Feed
 from seqjax.training.replicas import ReplicaGroup
+from seqjax.types import Arrays, Metrics, TrainState
 
 
 class CheckpointConfig(NamedTuple):
@@ -38,13 +34,13 @@ class TrainSession:
         self,
         run: Any,
         group: ReplicaGroup,
-        store: Store | None,
-        logs: Mapping[str, Journal],
+        store: CheckpointManager | None,
+        logs: Mapping[str, AppendLog],
         state: TrainState,
         step: int,
         restored: Mapping[str, bytes],
-        data_feed: streaming.Feed | None,
-        shutdown: signals.Asked | None = None,
+        data_feed: Feed | None,
+        shutdown: ShutdownRequest | None = None,
     ):
         self.run, self.group, self.store, self.logs, self.shutdown = run, group, store, logs, shutdown
         self.count = None if run.width is None else len(group.seeds)
@@ -77,7 +73,9 @@ class TrainSession:
             extra_sync_every=() if self.store is None else (every,),
             data_fn=None if self.data_feed is None else self._take,
         ):
-            good = divergence.first_divergence(without_padding(mean_values(metrics['loss']), self.count))
+            good = divergence.first_divergence(
+                divergence.without_padding(chunk_result.mean_values(metrics['loss']), self.count)
+            )
             if good is not None and not run.allow_divergence:
                 yield from self._diverged(metrics, good)
             yield self._finish_chunk(state, metrics, evals)
@@ -92,14 +90,14 @@ class TrainSession:
         return self.task.data
 
     def _chunk_result(self, state: TrainState, metrics: Metrics, evals: dict[str, Metrics]) -> ChunkResult:
-        metrics, evals = jax.tree.map(lambda x: without_padding(x, self.count), (metrics, evals))
+        metrics, evals = jax.tree.map(lambda x: divergence.without_padding(x, self.count), (metrics, evals))
         return ChunkResult(self.step, state, metrics, evals)
 
     def _finish_chunk(self, state: TrainState, metrics: Metrics, evals: dict[str, Metrics]) -> ChunkResult:
         chunk = self._chunk_result(state, metrics, evals)
         self.state, self.step = state, chunk.end
-        names = metric_names(self.run.programs)
-        self.values = dict(zip(names, map(typical_value, latest_values(chunk)), strict=True))
+        names = chunk_result.metric_names(self.run.programs)
+        self.values = dict(zip(names, map(chunk_result.typical_value, chunk_result.latest_values(chunk)), strict=True))
         return chunk
 
     def save(self) -> None:
@@ -108,17 +106,17 @@ class TrainSession:
             return
         marks = {name: log.mark() for name, log in self.logs.items()}
         state, folder = self.run.unpadded(self.state, self.count), self.run.workdir
-        leaves = checkpoint.describe(state)
-        what = (self.step, folder.experiment, folder.settings, marks, self.values, leaves, checkpoint.versions())
-        self.store.save(state, About(*what, feed=self._feed_state()))
+        leaves = manifest.describe(state)
+        what = (self.step, folder.experiment, folder.settings, marks, self.values, leaves, manifest.versions())
+        self.store.save(state, CheckpointMetadata(*what, feed=self._feed_state()))
 
     def _feed_state(self) -> dict[str, Any] | None:
         """The feed's position at the session's step, which is not where the feed is if a chunk ended in a NaN."""
-        return None if self.data_feed is None else {**self.data_feed.state, streaming.NEXT: self.step}
+        return None if self.data_feed is None else {**self.data_feed.state, host_streaming.NEXT: self.step}
 
     def check_signals(self) -> None:
         """Saves and stops the run if a signal has asked for it."""
-        number = 0 if self.shutdown is None else processes.largest(self.shutdown.number or 0)
+        number = 0 if self.shutdown is None else multihost.largest(self.shutdown.number or 0)
         if not number:
             return
         self.save()

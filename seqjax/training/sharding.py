@@ -1,7 +1,7 @@
 """The one place that decides where the arrays of a run lie: a mesh of devices with named axes, by `jax.sharding`.
 
 The axis 'data' has the rows of a batch, or replicas with `replicas`; 'model' has the columns of the weights. GSPMD adds
-the communication; the numbers are those of one device but for rounding. `seqjax.row_sharding` shards a recurrence over
+the communication; the numbers are those of one device but for rounding. `seqjax.ops.row_sharding` shards a recurrence over
 the rows of its batch in the mesh that is made here.
 """
 
@@ -19,20 +19,10 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from seqjax import row_sharding
-from seqjax.task import (
-    CARRY,
-    Batch,
-    Metrics,
-    Params,
-    Task,
-    TrainState,
-    Variables,
-    batch_shapes,
-    carry_of,
-    without_carry,
-)
-from seqjax.training.gradients import batch_gradients
+from seqjax import types as seqjax_types
+from seqjax.ops import row_sharding
+from seqjax.training import batch_gradients
+from seqjax.types import Batch, Metrics, Params, Task, TrainState, Variables
 
 DATA, MODEL = row_sharding.ROWS, 'model'
 # Between cores of a CPU: least products of numbers with the largest weight, and most numbers of that weight.
@@ -87,7 +77,9 @@ class MeshShardings(NamedTuple):
         if self.replicas:
             return jax.tree.map(lambda _: self.on(DATA), shapes)
         weights = jax.tree.map(self._weight, shapes)
-        carries = {name: jax.tree.map(self._rows, x) for name, x in shapes.variables.items() if name == CARRY}
+        carries = {
+            name: jax.tree.map(self._rows, x) for name, x in shapes.variables.items() if name == seqjax_types.CARRY
+        }
         return weights._replace(variables={**weights.variables, **carries})
 
     def _rows(self, x: Any) -> NamedSharding:
@@ -183,7 +175,7 @@ def can_shard(model: nn.Module, task: Task, state: TrainState, batch: Batch, key
     """
     rows = {x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(batch)}
     count = row_sharding.num_shards(min(rows))
-    if count == 1 or len(rows) > 1 or without_carry(state.variables):
+    if count == 1 or len(rows) > 1 or seqjax_types.without_carry(state.variables):
         return False
     return not _is_stochastic(model, task, state.params, state.variables, batch, key)
 
@@ -193,7 +185,7 @@ def _is_stochastic(
 ) -> bool:
     """Returns True if the model draws in training; shapes and dtypes of the arguments are enough."""
     return row_sharding.output_depends_on(
-        lambda key, *rest: batch_gradients(model, task, *rest, key), key, params, variables, batch
+        lambda key, *rest: batch_gradients.batch_gradients(model, task, *rest, key), key, params, variables, batch
     )
 
 
@@ -205,7 +197,7 @@ def data_parallel_pays(model: nn.Module, task: Task, min_products: int, max_weig
     `max_weight` numbers: what does not fit into the caches of a core is better read once, by all cores together. And
     the model must be deterministic, see `can_shard`.
     """
-    key, batch = jax.eval_shape(lambda: jax.random.key(0)), batch_shapes(task)
+    key, batch = jax.eval_shape(lambda: jax.random.key(0)), seqjax_types.batch_shapes(task)
     variables = dict(jax.eval_shape(model.init, key, batch.inputs))
     params = variables.pop('params', {})
     steps = max((math.prod(x.shape[:2]) for x in jax.tree.leaves(batch.inputs)), default=0)
@@ -234,12 +226,12 @@ def sharded_gradients(
         return jax.tree.map(lambda x: jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)]), tree)
 
     def shard(params, carries, batch):
-        grads, metrics, new = batch_gradients(model, task, params, carries, batch, key, mean=False)
+        grads, metrics, new = batch_gradients.batch_gradients(model, task, params, carries, batch, key, mean=False)
         return jax.lax.psum((grads, metrics), DATA), new
 
     rows = P(DATA)
     shard = jax.shard_map(shard, in_specs=(P(), rows, rows), out_specs=(P(), rows), check_vma=False)
-    (grads, metrics), carries = shard(state.params, padded(carry_of(state.variables)), padded(batch))
+    (grads, metrics), carries = shard(state.params, padded(seqjax_types.carry_of(state.variables)), padded(batch))
     return _sum_to_mean_grads(grads, metrics), metrics, jax.tree.map(lambda x: x[:count], carries)
 
 

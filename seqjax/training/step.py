@@ -10,19 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seqjax.task import (
-    Best,
-    Metrics,
-    Params,
-    Task,
-    TrainState,
-    Variables,
-    batch_shapes,
-    without_carry,
-)
-from seqjax.training import sharding
-from seqjax.training.early_stopping import INITIAL_BEST
-from seqjax.training.gradients import batch_gradients
+from seqjax import types
+from seqjax.training import batch_gradients, early_stopping, sharding
+from seqjax.types import Best, Metrics, Params, Task, TrainState, Variables
 
 INIT = 2**32 - 1  # the "step" whose key draws the initial parameters; a real step is an int32
 
@@ -36,7 +26,7 @@ def init_state(model: nn.Module, task: Task, tx: optax.GradientTransformation, k
       tx: the optimiser.
       key: the run's seed, jax.random.key(seed).
     """
-    shapes = batch_shapes(task).inputs
+    shapes = types.batch_shapes(task).inputs
 
     @jax.jit
     def init(key):
@@ -46,7 +36,7 @@ def init_state(model: nn.Module, task: Task, tx: optax.GradientTransformation, k
         params = variables.pop('params')
         best = None
         if task.early_stopping is not None:
-            best = Best(jnp.float32(INITIAL_BEST), jnp.int32(0), params, without_carry(variables))
+            best = Best(jnp.float32(early_stopping.INITIAL_BEST), jnp.int32(0), params, types.without_carry(variables))
         return TrainState(jnp.int32(0), key, params, variables, tx.init(params), best)
 
     return init(key)
@@ -68,4 +58,4 @@ def gradients(model: nn.Module, task: Task, state: TrainState) -> tuple[Params, 
     batch = task.batch(task.data, batch_key, state.step)
     if sharding.can_shard(model, task, state, batch, model_key):
         return sharding.sharded_gradients(model, task, state, batch, model_key)
-    return batch_gradients(model, task, state.params, state.variables, batch, model_key)
+    return batch_gradients.batch_gradients(model, task, state.params, state.variables, batch, model_key)

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import fitting
-from experiments.launch import Flag, Number, Whole
-from seqjax.data import epoch_rows
-from seqjax.dataset import Dataset, Items, Measure, Stream, Unseen
-from seqjax.files import UserError
-from seqjax.problem import classification
-from seqjax.task import Batch
-from seqjax.types import ModelSpec
+from seqjax.cli.dataset_experiment import DatasetExperiment
+from seqjax.cli.flag_tables import Flag
+from seqjax.cli.parsers import Number, Whole
+from seqjax.datasets.dataset import Dataset, Items, Measure, OnlinePredictor, Unseen
+from seqjax.errors import UserError
+from seqjax.ops import windows
+from seqjax.tasks import synthetic
+from seqjax.types import Batch, ModelSpec
 
 STEPS, ROWS = 6, 8  # of a series, of a batch
 
@@ -38,7 +38,7 @@ def batches(x, y):
     return jax.tree.map(lambda leaf: leaf.reshape(-1, ROWS, *leaf.shape[1:]), Batch(x, y, real))
 
 
-class Begin(fitting.Kind):
+class Begin(DatasetExperiment):
     name = 'begin'
     OWN = {'noise': Flag(Number(), 'hides the answer'), 'held_out': Flag(Whole(1), 'series to test on')}
     own_defaults = {'noise': 0.0, 'held_out': 12, 'hidden': 4, 'batch_size': ROWS, 'learning_rate': 0.03}
@@ -58,7 +58,7 @@ class Begin(fitting.Kind):
 
         def batch(data, key, step):
             order, x, y = data
-            index, real = epoch_rows(order, step, len(y), settings.train.batch_size)
+            index, real = windows.epoch_rows(order, step, len(y), settings.train.batch_size)
             return Batch(x[index], y[index], real)
 
         def always(split):
@@ -72,7 +72,7 @@ class Begin(fitting.Kind):
         unseen = Unseen(batches(x[test], y[test]), self._table(n))
         return Dataset(
             name='begin', look=[f'{len(x)} series'], spec=self.spec({}), answers=self.answers({}),
-            recipe={'steps': STEPS}, loss_fn=classification, batch=batch,
+            recipe={'steps': STEPS}, loss_fn=synthetic.classification, batch=batch,
             data=(jax.random.key(settings.train.seed), x[rows], y[rows]), epoch=4,
             validation=batches(x[validation], y[validation]), test=unseen,
             measure=Measure('accuracy', True, spec='.1%'),
@@ -97,7 +97,7 @@ class Begin(fitting.Kind):
             except ValueError as error:
                 raise UserError(f'{line!r} is no number') from error
 
-        return Stream(parse, ['log odds'], lambda outputs, observed: [f'{outputs[1] - outputs[0]:.9g}'])
+        return OnlinePredictor(parse, ['log odds'], lambda outputs, observed: [f'{outputs[1] - outputs[0]:.9g}'])
 
 
 KIND = Begin()

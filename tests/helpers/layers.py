@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.cells import GRUCell, LSTMCell, SimpleRNNCell
-from seqjax.layers import RNN
-from seqjax.linear import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
+from seqjax.nn import rnn
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.linear_cells import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
+from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.cells.simple_cell import SimpleRNNCell
 from tests.helpers import reference
 
 B, T, F, H = 4, 6, 3, 5
@@ -66,7 +68,7 @@ class WithOptions:
 @functools.cache
 def started(name, **options):
     """A layer over the cell of that name, its variables, and inputs [B, T, F]."""
-    layer, x = RNN(CELLS[name], **FORMS.get(name, {}), **options), draw(B, T, F)
+    layer, x = rnn.RNN(CELLS[name], **FORMS.get(name, {}), **options), draw(B, T, F)
     return layer, variables_of(layer, x), x
 
 
@@ -95,7 +97,7 @@ def t1(forget_bias=0.0, **options):
         'recurrent_kernel': jnp.full((1, 4), 0.5),
         'bias': jnp.array([0, forget_bias, 0, 0]),
     }
-    return RNN(LSTMCell(1), **options), {'params': {'cell': params}}
+    return rnn.RNN(LSTMCell(1), **options), {'params': {'cell': params}}
 
 
 def column(*numbers):

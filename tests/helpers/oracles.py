@@ -11,8 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.cells import GRUCell, HiddenCarry, LSTMCarry, LSTMCell, SimpleRNNCell
-from seqjax.layers import RNN, Bidirectional, Stack
+from seqjax.nn import rnn as nn_rnn
+from seqjax.nn.cells.cell import HiddenCarry
+from seqjax.nn.cells.gru_cell import GRUCell
+from seqjax.nn.cells.lstm_cell import LSTMCarry, LSTMCell
+from seqjax.nn.cells.simple_cell import SimpleRNNCell
+from seqjax.nn.wrappers import Bidirectional, Stack
 from tests.helpers import reference
 
 B, T, F, H = 4, 6, 3, 5
@@ -101,7 +105,7 @@ def draw_carry(kind, dtype=F64):
 def draw_args(kind, dtype=F64):
     """Weights of one RNN, inputs and an initial carry."""
     inputs = draw(B, T, F, seed=2, dtype=dtype)
-    weights = draw_weights(RNN(CELLS[kind](H, param_dtype=dtype)), inputs)
+    weights = draw_weights(nn_rnn.RNN(CELLS[kind](H, param_dtype=dtype)), inputs)
     return {'weights': weights, 'inputs': inputs, 'carry': draw_carry(kind, dtype)}
 
 
@@ -110,7 +114,7 @@ def stack(kind, count, directions, dtype):
     """A stack of `count` layers in one or two directions."""
 
     def rnn():
-        return RNN(CELLS[kind](H, param_dtype=dtype))
+        return nn_rnn.RNN(CELLS[kind](H, param_dtype=dtype))
 
     return Stack([Bidirectional(rnn(), rnn()) if directions == 2 else rnn() for _ in range(count)], return_carry=True)
 

@@ -1,0 +1,170 @@
+"""The scores for a person: Markdown that the README can hold, and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers import cases, scores
+from benchmarks.peers.scores import Ratio, Timings
+from seqjax.reporting import plots
+
+NAMES = {scores.OURS: 'seqjax', scores.TORCH: 'PyTorch', scores.FLAX: 'Flax', scores.KERAS: 'Keras'}
+Memory = Mapping[tuple[str, str], int]
+
+
+def markdown(timings: Timings, memory: Memory, machine: str, origin: str) -> str:
+    """All tables, the verdicts, and where we lose."""
+    parts = [
+        f'{machine} {origin}',
+        _seconds(timings, (*scores.LAYER, cases.STREAMING), 'Time of one LSTM layer, B x T x F x H'),
+        _memory(memory),
+        _seconds(timings, (scores.REPLICAS,), "Replicas: seeds x epochs of the notebook's many-to-many run"),
+        _seconds(timings, (scores.WARM, scores.COLD), "The notebook's many-to-one run, a whole process"),
+        _backends(timings),
+        _growth(timings),
+        _verdict(timings, memory),
+    ]
+    return '\n\n'.join(part for part in parts if part)
+
+
+def _lines(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; nothing where it has no rows."""
+    if not rows:
+        return ''
+    lines = [' | '.join(row) for row in (head, ['---'] * len(head), *rows)]
+    return '\n'.join([f'{title}:', '', *(f'| {line} |' for line in lines)])
+
+
+def _seconds(timings: Timings, whats: Sequence[str], title: str) -> str:
+    """A line for each row: our time, the ratios to those of the peers, and the ratio to the matrix products alone."""
+    rows, rate = timings.rows(*whats), timings.rate()
+    peers = [
+        peer for peer in (scores.TORCH, scores.FLAX, scores.KERAS) if any(timings.ratio(*row, peer) for row in rows)
+    ]
+    limits = rate is not None and whats[0] in scores.LAYER
+    head = ['', 'what', 'seqjax', *(f'/ {NAMES[peer]}' for peer in peers)]
+    head += ['/ matrix products alone'] * limits + ["PyTorch's best"] * (scores.TORCH in peers)
+    lines = []
+    for row, what in rows:
+        ours = timings.median(row, what, scores.OURS)
+        line = [row, what, span(ours), *(_ratio(timings.ratio(row, what, peer)) for peer in peers)]
+        line += [f'{ours / scores.least_seconds(row, what, rate):,.1f}'] if limits else []
+        lines.append(line + [timings.setting(row, what, scores.TORCH)] * (scores.TORCH in peers))
+    text = _lines(title, head, lines)
+    if limits and text:
+        text += f'\n\nA matrix product alone makes {rate / 1e9:,.0f} GFlop/s here.'
+    return text
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    return '' if ratio is None else f'{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})'
+
+
+def _memory(memory: Memory) -> str:
+    rows = list(dict.fromkeys(row for row, _ in memory))
+    peers = [peer for peer in (scores.OURS, scores.FLAX, scores.KERAS) if any((row, peer) in memory for row in rows)]
+    lines = [
+        [row, *(f'{memory[row, peer] / 1e6:,.3g}' if (row, peer) in memory else '' for peer in peers)] for row in rows
+    ]
+    return _lines('Temporaries of the training step, MB', ['', *(NAMES[peer] for peer in peers)], lines)
+
+
+def _backends(timings: Timings) -> str:
+    lines = []
+    for row, what in timings.rows(*scores.BACKENDS):
+        for name in timings.peers(row, what):
+            if name != scores.PLAIN:
+                ratio = _ratio(timings.ratio(row, what, scores.PLAIN, name))
+                lines.append([*row.split(), scores.BACKENDS[what], name, span(timings.median(row, what, name)), ratio])
+    head = ['', 'B x T x F x H', 'what', 'backend', 'time', '/ plain']
+    return _lines('Our backends on one device, beside the plain recurrence', head, lines)
+
+
+def _growth(timings: Timings) -> str:
+    lines = []
+    for what in scores.GROWTH:
+        sizes, seconds = timings.curve(what)
+        found = timings.exponent(what)
+        if found is not None:
+            fitted = scores.upper(sizes, seconds)[0]
+            line = [what, f'{sizes[0]:,.0f} to {sizes[-1]:,.0f}', f'{span(seconds[0])} to {span(seconds[-1])}']
+            lines.append([*line, f'{found:.3f}', ' '.join(f'{size:,.0f}' for size in fitted)])
+    return _lines('Growth', ['', 'sizes', 'time', 'exponent', 'fitted to'], lines)
+
+
+def _verdict(timings: Timings, memory: Memory) -> str:
+    """The gates, the aims, and where we lose."""
+    lines = [f'- {gate}' for gate in scores.gates(timings, memory)]
+    aims = scores.aims(timings)
+    if aims:
+        lines.append(f'- aims for the training step, as shares of PyTorch: {"; ".join(aims)}')
+    for peer in (scores.TORCH, scores.FLAX, scores.KERAS):
+        lost = scores.losses(timings, peer)
+        if lost:
+            lines.append(f'- slower than {NAMES[peer]}: {"; ".join(lost)}')
+    return '\n'.join(lines)
+
+
+def span(seconds: float) -> str:
+    """Seconds in the unit that suits them.
+
+    >>> span(2.345), span(0.01234), span(1.5e-05)
+    ('2.35 s', '12.3 ms', '15 µs')
+    """
+    for unit, size in (('s', 1.0), ('ms', 1e-3), ('µs', 1e-6)):
+        if seconds >= size:
+            break
+    return f'{seconds / size:,.3g} {unit}'
+
+
+# --- the picture -----------------------------------------------------------------------------------
+
+
+def draw(timings: Timings) -> Any:
+    """A figure: ratios of the forward pass and of the training step, and how times grow.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    figure, (left, middle, right) = plots.new_figure(3, "seqjax's time as a share of others', and how it grows")
+    figure.subplots_adjust(left=0.07, wspace=0.32)
+    _draw_ratios(left, timings, cases.FORWARD)
+    _draw_ratios(middle, timings, cases.TRAINING)
+    _draw_growth(right, timings)
+    return figure
+
+
+def _draw_ratios(axis: Any, timings: Timings, what: str) -> None:
+    """A dot with its spread for every row and peer; left of 1 we are faster."""
+    rows = [row for row, _ in timings.rows(what)]
+    colours = {scores.TORCH: plots.ORANGE, scores.FLAX: plots.BLUE, scores.KERAS: plots.GREY}
+    for n, (peer, colour) in enumerate(colours.items()):
+        found = [(i + 0.2 * (n - 1), timings.ratio(row, what, peer)) for i, row in enumerate(rows)]
+        found = [(y, ratio) for y, ratio in found if ratio is not None]
+        if found:
+            places, (lows, medians, highs) = [y for y, _ in found], np.array([ratio for _, ratio in found]).T
+            axis.hlines(places, lows, highs, color=colour, lw=2, alpha=0.5)
+            axis.plot(medians, places, 'o', color=colour, markersize=4, label=NAMES[peer])
+    axis.axvline(1, color=plots.GREY, lw=1, ls=':')
+    axis.set(xlabel=f'{what}: our time / theirs', ylim=(len(rows) - 0.4, -0.6))
+    axis.set_xscale('log', base=2)
+    axis.xaxis.set_major_formatter('{x:g}')
+    axis.set_yticks(range(len(rows)), rows, fontsize=7)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=9)
+
+
+def _draw_growth(axis: Any, timings: Timings) -> None:
+    """Times against sizes."""
+    shown = [what for what in scores.GROWTH if timings.exponent(what) is not None]
+    for i, what in enumerate(shown):
+        sizes, seconds = timings.curve(what)
+        label = f'{what}: {round(timings.exponent(what), 2) + 0.0:.2f}'
+        axis.plot(sizes, seconds, 'o-', color=plots.shade(i / max(len(shown) - 1, 1)), markersize=3, label=label)
+    scale = 'log' if shown else 'linear'
+    axis.set(xscale=scale, yscale=scale, xlabel='T, B, H or replicas', ylabel='seconds')
+    if shown:
+        axis.legend(title='exponent', frameon=False, fontsize=8)

@@ -1,1 +1,0 @@
-"""What is simple and must be beaten: a file a kind of data."""

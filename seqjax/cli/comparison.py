@@ -1,0 +1,43 @@
+"""Several runs side by side, each in a folder within that of their comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from seqjax.runs import directory
+from seqjax.runs.directory import Workdir
+
+E, R = TypeVar('E'), TypeVar('R')
+
+
+def compare_runs(
+    flags: Mapping[str, Any],
+    name: str,
+    names: Sequence[str],
+    entries: Iterable[E],
+    train: Callable[[E, Workdir], R],
+    write: Callable[[Workdir, Sequence[R]], None],
+    show: Callable[[Workdir, Sequence[R]], None],
+) -> list[R]:
+    """Runs what is compared, one after the other, and leaves a table.
+
+    Args:
+      flags: what all of them share.
+      name: of the comparison.
+      names: the files and folders that it leaves.
+      entries: what is compared.
+      train: an entry, and the folder of the comparison -> what came out.
+      write: leaves the table of all in the folder.
+      show: prints and draws it.
+    """
+    with directory.open_workdir(dict(flags), name, names=names) as (folder, _):
+        summary = {'experiment': name, 'finished': False, 'flags': dict(flags)}
+        folder.write_summary(summary)
+        found = [train(entry, folder) for entry in entries]
+        write(folder, found)
+        folder.write_summary(summary | {'finished': True})
+        show(folder, found)
+        if folder.path is not None:
+            print('\n' + folder.listing())
+        return found

@@ -1,0 +1,340 @@
+"""The experiment on a dataset: trains seeds with early stopping, tests them once, and compares with baselines."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from seqjax import files, training
+from seqjax.cli import comparison, dataset_report, dataset_test, flag_tables, task_setup
+from seqjax.cli import default_workdir as cli_default_workdir
+from seqjax.cli.command import Command
+from seqjax.cli.dataset_report import CellResult
+from seqjax.cli.flag_tables import Flag, FlagTable
+from seqjax.cli.parsers import CellName, Many, Place, Whole
+from seqjax.cli.settings import Settings
+from seqjax.config import ModelConfig, RunConfig, TrainConfig
+from seqjax.datasets.dataset import Answers, Dataset, OnlinePredictor, Unseen
+from seqjax.datasets.readers.bounds import Bounds
+from seqjax.errors import UserError
+from seqjax.nn import models
+from seqjax.reporting import significance, text_tables
+from seqjax.runs import directory, multihost, result_files
+from seqjax.runs.directory import Workdir
+from seqjax.training import fit_results, programs, run_summary, sharding
+from seqjax.training import replicas as training_replicas
+from seqjax.training.compiled_run import CompiledRun
+from seqjax.training.fit_results import Fit
+from seqjax.types import Best, EarlyStopping, ModelSpec, Task
+
+STEPS = 'steps'
+FILES = (directory.SUMMARY, fit_results.TABLE, fit_results.MODELS, dataset_report.PREDICTIONS, directory.CURVE)
+MOST_EVERY = 500  # steps between two looks, where an epoch has more
+
+# Fields of the configurations that are of no use to a dataset.
+OTHERS = ('attention', 'scheduled_sampling', 'until', 'to_the_end', 'split', 'best', 'chunk')
+MODEL = flag_tables.flags_of(ModelConfig, without=OTHERS)
+COMPARE = {'compare': Flag(Many(CellName()), 'train each of these cells, and put them in one table')}
+TRAINING = flag_tables.flags_of(TrainConfig, RunConfig, without=OTHERS)
+LIMITS = {
+    'max_columns': Flag(Whole(1), 'columns or channels that a file may have'),
+    'max_bytes': Flag(Whole(1, 2**63 - 1), 'bytes that a file may have, after it is decompressed'),
+}
+DEFAULTS = {f'max_{name}': value for name, value in Bounds()._asdict().items()} | {'compare': None}
+DEFAULTS |= flag_tables.defaults_of(
+    ModelConfig(hidden=64),
+    TrainConfig(batch_size=32, steps=10_000, clip_norm=1.0, replicas=5),
+    RunConfig(),
+    without=OTHERS,
+)
+
+
+class Sampling(NamedTuple):
+    """How texts go on from a prompt."""
+
+    length: int  # tokens
+    temperature: float
+    samples: int  # texts
+    seed: int  # of what is drawn
+
+
+def bounds_of(options: Mapping[str, Any]) -> Bounds:
+    """Returns the limits on a file that --max_columns and --max_bytes set."""
+    return Bounds(**{name: options[f'max_{name}'] for name in Bounds._fields if f'max_{name}' in options})
+
+
+class DatasetExperiment:
+    """A kind of data, of which a module of this folder makes its experiment: KIND = Classify().
+
+    The methods before `__init__` are a kind's own. They raise UserError where a file or a setting is wrong.
+    `settings.options` has the kind's own flags; `recipe` is what `dataset` left for predictions.
+    """
+
+    STEPS = STEPS
+    name: str  # of the module, and of the folder in runs/
+    OWN: Mapping[str, Flag]  # its own flags, beside those that every kind has
+    own_defaults: Mapping[str, Any]  # theirs; and of other flags, where those of this kind differ
+
+    def dataset(self, settings: Settings) -> Dataset:
+        """Reads --data, and splits it."""
+        raise NotImplementedError
+
+    def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
+        """Of the models of a run, as its recipe has it; that of `dataset`."""
+        raise NotImplementedError
+
+    def answers(self, recipe: Mapping[str, Any]) -> Answers:
+        """What the host is given of outputs; that of `dataset`."""
+        raise NotImplementedError
+
+    def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
+        """Returns the recipe of a run that was read from a file; raises UserError if it is invalid."""
+        return recipe
+
+    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
+        """A file to predict, through the same preprocessing; refuses unknown labels and other columns by name."""
+        raise NotImplementedError
+
+    def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> OnlinePredictor:
+        """Observations from --stdin."""
+        raise NotImplementedError
+
+    def write(
+        self,
+        settings: Settings,
+        recipe: Mapping[str, Any],
+        model: nn.Module,
+        best: Best,
+        prompt: str,
+        how: Sampling,
+    ) -> list[str]:
+        """Texts that go on from a prompt."""
+        raise UserError(f'--prompt is for a model of text, and this one is of {self.name}')
+
+    def __init__(self):
+        data = Flag(Place('file'), self.data_help)
+        self.FLAGS = {'data': data, **self.OWN, **LIMITS, **MODEL, **COMPARE, **TRAINING}
+        self.defaults = {'data': None, **DEFAULTS, **self.own_defaults}
+
+    data_help = 'the file; or PACKAGE:PATH, a file that an installed package has'
+    suffix = ''  # the usual one of --data
+
+    def check(self, values: Mapping[str, Any]) -> Settings:
+        """Plain values -> all settings; raises UserError where one is refused or two do not go together."""
+        flag_tables.check_known(values, self.FLAGS)
+        settings = Settings.of(flag_tables.check(self.FLAGS, {**self.defaults, **values}, self.defaults))
+        if settings.options['data'] is None:
+            raise UserError(f'--data is missing: {self.data_help}')
+        flag_tables.check_seeds(settings.train.seed, settings.train.replicas)
+        task_setup.make_optimizer(settings.train)
+        flag_tables.check_memory(*self.sizes(settings))
+        return settings
+
+    def sizes(self, settings: Settings) -> tuple[int, dict[str, Any]]:
+        """About how many float32 numbers a run holds at least, whatever its data, and the flags that decide it."""
+        names, model = ('hidden', 'layers', 'batch_size', 'every', 'replicas'), settings.model
+        hidden, rows, seeds = model.hidden, settings.train.batch_size, settings.train.replicas
+        wide, width = model.layers * (1 + model.bidirectional), training_replicas.group_width(seeds)
+        gates = min(map(task_setup.gates, settings.options['compare'] or [model.cell]))
+        weights, kept = wide * gates * hidden * hidden, wide * (gates + 2) * rows * hidden
+        at_once = width if rows * gates * hidden**2 <= programs.MAX_VMAP_SIZE else 1
+        numbers = 6 * width * weights + at_once * kept + 4 * width * (settings.train.every or 1)
+        numbers += seeds * (2 * weights + 50)  # what is kept of a seed on the host
+        return numbers, {name: settings.flags[name] for name in names}
+
+    def run(self, **values: Any) -> list[CellResult]:
+        """Learns from a file, and says whether that was worth it.
+
+        Every argument is a flag of the command line. Without `workdir` nothing is kept.
+
+        Raises:
+          UserError (a ValueError): an argument or the file is refused, the folder holds another run, or no loss is
+            finite.
+        """
+        settings, start = self.check(values), time.perf_counter()
+        dataset = self.dataset(settings)
+        # Resolved: a run that is asked for more steps must keep it.
+        every = settings.train.every or min(dataset.epoch, MOST_EVERY)
+        settings = settings.replace(every=min(every, settings.train.steps))
+        dataset = dataset._replace(baselines={name: functools.cache(one) for name, one in dataset.baselines.items()})
+        cells = settings.options['compare']
+        for cell in cells or [settings.model.cell]:
+            task_setup.make_model(dataset.spec, settings.replace(cell=cell).model)
+        print(
+            '\n'.join([dataset.name, *(f'  {line}' for line in [*dataset.look, *dataset_test.first_scores(dataset)])])
+        )
+        print(f'  read and looked at in {time.perf_counter() - start:.1f} s\n', flush=True)
+        return [self._run_one(dataset, settings)] if cells is None else self._run_several(dataset, settings)
+
+    def _run_one(self, dataset: Dataset, settings: Settings) -> CellResult:
+        with directory.open_workdir(settings.flags, self.name, names=FILES) as (folder, summary):
+            result = self._result(dataset, settings, folder, summary)
+            print('\n'.join(['', *result.tell, '', *dataset_report.table_lines(dataset.measure, [result])]))
+            if folder.path is not None:
+                print('\n' + folder.listing())
+            print('\n' + dataset_report.conclusion(dataset.measure, result))
+            return result
+
+    def _run_several(self, dataset: Dataset, settings: Settings) -> list[CellResult]:
+        """Each cell in a folder of its own, within that of the comparison."""
+        cells, measure = settings.options['compare'], dataset.measure
+        shared = {name: value for name, value in settings.flags.items() if name not in ('compare', 'cell')}
+
+        def train(cell: str, folder: Workdir) -> CellResult:
+            path = None if folder.path is None else str(folder.path / cli_default_workdir.safe_name(cell))
+            one = settings.replace(cell=cell, compare=None, workdir=path)
+            with directory.open_workdir(one.flags, self.name, names=FILES) as (inner, summary):
+                result = self._result(dataset, one, inner, summary)
+            print()
+            return result
+
+        def show(folder: Workdir, results: Sequence[CellResult]) -> None:
+            print(
+                '\n'.join(
+                    [
+                        *dataset_report.table_lines(measure, results),
+                        '',
+                        *dataset_report.difference_lines(measure, results),
+                    ]
+                )
+            )
+
+        names = dict.fromkeys(
+            [directory.SUMMARY, dataset_report.COMPARED, *models.CELLS, *map(cli_default_workdir.safe_name, cells)]
+        )
+        write = partial(dataset_report.write_compared, measure=measure)
+        results = comparison.compare_runs(shared, f'{self.name}.compare', tuple(names), cells, train, write, show)
+        print('\n' + '\n'.join(dataset_report.conclusion(measure, result) for result in results))
+        return results
+
+    def _result(
+        self,
+        dataset: Dataset,
+        settings: Settings,
+        folder: Workdir,
+        summary: Mapping[str, Any] | None,
+    ) -> CellResult:
+        """Trains and tests, and leaves everything in the folder; or reads what it holds."""
+        data = dataset_test.fingerprint(dataset)
+        if summary is not None:
+            dataset_test.refuse_other_data(folder, summary, data)
+            print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)')
+            with folder.reading():
+                return dataset_report.result_of(summary['result'])
+        if folder.path is not None and folder.file(directory.SUMMARY).exists():
+            dataset_test.refuse_other_data(folder, directory.read_summary(folder), data)
+        model, start = task_setup.make_model(dataset.spec, settings.model), time.perf_counter()
+        layers = text_tables.model_layers(model, jax.tree.map(lambda x: x[0], dataset.validation.inputs))
+        summary = run_summary.new_summary(self.name, settings.flags, layers) | {'data': data, 'recipe': dataset.recipe}
+        print(text_tables.format_table(layers) + '\n')
+        folder.write_summary(summary)
+        with flag_tables.matmul_precision(settings.train.matmul_precision):
+            found, every = self._fit(dataset, model, settings, folder)
+            result = _tested(dataset, model, settings, found, summary['params'], folder)
+        fit_results.write_looks(folder, found, every)
+        fit_results.write_models(folder, found)
+        ended = {
+            'seconds': None if found.resumed else time.perf_counter() - start,
+            'result': dataset_report.plain(result),
+        }
+        ended['models'] = files.sha256(folder.file(fit_results.MODELS)) if folder.writes else None
+        folder.write_summary(summary | {'finished': True} | ended)
+        return result
+
+    def _fit(self, dataset: Dataset, model: nn.Module, settings: Settings, folder: Workdir) -> tuple[Fit, int]:
+        """Trains every seed, and tells the steps between two looks."""
+        every = settings.train.every
+        steps = settings.train.steps // every * every
+        stopping = EarlyStopping(every, settings.train.patience)
+        evals = {stopping.split: dataset.validation}
+        task = Task(dataset.loss_fn, dataset.batch, dataset.data, evals, stopping)
+        run = _compile(model, task, settings, folder, steps, every)
+        cut = (
+            ''
+            if steps == settings.train.steps
+            else f' (--steps={settings.train.steps} cut to a multiple of --every={every})'
+        )
+        print(
+            f'at most {steps:,} steps{cut} of {settings.train.batch_size}, a look every {every:,}, until '
+            f'{settings.train.patience} looks were no better'
+        )
+        seeds = np.arange(settings.train.seed, settings.train.seed + settings.train.replicas)
+        found = training.train_with_early_stopping(run._replace(allow_divergence=True), seeds)
+        if settings.train.refit:
+            steps = fit_results.typical_step(found, every)
+            print(f'and {steps:,} steps anew, with the validation part in what is trained on')
+            task = task._replace(data=dataset.both(), evals={}, early_stopping=None)
+            found = training.retrain(_compile(model, task, settings, folder, steps, every), found)
+        return found, every
+
+    def command(self, doc: str) -> Command:
+        """The command of the module whose docstring this is."""
+        return Command(self.name, doc, self.run, FlagTable(self.FLAGS, self.defaults), self.default_workdir)
+
+    def default_workdir(self, values: dict[str, Any]) -> dict[str, Any]:
+        what = 'compare' if values['compare'] else values['cell']
+        # Few steps decide --every.
+        every = min(values['every'] or MOST_EVERY, values['steps'])
+        found = cli_default_workdir.default_workdir(
+            values | {'every': every},
+            self.defaults | {'every': MOST_EVERY},
+            *(self.name, what),
+            named=('cell', 'compare'),
+            suffix=self.suffix,
+        )
+        return values | {'workdir': found['workdir']}
+
+
+def _compile(model: nn.Module, task: Task, settings: Settings, folder: Workdir, steps: int, every: int) -> CompiledRun:
+    """Compiles a run for replica groups."""
+    # A checkpoint stands at an evaluation, so that what is seen since the last one needs no place in it.
+    saved = settings.flags | {'checkpoint_every': -(-settings.run.checkpoint_every // every) * every, 'best': None}
+    saved['mesh'] = settings.run.mesh or _devices(settings.train.replicas)
+    how = {'steps': steps, 'chunk': every, 'replicas': settings.train.replicas, 'workdir': folder}
+    tx = task_setup.make_optimizer(settings.train)
+    return training.compile_run(model, task, tx, None, **how, **flag_tables.keeping(saved))
+
+
+def _devices(replicas: int) -> str | None:
+    """A model that learns from a file has enough to do for a core: seeds share all of them."""
+    count = min(replicas, len(jax.devices()))
+    return f'{sharding.DATA}:{count}' if count > 1 and not multihost.several() else None
+
+
+def _tested(
+    dataset: Dataset, model: nn.Module, settings: Settings, found: Fit, params: int, folder: Workdir
+) -> CellResult:
+    """The one look at the test part."""
+    program, items, chosen = dataset_test.answering(model, dataset.answers), [], found.chosen()
+    for i in range(len(found.seeds)):
+        answers = program(fit_results.of_seed(found.best, i), dataset.test.batches)
+        items.append(dataset.items(answers))
+        if i == chosen:
+            of_chosen = answers
+    theirs = {name: score('test') for name, score in dataset.baselines.items()}
+    gains = {name: significance.gain(dataset.measure, items, its) for name, its in theirs.items()}
+    values = np.array([dataset_test.measure_value(dataset.measure, one) for one in items])
+    baselines = {name: dataset_test.measure_value(dataset.measure, its) for name, its in theirs.items()}
+    result = CellResult(
+        settings.model.cell,
+        settings.model.hidden,
+        params,
+        found.seeds.tolist(),
+        values,
+        baselines,
+        gains,
+        int(found.seeds[chosen]),
+        list(dataset.tell(of_chosen)),
+        significance.best(dataset.measure, dataset_test.validation_values(dataset)),
+    )
+    result_files.write_table(folder, dataset_report.PREDICTIONS, *dataset.test.table(of_chosen))
+    if settings.run.picture:
+        dataset_report.picture(folder, dataset, found, result, of_chosen, settings)
+    return result

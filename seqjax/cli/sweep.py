@@ -1,0 +1,332 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seqjax import files, training
+from seqjax.cli import command_line, default_workdir, flag_tables, sweep_grid
+from seqjax.cli.command import Command
+from seqjax.cli.flag_tables import FlagTable
+from seqjax.cli.sweep_grid import Programs
+from seqjax.errors import UserError
+from seqjax.reporting import plots, statistics
+from seqjax.runs import directory, result_files
+from seqjax.runs.directory import Workdir
+from seqjax.training import chunk_result, optimizers, progress, run_summary
+from seqjax.training import replicas as training_replicas
+from seqjax.training.chunk_result import ChunkResult
+from seqjax.training.compiled_run import CompiledRun, StateOverride
+from seqjax.training.observers import Observer, ProgressBar
+from seqjax.training.progress import Progress
+from seqjax.training.replicas import ReplicaGroup
+from seqjax.training.session import TrainSession
+from seqjax.types import TrainState
+
+NAME, TABLE, VALUES = 'sweep', 'sweep.csv', 'values.f32'
+FILES = (directory.SUMMARY, TABLE, directory.CURVE)
+LOOKS = 20  # at the metrics, by default
+ROW = 100  # float32 numbers that the rows of a look at a run take, at least
+
+
+class SweepRow(NamedTuple):
+    """A value of a metric; in sweep.csv the flags of the grid stand before it."""
+
+    setting: tuple[Any, ...]  # the values of the grid's flags
+    seed: int
+    step: int
+    metric: str
+    value: float
+
+
+class SweepRun(NamedTuple):
+    """One run of a sweep."""
+
+    setting: tuple[Any, ...]
+    seed: int
+    rate: float
+
+
+def run(**values: Any) -> list[SweepRow]:
+    """Runs one experiment under many settings, each with many seeds.
+
+    Arguments are the flags of the sweep (`OWN`) and those of the experiment; `grid` is a dictionary of lists, or a list
+    of NAME:VALUE,VALUE. Without `workdir` nothing is kept.
+
+    Raises:
+      UserError (a ValueError): an argument is refused, or the folder holds another sweep.
+    """
+    first = {'experiment': sweep_grid.OWN['experiment']}  # it decides which other flags there are
+    table, defaults = sweep_grid.table_of(
+        flag_tables.check(first, sweep_grid.OWN_DEFAULTS | values, sweep_grid.OWN_DEFAULTS)['experiment']
+    )
+    flag_tables.check_known(values, table)
+    given = defaults | values
+    axes = sweep_grid.grid_axes(given.pop('grid'), table)
+    table = {name: flag for name, flag in table.items() if name != 'grid'}
+    settings = flag_tables.check(table, given, defaults)
+    settings['grid'] = [[name, list(found)] for name, found in axes.items()]
+    module = sweep_grid.module_of(settings['experiment'])
+    flag_tables.check_seeds(settings['seed'], settings['replicas'])
+    every_setting = sweep_grid.combine(settings, axes, module)
+    steps = {one[module.STEPS] for one in every_setting.values()}
+    if module.STEPS in axes:
+        raise UserError(f'--grid={module.STEPS}:... is of no use: the table has every step up to --{module.STEPS}')
+    settings[module.STEPS] = max(steps)
+    settings['every'] = settings['every'] or max(1, min(steps) // LOOKS)
+    flag_tables.check_every(settings['every'], module.STEPS, min(steps))
+    programs = list(sweep_grid.programs(every_setting, module))
+    _check_sizes(settings, programs, module)
+    with directory.open_workdir(settings, NAME, names=FILES, steps=module.STEPS) as (folder, summary):
+        return _run(settings, every_setting, programs, module, folder, summary)
+
+
+def _check_sizes(settings: dict[str, Any], programs: Programs, module: Any) -> None:
+    """Raises UserError where a program, or the table of all values, exceeds the memory."""
+    replicas, every = settings['replicas'], settings['every']
+    looks = sum(shared[module.STEPS] // every * len(several) for _, shared, several in programs)
+    sizes = {'replicas': replicas, module.STEPS: settings[module.STEPS], 'every': every}
+    flag_tables.check_memory(ROW * looks * replicas, sizes)
+    for _, shared, several in programs:
+        chunks = {'replicas': len(several) * replicas, 'every': every, 'chunk': every}
+        numbers, named = module.sizes(**shared | chunks)
+        flag_tables.check_memory(numbers, named | {'chunk': None} | sizes)
+
+
+def _run(
+    settings: dict[str, Any],
+    every_setting: dict[tuple[Any, ...], dict[str, Any]],
+    programs: Programs,
+    module: Any,
+    folder: Workdir,
+    summary: dict[str, Any] | None,
+) -> list[SweepRow]:
+    """Runs what there is to run, or reads it, and shows it."""
+    names = [name for name, _ in settings['grid']]
+    if summary is None:
+        with flag_tables.matmul_precision(settings['matmul_precision']):
+            rows = _train(settings, every_setting, programs, module, folder)
+    else:
+        print(f'{folder.path} holds this sweep, finished: shown again (--overwrite does it anew)\n')
+        rows = _read(folder, settings['grid'])
+    _check_metric(settings['metric'], dict.fromkeys(row.metric for row in rows))
+    shown = [row for row in rows if row.metric == settings['metric']]
+    print('\n'.join(_lines(names, shown, settings)))
+    if settings['picture']:
+        _picture(folder, names, shown, settings)
+    if folder.path is not None:
+        print('\n' + folder.listing())
+    return rows
+
+
+def _check_metric(metric: str, names: Iterable[str]) -> None:
+    if metric not in names:
+        raise UserError(f'--metric={metric} is no metric of this sweep; there are {", ".join(names)}')
+
+
+def _train(
+    settings: dict[str, Any],
+    every_setting: dict[tuple[Any, ...], dict[str, Any]],
+    programs: Programs,
+    module: Any,
+    folder: Workdir,
+) -> list[SweepRow]:
+    summary = run_summary.new_summary(NAME, settings, [])
+    folder.write_summary(summary)
+    seeds = range(settings['seed'], settings['seed'] + settings['replicas'])
+    rows = []
+    total = sum(one[module.STEPS] * len(seeds) for one in every_setting.values())
+    with progress.progress(total, 'seed-step') as shown:
+        for place, shared, several in programs:
+            runs = [SweepRun(setting, seed, one[sweep_grid.RATE]) for setting, one in several.items() for seed in seeds]
+            rows += SharedProgram(settings, shared, module, folder, len(runs)).rows(place, runs, shown)
+    places = {setting: i for i, setting in enumerate(every_setting)}
+    rows.sort(key=lambda row: (places[row.setting], row.seed, row.step))
+    _write(folder, [name for name, _ in settings['grid']], rows)
+    folder.write_summary(summary | {'finished': True})
+    return rows
+
+
+class SharedProgram(NamedTuple):
+    """Settings that share a program."""
+
+    settings: dict[str, Any]  # the sweep's
+    shared: dict[str, Any]  # the experiment's, of one of them
+    module: Any
+    folder: Workdir
+    count: int  # of runs
+
+    def rows(self, place: str, runs: Sequence[SweepRun], bar: Progress) -> list[SweepRow]:
+        """Returns all values of all runs."""
+        compiled, free = self.compile(), sweep_grid.rate_is_free(self.shared, self.module)
+        names = chunk_result.metric_names(compiled.programs)
+        _check_metric(self.settings['metric'], [*names, sweep_grid.RATE])
+        values = MetricLog(len(names), self.settings['every'])
+        # Where not every run has the rate of the program, and then also in a group of one rate.
+        own = np.array([run.rate for run in runs], np.float32)
+
+        def folder(group: ReplicaGroup) -> str:
+            return f'{place}/lanes_{group.first}_to_{group.first + len(group.seeds) - 1}'
+
+        def override(group: ReplicaGroup) -> StateOverride | None:
+            rates = own[group.first : group.first + len(group.seeds)]
+            if (rates == np.float32(self.shared[sweep_grid.RATE])).all():
+                return None
+            return StateOverride(_with_rates, training_replicas.pad_replicas(rates, compiled.width))
+
+        training.train_seeds(
+            compiled,
+            [run.seed for run in runs],
+            [values, ProgressBar(bar, label=lambda session: folder(session.group))],
+            place=folder,
+            override=override,
+        )
+        return list(self._rows(runs, names, values.groups, compiled, free))
+
+    def compile(self) -> CompiledRun:
+        model, task = self.module.make_model(self.shared), self.module.make_task(self.shared)
+        how = {'steps': self.shared[self.module.STEPS], 'chunk': self.settings['every'], 'replicas': self.count}
+        if hasattr(self.module, 'max_width'):
+            how['max_width'] = self.module.max_width(**self.shared)
+        how |= flag_tables.keeping(self.settings | {'best': None})
+        tx = self.module.make_optimiser(self.shared)
+        return training.compile_run(model, task, tx, None, **how, workdir=self.folder)._replace(allow_divergence=True)
+
+    def _rows(
+        self,
+        runs: Sequence[SweepRun],
+        names: Sequence[str],
+        groups: Sequence[np.ndarray],
+        compiled: CompiledRun,
+        free: bool,
+    ) -> Iterator[SweepRow]:
+        steps = self.settings['every'] * np.arange(1, len(groups[0]) + 1)
+        rates = optimizers.learning_rates(compiled.tx, steps - 1)
+        for i, run in enumerate(runs):
+            values = groups[i // compiled.group_width][:, :, i % compiled.group_width]
+            for evaluation, step in enumerate(steps.tolist()):
+                found = [*values[evaluation], run.rate if free else rates[evaluation]]
+                for metric, value in zip([*names, sweep_grid.RATE], found, strict=True):
+                    yield SweepRow(run.setting, run.seed, step, metric, float(value))
+
+
+class MetricLog(Observer):
+    """Metrics of the last step before every evaluation, [evaluations, metrics, n] of each group."""
+
+    log_name = VALUES
+
+    def __init__(self, metrics: int, eval_every: int):
+        self.metrics, self.eval_every = metrics, eval_every
+        self.groups: list[np.ndarray] = []
+
+    def on_start(self, session: TrainSession, restored: bytes) -> None:
+        self.groups.append(np.frombuffer(restored, '<f4').reshape(-1, self.metrics, session.num_seeds))
+
+    def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
+        if chunk.end % self.eval_every:
+            return b''
+        values = chunk_result.latest_values(chunk).astype('<f4')
+        self.groups[-1] = np.concatenate([self.groups[-1], values[None]])
+        return values.tobytes()
+
+
+def _with_rates(state: TrainState, rates: np.ndarray) -> TrainState:
+    return state._replace(opt_state=optimizers.with_rates(state.opt_state, rates))
+
+
+def _words(names: Sequence[str], setting: Sequence[Any]) -> str:
+    return ' '.join(f'{name}={value}' for name, value in zip(names, setting, strict=True)) or 'the one setting'
+
+
+def _lines(names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, Any]) -> Iterator[str]:
+    """A table: each setting with the median of its seeds at the end, and the 95% interval of that median."""
+    end = max(row.step for row in rows)
+    words = {setting: _words(names, setting) for setting in dict.fromkeys(row.setting for row in rows)}
+    width = max(map(len, words.values()))
+    seeds, few = settings['replicas'], settings['replicas'] < statistics.FEWEST
+    interval = 'their range' if few else 'its 95% interval'
+    yield f'{settings["metric"]} at step {end:,}: the median of {seeds:,} seed{"s" * (seeds > 1)} and {interval}\n'
+    for setting, said in words.items():
+        values = np.array([row.value for row in rows if row.setting == setting and row.step == end])
+        low, median, high = statistics.median_interval(values)
+        failed = int((~np.isfinite(values)).sum())
+        yield f'{said:<{width}}  {median:>10.4g}  ({low:.4g} to {high:.4g})' + (
+            f'  {failed} diverged' if failed else ''
+        )
+
+
+def _picture(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, Any]) -> None:
+    """The metric against the step: for each setting the median over seeds, with its 95% interval."""
+    try:
+        figure, (axis,) = plots.new_figure(1, f'{settings["experiment"]}: median of {settings["replicas"]:,} seeds', 8)
+    except ImportError:
+        print('\n' + plots.NO_PICTURE)
+        return
+    found = list(dict.fromkeys(row.setting for row in rows))
+    for i, setting in enumerate(found):
+        steps, curve = _curve([row for row in rows if row.setting == setting])
+        plots.draw_band(axis, steps, curve, plots.shade(i / max(len(found) - 1, 1)), _words(names, setting))
+    positive = all(row.value > 0 for row in rows if np.isfinite(row.value))
+    axis.set(xlabel='step', ylabel=settings['metric'], yscale='log' if positive else 'linear')
+    if len(found) <= 12:
+        axis.legend(frameon=False, fontsize=9)
+    result_files.write_picture(folder, figure)
+
+
+def _curve(rows: Sequence[SweepRow]) -> tuple[list[int], np.ndarray]:
+    """The steps, and the interval of the median at each, [steps, 3]."""
+    by_step: dict[int, list[float]] = {}
+    for row in rows:
+        by_step.setdefault(row.step, []).append(row.value)
+    return list(by_step), np.array([statistics.median_interval(np.array(values)) for values in by_step.values()])
+
+
+def _write(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow]) -> None:
+    lines = ([*row.setting, row.seed, row.step, row.metric, float(row.value)] for row in rows)
+    result_files.write_table(folder, TABLE, [*names, *SweepRow._fields[1:]], lines)
+
+
+def _read(folder: Workdir, grid: Sequence[Sequence[Any]]) -> list[SweepRow]:
+    path, known = folder.file(TABLE), [{str(value): value for value in values} for _, values in grid]
+    with files.reading(path), files.open_file(path, 'r', newline='', encoding='utf-8') as lines:
+        table = csv.reader(lines)
+        if next(table, []) != [*(name for name, _ in grid), *SweepRow._fields[1:]]:
+            raise ValueError('the columns are not those of the run')
+        rows = []
+        for *setting, seed, step, metric, value in table:
+            found = tuple(values[word] for values, word in zip(known, setting, strict=True))
+            rows.append(SweepRow(found, int(seed), int(step), metric, float(value)))
+        if not rows:
+            raise ValueError('it has no rows')
+        return rows
+
+
+def table_for(argv: Sequence[str]) -> FlagTable:
+    """The flags of a sweep of the experiment that is asked for."""
+    experiment = command_line.peek(argv, 'experiment', sweep_grid.OWN_DEFAULTS['experiment'])
+    return FlagTable(
+        *sweep_grid.table_of(
+            experiment if experiment in sweep_grid.EXPERIMENTS else sweep_grid.OWN_DEFAULTS['experiment']
+        )
+    )
+
+
+def with_workdir(values: dict[str, Any]) -> dict[str, Any]:
+    """The flags with the default --workdir."""
+    # The steps decide --every where that is not given.
+    steps = 'every' if values['every'] is None else sweep_grid.module_of(values['experiment']).STEPS
+    _, defaults = sweep_grid.table_of(values['experiment'])
+    return default_workdir.default_workdir(
+        values, defaults, NAME, values['experiment'], named=['experiment'], steps=steps
+    )
+
+
+COMMAND = Command(NAME, __doc__, run, table_for, with_workdir)
+main = COMMAND.main
+
+if __name__ == '__main__':
+    COMMAND.execute()

@@ -1,0 +1,1 @@
+"""Baselines, a kind of dataset each."""

@@ -1,0 +1,105 @@
+"""The outputs of a forecasting model: quantiles or a Gaussian, and their losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from seqjax.datasets import forecast_preprocessing, recipes, recursive_forecasts
+from seqjax.datasets.dataset import Answers
+from seqjax.datasets.recursive_forecasts import Feedback
+from seqjax.nn import losses
+from seqjax.tasks.synthetic import LossFn
+from seqjax.types import Batch, Mean, ModelSpec
+
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # the quantiles that are told
+NUMBERS = {'point': 1, 'gaussian': 2, 'quantile': len(LEVELS)}  # K of a head
+SCALE = recipes.several(recipes.number(), 2)
+
+
+def spec(recipe: Mapping[str, Any]) -> ModelSpec:
+    """Of a model that reads what the recipe says."""
+    steps = recipe['horizon'] if recipe['strategy'] == 'direct' else 1
+    return ModelSpec(
+        'per_step',
+        outputs=steps * len(recipe['targets']) * NUMBERS[recipe['head']],
+        features=len(forecast_preprocessing.channels(recipe)),
+        causal=True,
+        memory_span=recipe['window'],
+        wrap_model=None if recipe['strategy'] == 'direct' else lambda model: feedback(model, recipe),
+    )
+
+
+def answers(recipe: Mapping[str, Any]) -> Answers:
+    """The quantiles of each forecast, or the points."""
+    return lambda outputs, batch: quantiles(forecasts(outputs, batch, recipe), recipe['head'])
+
+
+def feedback(model: nn.Module, recipe: Mapping[str, Any]) -> Feedback:
+    """What a model of one step becomes where forecasts are fed back."""
+    targets, numbers = len(recipe['targets']), NUMBERS[recipe['head']]
+    return Feedback(model, targets, recipe['horizon'], numbers, 2 * len(recipe['cycles']), recipe['lag'])
+
+
+def forecasts(outputs: jax.Array, batch: Batch, recipe: Mapping[str, Any]) -> jax.Array:
+    """[B, T, H, C, K] in units of the training part: the model's outputs, added to what is known where it is direct."""
+    told = outputs.astype(jnp.float32).reshape(*outputs.shape[:2], -1, len(recipe['targets']), NUMBERS[recipe['head']])
+    if recipe['strategy'] == 'recursive' or batch.targets.past is None:
+        return told
+    known = recursive_forecasts.latest(batch.targets.past, *told.shape[1:3], recipe['lag'])
+    return told.at[..., 0].add(known) if recipe['head'] == 'gaussian' else told + known[..., None]
+
+
+def ahead(values: jax.Array, steps: int, horizon: int) -> jax.Array:
+    """[B, T, H, C] of values [B, T + H, C]: at each step those that follow it."""
+    return jnp.stack([values[:, step : step + steps] for step in range(1, horizon + 1)], 2)
+
+
+def quantiles(told: jax.Array, head: str) -> jax.Array:
+    """[..., 1] of points, [..., 5] of the other heads, in rising order."""
+    if head == 'gaussian':
+        normal = jnp.array([NormalDist().inv_cdf(level) for level in LEVELS], jnp.float32)
+        return told[..., :1] + recursive_forecasts.deviation(told)[..., None] * normal.reshape(
+            *[1] * (told.ndim - 1), -1
+        )
+    return jnp.sort(told, -1)
+
+
+def loss_fn(recipe: Mapping[str, Any]) -> LossFn:
+    """The loss of the head, and the squared error, in units of the training part."""
+
+    def scored(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+        told = forecasts(outputs, batch, recipe)
+        steps, horizon = told.shape[1:3]
+        targets = ahead(batch.targets.values, steps, horizon)
+        mask = ahead(batch.targets.real, steps, horizon) & batch.mask[..., None, None]
+        middle = told[..., NUMBERS[recipe['head']] // 2 if recipe['head'] == 'quantile' else 0]
+        squared = losses.squared_error(middle, targets, mask)
+        loss = {'point': lambda *_: squared, 'gaussian': gaussian, 'quantile': pinball}[recipe['head']]
+        return {'loss': loss(told, targets, mask), 'squared_error': squared}
+
+    return scored
+
+
+def gaussian(told: jax.Array, targets: jax.Array, mask: jax.Array) -> Mean:
+    """Negative log-likelihood in nats of targets [...] under Gaussians [..., 2]."""
+    scale = recursive_forecasts.deviation(told)
+    error = jnp.where(mask, targets - told[..., 0], 0) / scale
+    return _mean(0.5 * error**2 + jnp.log(scale) + 0.5 * math.log(2 * math.pi), mask)
+
+
+def pinball(told: jax.Array, targets: jax.Array, mask: jax.Array) -> Mean:
+    """Quantile loss (Koenker and Bassett 1978) of targets [...], the mean over `LEVELS` of told [..., 5]."""
+    levels = jnp.array(LEVELS, told.dtype).reshape(*[1] * targets.ndim, -1)
+    error = jnp.where(mask, targets, 0)[..., None] - jnp.where(mask[..., None], told, 0)
+    return _mean(jnp.maximum(levels * error, (levels - 1) * error).mean(-1), mask)
+
+
+def _mean(values: jax.Array, mask: jax.Array) -> Mean:
+    return Mean(jnp.where(mask, values, 0).sum(), mask.sum(dtype=values.dtype))

@@ -1,0 +1,44 @@
+"""Limits on what is read from a file, so that a small compressed or malformed file cannot exhaust the memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from seqjax.errors import UserError
+
+DEFAULT_MAX_COLUMNS = 10_000
+DEFAULT_MAX_BYTES = 4 * 2**30
+
+
+class Bounds(NamedTuple):
+    """The most that is read from one file; the fields are the flags --max_columns and --max_bytes."""
+
+    columns: int = DEFAULT_MAX_COLUMNS  # columns of a table, channels of a series
+    bytes: int = DEFAULT_MAX_BYTES  # of the content after decompression
+
+    def check_columns(self, where: object, count: int, what: str = 'columns') -> None:
+        """Raises UserError if `where` (a path, with a line if known) has more columns than allowed."""
+        if count > self.columns:
+            raise UserError(
+                f'{where} has {count:,} {what}, more than --max_columns={self.columns}; check the file, or pass '
+                f'--max_columns={count} to read it'
+            )
+
+    def check_bytes(self, where: object, size: int, what: str = 'has', copies: int = 1) -> None:
+        """Raises UserError if the decompressed content of `where`, known or read so far, is larger than allowed.
+
+        Args:
+          where: a path, with a line if known.
+          size: in bytes.
+          what: the verb of the sentence.
+          copies: how many times as much memory it takes to read the content.
+        """
+        if size > self.bytes // copies:
+            limit = '--max_bytes' if copies == 1 else f'--max_bytes / {copies}'
+            raise UserError(
+                f'{where} {what} more than {self.bytes // copies:,} bytes ({limit}); check the file, or pass a larger '
+                '--max_bytes to read it'
+            )
+
+
+DEFAULT = Bounds()

@@ -1,0 +1,326 @@
+"""The date format of a column, found from all of its dates."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from seqjax.datasets.readers import date_formats, dates, optional_packages
+from seqjax.datasets.readers.date_formats import DateFormat, Stamp
+from seqjax.errors import UserError
+
+UNDECIDED = DateFormat()
+
+
+def parse(text: str, form: DateFormat, after: Stamp | None = None, column: str = 'date') -> Stamp:
+    """Parses a date of a column whose format is known; the result is the same as when a file is read.
+
+    Args:
+      text: the date.
+      form: of the run.
+      after: the date before, which decides between the two hours of the same name where the clock is set back.
+      column: its name, for messages.
+
+    Raises:
+      UserError: the text does not fit; the sentence names the column and the text.
+    """
+    optional_packages.need('pandas', f'column {column!r}')
+    reader = ColumnReader(lambda row: f'column {column!r}', form)
+    reader.add_texts(1, [text])
+    local, offsets, _ = reader.finish()
+    if offsets is None and form.zone:
+        offsets = dates.offsets_in(local, form.zone, None if after is None else after.instant)
+    return Stamp(local[0], None if offsets is None else int(offsets[0]))
+
+
+class ColumnReader:
+    """Reads a column of dates part by part, in all formats that fit so far."""
+
+    def __init__(self, where: Callable[[int], str], form: DateFormat):
+        self.where = where  # a row, counted from 1 -> the file, the row and the column, for messages
+        self.form = form
+        self.readings: dict[str, list[np.ndarray]] | None = None  # by format; of local times
+        self.offsets: list[np.ndarray] = []
+
+    def add(self, first: int, column: Any) -> None:
+        """Reads a part of the column, a pandas Series that begins in row `first`.
+
+        Raises:
+          UserError: a date is missing, or fits no format that the rows before fit.
+        """
+        from pandas.api import types
+
+        missing = column.isna().to_numpy(bool)
+        if missing.any():
+            raise UserError(f'{self.where(first + int(missing.argmax()))} has no date; fill it in')
+        if types.is_datetime64_any_dtype(column):
+            self._add_dates(first, column)
+        else:
+            self.add_texts(first, column.astype(str).tolist())
+
+    def add_texts(self, first: int, texts: list[str]) -> None:
+        """Reads a part of the column as text."""
+        texts = [
+            date_formats.NUMBER.sub(r'\1', text) if text.endswith('.0') else text for text in map(str.strip, texts)
+        ]
+        if '' in texts:
+            raise UserError(f'{self.where(first + texts.index(""))} has no date; fill it in')
+        plain, offsets = self._split_offsets(first, texts)
+        if self.readings is None:
+            formats = candidates(plain[0]) if self.form.format is None else [self.form.format]
+            if not formats:
+                raise UserError(f'{self.where(first)} holds {texts[0][:80]!r}, {_no_format(texts[0])}')
+            self.readings = {format: [] for format in formats}
+        fitting, misfits = {}, {}
+        for format in self.readings:
+            local = _local(plain, format)
+            bad = np.isnat(local)
+            if bad.any():
+                misfits[int(bad.argmax())] = format
+            else:
+                fitting[format] = [*self.readings[format], local]
+        if not fitting:
+            place = max(misfits)
+            raise UserError(
+                f'{self.where(first + place)} holds {texts[place][:80]!r}, which does not fit the date format '
+                f'{misfits[place]}{_example(misfits[place])}; write all dates in one format'
+            )
+        self.readings = fitting
+        if offsets is not None:
+            self.offsets.append(offsets)
+
+    def _add_dates(self, first: int, column: Any) -> None:
+        """Dates that the file knows as such."""
+        zone = column.dt.tz
+        self._check_aware(first, np.array([zone is not None]), [str(column.iloc[0])])
+        local = column.to_numpy() if zone is None else column.dt.tz_localize(None).to_numpy()
+        self.readings = {
+            self.form.format or date_formats.ISO: [*(self.readings or {'': []}).popitem()[1], local.astype(dates.MICRO)]
+        }
+        if zone is not None:
+            instants = column.dt.tz_convert('UTC').dt.tz_localize(None).to_numpy().astype(dates.MICRO)
+            self.offsets.append(dates.seconds(local.astype(dates.MICRO) - instants))
+            name = getattr(zone, 'key', None) or getattr(zone, 'zone', None) or str(zone)  # of zoneinfo, of pytz
+            if self.form.zone is None and date_formats.is_zone(name):
+                self.form = self.form._replace(zone=name)
+
+    def _split_offsets(self, first: int, texts: list[str]) -> tuple[list[str], np.ndarray | None]:
+        """The texts [n] without offsets from UTC, and these in seconds [n], where there are any."""
+        format = self.form.format
+        if format in date_formats.EPOCHS:
+            return texts, np.zeros(len(texts), np.int32)
+        if format in (date_formats.QUARTER, date_formats.WEEK) or (
+            format not in (None, date_formats.ISO) and not self.form.aware
+        ):
+            return texts, None
+        found = [date_formats.OFFSET.search(text) for text in texts]
+        has = np.array([one is not None for one in found])
+        self._check_aware(first, has, texts)
+        if not has[0]:
+            return texts, None
+        known: dict[str, int | None] = {}
+        for place, one in enumerate(found):
+            end = one[1]
+            if end not in known:
+                known[end] = _offset_seconds(end)
+            if known[end] is None:
+                raise UserError(
+                    f'{self.where(first + place)} holds {texts[place][:80]!r}, whose offset from UTC {end} does not '
+                    'exist; correct it'
+                )
+        offsets = np.array([known[one[1]] for one in found], np.int32)
+        return [text[: one.start(1)].rstrip() for text, one in zip(texts, found, strict=True)], offsets
+
+    def _check_aware(self, first: int, found: np.ndarray, texts: list[str]) -> None:
+        """Raises UserError where some dates have an offset from UTC and others do not."""
+        if self.form.aware is None:
+            self.form = self.form._replace(aware=bool(found[0]))
+        wrong = found != self.form.aware
+        if wrong.any():
+            place = int(wrong.argmax())
+            has, must = ('no', 'with') if self.form.aware else ('an', 'without')
+            raise UserError(
+                f'{self.where(first + place)} holds {texts[place][:80]!r}, which has {has} offset from UTC, unlike the '
+                f'other dates; write all {must} an offset'
+            )
+
+    def finish(self, ids: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None, DateFormat]:
+        """Local times [n], offsets from UTC in seconds [n] where the dates have them, and the format.
+
+        Args:
+          ids: of the series [n] that the rows belong to.
+
+        Raises:
+          UserError: two formats fit, and differ; or a time does not exist in the time zone.
+        """
+        offsets = np.concatenate(self.offsets) if self.offsets else None
+        self.offsets = []
+        found = {format: np.concatenate(parts) for format, parts in self.readings.items()}
+        self.readings = {}
+        first, *others = found
+        for format in others:  # the same dates are no second reading
+            if np.array_equal(found[first], found[format]):
+                del found[format]
+        if len(found) > 1:
+            rising = [format for format, local in found.items() if _rises(dates.instants(local, offsets), ids)]
+            found = {format: found[format] for format in rising or found}
+        if len(found) > 1:
+            self._refuse_ambiguous(found)
+        ((format, local),) = found.items()
+        form = self.form._replace(format=format, aware=offsets is not None)
+        if form.zone and offsets is None:
+            self._check_existing(local, form.zone)
+        elif form.zone:
+            local, offsets = dates.in_zone(dates.instants(local, offsets), form.zone)
+        return (
+            local,
+            offsets,
+            form._replace(unit=max(form.unit, date_formats.unit_of(local), key=date_formats.UNITS.index)),
+        )
+
+    def _refuse_ambiguous(self, found: dict[str, np.ndarray]) -> None:
+        one, other = list(found.values())[:2]
+        row = int((one != other).argmax())
+        readings = [
+            f'{", ".join(date_formats.write(local[row : row + 3], None, DateFormat()))} with --date_format={format}'
+            for format, local in found.items()
+        ]
+        raise UserError(
+            f'{self.where(row + 1)} and the rows below are ambiguous: {"; or ".join(readings)}; pass the right '
+            '--date_format'
+        )
+
+    def _check_existing(self, local: np.ndarray, zone: str) -> None:
+        """Raises UserError where the clock of a zone skips a time; a day may begin at a midnight that it skips."""
+        skipped = (dates.in_zone(dates.instants(local, dates.offsets_in(local, zone)), zone)[0] != local) & (
+            local != local.astype('datetime64[D]')
+        )
+        if skipped.any():
+            row = int(skipped.argmax())
+            time = date_formats.write(local[row : row + 1], None, DateFormat())[0]
+            raise UserError(f'{self.where(row + 1)} is {time}, which --time_zone={zone} skips; correct the zone')
+
+
+def other_reading(local: np.ndarray, format: str | None) -> tuple[str, np.ndarray] | None:
+    """Returns the format that dates [n] may be in instead, and what they are in it; None if no other fits all of them.
+
+    >>> other_reading(np.array(['2020-01-01', '2020-01-02'], 'datetime64[us]'), '%d/%m/%Y')
+    ('%m/%d/%Y', array(['2020-01-01T00:00:00.000000', '2020-02-01T00:00:00.000000'],
+          dtype='datetime64[us]'))
+    """
+    if format == 'epoch_ms':
+        since = local.astype(np.int64)
+        return ('epoch_s', (1000 * since).astype(dates.MICRO)) if (np.abs(since) < 2**55 // 1000).all() else None
+    if not {'%d', '%m'} <= {*re.findall('%.', format or '')}:
+        return None
+    days, months = local.astype('datetime64[D]'), local.astype('datetime64[M]')
+    day, month, year = (days - months).astype(int), months.astype(int) % 12, local.astype('datetime64[Y]')
+    if (day > 11).any():
+        return None
+    swapped = (year.astype('datetime64[M]') + day).astype('datetime64[D]') + month
+    other = re.sub('%[dm]', lambda found: {'%d': '%m', '%m': '%d'}[found[0]], format)
+    return other, swapped.astype(dates.MICRO) + (local - days)
+
+
+def candidates(text: str) -> list[str]:
+    """The formats that may be those of a column that begins with `text`."""
+    one = [text]
+    for word in (date_formats.ISO, date_formats.QUARTER, date_formats.WEEK):
+        if not np.isnat(_local(one, word)).any():
+            return [word]
+    return [format for format in _formats().get(_shape(text), ()) if not np.isnat(_local(one, format)).any()]
+
+
+@functools.cache
+def _formats() -> dict[str, list[str]]:
+    """The strptime formats that are tried, by their shape."""
+    days = [format for formats in date_formats.DAYS for format in formats]
+    found: dict[str, list[str]] = {}
+    for format in days + [
+        f'{day}{sign}{hour}' for day in days for sign in (' ', 'T', ', ') for hour in date_formats.HOURS
+    ]:
+        found.setdefault(_shape(re.sub('%[bBaAp]', 'x', re.sub('%[YymdHIMSf]', '0', format))), []).append(format)
+    return found
+
+
+def _shape(text: str) -> str:
+    """A text with 0 for each number, x for each word, and one space for several.
+
+    >>> _shape('2 Jan 2010  13:00')
+    '0 x 0 0:0'
+    """
+    return re.sub(r'\s+', ' ', re.sub(r'[^\W\d_]+', 'x', re.sub(r'\d+', '0', text)))
+
+
+def _local(texts: list[str], format: str) -> np.ndarray:
+    """Local times [n], NaT where a text does not fit."""
+    import pandas
+
+    if format in date_formats.EPOCHS:
+        numbers = (
+            pandas.to_numeric(np.array(texts, object), errors='coerce').astype(np.float64) * date_formats.EPOCHS[format]
+        )
+        fits = np.abs(numbers) < 2**55  # microseconds of about a thousand years
+        return np.where(
+            fits, np.where(fits, numbers, 0).round().astype(np.int64).view(dates.MICRO), np.datetime64('NaT', 'us')
+        )
+    if format == date_formats.QUARTER:
+        texts, format = [_first_month(text) for text in texts], '%Y-%m'
+    elif format == date_formats.WEEK:
+        weeks = [date_formats.WEEKS.fullmatch(text) for text in texts]
+        texts, format = [one and f'{one[1]}-{one[2]}-{one[3] or 1}' for one in weeks], '%G-%V-%u'
+    elif format == date_formats.ISO:
+        texts, format = [text if date_formats.YEAR_FIRST.match(text) else None for text in texts], 'ISO8601'
+    else:  # pandas reads these words in any format
+        texts = [None if text.lower() in ('now', 'today') else text for text in texts]
+    return pandas.to_datetime(np.array(texts, object), format=format, errors='coerce').to_numpy().astype(dates.MICRO)
+
+
+def _first_month(text: str) -> str | None:
+    """The first month of a quarter, as YYYY-MM."""
+    found = date_formats.QUARTERS.fullmatch(text)
+    return found and f'{found[1] or found[4]}-{3 * int(found[2] or found[3]) - 2:02}'
+
+
+def _offset_seconds(text: str) -> int | None:
+    """Seconds of an offset such as +01:00; None where it is a day or more."""
+    if text[0] not in '+-':
+        return 0
+    digits = text[1:].replace(':', '').ljust(6, '0')
+    hours, minutes, seconds = (int(digits[place : place + 2]) for place in (0, 2, 4))
+    total = 3600 * hours + 60 * minutes + seconds
+    return (-total if text[0] == '-' else total) if hours < 24 and max(minutes, seconds) < 60 else None
+
+
+def _rises(instants: np.ndarray, ids: np.ndarray | None) -> bool:
+    """Returns True if the dates of each series rise."""
+    if ids is None:
+        return bool((instants[1:] > instants[:-1]).all())
+    import pandas
+
+    codes, _ = pandas.factorize(ids)
+    order = np.argsort(codes, kind='stable')
+    later = np.diff(instants[order]) > np.timedelta64(0, 'us')
+    return bool((later | (np.diff(codes[order]) > 0)).all())
+
+
+def _example(format: str) -> str:
+    """A date in a strptime format, in parentheses."""
+    day = datetime.datetime(2024, 12, 31, 18, 30)
+    return f' (such as {day.strftime(format)})' if '%' in format else ''
+
+
+def _no_format(text: str) -> str:
+    """The end of a sentence about a first date in no known format."""
+    digits = text.lstrip('-').partition('.')[0]
+    epoch = {10: 'epoch_s', 9: 'epoch_s', 13: 'epoch_ms', 12: 'epoch_ms'}.get(len(digits)) if digits.isdigit() else None
+    remedy = f'--date_format={epoch} for time since 1970' if epoch else '--date_format'
+    return (
+        f'which is not a date in a known format; pass {remedy}, write dates as YYYY-MM-DD, or leave out --date where '
+        'rows are only numbered'
+    )

@@ -1,0 +1,139 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import re
+import zoneinfo
+from typing import NamedTuple
+
+import numpy as np
+
+ISO, QUARTER, WEEK = 'iso8601', 'quarter', 'week'
+EPOCHS = {'epoch_s': 10**6, 'epoch_ms': 10**3}  # microseconds of a unit since 1970-01-01 UTC
+WORDS = (ISO, QUARTER, WEEK, *EPOCHS)
+DIRECTIVES = 'YymdbBjHIMSfpaA%'  # of strptime; and %z at the end
+UNITS = ('D', 's', 'us')
+
+DAYS = [
+    *(f'%d{s}%m{s}%Y %m{s}%d{s}%Y %d{s}%m{s}%y %m{s}%d{s}%y %y{s}%m{s}%d %m{s}%Y'.split() for s in '/.-'),
+    *(f'%Y{s}%m{s}%d|%d{s}%b{s}%Y|%d{s}%B{s}%Y|%d{s}%b{s}%y|%Y{s}%b{s}%d'.split('|') for s in '/.- '),
+    *(f'%b{s}%Y|%B{s}%Y|%Y{s}%b|%Y{s}%B|%b{s}%y'.split('|') for s in '/.- '),
+    ['%b %d, %Y', '%B %d, %Y', '%b %d %Y', '%B %d %Y', '%a, %d %b %Y', '%a %d %b %Y', '%A, %d %B %Y', '%A, %B %d, %Y'],
+    ['%d. %B %Y', '%d. %b %Y', '%d%b%Y', '%Y%m', '%y%m%d'],
+]
+HOURS = ['%H:%M', '%H:%M:%S', '%H:%M:%S.%f', '%I:%M %p', '%I:%M:%S %p', '%I:%M%p', '%I:%M:%S%p', '%I %p', '%I%p']
+OFFSET = re.compile(r'(?:\d:\d\d|\dT\d\d).*?\s*(Z|UTC|GMT|[+-]\d\d(?::?\d\d){0,2})$', re.ASCII)
+QUARTERS = re.compile(r'(\d{4})[-/ ]?Q([1-4])|Q([1-4])[-/ ]?(\d{4})', re.ASCII | re.IGNORECASE)
+WEEKS = re.compile(r'(\d{4})-?W(\d\d)(?:-?([1-7]))?', re.ASCII)
+YEAR_FIRST = re.compile(r'\d{4}(?!\.\d$)', re.ASCII)  # 2010.1 may be October or a fraction
+NUMBER = re.compile(r'(\d{4,})\.0', re.ASCII)  # a whole number that was written as a fraction
+
+
+class DateFormat(NamedTuple):
+    """The format of a column of dates; a run keeps it for later files."""
+
+    format: str | None = None  # a strptime format without %z, or one of WORDS; None: decided by the column
+    zone: str | None = None  # the time zone that dates are in, such as Europe/Berlin
+    aware: bool | None = None  # whether each date has an offset from UTC; None: decided by the column
+    unit: str = 'D'  # the shortest of UNITS in which all dates are whole
+
+    @classmethod
+    def of_flags(cls, format: str | None, zone: str | None) -> DateFormat:
+        """The format that --date_format and --time_zone ask for."""
+        if format is None or format == ISO:
+            return cls(format, zone)
+        return cls(format.removesuffix('%z').rstrip(), zone, format.endswith('%z') or format in EPOCHS)
+
+    def __str__(self) -> str:
+        return f'{self.format}%z' if self.aware and '%' in str(self.format) else str(self.format)
+
+
+class Stamp(NamedTuple):
+    """A date in the frame of its file."""
+
+    local: np.datetime64  # [us], as the clock shows it
+    offset: int | None = None  # seconds before UTC is that time; None where no zone is known
+
+    @property
+    def instant(self) -> np.datetime64:
+        """The same in UTC; the local time where no zone is known."""
+        return self.local - np.timedelta64(self.offset or 0, 's')
+
+
+def check_format(text: str) -> str:
+    """The text of --date_format.
+
+    Raises:
+      ValueError: it is neither one of `WORDS` nor a strptime format of a date.
+    """
+    if text in WORDS:
+        return text
+    if '%' not in text:
+        raise ValueError(f'must be a strptime format, such as %d/%m/%Y, or one of {", ".join(WORDS)}')
+    fields = re.findall(r'%(.?)', text.removesuffix('%z'), re.DOTALL)
+    unknown = [field for field in fields if not field or field not in DIRECTIVES]
+    if unknown:
+        hint = ' (pass --time_zone)' if 'Z' in unknown else ''
+        some = ' '.join(f'%{one}' for one in DIRECTIVES)
+        raise ValueError(f'must have no %{unknown[0]}{hint}, but directives of {some}, and %z at the end')
+    has = set(fields)
+    wrong = {
+        'must have the year, %Y or %y, once': len(has & set('Yy')) != 1,
+        'must have each directive once': len(fields) - fields.count('%') != len(has - {'%'}),
+        'must have %p beside %I': ('I' in has) != ('p' in has),
+        'must have one of %H and %I': {'H', 'I'} <= has,
+        'must have a month beside %d': 'd' in has and not has & set('mbB'),
+        'must have one month': len(has & set('mbB')) > 1,
+        'must have %H or %I beside %M': 'M' in has and not has & set('HI'),
+        'must have %M beside %S': 'S' in has and 'M' not in has,
+        'must have %S beside %f': 'f' in has and 'S' not in has,
+    }
+    for sentence, refused in wrong.items():
+        if refused:
+            raise ValueError(sentence)
+    return text
+
+
+def check_zone(text: str) -> str:
+    """The text of --time_zone; raises ValueError where it is none."""
+    if not is_zone(text):
+        raise ValueError('must be the name of a time zone, such as Europe/Berlin or UTC')
+    return text
+
+
+def is_zone(text: str) -> bool:
+    try:
+        zoneinfo.ZoneInfo(text)
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        return False
+    return True
+
+
+def write(local: np.ndarray, offsets: np.ndarray | None, form: DateFormat) -> list[str]:
+    """Dates [n] in one format, which `pandas.to_datetime` reads: as YYYY-MM-DD where no time of day is known.
+
+    >>> local = np.array(['2020-01-31T12', '2020-02-01'], 'datetime64[us]')
+    >>> write(local, np.array([3600, 7200]), DateFormat(aware=True))
+    ['2020-01-31 12:00:00+01:00', '2020-02-01 00:00:00+02:00']
+    """
+    unit = max(form.unit, unit_of(local), 's' if form.aware else 'D', key=UNITS.index)
+    words = [word.replace('T', ' ') for word in np.datetime_as_string(local, unit=unit).tolist()]
+    if not form.aware or offsets is None:
+        return words
+    return [word + _offset_text(int(offset)) for word, offset in zip(words, offsets, strict=True)]
+
+
+def write_one(stamp: Stamp, form: DateFormat) -> str:
+    """A date in the frame of a run."""
+    return write(np.array([stamp.local]), None if stamp.offset is None else np.array([stamp.offset]), form)[0]
+
+
+def unit_of(local: np.ndarray) -> str:
+    """The first of UNITS in which all dates are whole."""
+    return next(unit for unit in UNITS if unit == 'us' or (local.astype(f'datetime64[{unit}]') == local).all())
+
+
+def _offset_text(seconds: int) -> str:
+    sign, size = '-' if seconds < 0 else '+', abs(seconds)
+    ending = f':{size % 60:02}' if size % 60 else ''
+    return f'{sign}{size // 3600:02}:{size // 60 % 60:02}{ending}'

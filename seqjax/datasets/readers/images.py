@@ -1,0 +1,157 @@
+"""Files of images in the idx format of MNIST (LeCun et al. 1998), also gzipped; and the digits of scikit-learn.
+
+images   00 00 08 03   N   height   width   then N * height * width bytes       big-endian numbers of 4 bytes
+labels   00 00 08 01   N                    then N bytes
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seqjax import files
+from seqjax.datasets.readers import bounds as readers_bounds
+from seqjax.datasets.readers import optional_packages
+from seqjax.datasets.readers.bounds import Bounds
+from seqjax.errors import UserError
+
+DIGITS = 'digits'  # the word for scikit-learn's 1,797 of 8 x 8
+BYTES = 8  # idx's code for unsigned bytes
+GZIP = b'\x1f\x8b'
+PIECE = 2**20  # bytes that are decompressed at once
+
+
+class Images(NamedTuple):
+    """Images, and the classes that they show if that is known."""
+
+    values: np.ndarray  # [N, height, width] uint8
+    labels: np.ndarray | None  # [N] uint8
+
+
+def read_images(path: str | Path, labels: str | Path | None = None, bounds: Bounds = readers_bounds.DEFAULT) -> Images:
+    """Images of an idx file with the labels of another one; or the digits of scikit-learn, for the word `digits`.
+
+    Args:
+      path: of the images.
+      labels: of their labels; by default the file that stands beside them under the name that MNIST gives it, if any.
+      bounds: on the size of each file.
+
+    Raises:
+      UserError: a file is no idx file of bytes, is cut or too large, or the two have different numbers.
+    """
+    if str(path) == DIGITS:
+        return _digits()
+    path = Path(path)
+    values = read_idx(path, 3, bounds)
+    labels = Path(labels) if labels is not None else beside_of(path, 'images', 'labels', 'idx3', 'idx1')
+    if labels is None:
+        return Images(values, None)
+    classes = read_idx(labels, 1, bounds)
+    if len(classes) != len(values):
+        raise UserError(f'{labels} has {len(classes):,} labels, and {path} has {len(values):,} images; they must agree')
+    return Images(values, classes)
+
+
+def beside_of(path: Path, *words: str) -> Path | None:
+    """Returns the file in the same folder whose name has other words, or None.
+
+    Case, a dot instead of a dash, and .gz make no difference; the file whose name differs least is taken.
+
+    Args:
+      path: of the file.
+      words: each followed by its replacement; the first must be in the name.
+
+    >>> beside_of(Path('no/such/train-images-idx3-ubyte'), 'train', 't10k') is None
+    True
+    """
+    name = path.name
+    if words[0] not in name.lower():
+        return None
+    for old, new in zip(words[::2], words[1::2], strict=True):
+        name = re.sub(old, new, name, flags=re.IGNORECASE)
+    try:
+        names = os.listdir(path.parent)
+    except OSError:  # it may be closed to whoever would list it, and open to whoever knows a name
+        names = [name, f'{name}.gz', name.removesuffix('.gz')]
+    names = [other for other in names if _plain(other) == _plain(name) and os.path.isfile(path.with_name(other))]
+    names.sort(key=lambda other: (other != name, _ungzipped(other) != _ungzipped(name), other))
+    return path.with_name(names[0]) if names else None
+
+
+def _ungzipped(name: str) -> str:
+    return re.sub(r'\.gz$', '', name, flags=re.IGNORECASE)
+
+
+def _plain(name: str) -> str:
+    return _ungzipped(name).lower().replace('.', '-')
+
+
+def read_idx(path: Path, axes: int, bounds: Bounds = readers_bounds.DEFAULT) -> np.ndarray:
+    """An idx file of bytes -> uint8 with so many axes.
+
+    Raises:
+      UserError: it is of another kind, is empty or too large, or has more or fewer bytes than its head says.
+    """
+    with files.open_data(path) as file:
+        gzipped = file.read(2) == GZIP
+        file.seek(0)
+        try:
+            return _values(path, gzip.open(file) if gzipped else file, axes, bounds)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f'{path} is gzipped and damaged ({error}); fetch it again') from error
+
+
+def _values(path: Path, file: Any, axes: int, bounds: Bounds) -> np.ndarray:
+    """The head is checked before any value is read."""
+    size = 4 + 4 * axes
+    head = file.read(size)
+    if len(head) < 4 or head[:2] != b'\0\0':
+        raise UserError(f'{path} is no idx file: it begins with {head[:4].hex(" ") or "nothing"}, not with 00 00')
+    if head[2] != BYTES or head[3] != axes:
+        kind = 'images' if axes == 3 else 'labels'
+        raise UserError(
+            f'{path} begins with {head[:4].hex(" ")}, and {kind} with 00 00 08 0{axes} (bytes); is it another file?'
+        )
+    if len(head) < size:
+        raise UserError(f'{path} ends inside of its head, after {len(head)} bytes; fetch it again')
+    shape = struct.unpack(f'>{axes}I', head[4:])
+    count, sizes = math.prod(shape), ' x '.join(map(str, shape))
+    if not count:
+        raise UserError(f'{path} is empty: its head says {sizes} values')
+    plain = not isinstance(file, gzip.GzipFile)
+    has = os.fstat(file.fileno()).st_size - size if plain else None
+    content = b''
+    if has is None or has == count:
+        bounds.check_bytes(path, size + count)
+        content = file.read(count + 1) if plain else _read(file, count + 1)
+        has = len(content)
+    if has != count:
+        many = f'{has:,}' if has < count or plain else f'more than {count:,}'
+        raise UserError(
+            f'{path} has {many} bytes of values, and its head says {sizes}, which are {count:,}; fetch it again'
+        )
+    values = np.frombuffer(content, np.uint8).reshape(shape)
+    values.flags.writeable = False
+    return values
+
+
+def _read(file: Any, size: int) -> bytearray:
+    """So many bytes, or those that there are; memory is taken for these alone."""
+    content = bytearray()
+    while len(content) < size and (piece := file.read(min(PIECE, size - len(content)))):
+        content += piece
+    return content
+
+
+def _digits() -> Images:
+    """1,797 digits of 8 x 8 pixels from 0 to 16, in the order of the data set; they ship inside scikit-learn."""
+    digits = optional_packages.need('sklearn.datasets', f'--data={DIGITS}').load_digits()
+    return Images(digits.images.astype(np.uint8), digits.target.astype(np.uint8))

@@ -1,0 +1,95 @@
+"""Rows of a table that come one line at a time, in the columns of a file or of a header line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+
+from seqjax.errors import UserError
+
+REASONS = {  # messages of the csv module
+    'field larger': f'a value has more than {csv.field_size_limit():,} characters',
+    'new-line': 'a carriage return stands within a value',
+    'end of data': 'a quote is not closed',
+    'expected after': 'text follows a closing quote',
+}
+
+
+class LineReader:
+    """Splits lines into the values of named columns.
+
+    Without a header line, a line has the columns of the file that `names` are of, in their order. A header line names
+    the columns of the lines that follow, in any order.
+    """
+
+    def __init__(
+        self, names: Sequence[str] | None, used: Sequence[str], separator: str, is_value: Callable[[str, str], bool]
+    ):
+        """Initialises the reader.
+
+        Args:
+          names: columns of the file; None where they are not known, and a header line must come first.
+          used: columns that are returned.
+          separator: between two values.
+          is_value: (column, word) -> whether the word may be a value of the column; a header line has one that may not.
+        """
+        self.names, self.used, self.separator, self.is_value = names, used, separator, is_value
+        self.started = False
+
+    @property
+    def single(self) -> bool:
+        """Returns True if a line is one value, so that an empty line is a value that is missing."""
+        return self.names is not None and len(self.names) == 1
+
+    def read(self, line: str) -> dict[str, str] | None:
+        """Returns the values of a line by column; None for a header line.
+
+        Raises:
+          UserError: the line cannot be split, or does not have a value for each column.
+        """
+        words = self._split(line)
+        if self._is_header(words):
+            self.names = [word.strip() for word in words]
+            if len(set(self.names)) < len(self.names):
+                raise UserError('the header line names a column twice; rename all but one')
+            return None
+        if self.names is None:
+            raise UserError(
+                f'the run has not kept the columns of its file: begin with a header line, such as {self._example()}'
+            )
+        if len(words) != len(self.names):
+            raise UserError(
+                f'the line has {len(words)} values, and {len(self.names)} are expected: {_some(self.names)}; begin '
+                f'with a header line, such as {self._example()}, if it has other columns'
+            )
+        self.started = True
+        values = dict(zip(self.names, words, strict=True))
+        return {name: values[name] for name in self.used}
+
+    def _split(self, line: str) -> list[str]:
+        """The values of a line; an empty line has one."""
+        try:
+            rows = csv.reader([line], delimiter=self.separator, skipinitialspace=True, strict=True)
+            return next(rows) or ['']
+        except csv.Error as error:
+            reason = next((reason for words, reason in REASONS.items() if words in str(error)), str(error))
+            raise UserError(f'the line cannot be split into values: {reason}') from error
+
+    def _is_header(self, words: Sequence[str]) -> bool:
+        """Returns True if a line names the columns: all that are used, and not as values that they may have.
+
+        If the names are numbers themselves, it is the first line, and has the names of the file.
+        """
+        words = [word.strip() for word in words]
+        if not set(self.used) <= set(words):
+            return False
+        if any(not self.is_value(name, name) for name in self.used):
+            return True
+        return not self.started and words == self.names
+
+    def _example(self) -> str:
+        return repr(self.separator.join(self.used))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(map(repr, names[:8])) + (f' and {len(names) - 8} more' if len(names) > 8 else '')

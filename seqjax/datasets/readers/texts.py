@@ -1,0 +1,361 @@
+"""Texts as tokens: characters, bytes or words of a file, or of all texts of a folder in the order of their names.
+
+A file is decoded piece by piece, so that never more of it is held than its tokens, a number each of the smallest type.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from seqjax import files as seqjax_files
+from seqjax.datasets.readers.bounds import Bounds
+from seqjax.errors import UserError
+
+KINDS = ('characters', 'bytes', 'words')
+SUFFIXES = ('.txt', '.md')  # of the files of a folder that are its texts
+PIECE = 2**20  # bytes that are decoded at once
+CODES = 0x110000  # of characters, in Unicode
+# A word or a mark with the one space before it, or other white space: joined they are the text again.
+WORD = re.compile(r' ?\w{1,100}| ?[^\w\s]|\s')
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+ESCAPES = {'\\': '\\\\', '\n': '\\n', '\r': '\\r', '\t': '\\t'}  # of what a line cannot show
+
+Training = Callable[[int], int]
+
+
+class Vocabulary(NamedTuple):
+    """Which tokens there are. The last of them stands for whatever is not known, but for bytes, which all are."""
+
+    kind: str  # of KINDS
+    known: Sequence[str] = ()  # by their numbers; of bytes empty
+
+    @property
+    def size(self) -> int:
+        """V."""
+        return 256 if self.kind == 'bytes' else len(self.known) + 1
+
+    @property
+    def unknown(self) -> int | None:
+        """The number of the token for what is not known."""
+        return None if self.kind == 'bytes' else len(self.known)
+
+    def name(self, token: int) -> str:
+        """As a table shows it: a byte as its number, other tokens with \\n for the end of a line.
+
+        >>> vocabulary = Vocabulary('characters', '\\nab')
+        >>> [vocabulary.name(token) for token in range(4)]
+        ['\\\\n', 'a', 'b', '<unknown>']
+        """
+        if self.kind == 'bytes':
+            return str(token)
+        return '<unknown>' if token == self.unknown else escape(self.known[token])
+
+    def split(self, text: str) -> list[str | int]:
+        """A text as the tokens of this kind, known or not."""
+        if self.kind == 'bytes':
+            return list(text.encode())
+        return list(text) if self.kind == 'characters' else WORD.findall(text)
+
+    def encode(self, text: str) -> tuple[np.ndarray, list[str]]:
+        """A short text, such as a prompt: tokens [N], and what of it is not known."""
+        if self.kind == 'bytes':
+            return np.array(self.split(text), np.uint8), []
+        numbers = {token: number for number, token in enumerate(self.known)}
+        tokens = self.split(text)
+        missing = [token for token in dict.fromkeys(tokens) if token not in numbers]
+        return np.array([numbers.get(token, self.unknown) for token in tokens], smallest(self.size)), missing
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of tokens [N]; '\\ufffd' for one that is not known, and for bytes that are no text."""
+        if self.kind == 'bytes':
+            return bytes(tokens.tolist()).decode(errors='replace')
+        return ''.join('\ufffd' if token == self.unknown else self.known[token] for token in tokens.tolist())
+
+
+class TextData(NamedTuple):
+    """A text, read."""
+
+    tokens: np.ndarray  # [N], of the smallest unsigned type
+    vocabulary: Vocabulary
+    files: int  # how many it was read from
+    notes: Sequence[str]  # about the file, for a person
+    missing: Sequence[str]  # the first tokens that are not known, in the order of the text
+    different: int  # how many tokens are not known
+
+
+def escape(token: str) -> str:
+    """
+    >>> escape('a\\n'), escape('\\\\')
+    ('a\\\\n', '\\\\\\\\')
+    """
+    return ''.join(ESCAPES.get(c, c) if c in ESCAPES or c.isprintable() else ascii(c)[1:-1] for c in token)
+
+
+def unescape(line: str) -> str:
+    """What `escape` made, back again; whatever else has a backslash stays as it is."""
+    if '\\' not in line:
+        return line
+
+    def character(match: re.Match) -> str:
+        word = match.group()
+        if word[1] in 'xuU':
+            return chr(int(word[2:], 16)) if int(word[2:], 16) < CODES else word
+        return {escaped: c for c, escaped in ESCAPES.items()}[word]
+
+    return re.sub(r'\\(?:[\\nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})', character, line)
+
+
+def smallest(size: int) -> type:
+    """The smallest unsigned type that holds so many tokens."""
+    return np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.uint32
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+
+def find_texts(path: Path) -> list[Path]:
+    """The file, or the texts of a folder and the folders in it, in the order of their names.
+
+    Raises:
+      UserError: there is none.
+    """
+    try:
+        if not path.is_dir():
+            return [path]
+        found = sorted(Path(place) / name for place, _, names in os.walk(path, onerror=_refuse) for name in names)
+        found = [file for file in found if file.suffix.lower() in SUFFIXES and file.is_file()]
+    except OSError as error:
+        raise UserError(f'{error.filename or path} cannot be read ({error.strerror}); name another --data') from error
+    if not found:
+        raise UserError(f'{path} is a folder without a text ({" or ".join(SUFFIXES)}); name a file')
+    return found
+
+
+def check_size(path: Path, bounds: Bounds) -> None:
+    """Raises UserError if the texts of a file or folder cannot be read, or are larger than allowed."""
+    size = 0
+    for file in find_texts(path):
+        with seqjax_files.open_data(file) as opened:
+            size += os.fstat(opened.fileno()).st_size
+    bounds.check_bytes(path, size)
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def read_new(path: Path, kind: str, training: Training, *, size: int = 10_000) -> TextData:
+    """Reads a text and makes its vocabulary, from the part alone that is trained on.
+
+    Args:
+      path: a file, or a folder with texts.
+      kind: of KINDS. Of characters and words, a mark of byte order is dropped, and ends of lines become '\\n'.
+      training: of how many tokens -> how many of them, the first ones, are trained on.
+      size: words that are known at most, the most frequent ones; those as frequent go by their first place.
+
+    Returns:
+      Text, whose vocabulary has characters in the order of their codes, and words from the most frequent on.
+
+    Raises:
+      UserError: it is empty or no UTF-8, or what is trained on has one token alone.
+    """
+    files = find_texts(path)
+    text = {'characters': _new_characters, 'bytes': _all_bytes, 'words': _new_words}[kind](files, training, size)
+    _refuse_empty(path, text)
+    tokens = text.tokens[: training(len(text.tokens))]
+    if len(tokens) and (tokens == tokens[0]).all():
+        token = text.vocabulary.name(int(tokens[0]))
+        raise UserError(f'{path} has nothing to learn: all it is trained on is {token!r}; name another text')
+    return text
+
+
+def read_again(path: Path, vocabulary: Vocabulary) -> TextData:
+    """Reads a text with the vocabulary of another.
+
+    Raises:
+      UserError: it is empty or no UTF-8.
+    """
+    files = find_texts(path)
+    if vocabulary.kind == 'bytes':
+        text = _all_bytes(files)
+    elif vocabulary.kind == 'words':
+        text = _known_words(files, *_count_words(files), vocabulary)
+    else:
+        text = _known_characters(files, *_first_places(files), vocabulary)
+    _refuse_empty(path, text)
+    return text
+
+
+def _refuse_empty(path: Path, text: TextData) -> None:
+    if not len(text.tokens):
+        raise UserError(f'{path} is empty; name a text')
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with seqjax_files.open_data(file) as opened:
+        while piece := opened.read(PIECE):
+            yield piece
+
+
+def decoded(file: Path, notes: set[str]) -> Iterator[str]:
+    """The text of a file, piece by piece; `notes` is told what was changed.
+
+    Raises:
+      UserError: it is no UTF-8; the sentence says at which byte.
+    """
+    decoder = codecs.getincrementaldecoder('utf-8')()
+    lines, place = io.IncrementalNewlineDecoder(None, translate=True), 0
+    for piece in _pieces(file):
+        if place == 0:
+            _refuse_utf16(file, piece)
+            if piece.startswith(codecs.BOM_UTF8):
+                notes.add('the mark of byte order at the beginning is no part of the text')
+                place, piece = 3, piece[3:]
+        yield lines.decode(_decode(file, decoder, piece, place))
+        place += len(piece)
+    yield lines.decode(_decode(file, decoder, b'', place, final=True), final=True)
+    if lines.newlines not in (None, '\n'):
+        notes.add('ends of lines that were \\r\\n or \\r are read as \\n')
+
+
+def _refuse_utf16(file: Path, piece: bytes) -> None:
+    if piece.startswith(UTF16):
+        raise UserError(f'{file} is UTF-16, by its first two bytes; save it as UTF-8')
+
+
+def _decode(file: Path, decoder: codecs.IncrementalDecoder, piece: bytes, place: int, final: bool = False) -> str:
+    """The piece that begins at byte `place`, with what the one before left over."""
+    before = place - len(decoder.getstate()[0])
+    zero = piece.find(b'\0')
+    if zero >= 0:
+        raise UserError(
+            f'{file} is no text: byte {place + zero:,} is 0; name a text in UTF-8, or read it with --tokens=bytes'
+        )
+    try:
+        return decoder.decode(piece, final)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f'{file} is no UTF-8: byte {before + error.start:,} is 0x{error.object[error.start]:02x}; '
+            'save it as UTF-8, or read it with --tokens=bytes'
+        ) from error
+
+
+def _texts(files: Sequence[Path], notes: set[str]) -> Iterator[str]:
+    for file in files:
+        yield from decoded(file, notes)
+
+
+# --- bytes -----------------------------------------------------------------------------------------
+
+
+def _all_bytes(files: Sequence[Path], training: Training | None = None, size: int | None = None) -> TextData:
+    parts = [np.frombuffer(piece, np.uint8) for file in files for piece in _pieces(file)]
+    tokens = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+    return TextData(tokens, Vocabulary('bytes'), len(files), (), (), 0)
+
+
+# --- characters ------------------------------------------------------------------------------------
+
+
+def _codes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode('utf-32-le'), np.uint32)
+
+
+def _first_places(files: Sequence[Path]) -> tuple[dict[int, int], int, set[str]]:
+    """Code -> where the text has it first; how long the text is; notes."""
+    seen, first, count, notes = np.zeros(CODES, bool), {}, 0, set()
+    for text in _texts(files, notes):
+        codes = _codes(text)
+        fresh = np.flatnonzero(~seen[codes])
+        if len(fresh):
+            new, places = np.unique(codes[fresh], return_index=True)
+            seen[new] = True
+            first |= zip(new.tolist(), (count + fresh[places]).tolist(), strict=True)
+        count += len(codes)
+    return first, count, notes
+
+
+def _new_characters(files: Sequence[Path], training: Training, size: int) -> TextData:
+    first, count, notes = _first_places(files)
+    end = training(count)
+    known = ''.join(chr(code) for code in sorted(first) if first[code] < end)
+    return _known_characters(files, first, count, notes, Vocabulary('characters', known))
+
+
+def _known_characters(
+    files: Sequence[Path], first: dict[int, int], count: int, notes: set[str], vocabulary: Vocabulary
+) -> TextData:
+    dtype = smallest(vocabulary.size)
+    number = np.full(CODES, vocabulary.unknown, dtype)
+    number[_codes(''.join(vocabulary.known))] = np.arange(len(vocabulary.known))
+    tokens, place = np.empty(count, dtype), 0
+    for text in _texts(files, notes):
+        codes = _codes(text)
+        if place + len(codes) > count:
+            raise UserError(f'{files[0]} grew while it was read; wait until it is written')
+        number.take(codes, out=tokens[place : place + len(codes)], mode='clip')
+        place += len(codes)
+    known = set(vocabulary.known)
+    missing = [chr(code) for code in sorted(first, key=first.get) if chr(code) not in known]
+    return TextData(tokens[:place], vocabulary, len(files), sorted(notes), missing[:20], len(missing))
+
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+def _words(files: Sequence[Path], notes: set[str]) -> Iterator[list[str]]:
+    """Words, some at a time. The last of a piece may go on in the next."""
+    rest = ''
+    for text in _texts(files, notes):
+        found = WORD.findall(rest + text)
+        rest = found.pop() if found else ''
+        yield found
+    yield [rest] if rest else []
+
+
+class _Numbers(dict):
+    """Word -> its number, in the order in which they come."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = number = len(self)
+        return number
+
+
+def _count_words(files: Sequence[Path]) -> tuple[list[np.ndarray], list[str], set[str]]:
+    """The text in parts, in numbers of its own; the words that they stand for; notes."""
+    numbers, notes = _Numbers(), set()
+    parts = [np.fromiter(map(numbers.__getitem__, words), np.uint32, len(words)) for words in _words(files, notes)]
+    return parts, list(numbers), notes
+
+
+def _new_words(files: Sequence[Path], training: Training, size: int) -> TextData:
+    parts, words, notes = _count_words(files)
+    left = training(sum(map(len, parts)))
+    counts = np.zeros(len(words), np.int64)
+    for part in parts:
+        counts += np.bincount(part[: max(left, 0)], minlength=len(words))
+        left -= len(part)
+    order = np.argsort(-counts, kind='stable')[:size]
+    known = [words[number] for number in order.tolist() if counts[number]]
+    return _known_words(files, parts, words, notes, Vocabulary('words', known))
+
+
+def _known_words(
+    files: Sequence[Path], parts: list[np.ndarray], words: list[str], notes: set[str], vocabulary: Vocabulary
+) -> TextData:
+    numbers = {word: number for number, word in enumerate(vocabulary.known)}
+    table = np.array([numbers.get(word, vocabulary.unknown) for word in words], smallest(vocabulary.size))
+    tokens, place = np.empty(sum(map(len, parts)), table.dtype), 0
+    for part in parts:
+        tokens[place : place + len(part)] = table[part]
+        place += len(part)
+    missing = [word for word in words if word not in numbers]
+    return TextData(tokens, vocabulary, len(files), sorted(notes), missing[:20], len(missing))

@@ -1,0 +1,274 @@
+"""Files of the UCR and UEA archive of time series, .ts (Bagnall et al. 2018, "The UEA multivariate archive").
+
+    @univariate false
+    @classLabel true left right
+    @data
+    1.5,1.25,?:0.5,0.25,0.125:left        a series a line: its channels, each the same number of steps, and its class
+
+sktime has a reader for them, which is no good for files that may be mangled: it holds 11 times the size of a file
+(measured with 10 MB), takes a class that the head does not declare, writes classes in small letters, and does not say
+in which line a word stands that is no number. So the lines are taken apart here, and the numbers are read by NumPy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+
+from seqjax import files
+from seqjax.datasets.readers import bounds as readers_bounds
+from seqjax.datasets.readers.bounds import Bounds
+from seqjax.errors import UserError
+
+COPIES = 8  # of a line, while it is read
+PIECE = 2**20  # characters that become numbers at once
+UNKNOWN = -1  # the label of a series whose class is not told
+MISSING = '?'  # a value, or a class
+SHOWN, SHOWN_CLASSES = 40, 10  # characters of a word, and classes, in a sentence
+QUOTED = re.compile(r'(?:"[^"\s]+\s[^"]*"|\'[^\'\s]+\s[^\']*\')(?!\S)')  # a name with spaces
+
+
+class LabelledSeries(NamedTuple):
+    """Many series, one behind the other."""
+
+    values: np.ndarray  # [S, C] float32: C channels, S the steps of all series; NaN where missing
+    lengths: np.ndarray  # [N] int64, each at least 1
+    labels: np.ndarray  # [N] int32: places in `classes`, or UNKNOWN
+    classes: tuple[str, ...]  # as the head declares them; none where it declares that there are none
+
+
+def read_series(path: Path, bounds: Bounds = readers_bounds.DEFAULT) -> LabelledSeries:
+    """Reads a .ts file, line by line.
+
+    Raises:
+      UserError: it is no such file, is mangled or too large; the sentence names the line.
+    """
+    # What is no UTF-8 may stand in a comment; elsewhere it is refused.
+    with files.open_data(path, 'r', encoding='utf-8-sig', errors='surrogateescape') as file:
+        bounds.check_bytes(path, os.fstat(file.fileno()).st_size)
+        return _read(path, _lines(path, file, bounds), bounds)
+
+
+def _lines(path: Path, file: TextIO, bounds: Bounds) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers; to read one takes several times its size."""
+    for number in itertools.count(1):
+        line = file.readline(bounds.bytes // COPIES + 1)
+        if not line:
+            return
+        bounds.check_bytes(f'{path}, line {number}', len(line), copies=COPIES)
+        yield number, line
+
+
+def _read(path: Path, lines: Iterator[tuple[int, str]], bounds: Bounds) -> LabelledSeries:
+    classes, channels = _head(path, lines)
+    bounds.check_columns(path, channels or 0, 'channels')
+    same = matching(classes)
+    places = {same(name): place for place, name in enumerate(classes)}
+    values, lengths, labels = bytearray(), [], []  # not an array a series: each would take a hundred bytes more
+    for number, line in _content(path, lines):
+        where = f'{path}, line {number}'
+        bounds.check_columns(where, line.count(':') + (not classes), 'channels')
+        words = line.split(':')
+        label = _label(where, words.pop(), classes, places, same) if classes else UNKNOWN
+        channels = channels or len(words)
+        if len(words) != channels:
+            raise UserError(
+                f'{where} has {len(words)} channels{" before its class" if classes else ""} and must have {channels}; '
+                'is the file cut?'
+            )
+        steps = _steps(where, words)
+        values += steps.tobytes()
+        bounds.check_bytes(where, len(values), 'and those before it have')
+        lengths.append(len(steps))
+        labels.append(label)
+    if not lengths:
+        raise UserError(f'{path} has no series after @data; is the file cut?')
+    flat = np.frombuffer(values, np.float32).reshape(-1, channels)
+    return LabelledSeries(flat, np.array(lengths), np.array(labels, np.int32), classes)
+
+
+def _content(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Lines that say something; raises UserError where one is no text."""
+    for number, line in lines:
+        line = line.strip()
+        if '\0' in line:
+            raise UserError(
+                f'{path}, line {number} holds a zero byte, so it is no .ts file, or one in UTF-16: save UTF-8'
+            )
+        if not line or line.startswith(('#', '%')):
+            continue
+        if not line.isascii() and any('\udc80' <= c <= '\udcff' for c in line):
+            raise UserError(f'{path}, line {number} is no UTF-8 text; save the file as UTF-8')
+        yield number, line
+
+
+def _head(path: Path, lines: Iterator[tuple[int, str]]) -> tuple[tuple[str, ...], int | None]:
+    """The classes, and how many channels there are if that is told; `lines` stand behind @data then."""
+    tags: dict[str, list[str]] = {}
+    for number, line in _content(path, lines):
+        tag, *words = line.split()
+        if not tag.startswith('@'):
+            raise UserError(f'{path}, line {number} begins with {_shown(tag)} before any @data; a .ts file has a head')
+        if tag.lower() == '@data':
+            return _classes(path, tags), _channels(path, tags)
+        tags[tag.lower()] = words
+    raise UserError(f'{path} has no line @data, so it is no .ts file, or it is cut')
+
+
+def _classes(path: Path, tags: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    if _flag(path, tags, '@targetlabel'):
+        raise UserError(f'{path} is for regression: its @targetLabel is a number; classification needs @classLabel')
+    if _flag(path, tags, '@timestamps'):
+        raise UserError(f'{path} has time stamps, which are not read; write the values alone and @timeStamps false')
+    if '@classlabel' not in tags and '@targetlabel' not in tags:
+        raise UserError(
+            f"{path} has no line @classLabel before @data; write '@classLabel false' if there are no classes"
+        )
+    if not _flag(path, tags, '@classlabel'):
+        return ()
+    words = re.findall(rf'{QUOTED.pattern}|\S+', ' '.join(tags['@classlabel'][1:]))
+    if not words:
+        raise UserError(f'{path} has @classLabel true without any class; name them behind it, separated by spaces')
+    return tuple(dict.fromkeys(map(_unquoted, words)))
+
+
+def matching(*declared: Sequence[str]) -> Callable[[str], str]:
+    """Returns the key by which names of classes are compared, given the lists of names that it must keep apart.
+
+    Unicode's composed and decomposed forms are the same name, and so are upper and lower case, unless two names of one
+    list differ by that alone.
+
+    >>> [matching(names)('A') for names in (['A', 'b'], ['A', 'a', 'b'])]
+    ['a', 'A']
+    """
+    for key in (_folded, _composed):
+        if all(len(set(map(key, names))) == len(set(names)) for names in declared):
+            return key
+    return str
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize('NFC', name)
+
+
+def _folded(name: str) -> str:
+    return _composed(_composed(name).casefold())
+
+
+def _unquoted(word: str) -> str:
+    """Returns a name that has spaces without its quotes; those of any other word are a part of the name."""
+    return word[1:-1] if QUOTED.fullmatch(word) else word
+
+
+def _channels(path: Path, tags: Mapping[str, Sequence[str]]) -> int | None:
+    told = tags.get('@dimensions') or tags.get('@dimension')
+    if told is None:
+        return 1 if _flag(path, tags, '@univariate') else None
+    if not (told[0].isascii() and told[0].isdigit() and len(told[0]) < 10 and int(told[0])):
+        raise UserError(f'{path} has @dimensions {_shown(told[0])}, which must be a whole number from 1')
+    return int(told[0])
+
+
+def _flag(path: Path, tags: Mapping[str, Sequence[str]], tag: str) -> bool:
+    """Whether a tag says true; without the tag it does not."""
+    if tag not in tags:
+        return False
+    word = ''.join(tags[tag][:1]).lower()
+    if word not in ('true', 'false'):
+        raise UserError(f'{path} has {tag} {_shown(word)}, which must be true or false')
+    return word == 'true'
+
+
+def _label(where: str, word: str, classes: Sequence[str], places: Mapping[str, int], same: Callable[[str], str]) -> int:
+    word = _unquoted(word.strip())
+    if same(word) in places:
+        return places[same(word)]
+    if word == MISSING:
+        return UNKNOWN
+    raise UserError(
+        f'{where} ends with {_shown(word)}, which is not a class that @classLabel names '
+        f'({", ".join(map(_shown, classes[:SHOWN_CLASSES]))}{", ..." if len(classes) > SHOWN_CLASSES else ""}); '
+        'is the file cut?'
+    )
+
+
+def _steps(where: str, words: Sequence[str]) -> np.ndarray:
+    """Channels of one series as text -> [T, C] float32."""
+    for channel, word in enumerate(words, 1):
+        if not word.strip():
+            raise UserError(f'{where} has no value in channel {channel}; a series has at least one step')
+    sizes = [word.count(',') + 1 for word in words]
+    for channel, size in enumerate(sizes, 1):
+        if size != sizes[0]:
+            raise UserError(
+                f'{where} has {size} steps in channel {channel} and {sizes[0]} in channel 1; is the file cut?'
+            )
+    try:
+        if sum(map(len, words)) <= PIECE:
+            return _numbers(words).T
+        found = np.empty((sizes[0], len(words)), np.float32)
+        for channel, word in enumerate(words):
+            place = 0
+            for piece in _pieces(word):
+                numbers = _numbers([piece])[0]
+                found[place : place + len(numbers), channel] = numbers
+                place += len(numbers)
+    except ValueError as error:
+        raise UserError(f'{where} {_no_number(words)}') from error
+    return found
+
+
+def _pieces(word: str) -> Iterator[str]:
+    """Splits long text at commas: NumPy takes many times its size."""
+    start = 0
+    while start < len(word):
+        stop = word.find(',', start + PIECE)
+        stop = len(word) if stop < 0 else stop
+        yield word[start:stop]
+        start = stop + 1
+    if word.endswith(','):
+        yield ''
+
+
+def _numbers(words: Sequence[str]) -> np.ndarray:
+    """Lines of numbers -> [lines, steps] float32; raises ValueError if a value is not a number."""
+    plain = [word.replace(MISSING, 'nan') for word in words]
+    if not all(plain):
+        raise ValueError
+    return np.loadtxt(plain, np.float32, delimiter=',', comments=None, ndmin=2)
+
+
+def _no_number(words: Sequence[str]) -> str:
+    """The first word that is no number, and where it stands."""
+
+    def bad(text: str) -> bool:
+        try:
+            _numbers([text])
+        except ValueError:
+            return True
+        return False
+
+    for channel, word in enumerate(words, 1):
+        step = 1
+        for piece in _pieces(word):
+            if not bad(piece):
+                step += piece.count(',') + 1
+                continue
+            values = piece.split(',')
+            while len(values) > 1:
+                half = len(values) // 2
+                first = bad(','.join(values[:half]))
+                values, step = (values[:half], step) if first else (values[half:], step + half)
+            return f'has {_shown(values[0])} at step {step} of channel {channel}, which is no number'
+    return 'holds what is no number'
+
+
+def _shown(word: str) -> str:
+    return repr(word if len(word) <= SHOWN else word[:SHOWN] + '...')

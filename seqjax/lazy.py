@@ -1,0 +1,39 @@
+"""Loads the public names of a package when they are first used, so that importing a package stays fast."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Returns the `__getattr__`, `__dir__` and `__all__` of a package.
+
+    The public names are those that its `__init__.py` imports under `if TYPE_CHECKING:`, where type checkers and editors
+    find them; there is no other list.
+
+    Args:
+      package: its `__name__`.
+      file: its `__file__`.
+
+    >>> import seqjax.nn
+    >>> seqjax.nn.LSTMCell.__module__
+    'seqjax.nn.cells.lstm'
+    """
+    tree = ast.parse(Path(file).read_text(encoding='utf-8'))
+    branches = [node.body for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for body in branches for node in body if isinstance(node, ast.ImportFrom)]
+    origin = {alias.asname or alias.name: (node.module, alias.name) for node in imports for alias in node.names}
+
+    def load(name: str) -> Any:
+        if name not in origin:
+            raise AttributeError(f'module {package!r} has no attribute {name!r}')
+        module, attribute = origin[name]
+        if module == package:  # a module of the package
+            return importlib.import_module(f'{module}.{attribute}')
+        return getattr(importlib.import_module(module), attribute)
+
+    return load, lambda: sorted(origin), sorted(origin)

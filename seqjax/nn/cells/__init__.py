@@ -1,0 +1,1 @@
+"""Recurrent cells, a file a family."""

@@ -1,0 +1,108 @@
+"""The GRU cell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from seqjax.nn import activations, initializers
+from seqjax.nn.activations import Activation
+from seqjax.nn.cells import cell
+from seqjax.nn.cells.cell import HiddenCarry, Noise, OverTime, RecurrentCell
+from seqjax.nn.initializers import GateBias, Initializer
+from seqjax.ops import gru
+from seqjax.ops.gru import GRUWeights
+
+
+class GRUCell(RecurrentCell):
+    """Gated recurrent unit (Cho et al. 2014, equations 5 to 8), with the reset gate after the product or before it.
+
+        z, r = recurrent_activation(x W + b + h U + d) each with its own third of W, U, b and d
+        n    = activation(x W + b + r * (h U + d))  with `reset_after`: PyTorch; Keras's default; ONNX
+                                                    linear_before_reset=1
+        n    = activation(x W + b + (r * h) U)      without: Cho et al.; Keras reset_after=False; ONNX's default
+        h'   = z * h + (1 - z) * n
+
+    Parameters: `kernel` [F, 3H] (W), `recurrent_kernel` [H, 3H] (U), `bias` [3H] (b), and with `reset_after`
+    `recurrent_bias` [3H] (d): 3 ((F + 1) H + H^2) numbers, or 3 ((F + 2) H + H^2). Without `reset_after` the second
+    bias of ONNX only adds to the first. The default initialisers are Keras's.
+
+    Variants: those of `RecurrentCell`. With `layer_norm` the gates z and r are normalised together, and n by itself (Ba
+    et al. 2016, equations 26 to 28; biases are kept). Masks of a step (Semeniuta et al. 2016) fall on n.
+    """
+
+    reset_after: bool = True
+    activation: str | Activation = activations.TANH  # a key of ACTIVATIONS, or a function
+    recurrent_activation: str | Activation = activations.SIGMOID  # of the gates z, r
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (initializers.KEEP, '', '')
+
+    def _default_bias(self) -> Initializer:
+        return self._scheme.bias if self.reset_after else super()._default_bias()
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: HiddenCarry,
+        inputs: jax.Array,
+        *,
+        noise: Noise | None = None,
+        deterministic: bool | None = None,
+    ) -> tuple[HiddenCarry, jax.Array]:
+        """carry of [B, H], inputs [B, F] -> new carry, outputs [B, H]."""
+        (h,) = carry = cell.hidden_carry(carry)
+        self._check_carry(carry, inputs, self.features)
+        noise, act = self._noise(noise, deterministic, inputs), self.recurrent_activation
+        xw, dropped, recurrent_kernel, bias = self._products(inputs, h, noise)
+        split = [2 * self.features]
+        x_gates, x_n = jnp.split(xw, split, axis=-1)
+        u_gates, u_n = jnp.split(recurrent_kernel, split, axis=-1)
+        b_gates, b_n = jnp.split(bias, split, axis=-1)
+        if self.reset_after:
+            products = jnp.split(dropped @ recurrent_kernel, split, axis=-1)
+            d_gates, d_n = jnp.split(self._recurrent_bias(xw), split, axis=-1)
+        else:
+            products, d_gates = [dropped @ u_gates], 0
+        gates = self._norm('input_norm', x_gates) + b_gates + (self._norm('recurrent_norm', products[0]) + d_gates)
+        z, r = jnp.split(act(gates), 2, axis=-1)
+        if self.reset_after:
+            inner = r * (self._norm('recurrent_norm_n', products[1]) + d_n)
+        else:
+            inner = self._norm('recurrent_norm_n', (r * dropped) @ u_n)
+        n = self.activation(self._norm('input_norm_n', x_n) + b_n + inner)
+        for name, value in {'z': z, 'r': r, 'n': n}.items():
+            self.sow('intermediates', name, value)
+        new = self._zoneout(self.zoneout_h, z * h + (1 - z) * self._drop_candidate(n, noise), h, noise, 2)
+        return HiddenCarry(new), new.astype(xw.dtype)
+
+    fused_names = GRUWeights._fields  # the weights of `over_time`, which must be there
+
+    @property
+    def fused(self) -> bool:
+        """Whether `over_time` is this cell, of whose variants it has DropConnect alone."""
+        standard = (self.reset_after, self.activation, self.recurrent_activation) == (
+            True,
+            activations.TANH,
+            activations.SIGMOID,
+        )
+        return standard and self._steps_as(GRUCell)
+
+    def over_time(
+        self, carry: HiddenCarry, inputs: jax.Array, noise: Noise | None, *, history: bool, fresh: Any, **how: Any
+    ) -> OverTime:
+        """All steps of inputs [T, B, F] at once, by `seqjax.ops.gru.gru`, which takes what `how` has."""
+        h, fresh = cell.hidden_carry(carry).h, None if fresh is None else cell.hidden_carry(fresh).h
+        inputs, *weights = self._fused_weights(inputs, h, noise)
+        last, outputs = gru.gru(inputs, h, *weights, fresh=fresh, **how)
+        return OverTime(HiddenCarry(last), outputs, HiddenCarry(outputs.astype(h.dtype)) if history else None)
+
+    def _recurrent_bias(self, xw: jax.Array) -> jax.Array:
+        # A bias that sets how long the gate keeps is set once, in `bias`.
+        own = None if isinstance(self.bias_init, GateBias) else self.bias_init
+        init = own or self._scheme.recurrent_bias
+        return cell.row(self.param('recurrent_bias', init, xw.shape[-1:], self.param_dtype).astype(xw.dtype), xw)

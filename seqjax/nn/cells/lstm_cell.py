@@ -1,0 +1,179 @@
+"""The LSTM cell and its variants."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from seqjax import validation
+from seqjax.nn import activations, initializers
+from seqjax.nn.activations import Activation
+from seqjax.nn.cells import cell as cells_cell
+from seqjax.nn.cells.cell import Noise, OverTime, RecurrentCell
+from seqjax.nn.initializers import ConstantGate, Initializer
+from seqjax.ops import lstm
+from seqjax.ops.lstm_scan import LSTMWeights
+
+
+class LSTMCarry(NamedTuple):
+    """State of an LSTM between two steps, in Flax's order."""
+
+    c: jax.Array  # [B, H] cell state
+    h: jax.Array  # [B, H], or [B, P] where it is projected: the output of the step before
+
+
+class LSTMCell(RecurrentCell):
+    """Long short-term memory with a forget gate (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
+
+        i, f, o = recurrent_activation(x W + h U + b) each with its own quarter of W, U and b
+        g       = activation(x W + h U + b)
+        c'      = f * c + i * g
+        h'      = o * activation(c')
+
+    Parameters: `kernel` [F, 4H] (W), `recurrent_kernel` [H, 4H] (U), `bias` [4H] (b), that is
+    4 ((F + 1) H + H^2) numbers. The default initialisers are Keras's. Where there are two biases, as in PyTorch, `bias`
+    is their sum; under plain gradient descent two biases move twice as far.
+
+    Variants:
+      forget: 'gate'; or 'coupled', f = 1 - i (Greff et al. 2017, CIFG); or 'none', f = 1, the cell of 1997
+        (section 4; its squashing functions reached from -2 to 2 and from -1 to 1). The last two have the gates i, g, o
+        alone, three quarters of the weights.
+      peepholes: `peephole` [3H] (i, f, o), each gate also sees its own cell: i and f the old c, o the new one (Gers et
+        al. 2002). They begin at 0.
+      layer_norm: Ba et al. 2016, equations 20 to 22: also of c' before the last activation.
+      projection: P numbers, h' = (o * activation(c')) R with `projection_kernel` [H, P] (Sak et al. 2014; PyTorch's
+        `proj_size`); U is [P, 4H].
+      recurrent_dropout, drop_connect, zoneout_h, zoneout_c: see `RecurrentCell`.
+
+    The gates are sown in the collection 'intermediates', by their names.
+    """
+
+    activation: str | Activation = activations.TANH  # a key of ACTIVATIONS, or a function
+    recurrent_activation: str | Activation = activations.SIGMOID  # of the gates i, f, o
+    forget: str = 'gate'
+    peepholes: bool = False
+    peephole_init: Initializer | None = None
+    projection: int | None = None
+    zoneout_c: float = 0.0
+
+    def __post_init__(self) -> None:
+        validation.check_choice('forget', self.forget, FORGET)
+        cells_cell.check_rate('zoneout_c', self.zoneout_c, 'to 1: the share that stays as it was')
+        if self.peephole_init is not None and not self.peepholes:
+            raise ValueError('peephole_init does nothing without peepholes=True')
+        if self.projection is not None:
+            cells_cell.check_count('projection', self.projection, 'how many numbers the hidden state is projected to')
+        super().__post_init__()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return FORGET[self.forget]
+
+    @property
+    def _hidden_size(self) -> int:
+        return self.projection or self.features
+
+    @property
+    def drops(self) -> bool:
+        return super().drops or self.zoneout_c > 0
+
+    def _default_bias(self) -> Initializer:
+        both, forget_bias = super()._default_bias(), self._scheme.forget_bias
+        if not forget_bias or self.forget == 'none':
+            return both
+        return initializers.added(both, partial(ConstantGate(forget_bias), roles=self.roles))
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: LSTMCarry,
+        inputs: jax.Array,
+        *,
+        noise: Noise | None = None,
+        deterministic: bool | None = None,
+    ) -> tuple[LSTMCarry, jax.Array]:
+        """carry of c and h [B, H], inputs [B, F] -> new carry, outputs [B, H]; with `projection` h is [B, P] too."""
+        c, h = carry = LSTMCarry(*carry)
+        self._check_carry(carry, inputs, self.features, self._hidden_size)
+        noise, act = self._noise(noise, deterministic, inputs), self.recurrent_activation
+        xw, dropped, recurrent_kernel, bias = self._products(inputs, h, noise)
+        z = self._norm('input_norm', xw) + self._norm('recurrent_norm', dropped @ recurrent_kernel) + bias
+        z, looks = self._by_gate(z), self._peepholes(z)
+
+        def gate(name: str, cell: jax.Array) -> jax.Array:
+            return act(z[name] + looks[name] * cell.astype(xw.dtype) if name in looks else z[name])
+
+        i = gate('i', c)
+        f = gate('f', c) if self.forget == 'gate' else 1 - i if self.forget == 'coupled' else jnp.ones_like(i)
+        g = self.activation(z['g'])
+        new_c = f * c + i * self._drop_candidate(g, noise)
+        o = gate('o', new_c)
+        outputs = o * self.activation(self._norm('cell_norm', new_c, shift=True))
+        if self.projection is not None:
+            outputs = outputs.astype(xw.dtype) @ self._projection_kernel(xw.dtype)
+        for name, value in {'i': i, 'f': f, 'g': g, 'o': o}.items():
+            self.sow('intermediates', name, value)
+        carry = LSTMCarry(
+            self._zoneout(self.zoneout_c, new_c, c, noise, 1), self._zoneout(self.zoneout_h, outputs, h, noise, 2)
+        )
+        return carry, carry.h.astype(xw.dtype)
+
+    fused_names = LSTMWeights._fields  # the weights of `over_time`, which must be there
+
+    @property
+    def fused(self) -> bool:
+        """Whether `over_time` is this cell, of whose variants it has DropConnect alone."""
+        standard = (self.forget, self.activation, self.recurrent_activation) == (
+            'gate',
+            activations.TANH,
+            activations.SIGMOID,
+        )
+        variants = (self.peepholes, self.projection is not None, self.zoneout_c)
+        return standard and not any(variants) and self._steps_as(LSTMCell)
+
+    def over_time(
+        self, carry: LSTMCarry, inputs: jax.Array, noise: Noise | None, *, history: bool, **how: Any
+    ) -> OverTime:
+        """All steps of inputs [T, B, F] at once, by `seqjax.ops.lstm.lstm`, which takes what `how` has."""
+        carry = LSTMCarry(*carry)
+        inputs, *weights = self._fused_weights(inputs, carry.h, noise)
+        last, outputs, cells = lstm.lstm(inputs, carry, *weights, history=history, **how)
+        return OverTime(last, outputs, LSTMCarry(cells, outputs.astype(carry.h.dtype)) if history else None)
+
+    def _by_gate(self, x: jax.Array) -> dict[str, jax.Array]:
+        names = 'ifgo' if self.forget == 'gate' else 'igo'
+        return dict(zip(names, jnp.split(x, len(names), axis=-1), strict=True))
+
+    def _peepholes(self, z: jax.Array) -> dict[str, jax.Array]:
+        """By which weights [*1, H] the gates look at the cell; empty without peepholes."""
+        if not self.peepholes:
+            return {}
+        names = 'ifo' if self.forget == 'gate' else 'io'
+        init = self.peephole_init or nn.initializers.zeros_init()
+        kernel = self.param('peephole', init, (len(names) * self.features,), self.param_dtype)
+        parts = jnp.split(kernel.astype(z.dtype), len(names))
+        return {name: cells_cell.row(part, z) for name, part in zip(names, parts, strict=True)}
+
+    def _projection_kernel(self, dtype: Any) -> jax.Array:
+        init = self.kernel_init or self._scheme.kernel
+        shape = (self.features, self.projection)
+        return self.param('projection_kernel', init, shape, self.param_dtype).astype(dtype)
+
+    @nn.nowrap
+    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> LSTMCarry:
+        """Zeros for inputs of `input_shape` [B, F]; `rng` is not used."""
+        del rng
+        return LSTMCarry(
+            *(jnp.zeros((*input_shape[:-1], width), self.param_dtype) for width in (self.features, self._hidden_size))
+        )
+
+
+FORGET = {
+    'gate': initializers.LSTM_ROLES,  # i, f, g, o
+    'coupled': (initializers.UPDATE, '', ''),  # i, g, o
+    'none': ('', '', ''),  # i, g, o: what is kept is not for a gate to say
+}

@@ -1,0 +1,47 @@
+"""The simple recurrent cell."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from seqjax.nn import activations
+from seqjax.nn.activations import Activation
+from seqjax.nn.cells import cell
+from seqjax.nn.cells.cell import HiddenCarry, Noise, RecurrentCell
+
+
+class SimpleRNNCell(RecurrentCell):
+    """The simple recurrent network (Elman 1990): h' = activation(x W + h U + b).
+
+    Parameters: `kernel` [F, H] (W), `recurrent_kernel` [H, H] (U), `bias` [H] (b), that is (F + 1) H + H^2 numbers.
+    The default initialisers are Keras's.
+
+    Variants: those of `RecurrentCell`. With `layer_norm` the sum x W + h U is normalised (Ba et al. 2016, equation 4).
+    Masks of a step (Semeniuta et al. 2016) fall on h in h U.
+    """
+
+    activation: str | Activation = activations.TANH  # a key of ACTIVATIONS, or a function
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ('',)
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: HiddenCarry,
+        inputs: jax.Array,
+        *,
+        noise: Noise | None = None,
+        deterministic: bool | None = None,
+    ) -> tuple[HiddenCarry, jax.Array]:
+        """carry of [B, H], inputs [B, F] -> new carry, outputs [B, H]."""
+        (h,) = carry = cell.hidden_carry(carry)
+        self._check_carry(carry, inputs, self.features)
+        noise = self._noise(noise, deterministic, inputs)
+        xw, dropped, recurrent_kernel, bias = self._products(inputs, h, noise)
+        product = self._drop_candidate(dropped, noise) @ recurrent_kernel
+        new = self.activation(self._norm('norm', xw + product) + bias)
+        new = self._zoneout(self.zoneout_h, new, h, noise, 2)
+        return HiddenCarry(new), new.astype(xw.dtype)

@@ -1,0 +1,10 @@
+"""Array functions without Flax: recurrences with their backward passes, masks, windows of long series."""
+
+from typing import TYPE_CHECKING
+
+from seqjax import lazy
+
+if TYPE_CHECKING:
+    from seqjax.ops import gru, linear_map, lstm, masking, row_sharding, windows
+else:
+    __getattr__, __dir__, __all__ = lazy.attach(__name__, __file__)

@@ -1,0 +1,73 @@
+"""Confidence intervals and quantiles over seeds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+Z95 = 1.959964  # the normal distribution's 97.5% quantile
+BANDS = (0.025, 0.25, 0.5, 0.75, 0.975)  # quantiles: the edges of the 95% and 50% bands, and the median
+
+
+def share_interval(successes: int, count: int) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson 1927, equation 2), which stays within 0 and 1.
+
+    >>> [round(x, 4) for x in share_interval(93, 100)]
+    [0.8625, 0.9657]
+    """
+    share, z = successes / count, Z95**2 / count
+    middle = (share + z / 2) / (1 + z)
+    half = (share * (1 - share) * z + z * z / 4) ** 0.5 / (1 + z)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+FEWEST = 6  # values from which on the median has a 95% interval of ranks
+
+
+def median_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """The median of [R] within its 95% interval, from ranks alone (Conover 1999, section 3.2); NaN counts as infinite.
+
+    Fewer than FEWEST values have no such interval: their range is given.
+
+    >>> median_interval(np.arange(1.0, 21.0))
+    (6.0, 10.5, 15.0)
+    """
+    values = np.sort(np.where(np.isnan(values), np.inf, values))
+    count = len(values)
+    # The largest rank r with P(fewer than r of `count` fair coins show heads) <= 2.5%; with few values there is none.
+    below = np.cumsum([math.comb(count, k) for k in range(count + 1)]) / 2.0**count
+    rank = max(1, int((below <= 0.025).sum()))
+    return float(values[rank - 1]), float(np.median(values)), float(values[count - rank])
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """The mean of [R], and half the width of its 95% interval (Student 1908); one value alone has none, infinity.
+
+    >>> [round(x, 3) for x in mean_interval(np.array([1.0, 2.0, 3.0, 4.0]))]
+    [2.5, 2.054]
+    """
+    from scipy.special import (
+        stdtrit,  # comes with JAX, and takes a tenth of a second to import
+    )
+
+    count = len(values)
+    if count < 2:
+        return float(np.mean(values)), math.inf
+    error = np.std(values, ddof=1) / count**0.5
+    return float(np.mean(values)), float(stdtrit(count - 1, 0.975) * error)
+
+
+def loss_quantiles(losses: np.ndarray) -> np.ndarray:
+    """losses [R, steps] -> [5, steps], the BANDS over replicas; one that diverged counts as infinite."""
+    blocks = [_quantiles(losses[:, i : i + COLUMNS]) for i in range(0, losses.shape[1], COLUMNS)]
+    return np.concatenate(blocks, axis=1)
+
+
+COLUMNS = 64  # steps that are copied at once: the losses of many replicas are the largest array of a run
+
+
+def _quantiles(losses: np.ndarray) -> np.ndarray:
+    rows = losses.T.copy()
+    rows[~np.isfinite(rows)] = np.finfo(np.float32).max
+    return np.quantile(rows, BANDS, axis=1, overwrite_input=True)

@@ -1,0 +1,275 @@
+"""The checkpoints of a run: saved in the background, verified before use."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from seqjax import errors, files
+from seqjax.errors import UserError
+from seqjax.runs import directory, manifest, multihost, orbax_io
+from seqjax.runs.manifest import CheckpointMetadata, CorruptCheckpointError
+from seqjax.types import TrainState
+
+STEP = '0|[1-9][0-9]*'  # the name of a checkpoint
+ROOM = 1.2  # the room that a save needs, against the bytes of its arrays
+
+
+def stores(folder: Path) -> Iterator[Path]:
+    """The folders at or below one that hold checkpoints, in the order of their names.
+
+    Raises:
+      UserError: a folder cannot be listed.
+    """
+    for path, below, _ in os.walk(folder, onerror=_refuse_unreadable):
+        if any(re.fullmatch(STEP, name) for name in below):
+            yield Path(path)
+        below[:] = [name for name in below if not re.fullmatch(rf'\..*|unsound-.*|{STEP}', name)]
+        below.sort(key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', name)])
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise UserError(f'{error.filename} cannot be read: {error.strerror}') from error
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """An empty folder for arrays of so many bytes; raises OSError where the disk has no room for them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if shutil.disk_usage(folder).free < ROOM * size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _move(path: Path, target: Path) -> None:
+    """Takes a step's name away; what bore the new one is removed."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    os.rename(path, target)
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What the file system said, where an error of a save comes from there."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # of tensorstore, which raises ValueError
+    return os.strerror(int(code[1])) if code else None
+
+
+def goal(best: str) -> tuple[int, str]:
+    """The metric that the best checkpoint goes by, after -1 where its highest value is the best, and 1 for the lowest.
+
+    >>> goal('loss'), goal('min:loss'), goal('max:validation/accuracy')
+    ((1, 'loss'), (1, 'loss'), (-1, 'validation/accuracy'))
+    """
+    return (-1 if best.startswith('max:') else 1), best.removeprefix('max:').removeprefix('min:')
+
+
+class PendingSave(NamedTuple):
+    """A save that goes on in the background."""
+
+    step: int
+    future: Future[None]
+
+
+class CheckpointManager:
+    """The checkpoints of one run, by step, in one folder.
+
+    Args:
+      folder: made by the first save.
+      keep: how many of the newest stay.
+      best: a metric, see `goal`; the checkpoint with its best value stays, too.
+      writes: whether the folder is ours to change; else nothing in it is touched.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2, best: str | None = None, writes: bool = True):
+        self.folder, self.keep = folder, keep
+        self.sign, self.best = (1, None) if best is None else goal(best)
+        self.last: int | None = None  # the step that was saved or restored last
+        self.orbax, self.thread, self.pending = None, None, None
+        if writes and multihost.is_first() and os.path.isdir(folder):
+            for path in folder.glob('.*-*'):  # left by a process that died
+                shutil.rmtree(path, ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """All that bear a step's name, sound or not, in ascending order.
+
+        Raises:
+          UserError: the folder cannot be listed.
+        """
+        try:
+            names = os.listdir(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise UserError(f'{self.folder} cannot be read: {error.strerror}; choose another --workdir') from error
+        return sorted(int(name) for name in names if re.fullmatch(STEP, name))
+
+    def path(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def check(self, step: int) -> CheckpointMetadata:
+        """What a step says of itself; raises Unsound where anything is wrong with it."""
+        about = manifest.verify(self.path(step))
+        if about.step != step:
+            raise CorruptCheckpointError(f'it is the checkpoint of step {about.step:,}')
+        return about
+
+    def restore(
+        self, like: TrainState, fault: Callable[[CheckpointMetadata], str | None]
+    ) -> tuple[TrainState, CheckpointMetadata] | None:
+        """The newest sound step, see `read_state`; None where there is no checkpoint at all.
+
+        Steps that are not sound are named in a warning, and set aside where a newer save may take their place.
+
+        Args:
+          like: the structure of the TrainState, with shapes and dtypes.
+          fault: says in words why a step cannot be used for another reason; may raise UserError.
+
+        Raises:
+          UserError: no step is sound.
+        """
+        found = multihost.share(partial(self._newest, fault))
+        if found is None:
+            return None
+        about = CheckpointMetadata(*found)
+        self.last = about.step
+        return orbax_io.read_state(self.path(about.step), about, like), about
+
+    def _newest(self, fault: Callable[[CheckpointMetadata], str | None]) -> tuple[Any, ...] | None:
+        """What the newest sound step says of itself; others are named and set aside."""
+        skipped = {}
+        for step in reversed(self.steps()):
+            try:
+                about = self.check(step)
+                reason = fault(about)
+            except CorruptCheckpointError as error:
+                reason = str(error)
+            if reason is None:
+                break
+            skipped[step] = reason
+        else:
+            if not skipped:
+                return None
+            told = '; '.join(f'step {step}: {reason}' for step, reason in skipped.items())
+            raise UserError(f'no checkpoint in {self.folder} can be used ({told}); --overwrite begins anew')
+        for other, reason in skipped.items():
+            errors.warn(
+                f'the checkpoint of step {other:,} in {self.folder} is skipped for that of step {step:,}: {reason}'
+            )
+            with files.writing(self.path(other)):
+                _move(self.path(other), self.folder / f'unsound-{other}')
+        return tuple(about)
+
+    def save(self, state: TrainState, about: CheckpointMetadata) -> None:
+        """Begins to save; returns as soon as the arrays are copied.
+
+        Raises:
+          UserError: the disk refuses, now or at the save before.
+        """
+        self.wait()
+        if about.step == self.last:
+            return
+        unfinished, plain = self.folder / f'.saving-{about.step}', manifest.to_plain(state)
+        size = sum(x.nbytes for x in jax.tree.leaves(plain))
+        with self._saving(about.step):
+            multihost.share(lambda: _make_room(unfinished, size))
+            ocp = orbax_io.import_orbax()
+            if self.orbax is None:
+                self.orbax, self.thread = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler()), ThreadPoolExecutor(1)
+            self.orbax.save((unfinished / manifest.STATE).resolve(), args=ocp.args.PyTreeSave(plain))
+            self.pending = PendingSave(about.step, self.thread.submit(self._finish, unfinished, about))
+
+    def _finish(self, unfinished: Path, about: CheckpointMetadata) -> None:
+        """Waits for Orbax, seals the step and gives it its name. In the background."""
+        self.orbax.wait_until_finished()
+        if multihost.is_first():
+            (unfinished / directory.ABOUT).write_text(
+                json.dumps(about._asdict(), indent=1, allow_nan=False), encoding='utf-8'
+            )
+            manifest.seal(unfinished)
+            os.rename(unfinished, self.path(about.step))
+            files.sync(self.folder)
+            self._prune()
+        self.last = about.step
+
+    @contextlib.contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        """Turns what the disk refuses into a sentence."""
+        try:
+            yield
+        except Exception as error:  # Orbax raises what tensorstore does, of many kinds
+            reason = _refusal(error)
+            if reason is None:
+                raise
+            self._end_orbax(told=True)
+            kept = 'nothing is saved yet' if self.last is None else f'the run is kept up to step {self.last:,}'
+            raise UserError(
+                f'cannot save step {step:,} in {self.folder}: {reason}; {kept}: mend that, and the same command goes on'
+            ) from error
+
+    def heed(self) -> None:
+        """Raises UserError where a save has failed until now."""
+        if self.pending is not None and self.pending.future.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when what was to be saved is; raises UserError where it could not be."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            with self._saving(pending.step):
+                pending.future.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._end_orbax()
+
+    def _end_orbax(self, told: bool = False) -> None:
+        """Closes what a first save opened; a next one opens it anew.
+
+        Args:
+          told: a save has failed and that is told: Orbax, whose threads may each have met the same full disk, raises
+            in turn what the others have seen.
+        """
+        if self.orbax is not None:
+            self.thread.shutdown()  # which may still use Orbax
+            orbax, self.orbax = self.orbax, None
+            try:
+                orbax.close()
+            except Exception as error:  # of many kinds, as in a save
+                if not told or _refusal(error) is None:
+                    raise
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        kept = {*steps[-self.keep :], self.best_step()}
+        for step in steps:
+            if step not in kept:
+                _move(self.path(step), gone := self.folder / f'.gone-{step}')
+                shutil.rmtree(gone)
+
+    def best_step(self) -> int | None:
+        """The step with the best value of the metric; None where none has a finite one."""
+        values = {step: value for step in self.steps() if (value := self._value(step)) is not None}
+        return min(values, key=lambda step: self.sign * values[step]) if values else None
+
+    def _value(self, step: int) -> float | None:
+        if self.best is None:
+            return None
+        try:
+            return manifest.parse_metadata(files.read_json(self.path(step) / directory.ABOUT)).metrics.get(self.best)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # not sound: nobody's best
+            return None

@@ -1,0 +1,98 @@
+"""Memory that a program needs, estimated from its jaxpr before XLA compiles it, and what this machine has."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from seqjax.errors import UserError
+
+# Flags of whole numbers that are no sizes.
+NO_SIZES = ('seed', 'draw', 'keep', 'checkpoint_every', 'decay_steps', 'patience', 'heartbeat', 'transpose', 'ar_order')
+
+CGROUP = (Path('/sys/fs/cgroup/memory.max'), Path('/sys/fs/cgroup/memory/memory.limit_in_bytes'))  # versions 2 and 1
+
+# XLA fuses these into the operations that read them.
+FUSED = {'broadcast_in_dim', 'iota', 'reshape', 'squeeze', 'expand_dims', 'convert_element_type', 'copy'}
+IN_PLACE = {'dynamic_update_slice', 'scatter', 'scatter-add'}  # the output overwrites the operand
+
+
+def check(settings: Mapping[str, Any], program: ClosedJaxpr) -> None:
+    """Raises UserError where a program needs more memory than this machine has."""
+    check_bytes(named_sizes(settings), peak_bytes(program) // jax.process_count())
+
+
+def check_bytes(sizes: str, needed: int) -> None:
+    """Raises UserError where so many bytes exceed the memory; `sizes` are the flags that decide it."""
+    available = available_bytes()
+    if needed > available:
+        raise UserError(
+            f'{sizes} would need about {needed / 1e9:,.0f} GB of memory and this machine has {available / 1e9:,.0f}; '
+            'choose smaller ones'
+        )
+
+
+def named_sizes(settings: Mapping[str, Any]) -> str:
+    """--length=5 --hidden=32: the settings that are whole numbers, without those that are no sizes."""
+    sizes = {name: x for name, x in settings.items() if type(x) is int and name not in NO_SIZES}
+    return ' '.join(f'--{name}={x}' for name, x in sizes.items()) or 'this run'
+
+
+def available_bytes() -> int:
+    """Bytes of memory that this process may use: those of the machine, or fewer where its container has a limit."""
+    limits = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
+    for path in CGROUP:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it says 'max'
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def peak_bytes(program: ClosedJaxpr) -> int:
+    """Bytes that a program has in use at its peak, arguments and results included.
+
+    An array lives from the equation that makes it to the last one that reads it, and nothing but `FUSED` is fused.
+    """
+    inner = program.jaxpr
+    return sum(_bytes(x) for x in (*inner.invars, *inner.constvars)) + _allocated(inner)
+
+
+def _allocated(jaxpr: Jaxpr) -> int:
+    """Bytes that a jaxpr allocates beyond its arguments, at its peak."""
+    last = {var: i for i, eqn in enumerate(jaxpr.eqns) for var in eqn.invars if not isinstance(var, Literal)}
+    last |= {var: len(jaxpr.eqns) for var in jaxpr.outvars if not isinstance(var, Literal)}
+    sizes: dict[Any, int] = {}
+    live = peak = 0
+    for i, eqn in enumerate(jaxpr.eqns):
+        name, ours = eqn.primitive.name, {var: _bytes(var) for var in eqn.outvars}
+        if name in FUSED:
+            ours = dict.fromkeys(ours, 0)
+        if name in IN_PLACE and not isinstance(eqn.invars[0], Literal) and last[eqn.invars[0]] == i:
+            live -= sizes.pop(eqn.invars[0], 0)
+        made, within = sum(ours.values()), max(map(_allocated, _jaxprs(eqn.params)), default=0)
+        if name == 'shard_map':
+            within *= math.prod(eqn.params['mesh'].shape.values())
+        loops = name in ('scan', 'while')
+        peak = max(peak, live + (made + within if loops else max(made, within)))
+        live, sizes = live + made, sizes | ours
+        for var in (*eqn.invars, *eqn.outvars):
+            if not isinstance(var, Literal) and last.get(var, i) <= i:
+                live -= sizes.pop(var, 0)
+    return peak
+
+
+def _jaxprs(params: Any) -> list[Jaxpr]:
+    """Those within the parameters of an equation."""
+    found = [x for value in params.values() for x in (value if isinstance(value, tuple | list) else [value])]
+    return [getattr(x, 'jaxpr', x) for x in found if isinstance(x, ClosedJaxpr | Jaxpr)]
+
+
+def _bytes(var: Any) -> int:
+    shape, dtype = getattr(var.aval, 'shape', ()), getattr(var.aval, 'dtype', None)
+    return math.prod(shape) * getattr(dtype, 'itemsize', 4)

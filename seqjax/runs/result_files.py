@@ -1,0 +1,117 @@
+"""The arrays and tables of a run directory."""
+
+from __future__ import annotations
+
+import csv
+import math
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seqjax import files
+from seqjax.errors import UserError
+from seqjax.runs import directory
+from seqjax.runs.directory import Workdir
+
+
+def read_losses(workdir: Workdir, steps: int, replicas: int | None) -> np.ndarray:
+    """The losses of a finished run, [steps] or [R, steps]."""
+    if replicas is not None:
+        return read_replicas(workdir, 'loss', (replicas, steps))
+    path = workdir.file(directory.METRICS)
+    with files.reading(path), files.open_file(path, 'r', newline='') as lines:
+        return np.array([float(row['loss']) for row in csv.DictReader(lines)], np.float32).reshape(steps)
+
+
+def read_replicas(workdir: Workdir, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One array of replicas.npz."""
+    return read_arrays(workdir.file(directory.REPLICAS), {name: (shape, None)})[name]
+
+
+def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
+    """replicas.npz: arrays with a leading axis R."""
+    write_arrays(workdir, directory.REPLICAS, **arrays)
+
+
+def write_arrays(workdir: Workdir, name: str, **arrays: np.ndarray) -> None:
+    """A file of arrays by name, as NumPy has it.
+
+    Raises:
+      UserError: NumPy cannot keep two names apart.
+    """
+    for other in arrays:
+        if f'{other}.npy' in arrays:
+            raise UserError(f'{name} cannot keep {other} and {other}.npy apart; rename the key that ends in ".npy"')
+    workdir.write(name, lambda path: np.savez(path, **arrays))
+
+
+class Expected(NamedTuple):
+    """What an array of a file must be."""
+
+    shape: tuple[int | None, ...]  # None for an axis of any length
+    dtype: Any  # None for any real number
+
+
+def read_arrays(path: Path, expected: Mapping[str, Expected | tuple], others: bool = True) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file, whose names, shapes, dtypes and sizes are checked before any of them is read.
+
+    Args:
+      path: the file.
+      expected: of each array that is read.
+      others: whether the file may hold other arrays.
+
+    Raises:
+      UserError: it cannot be read, or an array is not as expected; the sentence names it.
+    """
+    with files.reading(path), files.open_file(path) as file, zipfile.ZipFile(file) as archive:
+        members = {info.filename.removesuffix('.npy'): info for info in archive.infolist()}
+        if len(members) < len(archive.infolist()) or (not others and members.keys() - expected.keys()):
+            raise ValueError('it holds arrays that are not those of the run')
+        for name in expected:
+            if name not in members:
+                raise ValueError(f'it is of another run: there is no {name}')
+        sizes = {name: _checked(archive, members[name], name, Expected(*want)) for name, want in expected.items()}
+        return {name: _array(archive, members[name], head) for name, head in sizes.items()}
+
+
+def _checked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, want: Expected) -> tuple[Any, ...]:
+    """The header of an array: its own size, shape, order and dtype; raises ValueError if it is not as expected."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in read:
+            raise ValueError(f'{name} is of a version of the format that NumPy did not write here: {version}')
+        shape, fortran, dtype = read[version](file)
+        begin = file.tell()
+    same = len(shape) == len(want.shape) and all(y in (None, x) for x, y in zip(shape, want.shape, strict=True))
+    if not same or (dtype != want.dtype if want.dtype is not None else dtype.kind not in 'iuf'):
+        kind = 'numbers' if want.dtype is None else want.dtype
+        raise ValueError(f'it is of another run: {name} is {dtype} {shape}, and must be {kind} {want.shape}')
+    if member.file_size != begin + math.prod(shape) * dtype.itemsize:
+        raise ValueError(f'{name} has {member.file_size:,} bytes, and its header says {shape} of {dtype}')
+    return begin, shape, fortran, dtype
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, head: tuple[Any, ...]) -> np.ndarray:
+    begin, shape, fortran, dtype = head
+    content = archive.read(member)  # whose checksum it verifies
+    if len(content) != member.file_size:
+        raise ValueError(f'{member.filename} is cut')
+    return np.frombuffer(content, dtype, offset=begin).reshape(shape, order='F' if fortran else 'C')
+
+
+def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A CSV file with a header."""
+
+    def write(path):
+        with path.open('w', newline='', encoding='utf-8') as file:
+            files.write_rows(file, columns, rows)
+
+    workdir.write(name, write)
+
+
+def write_picture(workdir: Workdir, figure: Any, name: str = directory.CURVE) -> None:
+    workdir.write(name, lambda path: figure.savefig(path, dpi=120))

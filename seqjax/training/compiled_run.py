@@ -1,0 +1,168 @@
+"""A compiled run, which all replica groups share, and where each of their sessions starts or resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from seqjax.runs import directory, manifest, multihost, orbax_io, signals
+from seqjax.runs.append_log import AppendLog
+from seqjax.runs.checkpoint_manager import CheckpointManager
+from seqjax.runs.directory import Workdir
+from seqjax.runs.manifest import CheckpointMetadata
+from seqjax.training import replicas
+from seqjax.training.host_streaming import Feed
+from seqjax.training.programs import CompiledPrograms
+from seqjax.training.replicas import ReplicaGroup
+from seqjax.training.session import CheckpointConfig, TrainSession
+from seqjax.training.sharding import MeshShardings
+from seqjax.types import Arrays, Task, TrainState
+
+
+class StateOverride(NamedTuple):
+    """Change of a TrainState before its first step."""
+
+    change: Callable[[TrainState, Arrays], TrainState]  # the same function for all groups: it is compiled once
+    values: Arrays  # its second argument, of one group
+
+
+class CompiledRun(NamedTuple):
+    """Compiled programs and settings shared by all replica groups of a run."""
+
+    model: nn.Module
+    task: Task
+    tx: optax.GradientTransformation
+    programs: CompiledPrograms
+    steps: int
+    chunk: int
+    workdir: Workdir
+    checkpoints: CheckpointConfig
+    shardings: MeshShardings | None  # None on one device
+    width: int | None  # replicas computed together, with padding; None for one seed
+    seconds: float  # of compiling
+    host_task: Task | None = None  # the task whose data stay on the host, from where they are streamed
+    allow_divergence: bool = False  # train on if no loss of a group is finite
+    group_width: int | None = None  # replicas of a group; None for one seed
+
+    @property
+    def replicated(self) -> jax.sharding.Sharding | None:
+        """Sharding of what the host reads."""
+        return None if self.shardings is None else self.shardings.replicated
+
+    def groups(self, seeds: np.ndarray) -> Iterator[ReplicaGroup]:
+        """Yields the replica groups of all seeds; without replicas, each seed is one."""
+        return replicas.replica_groups(seeds, self.group_width or 1)
+
+    @contextlib.contextmanager
+    def session(
+        self,
+        group: ReplicaGroup,
+        logs: Mapping[str, AppendLog],
+        *,
+        place: str = '',
+        override: StateOverride | None = None,
+    ) -> Iterator[TrainSession]:
+        """Context manager that restores a group of seeds and yields its training session.
+
+        It saves at the end, and stops the run there if a signal asked for it.
+
+        Args:
+          group: its seeds, at most the width.
+          logs: append-only logs by name; each is truncated to where the checkpoint left it.
+          place: the folder of its checkpoints, within that of the run's.
+          override: changes the TrainState before the first step, such as its learning rates.
+
+        Raises:
+          UserError: no checkpoint is valid, it is of another run, or the disk refuses to take one.
+        """
+        count = None if self.width is None else len(group.seeds)
+        seeds = group.seeds[0] if count is None else replicas.pad_replicas(group.seeds, self.width)
+        seeds = np.asarray(seeds).astype(np.uint32)
+        if self.workdir.path is None:
+            state, restored = self._initial(seeds, override), dict.fromkeys(logs, b'')
+            yield TrainSession(self, group, None, logs, state, 0, restored, self._data_feed(0, None))
+            return
+        keep, best = self.checkpoints.keep, self.checkpoints.best
+        store = CheckpointManager(self.workdir.path / directory.CHECKPOINTS / place, keep=keep, best=best)
+        with contextlib.ExitStack() as stack:
+            stack.callback(store.close)
+            found = store.restore(self._unpadded_shapes(count), partial(self._fault, logs))
+            if found is None:
+                state, step, marks, feed = self._initial(seeds, override), 0, dict.fromkeys(logs), None
+            else:
+                state, about = found
+                state, step, marks, feed = self._padded(state), about.step, about.journals, about.feed
+                self.workdir.refuse_fewer_steps(step)
+                _print_other_versions(about)
+            for log in logs.values():
+                stack.callback(log.close)
+            restored = multihost.share(lambda: {name: log.begin(marks[name]) for name, log in logs.items()})
+            shutdown = stack.enter_context(signals.asked(later=True))
+            session = TrainSession(
+                self, group, store, logs, state, step, restored, self._data_feed(step, feed), shutdown
+            )
+            yield session
+            session.save()
+            session.check_signals()
+
+    def _data_feed(self, step: int, state: Mapping[str, Any] | None) -> Feed | None:
+        if self.host_task is None:
+            return None
+        return Feed(self.host_task, steps=self.steps, chunk=self.chunk, step=step, state=state and dict(state))
+
+    def _initial(self, seeds: np.ndarray, override: StateOverride | None) -> TrainState:
+        state = self.programs.init(seeds)
+        if override is None:
+            return state
+        return jax.jit(override.change, out_shardings=self._state_shardings)(state, override.values)
+
+    @property
+    def _state_shardings(self) -> Any:
+        return None if self.shardings is None else self.shardings.state(self.programs.shapes[0])
+
+    def unpadded(self, state: TrainState, count: int | None) -> TrainState:
+        """Drops padding replicas, so that a checkpoint does not depend on the group width."""
+        return state if count == self.width else _first_replicas(count, self.replicated)(state)
+
+    def _unpadded_shapes(self, count: int | None) -> TrainState:
+        shapes = self.programs.shapes[0]
+        return shapes if count == self.width else jax.eval_shape(_first_replicas(count, None), shapes)
+
+    def _padded(self, state: TrainState) -> TrainState:
+        """A state that was restored, padded and sharded."""
+        if self.width is not None:
+            state = jax.tree.map(lambda x: replicas.pad_replicas(x, self.width), state)
+        shapes = self.programs.shapes[0]
+        return jax.jit(lambda state: orbax_io.with_keys(state, shapes), out_shardings=self._state_shardings)(state)
+
+    def to_host(self, tree: Any) -> Any:
+        """Returns arrays that may lie on the devices of several processes, on the host."""
+        return jax.device_get(jax.jit(lambda x: x, out_shardings=self.replicated)(tree))
+
+    def _fault(self, logs: Mapping[str, AppendLog], about: CheckpointMetadata) -> str | None:
+        """Reason why a valid checkpoint cannot be used for this run, or None."""
+        self.workdir.refuse_another_run(about.experiment, about.flags)
+        faults = [log.fault(about.journals[name]) for name, log in logs.items()]
+        return next((fault for fault in faults if fault is not None), None)
+
+
+@functools.cache
+def _first_replicas(count: int, sharding: jax.sharding.Sharding | None) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: jax.tree.map(lambda x: x[:count], tree), out_shardings=sharding)
+
+
+def _print_other_versions(about: CheckpointMetadata) -> None:
+    now = manifest.versions()
+    other = [
+        f'{name} {about.versions[name]} (here {now[name]})' for name in now if about.versions.get(name) != now[name]
+    ]
+    if other:
+        print(f'step {about.step:,} was saved with {", ".join(other)}: the numbers may differ in their last bits')

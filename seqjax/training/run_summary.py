@@ -1,0 +1,43 @@
+"""What summary.json holds of every run: flags, versions, device, layers; and its losses."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import seqjax
+from seqjax.reporting import statistics
+from seqjax.reporting.text_tables import Layer
+from seqjax.runs import manifest
+
+
+def new_summary(experiment: str, settings: dict[str, Any], layers: Sequence[Layer]) -> dict[str, Any]:
+    """Returns the summary of a run before its first step."""
+    device = jax.devices()[0]
+    versions = {'seqjax': seqjax.__version__, 'python': platform.python_version()}
+    return {
+        'experiment': experiment,
+        'finished': False,
+        'flags': settings,
+        'versions': versions | manifest.versions(),
+        'device': f'{device.platform} ({device.device_kind})',
+        'layers': [layer._asdict() for layer in layers],
+        'params': sum(layer.params for layer in layers),
+    }
+
+
+def loss_summary(losses: np.ndarray) -> dict[str, Any]:
+    """Returns the first and the last loss; with replicas [R, steps] their medians, and quantiles of the last."""
+    if losses.ndim == 1:
+        return {'first_loss': float(losses[0]), 'last_loss': float(losses[-1])}
+    quantiles = statistics.loss_quantiles(losses[:, [0, -1]])
+    names = [f'{q:g}' for q in statistics.BANDS]
+    return {
+        'first_loss': float(quantiles[2, 0]),
+        'last_loss': float(quantiles[2, 1]),
+        'last_loss_quantiles': dict(zip(names, quantiles[:, 1].tolist(), strict=True)),
+    }

@@ -1,0 +1,100 @@
+"""Results of training until a success criterion is met: evaluations and tests of every seed, and their files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seqjax import files
+from seqjax.runs import result_files
+from seqjax.runs.directory import Workdir
+from seqjax.types import Mean
+
+TABLE = 'looks.csv'
+
+
+class Seed(NamedTuple):
+    """Result of one seed."""
+
+    seed: int
+    sequences: int | None  # trained on until the success criterion was met; None if it was not
+    test: Mapping[str, float]  # metrics of the test: when the criterion was met, or at the end
+
+
+class Outcome(NamedTuple):
+    """Results of all seeds of a run."""
+
+    seeds: list[Seed]
+    metrics: list[str]
+    looks: np.ndarray  # [R, evaluations, metrics]: means since the evaluation before; NaN after the last
+    resumed: bool = False  # whether a part of it was done before this process
+    rates: np.ndarray = np.empty(0)  # [evaluations]: the learning rate of the last step before each
+
+
+def to_number(x: np.ndarray | Mean) -> float:
+    """Returns a metric of a test as a number; NaN for a Mean that counted nothing."""
+    if not isinstance(x, Mean):
+        return float(x)
+    return float(np.float32(x.total) / np.float32(x.count)) if x.count > 0 else math.nan
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def plain(seed: Seed) -> dict[str, Any]:
+    """Returns a result as JSON has it, where a number that is not finite is null."""
+    return seed._asdict() | {'test': {name: x if math.isfinite(x) else None for name, x in seed.test.items()}}
+
+
+def seed_of(held: Mapping[str, Any]) -> Seed:
+    """Returns the result that `plain` was called with."""
+    values = {name: math.nan if x is None else float(x) for name, x in held['test'].items()}
+    return Seed(int(held['seed']), None if held['sequences'] is None else int(held['sequences']), values)
+
+
+def to_lines(seeds: Sequence[Seed]) -> bytes:
+    """Returns a line of JSON for each result."""
+    return ''.join(json.dumps(plain(seed)) + '\n' for seed in seeds).encode()
+
+
+def parse_lines(lines: bytes) -> list[Seed]:
+    """Returns the results that `to_lines` was called with."""
+    return [seed_of(json.loads(line)) for line in lines.decode().splitlines()]
+
+
+def write_looks(folder: Workdir, outcome: Outcome, sequences: int) -> None:
+    """Writes looks.csv: a row for every seed and evaluation; `sequences` are those between two evaluations."""
+
+    def rows() -> Iterator[list[Any]]:
+        for seed, looks in zip(outcome.seeds, outcome.looks, strict=True):
+            for i, values in enumerate(looks):
+                if not np.isnan(values).all():
+                    yield [seed.seed, (i + 1) * sequences, *(f'{x:.9g}' for x in values), outcome.rates[i]]
+
+    columns = ['seed', 'sequences', *outcome.metrics, 'learning_rate']
+    result_files.write_table(folder, TABLE, columns, rows())
+
+
+def read_outcome(folder: Workdir, summary: Mapping[str, Any], sequences: int) -> Outcome:
+    """Reads the results of a finished run; raises UserError if they cannot be read."""
+    with folder.reading():
+        seeds, metrics = [seed_of(held) for held in summary['seeds']], list(summary['metrics'])
+    places, path = {seed.seed: i for i, seed in enumerate(seeds)}, folder.file(TABLE)
+    with files.reading(path), files.open_file(path, 'r', newline='', encoding='utf-8') as lines:
+        table = csv.reader(lines)
+        columns = ['seed', 'sequences', *metrics]
+        end = len(columns)
+        if next(table, [])[:end] != columns:
+            raise ValueError('the columns are not those of the run')
+        rows = [(places[int(row[0])], int(row[1]) // sequences - 1, list(map(float, row[2:end]))) for row in table]
+        looks = np.full((len(seeds), max((row[1] for row in rows), default=-1) + 1, len(metrics)), np.nan, np.float32)
+        for place, look, values in rows:
+            looks[place, look] = values
+        if np.isnan(looks).all((1, 2)).any():
+            raise ValueError('a seed has no row')
+    return Outcome(seeds, metrics, looks)
