@@ -8,7 +8,7 @@
 #   ./run.sh bench               time and memory beside PyTorch, Flax and Keras: 15 minutes (--quick: two)
 #   ./run.sh test [arguments]    the tests (arguments go to pytest); --all: also those marked slow
 #   ./run.sh versions            the tests under the oldest and the newest versions, on every Python from 3.11 to 3.13
-#   ./run.sh check               the linter
+#   ./run.sh check               the linter and the type checker
 #
 # PYTHON=python3.12 ./run.sh names another interpreter.
 set -euo pipefail
@@ -89,7 +89,7 @@ set_up() {
 
 experiment() { "$root/.venv/bin/python" -m "experiments.$1" "${@:2}"; }
 
-# run_tests PYTHON [--all] [arguments]: --all runs the tests marked slow, which setup.cfg leaves out, as well.
+# run_tests PYTHON [--all] [arguments]: --all runs the tests marked slow, which pyproject.toml leaves out, as well.
 run_tests() {
   local python=$1 marks=()
   shift
@@ -141,8 +141,9 @@ case "${1:-}" in
   check)
     set_up lint
     cd "$root"
-    .venv/bin/ruff check --select E,F,I,UP,B,SIM,W,RUF100 --ignore B007,B020 --line-length 120 .
-    .venv/bin/ruff format --diff --line-length 120 --config 'format.quote-style="single"' .
+    .venv/bin/ruff check .
+    .venv/bin/ruff format --diff .
+    .venv/bin/mypy
     ;;
   *)
     grep -qs __main__ "$root/experiments/$1.py" || fail "there is no experiment $1; there are: $(

@@ -18,7 +18,7 @@ from seqjax.cli import classify
 from seqjax.runs import multihost
 from tests.helpers import kinds
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 RUN = {'cell': 'simple', 'hidden': 4, 'window': 6, 'batch_size': 8, 'length': 400, 'picture': False}
 FLAGS = [f'--{name}={value}' for name, value in RUN.items()]
 

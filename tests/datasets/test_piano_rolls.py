@@ -16,7 +16,7 @@ from seqjax.datasets.readers.bounds import Bounds
 from seqjax.errors import UserError
 from tests.helpers.oddities import ODD, odd
 
-SHARED = Path(__file__).parent.parent.parent / 'shared' / 'data'
+SHARED = Path(__file__).parent.parent.parent.parent / 'shared' / 'data'
 io = pytest.importorskip('scipy.io', reason='.mat files need SciPy: pip install "seqjax[data]"')
 
 

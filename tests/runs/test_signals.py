@@ -12,7 +12,7 @@ import pytest
 from seqjax.runs import signals
 from seqjax.runs.signals import Interrupted, Terminated
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
 
 

@@ -284,7 +284,7 @@ def test_a_window_that_no_memory_holds_is_refused():
 
 
 def test_published_pieces_are_looked_at_and_fill_most_of_their_rows():
-    path = Path(__file__).parent.parent.parent / 'shared' / 'data' / 'Nottingham.mat'
+    path = Path(__file__).parent.parent.parent.parent / 'shared' / 'data' / 'Nottingham.mat'
     if not path.exists():
         pytest.skip(f'{path} is not here')
     pytest.importorskip('scipy.io', reason='.mat files need SciPy: pip install "seqjax[data]"')

@@ -9,7 +9,7 @@ import pytest
 from seqjax.datasets.baselines import note_baselines
 from seqjax.datasets.readers import piano_rolls
 
-SHARED = Path(__file__).parent.parent.parent / 'shared' / 'data'
+SHARED = Path(__file__).parent.parent.parent.parent / 'shared' / 'data'
 
 
 def rolls(seed, lengths, notes=5):

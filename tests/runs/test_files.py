@@ -21,7 +21,7 @@ from seqjax.runs.append_log import AppendLog, LogOffset
 from seqjax.runs.directory import Workdir
 from tests.helpers.oddities import ODD, odd, ordinary_user
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SETTINGS = {'seed': 1, 'workdir': 'anywhere', 'overwrite': False, 'picture': True, 'chunk': 10}
 EPOCHS = 6
 FLAGS = [f'--epochs={EPOCHS}', '--nopicture']

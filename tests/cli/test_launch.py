@@ -22,7 +22,7 @@ from seqjax.cli import command as cli_command
 from seqjax.errors import UserError
 from seqjax.runs import directory
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 DEFAULTS = cli_command.default_values(td.run)
 
 

@@ -369,7 +369,7 @@ print(json.dumps(found))
 
 
 def test_devices_are_one_and_gradients_are_added_up_once():
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parent.parent.parent
     env = os.environ | {'PYTHONPATH': str(root), 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '3'}
     done = subprocess.run([sys.executable, '-c', MESH], env=env, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr

@@ -11,7 +11,7 @@ from experiments.claims import Claim
 from seqjax.cli import command_line, compilation_cache, registry, task_registry
 from seqjax.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 CLAIMS = claims.all_claims()
 

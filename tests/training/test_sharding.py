@@ -15,7 +15,7 @@ from seqjax.cli import command
 from seqjax.training import sharding
 from tests.test_processes import RUN, losses
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 CODE = """
 import sys

@@ -440,7 +440,7 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize('meshes', [('two',), pytest.param(('three', 'both'), marks=pytest.mark.slow)])
 def test_devices_are_one_and_gradients_are_added_up_once(meshes):
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parent.parent.parent
     env = os.environ | {'PYTHONPATH': str(root), 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '4'}
     done = subprocess.run([sys.executable, '-c', MESH, *meshes], env=env, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr

@@ -22,7 +22,7 @@ from seqjax.reporting import statistics
 from seqjax.runs.directory import Workdir
 from seqjax.training import seeds
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SHORT = ['--epochs=12', '--chunk=5', '--nopicture']
 FILES = {'metrics.csv', 'summary.json', 'checkpoints'}
 
