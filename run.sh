@@ -2,7 +2,7 @@
 # Sets seqjax up in .venv beside this file, and runs it. It works from any folder; results go to ./runs.
 #
 #   ./run.sh                     the three experiments, 100 seeds each (flags that follow reach all three)
-#   ./run.sh EXPERIMENT [flags]  python -m experiments.EXPERIMENT [flags]
+#   ./run.sh COMMAND [flags]     seqjax COMMAND [flags], or python -m experiments.COMMAND [flags]
 #   ./run.sh soak --kills=100    kills runs at random moments, and compares how they end
 #   ./run.sh claims              published results, run again: under two hours (--quick: two minutes)
 #   ./run.sh bench               time and memory beside PyTorch, Flax and Keras: 15 minutes (--quick: two)
@@ -87,7 +87,22 @@ set_up() {
   printf '%s\n' "$python" >"$root/.venv/interpreter"
 }
 
+# experiments and benchmarks are not installed: Python finds them in the clone.
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 experiment() { "$root/.venv/bin/python" -m "experiments.$1" "${@:2}"; }
+
+# What follows python -m for a command: "experiments.td", "benchmarks.bench" or "seqjax forecast".
+module_of() {
+  local folder
+  for folder in experiments benchmarks; do
+    if grep -qs '^COMMAND = ' "$root/$folder/$1.py"; then printf '%s.%s\n' "$folder" "$1"; return; fi
+  done
+  grep -qs '^COMMAND = ' "$root/seqjax/cli/$1.py" && printf 'seqjax %s\n' "$1"
+}
+
+commands() {
+  (cd "$root" && grep -l '^COMMAND = ' experiments/*.py benchmarks/*.py seqjax/cli/*.py | sed 's|.*/||; s/\.py$//' | sort -u | paste -sd' ' -)
+}
 
 # run_tests PYTHON [--all] [arguments]: --all runs the tests marked slow, which pyproject.toml leaves out, as well.
 run_tests() {
@@ -146,14 +161,13 @@ case "${1:-}" in
     .venv/bin/mypy
     ;;
   *)
-    grep -qs __main__ "$root/experiments/$1.py" || fail "there is no experiment $1; there are: $(
-      cd "$root/experiments" && grep -l __main__ *.py | sed 's/\.py$//' | paste -sd' ' -
-    )"
+    module=$(module_of "$1") || fail "there is no command $1; there are: $(commands)"
     case "$1" in
       forecast | classify | text | music | digits | predict) set_up plots,data ;; # which read files of many formats
       bench) set_up plots,bench ;; # beside which it measures
       *) set_up plots ;;
     esac
-    exec "$root/.venv/bin/python" -m "experiments.$1" "${@:2}" # in this process, which signals reach
+    # shellcheck disable=SC2086 # two words: seqjax COMMAND
+    exec "$root/.venv/bin/python" -m $module "${@:2}" # in this process, which signals reach
     ;;
 esac

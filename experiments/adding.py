@@ -9,7 +9,7 @@ The task itself is in seqjax/tasks/adding.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import adding
 
-STUDY = TaskExperiment(adding.adding, every=125)
+STUDY = TaskExperiment(adding.adding)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

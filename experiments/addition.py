@@ -10,9 +10,7 @@ The task itself is in seqjax/tasks/addition.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import addition
 
-STUDY = TaskExperiment(
-    addition.addition, hidden=128, batch_size=32, steps=150_000, every=1500, learning_rate=1e-3, replicas=1
-)
+STUDY = TaskExperiment(addition.addition)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

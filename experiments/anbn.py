@@ -9,7 +9,7 @@ The task itself is in seqjax/tasks/counting.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import counting
 
-STUDY = TaskExperiment(counting.anbn, batch_size=64, steps=5000, every=125)
+STUDY = TaskExperiment(counting.anbn)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

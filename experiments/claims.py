@@ -90,7 +90,7 @@ def read(path: Path) -> Claim | None:
     if missing or fields['Measure'] not in MEASURES:
         what = f'has no line {missing[0]}' if missing else f'has Measure {fields["Measure"]}, none of {list(MEASURES)}'
         raise UserError(f'{path} {what}')
-    module = re.match(r'python -m experiments\.(\w+) ', fields['Command'])[1]
+    module = re.match(r'(?:python -m experiments\.|seqjax )(\w+) ', fields['Command'])[1]
     return Claim(path.stem, module, *(fields[name] for name in FIELDS[:3]), shlex.split(fields['Quick']))
 
 

@@ -9,7 +9,7 @@ The task itself is in seqjax/tasks/copy_memory.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import copy_memory
 
-STUDY = TaskExperiment(copy_memory.copy_memory, batch_size=32, every=50, steps=5000, clip_norm=1.0)
+STUDY = TaskExperiment(copy_memory.copy_memory)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

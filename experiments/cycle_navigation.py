@@ -9,7 +9,7 @@ The task itself is in seqjax/tasks/regular.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import regular
 
-STUDY = TaskExperiment(regular.cycle_navigation, hidden=64, batch_size=64, steps=20000, every=125)
+STUDY = TaskExperiment(regular.cycle_navigation)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

@@ -9,7 +9,7 @@ The task itself is in seqjax/tasks/counting.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import counting
 
-STUDY = TaskExperiment(counting.dyck, hidden=64, batch_size=64, steps=10000, every=125)
+STUDY = TaskExperiment(counting.dyck)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

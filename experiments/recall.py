@@ -9,7 +9,7 @@ The task itself is in seqjax/tasks/recall.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import recall
 
-STUDY = TaskExperiment(recall.recall, hidden=64, batch_size=64, steps=12_500)
+STUDY = TaskExperiment(recall.recall)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

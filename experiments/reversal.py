@@ -9,7 +9,7 @@ The task itself is in seqjax/tasks/reorder.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import reorder
 
-STUDY = TaskExperiment(reorder.reversal, hidden=64, batch_size=64)
+STUDY = TaskExperiment(reorder.reversal)
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
 

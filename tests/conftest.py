@@ -18,6 +18,8 @@ from seqjax.tasks import td
 from seqjax.training import optimizers
 from tests.helpers import grids
 
+ROOT = str(Path(__file__).parent.parent)  # where experiments and benchmarks are found, also by other processes
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [ROOT, os.environ.get('PYTHONPATH')]))
 os.environ['KERAS_BACKEND'] = 'jax'  # read when Keras is imported, which only the fixture below does
 
 # A mask [B, T] against outputs [B, T, O], or a bias against a batch, must not be broadcast by accident.

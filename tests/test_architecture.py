@@ -18,7 +18,9 @@ ORDER = (
     *('reporting', 'runs', 'training', 'cli'),
 )
 PACKAGES = ('ops', 'nn', 'tasks', 'datasets', 'reporting', 'runs', 'training', 'cli')
-FILES = sorted(file for file in LIBRARY.rglob('*.py') if file.parent != LIBRARY or file.stem not in ('__init__', '__main__'))
+FILES = sorted(
+    file for file in LIBRARY.rglob('*.py') if file.parent != LIBRARY or file.stem not in ('__init__', '__main__')
+)
 OUTSIDE = ('experiments', 'benchmarks', 'tests')  # to the whole library
 
 

@@ -1,7 +1,7 @@
 """The checkpoints of a run: lists them, verifies every byte of them, exports what was learned.
 
-    python -m seqjax.cli.checkpoint --workdir=runs/td/many_to_many
-    python -m seqjax.cli.checkpoint --workdir=runs/td/many_to_many --export=weights.npz
+    seqjax checkpoint --workdir=runs/td/many_to_many
+    seqjax checkpoint --workdir=runs/td/many_to_many --export=weights.npz
 
 What is exported is read back by `numpy.load`: arrays by name, params/rnn/cell/kernel; of replicas with a leading axis.
 """

@@ -1,6 +1,6 @@
 """Classes of whole time series, from a .ts file of the UCR and UEA archive.
 
-    python -m seqjax.cli.classify --data=sktime:datasets/data/JapaneseVowels/JapaneseVowels_TRAIN.ts
+    seqjax classify --data=sktime:datasets/data/JapaneseVowels/JapaneseVowels_TRAIN.ts
 
 Where a file is called NAME_TRAIN.ts and NAME_TEST.ts lies beside it, that one is the test.
 """

@@ -112,7 +112,7 @@ def join(text: str, heartbeat: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What is run by its name: `python -m experiments.NAME` or `python -m seqjax NAME`.
+    """A command with its flags, run by its name: `seqjax NAME`, or `python -m experiments.NAME` in a clone.
 
     A module of this folder that has one as COMMAND is found and listed, see `seqjax.cli.registry`.
     """
@@ -130,7 +130,7 @@ class Command:
     @property
     def examples(self) -> list[str]:
         """Lines of commands."""
-        found = re.search(r'^    python -m .*(?:\n(?:    .*)?)*', self.doc, re.MULTILINE)
+        found = re.search(r'^    (?:python -m |seqjax ).*(?:\n(?:    .*)?)*', self.doc, re.MULTILINE)
         return found[0].rstrip().splitlines() if found else []
 
     def table_for(self, argv: Sequence[str]) -> FlagTable:
@@ -150,7 +150,7 @@ class Command:
 
     def main(self, argv: list[str] | None = None, called: str | None = None) -> int:
         """Runs the command; returns the exit code."""
-        return main(self, argv, called or f'python -m {registry.PACKAGE}.{self.name}')
+        return main(self, argv, called or registry.called(self.name))
 
     def execute(self, argv: list[str] | None = None, called: str | None = None) -> NoReturn:
         """Runs the command as the whole process."""

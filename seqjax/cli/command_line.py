@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import Grid, Place, Switch
 from seqjax.errors import UserError
 
-FLAGFILES = Path(__file__).parent / 'flags'
+
+def flagfile_folder() -> Path:
+    """Returns the folder of the repository's flagfiles, which a wheel has not."""
+    spec = importlib.util.find_spec('experiments')
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    return Path(*folders[:1]) / 'flags' if folders else Path('experiments/flags')
+
+
 LONGEST = 1000  # characters of a sentence
 
 
@@ -121,13 +129,13 @@ def _find_flagfile(path: str, within: tuple[Path, ...] = ()) -> Path:
     candidates = [seqjax_files.expand('flagfile', path)]
     candidates += [file.parent / path for file in within[-1:]]  # beside the flagfile that names it
     if Path(path).parent in (Path('.'), Path('experiments/flags')):  # a path to elsewhere means that place alone
-        candidates += [FLAGFILES / name, FLAGFILES / f'{name}.flags']
+        candidates += [flagfile_folder() / name, flagfile_folder() / f'{name}.flags']
     for candidate in candidates:
         with contextlib.suppress(OSError, ValueError):  # a name that no file can have
             if candidate.is_file():
                 return candidate
-    known = sorted(file.name for file in FLAGFILES.glob('*.flags'))
-    raise UserError(f'flagfile {path!r} is not a file; those that come with the package: {", ".join(known)}')
+    known = ', '.join(sorted(file.name for file in flagfile_folder().glob('*.flags')))
+    raise UserError(f'flagfile {path!r} is not a file' + (f'; those of the repository: {known}' if known else ''))
 
 
 def one_line(sentence: str) -> str:

@@ -1,7 +1,7 @@
 """Cells side by side on several tasks: one table, one figure, with intervals over the same seeds.
 
-    python -m seqjax.cli.compare --tasks=adding,temporal_order --cells=lstm,gru,mingru --replicas=10
-    python -m seqjax.cli.compare --tasks=adding --cells=lstm,gru --params=5000 --length=50
+    seqjax compare --tasks=adding,temporal_order --cells=lstm,gru,mingru --replicas=10
+    seqjax compare --tasks=adding --cells=lstm,gru --params=5000 --length=50
 
 Every flag of the model and of the training is one of this command, and those that all the tasks have; what is not given
 is as each task has it. A comparison that was stopped goes on where it was.
@@ -46,7 +46,8 @@ OURS = ('workdir', 'overwrite', 'picture')  # of the whole comparison; each of i
 OWN = {
     'tasks': Flag(
         Many(Name()),
-        f'what is learned: some of {", ".join(task_registry.NAMES)}; MODULE:FUNCTION; or one kind of data, such as forecast',
+        f'what is learned: some of {", ".join(task_registry.NAMES)}; MODULE:FUNCTION; or one kind of data, '
+        'such as forecast',
     ),
     'cells': Flag(Many(CellName()), 'the cells that are compared, each with the first'),
     'params': Flag(Whole(1), 'the most parameters that a model may have: --hidden is as large as that allows'),
@@ -199,7 +200,8 @@ def difference_lines(found: Sequence[tuple[Entry, Outcome]]) -> Iterator[str]:
         clear = any(abs(mean) > half for mean, half in map(statistics.mean_interval, (loss, wrong)))
         yield (
             f'{entry.task:<20}{f"{entry.cell} - {first[0].cell}":<20}'
-            f'loss {text_tables.format_interval(loss, "+.4g")}   wrong {text_tables.format_interval(wrong, "+.2%", ".2%")}'
+            f'loss {text_tables.format_interval(loss, "+.4g")}   '
+            f'wrong {text_tables.format_interval(wrong, "+.2%", ".2%")}'
             f'{"" if clear else "   (no clear difference)"}{failed}'
         )
 

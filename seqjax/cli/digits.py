@@ -1,7 +1,7 @@
 """Classes of images that are read as sequences, row by row or pixel by pixel (Le et al. 2015).
 
-    python -m seqjax.cli.digits --data=digits
-    python -m seqjax.cli.digits --data=train-images-idx3-ubyte.gz --order=pixels --permute
+    seqjax digits --data=digits
+    seqjax digits --data=train-images-idx3-ubyte.gz --order=pixels --permute
 
 The first is of scikit-learn's 1,797 digits of 8 x 8 pixels. Any file in the format of MNIST is taken; its labels, and
 t10k-images-... for the test, are found beside it.
@@ -32,7 +32,10 @@ class Digits(DatasetExperiment):
     """Images of one size, in bytes."""
 
     name = 'digits'
-    data_help = f"{readers_images.DIGITS} for scikit-learn's images of 8 x 8; or a file of images in the format of MNIST (idx), also gzipped"
+    data_help = (
+        f"{readers_images.DIGITS} for scikit-learn's images of 8 x 8; or a file of images in the format of MNIST (idx), "
+        'also gzipped'
+    )
     OWN = {
         'labels': Flag(Place('file'), 'the idx file of their labels; by default the one beside it that MNIST has'),
         'test_data': Flag(Place('file'), 'the images for the test; by default t10k-... beside train-...'),

@@ -1,4 +1,20 @@
-"""TODO."""
+"""Forecasts of your own series: a table with a row for each point in time, from CSV, TSV or parquet.
+
+    seqjax forecast --data=statsmodels:datasets/sunspots/sunspots.csv --target=SUNACTIVITY --date=YEAR \
+        --validation_from=1881 --test_from=1921
+    seqjax forecast --data=sales.csv --target=sold --date=day --id=shop --covariates=price --calendar \
+        --horizon=14 --season=7 --head=quantile --workdir=runs/sales
+    seqjax predict --workdir=runs/sales --data=sales_of_today.csv --out=forecasts.csv
+
+The split is by time: each series has its training, its validation and its test part, one after the other. A forecast
+belongs to the part in which all that it is about lies; what was read before may lie in the part before. Scores are over
+rolling origins, a forecast from every step, with a model that stays as training left it. One of several series, or of
+several targets, is in standard deviations of the training part of each.
+
+What a model reads, per series and column: (value - mean) / standard deviation, both of the training part. It reads a
+series from the beginning, also to predict; one of more than 4096 + 8 * --window rows in pieces of 4096, each after
+8 * --window rows of context.
+"""
 
 from __future__ import annotations
 

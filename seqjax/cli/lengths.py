@@ -1,7 +1,7 @@
 """Length generalisation: trained on short sequences, tested on longer ones, with a curve over the lengths.
 
-    python -m seqjax.cli.lengths --task=parity --longest=40 --up_to=500
-    python -m seqjax.cli.lengths --flagfile=experiments/flags/parity.flags
+    seqjax lengths --task=parity --longest=40 --up_to=500
+    seqjax lengths --flagfile=experiments/flags/parity.flags
 
 It has every flag of the task. All steps are trained, and the parameters at the end are what is tested.
 """

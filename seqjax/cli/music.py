@@ -1,7 +1,7 @@
 """Piano rolls: the notes of the next frame, from all frames before it.
 
-    python -m seqjax.cli.music --data=JSB_Chorales.mat --flagfile=experiments/flags/jsb.flags --workdir=runs/jsb
-    python -m seqjax.cli.predict --workdir=runs/jsb --data=JSB_Chorales.mat --part=test --out=frames.csv
+    seqjax music --data=JSB_Chorales.mat --flagfile=experiments/flags/jsb.flags --workdir=runs/jsb
+    seqjax predict --workdir=runs/jsb --data=JSB_Chorales.mat --part=test --out=frames.csv
 
 The file has three cell arrays of pieces [T, 88], 0 or 1 for each key of a piano: traindata, validdata, testdata. The
 score is the negative log-likelihood in nats of a frame, the sum over its 88 notes; the mean is over the frames t = 2..T

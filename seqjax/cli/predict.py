@@ -1,8 +1,8 @@
 """Uses a finished run: predictions for a file, for observations that come one at a time, or a text that goes on.
 
-    python -m seqjax.cli.predict --workdir=runs/sales --data=new.csv --out=predictions.csv
-    tail -f sales.csv | python -m seqjax.cli.predict --workdir=runs/sales --stdin
-    python -m seqjax.cli.predict --workdir=runs/text/book-lstm --prompt='KING' --length=300 --temperature=0.8
+    seqjax predict --workdir=runs/sales --data=new.csv --out=predictions.csv
+    tail -f sales.csv | seqjax predict --workdir=runs/sales --stdin
+    seqjax predict --workdir=runs/text/book-lstm --prompt='KING' --length=300 --temperature=0.8
 
 The data go through what the run's went through, with what was fitted on its training part. On the file that the run was
 trained on it gives the numbers that the run's own test gave, bit for bit.
@@ -11,9 +11,7 @@ trained on it gives the numbers that the run's own test gave, bit for bit.
 from __future__ import annotations
 
 import csv
-import importlib
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -26,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import files
-from seqjax.cli import command, dataset_experiment, dataset_test, flag_tables, task_setup
+from seqjax.cli import command, dataset_experiment, dataset_test, flag_tables, registry, task_setup
 from seqjax.cli.command import Command
 from seqjax.cli.dataset_experiment import DatasetExperiment, Sampling
 from seqjax.cli.flag_tables import Flag, FlagTable
@@ -189,14 +187,8 @@ def _models(
 
 
 def kind_of(experiment: str, workdir: str) -> DatasetExperiment:
-    """Of an experiment by name."""
-    module = None
-    if re.fullmatch(r'[a-z_]+', experiment):
-        try:
-            module = importlib.import_module(f'experiments.{experiment}')
-        except ModuleNotFoundError as error:
-            if error.name != f'experiments.{experiment}':
-                raise
+    """Returns the dataset experiment of that name; raises UserError if there is none."""
+    module = registry.module(experiment) if experiment in registry.modules() else None
     kind = getattr(module, 'KIND', None)
     if not isinstance(kind, DatasetExperiment):
         hint = ': name one of the folders in it' if experiment.endswith('.compare') else ''

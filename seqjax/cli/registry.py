@@ -10,34 +10,42 @@ import re
 from pathlib import Path
 from typing import Any
 
-PACKAGE = 'experiments'
+PACKAGE = 'seqjax.cli'
+RESEARCH = ('experiments', 'benchmarks')  # of a clone, run as python -m PACKAGE.NAME
 
 
 @functools.cache
-def modules() -> dict[str, Path]:
-    """The file of each command, by its name."""
-    spec = importlib.util.find_spec(PACKAGE)
+def modules(package: str = PACKAGE) -> dict[str, Path]:
+    """Returns the file of each command of a package, by its name; none if there is no such package here."""
+    spec = importlib.util.find_spec(package)
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
     files = sorted((path for folder in folders for path in Path(folder).glob('*.py')), key=lambda path: path.stem)
     return {path.stem: path for path in files if has(path, 'COMMAND')}
 
 
 def has(path: Path, name: str) -> bool:
-    """Returns True if a module assigns a name."""
-    return re.search(rf'^{name} = ', path.read_text(encoding='utf-8'), re.MULTILINE) is not None
+    """Returns True if a module assigns a name, or defines a function of that name."""
+    return re.search(rf'^(?:def )?{name}(?: = |\()', path.read_text(encoding='utf-8'), re.MULTILINE) is not None
+
+
+def called(name: str) -> str:
+    """Returns how a command is run: seqjax NAME, or python -m experiments.NAME in a clone."""
+    packages = [package for package in RESEARCH if name not in modules() and name in modules(package)]
+    return f'python -m {packages[0]}.{name}' if packages else f'seqjax {name}'
 
 
 def summary(name: str) -> str:
-    """The first line of the docstring of a command's module."""
+    """Returns the first line of the docstring of a command's module."""
     doc = ast.get_docstring(ast.parse(modules()[name].read_text(encoding='utf-8')))
     return (doc or '').partition('\n')[0]
 
 
 def module(name: str) -> Any:
-    """The module of a command, which is imported."""
-    return importlib.import_module(f'{PACKAGE}.{name}')
+    """Imports the module of a command."""
+    package = next(package for package in (PACKAGE, *RESEARCH) if name in modules(package))
+    return importlib.import_module(f'{package}.{name}')
 
 
 def find(name: str) -> Any:
-    """A command by its name: the `seqjax.cli.command.Command` of its module."""
+    """Returns a command by its name: the `seqjax.cli.command.Command` of its module."""
     return module(name).COMMAND

@@ -1,7 +1,7 @@
 """Any task: one of those here, or a function of your own that returns a SyntheticTask.
 
-    python -m seqjax.cli.run --task=parity --cell=gru
-    python -m seqjax.cli.run --task=my_module:my_task --flagfile=my.flags
+    seqjax run --task=parity --cell=gru
+    seqjax run --task=my_module:my_task --flagfile=my.flags
 
 `docs/tasks.md` walks through a task of your own.
 """

@@ -1,4 +1,11 @@
-"""TODO."""
+"""One experiment under many settings, each with many seeds: a tidy table, and a figure with intervals.
+
+    seqjax sweep --experiment=td --flagfile=many_to_many --grid=learning_rate:1e-3,3e-3 --replicas=50
+    seqjax sweep --experiment=echo --grid=cell:lstm,gru --grid=delay:2,4,8
+
+Every flag of the experiment is one of the sweep. Settings that differ in their learning rates alone share a program and
+run side by side; the others follow each other. A sweep that was stopped goes on where it was.
+"""
 
 from __future__ import annotations
 

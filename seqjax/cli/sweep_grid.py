@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,11 @@ import numpy as np
 
 from seqjax.cli import command, flag_tables, parsers, task_registry
 from seqjax.cli.flag_tables import Flag
-from seqjax.cli.parsers import Choice, Grid, Name, Whole
+from seqjax.cli.parsers import Grid, Name, Whole
 from seqjax.errors import UserError
 from seqjax.training import optimizers
 
-EXPERIMENTS = ('td', 'echo', *task_registry.NAMES)  # which have make_model, make_task, make_optimiser and STEPS
+CONTRACT = ('make_model', 'make_task', 'make_optimiser', 'sizes', 'FLAGS', 'STEPS')  # of a module that is swept
 MOST_SETTINGS = 10_000
 RATE = 'learning_rate'
 # Flags of an experiment that a sweep has itself, or has no use for.
@@ -25,7 +26,11 @@ NOT_OURS = ('seed', 'replicas', 'workdir', 'overwrite', 'picture', 'chunk', 'eve
 NOT_OURS += ('until', 'to_the_end', 'split')
 
 OWN = {
-    'experiment': Flag(Choice(*EXPERIMENTS), 'what is run'),
+    'experiment': Flag(
+        Name(),
+        f'what is run: one of {", ".join(task_registry.NAMES)}; MODULE:FUNCTION, a task of your own; or MODULE, one '
+        'with make_model, make_task, make_optimiser and sizes, such as experiments.td, or td for short',
+    ),
     'grid': Flag(Grid(), "a flag of the experiment, and its values; repeated, every value of one with every other's"),
     'every': Flag(Whole(1), 'steps between two looks at the metrics; a twentieth of the steps by default'),
     'metric': Flag(Name(), 'the metric of the figure'),
@@ -41,9 +46,33 @@ Programs = Sequence[Program]
 
 
 def module_of(experiment: str) -> Any:
-    """Returns what has make_model, make_task, make_optimiser and the flags: a module, or its study."""
-    module = importlib.import_module(f'experiments.{experiment}')
-    return getattr(module, 'STUDY', module)
+    """Returns what has make_model, make_task, make_optimiser, sizes and the flags: a module, or a task's experiment.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if experiment in task_registry.NAMES or ':' in experiment:
+        try:
+            return task_registry.find(experiment)
+        except UserError as error:
+            raise UserError(str(error).replace('--task=', '--experiment=')) from error
+    parsers.import_from_here()
+    for name in (experiment, f'experiments.{experiment}') if re.fullmatch(r'\w+(\.\w+)*', experiment) else ():
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:  # code of the user
+            if isinstance(error, ModuleNotFoundError) and f'{name}.'.startswith(f'{error.name}.'):
+                continue  # there is no such module
+            raise UserError(
+                f'--experiment={experiment} cannot be imported ({type(error).__name__}: {error})'
+            ) from error
+        if all(hasattr(module, part) for part in CONTRACT):
+            return module
+    near = parsers.nearest(experiment, ('td', 'echo', *task_registry.NAMES))
+    raise UserError(
+        f'--experiment={experiment} must be one of td, echo, {", ".join(task_registry.NAMES)}; MODULE:FUNCTION; or a '
+        f'MODULE with {", ".join(CONTRACT)}{near}'
+    )
 
 
 def _defaults(module: Any) -> dict[str, Any]:

@@ -47,11 +47,11 @@ class TaskExperiment:
 
     STEPS = STEPS
 
-    def __init__(
-        self, make: Callable[..., SyntheticTask], *, name: str | None = None, every: int = EVERY, **defaults: Any
-    ):
+    def __init__(self, make: Callable[..., SyntheticTask], *, name: str | None = None, **defaults: Any):
         own, values = task_flags.options_of(make)
-        self.make, self.name, self.own, self.every = make, name or make.__name__, tuple(own), every
+        defaults = getattr(make, 'defaults', {}) | defaults  # see `seqjax.tasks.synthetic.task_defaults`
+        self.make, self.name, self.own = make, name or make.__name__, tuple(own)
+        self.every = defaults.pop('every', EVERY)
         self.FLAGS = own | task_flags.FLAGS
         self.defaults = values | task_flags.DEFAULTS | defaults
 
@@ -75,7 +75,8 @@ class TaskExperiment:
     def sizes(self, **flags: Any) -> tuple[int, dict[str, Any]]:
         """About how many float32 numbers a run holds at least, and the flags that decide it.
 
-        Whole numbers of any size, before anything is compiled; `seqjax.runs.memory` has more of a program that is traced.
+        Whole numbers of any size, before anything is compiled; `seqjax.runs.memory` has more of a program that is
+        traced.
         """
         names, settings = (*self.own, 'hidden', 'layers', 'batch_size', 'every', 'replicas'), Settings.of(flags)
         problem, model, train = self.problem(flags), settings.model, settings.train

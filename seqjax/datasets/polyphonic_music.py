@@ -276,8 +276,8 @@ def parse(line: str) -> np.ndarray:
     for word in words if words != [SILENCE] else ():
         if not (word.isascii() and word.isdecimal() and piano_rolls.LOWEST <= int(word[:9]) <= HIGHEST):
             raise UserError(
-                f'{word!r} is no note: a line has MIDI numbers from {piano_rolls.LOWEST} to {HIGHEST}, separated by blanks, '
-                f'or {SILENCE} where nothing sounds'
+                f'{word!r} is no note: a line has MIDI numbers from {piano_rolls.LOWEST} to {HIGHEST}, separated by '
+                f'blanks, or {SILENCE} where nothing sounds'
             )
         frame[int(word) - piano_rolls.LOWEST] = 1
     return frame
@@ -325,7 +325,8 @@ def _look_at_training(pieces: Pieces, window: int, transpose: int) -> list[str]:
         + (f', MIDI {sounding[0]} to {sounding[-1]}' if sounding.size else '')
         + f'; {at_once.mean():.1f} at once, none in {(at_once == 0).mean():.1%} of frames',
         f'trained on in windows of {window} frames, evaluated on whole pieces',
-        f'scored: nats a frame, summed over {piano_rolls.NOTES} notes, averaged over frames 2 .. T of all pieces together',
+        f'scored: nats a frame, summed over {piano_rolls.NOTES} notes, averaged over frames 2 .. T of all pieces '
+        'together',
     ]
     if transpose:
         lines.append(

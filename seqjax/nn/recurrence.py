@@ -89,7 +89,7 @@ def fused(cell: Any, carry: Carry, steps: SequenceInputs, how: Scan) -> Recurren
 
 
 def at_once(cell: Any, carry: Carry, steps: SequenceInputs, how: Scan) -> RecurrentOutput:
-    """`jax.lax.associative_scan` of h' = a h + b, for a cell of `seqjax.nn.cells.linear_cells`: a masked step has a = 1 and b = 0."""
+    """`jax.lax.associative_scan` of h' = a h + b, for a linear cell: a masked step has a = 1 and b = 0."""
     decay, update, read = cell.affine(steps.inputs)
     state, fresh = cell.state(carry), None if how.fresh is None else cell.state(how.fresh)
     shape = steps.inputs.shape[:1] + state.shape

@@ -1,6 +1,6 @@
 """The recurrence of the GRU as an array function: one signature, two ways to compute it.
 
-`_plain` is the recurrence as the equations of `seqjax.nn.cells.gru_cell.GRUCell` have it with `reset_after`, differentiated by JAX.
+`_plain` is the recurrence as the equations of `GRUCell` have it with `reset_after`, differentiated by JAX.
 `_fast` computes the same numbers and brings its own backward pass, which
 
 - carries the gradient of h alone from step to step, so that a step needs one product and not five;
@@ -60,7 +60,7 @@ def gru(
     unroll: int | None = None,
     backend: str = 'auto',
 ) -> GRUOutput:
-    """The GRU of `seqjax.nn.cells.gru_cell.GRUCell` with `reset_after`, tanh and sigmoid, over time, which is the first axis.
+    """The GRU of `seqjax.nn.GRUCell` with `reset_after`, tanh and sigmoid, over time, which is the first axis.
 
     Gradients reach inputs, h, weights and fresh in both backends, in reverse mode, in forward mode (`jax.jvp`,
     `jax.jacfwd`), and in both again (`jax.hessian`). Forward mode costs what it costs with 'plain'.

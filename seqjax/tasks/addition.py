@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.tasks import synthetic
-from seqjax.tasks.synthetic import Examples, SuccessCriterion, SyntheticTask
+from seqjax.tasks.synthetic import Examples, SuccessCriterion, SyntheticTask, task_defaults
 from seqjax.types import Batch, ModelSpec, Sequences
 
 SYMBOLS = ' 0123456789+'  # of the tokens; the answers have no plus
@@ -35,6 +35,7 @@ SEED = 0  # of the questions in the finite set
 MOST = 9  # digits of a number: a sum has to fit into 32 bits
 
 
+@task_defaults(hidden=128, batch_size=32, steps=150_000, every=1500, learning_rate=1e-3, replicas=1)
 def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> SyntheticTask:
     """The sum of two written numbers.
 

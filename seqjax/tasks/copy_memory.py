@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.tasks import synthetic
-from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask
+from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask, task_defaults
 from seqjax.types import Batch, ModelSpec
 
 KEPT, KINDS = 10, 8  # symbols to keep, and how many different ones there are
@@ -24,6 +24,7 @@ BLANK, MARK = 0, KINDS + 1
 SYMBOLS = KINDS + 2
 
 
+@task_defaults(batch_size=32, every=50, steps=5000, clip_norm=1.0)
 def copy_memory(delay: int = 100) -> SyntheticTask:
     """Ten symbols, told again after a delay.
 

@@ -35,7 +35,7 @@ import numpy as np
 
 from seqjax.nn import losses
 from seqjax.tasks import synthetic
-from seqjax.tasks.synthetic import LossFn, SuccessCriterion, SyntheticTask
+from seqjax.tasks.synthetic import LossFn, SuccessCriterion, SyntheticTask, task_defaults
 from seqjax.types import Arrays, Batch, Mean, ModelSpec, Sequences
 
 SHORTEST = 4  # of the longest strings: with those of two symbols alone there is nothing to count
@@ -46,6 +46,7 @@ EXCESS = 'excess'
 A, B, END = range(3)  # of a^n b^n
 
 
+@task_defaults(batch_size=64, steps=5000)
 def anbn(longest: int = 40) -> SyntheticTask:
     """So many a, then as many b: from 1 up to half of `longest`, each number as likely.
 
@@ -76,6 +77,7 @@ def anbn(longest: int = 40) -> SyntheticTask:
     )
 
 
+@task_defaults(hidden=64, batch_size=64, steps=10000)
 def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> SyntheticTask:
     """Balanced brackets: every even length up to `longest` is as likely, and every string of a length.
 

@@ -22,13 +22,14 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.tasks import synthetic
-from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask
+from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask, task_defaults
 from seqjax.types import Batch, ModelSpec
 
 FILLER = 0  # keys are the tokens from 1, and values those behind the keys
 POWER = 0.01  # the source's: the i-th place has a share of i ** (POWER - 1)
 
 
+@task_defaults(hidden=64, batch_size=64, steps=12_500)
 def recall(pairs: int = 4, queries: int = 4, length: int = 64, keys: int = 64, values: int = 64) -> SyntheticTask:
     """The values that keys came with.
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from seqjax import validation
 from seqjax.tasks import synthetic
-from seqjax.tasks.synthetic import SyntheticTask
+from seqjax.tasks.synthetic import SyntheticTask, task_defaults
 from seqjax.types import Batch, ModelSpec, Sequences
 
 OPERATORS = '+-*'  # the symbols after the numbers
@@ -34,6 +34,7 @@ PADDINGS = ('right', 'left')
 Draw = Callable[[jax.Array, jax.Array, int], Batch]
 
 
+@task_defaults(batch_size=64, steps=10000)
 def parity(longest: int = 40, padding: Literal['right', 'left'] = 'right') -> SyntheticTask:
     """Whether the ones are odd in number.
 
@@ -54,6 +55,7 @@ def parity(longest: int = 40, padding: Literal['right', 'left'] = 'right') -> Sy
     return _task(f'parity of 1 to {longest} bits', partial(_parity, padding=padding), longest, 2, [0.5, 0.5])
 
 
+@task_defaults(batch_size=64, steps=5000)
 def even_pairs(longest: int = 40) -> SyntheticTask:
     """Whether the pairs 01 and 10 are odd in number, which is whether the first bit differs from the last.
 
@@ -73,6 +75,7 @@ def even_pairs(longest: int = 40) -> SyntheticTask:
     return _task(f'even pairs in 1 to {longest} bits', _even_pairs, longest, 2, [1 - odd, odd])
 
 
+@task_defaults(hidden=64, batch_size=64, steps=20000, clip_norm=1.0)
 def modular_arithmetic(longest: int = 40, modulus: int = 5) -> SyntheticTask:
     """The value of numbers joined by +, - and *, modulo `modulus`; * binds more tightly.
 
@@ -99,6 +102,7 @@ def modular_arithmetic(longest: int = 40, modulus: int = 5) -> SyntheticTask:
     return _task(name, draw, longest, symbols, _arithmetic_shares(most, modulus), step=2)
 
 
+@task_defaults(hidden=64, batch_size=64, steps=20000)
 def cycle_navigation(longest: int = 40, cycle: int = 5) -> SyntheticTask:
     """Where on a cycle one stands after moves to the left, to the right, or none, begun at place 0.
 

@@ -25,12 +25,13 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.tasks import synthetic
-from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask
+from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask, task_defaults
 from seqjax.types import Batch, ModelSpec, Sequences
 
 END = 0  # of an answer; padding too. Symbols are the tokens from 1.
 
 
+@task_defaults(hidden=64, batch_size=64)
 def reversal(longest: int = 10, symbols: int = 8) -> SyntheticTask:
     """Symbols from the last to the first.
 
@@ -52,6 +53,7 @@ def reversal(longest: int = 10, symbols: int = 8) -> SyntheticTask:
     return _task('reversal', _reversed, lambda length: length * math.log(symbols), longest, symbols)
 
 
+@task_defaults(hidden=64, batch_size=64)
 def sorting(longest: int = 10, symbols: int = 8) -> SyntheticTask:
     """Symbols from the smallest to the largest.
 

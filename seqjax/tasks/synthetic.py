@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from seqjax.nn import losses
 from seqjax.types import Arrays, Batch, Mean, ModelSpec
 
+T = TypeVar('T', bound=Callable)
 LossFn = Callable[[Arrays, Batch], dict[str, Mean]]
 MOST_WORK = 10**9  # operations, about 10 s, before a task is there
 WRONG = 'wrong'  # the metric that every loss function returns: the share of sequences that are not answered rightly
@@ -25,6 +26,21 @@ class SuccessCriterion(NamedTuple):
 
     at_most: float = 0.0
     metric: str = WRONG
+
+
+def task_defaults(**defaults: Any) -> Callable[[T], T]:
+    """Decorates a function that returns a SyntheticTask with the defaults of the flags of its experiment.
+
+    Args:
+      defaults: fields of `ModelConfig`, `TrainConfig` and `RunConfig` with other defaults than theirs; for `every`, the
+        steps between two evaluations unless --steps is less.
+    """
+
+    def decorate(make: T) -> T:
+        make.defaults = defaults  # type: ignore[attr-defined]
+        return make
+
+    return decorate
 
 
 class Examples(NamedTuple):

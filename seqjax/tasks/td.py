@@ -62,7 +62,8 @@ def td_model(
     _check_setup(setup)
     if recurrent_activation not in activations.RECURRENT_ACTIVATIONS:
         raise ValueError(
-            f'recurrent_activation {recurrent_activation!r} must be one of {", ".join(activations.RECURRENT_ACTIVATIONS)}'
+            f'recurrent_activation {recurrent_activation!r} must be one of '
+            f'{", ".join(activations.RECURRENT_ACTIVATIONS)}'
         )
     cell = LSTMCell(hidden, recurrent_activation=activations.RECURRENT_ACTIVATIONS[recurrent_activation])
     rnn = nn_rnn.RNN(cell, unroll=min(unroll, 1 if setup == 'one_to_one' else length))

@@ -1,8 +1,8 @@
 """The one place that decides where the arrays of a run lie: a mesh of devices with named axes, by `jax.sharding`.
 
 The axis 'data' has the rows of a batch, or replicas with `replicas`; 'model' has the columns of the weights. GSPMD adds
-the communication; the numbers are those of one device but for rounding. `seqjax.ops.row_sharding` shards a recurrence over
-the rows of its batch in the mesh that is made here.
+the communication; the numbers are those of one device but for rounding. `seqjax.ops.row_sharding` shards a recurrence
+over the rows of its batch in the mesh that is made here.
 """
 
 from __future__ import annotations

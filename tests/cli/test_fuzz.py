@@ -1,7 +1,6 @@
 """Every flag of every experiment, with values that nobody should write: one sentence and exit code 2, or a run."""
 
 import importlib
-import pkgutil
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,7 @@ from seqjax.runs import multihost
 from seqjax.training import compilation
 from tests.helpers import kinds
 
-NO_COMMANDS = ('launch', 'compiled', 'run_directory', 'study', 'studies', 'fitting', 'settings', 'comparison', 'peers')
-MODULES = [module.name for module in pkgutil.iter_modules(experiments_lib.__path__) if module.name not in NO_COMMANDS]
+MODULES = [name for package in (registry.PACKAGE, *registry.RESEARCH) for name in registry.modules(package)]
 MODULES += ['begin']  # a kind of data whose files are read in no time: with it the flags of all kinds go deep
 VALUES = [
     *('', ' ', '0', '-0', '-1', '1', '2', '1.5', '1e3', '1e-400', '1e400', 'nan', 'inf', '-inf', '0x10', '1_000'),

@@ -6,11 +6,11 @@ import json
 import jax
 import numpy as np
 import pytest
+from tests.test_fitting import argv_of, rows_of
 
 from seqjax.cli import predict, task_setup
 from seqjax.nn import models
 from tests.helpers import kinds
-from tests.test_fitting import argv_of, rows_of
 
 pytest.importorskip('pandas', reason='files are read by the extra "data"')
 

@@ -1,4 +1,7 @@
-"""TODO."""
+"""Tables of numbers in time: CSV, TSV and parquet files, parsed by pandas and pyarrow, a part of the rows at a time.
+
+A row of a file is counted from 1, below the names of the columns.
+"""
 
 from __future__ import annotations
 
