@@ -33,8 +33,8 @@ class Digits(DatasetExperiment):
 
     name = 'digits'
     data_help = (
-        f"{readers_images.DIGITS} for scikit-learn's images of 8 x 8; or a file of images in the format of MNIST (idx), "
-        'also gzipped'
+        f"{readers_images.DIGITS} for scikit-learn's images of 8 x 8; or a file of images in the format of MNIST "
+        '(idx), also gzipped'
     )
     OWN = {
         'labels': Flag(Place('file'), 'the idx file of their labels; by default the one beside it that MNIST has'),

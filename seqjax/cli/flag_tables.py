@@ -14,11 +14,11 @@ from absl import flags
 from seqjax import config as seqjax_config
 from seqjax.cli import parsers
 from seqjax.cli.parsers import (
-    Axes,
     Cache,
     CellName,
     Choice,
     Fraction,
+    MeshParser,
     Name,
     Number,
     Others,
@@ -48,7 +48,7 @@ class FlagTable(NamedTuple):
 
 PARSERS = {  # of fields that their type and bounds alone do not tell
     'cell': CellName(),
-    'mesh': Axes(),
+    'mesh': MeshParser(),
     'best': Name(),
 }
 

@@ -230,7 +230,7 @@ def _encodable(text: str) -> bool:
     return text.encode('utf-8', 'ignore').decode() == text
 
 
-class Axes(flags.ArgumentParser):
+class MeshParser(flags.ArgumentParser):
     """A mesh of devices."""
 
     def parse(self, argument: Any) -> str:

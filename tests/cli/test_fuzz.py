@@ -1,6 +1,5 @@
 """Every flag of every experiment, with values that nobody should write: one sentence and exit code 2, or a run."""
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from seqjax.cli import (
     dataset_experiment,
     flag_tables,
     lengths,
+    registry,
     sweep_grid,
     task_flags,
     task_registry,
@@ -100,7 +100,7 @@ class Reached(Exception):
 
 
 def module_of(name):
-    return kinds if name == 'begin' else importlib.import_module(f'experiments.{name}')
+    return kinds if name == 'begin' else registry.module(name)
 
 
 def flags_of(name):
