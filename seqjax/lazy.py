@@ -26,7 +26,7 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
     tree = ast.parse(Path(file).read_text(encoding='utf-8'))
     branches = [node.body for node in tree.body if isinstance(node, ast.If)]
     imports = [node for body in branches for node in body if isinstance(node, ast.ImportFrom)]
-    origin = {alias.asname or alias.name: (node.module, alias.name) for node in imports for alias in node.names}
+    origin = {alias.asname or alias.name: (str(node.module), alias.name) for node in imports for alias in node.names}
 
     def load(name: str) -> Any:
         if name not in origin:

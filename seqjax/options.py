@@ -63,4 +63,4 @@ class NamedOptions:
             check_options(cls.__name__, options, known)
             make(self, *args, **options)
 
-        cls.__init__ = __init__
+        cls.__init__ = __init__  # type: ignore[method-assign]

@@ -42,7 +42,7 @@ class Mean(NamedTuple):
     """
 
     total: jax.Array  # sum of the values that count
-    count: jax.Array  # how many they are
+    count: jax.Array  # type: ignore[assignment]  # how many they are
 
     def merge(self, other: Mean) -> Mean:
         """The mean of both parts together. (`+` would join the two tuples.)"""

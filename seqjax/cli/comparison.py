@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from seqjax.runs import directory
 from seqjax.runs.directory import Workdir
 
-E, R = TypeVar('E'), TypeVar('R')
+E = TypeVar('E')
+R = TypeVar('R')
 
 
 def compare_runs(

@@ -37,7 +37,7 @@ def task_defaults(**defaults: Any) -> Callable[[T], T]:
     """
 
     def decorate(make: T) -> T:
-        make.defaults = defaults  # type: ignore[attr-defined]
+        make.defaults = defaults
         return make
 
     return decorate

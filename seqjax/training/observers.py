@@ -180,6 +180,7 @@ class EarlyStoppingMonitor(Observer):
 
     def _update(self, session: TrainSession, state: TrainState) -> None:
         self.stopped, self.values = (np.asarray(x)[: session.num_seeds] for x in self._read(state))
+        self.should_stop = bool(self.stopped.all())
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
         self._update(session, session.state)
@@ -187,10 +188,6 @@ class EarlyStoppingMonitor(Observer):
     def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
         self._update(session, chunk.state)
         return b''
-
-    @property
-    def should_stop(self) -> bool:
-        return bool(self.stopped.all())
 
     def on_end(self, session: TrainSession) -> None:
         best = self.run.to_host(self.run.unpadded(session.state, session.num_seeds).best)

@@ -197,7 +197,8 @@ def settle(
     Raises:
       UserError: the decimal sign of a column is ambiguous.
     """
-    unsettled, seen = [], {}
+    unsettled: list[str] = []
+    seen: dict[str, dict[str, tuple[int, str] | None]] = {}
     for place, name in enumerate(names):
         if formats[name].seen is None or (pointed[place] and readers_numbers.certain(values[:, place])):
             seen[name] = {readers_numbers.CERTAIN: None}
