@@ -315,11 +315,7 @@ def _read(folder: Workdir, grid: Sequence[Sequence[Any]]) -> list[SweepRow]:
 def table_for(argv: Sequence[str]) -> FlagTable:
     """The flags of a sweep of the experiment that is asked for."""
     experiment = command_line.peek(argv, 'experiment', sweep_grid.OWN_DEFAULTS['experiment'])
-    return FlagTable(
-        *sweep_grid.table_of(
-            experiment if experiment in sweep_grid.EXPERIMENTS else sweep_grid.OWN_DEFAULTS['experiment']
-        )
-    )
+    return FlagTable(*sweep_grid.table_of(experiment))
 
 
 def with_workdir(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 
 from seqjax import options as seqjax_options
 from seqjax import validation
+from seqjax.nn import cells, wrappers
 from seqjax.nn import rnn as nn_rnn
-from seqjax.nn import wrappers
 from seqjax.nn.cells.cell import Cell
 from seqjax.nn.cells.lstm_cell import LSTMCell
 from seqjax.nn.wrappers import Bidirectional, Stack, Stateful, TimeDistributed
@@ -32,6 +33,8 @@ def _cells(base: type[Cell]) -> dict[str, type[Cell]]:
     return {name: cell for one in own for name, cell in _cells(one).items()}
 
 
+for _module in pkgutil.iter_modules(cells.__path__):
+    importlib.import_module(f'{cells.__name__}.{_module.name}')
 CELLS = _cells(Cell)
 
 
