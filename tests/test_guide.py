@@ -31,8 +31,8 @@ def followed(tmp_path_factory):
     return folder, before
 
 
-def command(folder, *words, **how):
-    env = os.environ | {'PYTHONPATH': str(folder), 'XLA_FLAGS': ''}
+def command(folder, *words, plainly=False, **how):
+    env = os.environ | {'PYTHONPATH': str(folder), 'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': str(int(plainly))}
     return subprocess.run(
         [sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True, timeout=300, **how
     )
@@ -50,6 +50,7 @@ def test_it_adds_four_files_and_edits_none(followed):
     assert len([line for line in code if not re.match(r'\s*(#|"""|>>>|\(Array|[A-Z]\w+:)', line)]) <= 95
 
 
+@pytest.mark.slow
 def test_its_experiment_reaches_what_the_flagfile_says(followed):
     done = command(followed[0], '-m', 'experiments.majority', '--flagfile=majority', '--nopicture', '--workdir=w')
     assert done.returncode == 0, done.stderr
@@ -84,6 +85,6 @@ def test_its_test_and_its_doctest_pass_and_can_fail(followed):
 )
 def test_every_command_knows_it(words, followed):
     small = ['--steps=25', '--replicas=2', '--nopicture', '--batch_size=4']
-    done = command(followed[0], '-m', f'experiments.{words[0]}', *words[1:], *small)
+    done = command(followed[0], '-m', f'experiments.{words[0]}', *words[1:], *small, plainly=True)
     assert done.returncode == 0, done.stderr
     assert 'majority' in done.stdout

@@ -47,6 +47,7 @@ def executed(tmp_path, monkeypatch):
 
 
 # The kernel's client, not ours: event loops and sockets that are closed late.
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @pytest.mark.filterwarnings('ignore::ResourceWarning')
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')

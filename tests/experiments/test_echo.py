@@ -76,6 +76,7 @@ def test_a_task_without_an_answer_is_refused(feed, options, told):
         echo.echo(feed, **{'delay': 4, **options})
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(('feed', 'least'), [('stream', 4), ('shuffle', 3)])
 def test_a_flagfiles_claim_holds(feed, least, monkeypatch):
     """A short version: of four seeds at least so many echo, and after one step none names a third rightly."""

@@ -51,6 +51,7 @@ def apply(model, variables, source, targets, **options):
     return model.apply(variables, ((source, LENGTHS), targets), **options)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('name', MODELS)
 def test_teacher_forcing_is_one_step_after_another(name):
     """Every cell and every kind of attention; a row of the batch is what it is alone, without its padding."""
@@ -115,6 +116,7 @@ def by_hand(name, params, model, source, targets):
     return logits
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize(('name', 'bidirectional'), [('none', False), ('additive', False), ('dot', True)])
 @pytest.mark.parametrize('begin', [None, 2])
 def test_logits_are_the_papers_equations(x64, name, bidirectional, begin):
@@ -246,6 +248,7 @@ def test_scheduled_sampling_draws_for_each_row_and_step():
     np.testing.assert_array_equal(logits[:, 0], np.repeat(logits[:1, 0], 2000, axis=0))
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('options', [{'layers': 2, 'dropout': 0.5}, {'recurrent_dropout': 0.5}, {'zoneout_h': 0.5}])
 @pytest.mark.parametrize('lengths', [LENGTHS, 0 * LENGTHS])
 def test_dropout_acts_with_a_stream_alone(options, lengths):
