@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from seqjax.cli import registry
 
-USER_ERROR = 2
+USER_ERROR, BROKEN_PIPE = 2, 141
 
 
 def begin() -> None:
@@ -41,7 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     """Lists the commands; returns the exit code, 2 where there is none of the name."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ('--help', '-h', '-help', 'help', '--helpfull', '--helpshort'):
-        print(overview())
+        try:
+            print(overview(), flush=True)
+        except BrokenPipeError:  # the reader of the output went away, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
         return 0
     near = difflib.get_close_matches(words[0], registry.modules(), 1)
     hint = f'did you mean {near[0]}?' if near else 'seqjax alone lists them'
