@@ -95,7 +95,7 @@ def read(path: Path) -> Claim | None:
 
 
 def all_claims() -> dict[str, Claim]:
-    found = [read(path) for path in sorted(command_line.FLAGFILES.glob('*.flags'))]
+    found = [read(path) for path in sorted(command_line.flagfile_folder().glob('*.flags'))]
     return {claim.name: claim for claim in found if claim is not None}
 
 
@@ -207,7 +207,7 @@ def default_folder(quick: bool) -> str:
 
 def _run_one(claim: Claim, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The summary of a claim's run."""
-    argv = [f'--flagfile={command_line.FLAGFILES / claim.name}.flags', f'--workdir={folder}']
+    argv = [f'--flagfile={command_line.flagfile_folder() / claim.name}.flags', f'--workdir={folder}']
     argv += [*claim.quick] if settings['quick'] else []
     argv += ['--overwrite'] if settings['overwrite'] else []
     command = registry.find(claim.module)

@@ -109,15 +109,15 @@ def picture(
 ) -> None:
     """What each seed makes of training and validation, what the test says, and what the kind shows of it."""
     try:
-        count = 2 + (dataset.draw is not None)
+        count = 2 + (dataset.figure_data is not None)
         figure, axes = plots.new_figure(count, f'{dataset.name}: {_who(result)}')
     except ImportError:
         print('\n' + plots.NO_PICTURE)
         return
     _draw_looks(axes[0], found)
     _draw_values(axes[1], dataset.measure, result)
-    if dataset.draw is not None:
-        dataset.draw(axes[2], answers)
+    if dataset.figure_data is not None:
+        plots.draw_test(axes[2], dataset.figure_data(answers))
     result_files.write_picture(folder, figure)
 
 

@@ -11,7 +11,9 @@ trained on it gives the numbers that the run's own test gave, bit for bit.
 from __future__ import annotations
 
 import csv
+import importlib
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -188,7 +190,13 @@ def _models(
 
 def kind_of(experiment: str, workdir: str) -> DatasetExperiment:
     """Returns the dataset experiment of that name; raises UserError if there is none."""
-    module = registry.module(experiment) if experiment in registry.modules() else None
+    module = None
+    if re.fullmatch(r'[a-z_]+', experiment):
+        try:
+            module = importlib.import_module(f'{registry.PACKAGE}.{experiment}')
+        except ModuleNotFoundError as error:
+            if error.name != f'{registry.PACKAGE}.{experiment}':
+                raise
     kind = getattr(module, 'KIND', None)
     if not isinstance(kind, DatasetExperiment):
         hint = ': name one of the folders in it' if experiment.endswith('.compare') else ''

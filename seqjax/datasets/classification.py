@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seqjax.datasets.dataset import Dataset, Items, Measure, Table, Unseen
+from seqjax.datasets.dataset import ConfusionMatrix, Dataset, Items, Measure, Table, Unseen
 from seqjax.errors import UserError
 from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import LossFn
@@ -199,20 +199,12 @@ def compared(
             found(answers), labels['test'], classes
         )
 
-    def draw(axis: Any, answers: Arrays) -> None:
-        counts = pairs(found(answers), labels['test'], len(classes))
-        axis.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap='Blues', vmin=0, vmax=1)
-        axis.set(xlabel='predicted', ylabel='truth', title='share of each class')
-        if len(classes) <= WIDEST:
-            axis.set(xticks=range(len(classes)), yticks=range(len(classes)), yticklabels=classes)
-            axis.set_xticklabels(classes, rotation='vertical')
-
     return Dataset(
         measure=MEASURE,
         items=lambda answers: _items(found(answers), labels['test']),
         baselines={name: baseline(name) for name in guess},
         tell=tell,
-        draw=draw,
+        figure_data=lambda answers: ConfusionMatrix(pairs(found(answers), labels['test'], len(classes)), classes),
         **parts,
     )
 

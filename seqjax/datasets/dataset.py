@@ -54,6 +54,23 @@ class Unseen(NamedTuple):
     tell: Callable[[Arrays], Sequence[str]] = lambda answers: ()  # lines about what was answered
 
 
+class ConfusionMatrix(NamedTuple):
+    """How often each class was predicted for each true class."""
+
+    counts: np.ndarray  # [K, K]: a row a true class
+    classes: Sequence[str]
+
+
+class ForecastCurve(NamedTuple):
+    """One-step-ahead forecasts of a stretch of a series."""
+
+    name: str
+    times: np.ndarray  # [N] steps or dates
+    actual: np.ndarray  # [N]
+    forecasts: np.ndarray  # [N]
+    band: tuple[np.ndarray, np.ndarray] | None = None  # [N] each: the lower and the upper end of the 90% interval
+
+
 class Dataset(NamedTuple):
     """A file of data, ready for any recurrent model."""
 
@@ -73,7 +90,7 @@ class Dataset(NamedTuple):
     baselines: Mapping[str, Callable[[str], Items]]  # by name: one of SPLITS -> its items, those of the test as above
     tell: Callable[[Arrays], Sequence[str]] = lambda answers: ()  # lines about the test, such as a confusion matrix
     both: Callable[[], Arrays] | None = None  # the argument of `batch` with the validation part in it, too
-    draw: Callable[[Any, Arrays], None] | None = None  # (axis of Matplotlib, answers): a picture of the test
+    figure_data: Callable[[Arrays], ConfusionMatrix | ForecastCurve] | None = None  # of the test, from its answers
 
 
 class OnlinePredictor(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 
 from seqjax.datasets import dataset, forecast_preprocessing
 from seqjax.datasets.baselines import forecast_baselines
-from seqjax.datasets.dataset import Items, Table
+from seqjax.datasets.dataset import ForecastCurve, Items, Table
 from seqjax.datasets.forecast_batching import Spans, Split, Told
 from seqjax.datasets.forecast_preprocessing import Ready
 from seqjax.datasets.readers import date_formats, dates, summary
@@ -289,16 +289,13 @@ def coverage(told: Sequence[Told], parts: Sequence[Ready]) -> dict[str, float]:
     return found
 
 
-def draw(axis: Any, told: Sequence[Told], parts: Sequence[Ready], recipe: Mapping[str, Any]) -> None:
-    """One step ahead, of the first target of the first series, where its test ends."""
+def curve(told: Sequence[Told], parts: Sequence[Ready], recipe: Mapping[str, Any]) -> ForecastCurve:
+    """Returns one-step-ahead forecasts of the first target of the first series, where its test ends."""
     one = [some for some in told if some.series == told[0].series][-1]
     one = Told(one.series, one.origins[-MOST_DRAWN:], one.forecasts[-MOST_DRAWN:])
     part, steps = parts[one.series], one.origins + 1
     times = steps + 1 if part.series.dates is None else part.series.dates[steps]
-    axis.plot(times, actual(part, one.origins, 1)[:, 0, 0], color='black', lw=1, label=recipe['targets'][0])
-    axis.plot(times, one.points[:, 0, 0], lw=1, label='one step ahead')
-    if one.forecasts.shape[-1] > 1:
-        low, high = INTERVALS['90%']
-        axis.fill_between(times, one.forecasts[:, 0, 0, low], one.forecasts[:, 0, 0, high], alpha=0.2, label='90%')
-    axis.set(xlabel='test part', ylabel=recipe['targets'][0])
-    axis.legend(frameon=False, fontsize=9)
+    low, high = INTERVALS['90%']
+    band = (one.forecasts[:, 0, 0, low], one.forecasts[:, 0, 0, high]) if one.forecasts.shape[-1] > 1 else None
+    name = recipe['targets'][0]
+    return ForecastCurve(name, times, actual(part, one.origins, 1)[:, 0, 0], one.points[:, 0, 0], band)

@@ -98,7 +98,7 @@ def dataset(
             parts,
             recipe,
         ),
-        draw=lambda axis, answers: forecast_report.draw(axis, said(answers), parts, recipe),
+        figure_data=lambda answers: forecast_report.curve(said(answers), parts, recipe),
     )
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from seqjax.datasets.dataset import ConfusionMatrix, ForecastCurve
 from seqjax.reporting import statistics
 
 BLUE, ORANGE, GREY = '#2563a8', '#d1601f', '#555555'
+MAX_CLASS_LABELS = 20  # beyond, a confusion matrix has no names of classes
 NO_PICTURE = 'no picture: matplotlib is missing; pip install "seqjax[plots]", or --nopicture'
 
 
@@ -77,4 +79,30 @@ def draw_predictions(axis: Any, targets: np.ndarray, predictions: np.ndarray) ->
         axis.vlines(steps, q1, q3, color=BLUE, lw=5, label='50%')
         axis.plot(steps, median, 'o', color='white', mec=BLUE, markersize=5, label='median prediction')
     axis.set(xlabel='place in the sequence', ylabel='value', xticks=steps if len(steps) <= 20 else [])
+    axis.legend(frameon=False, fontsize=9)
+
+
+def draw_test(axis: Any, data: ConfusionMatrix | ForecastCurve) -> None:
+    """The test of a dataset: shares of a confusion matrix, or a stretch of forecasts with their interval."""
+    if isinstance(data, ConfusionMatrix):
+        _draw_confusion(axis, data)
+    else:
+        _draw_forecast(axis, data)
+
+
+def _draw_confusion(axis: Any, data: ConfusionMatrix) -> None:
+    counts, classes = data
+    axis.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap='Blues', vmin=0, vmax=1)
+    axis.set(xlabel='predicted', ylabel='truth', title='share of each class')
+    if len(classes) <= MAX_CLASS_LABELS:
+        axis.set(xticks=range(len(classes)), yticks=range(len(classes)), yticklabels=classes)
+        axis.set_xticklabels(classes, rotation='vertical')
+
+
+def _draw_forecast(axis: Any, data: ForecastCurve) -> None:
+    axis.plot(data.times, data.actual, color='black', lw=1, label=data.name)
+    axis.plot(data.times, data.forecasts, lw=1, label='one step ahead')
+    if data.band is not None:
+        axis.fill_between(data.times, *data.band, alpha=0.2, label='90%')
+    axis.set(xlabel='test part', ylabel=data.name)
     axis.legend(frameon=False, fontsize=9)

@@ -9,8 +9,8 @@ from seqjax.cli import lengths
 from seqjax.runs import directory
 from seqjax.runs.directory import Workdir
 from seqjax.training import fit_results
-from tests import test_fit
 from tests.helpers import kinds
+from tests.training import test_fit
 
 SWITCHES = {
     'jax_disable_jit': True,

@@ -27,7 +27,7 @@ QUICK = {'data': 'data', 'patience': 2, 'steps': 40, 'replicas': 2, 'picture': F
 def data(in_tmp, monkeypatch):
     """A folder with data, where the kind of the tests is an experiment."""
     (in_tmp / 'data').write_text('60')
-    monkeypatch.setitem(sys.modules, 'experiments.begin', kinds)
+    monkeypatch.setitem(sys.modules, 'seqjax.cli.begin', kinds)
     return in_tmp
 
 

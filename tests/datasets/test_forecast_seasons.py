@@ -7,7 +7,6 @@ import re
 
 import numpy as np
 import pytest
-from tests.test_forecast import outputs_of
 
 from seqjax import files
 from seqjax.cli import dataset_report, dataset_test
@@ -23,6 +22,7 @@ from seqjax.datasets.readers.table_sources import Columns
 from seqjax.datasets.readers.tables import SeriesTable
 from seqjax.errors import UserError
 from seqjax.reporting.significance import Improvement
+from tests.datasets.test_forecast import outputs_of
 
 RECIPE = {'covariates': [], 'date': 'day', 'id': None, 'mask': False, 'seasons': None, 'lag': 1, 'horizon': 1}
 RECIPE |= {'window': 4, 'strategy': 'direct', 'head': 'point', 'calendar': False, 'skip_short': False}

@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from tests.test_td import command
 
 from benchmarks import soak
 from experiments import echo as experiments_echo
@@ -14,6 +13,7 @@ from seqjax.cli import command as cli_command
 from seqjax.cli import command_line
 from seqjax.errors import UserError
 from seqjax.tasks import echo
+from tests.experiments.test_td import command
 
 DELAY, WINDOW = 3, 5
 

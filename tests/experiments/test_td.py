@@ -361,7 +361,7 @@ def test_a_later_flag_wins_and_a_packaged_flagfile_is_found_from_anywhere(in_tmp
 
 
 def test_every_flagfile_opens_with_a_claim_whose_command_parses():
-    for path in command_line.FLAGFILES.glob('*.flags'):
+    for path in command_line.flagfile_folder().glob('*.flags'):
         header = [line for line in path.read_text().splitlines() if line.startswith('#')]
         for word in ('Source:', 'Command:', 'Time:', 'Expect:'):
             assert sum(word in line for line in header) == 1, (path, word)

@@ -10,7 +10,7 @@ import pytest
 from seqjax.cli.dataset_experiment import DatasetExperiment
 from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import Number, Whole
-from seqjax.datasets.dataset import Dataset, Items, Measure, OnlinePredictor, Unseen
+from seqjax.datasets.dataset import Dataset, ForecastCurve, Items, Measure, OnlinePredictor, Unseen
 from seqjax.errors import UserError
 from seqjax.ops import windows
 from seqjax.tasks import synthetic
@@ -79,7 +79,7 @@ class Begin(DatasetExperiment):
             both=lambda: (jax.random.key(settings.train.seed), x[n:], y[n:]), items=items,
             baselines={'always 1': always},
             tell=lambda answers: [f'answers {answers.shape}'],
-            draw=lambda axis, answers: axis.plot(answers[0, :, 1]),
+            figure_data=lambda answers: ForecastCurve('y', answers[0, :, 0], answers[0, :, 1], answers[0, :, 1]),
         )  # fmt: skip
 
     @staticmethod

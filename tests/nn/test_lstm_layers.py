@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.errors import ScopeCollectionNotFound
-from tests.test_lstm_ops import assert_near
 
 from seqjax.nn import rnn as nn_rnn
 from seqjax.nn.cells.lstm_cell import LSTMCell
 from seqjax.nn.wrappers import Bidirectional, Stack, Stateful
 from seqjax.ops import lstm
 from tests.helpers import reference
+from tests.ops.test_lstm import assert_near
 
 
 class OneByOne(LSTMCell):

@@ -348,7 +348,7 @@ MESH = """
 import json, re
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from tests import test_gru_ops as tests
+from tests.ops import test_gru as tests
 jax.config.update('jax_disable_most_optimizations', True)
 found = {}
 for count, rows in ((2, 4), (3, 4), (3, 2)):

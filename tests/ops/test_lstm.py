@@ -403,7 +403,7 @@ MESH = """
 import json, re, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from tests import test_lstm_ops as tests
+from tests.ops import test_lstm as tests
 jax.config.update('jax_disable_most_optimizations', True)
 found = {}
 meshes = {

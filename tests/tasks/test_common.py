@@ -6,10 +6,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from tests.test_fitting import argv_of, rows_of
 
 from seqjax.cli import predict, task_setup
 from seqjax.nn import models
+from tests.cli.test_fitting import argv_of, rows_of
 from tests.helpers import kinds
 
 pytest.importorskip('pandas', reason='files are read by the extra "data"')

@@ -9,11 +9,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tests.test_processes import RUN, losses
 
 from experiments import echo
 from seqjax.cli import command
 from seqjax.training import sharding
+from tests.runs.test_multihost import RUN, losses
 
 ROOT = Path(__file__).parent.parent.parent
 

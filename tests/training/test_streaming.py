@@ -5,13 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
-from tests.test_processes import RUN, losses
 
 from experiments import echo as experiments_echo
 from seqjax.tasks import echo
 from seqjax.training import host_streaming
 from seqjax.training.host_streaming import Feed
 from tests.helpers import reference
+from tests.runs.test_multihost import RUN, losses
 
 pytest.importorskip('grain', reason='pip install "seqjax[stream]"')
 
