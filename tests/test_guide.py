@@ -60,7 +60,7 @@ def test_its_experiment_reaches_what_the_flagfile_says(followed):
 def test_its_test_and_its_doctest_pass_and_can_fail(followed):
     folder, _ = followed
     words = ('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--import-mode=importlib', '--noconftest')
-    run = (*words, '--doctest-modules', 'tests/test_task_majority.py', 'seqjax/tasks/majority.py')
+    run = (*words, '--doctest-modules', 'tests/tasks/test_majority.py', 'seqjax/tasks/majority.py')
     done = command(folder, *run)
     assert done.returncode == 0 and '3 passed' in done.stdout, done.stdout
     task = folder / 'seqjax/tasks/majority.py'
@@ -85,6 +85,6 @@ def test_its_test_and_its_doctest_pass_and_can_fail(followed):
 )
 def test_every_command_knows_it(words, followed):
     small = ['--steps=25', '--replicas=2', '--nopicture', '--batch_size=4']
-    done = command(followed[0], '-m', f'experiments.{words[0]}', *words[1:], *small, plainly=True)
+    done = command(followed[0], '-m', 'seqjax', words[0], *words[1:], *small, plainly=True)
     assert done.returncode == 0, done.stderr
     assert 'majority' in done.stdout

@@ -107,7 +107,7 @@ def test_it_draws_a_panel_for_each_task(in_tmp):
         (['--params=3'], '--params=3'),
         (['--params=3000', '--hidden=4'], '--params=3000'),
         (['--tasks=adding,copy_memory', '--bidirectional'], '--bidirectional'),
-        (['--cells=mingru,gru', '--parallel'], '--cell=gru --parallel=True'),
+        (['--cells=mingru,gru', '--parallel'], '--parallel=True'),
         (['--tasks=adding,copy_memory', '--length=50'], '--length'),
         (['--dropout=0.1'], '--dropout=0.1'),
     ],

@@ -22,6 +22,7 @@ from seqjax.cli import command as cli_command
 from seqjax.errors import UserError
 from seqjax.runs import directory
 
+KEEP_COMPILED = compilation_cache.keep_compiled  # tests put another in its place
 ROOT = Path(__file__).parent.parent.parent
 DEFAULTS = cli_command.default_values(td.run)
 
@@ -386,7 +387,7 @@ def test_a_closed_output_is_as_good_as_none(tmp_path):
 def test_an_interrupt_during_the_imports_shows_no_traceback(tmp_path):
     """jax imports numpy early: it is our own module here that sends the signal while the imports go on."""
     (tmp_path / 'optax.py').write_text('import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n')
-    done = start(tmp_path, shell='', program='seqjax td')
+    done = start(tmp_path, shell='', program='seqjax forecast')
     assert (done.returncode, done.stderr) == (130, b'')
 
 
@@ -492,7 +493,7 @@ def test_a_cache_that_cannot_be_written_breaks_no_run_that_did_not_ask_for_it(ke
 
 
 def test_a_cache_that_was_asked_for_and_cannot_be_written_is_refused(told, asked, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compilation_cache, 'keep_compiled', compilation_cache.keep_compiled)
+    monkeypatch.setattr(compilation_cache, 'keep_compiled', KEEP_COMPILED)
     (tmp_path / 'file').write_text('in the way')
     for place in ('file', 'file/below'):
         assert f'--compilation_cache={place}' in refused([f'--compilation_cache={place}'], asked, capsys)
@@ -593,7 +594,7 @@ def test_importing_a_command_leaves_signals_and_garbage_collection_alone():
     code = """
 import gc, signal, sys
 before = gc.isenabled(), *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))
-import seqjax.cli.app, experiments.td, experiments.forecast
+import seqjax.cli.app, experiments.td, seqjax.cli.forecast
 assert (gc.isenabled(), *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))) == before
 """
     env = os.environ | {'PYTHONPATH': str(ROOT)}

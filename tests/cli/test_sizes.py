@@ -1,6 +1,5 @@
 """Sizes: what exceeds the memory is refused before it is taken, by the flags that decide it; what fits is not."""
 
-import importlib
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -12,8 +11,9 @@ import pytest
 
 from experiments import echo, td
 from seqjax import training
-from seqjax.cli import command, flag_tables, sweep, task_registry, text
+from seqjax.cli import command, flag_tables, registry, sweep, task_registry, text
 from seqjax.cli.dataset_experiment import Sampling
+from seqjax.cli.settings import Settings
 from seqjax.errors import UserError
 from seqjax.nn import models
 from seqjax.runs import memory
@@ -95,7 +95,7 @@ def stopped(in_tmp, monkeypatch):
     ],
 )
 def test_sizes_that_no_memory_holds_end_in_a_sentence(name, flags, words, stopped, capsys):
-    module = kinds if name == 'begin' else importlib.import_module(f'experiments.{name}')
+    module = kinds if name == 'begin' else registry.module(name)
     Path('data').write_text('40')
     own = ['--data=data'] if name == 'begin' else []
     assert module.main([*own, *flags.split()]) == 2
@@ -128,7 +128,7 @@ def test_a_grid_of_too_many_settings_is_refused_before_it_is_made(stopped):
     ],
 )
 def test_what_runs_today_is_not_refused(name, flags, stopped):
-    module = kinds if name == 'begin' else importlib.import_module(f'experiments.{name}')
+    module = kinds if name == 'begin' else registry.module(name)
     Path('data').write_text('40')
     with pytest.raises(Reached):
         module.main([*(['--data=data'] if name == 'begin' else []), *flags.split()])
@@ -227,8 +227,8 @@ def test_texts_that_no_memory_holds_are_refused(length, samples):
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
     best = Best(0.0, 0, params, {})
     with pytest.raises(UserError, match=f'--samples={samples} --length={length}'):
-        kind.write({'hidden': 4}, recipe, model, best, 'ab', Sampling(length, 1.0, samples, 0))
-    assert len(kind.write({'hidden': 4}, recipe, model, best, 'ab', Sampling(3, 1.0, 2, 0))) == 2
+        kind.write(Settings.of({'hidden': 4}), recipe, model, best, 'ab', Sampling(length, 1.0, samples, 0))
+    assert len(kind.write(Settings.of({'hidden': 4}), recipe, model, best, 'ab', Sampling(3, 1.0, 2, 0))) == 2
 
 
 # --- long strings of brackets ----------------------------------------------------------------------

@@ -1,13 +1,12 @@
 """The smallest files and settings of every kind: each works, or ends in one sentence."""
 
-import importlib
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from seqjax.cli import task_setup
+from seqjax.cli import registry, task_setup
 from seqjax.datasets import dataset
 from seqjax.errors import UserError
 from tests.helpers import kinds
@@ -89,7 +88,7 @@ FORECAST = [
 )
 def test_a_forecast_of_one_step(in_tmp, flags):
     table(in_tmp / 'x.csv', 40)
-    data = run(importlib.import_module('experiments.forecast').KIND, {**BASE, **flags, 'data': 'x.csv'}, 'test')
+    data = run(registry.module('forecast').KIND, {**BASE, **flags, 'data': 'x.csv'}, 'test')
     assert data.spec.outputs >= 1
 
 
@@ -98,7 +97,7 @@ def test_a_forecast_of_one_step(in_tmp, flags):
 @pytest.mark.parametrize('flags', [{}, {'date': 'day', 'calendar': True}, {'validation_from': '5', 'test_from': '6'}])
 def test_a_forecast_of_a_few_rows_works_or_ends_in_one_sentence(in_tmp, rows, flags):
     table(in_tmp / 'x.csv', rows)
-    kind = importlib.import_module('experiments.forecast').KIND
+    kind = registry.module('forecast').KIND
     flags = {**BASE, **flags, 'window': 1, 'data': 'x.csv'}
     if rows >= 6:
         assert run(kind, flags, 'test').recipe['window'] == 1
@@ -123,7 +122,7 @@ def test_a_forecast_of_a_few_rows_works_or_ends_in_one_sentence(in_tmp, rows, fl
 )
 def test_a_forecast_of_one_series_or_one_column(in_tmp, content, flags):
     table(in_tmp / 'x.csv', 40, **content)
-    run(importlib.import_module('experiments.forecast').KIND, {**BASE, **flags, 'data': 'x.csv'})
+    run(registry.module('forecast').KIND, {**BASE, **flags, 'data': 'x.csv'})
 
 
 OTHERS = {
@@ -150,6 +149,6 @@ def test_other_kinds_with_the_smallest_settings(in_tmp, name, flags):
     if make is not None:
         make(in_tmp / file)
     try:
-        run(importlib.import_module(f'experiments.{name}').KIND, {**flags, 'data': file})
+        run(registry.module(name).KIND, {**flags, 'data': file})
     except UserError as error:
         assert '\n' not in str(error) and '--' in str(error)

@@ -433,7 +433,7 @@ import sys
 from typing import Literal
 import jax, jax.numpy as jnp
 from seqjax.tasks.synthetic import SyntheticTask, classification
-from seqjax.types import Batch
+from seqjax.types import Batch, ModelSpec
 
 def my_task(bits: int = 3) -> SyntheticTask:
     def sample(key, count):
@@ -500,7 +500,7 @@ def test_a_task_of_another_module_has_flags_and_files(in_tmp, capsys):
         ('builtins:dict', "'dict'"),
         ('builtins:print', 'print'),
         ('builtins:len', 'len'),
-        ('seqjax.problem:SyntheticTask', 'SyntheticTask'),
+        ('seqjax.tasks.synthetic:SyntheticTask', 'SyntheticTask'),
         ('exits_8:x', 'exits_8'),
         ('my_module_8:my_task()', 'MODULE:FUNCTION'),
         ('my_module_8:my_task:more', 'MODULE:FUNCTION'),

@@ -88,6 +88,6 @@ def test_an_unknown_claim_is_refused(capsys, monkeypatch):
 def test_every_flagfile_of_a_study_is_accepted():
     """By its own experiment, as its command says."""
     for path in command_line.flagfile_folder().glob('*.flags'):
-        module = re.search(r'^# Command: +python -m experiments\.(\w+) ', path.read_text(), re.MULTILINE)[1]
+        module = re.search(r'^# Command: +(?:python -m experiments\.|seqjax )(\w+) ', path.read_text(), re.MULTILINE)[1]
         if module in task_registry.NAMES:
             task_registry.find(module).check(registry.find(module).parse([f'--flagfile={path}']))

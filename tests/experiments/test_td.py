@@ -1,7 +1,6 @@
 """The three experiments through both doors: the command line, and Python."""
 
 import csv
-import importlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ import pytest
 from experiments import td, td_rates
 from experiments.td_rates import Point
 from seqjax.cli import command as cli_command
-from seqjax.cli import command_line
+from seqjax.cli import command_line, registry
 from seqjax.reporting import statistics
 from seqjax.runs.directory import Workdir
 from seqjax.training import seeds
@@ -30,7 +29,8 @@ FILES = {'metrics.csv', 'summary.json', 'checkpoints'}
 def command(*flags, module='td', **options):
     """A process of its own, as a person starts it."""
     environment = os.environ | {'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': ''}
-    run = [sys.executable, '-m', f'experiments.{module}', *map(str, flags)]
+    program = ['seqjax', module] if module in registry.modules() else [f'experiments.{module}']
+    run = [sys.executable, '-m', *program, *map(str, flags)]
     return subprocess.run(run, capture_output=True, text=True, env=environment, check=False, timeout=300, **options)
 
 
@@ -366,10 +366,11 @@ def test_every_flagfile_opens_with_a_claim_whose_command_parses():
         for word in ('Source:', 'Command:', 'Time:', 'Expect:'):
             assert sum(word in line for line in header) == 1, (path, word)
         words = next(line for line in header if 'Command:' in line).split('Command:')[1].split()
-        assert words[:2] == ['python', '-m'] and words[2].startswith('experiments.')
-        assert words[3] == f'--flagfile=experiments/flags/{path.name}'
-        module = importlib.import_module(words[2])
-        values = module.COMMAND.parse(words[3:])
+        command, argv = (' '.join(words[:3]), words[3:]) if words[0] == 'python' else (' '.join(words[:2]), words[2:])
+        name = re.split(r'[ .]', command)[-1]
+        assert command == registry.called(name) and argv[0] == f'--flagfile=experiments/flags/{path.name}'
+        module = registry.module(name)
+        values = module.COMMAND.parse(argv)
         assert values['replicas'] >= (5 if hasattr(module, 'KIND') else 10)
 
 

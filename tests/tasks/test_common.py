@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from seqjax.cli import predict, task_setup
+from seqjax.cli import predict, registry, task_setup
 from seqjax.nn import models
 from tests.cli.test_fitting import argv_of, rows_of
 from tests.helpers import kinds
@@ -33,7 +33,7 @@ def kind(request, in_tmp):
     file, make, flags = KINDS[request.param]
     if make is not None:
         make(in_tmp / file)
-    return importlib.import_module(f'experiments.{request.param}').KIND, {**QUICK, **flags, 'data': file}
+    return registry.module(request.param).KIND, {**QUICK, **flags, 'data': file}
 
 
 def test_it_learns_and_predicts_what_its_test_said_bit_for_bit(kind, capsys):
@@ -90,7 +90,7 @@ def test_every_flag_has_a_help_and_the_module_shows_how_it_is_run(kind, capsys):
     for name, flag in kind.FLAGS.items():
         assert (f'--{name}=(' in shown or f'--[no]{name}' in shown) and len(flag.help) > 5
     assert set(kind.FLAGS) == set(kind.defaults)
-    assert f'experiments.{kind.name} --data=' in importlib.import_module(f'experiments.{kind.name}').__doc__
+    assert f'seqjax {kind.name} --data=' in registry.module(kind.name).__doc__
 
 
 def test_a_run_of_another_kind_reads_no_such_file(kind, capsys):
