@@ -3,6 +3,7 @@
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,33 @@ def test_no_two_public_classes_and_no_two_modules_share_a_name():
     assert not {name: found for name, found in (classes | modules).items() if len(found) > 1}
 
 
+TOUCHES = {'print', 'open', 'input', 'read_text', 'write_text', 'read_bytes', 'write_bytes', 'savez', 'savetxt'}
+WORLD = {'os', 'sys', 'io', 'pathlib', 'shutil', 'tempfile', 'subprocess', 'logging', 'csv', 'json', 'rich'}
+
+
+@pytest.mark.parametrize(
+    'file',
+    [file for file in FILES if room(file) in ('types', 'config', 'ops', 'nn', 'tasks')],
+    ids=lambda file: str(file.relative_to(LIBRARY)),
+)
+def test_what_computes_neither_prints_nor_touches_files(file):
+    called = {
+        getattr(node.func, 'id', None) or getattr(node.func, 'attr', None)
+        for node in ast.walk(ast.parse(file.read_text(encoding='utf-8')))
+        if isinstance(node, ast.Call)
+    }
+    assert not TOUCHES & called
+    assert not WORLD & {name.split('.')[0] for name in imported(file)}
+
+
+def test_training_and_runs_name_no_task():
+    """Neither as a word in the code nor in a comment."""
+    tasks = {file.stem for file in (LIBRARY / 'tasks').glob('*.py')} - {'__init__', 'synthetic'}
+    for file in FILES:
+        if room(file) in ('training', 'runs', 'reporting'):
+            assert not tasks & set(re.findall(r'\w+', file.read_text(encoding='utf-8'))), file
+
+
 def length(node):
     """Lines of a function but for its docstring."""
     count, doc = node.end_lineno - node.lineno + 1, node.body[0]
@@ -105,8 +133,9 @@ def test_importing_the_package_loads_nothing_else():
     assert run('import sys, seqjax; print("jax" in sys.modules)') == 'False'
 
 
-def test_importing_every_module_changes_no_signal_handler_no_collector_and_no_flag():
-    names = ['.'.join(file.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__') for file in FILES]
+def test_X03_importing_every_module_changes_no_signal_handler_no_collector_and_no_flag():
+    files = [*FILES, *(file for folder in OUTSIDE[:2] for file in sorted((ROOT / folder).glob('*.py')))]
+    names = ['.'.join(file.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__') for file in files]
     code = (
         'import gc, importlib, signal\n'
         'from absl import flags\n'

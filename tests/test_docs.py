@@ -57,7 +57,7 @@ def test_the_readmes_stream_learns_its_sentence(capsys):
 
 def test_the_readmes_decoder_writes_what_it_says():
     """Shapes as in the comments; scores are of the best first, and end or not each length is right."""
-    names = run_block('decode.greedy(')
+    names = run_block('decoding.greedy(')
     assert names['logits'].shape == (2, 5, 10) and np.isfinite(names['loss'])
     written, best = names['written'], names['best']
     assert [x.shape for x in written] == [(2, 6), (2,), (2,)] and [x.shape for x in best] == [(2, 4, 6), (2, 4), (2, 4)]
@@ -66,7 +66,7 @@ def test_the_readmes_decoder_writes_what_it_says():
 
 
 def test_the_readmes_parameters_are_loaded_as_they_were(in_tmp):
-    names = run_block('checkpoint.load(')
+    names = run_block('runs.load(')
     reference.assert_trees_equal(names['params'], names['variables']['params'])
     assert [path.name for path in in_tmp.iterdir()] == ['model.safetensors']
 
