@@ -403,11 +403,12 @@ MESH = """
 import json, re, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from seqjax.ops import lstm, lstm_layouts
 from tests.ops import test_lstm as tests
 jax.config.update('jax_disable_most_optimizations', True)
 found = {}
 meshes = {
-    'two': ({'data': 2}, tests.lstm_ops.BACKENDS, (4,)),
+    'two': ({'data': 2}, lstm.BACKENDS, (4,)),
     'three': ({'data': 3}, tests.FAST, (2, 4)),
     'both': ({'data': 2, 'model': 2}, tests.FAST, (4,)),
 }
@@ -428,7 +429,7 @@ for name in sys.argv[1:]:
         if b % axes['data'] == 0:
             places['inputs'] = NamedSharding(mesh, P(None, 'data'))
         for backend in backends:
-            tests.lstm_ops.MANY = 0 if backend == tests.AGAIN else 2**20
+            lstm_layouts.MANY = 0 if backend == tests.AGAIN else 2**20
             with jax.set_mesh(mesh):
                 program = jax.jit(run, static_argnums=1, in_shardings=(places,)).lower(x, backend).compile()
                 tests.assert_near(program(jax.device_put(x, places)), want, 1e-6)

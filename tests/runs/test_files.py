@@ -192,9 +192,9 @@ def test_two_cannot_write_in_one_folder(tmp_path):
 def test_the_lock_of_a_dead_process_is_no_lock(tmp_path):
     code = f"""
 import os, sys
-from seqjax import files
+from seqjax.runs import directory
 settings = {{'workdir': {str(tmp_path)!r}, 'overwrite': False}}
-with files.open_workdir(settings, 'x'):
+with directory.open_workdir(settings, 'x'):
     os.kill(os.getpid(), 9)
 """
     done = subprocess.run([sys.executable, '-c', code], env=os.environ | {'PYTHONPATH': str(ROOT)}, check=False)

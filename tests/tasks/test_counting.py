@@ -380,4 +380,4 @@ def test_an_experiment_takes_its_defaults(experiment):
     """Of the name of its file, with all flags that it has accepted as they are."""
     study = experiment.STUDY
     assert experiment.__name__ == f'experiments.{study.name}'
-    assert study.check({})['batch_size'] == 64 and 'longest' in study.FLAGS
+    assert study.check({}).train.batch_size == 64 and 'longest' in study.FLAGS

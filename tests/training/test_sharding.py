@@ -92,12 +92,13 @@ def test_the_layout_divides_what_it_says():
     """Of a State on eight devices: the carry's rows, the weights' columns, replicas; all else is everywhere."""
     code = """
 import jax, json, numpy as np
-from experiments import echo, launch
+from experiments import echo
+from seqjax.cli.command import default_values
 from seqjax import training
 from seqjax.runs.parameters import named
-flags = {**launch.default_values(echo.run), 'batch_size': 8, 'hidden': 4}
+flags = {**default_values(echo.run), 'batch_size': 8, 'hidden': 4}
 model, task = echo.make_model(flags), echo.make_task(flags)
-tx = echo.make_optimiser(launch.default_values(echo.run))
+tx = echo.make_optimiser(default_values(echo.run))
 shapes = jax.eval_shape(lambda: training.init_state(model, task, tx, jax.random.key(0)))
 found = {}
 for asked, replicas in (('data:4,model:2', None), ('data:8', None), ('data:8', 16)):
