@@ -1,4 +1,7 @@
-"""The types that tasks, models and training share."""
+"""The types that tasks, models and training share.
+
+Data flow one way: flags -> Task and model -> TrainState -> scan of train steps -> metrics of a chunk -> run -> report.
+"""
 
 from __future__ import annotations
 

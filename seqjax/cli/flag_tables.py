@@ -1,4 +1,7 @@
-"""Tables of flags, made of configurations, and checks of their values."""
+"""Tables of flags, made of configurations, and checks of their values.
+
+Values go through the parsers from either side: the command line by `Command.main`, Python and notebooks by `check`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""The experiment on a synthetic task: trains seeds until they succeed, and tests them."""
+"""The experiment on a synthetic task: trains seeds until they succeed, and tests them on sequences they never saw.
+
+    STUDY = TaskExperiment(adding.adding)           # in experiments/adding.py, beside the two lines that run it
+    adding.run(length=50, cell='gru', replicas=3)   # from Python
+
+The arguments of the function that makes the task are flags of the experiment, by their names, types and defaults, and
+its docstring's lines about them are their help.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Forecasting of time series: a file of series as a dataset."""
+"""Forecasting of time series: a series is read from its beginning, and at every step the next H steps are forecast.
+
+Axes beside those in `seqjax`: C targets, H steps ahead, K numbers that a forecast has: 1, 2 (mean, log of the standard
+deviation) or 5 (quantiles). What a model reads and returns is in units of the training part: minus its mean, over its
+standard deviation, per series and column.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,17 @@
-"""The recurrent layer: a cell scanned over time."""
+"""The recurrent layer: a cell scanned over time.
+
+Every recurrent layer, here and in `wrappers`, is called in the same way, and returns a carry that it takes back
+unchanged:
+
+    layer(inputs, initial_carry=, init_key=, seq_lengths=, mask=, resets=, return_carry=, return_sequences=,
+          time_major=, masked_output=, deterministic=)
+
+    layer           carry
+    RNN             the cell's: LSTMCarry(c, h), HiddenCarry(h), whatever a cell of Flax's has
+    Bidirectional   (forward carry, backward carry)
+    Stack           (carry of the first layer, ..., carry of the last)
+    Stateful        that of its layer
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The LSTM over a batch of sequences, as functions of arrays."""
+"""The LSTM over a batch of sequences, as functions of arrays: one signature, several ways to compute it.
+
+`BACKENDS` has all ways by name, and `choose` says which is taken where; `./run.sh bench` measures what they are worth.
+`lstm_scan.plain` is the recurrence as the equations of `LSTMCell` have it; `lstm_backward.fast` computes the same
+numbers and brings its own backward pass, in one of the memory layouts of `lstm_layouts`.
+"""
 
 from __future__ import annotations
 

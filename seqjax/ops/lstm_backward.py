@@ -1,4 +1,13 @@
-"""The fused LSTM and its backward pass through time."""
+"""The fused LSTM and its backward pass through time.
+
+`fast` computes the numbers of `lstm_scan.plain`, and its backward pass
+
+- carries the gradients of c and h alone from step to step, so that a step needs one product and not three;
+- takes the gradients of the weights from chunks of steps: one large product for each is faster than a small one for
+  every step, and needs less memory, and rounds less, than one of all steps;
+- keeps of each step h, c and what the gates come from, 6 H numbers a row, where JAX by itself keeps about 14 H; or only
+  h and c if the residuals exceed the caches: the pre-activations are then recomputed chunk by chunk.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory layouts of the fused LSTM."""
+"""Memory layouts of the fused LSTM: batch-major, batch-major with the gates kept, feature-major."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Masks, lengths and resets of sequences."""
+"""Masks, lengths and resets of sequences, the checks of them, and what they mean along time.
+
+A mask is True where a step is real; padding may be right, left or in holes. A masked step is skipped: it leaves the
+carry as it was, and whatever stands there (1e30, NaN, infinity) reaches no value and no gradient.
+"""
 
 from __future__ import annotations
 

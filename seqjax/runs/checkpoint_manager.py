@@ -1,4 +1,11 @@
-"""The checkpoints of a run: saved in the background, verified before use."""
+"""The checkpoints of a run: written by Orbax in the background, with a checksum of every file, verified before use.
+
+    checkpoints/500/state/      the whole TrainState, written by Orbax
+    checkpoints/500/about.json  the run's flags and versions, the offsets of its logs, its metrics, names and shapes
+    checkpoints/500/checksums   sha256 of all of these, as sha256sum writes it; written last
+
+A step appears under its number only when it is whole; `sha256sum -c checksums` in its folder verifies it, too.
+"""
 
 from __future__ import annotations
 

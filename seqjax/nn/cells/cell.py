@@ -1,4 +1,12 @@
-"""Base classes of recurrent cells."""
+"""Base classes of recurrent cells: one time step, (carry, x_t) -> (carry, y_t), by `flax.linen.RNNCellBase`.
+
+Gates lie side by side in every kernel and bias. The LSTM's are (i, f, g, o), as in Keras and PyTorch: input gate,
+forget gate, candidate (Keras calls it c, PyTorch g), output gate. The GRU's are (z, r, n), as in Keras and ONNX:
+update gate, reset gate, candidate; PyTorch has r before z.
+
+In training, that is where a call has the random stream 'dropout', a cell may drop: `seqjax.nn.RNN` draws the masks of a
+whole sequence once (`noise`), and hands them to every step.
+"""
 
 from __future__ import annotations
 
