@@ -222,7 +222,7 @@ def test_missing_values_are_refused_or_are_zero_beside_a_channel_that_says_so():
         lambda: make(series),
     )
     data = make(series, missing='mask')
-    assert data.form.features == 4
+    assert data.spec.features == 4
     rows = np.concatenate([data.data['values'], *rows_of(data.validation), *rows_of(data.test.batches)])
     assert rows[:, 2:].sum(0).tolist() == [1, 1] and set(rows[:, 2:].ravel()) == {0, 1}
     assert not rows[:, :2][rows[:, 2:] == 1].any() and np.isfinite(rows).all()
@@ -313,8 +313,8 @@ def test_unseen_series_go_through_what_the_test_went_through():
     recipe = json.loads(json.dumps(data.recipe))
     same(time_series_classification.unseen('y', test, recipe).batches, data.test.batches)
     assert (
-        time_series_classification.form(recipe)[:2] == data.form[:2]
-        and time_series_classification.form(recipe).features == 2
+        time_series_classification.spec(recipe)[:2] == data.spec[:2]
+        and time_series_classification.spec(recipe).features == 2
     )
     for longest, steps in ((20, 20), (6, 9)):
         found = time_series_classification.unseen('z', draw(longest=longest), recipe).batches

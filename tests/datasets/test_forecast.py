@@ -65,8 +65,8 @@ def parts_of(made, table):
 def outputs_of(made, batches, value=0.0):
     """What a model that always says `value` answers to batches, as the host has it."""
     steps = batches.mask.shape[2]
-    outputs = jnp.full((*batches.mask.shape[:2], steps, made.form.outputs), value)
-    return np.asarray(jax.vmap(made.form.answers)(outputs, batches))
+    outputs = jnp.full((*batches.mask.shape[:2], steps, made.spec.outputs), value)
+    return np.asarray(jax.vmap(made.answers)(outputs, batches))
 
 
 # --- what is given ---------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_a_network_that_says_0_is_the_baseline_that_it_is_relative_to(lag, who):
     np.testing.assert_allclose(mine.totals, theirs.totals, rtol=1e-4)
     np.testing.assert_array_equal(mine.counts, theirs.counts)
     scored = made.loss_fn(
-        jnp.zeros((*made.validation.mask.shape[1:], made.form.outputs)), jax.tree.map(lambda x: x[0], made.validation)
+        jnp.zeros((*made.validation.mask.shape[1:], made.spec.outputs)), jax.tree.map(lambda x: x[0], made.validation)
     )
     of_baseline = made.baselines[who]('validation')
     assert len(made.validation.mask) == 1 and scored['loss'].count == of_baseline.counts.sum()
@@ -260,7 +260,7 @@ def test_losses_of_intervals_are_those_of_their_equations(head):
         rng.normal(size=(3, 4)).astype(np.float32),
     )
     mask = rng.random((3, 4)) < 0.7
-    found = getattr(forecasting, {'gaussian': 'gaussian', 'quantile': 'pinball'}[head])(
+    found = getattr(forecast_heads, {'gaussian': 'gaussian', 'quantile': 'pinball'}[head])(
         jnp.array(told), jnp.array(np.where(mask, y, np.nan)), mask
     )
     total = 0.0
@@ -493,7 +493,7 @@ def test_a_batch_that_is_no_window_counts_only_what_is_masked_in():
     """Origins that do not count change no score, whatever is there."""
     made = make()
     batch = jax.tree.map(lambda x: x[0], made.validation)
-    outputs = jax.random.normal(jax.random.key(0), (*batch.mask.shape, made.form.outputs))
+    outputs = jax.random.normal(jax.random.key(0), (*batch.mask.shape, made.spec.outputs))
     noisy = jnp.where(batch.mask[..., None], outputs, jnp.nan)
     for one, other in zip(*(jax.tree.leaves(made.loss_fn(o, Batch(*batch))) for o in (outputs, noisy)), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -270,7 +270,9 @@ def test_the_31st_of_a_shorter_month_is_its_last_day():
 
 
 def test_a_file_in_a_package_is_named_by_both(tmp_path, monkeypatch):
-    assert optional_packages.locate('seqjax:readers/extra.py').read_text().startswith('"""Libraries')
+    assert (
+        optional_packages.locate('seqjax:datasets/readers/optional_packages.py').read_text().startswith('"""Libraries')
+    )
     assert optional_packages.locate('some/where.csv').parts == ('some', 'where.csv')
     assert optional_packages.locate(r'C:\x.csv').name.endswith('x.csv')
     for path, words in (('nopackage_:x.csv', 'nopackage_'), ('seqjax:x.csv', 'x.csv')):

@@ -38,7 +38,7 @@ def kind(request, in_tmp):
 
 def test_it_learns_and_predicts_what_its_test_said_bit_for_bit(kind, capsys):
     kind, flags = kind
-    assert kind.main(argv_of(flags | {'workdir': 'w'})) == 0
+    assert registry.find(kind.name).main(argv_of(flags | {'workdir': 'w'})) == 0
     lines = capsys.readouterr().out.splitlines()
     assert 'lstm(4)' in lines[-1]
     assert predict.main(['--workdir=w', f'--data={flags["data"]}', '--part=test', '--out=p.csv']) == 0
@@ -85,7 +85,7 @@ def test_both_parts_are_read_as_one_is_and_the_test_is_in_neither(kind, in_tmp):
 
 def test_every_flag_has_a_help_and_the_module_shows_how_it_is_run(kind, capsys):
     kind, _ = kind
-    assert kind.main(['--help']) == 0
+    assert registry.find(kind.name).main(['--help']) == 0
     shown = capsys.readouterr().out
     for name, flag in kind.FLAGS.items():
         assert (f'--{name}=(' in shown or f'--[no]{name}' in shown) and len(flag.help) > 5
@@ -96,7 +96,7 @@ def test_every_flag_has_a_help_and_the_module_shows_how_it_is_run(kind, capsys):
 def test_a_run_of_another_kind_reads_no_such_file(kind, capsys):
     """In one sentence: what the file is, or is not."""
     kind, flags = kind
-    assert kind.main(argv_of(flags | {'workdir': 'w'})) == 0
+    assert registry.find(kind.name).main(argv_of(flags | {'workdir': 'w'})) == 0
     for other, (file, make, _) in KINDS.items():
         if other != kind.name and make is not None:
             make(importlib.import_module('pathlib').Path(file))
