@@ -19,17 +19,18 @@ import numpy as np
 import optax
 
 from seqjax import config, training
-from seqjax.cli import command, default_workdir, flag_tables
+from seqjax.cli import command, default_workdir, flag_tables, task_setup
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import Flag, FlagTable
 from seqjax.cli.parsers import Choice, Fraction, Positive, Switch, Whole
+from seqjax.config import TrainConfig
 from seqjax.errors import UserError
 from seqjax.nn import models
 from seqjax.reporting import plots, statistics, text_tables
 from seqjax.runs import directory, result_files
 from seqjax.runs.directory import Workdir
 from seqjax.tasks import echo
-from seqjax.training import host_streaming, optimizers, programs, run_summary
+from seqjax.training import host_streaming, programs, run_summary
 from seqjax.training import replicas as training_replicas
 from seqjax.types import Task
 
@@ -154,13 +155,8 @@ def _together(settings: dict[str, Any]) -> Iterator[None]:
 
 
 def make_optimiser(settings: dict[str, Any]) -> optax.GradientTransformation:
-    try:
-        rate = optimizers.schedule(settings['schedule'], settings['learning_rate'], settings['decay_steps'])
-    except ValueError as error:
-        raise UserError(
-            f'--schedule={settings["schedule"]} with --decay_steps={settings["decay_steps"]}: {error}'
-        ) from error
-    return optimizers.adam(rate, settings['adam_epsilon'], settings['clip_norm'])
+    names = ('learning_rate', 'adam_epsilon', 'schedule', 'decay_steps', 'clip_norm')
+    return task_setup.make_optimizer(TrainConfig(**{name: settings[name] for name in names}))
 
 
 def _train(

@@ -23,6 +23,7 @@ from seqjax.cli import command, default_workdir, flag_tables
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import Flag, FlagTable
 from seqjax.cli.parsers import Choice, Whole
+from seqjax.config import TrainConfig
 from seqjax.nn import activations as nn_activations
 from seqjax.reporting import plots, statistics, text_tables
 from seqjax.reporting.text_tables import Layer
@@ -147,7 +148,8 @@ def make_task(settings: dict[str, Any]) -> Task:
 
 
 def make_optimiser(settings: dict[str, Any]) -> optax.GradientTransformation:
-    return optimizers.adam(settings['learning_rate'], settings['adam_epsilon'])
+    config = TrainConfig(learning_rate=settings['learning_rate'], adam_epsilon=settings['adam_epsilon'])
+    return optimizers.make_optimizer(config)
 
 
 def _train(settings: dict[str, Any], folder: Workdir, targets: np.ndarray) -> tuple[dict[str, Any], RunResult]:
