@@ -88,7 +88,7 @@ def _imported_cell(text: str, module: str, name: str) -> Callable[..., nn.RNNCel
 class _Model(NamedOptions, nn.Module):
     """What the models share: tokens are embedded, and what is known of the steps reaches the recurrent layer."""
 
-    rnn: nn.Module  # [B, T, F] -> [B, T, H]: any layer of `seqjax.layers`
+    rnn: nn.Module  # [B, T, F] -> [B, T, H]: any layer of `seqjax.nn`
     head: nn.Module
     embed: nn.Embed | None = None  # of tokens [B, T]
     drop_inputs: nn.Dropout | None = None  # of what the recurrent layer reads
@@ -225,7 +225,7 @@ def recurrent(
       features: H.
       layers: how many of them, one on the other.
       bidirectional: whether each reads in both directions.
-      merge_mode: how the directions are merged, a key of `layers.MERGES`.
+      merge_mode: how the directions are merged, a key of `seqjax.nn.wrappers.MERGES`.
       dropout: the share of values that is dropped between two layers.
       residual: whether layers from the second on add their inputs to their outputs.
       learn_initial_carry: whether each direction of each layer learns where it begins.

@@ -42,7 +42,7 @@ class Scan(NamedTuple):
     fresh: Carry | None  # what a reset begins with
     noise: Any  # what a cell that drops has drawn for the sequence; None where nothing is dropped
     call: Callable[..., Any]  # (cell, carry, inputs, index) -> (carry, outputs)
-    backend: str  # see `seqjax.lstm_ops` and `seqjax.ops.gru`
+    backend: str  # see `seqjax.ops.lstm` and `seqjax.ops.gru`
 
 
 def step_by_step(cell: nn.Module, carry: Carry, steps: SequenceInputs, how: Scan) -> RecurrentOutput:

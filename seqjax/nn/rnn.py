@@ -81,7 +81,7 @@ class RNN(NamedOptions, nn.Module):
     direction. The row starts anew there from the cell's own initial carry (the learned one with `learn_initial_carry`),
     not from the one that was given.
 
-    Cells that drop (`recurrent_dropout`, `drop_connect`, `zoneout_h` of `seqjax.cells`) do so where the call has a
+    Cells that drop (`recurrent_dropout`, `drop_connect`, `zoneout_h` of `seqjax.nn.cells`) do so where the call has a
     random stream 'dropout', as in training, or where `deterministic` is False. What is drawn once for a sequence is
     drawn once for each row and call. What is drawn anew depends on the number of the step alone.
     """
@@ -169,7 +169,7 @@ class RNN(NamedOptions, nn.Module):
           carry_history: the carry that is returned has a time axis of T + 1, where outputs have theirs: before the
             first step and after each, masked ones too; with `reverse` from the last step to the first.
           time_major, reverse, keep_order, masked_output, parallel: as the fields of these names, which they override.
-          deterministic: whether cells of `seqjax.cells` drop nothing; by default where there is no stream 'dropout'.
+          deterministic: whether cells of `seqjax.nn.cells` drop nothing; by default where there is no stream 'dropout'.
 
         Returns:
           outputs, or (carry, outputs) as `flax.linen.RNN` does.

@@ -283,7 +283,7 @@ def encoder_decoder(
       features: H, of encoder and decoder; also the A of an additive attention.
       layers: how many each of them has.
       bidirectional: whether the encoder reads in both directions.
-      merge_mode: how its directions are merged, a key of `layers.MERGES` but 'none'.
+      merge_mode: how its directions are merged, a key of `seqjax.nn.wrappers.MERGES` but 'none'.
       attention: 'none'; 'additive', into the decoder's input (Bahdanau et al. 2015); 'dot' or 'general', before the
         head (Luong et al. 2015). See `EncoderDecoder`.
       dropout: the share of values that is dropped between two layers.

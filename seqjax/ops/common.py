@@ -1,6 +1,6 @@
 """What the array functions of recurrences share: steps, and chunks of them in a backward pass.
 
-`seqjax.lstm_ops` and `seqjax.ops.gru` have the recurrences themselves, each with the reasons for its fast ways.
+`seqjax.ops.lstm` and `seqjax.ops.gru` have the recurrences themselves, each with the reasons for its fast ways.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 `_fast` computes the same numbers and brings its own backward pass, which
 
 - carries the gradient of h alone from step to step, so that a step needs one product and not five;
-- takes the gradients of the weights from chunks of steps, as `seqjax.lstm_ops` does;
+- takes the gradients of the weights from chunks of steps, as `seqjax.ops.lstm_backward` does;
 - keeps of each step h, z, r, n and h U_n + d_n, 5 H numbers a row, besides the outputs.
 
 Tried and left out, as they are no faster: one product of [h, x, 1] for all sums, in which a quarter of the matrix is
