@@ -33,7 +33,7 @@ class Client:
     def __init__(self, peer: str, changes: Mapping[str, str]):
         self.peer, self.errors = peer, tempfile.TemporaryFile('w+')  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, '-c', f'from experiments.peers import worker; worker.main({peer!r})'],
+            [sys.executable, '-c', f'from benchmarks.peers import worker; worker.main({peer!r})'],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

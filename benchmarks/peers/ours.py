@@ -21,8 +21,9 @@ from seqjax.nn import models
 from seqjax.nn import rnn as nn_rnn
 from seqjax.nn.cells.lstm_cell import LSTMCell
 from seqjax.tasks import td
-from seqjax.training import batch_gradients, compile_programs, optimizers, sharding
+from seqjax.training import compile_programs, optimizers, sharding
 from seqjax.training import replicas as training_replicas
+from seqjax.training.batch_gradients import batch_gradients
 from seqjax.training.sharding import MeshShardings
 from seqjax.types import Batch, Task, TrainState
 

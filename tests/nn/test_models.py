@@ -230,7 +230,7 @@ def test_a_cell_is_found_by_its_name_with_its_options():
         LSTMCell,
         {'peepholes': True, 'forget': 'coupled'},
     )
-    assert models.find_cell('seqjax.linear:LRUCell(r_min=0.5)') == (LRUCell, {'r_min': 0.5})
+    assert models.find_cell('seqjax.nn.cells.linear_cells:LRUCell(r_min=0.5)') == (LRUCell, {'r_min': 0.5})
 
 
 @pytest.mark.parametrize(
