@@ -21,7 +21,7 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
 
     >>> import seqjax.nn
     >>> seqjax.nn.LSTMCell.__module__
-    'seqjax.nn.cells.lstm'
+    'seqjax.nn.cells.lstm_cell'
     """
     tree = ast.parse(Path(file).read_text(encoding='utf-8'))
     branches = [node.body for node in tree.body if isinstance(node, ast.If)]

@@ -41,8 +41,8 @@ class SplitBounds(NamedTuple):
     def of(cls, count: int, validation: float, test: float, most: int) -> SplitBounds:
         """By the shares of the last parts, of at most so many tokens each.
 
-        >>> Bounds.of(1000, 0.05, 0.1, most=80)
-        Bounds(training=870, validation=920, test=1000)
+        >>> SplitBounds.of(1000, 0.05, 0.1, most=80)
+        SplitBounds(training=870, validation=920, test=1000)
         """
         middle = count - min(most, round(count * test))
         return cls(middle - min(most, round(count * validation)), middle, count)

@@ -154,7 +154,7 @@ def windows(batch_size: int, window: int, moved: bool, roll: Roll, key: jax.Arra
 def move(frames: jax.Array, semitones: jax.Array) -> jax.Array:
     """Frames [..., 88] moved up by `semitones` [...]; what leaves the piano is lost.
 
-    >>> [move(jnp.eye(NOTES)[1], jnp.array(by)).nonzero()[0].tolist() for by in (3, -1, -2)]
+    >>> [move(jnp.eye(piano_rolls.NOTES)[1], jnp.array(by)).nonzero()[0].tolist() for by in (3, -1, -2)]
     [[4], [0], []]
     """
     source = jnp.add.outer(-semitones, jnp.arange(piano_rolls.NOTES))
@@ -256,7 +256,7 @@ def _rows(part: str, packed: Packed, nll: np.ndarray, likely: np.ndarray) -> Ite
 def as_text(frame: np.ndarray) -> str:
     """The MIDI numbers of the notes of a frame [88] that are not 0.
 
-    >>> as_text(np.eye(NOTES)[0] + np.eye(NOTES)[39]), as_text(np.zeros(NOTES))
+    >>> as_text(np.eye(piano_rolls.NOTES)[0] + np.eye(piano_rolls.NOTES)[39]), as_text(np.zeros(piano_rolls.NOTES))
     ('21 60', '-')
     """
     return ' '.join(map(str, np.flatnonzero(frame) + piano_rolls.LOWEST)) or SILENCE

@@ -29,8 +29,8 @@ def locate(path: str) -> Path:
     Raises:
       UserError: there is no such package, or no such file in it.
 
-    >>> locate('seqjax:readers/extra.py').name
-    'extra.py'
+    >>> locate('seqjax:datasets/readers/optional_packages.py').name
+    'optional_packages.py'
     """
     found = INSIDE.fullmatch(path)
     if found is None or Path(path).exists():
