@@ -30,7 +30,7 @@ class Sign(Name):
 
 
 class Checked(Name):
-    """A text that a function of `seqjax.readers.date_formats` takes."""
+    """A text that a function of `seqjax.datasets.readers.date_formats` takes."""
 
     def __init__(self, check: Callable[[str], str], kind: str):
         self.check, self.kind = check, kind

@@ -113,7 +113,7 @@ class TaskExperiment:
             flags = f'{task_setup.named(settings, self.own)}: ' if self.own else ''
             raise UserError(f'{flags}{problem.name} cannot be drawn: {error}') from error
         if not isinstance(batch, Batch):
-            raise UserError(f'{self.name}: a sample must be a Batch of seqjax.task, and is {type(batch).__name__}')
+            raise UserError(f'{self.name}: a sample must be a Batch of seqjax.types, and is {type(batch).__name__}')
         return program, batch
 
     def check(self, values: Mapping[str, Any]) -> Settings:

@@ -23,7 +23,7 @@ from seqjax.training.success_results import Outcome
 T = TypeVar('T')
 TASK = (
     'a task is a function that is imported and called: its arguments are int, float, bool or Literal and have '
-    'defaults, and it returns a SyntheticTask of seqjax.problem'
+    'defaults, and it returns a SyntheticTask of seqjax.tasks'
 )
 
 

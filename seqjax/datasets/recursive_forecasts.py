@@ -16,7 +16,7 @@ class Fed(NamedTuple):
     """What a series is read from, and what its forecasts go on with."""
 
     values: jax.Array  # [B, T + H - 1, F]: H - 1 steps beyond the last origin, of which the calendar is read
-    past: jax.Array | None  # [B, lag - 1 + T, C]: as `seqjax.datasets.forecast.Ahead` has it
+    past: jax.Array | None  # [B, lag - 1 + T, C]: as `seqjax.datasets.forecast_batching.Ahead` has it
 
 
 def latest(past: jax.Array, steps: int, horizon: int, lag: int) -> jax.Array:

@@ -78,7 +78,7 @@ PLACES = [
     *(
         'builtins:dict',
         'builtins:print',
-        'seqjax.problem:SyntheticTask',
+        'seqjax.tasks.synthetic:SyntheticTask',
         'os:path',
         'os:getcwd',
         'import:x',

@@ -1,7 +1,7 @@
 """Reading and writing of dates: the format of a column, which all of its dates decide, and its frame.
 
 A format is a strptime format, as pandas and Python have it, or one of `WORDS`. pandas does the parsing; an offset from
-UTC at the end of a text is split off before. The local time is what is kept, see `seqjax.readers.dates`.
+UTC at the end of a text is split off before. The local time is what is kept, see `seqjax.datasets.readers.dates`.
 """
 
 from __future__ import annotations
