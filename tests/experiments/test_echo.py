@@ -76,7 +76,7 @@ def test_a_task_without_an_answer_is_refused(feed, options, told):
         echo.echo(feed, **{'delay': 4, **options})
 
 
-@pytest.mark.representative(every=2)
+@pytest.mark.slow
 @pytest.mark.parametrize(('feed', 'least'), [('stream', 4), ('shuffle', 3)])
 def test_a_flagfiles_claim_holds(feed, least, monkeypatch):
     """A short version: of four seeds at least so many echo, and after one step none names a third rightly."""
@@ -92,6 +92,7 @@ FLAGS = ('--dropout=0.3', '--layers=2', '--schedule=cosine', '--decay_steps=12',
 KINDS = {'stream': ('--feed=stream', '--length=300'), 'shuffle': ('--feed=shuffle', '--replicas=3', '--length=300')}
 
 
+@pytest.mark.representative(every=2, first=1)
 @pytest.mark.parametrize('kind', KINDS)
 def test_ten_steps_are_five_and_a_new_process_and_five(kind, tmp_path):
     """With truncated backpropagation or shuffled epochs, dropout, a schedule and clipping, and another chunk size."""

@@ -429,6 +429,7 @@ def share_right(model, params, batch):
     return (written.tokens == targets).all(axis=1).mean()
 
 
+@pytest.mark.slow
 def test_reversal_is_learned_with_attention(optimized):
     """Words that were drawn apart are written backward: over 95% of 500, and by an untrained model almost none."""
     model = seq2seq.encoder_decoder(LETTERS, features=32, cell='gru', attention='additive', bidirectional=True)
