@@ -23,8 +23,8 @@ from seqjax.nn.cells.lstm_cell import LSTMCell
 from seqjax.tasks import td
 from seqjax.training import compile_programs, optimizers, sharding
 from seqjax.training import replicas as training_replicas
-from seqjax.training.batch_gradients import batch_gradients
 from seqjax.training.sharding import MeshShardings
+from seqjax.training.step import gradients
 from seqjax.types import Batch, Task, TrainState
 
 
@@ -87,7 +87,7 @@ class Ours(JaxPeer):
 
         def loss_and_gradients(params, data):
             state = TrainState(jnp.int32(0), jax.random.key(0), params, {}, ())
-            grads, metrics, _ = batch_gradients(model, task._replace(data=data), state)
+            grads, metrics, _ = gradients(model, task._replace(data=data), state)
             return metrics['loss'].compute(), grads
 
         arguments = (jax.device_put(layer.params, where.whole), jax.device_put(task.data, where.rows))

@@ -42,7 +42,7 @@ def test_the_second_signal_ends_the_process_at_once(number, nested):
     inner = 'with signals.asked(later=True):\n        kill()\n    kill()' if nested else 'kill()\n    kill()'
     code = f"""
 import os
-from seqjax import signals
+from seqjax.runs import signals
 def kill():
     os.kill(os.getpid(), {int(number)})
 with signals.asked(later={not nested}):
