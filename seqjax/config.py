@@ -13,7 +13,7 @@ POSITIVE = 'positive'
 PATH = 'path'
 SPLITS = ('validation', 'test')
 ATTENTIONS = ('none', 'additive', 'dot', 'general')
-GATE_BIAS_NAMES = ('constant', 'chrono', 'uniform')  # see `seqjax.nn.initializers.GATE_BIASES`
+GATE_BIAS_NAMES = ('constant', 'chrono', 'uniform')  # `seqjax.nn.initializers` has their classes
 SCHEDULES = ('constant', 'cosine')
 PRECISIONS = ('default', 'high', 'highest')
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 import difflib
 import gc
 import os
-import re
 import signal
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 from seqjax.cli import registry
 
-TASKS = Path(__file__).parent.parent / 'tasks'
-USER_ERROR, BROKEN_PIPE = 2, 141
+USER_ERROR, BROKEN_PIPE = 2, 141  # exit codes
 
 
 def begin() -> None:
@@ -52,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     near = difflib.get_close_matches(words[0], registry.modules(), 1)
     hint = f'did you mean {near[0]}?' if near else 'seqjax alone lists them'
-    if re.search(rf'^def {re.escape(words[0])}\(', '\n'.join(map(Path.read_text, TASKS.glob('*.py'))), re.MULTILINE):
+    if words[0] in registry.tasks():
         hint = f'seqjax run --task={words[0]} runs the task'
     print(f'seqjax: {words[0]!r} is not a command; {hint}', file=sys.stderr)
     return USER_ERROR

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import jax
 
 from seqjax.cli import command_line, compilation_cache, flag_tables, registry
+from seqjax.cli.app import BROKEN_PIPE, USER_ERROR
 from seqjax.cli.flag_tables import FlagTable
 from seqjax.cli.parsers import Switch
 from seqjax.errors import UserError
@@ -26,7 +27,6 @@ from seqjax.runs import multihost, signals
 from seqjax.runs.signals import Interrupted, Terminated
 from seqjax.training import sharding
 
-MISTAKE, BROKEN_PIPE = 2, 141
 MOST_CORES = 256  # devices that are made up on a CPU; each has threads
 
 
@@ -204,7 +204,7 @@ def main(command: Command, argv: list[str] | None, called: str) -> int:
     except UserError as error:
         sys.stdout.flush()
         print(f'{name}: {command_line.one_line(str(error))}', file=sys.stderr)
-        return MISTAKE
+        return USER_ERROR
     except (Terminated, Interrupted) as stopped:
         print(f'\n{name}: {stopped.message}', file=sys.stderr)
         return signals.code(stopped)
@@ -221,7 +221,7 @@ def main(command: Command, argv: list[str] | None, called: str) -> int:
         if isinstance(error, BrokenPipeError):  # the reader of our output went away, as `| head` does
             return BROKEN_PIPE
         print(f'{name}: cannot write the output: {error.strerror}; send it elsewhere', file=sys.stderr)
-        return MISTAKE
+        return USER_ERROR
     return 0
 
 

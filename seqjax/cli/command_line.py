@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,17 @@ from typing import Any
 from absl import flags
 
 from seqjax import files as seqjax_files
-from seqjax.cli import flag_tables
+from seqjax.cli import flag_tables, registry
 from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import Grid, Place, Switch
 from seqjax.errors import UserError
 
+LONGEST = 1000  # characters of a sentence
+
 
 def flagfile_folder() -> Path:
     """Returns the folder of the repository's flagfiles, which a wheel has not."""
-    spec = importlib.util.find_spec('experiments')
-    folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    return Path(*folders[:1]) / 'flags' if folders else Path('experiments/flags')
-
-
-LONGEST = 1000  # characters of a sentence
+    return next(iter(registry.folders('experiments')), Path('experiments')) / 'flags'
 
 
 def define(table: Mapping[str, Flag], defaults: Mapping[str, Any]) -> flags.FlagValues:

@@ -8,6 +8,7 @@ What the files of a kind are, and how they are split, is the kind's; all else is
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -261,7 +262,7 @@ class DatasetExperiment:
         stopping = EarlyStopping(every, settings.train.patience)
         evals = {stopping.split: dataset.validation}
         task = Task(dataset.loss_fn, dataset.batch, dataset.data, evals, stopping)
-        run = _compile(model, task, settings, folder, steps, every)
+        run = _compile(model, task, settings, folder, steps)
         cut = (
             ''
             if steps == settings.train.steps
@@ -277,7 +278,7 @@ class DatasetExperiment:
             steps = fit_results.typical_step(found, every)
             print(f'and {steps:,} steps anew, with the validation part in what is trained on')
             task = task._replace(data=dataset.both(), evals={}, early_stopping=None)
-            found = training.retrain(_compile(model, task, settings, folder, steps, every), found)
+            found = training.retrain(_compile(model, task, settings, folder, steps), found)
         return found, every
 
     def command(self, doc: str) -> Command:
@@ -298,14 +299,10 @@ class DatasetExperiment:
         return values | {'workdir': found['workdir']}
 
 
-def _compile(model: nn.Module, task: Task, settings: Settings, folder: Workdir, steps: int, every: int) -> CompiledRun:
-    """Compiles a run for replica groups."""
-    # A checkpoint stands at an evaluation, so that what is seen since the last one needs no place in it.
-    saved = settings.flags | {'checkpoint_every': -(-settings.run.checkpoint_every // every) * every, 'best': None}
-    saved['mesh'] = settings.run.mesh or _devices(settings.train.replicas)
-    how = {'steps': steps, 'chunk': every, 'replicas': settings.train.replicas, 'workdir': folder}
-    tx = task_setup.make_optimizer(settings.train)
-    return training.compile_run(model, task, tx, None, **how, **flag_tables.keeping(saved))
+def _compile(model: nn.Module, task: Task, settings: Settings, folder: Workdir, steps: int) -> CompiledRun:
+    """Compiles a run whose replicas share all cores, unless --mesh says otherwise."""
+    run = dataclasses.replace(settings.run, mesh=settings.run.mesh or _devices(settings.train.replicas))
+    return task_setup.compile_seeds(model, task, settings.train, run, folder, steps)
 
 
 def _devices(replicas: int) -> str | None:

@@ -1,4 +1,4 @@
-"""The commands that there are: modules that have a COMMAND, which are read, not imported."""
+"""The commands and the tasks that there are: modules are read for them, not imported."""
 
 from __future__ import annotations
 
@@ -12,20 +12,39 @@ from typing import Any
 
 PACKAGE = 'seqjax.cli'
 RESEARCH = ('experiments', 'benchmarks')  # of a clone, run as python -m PACKAGE.NAME
+TASKS = 'seqjax.tasks'
+
+
+def folders(package: str) -> list[Path]:
+    """Returns the folders of a package; none if there is no such package here."""
+    spec = importlib.util.find_spec(package)
+    return [] if spec is None else list(map(Path, spec.submodule_search_locations or ()))
 
 
 @functools.cache
 def modules(package: str = PACKAGE) -> dict[str, Path]:
     """Returns the file of each command of a package, by its name; none if there is no such package here."""
-    spec = importlib.util.find_spec(package)
-    folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    files = sorted((path for folder in folders for path in Path(folder).glob('*.py')), key=lambda path: path.stem)
-    return {path.stem: path for path in files if has(path, 'COMMAND')}
+    files = sorted((path for folder in folders(package) for path in folder.glob('*.py')), key=lambda path: path.stem)
+    return {
+        path.stem: path
+        for path in files
+        if re.search(r'^COMMAND = ', path.read_text(encoding='utf-8'), re.MULTILINE) is not None
+    }
 
 
-def has(path: Path, name: str) -> bool:
-    """Returns True if a module assigns a name, or defines a function of that name."""
-    return re.search(rf'^(?:def )?{name}(?: = |\()', path.read_text(encoding='utf-8'), re.MULTILINE) is not None
+@functools.cache
+def tasks() -> dict[str, str]:
+    """Returns the module of each task of the library, by its name: public functions that return a SyntheticTask."""
+    return {
+        node.name: f'{TASKS}.{path.stem}'
+        for folder in folders(TASKS)
+        for path in folder.glob('*.py')
+        for node in ast.parse(path.read_text(encoding='utf-8')).body
+        if isinstance(node, ast.FunctionDef)
+        and not node.name.startswith('_')
+        and isinstance(node.returns, ast.Name)
+        and node.returns.id == 'SyntheticTask'
+    }
 
 
 def called(name: str) -> str:

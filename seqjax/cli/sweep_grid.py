@@ -52,10 +52,7 @@ def module_of(experiment: str) -> Any:
       UserError: there is none of that name.
     """
     if experiment in task_registry.NAMES or ':' in experiment:
-        try:
-            return task_registry.find(experiment)
-        except UserError as error:
-            raise UserError(str(error).replace('--task=', '--experiment=')) from error
+        return task_registry.find(experiment, 'experiment')
     parsers.import_from_here()
     for name in (experiment, f'experiments.{experiment}') if re.fullmatch(r'\w+(\.\w+)*', experiment) else ():
         try:

@@ -43,13 +43,12 @@ SHOWN = 20  # seeds of the table before the rest is cut
 
 
 class TaskExperiment:
-    """The experiment of one problem.
+    """The experiment on one synthetic task.
 
     Args:
-      make: returns the problem; its arguments are flags.
+      make: returns the task; its arguments are flags.
       name: of the experiment, and of its folder in runs/; that of `make` by default.
-      every: the steps between two looks, unless a flag says otherwise.
-      defaults: of flags that every study has, where those of this one differ.
+      defaults: see `seqjax.tasks.synthetic.task_defaults`, whose values these replace.
     """
 
     STEPS = STEPS
@@ -199,20 +198,15 @@ class TaskExperiment:
         device: str,
     ) -> Outcome:
         """Trains and tests every seed."""
-        config, every = settings.train, settings.train.every
-        # A checkpoint stands at an evaluation, so that what is seen since the last one needs no place in it.
-        saved = settings.flags | {'checkpoint_every': -(-settings.run.checkpoint_every // every) * every}
-        how = {'steps': config.steps, 'chunk': every, 'replicas': config.replicas, 'workdir': folder}
-        run = training.compile_run(
-            model, task, task_setup.make_optimizer(config), None, **how, **flag_tables.keeping(saved)
-        )
+        config = settings.train
+        run = task_setup.compile_seeds(model, task, config, settings.run, folder, config.steps)
         test, held_out = self.test(problem, model, run.task, settings)
         print(f'at most {config.steps:,} steps of {config.batch_size} sequences, on {device}')
         return training.train_until_solved(
             run,
             np.arange(config.seed, config.seed + config.replicas),
             criterion=task_report.goal_of(problem, settings),
-            eval_every=every,
+            eval_every=config.every,
             test=test,
             held_out=held_out,
             batch_size=config.batch_size,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-from seqjax import tasks
-from seqjax.cli import command_line, parsers
+from seqjax.cli import command_line, parsers, registry
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import Flag, FlagTable
 from seqjax.cli.parsers import Name
@@ -26,63 +23,53 @@ TASK = (
     'defaults, and it returns a SyntheticTask of seqjax.tasks'
 )
 
-
-def _modules() -> dict[str, str]:
-    """Returns the module of each task of the library, by its name: public functions that return a SyntheticTask."""
-    return {
-        node.name: f'{tasks.__name__}.{path.stem}'
-        for path in Path(tasks.__file__).parent.glob('*.py')
-        for node in ast.parse(path.read_text(encoding='utf-8')).body
-        if isinstance(node, ast.FunctionDef)
-        and not node.name.startswith('_')
-        and isinstance(node.returns, ast.Name)
-        and node.returns.id == SyntheticTask.__name__
-    }
+NAMES = tuple(sorted(registry.tasks()))
 
 
-MODULES = _modules()  # read, not imported
-NAMES = tuple(sorted(MODULES))
-
-
-def find(task: str) -> TaskExperiment:
+def find(task: str, flag: str = 'task') -> TaskExperiment:
     """Returns the experiment of a task: a name of `NAMES`, or MODULE:FUNCTION, a function that returns a SyntheticTask.
+
+    Args:
+      task: its name.
+      flag: the flag that names it, for messages.
 
     Raises:
       UserError: there is no such task, or it is none.
     """
+    given = f'--{flag}={task}'
     if ':' not in task:
         if task not in NAMES:
             raise UserError(
-                f'--task={task} must be one of {", ".join(NAMES)}, or MODULE:FUNCTION{parsers.nearest(task, NAMES)}'
+                f'{given} must be one of {", ".join(NAMES)}, or MODULE:FUNCTION{parsers.nearest(task, NAMES)}'
             )
-        return TaskExperiment(getattr(importlib.import_module(MODULES[task]), task))
+        return TaskExperiment(getattr(importlib.import_module(registry.tasks()[task]), task))
     module, _, name = task.partition(':')
     if not all(part.isidentifier() for part in [*module.split('.'), name]):
-        raise UserError(f'--task={task} must be MODULE:FUNCTION, such as my_module:my_task')
+        raise UserError(f'{given} must be MODULE:FUNCTION, such as my_module:my_task')
     fault = f'{module} cannot be imported from {os.getcwd()}'
-    found = _attempt(task, fault, lambda: getattr(_imported(module), name, None))
+    found = _attempt(given, fault, lambda: getattr(_imported(module), name, None))
     if isinstance(found, TaskExperiment):
         return found
     if not callable(found) or isinstance(found, type):
         what = 'is a class' if isinstance(found, type) else 'does not exist' if found is None else 'is not a function'
-        raise UserError(f'--task={task}: {name!r} of {module} {what}; {TASK}')
+        raise UserError(f'{given}: {name!r} of {module} {what}; {TASK}')
     study = _attempt(
-        task, 'its arguments cannot be read', lambda: TaskExperiment(found, name=getattr(found, '__name__', name))
+        given, 'its arguments cannot be read', lambda: TaskExperiment(found, name=getattr(found, '__name__', name))
     )
-    problem = _attempt(task, 'it cannot be called', lambda: study.problem(study.defaults))
+    problem = _attempt(given, 'it cannot be called', lambda: study.problem(study.defaults))
     if not isinstance(problem, SyntheticTask):
-        raise UserError(f'--task={task} returns {type(problem).__name__}; {TASK}')
+        raise UserError(f'{given} returns {type(problem).__name__}; {TASK}')
     return study
 
 
-def _attempt(task: str, fault: str, action: Callable[[], T]) -> T:
+def _attempt(given: str, fault: str, action: Callable[[], T]) -> T:
     """What `action` gives, which runs code of the user; whatever that raises becomes a sentence."""
     try:
         return action()
     except (Terminated, UserError):
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f'--task={task}: {fault} ({type(error).__name__}: {error}); {TASK}') from error
+        raise UserError(f'{given}: {fault} ({type(error).__name__}: {error}); {TASK}') from error
 
 
 def _imported(module: str) -> Any:

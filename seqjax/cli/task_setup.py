@@ -1,7 +1,8 @@
-"""What the flags of a synthetic task ask for: model, optimizer, task, held-out sequences."""
+"""What the flags of an experiment ask for: model, optimizer, compiled run; task and held-out sequences."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,14 +11,17 @@ import jax
 import optax
 
 from seqjax import config as seqjax_config
+from seqjax import training
 from seqjax.cli import flag_tables
 from seqjax.cli.settings import Settings
-from seqjax.config import ModelConfig, TrainConfig
+from seqjax.config import ModelConfig, RunConfig, TrainConfig
 from seqjax.errors import UserError
 from seqjax.nn import build
 from seqjax.ops import windows
+from seqjax.runs.directory import Workdir
 from seqjax.tasks.synthetic import SyntheticTask
 from seqjax.training import optimizers
+from seqjax.training.compiled_run import CompiledRun
 from seqjax.types import Arrays, Batch, ModelSpec, Task
 
 # Hochreiter and Schmidhuber (1997) test on as many sequences, and look back at 2,000.
@@ -56,6 +60,19 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         return optimizers.make_optimizer(config)
     except ValueError as error:
         raise UserError(f'{named(vars(config), ("schedule", "decay_steps"))}: {error}') from error
+
+
+def compile_seeds(
+    model: nn.Module, task: Task, config: TrainConfig, run: RunConfig, folder: Workdir, steps: int
+) -> CompiledRun:
+    """Compiles a run of replicas that is evaluated every `config.every` steps.
+
+    A checkpoint stands at an evaluation, so that the metrics since the last one need no place in it.
+    """
+    every = config.every
+    saved = dataclasses.replace(run, checkpoint_every=-(-run.checkpoint_every // every) * every)
+    how = {'steps': steps, 'chunk': every, 'replicas': config.replicas, 'workdir': folder}
+    return training.compile_run(model, task, make_optimizer(config), None, **how, **flag_tables.keeping(vars(saved)))
 
 
 def task_of(problem: SyntheticTask, settings: Settings) -> Task:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax.linen import initializers
 
+from seqjax.config import GATE_BIAS_NAMES
+
 Initializer = Callable[..., jax.Array]
 
 # What a gate does to the state; a gate that does none of these has '' for its role.
@@ -161,7 +163,9 @@ class UniformGate(GateBias):
         return -keep
 
 
-GATE_BIASES: dict[str, type[GateBias]] = {'constant': ConstantGate, 'chrono': ChronoGate, 'uniform': UniformGate}
+GATE_BIASES: dict[str, type[GateBias]] = dict(
+    zip(GATE_BIAS_NAMES, (ConstantGate, ChronoGate, UniformGate), strict=True)
+)
 
 
 # --- schemes ---------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class CheckpointConfig(NamedTuple):
 
     every: int  # training steps; it saves at the end, too
     keep: int = 2  # of the newest checkpoints
-    best: str | None = None  # the metric whose best checkpoint is kept as well, see `checkpoint.Store`
+    best: str | None = None  # the metric whose best checkpoint is kept as well, see `CheckpointManager`
 
 
 class TrainSession:
