@@ -105,6 +105,7 @@ class CheckpointManager:
         self.sign, self.best = (1, None) if best is None else goal(best)
         self.last: int | None = None  # the step that was saved or restored last
         self.orbax, self.thread, self.pending = None, None, None
+        self.quiet = contextlib.ExitStack()  # from the start of a save until nothing of it goes on
         if writes and multihost.is_first() and os.path.isdir(folder):
             for path in folder.glob('.*-*'):  # left by a process that died
                 shutil.rmtree(path, ignore_errors=True)
@@ -192,9 +193,12 @@ class CheckpointManager:
         size = sum(x.nbytes for x in jax.tree.leaves(plain))
         with self._saving(about.step):
             multihost.share(lambda: _make_room(unfinished, size))
-            ocp = orbax_io.import_orbax()
+            ocp = self.quiet.enter_context(orbax_io.quiet_orbax())
             if self.orbax is None:
-                self.orbax, self.thread = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler()), ThreadPoolExecutor(1)
+                # Else its threads wait for minutes for a folder that cannot be made.
+                options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+                self.orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
+                self.thread = ThreadPoolExecutor(1)
             self.orbax.save((unfinished / manifest.STATE).resolve(), args=ocp.args.PyTreeSave(plain))
             self.pending = PendingSave(about.step, self.thread.submit(self._finish, unfinished, about))
 
@@ -220,7 +224,9 @@ class CheckpointManager:
             reason = _refusal(error)
             if reason is None:
                 raise
-            self._end_orbax(told=True)
+            with self.quiet:
+                self._end_orbax(told=True)
+                orbax_io.discard(error)
             kept = 'nothing is saved yet' if self.last is None else f'the run is kept up to step {self.last:,}'
             raise UserError(
                 f'cannot save step {step:,} in {self.folder}: {reason}; {kept}: mend that, and the same command goes on'
@@ -237,12 +243,14 @@ class CheckpointManager:
         if pending is not None:
             with self._saving(pending.step):
                 pending.future.result()
+            self.quiet.close()
 
     def close(self) -> None:
-        try:
-            self.wait()
-        finally:
-            self._end_orbax()
+        with self.quiet:
+            try:
+                self.wait()
+            finally:
+                self._end_orbax()
 
     def _end_orbax(self, told: bool = False) -> None:
         """Closes what a first save opened; a next one opens it anew.

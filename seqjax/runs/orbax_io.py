@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import logging
 import os
-import re
 import sys
 import threading
+import time
+import traceback
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +26,70 @@ from seqjax.runs import directory, manifest, parameters
 from seqjax.runs.manifest import CheckpointMetadata
 from seqjax.types import TrainState
 
+# A failed call of Orbax closes its event loop over writes that tensorstore goes on with, and others that never begin.
+LOOP_CLOSED = 'Event loop is closed'
+NEVER_AWAITED = r"coroutine '.*' was never awaited"
+LONGEST_WAIT = 2.0  # seconds for the threads of a failed call, which may wait for what cannot come
 
-def import_orbax() -> Any:
-    """The package, without its reports of errors that reach us as exceptions anyway. It takes 0.2 s to import."""
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[Any]:
+    """Yields `orbax.checkpoint`, and silences it inside the context: its errors reach the caller as exceptions.
+
+    The first import takes 0.2 s. A caller that handles an exception of Orbax calls `discard` before the context ends.
+    """
     import orbax.checkpoint as ocp
 
-    logger = logging.getLogger('absl')
-    if _not_orbax not in logger.filters:
-        logger.addFilter(_not_orbax)
-        sys.unraisablehook = partial(_not_left_over, sys.unraisablehook)
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == LOOP_CLOSED):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        with _filtered('absl', lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname):
+            yield ocp
+    finally:
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = before
+
+
+@contextlib.contextmanager
+def _filtered(name: str, accept: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """Drops the other records of a logger inside the context."""
+    logger = logging.getLogger(name)
+    logger.addFilter(accept)
+    try:
+        yield
+    finally:
+        logger.removeFilter(accept)
+
+
+def discard(error: BaseException) -> None:
+    """Ends what a failed call of Orbax left: its threads, and the tasks that the frames of the exception hold."""
+    import tensorstore
+
+    deadline = time.monotonic() + LONGEST_WAIT
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith('orbax.'):
+            threading.Thread.join(thread, max(0.0, deadline - time.monotonic()))
+    writes = [x for x in gc.get_objects() if type(x) is tensorstore.Future]
+    while writes:
+        with contextlib.suppress(Exception):  # of the write
+            writes.pop().exception(timeout=max(0.0, deadline - time.monotonic()))
+    chain: BaseException | None = error
+    with warnings.catch_warnings(), _filtered('asyncio', lambda record: False):
         warnings.filterwarnings('ignore', NEVER_AWAITED, RuntimeWarning)
-    return ocp
-
-
-def _not_orbax(record: logging.LogRecord) -> bool:
-    return f'{os.sep}orbax{os.sep}' not in record.pathname
-
-
-# Where a save has failed, what tensorstore still had under way finds Orbax's event loop closed, and what had not begun
-# is never awaited.
-NEVER_AWAITED = r"coroutine 'async_serialize.*' was never awaited"
-LEFT_OVER = re.compile(rf'Event loop is closed|{NEVER_AWAITED}')
-
-
-def _not_left_over(hook: Callable[[Any], None], unraisable: Any) -> None:
-    value = unraisable.exc_value
-    if not (isinstance(value, RuntimeError | RuntimeWarning) and LEFT_OVER.fullmatch(str(value))):
-        hook(unraisable)
+        while chain is not None:
+            traceback.clear_frames(chain.__traceback__)
+            chain = chain.__cause__ or chain.__context__
+        gc.collect()
 
 
 def warm_up() -> None:
     """Imports Orbax in the background, while something else is compiled."""
-    threading.Thread(target=import_orbax, daemon=True).start()
+    threading.Thread(target=importlib.import_module, args=('orbax.checkpoint',), daemon=True).start()
 
 
 def read_arrays(folder: Path) -> dict[str, np.ndarray]:
@@ -64,13 +98,15 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: Orbax cannot read what was written, as its checksums show, without a fault.
     """
-    ocp, path = import_orbax(), (folder / manifest.STATE).resolve()
-    with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+    path = (folder / manifest.STATE).resolve()
+    with quiet_orbax() as ocp:
         try:
-            tree = reader.metadata(path).item_metadata.tree
-            how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            return parameters.named(reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=how)))
+            with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+                tree = reader.metadata(path).item_metadata.tree
+                how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                return parameters.named(reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=how)))
         except Exception as error:  # of no common kind
+            discard(error)
             written = manifest.parse_metadata(files.read_json(folder / directory.ABOUT)).versions.get(
                 'orbax-checkpoint', 'of an unknown version'
             )

@@ -1,11 +1,17 @@
 """Checkpoints: whatever happens to their files, what comes back is a TrainState that was saved, or a sentence."""
 
+import contextlib
 import errno
 import functools
+import gc
 import json
+import logging
 import os
 import shutil
 import subprocess
+import sys
+import threading
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from seqjax.errors import UserError
@@ -280,7 +287,7 @@ def test_a_full_disk_is_told_at_once_and_takes_nothing_away(kilobytes, disk, cap
 def test_what_every_thread_of_a_save_says_of_a_full_disk_is_told_once(tmp_path, monkeypatch):
     """One fails the save; another's error waits in Orbax until it is closed. Then saving works again."""
 
-    class Full(orbax_io.import_orbax().AsyncCheckpointer):
+    class Full(ocp.AsyncCheckpointer):
         def save(self, *args, **how):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -290,7 +297,7 @@ def test_what_every_thread_of_a_save_says_of_a_full_disk_is_told_once(tmp_path, 
 
     store = CheckpointManager(tmp_path / 'checkpoints')
     with monkeypatch.context() as patch:
-        patch.setattr(orbax_io.import_orbax(), 'AsyncCheckpointer', Full)
+        patch.setattr(ocp, 'AsyncCheckpointer', Full)
         with pytest.raises(UserError, match='step 1 .*No space left on device'):
             save(store, 1)
     save(store, 2)
@@ -298,18 +305,85 @@ def test_what_every_thread_of_a_save_says_of_a_full_disk_is_told_once(tmp_path, 
     fine(2)(restore(tmp_path / 'checkpoints')[0])
 
 
-def test_what_a_failed_save_leaves_behind_is_not_shown_and_all_else_is():
-    """A closed event loop, and a coroutine of Orbax that nobody waits for any more."""
-    shown = []
-    for error in (
-        RuntimeError('Event loop is closed'),
-        RuntimeWarning("coroutine 'async_serialize_from_host.<locals>.write_fragment' was never awaited"),
-        RuntimeWarning("coroutine 'mine' was never awaited"),
-        RuntimeError('Event loop is closed, or not'),
-        ValueError('Event loop is closed'),
-    ):
-        orbax_io._not_left_over(shown.append, SimpleNamespace(exc_value=error))
-    assert [type(x.exc_value) for x in shown] == [RuntimeWarning, RuntimeError, ValueError]
+def interpreter_settings():
+    return sys.unraisablehook, list(logging.getLogger('absl').filters), list(warnings.filters)
+
+
+def unraisable(error):
+    sys.unraisablehook(SimpleNamespace(exc_value=error))
+
+
+def test_the_closed_loop_of_a_failed_call_is_not_reported_and_all_else_is(monkeypatch, caplog):
+    """Inside the context alone; afterwards the interpreter's settings are as before."""
+    shown, logger = [], logging.getLogger('absl')
+    monkeypatch.setattr(sys, 'unraisablehook', lambda unraisable: shown.append(str(unraisable.exc_value)))
+    monkeypatch.setattr(logger, 'propagate', True)
+    before = interpreter_settings()
+    for fails in (False, True):
+        shown.clear(), caplog.clear()
+        with contextlib.suppress(ZeroDivisionError), orbax_io.quiet_orbax() as package:
+            assert package is ocp
+            for error in (
+                RuntimeError('Event loop is closed'),
+                RuntimeError('Event loop is closed, or not'),
+                ValueError('Event loop is closed'),
+            ):
+                unraisable(error)
+            for path in (ocp.__file__, __file__):
+                logger.handle(logging.LogRecord('absl', logging.ERROR, path, 1, path, (), None))
+            if fails:
+                raise ZeroDivisionError
+        assert shown == ['Event loop is closed, or not', 'Event loop is closed']
+        assert [record.pathname for record in caplog.records] == [__file__]
+        assert interpreter_settings() == before
+    unraisable(RuntimeError('Event loop is closed'))
+    assert len(shown) == 3
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_save_leaves_the_settings_of_the_interpreter_as_they_were(fails, tmp_path, monkeypatch):
+    before = interpreter_settings()
+    store = CheckpointManager(tmp_path / 'checkpoints')
+    if fails:
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        monkeypatch.setattr(manifest, 'seal', lambda folder: (_ for _ in ()).throw(error))
+    with pytest.raises(UserError) if fails else contextlib.nullcontext():
+        save(store, 1)
+    assert interpreter_settings() == before
+    store.close()
+    assert interpreter_settings() == before
+    if not fails:
+        orbax_io.read_arrays(tmp_path / 'checkpoints' / '1')
+        assert interpreter_settings() == before
+
+
+def test_coroutines_that_a_failed_call_never_began_are_discarded():
+    """They would be reported as never awaited."""
+
+    async def write():
+        pass
+
+    def fail():
+        never_begun = [write()]
+        raise OSError(len(never_begun))
+
+    with pytest.raises(OSError) as caught:
+        fail()
+    orbax_io.discard(caught.value)
+    assert 'never_begun' not in caught.traceback[-1].frame.f_locals
+    gc.collect()
+
+
+@pytest.mark.skipif(shutil.which('mount') is None, reason='mount is not here')
+def test_a_disk_without_room_for_folders_is_told_within_seconds(disk):
+    """Threads of Orbax would wait ten minutes for a folder that cannot be made."""
+    threads, folder = set(threading.enumerate()), disk('nr_inodes=5') / 'checkpoints'
+    store = CheckpointManager(folder)
+    with pytest.raises(UserError, match='step 1 .*No space left on device'):
+        save(store, 1)
+    store.close()
+    left = set(threading.enumerate()) - threads
+    assert not [thread for thread in left if type(thread).__module__.startswith('orbax')]
 
 
 @pytest.mark.skipif(shutil.which('mount') is None, reason='mount is not here')
