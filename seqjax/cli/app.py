@@ -14,6 +14,7 @@ import sys
 from typing import NoReturn
 
 from seqjax.cli import registry
+from seqjax.runs import signals
 
 USER_ERROR, BROKEN_PIPE = 2, 141  # exit codes
 
@@ -25,8 +26,8 @@ def begin() -> None:
     nothing has begun without a traceback of the imports.
     """
     gc.disable()
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+    for number in signals.CODES:
+        signal.signal(number, signals.end_at_once)
 
 
 def overview() -> str:
