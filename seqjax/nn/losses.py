@@ -8,8 +8,6 @@ Each takes (outputs, targets, mask); the mask is bool, [B] or [B, T], a leading 
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,13 +105,6 @@ def squared_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array | None
     return _mean(errors**2, weights)
 
 
-def absolute_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array | None = None) -> Mean:
-    """Absolute error over every element that the mask lets through; shapes and errors as `squared_error`."""
-    outputs, targets = _same_shape(outputs, targets, 'outputs')
-    weights = _weights(mask, outputs.shape, 'outputs')
-    return _mean(jnp.abs(masking.zero(outputs, weights) - masking.zero(targets, weights)), weights)
-
-
 def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Mean:
     """Softmax cross-entropy in nats: logits [B, T, V] or [B, V], integer labels [B, T] or [B]; counts labels.
 
@@ -127,18 +118,6 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None =
     values = optax.softmax_cross_entropy_with_integer_labels(masking.zero(logits, weights), jnp.where(fine, labels, 0))
     if not validation.is_concrete(labels):
         values = jnp.where(fine, values, jnp.nan)
-    return _mean(values, weights)
-
-
-def binary_cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array | None = None) -> Mean:
-    """Sigmoid cross-entropy in nats: logits and targets (0 to 1, or bool) of one shape; counts elements.
-
-    Raises:
-      ValueError: shapes or dtypes do not fit.
-    """
-    logits, targets = _same_shape(logits, targets, 'logits')
-    weights = _weights(mask, logits.shape, 'logits')
-    values = optax.sigmoid_binary_cross_entropy(masking.zero(logits, weights), masking.zero(targets, weights))
     return _mean(values, weights)
 
 
@@ -159,97 +138,6 @@ def frame_nll(logits: jax.Array, targets: jax.Array, mask: jax.Array | None = No
     return _mean(values.sum(axis=-1), weights)
 
 
-def ctc(
-    logits: jax.Array,
-    labels: jax.Array,
-    mask: jax.Array | None = None,
-    label_mask: jax.Array | None = None,
-    blank: int = 0,
-    zero_infinity: bool = False,
-) -> Mean:
-    """Connectionist temporal classification (Graves et al. 2006), by optax; counts sequences that have a frame.
-
-    In compiled code, where values cannot be checked, a sequence with an invalid label or mask makes the total NaN, and
-    one with too few frames makes it infinite. Either has gradient 0; the gradients of other sequences stay right.
-
-    Args:
-      logits: [B, T, V].
-      labels: [B, N] integers, none of them `blank`.
-      mask: [B, T]: which frames are real; padding on the right.
-      label_mask: [B, N]: which labels are; padding on the right.
-      blank: the class that stands for no label.
-      zero_infinity: count a sequence with too few frames as a loss of 0, as PyTorch's argument of this name does.
-
-    Returns:
-      Mean(sum of negative log-likelihoods in nats, number of sequences).
-
-    Raises:
-      ValueError: shapes or dtypes do not fit; or, where the values are known, a mask is not padding on the right, a
-        label is no class or the blank, or without `zero_infinity` a sequence has fewer frames than its labels need.
-    """
-    logits, labels = _floats(logits, 'logits'), jnp.asarray(labels)
-    if logits.ndim != 3 or labels.ndim != 2 or labels.shape[:1] != logits.shape[:1]:
-        raise ValueError(
-            f'logits {logits.shape} must be [B, T, V] and labels {labels.shape} [B, N], with one B on axis 0'
-        )
-    if not jnp.issubdtype(labels.dtype, jnp.integer) or blank not in range(logits.shape[-1]):
-        raise ValueError(
-            f'labels ({labels.dtype}) must be integers, and blank={blank} from 0 to {logits.shape[-1] - 1}'
-        )
-    frames = _weights(mask, logits.shape[:2], 'frames')
-    real = _weights(label_mask, labels.shape, 'labels')
-    labels = jnp.where(real, labels, blank)
-    _check_ctc(frames, labels, real, logits.shape[-1], blank, zero_infinity)
-    if logits.shape[1] == 0:  # no sequence has a frame
-        return _mean(jnp.zeros(logits.shape[:1], logits.dtype), frames.any(axis=1))
-    labels = _wide(labels)
-    values = optax.ctc_loss(
-        masking.zero(logits, frames),
-        (~frames).astype(logits.dtype),
-        labels,
-        (~real).astype(logits.dtype),
-        blank_id=blank,
-        log_epsilon=LOG_ZERO,
-    ).astype(logits.dtype)
-    values += jax.lax.stop_gradient(jnp.maximum(-values, 0))  # rounding makes a certain answer slightly negative
-    values = jnp.where(frames.sum(axis=1) < _frames_needed(labels, real), 0 if zero_infinity else jnp.inf, values)
-    fine = _are_classes(labels, logits) & (labels != blank) | ~real
-    fine = fine.all(axis=1) & ~_has_holes(frames) & ~_has_holes(real)
-    return _mean(jnp.where(fine, values, jnp.nan), frames.any(axis=1))
-
-
-LOG_ZERO = -1e30  # of a path that does not exist; optax's own -1e5 is the logarithm of some that do
-
-
-def _frames_needed(labels: Any, real: Any) -> Any:
-    """Frames [B] that the labels need: between two equal ones stands a blank."""
-    return real.sum(axis=1) + (real[:, 1:] & (labels[:, 1:] == labels[:, :-1])).sum(axis=1)
-
-
-def _has_holes(mask: Any) -> Any:
-    """Returns True for the rows of a mask [B, T] that are not padded on the right alone."""
-    return (mask[:, 1:] & ~mask[:, :-1]).any(axis=1)
-
-
-def _check_ctc(
-    frames: jax.Array, labels: jax.Array, real: jax.Array, classes: int, blank: int, zero_infinity: bool
-) -> None:
-    for name, mask in (('mask', frames), ('label_mask', real)):
-        if validation.is_concrete(mask) and _has_holes(np.asarray(mask)).any():
-            raise ValueError(f'{name} has a real step after a masked one; CTC needs the padding on the right')
-    if not all(map(validation.is_concrete, (frames, labels, real))):
-        return
-    frames, labels, real = map(np.asarray, (frames, labels, real))
-    for row, place in np.argwhere(real & ((labels < 0) | (labels >= classes) | (labels == blank)))[:1]:
-        raise ValueError(
-            f'labels[{row}, {place}] is {labels[row, place]} and must be a class from 0 to {classes - 1} that is not '
-            f'blank={blank}'
-        )
-    given, needed = frames.sum(axis=1), _frames_needed(labels, real)
-    for (row,) in np.argwhere((given > 0) & (given < needed) & (not zero_infinity))[:1]:
-        raise ValueError(f'row {row} has {given[row]} frames, and its labels need {needed[row]}; no alignment exists')
-
-
 # --- metrics ---------------------------------------------------------------------------------------
 
 
@@ -262,20 +150,6 @@ def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
     return _mean(_right(logits, labels), weights)
 
 
-def exact_match(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Mean:
-    """Share of sequences all of whose labels are right; one without a label that counts is not counted.
-
-    Shapes and errors as `cross_entropy`, with labels [B, T]. Under a transformation a label that is no class makes the
-    total NaN.
-    """
-    logits, labels, weights = _labels(logits, labels, mask)
-    if labels.ndim < 2:
-        raise ValueError(f'labels {labels.shape} must be [B, T]: a sequence has more than one')
-    axes = tuple(range(1, labels.ndim))
-    right = jnp.where(weights, _right(logits, labels), 1).min(axis=axes, initial=1)
-    return _mean(right, weights.any(axis=axes))
-
-
 def _right(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """1 where the label has the largest logit, else 0; NaN for what is no class."""
     right = (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
@@ -284,16 +158,6 @@ def _right(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def _are_classes(labels: jax.Array, logits: jax.Array) -> jax.Array:
     return (labels >= 0) & (labels < logits.shape[-1])
-
-
-def perplexity(mean: Mean) -> jax.Array:
-    """exp of the cross-entropy in nats, of a Mean that all parts were merged into first.
-
-    >>> parts = Mean(jnp.array(0.0), jnp.array(3.0)), Mean(jnp.log(16.0), jnp.array(1.0))
-    >>> round(float(perplexity(parts[0].merge(parts[1]))), 5)
-    2.0
-    """
-    return jnp.exp(mean.compute())
 
 
 def bits_per_character(mean: Mean) -> jax.Array:

@@ -147,26 +147,3 @@ def hold(x: Any, mask: jax.Array, before: Any) -> Any:
 
 def _places(mask: jax.Array) -> jax.Array:
     return jnp.broadcast_to(expand(jnp.arange(mask.shape[0]), mask.ndim), mask.shape)
-
-
-def flip_sequences(x: Any, seq_lengths: Any = None, mask: Any = None) -> Any:
-    """Reverses each row's real steps; padding stays where it is.
-
-    Args:
-      x: an array [B, T, ...].
-      seq_lengths: integers [B]; in compiled code a row whose length is out of range becomes NaN, of integers as if it
-        had T steps.
-      mask: bool [B, T].
-
-    Raises:
-      ValueError: lengths or mask do not fit `x`.
-
-    >>> flip_sequences(jnp.array([[1, 0, 0], [2, 3, 0], [4, 5, 6]]), jnp.array([1, 2, 3])).tolist()
-    [[1, 0, 0], [3, 2, 0], [6, 5, 4]]
-    """
-    x = jnp.asarray(x)
-    if x.ndim < 2:
-        raise ValueError(f'x {x.shape} must be [B, T, ...]: the time axis is axis 1')
-    real = real_steps(seq_lengths, mask, x.shape[:1], x.shape[1], of=f'x {x.shape}')
-    x = spoil(x, seq_lengths, x.shape[1], 1)
-    return jnp.swapaxes(flip(jnp.swapaxes(x, 0, 1), None if real is None else real.T), 0, 1)

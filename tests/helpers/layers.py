@@ -12,6 +12,7 @@ from seqjax.nn.cells.gru_cell import GRUCell
 from seqjax.nn.cells.linear_cells import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
 from seqjax.nn.cells.lstm_cell import LSTMCell
 from seqjax.nn.cells.simple_cell import SimpleRNNCell
+from seqjax.ops import masking
 from tests.helpers import reference
 
 B, T, F, H = 4, 6, 3, 5
@@ -47,6 +48,11 @@ CELLS = {
 FORMS = {f'{name}_at_once': {'parallel': True} for name in ('mingru', 'minlstm', 'lru', 'rglru')}
 FORMS |= {'lstm_in_segments': {'remat_segments': 4}, 'lru_at_once_in_segments': {'parallel': True, 'remat_segments': 4}}
 CELLS |= {form: CELLS[form.split('_')[0]] for form in FORMS}
+
+
+def flip(x, mask=None):
+    """Each row's real steps in reverse order, for x [B, T, ...] and mask [B, T]."""
+    return jnp.swapaxes(masking.flip(jnp.swapaxes(jnp.asarray(x), 0, 1), None if mask is None else mask.T), 0, 1)
 
 
 def draw(*shape, seed=0):

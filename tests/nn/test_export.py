@@ -83,7 +83,7 @@ def test_models_and_losses_with_symbolic_sizes():
 
     def loss(tokens, lengths, mask):
         logits = model.apply(variables, (tokens, lengths))
-        return losses.cross_entropy(logits, tokens, mask), losses.exact_match(logits, tokens, mask)
+        return losses.cross_entropy(logits, tokens, mask), losses.accuracy(logits, tokens, mask)
 
     agrees(loss, 'bt', TOKENS, LENGTHS, MASK)
 

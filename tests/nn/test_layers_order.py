@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from seqjax.nn import rnn
-from seqjax.ops import masking
 from tests.helpers.layers import (
     CELLS,
     MASKS,
@@ -17,6 +16,7 @@ from tests.helpers.layers import (
     T,
     assert_same,
     column,
+    flip,
     started,
 )
 
@@ -41,11 +41,11 @@ def test_B05_the_two_orders_are_each_other_flipped_over_real_steps(mask, masked_
     run = functools.partial(layer.apply, variables, mask=flags, return_carry=True)
     carry, processed = run(x, reverse=True)
     same_carry, kept = run(x, reverse=True, keep_order=True)
-    flipped = np.asarray(masking.flip_sequences(x, mask=flags))
+    flipped = np.asarray(flip(x, flags))
     forward = run(flipped)
     assert_same((carry, processed), forward)
     assert_same(same_carry, carry)
-    assert_same(masking.flip_sequences(kept, mask=flags), processed)
+    assert_same(flip(kept, flags), processed)
     assert np.abs(np.asarray(kept) - np.asarray(run(x)[1])).max() > 0.1  # reverse does something
 
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqjax.nn import models, rnn
-from seqjax.ops import masking
 from tests.helpers import reference
 from tests.helpers.layers import (
     CELLS,
@@ -23,6 +22,7 @@ from tests.helpers.layers import (
     assert_equal,
     assert_same,
     draw,
+    flip,
     own_carry,
     started,
 )
@@ -162,10 +162,10 @@ def test_reversing_is_flipping(name, seed):
     x, mask, resets, carry = example(name, seed)
     variables, (forth, back), resets = started(name)[1], options_of(name), np.zeros_like(resets)
     got = program(name, **back)(variables, x, mask, resets, carry)
-    flipped = np.asarray(masking.flip_sequences(x, mask=mask))
+    flipped = np.asarray(flip(x, mask))
     forward = program(name, **forth)(variables, flipped, mask, resets, carry)
     if back.get('keep_order'):
-        forward = (forward[0], masking.flip_sequences(forward[1], mask=mask))
+        forward = (forward[0], flip(forward[1], mask))
     assert_same(got, forward)
 
 

@@ -1,7 +1,6 @@
 """Masked elements change nothing, and means of parts are the mean of the whole."""
 
 import inspect
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -165,148 +164,32 @@ def test_cross_entropy_equals_its_formula():
     reference.assert_close(grads, np.where(mask[..., None], np.exp(logp) - np.eye(V)[labels], 0), 1e-5)
 
 
-def test_binary_cross_entropy_and_frame_nll_equal_their_formulas():
-    """The one counts bits, the other frames; targets may be bool or numbers from 0 to 1."""
+def test_frame_nll_equals_its_formula():
+    """It counts frames; targets may be bool or numbers from 0 to 1."""
     logits, targets, mask = bits_case()
     want = -np.where(targets, log_sigmoid(logits), log_sigmoid(-logits))[mask].sum()
     for given in (targets, targets.astype(np.float32)):
-        bits, frames = losses.binary_cross_entropy(logits, given, mask), losses.frame_nll(logits, given, mask)
-        reference.assert_close(bits.total, want, 1e-5)
+        frames = losses.frame_nll(logits, given, mask)
         reference.assert_close(frames.total, want, 1e-5)
-        assert (bits.count, frames.count) == (3 * mask.sum(), mask.sum())
+        assert frames.count == mask.sum()
     soft = np.full_like(logits, 0.25)
     want = -(0.25 * log_sigmoid(logits) + 0.75 * log_sigmoid(-logits))[mask].sum()
-    reference.assert_close(losses.binary_cross_entropy(logits, soft, mask).total, want, 1e-5)
+    reference.assert_close(losses.frame_nll(logits, soft, mask).total, want, 1e-5)
 
 
-def test_absolute_error_equals_its_formula():
-    outputs, targets, mask = draw((4, 3, 2), 2)
-    got = losses.absolute_error(outputs, targets, mask)
-    reference.assert_close(got.total, np.abs(outputs - targets)[mask].sum(), 1e-6)
-    assert got.count == 2 * mask.sum()
-    grads = jax.grad(lambda outputs: losses.absolute_error(outputs, targets, mask).total)(outputs)
-    np.testing.assert_array_equal(grads, np.where(mask[..., None], np.sign(outputs - targets), 0))
-
-
-def test_accuracy_and_exact_match():
+def test_accuracy():
     """By hand: rows with every counted label right, one wrong, wrong only where masked, and none counted."""
     labels = np.array([[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]])
     answers = np.array([[0, 1, 2], [0, 1, 1], [0, 1, 1], [1, 1, 1]])
     mask = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 0], [0, 0, 0]], bool)
     logits = np.eye(3, dtype=np.float32)[answers]
     assert losses.accuracy(logits, labels, mask) == (7, 8)
-    assert losses.exact_match(logits, labels, mask) == (2, 3)
-    assert losses.exact_match(logits, labels) == (1, 4)
     logits[0, 0] = np.nan  # a model that has diverged is right about nothing, though argmax of NaN is 0
     assert losses.accuracy(logits, labels, mask) == (6, 8)
 
 
-def brute_ctc(logits, labels, blank=0):
-    """Sums over every path of classes that collapses to the labels."""
-    logp, total = log_softmax(logits), 0.0
-    for path in itertools.product(range(logits.shape[1]), repeat=logits.shape[0]):
-        merged = [c for i, c in enumerate(path) if i == 0 or c != path[i - 1]]
-        if [c for c in merged if c != blank] == list(labels):
-            total += np.exp(sum(logp[t, c] for t, c in enumerate(path)))
-    return -np.log(total)
-
-
-def test_ctc_sums_over_all_alignments():
-    """Rows of their own lengths, a repeated label among them, no labels, and no frames; against enumeration."""
-    logits = np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32)
-    labels, frames, counts = np.array([[1, 2, 1], [2, 2, 0], [0, 0, 0], [1, 0, 0]]), [5, 4, 3, 0], [3, 2, 0, 0]
-    mask, label_mask = np.arange(5) < np.array(frames)[:, None], np.arange(3) < np.array(counts)[:, None]
-    want = [brute_ctc(logits[b, : frames[b]], labels[b, : counts[b]]) for b in range(3)]
-    got = losses.ctc(logits, labels, mask, label_mask)
-    reference.assert_close(got.total, sum(want), 1e-5)
-    assert got.count == 3
-    grad = jax.grad(lambda logits: losses.ctc(logits, labels, mask, label_mask).compute())
-    spoilt = np.where(mask[..., None], logits, np.nan)
-    np.testing.assert_array_equal(grad(spoilt), grad(logits))
-    assert np.isfinite(grad(logits)).all() and (np.asarray(grad(logits))[~mask] == 0).all()
-    swapped = losses.ctc(logits[..., [1, 2, 0]], np.where(label_mask, labels - 1, 7), mask, label_mask, blank=2)
-    reference.assert_close(swapped.total, got.total, 1e-6)
-
-
-def draw_ctc(seed, blank, scale):
-    """Lengths and labels of 6 rows, repeats, rows without labels and impossible ones among them."""
-    rng = np.random.default_rng(seed)
-    logits = scale * rng.normal(size=(6, 7, 5)).astype(np.float32)
-    labels = rng.choice([c for c in range(5) if c != blank], size=(6, 4))
-    labels[1] = labels[1, 0]
-    return logits, labels, np.array([7, 4, 3, 1, 5, rng.integers(1, 8)]), np.array([4, 4, 0, 1, 3, rng.integers(5)])
-
-
-@pytest.mark.parametrize('zero_infinity', [False, True])
-@pytest.mark.parametrize(('seed', 'blank', 'scale'), [(0, 0, 1), (1, 4, 1), (2, 2, 10), (3, 0, 1000), (4, 4, 1e6)])
-def test_ctc_is_that_of_pytorch(seed, blank, scale, zero_infinity):
-    """Every row and its gradient, compiled; row 1 has four equal labels and 4 frames, so that no alignment exists."""
-    torch = pytest.importorskip('torch', reason='PyTorch is the reference here: pip install "seqjax[test]"')
-    logits, labels, frames, counts = draw_ctc(seed, blank, scale)
-    mask, label_mask = np.arange(7) < frames[:, None], np.arange(4) < counts[:, None]
-    theirs = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
-    log_p = theirs.log_softmax(-1).transpose(0, 1)
-    sizes = map(torch.tensor, (labels, frames, counts))
-    want = torch.nn.functional.ctc_loss(log_p, *sizes, blank=blank, reduction='none', zero_infinity=zero_infinity)
-    want[torch.isfinite(want)].sum().backward()
-
-    def each(logits):
-        def one(*row):
-            return losses.ctc(*(x[None] for x in row), blank=blank, zero_infinity=zero_infinity).total
-
-        values = jax.vmap(one)(logits, labels, mask, label_mask)
-        return values.sum(), values
-
-    grads, got = jax.jit(jax.grad(each, has_aux=True))(logits)
-    np.testing.assert_allclose(got, want.detach().numpy(), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(grads, np.nan_to_num(theirs.grad.numpy()), atol=2e-4)  # NaN of an infinite loss
-    assert got[1] == (0 if zero_infinity else np.inf) and not grads[1].any() and (got >= 0).all()
-    together = losses.ctc(logits, labels, mask, label_mask, blank, True)  # not refused
-    assert together.count == 6
-    reference.assert_close(together.total, got[np.isfinite(got)].sum(), 1e-5)
-
-
-ctc_and_gradient = jax.jit(jax.value_and_grad(lambda logits, labels: losses.ctc(logits, labels).total))
-
-
-@pytest.mark.parametrize('certain', [20.0, 50.0, 1e4, 1e30])
-@pytest.mark.parametrize('labels', [[], [1], [1, 1], [2, 1]])
-def test_ctc_of_a_certain_answer_is_not_negative(labels, certain):
-    path = [0, *(c for label in labels for c in (label, 0))]
-    logits = np.eye(3, dtype=np.float32)[path][None] * certain
-    value, grads = ctc_and_gradient(logits, np.array([labels], int))
-    assert 0 <= value < 1e-6 and np.isfinite(grads).all()
-
-
-@pytest.mark.parametrize(
-    ('changed', 'value'),
-    [
-        ({'labels': [[1, 5], [2, 3]]}, np.nan),  # no class
-        ({'labels': [[1, -1], [2, 3]]}, np.nan),
-        ({'labels': [[0, 1], [2, 3]]}, np.nan),  # the blank
-        ({'mask': [[True, False, True, True], [True] * 4]}, np.nan),
-        ({'label_mask': [[False, True], [True, True]]}, np.nan),
-        ({'mask': [[True, False, False, False], [True] * 4]}, np.inf),  # one frame, two labels
-        ({'labels': [[1, 1], [2, 3]], 'mask': [[True, True, False, False], [True] * 4]}, np.inf),
-    ],
-)
-def test_compiled_ctc_gives_no_plausible_number_for_what_cannot_be(changed, value):
-    """Without compiling it is refused; compiled, the other row has the gradient that it has alone."""
-    plain = {'labels': [[1, 2], [2, 3]], 'mask': [[True] * 4] * 2, 'label_mask': [[True] * 2] * 2}
-    args = {name: np.array(x) for name, x in (plain | changed).items()}
-    logits = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
-    with pytest.raises(ValueError, match='labels|mask|frames'):
-        losses.ctc(logits, **args)
-    gradient = jax.jit(jax.value_and_grad(lambda logits, args: losses.ctc(logits, **args).total))
-    got, grads = gradient(logits, args)
-    np.testing.assert_equal(float(got), value)
-    alone = gradient(logits[1:], {name: x[1:] for name, x in args.items()})[1]
-    np.testing.assert_allclose(grads[1:], alone, rtol=1e-5, atol=1e-6)
-    assert not grads[0].any()
-
-
 @pytest.mark.parametrize('label', [-1, 5, 2**31 - 1, -(2**31)])
-@pytest.mark.parametrize('loss', [losses.cross_entropy, losses.accuracy, losses.exact_match])
+@pytest.mark.parametrize('loss', [losses.cross_entropy, losses.accuracy])
 def test_compiled_losses_of_what_is_no_class_are_nan(loss, label):
     """Where it counts; where it is masked it changes nothing, and of the others nothing does."""
     logits, labels = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32), np.ones((2, 3), int)
@@ -321,18 +204,15 @@ def test_compiled_losses_of_what_is_no_class_are_nan(loss, label):
 
 MASKED = {
     'squared_error': (losses.squared_error, lambda: draw((4, 6, 3), 2)),
-    'absolute_error': (losses.absolute_error, lambda: draw((4, 6, 3), 2)),
     'cross_entropy': (losses.cross_entropy, softmax_case),
-    'binary_cross_entropy': (losses.binary_cross_entropy, bits_case),
     'frame_nll': (losses.frame_nll, bits_case),
     'accuracy': (losses.accuracy, softmax_case),
-    'exact_match': (losses.exact_match, softmax_case),
 }
 
 
 def test_every_loss_is_among_those_that_are_tested():
     functions = {name: f for name, f in vars(losses).items() if inspect.isfunction(f) and not name.startswith('_')}
-    assert {name for name, f in functions.items() if 'mask' in f.__annotations__} == {*MASKED, 'ctc'}
+    assert {name for name, f in functions.items() if 'mask' in f.__annotations__} == {*MASKED}
 
 
 @pytest.mark.parametrize('name', MASKED)
@@ -374,15 +254,12 @@ def test_parts_merge_into_the_whole(name):
     assert full == ones and full.count >= whole.count
 
 
-def test_perplexity_and_bits_come_from_totals():
-    """Of two parts with 3 labels at 0 nats and one at log 16: 2, where the mean of perplexities would be 8.5."""
+def test_bits_come_from_totals():
+    """Of two parts with 3 labels at 0 nats and one at log 16."""
     parts = [Mean(jnp.float32(0), jnp.float32(3)), Mean(jnp.log(16.0), jnp.float32(1))]
     merged = parts[0].merge(parts[1])
-    np.testing.assert_allclose(losses.perplexity(merged), 2, rtol=1e-6)
     np.testing.assert_allclose(losses.bits_per_character(merged), 1, rtol=1e-6)
-    assert np.mean([losses.perplexity(part) for part in parts]) > 8
     uniform = losses.cross_entropy(np.zeros((1, 4, V), np.float32), np.zeros((1, 4), int))
-    np.testing.assert_allclose(losses.perplexity(uniform), V, rtol=1e-6)
     np.testing.assert_allclose(losses.bits_per_character(uniform), np.log2(V), rtol=1e-6)
 
 
@@ -405,7 +282,6 @@ def test_a_label_that_is_no_class_makes_nan_where_it_cannot_be_looked_at():
 FLOATS = np.ones((2, 3, V), np.float32)
 REFUSED = [
     (losses.squared_error, (FLOATS, FLOATS[:, :2]), r'outputs \(2, 3, 5\)'),
-    (losses.absolute_error, (FLOATS, FLOATS[..., 0]), r'outputs \(2, 3, 5\)'),
     (losses.squared_error, (FLOATS, FLOATS, np.ones((2, 4), bool)), r'mask \(2, 4\)'),
     (losses.squared_error, (FLOATS, FLOATS, np.ones((2, 3))), 'mask.*float64'),
     (losses.squared_error, (FLOATS.astype(int), FLOATS), r'outputs \(2, 3, 5\).*int32'),
@@ -417,19 +293,7 @@ REFUSED = [
     (losses.cross_entropy, (FLOATS, np.ones((2, 3))), r'labels \(2, 3\).*float32'),
     (losses.cross_entropy, (FLOATS, np.ones((2, 4), int)), r'labels \(2, 4\)'),
     (losses.accuracy, (FLOATS[..., :0], np.ones((2, 3), int)), r'logits \(2, 3, 0\)'),
-    (losses.exact_match, (FLOATS[:, 0], np.ones(2, int)), r'labels \(2,\)'),
     (losses.frame_nll, (FLOATS[0, 0], FLOATS[0, 0]), r'logits \(5,\)'),
-    (losses.ctc, (FLOATS, np.ones((3, 2), int)), r'logits \(2, 3, 5\).*labels \(3, 2\)'),
-    (losses.ctc, (FLOATS, np.ones((2, 2))), 'labels.*float32'),
-    (losses.ctc, (FLOATS, np.ones((2, 2), int), None, None, V), 'blank=5'),
-    (losses.ctc, (FLOATS, np.zeros((2, 2), int)), r'labels\[0, 0\].*blank=0'),
-    (losses.ctc, (FLOATS, np.full((2, 2), 9)), r'labels\[0, 0\].*9'),
-    (losses.ctc, (FLOATS[:, :2], np.ones((2, 2), int)), 'row 0'),
-    (
-        losses.ctc,
-        (FLOATS, np.array([[1, 2], [1, 2]]), np.array([[1, 0, 1], [1, 1, 1]], bool)),
-        'mask',
-    ),
 ]
 
 
@@ -447,7 +311,3 @@ def test_labels_of_few_bits_are_compared_with_as_many_classes_as_there_are(dtype
     want = losses.cross_entropy(logits, labels).total
     assert np.isfinite(want) and losses.cross_entropy(logits, labels.astype(dtype)).total == want
     assert jax.jit(losses.cross_entropy)(logits, labels.astype(dtype)).total == pytest.approx(float(want), rel=1e-6)
-
-
-def test_ctc_without_a_frame_counts_nothing():
-    assert losses.ctc(np.zeros((2, 0, 5), np.float32), np.ones((2, 2), int)) == (0, 0)

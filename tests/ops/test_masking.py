@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from seqjax.ops import masking
+from tests.helpers.layers import flip
 
 B, T = 5, 7
 MASK = np.random.default_rng(0).random((B, T)) < 0.6
@@ -15,7 +16,7 @@ MASK[0], MASK[1] = True, False
 def test_M04_flip_by_length():
     """Each row by its own; a row of length 0 stays."""
     x = jnp.array([[1, 0, 0], [2, 3, 0], [4, 5, 6], [7, 8, 9]])
-    got = masking.flip_sequences(x, jnp.array([1, 2, 3, 0]))
+    got = flip(x, masking.length_mask(jnp.array([1, 2, 3, 0]), 3))
     np.testing.assert_array_equal(got, [[1, 0, 0], [3, 2, 0], [6, 5, 4], [7, 8, 9]])
 
 
@@ -25,9 +26,9 @@ def test_flip_turns_the_real_steps_around_and_leaves_the_others(trailing):
     want = x.copy()
     for row in range(B):
         want[row, MASK[row]] = x[row, MASK[row]][::-1]
-    np.testing.assert_array_equal(masking.flip_sequences(x, mask=MASK), want)
-    np.testing.assert_array_equal(masking.flip_sequences(masking.flip_sequences(x, mask=MASK), mask=MASK), x)
-    np.testing.assert_array_equal(masking.flip_sequences(x), x[:, ::-1])
+    np.testing.assert_array_equal(flip(x, MASK), want)
+    np.testing.assert_array_equal(flip(flip(x, MASK), MASK), x)
+    np.testing.assert_array_equal(flip(x), x[:, ::-1])
 
 
 def test_hold_repeats_the_last_real_step_and_before_the_first_what_was_before():
@@ -55,12 +56,6 @@ def test_lengths_may_have_several_batch_axes():
         masking.as_lengths([[1, 2], [0, 4]], (2, 2), 3, of='x')
 
 
-@pytest.mark.parametrize('x', [np.ones(3), np.float32(1)])
-def test_what_has_no_time_axis_cannot_be_flipped(x):
-    with pytest.raises(ValueError, match=r'\[B, T'):
-        masking.flip_sequences(x)
-
-
 def test_flags_are_looked_at_where_they_can_be():
     """Numbers other than 0 and 1 are refused; under jit they cannot be seen, and count as True."""
     with pytest.raises(ValueError, match='mask.*3'):
@@ -70,28 +65,16 @@ def test_flags_are_looked_at_where_they_can_be():
     )
 
 
-# --- compiled code, which cannot raise -------------------------------------------------------------
-
-
 @pytest.mark.parametrize('dtype', [np.int32, np.int8, np.uint8, np.uint32])
 @pytest.mark.parametrize('steps', [3, 200])
-def test_compiled_flips_of_rows_whose_lengths_cannot_be_are_nan(steps, dtype):
-    """255 steps in a byte are -1 or 255; of integers, which have no NaN, all steps count."""
+def test_rows_whose_lengths_cannot_be_are_nan_in_compiled_code(steps, dtype):
+    """255 steps in a byte are -1 or 255; where lengths are known they are refused."""
     x = np.arange(3 * steps, dtype=np.float32).reshape(3, steps)
     lengths = np.array([2, 0, 255]).astype(dtype)
-    got = jax.jit(masking.flip_sequences)(x, lengths)
-    np.testing.assert_array_equal(got[:2], masking.flip_sequences(x, lengths.astype(int).clip(0, steps))[:2])
+    got = jax.jit(lambda x, lengths: masking.spoil(x, lengths, steps, 1))(x, lengths)
+    np.testing.assert_array_equal(got[:2], x[:2])
     assert np.isnan(got[2]).all()
-    numbers = jax.jit(masking.flip_sequences)(x.astype(np.int32), lengths)
-    np.testing.assert_array_equal(numbers[2], x[2, ::-1])
+    counted = jax.jit(lambda lengths: masking.as_lengths(lengths, (3,), steps, of='x'))(lengths)
+    np.testing.assert_array_equal(counted, [2, 0, steps])
     with pytest.raises(ValueError, match='seq_lengths'):
-        masking.flip_sequences(x, lengths)
-
-
-@pytest.mark.parametrize('flag', [2, -1, 127])
-def test_compiled_flags_are_true_where_they_are_not_0(flag):
-    flags = np.array([[0, 1, flag]], np.int8)
-    compiled = jax.jit(lambda flags: masking.as_flags(flags, (1, 3), of='x'))
-    np.testing.assert_array_equal(compiled(flags), [[False, True, True]])
-    with pytest.raises(ValueError, match='mask'):
-        masking.as_flags(flags, (1, 3), of='x')
+        masking.as_lengths(lengths, (3,), steps, of='x')
