@@ -12,16 +12,16 @@ from typing import Any
 ALIASES = {'hidden': 'features', 'hidden_size': 'features', 'units': 'features'}
 
 
-def nearest(word: Any, known: Iterable[Any]) -> str:
+def nearest(word: Any, known: Iterable[Any], show: Callable[[str], str] = repr) -> str:
     """Returns the end of a message that suggests the most similar of the known words; empty if none is similar.
 
-    >>> nearest('lsmt', ['lstm', 'gru'])
-    "; did you mean 'lstm'?"
+    >>> nearest('lsmt', ['lstm', 'gru']), nearest('hiden', ['hidden'], '--{}'.format)
+    ("; did you mean 'lstm'?", '; did you mean --hidden?')
     """
     words = [other for other in known if isinstance(other, str)]
     words += [alias for alias, word in ALIASES.items() if word in words]
     close = difflib.get_close_matches(word, words, 1) if isinstance(word, str) else []
-    return f'; did you mean {ALIASES.get(close[0], close[0])!r}?' if close else ''
+    return f'; did you mean {show(ALIASES.get(close[0], close[0]))}?' if close else ''
 
 
 def names(*functions: Callable[..., Any]) -> list[str] | None:

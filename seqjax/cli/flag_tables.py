@@ -15,7 +15,7 @@ import jax
 from absl import flags
 
 from seqjax import config as seqjax_config
-from seqjax.cli import parsers
+from seqjax import options
 from seqjax.cli.parsers import (
     Cache,
     CellName,
@@ -177,5 +177,6 @@ def check_memory(numbers: int, sizes: Mapping[str, Any]) -> None:
 
 
 def unknown(name: str, table: Mapping[str, Flag]) -> str:
-    near = parsers.nearest(name, table) or parsers.nearest(name.removeprefix('no'), table)
-    return f'unknown flag --{name}{near.replace("mean ", "mean --") or "; --help lists the flags"}'
+    words = (name, name.removeprefix('no'))
+    near = next(filter(None, (options.nearest(word, table, '--{}'.format) for word in words)), '')
+    return f'unknown flag --{name}{near or "; --help lists the flags"}'

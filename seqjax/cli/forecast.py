@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from seqjax import config
 from seqjax.cli import dataset_experiment
 from seqjax.cli.dataset_experiment import DatasetExperiment
 from seqjax.cli.flag_tables import Flag
@@ -29,7 +30,6 @@ from seqjax.cli.forecast_parsers import Checked, Sign, Thousands
 from seqjax.cli.forecast_stream import Following
 from seqjax.cli.parsers import Choice, Fraction, Many, Name, Switch, Whole
 from seqjax.cli.settings import Settings
-from seqjax.datasets import dataset as datasets_dataset
 from seqjax.datasets import forecast_batching, forecast_heads, forecast_preprocessing, forecast_recipe, forecasting
 from seqjax.datasets.dataset import Answers, Dataset, OnlinePredictor, Unseen
 from seqjax.datasets.forecast_batching import Split
@@ -236,7 +236,7 @@ def _check_together(options: Mapping[str, Any]) -> None:
     for sentence, wrong in refusals.items():
         if wrong:
             raise UserError(sentence)
-    for part in datasets_dataset.SPLITS:
+    for part in config.SPLITS:
         if options['validation_from'] is None and not options[part]:
             raise UserError(f'--{part}=0 leaves no {part} part; give it a share, such as 0.15')
     if options['validation'] + options['test'] >= 1:

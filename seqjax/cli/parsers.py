@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import os
@@ -16,6 +15,7 @@ from absl import flags
 
 from seqjax.cli import compilation_cache
 from seqjax.nn import models
+from seqjax.options import nearest
 from seqjax.runs import multihost
 from seqjax.training import sharding
 
@@ -122,7 +122,7 @@ class Choice(flags.ArgumentParser):
 
     def parse(self, argument: Any) -> str:
         if argument not in self.words:
-            raise ValueError(f'must be one of {", ".join(self.words)}{nearest(str(argument), self.words)}')
+            raise ValueError(f'must be one of {", ".join(self.words)}{nearest(argument, self.words, str)}')
         return argument
 
     def flag_type(self) -> str:
@@ -296,8 +296,3 @@ def import_from_here() -> None:
     """Modules of the folder where the command was given are found, too."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-
-
-def nearest(word: str, words: Any) -> str:
-    near = difflib.get_close_matches(word, list(words), 1)
-    return f'; did you mean {near[0]}?' if near else ''

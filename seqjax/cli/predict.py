@@ -25,14 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax import files
+from seqjax import config, files
 from seqjax.cli import command, dataset_experiment, dataset_test, flag_tables, registry, task_setup
 from seqjax.cli.command import Command
 from seqjax.cli.dataset_experiment import DatasetExperiment, Sampling
 from seqjax.cli.flag_tables import Flag, FlagTable
 from seqjax.cli.parsers import Choice, Place, Positive, Switch, TextParser, Whole
 from seqjax.cli.settings import Settings
-from seqjax.datasets import dataset
 from seqjax.datasets.dataset import OnlinePredictor
 from seqjax.errors import UserError
 from seqjax.nn import build
@@ -48,7 +47,7 @@ FLAGS = {
     'workdir': Flag(Place(), 'the folder of a finished run'),
     'data': Flag(Place('file'), 'what is predicted: a file like that of the run; or PACKAGE:PATH'),
     'part': Flag(
-        Choice(ALL, *dataset.SPLITS), 'predict all of --data, or the part of it that a run on that file would test on'
+        Choice(ALL, *config.SPLITS), 'predict all of --data, or the part of it that a run on that file would test on'
     ),
     'out': Flag(Place('file'), 'the CSV file that is written; the terminal by default'),
     'overwrite': Flag(Switch(), 'replace --out where it exists'),

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from seqjax import options
 from seqjax.cli import command, flag_tables, parsers, task_registry
 from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import Grid, Name, Whole
@@ -65,7 +66,7 @@ def module_of(experiment: str) -> Any:
             ) from error
         if all(hasattr(module, part) for part in CONTRACT):
             return module
-    near = parsers.nearest(experiment, ('td', 'echo', *task_registry.NAMES))
+    near = options.nearest(experiment, ('td', 'echo', *task_registry.NAMES), str)
     raise UserError(
         f'--experiment={experiment} must be one of td, echo, {", ".join(task_registry.NAMES)}; MODULE:FUNCTION; or a '
         f'MODULE with {", ".join(CONTRACT)}{near}'
@@ -91,7 +92,7 @@ def grid_axes(grid: Any, table: Mapping[str, Flag]) -> dict[str, list[Any]]:
     for name, values in pairs:
         if name not in table or name in OWN or name in axes:
             why = 'twice in the grid' if name in axes else 'no flag of the experiment that a grid can vary'
-            near = parsers.nearest(name, set(table) - set(OWN))
+            near = options.nearest(name, sorted(set(table) - set(OWN)), str)
             raise UserError(f'--grid={name} is {why}{near}')
         axes[name] = []
         for value in values:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from seqjax import options
 from seqjax.cli import command_line, parsers, registry
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import Flag, FlagTable
@@ -40,7 +41,7 @@ def find(task: str, flag: str = 'task') -> TaskExperiment:
     if ':' not in task:
         if task not in NAMES:
             raise UserError(
-                f'{given} must be one of {", ".join(NAMES)}, or MODULE:FUNCTION{parsers.nearest(task, NAMES)}'
+                f'{given} must be one of {", ".join(NAMES)}, or MODULE:FUNCTION{options.nearest(task, NAMES, str)}'
             )
         return TaskExperiment(getattr(importlib.import_module(registry.tasks()[task]), task))
     module, _, name = task.partition(':')

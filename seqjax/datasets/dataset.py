@@ -14,8 +14,6 @@ import numpy as np
 from seqjax.tasks.synthetic import LossFn
 from seqjax.types import Arrays, Batch, ModelSpec
 
-SPLITS = ('validation', 'test')  # beside the part that is trained on
-
 
 class Items(NamedTuple):
     """A metric by parts that belong together (series, pieces, stretches of a text): an interval draws them anew."""
@@ -87,7 +85,7 @@ class Dataset(NamedTuple):
     test: Unseen  # touched once, at the end
     measure: Measure
     items: Callable[[Arrays], Items]  # of the test, from its answers, leaves [M, B, ...]
-    baselines: Mapping[str, Callable[[str], Items]]  # by name: one of SPLITS -> its items, those of the test as above
+    baselines: Mapping[str, Callable[[str], Items]]  # by name: a split -> its items, those of the test as above
     tell: Callable[[Arrays], Sequence[str]] = lambda answers: ()  # lines about the test, such as a confusion matrix
     both: Callable[[], Arrays] | None = None  # the argument of `batch` with the validation part in it, too
     figure_data: Callable[[Arrays], ConfusionMatrix | ForecastCurve] | None = None  # of the test, from its answers

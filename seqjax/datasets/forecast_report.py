@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from seqjax.datasets import dataset, forecast_preprocessing
+from seqjax import config
+from seqjax.datasets import forecast_preprocessing
 from seqjax.datasets.baselines import forecast_baselines
 from seqjax.datasets.dataset import ForecastCurve, Items, Table
 from seqjax.datasets.forecast_batching import Spans, Split, Told
@@ -129,7 +130,7 @@ def look(table: SeriesTable, recipe: Mapping[str, Any], parts: Sequence[Ready], 
     }
     some = [f'{count:,} of {name}' for name, count in missing.items() if count]
     lines.append(f'missing values: {_some(some) or "none"}' + (', masked' if some else ''))
-    for part in ('training', *dataset.SPLITS):
+    for part in ('training', *config.SPLITS):
         lines.append(_part_line(part, parts, splits, table.dates))
     lines += _season_lines(recipe)
     how = {'direct': 'all at once', 'recursive': 'each from the one before'}[recipe['strategy']]
@@ -195,7 +196,7 @@ def _part_line(part: str, parts: Sequence[Ready], splits: Sequence[Split], form:
     edges = []
     for one, split in zip(parts, splits, strict=True):
         bounds = (0, split.validation, split.test, one.steps)
-        place = ('training', *dataset.SPLITS).index(part)
+        place = ('training', *config.SPLITS).index(part)
         edges.append((one.series, bounds[place], bounds[place + 1] - 1))
     count = sum(last - first + 1 for _, first, last in edges)
     if edges[0][0].dates is not None:

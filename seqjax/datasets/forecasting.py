@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from seqjax.datasets import dataset as datasets_dataset
+from seqjax import config
 from seqjax.datasets import forecast_batching, forecast_heads, forecast_preprocessing, forecast_report, forecast_seasons
 from seqjax.datasets.dataset import Dataset, Measure, Unseen
 from seqjax.datasets.forecast_batching import Spans, Split, Told
@@ -63,7 +63,7 @@ def dataset(
     train = [_until(part, split.validation) for part, split in zip(parts, splits, strict=True)]
     seen = [_until(part, split.test) for part, split in zip(parts, splits, strict=True)]
     data, batch = forecast_batching.training(train, recipe, batch_size)
-    origins = {part: forecast_batching.spans(part, splits, lengths, horizon) for part in datasets_dataset.SPLITS}
+    origins = {part: forecast_batching.spans(part, splits, lengths, horizon) for part in config.SPLITS}
     looked = forecast_batching.asked(
         forecast_batching.rows_of([part.steps for part in seen], recipe['window'], batch_size), origins['validation']
     )

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seqjax.datasets import dataset
+from seqjax import config
 from seqjax.datasets.baselines import note_baselines
 from seqjax.datasets.dataset import Dataset, Items, Measure, OnlinePredictor, Table, Unseen
 from seqjax.datasets.readers import piano_rolls
@@ -67,7 +67,7 @@ def music(
       seed: of the order of windows.
     """
     roll, steps = _roll(parts['train'], transpose, jax.random.key(seed)), _longest(parts)
-    validation, test = (Packed.of(parts[split], steps) for split in dataset.SPLITS)
+    validation, test = (Packed.of(parts[split], steps) for split in config.SPLITS)
 
     def items(forecast, split):
         return forecast(parts['train'], parts[split])
@@ -310,7 +310,7 @@ def look(parts: Mapping[str, Pieces]) -> list[str]:
             f'{np.median(lengths):,.0f}; {sum(lengths) - len(lengths):,} frames to forecast'
         )
     known = {piece.tobytes() for piece in parts.get('train', ())}
-    again = {split: sum(piece.tobytes() in known for piece in parts.get(split, ())) for split in dataset.SPLITS}
+    again = {split: sum(piece.tobytes() in known for piece in parts.get(split, ())) for split in config.SPLITS}
     if any(again.values()):
         told = ' and '.join(f'{count} of {name}' for name, count in again.items() if count)
         lines.append(f'in training too, note for note: {told}')

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from seqjax import config
 from seqjax.cli import registry, task_setup
-from seqjax.datasets import dataset
 from seqjax.errors import UserError
 from tests.helpers import kinds
 
@@ -31,7 +31,7 @@ def run(kind, flags, part='all'):
     model = task_setup.make_model(data.spec, settings.model)
     batch = jax.eval_shape(data.batch, data.data, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32))
     data.both()
-    for split in dataset.SPLITS if kind.name == 'forecast' else ():  # others take their time
+    for split in config.SPLITS if kind.name == 'forecast' else ():  # others take their time
         assert all(np.isfinite(score(split).totals).all() for score in data.baselines.values())
 
     def answers_to(batches):

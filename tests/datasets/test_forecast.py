@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seqjax import config
 from seqjax.datasets import (
-    dataset,
     forecast_batching,
     forecast_heads,
     forecast_preprocessing,
@@ -456,7 +456,7 @@ def test_baselines_know_only_what_was_known_at_the_origin():
     """Persistence, by hand; and autoregression that is fitted on what stands before the part that it tells of."""
     table = draw()
     made = make(table)
-    assert list(made.baselines) == ['persistence', '7 steps before', 'AR(2)'] and tuple(dataset.SPLITS) == (
+    assert list(made.baselines) == ['persistence', '7 steps before', 'AR(2)'] and config.SPLITS == (
         'validation',
         'test',
     )

@@ -84,12 +84,9 @@ def only_number(source: Text | Parquet, columns: Columns) -> str:
         found = [name for name in free if _is_number(frame[name], source)]
         break
     if len(found) != 1:
-        some = ', '.join(map(repr, found[:20])) + (', ...' if len(found) > 20 else '')
-        has = (
-            f'{len(found)} columns of numbers, {some}'
-            if found
-            else f'no free column of numbers{_no_header(source.names)}'
-        )
+        has = f'{len(found)} columns of numbers, {table_sources.some(found)}'
+        if not found:
+            has = f'no free column of numbers{_no_header(source.names)}'
         raise UserError(f'{source.path} has {has}; name the column to forecast by --target')
     return found[0]
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seqjax import files
+from seqjax import files, options
 from seqjax.datasets.readers import numbers as readers_numbers
 from seqjax.datasets.readers import optional_packages
 from seqjax.datasets.readers.bounds import Bounds
@@ -51,9 +50,12 @@ def one_line(error: Exception) -> str:
 
 def near(word: str, words: Sequence[str]) -> str:
     """The end of a sentence about a word that is none of some others: the nearest, and what there is."""
-    close = difflib.get_close_matches(word, words, 1)
-    some = ', '.join(map(repr, words[:20])) + (', ...' if len(words) > 20 else '')
-    return f'; did you mean {close[0]!r}?' if close else f'; there are {some}'
+    return options.nearest(word, words) or f'; there are {some(words)}'
+
+
+def some(words: Sequence[str]) -> str:
+    """A few words, for a message."""
+    return ', '.join(map(repr, words[:20])) + (', ...' if len(words) > 20 else '')
 
 
 class Text:
