@@ -12,7 +12,8 @@ import numpy as np
 
 from seqjax.runs import directory
 from seqjax.runs.append_log import AppendLog
-from seqjax.training import chunk_result, early_stopping, success_results
+from seqjax.training import chunk_result, success_results
+from seqjax.training import step as training_step
 from seqjax.training.chunk_result import ChunkResult
 from seqjax.training.compiled_run import CompiledRun
 from seqjax.training.progress import Progress
@@ -175,7 +176,7 @@ class EarlyStoppingMonitor(Observer):
         self.groups: list = []  # Best of each group, leaves [n, ...], on the host
         config = self.config
         self._read = jax.jit(
-            lambda state: (early_stopping.should_stop(config, state), state.best.value), out_shardings=run.replicated
+            lambda state: (training_step.should_stop(config, state), state.best.value), out_shardings=run.replicated
         )
 
     def _update(self, session: TrainSession, state: TrainState) -> None:
@@ -195,7 +196,7 @@ class EarlyStoppingMonitor(Observer):
         self.groups.append(best._replace(value=np.where(best.step == 0, np.inf, best.value)))
 
     def status(self) -> str:
-        best = finite_median(self.values[self.values < early_stopping.INITIAL_BEST])
+        best = finite_median(self.values[self.values < training_step.INITIAL_BEST])
         words = f'best {self.config.split} {self.config.metric} {best:.4g}'
         if self.stopped.any():
             words += f', {self.stopped.sum()} of {len(self.stopped)} seeds stopped early'

@@ -1,9 +1,12 @@
-"""The results of all seeds of a run: with per-step losses, with early stopping, or until a success criterion is met."""
+"""Training of all seeds of a run, a replica group at a time: the one driver, and what it is used for.
+
+Seeds are trained with per-step losses, with early stopping, or until a success criterion is met.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +20,9 @@ from seqjax.reporting import statistics
 from seqjax.runs import directory
 from seqjax.runs.directory import Workdir
 from seqjax.tasks.synthetic import SuccessCriterion
-from seqjax.training import chunk_result, driver, evaluation, observers, optimizers, progress
+from seqjax.training import chunk_result, evaluation, observers, optimizers, progress
 from seqjax.training.chunk_result import ChunkResult
-from seqjax.training.compiled_run import CompiledRun
+from seqjax.training.compiled_run import CompiledRun, StateOverride
 from seqjax.training.fit_results import Fit
 from seqjax.training.observers import (
     EarlyStoppingMonitor,
@@ -31,12 +34,72 @@ from seqjax.training.observers import (
     StepLog,
     SuccessMonitor,
 )
+from seqjax.training.replicas import ReplicaGroup
 from seqjax.training.session import TrainSession
 from seqjax.training.success_results import Outcome
 from seqjax.types import Arrays, Batch, Best, Mean, Task, TrainState
 
 # (state of one seed, held out) -> numbers by name; a Mean that counted nothing is NaN.
 Test = Callable[[TrainState, Arrays], Mapping[str, jax.Array | Mean]]
+
+
+def train_seeds(
+    run: CompiledRun,
+    seeds: Sequence[int] | np.ndarray,
+    observers: Sequence[Observer],
+    *,
+    place: Callable[[ReplicaGroup], str] = str,
+    override: Callable[[ReplicaGroup], StateOverride | None] = lambda group: None,
+) -> None:
+    """Trains every seed to the last step, or until an observer stops its group; resumes each group from its checkpoint.
+
+    Args:
+      run: from `compile_run`.
+      seeds: [R]; without replicas, one.
+      observers: called in this order at the start of a group, after every chunk, and at the end of a group.
+      place: the folder of a group's checkpoints and logs, within that of the run's; '' for a run of one seed.
+      override: changes the TrainState of a group before its first step.
+
+    Raises:
+      UserError: see `CompiledRun.session` and `TrainSession.train`.
+    """
+    for group in run.groups(np.asarray(seeds)):
+        folder = '' if run.width is None else place(group)
+        logs = {observer.log_name: observer.open_log(run, folder) for observer in observers if observer.log_name}
+        with run.session(group, logs, place=folder, override=override(group)) as session:
+            for observer in observers:
+                observer.on_start(session, session.restored.get(observer.log_name, b''))
+            if not _stopped(observers):
+                for chunk in session.train():
+                    for observer in observers:
+                        rows = observer.on_chunk(session, chunk)
+                        if rows:
+                            logs[observer.log_name].append(rows)
+                    if _stopped(observers):
+                        break
+            for observer in observers:
+                observer.on_end(session)
+
+
+def _stopped(observers: Sequence[Observer]) -> bool:
+    return any(observer.should_stop for observer in observers)
+
+
+def _train(
+    run: CompiledRun,
+    seeds: np.ndarray,
+    observers: Sequence[Observer],
+    shown: Observer,
+    *,
+    unit: str = 'seed-step',
+    label: Callable[[TrainSession], str] = lambda session: session.group.label,
+    **how: Any,
+) -> bool:
+    """Trains with a progress bar that shows the status of one observer; returns True if the run was resumed."""
+    with progress.progress(len(seeds) * run.steps, unit) as bar:
+        last = ProgressBar(bar, shown, label)
+        train_seeds(run, seeds, [*observers, last], **how)
+    return last.resumed
 
 
 # --- losses of every step --------------------------------------------------------------------------
@@ -76,14 +139,12 @@ def train_with_losses(run: CompiledRun, inputs: Arrays, seeds: np.ndarray, *, un
     rates = optimizers.learning_rates(run.tx, np.arange(run.steps))
     log = ReplicaStepLog(run.steps, len(seeds)) if many else StepLog(run.steps, rates)
     predictions = Predictions(inputs)
-    with progress.progress(len(seeds) * run.steps, f'seed-{unit}' if many else unit) as bar:
-        shown = ProgressBar(bar, log)
-        driver.train_seeds(run, seeds, [log, shown, predictions])
+    resumed = _train(run, seeds, [log, predictions], log, unit=f'seed-{unit}' if many else unit)
     seconds = {'compile': run.seconds, 'train': time.perf_counter() - start}
     if many:
         _write_bands(run.workdir, log.losses, rates)
     outputs = np.concatenate(predictions.outputs) if many else predictions.outputs[0]
-    return RunResult(log.losses, outputs, predictions.state, seconds, shown.resumed)
+    return RunResult(log.losses, outputs, predictions.state, seconds, resumed)
 
 
 def _write_bands(workdir: Workdir, losses: np.ndarray, rates: np.ndarray) -> None:
@@ -111,9 +172,7 @@ def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> Fit:
     config, metrics = run.task.early_stopping, chunk_result.metric_names(run.programs)
     monitor = EarlyStoppingMonitor(run)
     log = EvaluationLog(metrics, config.eval_every, monitor)
-    with progress.progress(len(seeds) * run.steps, 'seed-step') as bar:
-        shown = ProgressBar(bar, monitor)
-        driver.train_seeds(run, seeds, [log, monitor, shown])
+    resumed = _train(run, seeds, [log, monitor], monitor)
     best = jax.tree.map(lambda *parts: np.concatenate(parts), *monitor.groups)
     if not np.isfinite(best.value).any():
         raise UserError(
@@ -121,7 +180,7 @@ def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> Fit:
             '--learning_rate, or --clip_norm=1'
         )
     values = log.values()
-    return Fit(seeds, metrics, values, best, shown.resumed, _rates(run, config.eval_every, values.shape[1]))
+    return Fit(seeds, metrics, values, best, resumed, _rates(run, config.eval_every, values.shape[1]))
 
 
 def _rates(run: CompiledRun, eval_every: int, evaluations: int) -> np.ndarray:
@@ -162,14 +221,9 @@ def retrain(run: CompiledRun, fit: Fit) -> Fit:
     def label(session: TrainSession) -> str:
         return ' '.join(['the second training', *(['of', session.group.label] if session.group.label else [])])
 
-    with progress.progress(len(fit.seeds) * run.steps, 'seed-step again') as bar:
-        # The folder has the steps: a run of more steps may find that another number of them is best.
-        driver.train_seeds(
-            run,
-            fit.seeds,
-            [states, ProgressBar(bar, states, label)],
-            place=lambda group: f'refit_{run.steps}_{group}',
-        )
+    # The folder has the steps: a run of more steps may find that another number of them is best.
+    how = {'unit': 'seed-step again', 'label': label, 'place': lambda group: f'refit_{run.steps}_{group}'}
+    _train(run, fit.seeds, [states], states, **how)
     params, variables = jax.tree.map(lambda *parts: np.concatenate(parts), *states.groups)
     best = Best(fit.best.value, np.full(len(fit.seeds), run.steps, np.int32), params, types.without_carry(variables))
     return fit._replace(best=best)
@@ -227,8 +281,6 @@ def train_until_solved(
         train_all_steps=train_all_steps,
         num_seeds=len(seeds),
     )
-    with progress.progress(len(seeds) * run.steps, 'seed-step') as bar:
-        shown = ProgressBar(bar, monitor)
-        driver.train_seeds(run, seeds, [log, monitor, shown])
+    resumed = _train(run, seeds, [log, monitor], monitor)
     values = log.values()
-    return Outcome(monitor.results, metrics, values, shown.resumed, _rates(run, eval_every, values.shape[1]))
+    return Outcome(monitor.results, metrics, values, resumed, _rates(run, eval_every, values.shape[1]))

@@ -12,7 +12,7 @@ from seqjax.runs.append_log import AppendLog
 from seqjax.runs.checkpoint_manager import CheckpointManager
 from seqjax.runs.manifest import CheckpointMetadata
 from seqjax.runs.signals import ShutdownRequest
-from seqjax.training import chunk_result, divergence, host_streaming, loop
+from seqjax.training import chunk_result, divergence, host_streaming, programs
 from seqjax.training.chunk_result import ChunkResult
 from seqjax.training.host_streaming import Feed
 from seqjax.training.replicas import ReplicaGroup
@@ -62,7 +62,7 @@ class TrainSession:
           UserError: the loss is not finite, of a group that of every seed; the last finite state is saved.
         """
         run, every = self.run, self.run.checkpoints.every
-        for state, metrics, evals in loop.train(
+        for state, metrics, evals in programs.train(
             run.model,
             run.task,
             run.tx,

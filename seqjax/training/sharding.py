@@ -21,7 +21,6 @@ from jax.sharding import PartitionSpec as P
 
 from seqjax import types as seqjax_types
 from seqjax.ops import row_sharding
-from seqjax.training import batch_gradients
 from seqjax.types import Batch, Metrics, Params, Task, TrainState, Variables
 
 DATA, MODEL = row_sharding.ROWS, 'model'
@@ -168,6 +167,30 @@ def _default(
 # --- rows of a batch -------------------------------------------------------------------------------
 
 
+def batch_gradients(
+    model: nn.Module,
+    task: Task,
+    params: Params,
+    variables: Variables,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    mean: bool = True,
+) -> tuple[Params, Metrics, Variables]:
+    """Returns gradients of the mean loss (or of its total), metrics, and the variables after the batch; not sharded."""
+
+    def loss_fn(params):
+        # 'dropout' is the stream that says "training"; whatever else a model draws comes from 'params'.
+        rngs = dict(zip(('params', 'dropout'), jax.random.split(key), strict=True))
+        outputs, new = model.apply({'params': params, **variables}, batch.inputs, rngs=rngs, mutable=list(variables))
+        metrics = task.loss(outputs, batch)
+        loss = metrics['loss']
+        return loss.compute() if mean else loss.total, (metrics, new)
+
+    grads, (metrics, new) = jax.grad(loss_fn, has_aux=True)(params)
+    return grads, metrics, new
+
+
 def can_shard(model: nn.Module, task: Task, state: TrainState, batch: Batch, key: jax.Array) -> bool:
     """Returns True if each device may take its rows of the batch by itself with the numbers of one device.
 
@@ -185,7 +208,7 @@ def _is_stochastic(
 ) -> bool:
     """Returns True if the model draws in training; shapes and dtypes of the arguments are enough."""
     return row_sharding.output_depends_on(
-        lambda key, *rest: batch_gradients.batch_gradients(model, task, *rest, key), key, params, variables, batch
+        lambda key, *rest: batch_gradients(model, task, *rest, key), key, params, variables, batch
     )
 
 
@@ -226,7 +249,7 @@ def sharded_gradients(
         return jax.tree.map(lambda x: jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)]), tree)
 
     def shard(params, carries, batch):
-        grads, metrics, new = batch_gradients.batch_gradients(model, task, params, carries, batch, key, mean=False)
+        grads, metrics, new = batch_gradients(model, task, params, carries, batch, key, mean=False)
         return jax.lax.psum((grads, metrics), DATA), new
 
     rows = P(DATA)

@@ -1,20 +1,24 @@
-"""The initial training state and one training step, both pure functions.
+"""The initial training state, one training step, and early stopping, all pure functions of the state.
 
 Step n depends on the seed and on n alone, so the numbers of a run do not depend on the length of its chunks.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from seqjax import types
-from seqjax.training import batch_gradients, early_stopping, sharding
-from seqjax.types import Best, Metrics, Params, Task, TrainState, Variables
+from seqjax.training import sharding
+from seqjax.types import Best, EarlyStopping, Metrics, Params, Task, TrainState, Variables
 
 INIT = 2**32 - 1  # the "step" whose key draws the initial parameters; a real step is an int32
+INITIAL_BEST = float(np.finfo(np.float32).max)  # before the first evaluation; JAX_DEBUG_INFS takes no infinity
 
 
 def init_state(model: nn.Module, task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -36,7 +40,7 @@ def init_state(model: nn.Module, task: Task, tx: optax.GradientTransformation, k
         params = variables.pop('params')
         best = None
         if task.early_stopping is not None:
-            best = Best(jnp.float32(early_stopping.INITIAL_BEST), jnp.int32(0), params, types.without_carry(variables))
+            best = Best(jnp.float32(INITIAL_BEST), jnp.int32(0), params, types.without_carry(variables))
         return TrainState(jnp.int32(0), key, params, variables, tx.init(params), best)
 
     return init(key)
@@ -58,4 +62,28 @@ def gradients(model: nn.Module, task: Task, state: TrainState) -> tuple[Params, 
     batch = task.batch(task.data, batch_key, state.step)
     if sharding.can_shard(model, task, state, batch, model_key):
         return sharding.sharded_gradients(model, task, state, batch, model_key)
-    return batch_gradients.batch_gradients(model, task, state.params, state.variables, batch, model_key)
+    return sharding.batch_gradients(model, task, state.params, state.variables, batch, model_key)
+
+
+def should_stop(config: EarlyStopping, state: TrainState) -> jax.Array:
+    """Returns True if the last `patience` evaluations brought no improvement; [], or [R] with replicas."""
+    return state.step - state.best.step >= _max_steps_without_improvement(config)
+
+
+def _max_steps_without_improvement(config: EarlyStopping) -> int:
+    return min(config.patience * config.eval_every, 2**31 - 1)  # a step is an int32
+
+
+def update_best(config: EarlyStopping, state: TrainState, evals: dict[str, Metrics]) -> TrainState:
+    """Returns the state after an evaluation; once `should_stop` is true, the best parameters stay as they are.
+
+    A seed that has stopped may be trained on beside others of its replica group.
+    """
+    mean = evals[config.split][config.metric]
+    value = mean.compute().astype(jnp.float32)
+    evaluated = (state.step > 0) & (state.step % config.eval_every == 0)
+    # An improvement at the last evaluation that the patience allows still counts, hence <=.
+    waiting = state.step - state.best.step <= _max_steps_without_improvement(config)
+    better = evaluated & waiting & (mean.count > 0) & (value < state.best.value)  # NaN is not better
+    new = Best(value, state.step, state.params, types.without_carry(state.variables))
+    return state._replace(best=jax.tree.map(partial(jnp.where, better), new, state.best))

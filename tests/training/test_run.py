@@ -19,7 +19,7 @@ from seqjax.nn import losses as nn_losses
 from seqjax.reporting import statistics
 from seqjax.runs import directory, signals
 from seqjax.runs.checkpoint_manager import CheckpointManager
-from seqjax.training import loop, observers, replicas, run_summary
+from seqjax.training import observers, programs, replicas, run_summary
 from seqjax.training.session import CheckpointConfig
 from seqjax.types import Batch, Task
 from tests.helpers import reference
@@ -98,14 +98,14 @@ def test_metrics_keep_every_bit_of_a_float32():
 
 def test_the_log_is_visible_while_the_run_goes_on(tmp_path, monkeypatch):
     """After every chunk the rows so far are in the file."""
-    seen, original = [], loop.train
+    seen, original = [], programs.train
 
     def watched(*args, **kwargs):
         for part in original(*args, **kwargs):
             yield part
             seen.append(len(rows(tmp_path)) - 1)
 
-    monkeypatch.setattr(loop, 'train', watched)
+    monkeypatch.setattr(programs, 'train', watched)
     run_one(tmp_path, steps=10, chunk=4)
     assert seen == [4, 8, 10]
 
@@ -183,7 +183,7 @@ def test_a_log_that_lost_rows_sends_the_run_back_to_an_earlier_checkpoint(tmp_pa
 )
 def test_a_signal_ends_a_run_that_then_goes_on(number, kind, code, tmp_path, monkeypatch, capsys):
     """It finishes its chunk, saves, says how to go on; the same command then ends as if nothing had happened."""
-    straight, original = run_one(None), loop.train
+    straight, original = run_one(None), programs.train
 
     def signalled(*args, **kwargs):
         for i, part in enumerate(original(*args, **kwargs)):
@@ -191,26 +191,26 @@ def test_a_signal_ends_a_run_that_then_goes_on(number, kind, code, tmp_path, mon
                 os.kill(os.getpid(), number)
             yield part
 
-    monkeypatch.setattr(loop, 'train', signalled)
+    monkeypatch.setattr(programs, 'train', signalled)
     with pytest.raises(kind) as caught:
         run_one(tmp_path)
     assert signals.code(caught.value) == code
     assert number.name in caught.value.message and 'step 8' in caught.value.message
     assert number.name in capsys.readouterr().err
     assert saved(tmp_path) == [8] and len(rows(tmp_path)) == 9
-    monkeypatch.setattr(loop, 'train', original)
+    monkeypatch.setattr(programs, 'train', original)
     reference.assert_trees_equal(run_one(tmp_path).state, straight.state)
 
 
 def test_without_a_folder_a_signal_is_what_it_always_was(monkeypatch):
     """In a notebook an interrupt ends a run at once."""
-    original = loop.train
+    original = programs.train
 
     def signalled(*args, **kwargs):
         yield next(original(*args, **kwargs))
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop, 'train', signalled)
+    monkeypatch.setattr(programs, 'train', signalled)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
     try:
         with pytest.raises(KeyboardInterrupt):
