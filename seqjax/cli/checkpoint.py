@@ -115,12 +115,11 @@ def _show(folder: Path, rows: list[CheckpointRow]) -> None:
     print('      step        size  saved             ')
     for path, size, saved, about, fault in rows:
         when = datetime.fromtimestamp(saved).strftime('%Y-%m-%d %H:%M')
-        words = f'cannot be used: {fault}' if about is None else f'sound{_metrics(about)}'
+        words = f'cannot be used: {fault}'
+        if about is not None:
+            values = {name: 'not finite' if x is None else f'{x:.4g}' for name, x in about.metrics.items()}
+            words = ', '.join(['sound', *(f'{name} {value}' for name, value in values.items())])
         print(f'{int(path.name):>10,}  {size / 1000:>7,.0f} kB  {when}  {words}')
-
-
-def _metrics(about: CheckpointMetadata) -> str:
-    return ''.join(f', {name} {"not finite" if x is None else format(x, ".4g")}' for name, x in about.metrics.items())
 
 
 # --- export ----------------------------------------------------------------------------------------
@@ -131,7 +130,8 @@ def _export(target: Path, found: dict[Path, list[CheckpointRow]], settings: dict
     if target.suffix != '.npz':
         raise UserError(f'--export={target} must end in .npz')
     if len({_group(path)[0] for path in found}) > 1:
-        places = ', '.join(sorted({str(_group(path)[0].relative_to(_top(path))) for path in found}))
+        tops = {path: next(top for top in path.parents if top.name == directory.CHECKPOINTS) for path in found}
+        places = ', '.join(sorted({str(_group(path)[0].relative_to(top)) for path, top in tops.items()}))
         raise UserError(f'there are several kinds of checkpoints; choose one with --place, of {places}')
     chosen = [_choose(path, rows, settings['step']) for path, rows in found.items()]
     if len({row.about.step for row in chosen}) > 1:
@@ -170,13 +170,5 @@ def _group(folder: Path) -> tuple[Path, int | None]:
     return (folder, None) if match is None else (folder.parent, int(match[2]) - int(match[1]) + 1)
 
 
-def _top(folder: Path) -> Path:
-    return next(path for path in folder.parents if path.name == directory.CHECKPOINTS)
-
-
 COMMAND = Command('checkpoint', __doc__, run, FlagTable(FLAGS, command.default_values(run)))
 main = COMMAND.main
-
-
-if __name__ == '__main__':
-    COMMAND.execute()

@@ -18,10 +18,9 @@ from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import Choice, Place, Share
 from seqjax.cli.settings import Settings
 from seqjax.datasets import classification, time_series_classification
-from seqjax.datasets.dataset import Answers, Dataset, OnlinePredictor, Unseen
+from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
 from seqjax.datasets.readers import optional_packages, ts_format
 from seqjax.datasets.readers.ts_format import LabelledSeries
-from seqjax.types import ModelSpec
 
 TRAIN, TEST = '_TRAIN.ts', '_TEST.ts'  # how the archive calls its files
 
@@ -63,11 +62,8 @@ class Classify(DatasetExperiment):
     def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
         return time_series_classification.check_recipe(recipe, settings.options['missing'])
 
-    def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
-        return time_series_classification.spec(recipe)
-
-    def answers(self, recipe: Mapping[str, Any]) -> Answers:
-        return classification.answers
+    spec = staticmethod(time_series_classification.spec)
+    answers = staticmethod(lambda recipe: classification.answers)
 
     def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
         options = settings.options
@@ -108,6 +104,3 @@ def beside(path: Path) -> Path | None:
 KIND = Classify()
 COMMAND = KIND.command(__doc__)
 FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
-
-if __name__ == '__main__':
-    COMMAND.execute()

@@ -120,7 +120,10 @@ def run(**values: Any) -> list[Any]:
 
     def train(entry: Entry, folder: Workdir) -> tuple[Entry, Outcome]:
         print(f'{entry.task}, {entry.cell}({entry.hidden}), {entry.params:,} parameters')
-        return entry, _outcome(entry, folder)
+        path = None if folder.path is None else str(folder.path / entry.folder)
+        one = entry.settings.replace(workdir=path)
+        with directory.open_workdir(one.flags, entry.study.name) as (inner, summary):
+            return entry, entry.study.outcome(entry.study.problem(one.options), one, inner, summary)
 
     def show(folder: Workdir, found: Sequence[tuple[Entry, Outcome]]) -> None:
         print('\n'.join(['', *table_lines(found), '', *difference_lines(found)]))
@@ -162,14 +165,6 @@ def _widest(study: TaskExperiment, settings: dict[str, Any], params: int) -> int
         least = count_params(study, settings | {'hidden': 1})
         raise UserError(f'--params={params} is too few: {settings["cell"]} of one unit has {least} on {study.name}')
     return fits
-
-
-def _outcome(entry: Entry, folder: Workdir) -> Outcome:
-    """Trains what is not trained yet."""
-    path = None if folder.path is None else str(folder.path / entry.folder)
-    settings = entry.settings.replace(workdir=path)
-    with directory.open_workdir(settings.flags, entry.study.name) as (inner, summary):
-        return entry.study.outcome(entry.study.problem(settings.options), settings, inner, summary)
 
 
 # --- what is shown ---------------------------------------------------------------------------------
@@ -284,6 +279,3 @@ def with_workdir(values: dict[str, Any]) -> dict[str, Any]:
 
 COMMAND = Command(NAME, __doc__, run, table_for, with_workdir)
 FLAGS, main = table_of(OWN_DEFAULTS['tasks'])[0], COMMAND.main
-
-if __name__ == '__main__':
-    COMMAND.execute()

@@ -1,6 +1,6 @@
 """The experiment on a dataset: trains seeds with early stopping, tests them once, compares with baselines.
 
-    KIND = Classify()                                   # in seqjax/cli/classify.py, beside the two lines that run it
+    KIND = Classify()                                   # in seqjax/cli/classify.py, beside its COMMAND
     classify.run(data='x.ts', cell='gru', replicas=3)   # from Python
 
 What the files of a kind are, and how they are split, is the kind's; all else is here.

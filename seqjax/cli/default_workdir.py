@@ -56,16 +56,12 @@ def default_workdir(
         if data != stem + suffix:
             differing['data'] = data
     if differing:
-        parts[-1] += f'-{_digest(differing)}'
+        text = json.dumps(differing, sort_keys=True, ensure_ascii=False)
+        # Bytes of a path that are not UTF-8 are surrogates, whatever the locale.
+        parts[-1] += f'-{hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:HASH_DIGITS]}'
     return {**values, 'workdir': os.path.join('runs', *parts)}
 
 
 def safe_name(name: str) -> str:
     """Returns a name that every file system takes."""
     return re.sub(r'[^A-Za-z0-9._-]+', '_', name).lstrip('.-')[:LONGEST_NAME] or '_'
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
-    # Bytes of a path that are not UTF-8 are surrogates, whatever the locale.
-    return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:HASH_DIGITS]

@@ -19,13 +19,12 @@ from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import Choice, Place, Share, Switch, Whole
 from seqjax.cli.settings import Settings
 from seqjax.datasets import classification, sequential_images
-from seqjax.datasets.dataset import Answers, Dataset, OnlinePredictor, Unseen
+from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
 from seqjax.datasets.readers import images as readers_images
 from seqjax.datasets.readers import optional_packages
 from seqjax.datasets.readers.bounds import Bounds
 from seqjax.datasets.readers.images import Images
 from seqjax.errors import UserError
-from seqjax.types import ModelSpec
 
 
 class Digits(DatasetExperiment):
@@ -66,11 +65,8 @@ class Digits(DatasetExperiment):
     def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
         return sequential_images.check_recipe(recipe, settings.options['order'], settings.options['permute'])
 
-    def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
-        return sequential_images.spec(recipe)
-
-    def answers(self, recipe: Mapping[str, Any]) -> Answers:
-        return classification.answers
+    spec = staticmethod(sequential_images.spec)
+    answers = staticmethod(lambda recipe: classification.answers)
 
     def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
         options = settings.options
@@ -115,6 +111,3 @@ def _test(settings: Mapping[str, Any]) -> tuple[str, Images] | None:
 KIND = Digits()
 COMMAND = KIND.command(__doc__)
 FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
-
-if __name__ == '__main__':
-    COMMAND.execute()

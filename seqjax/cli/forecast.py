@@ -26,12 +26,11 @@ from seqjax import config
 from seqjax.cli import dataset_experiment
 from seqjax.cli.dataset_experiment import DatasetExperiment
 from seqjax.cli.flag_tables import Flag
-from seqjax.cli.forecast_parsers import Checked, Sign, Thousands
 from seqjax.cli.forecast_stream import Following
-from seqjax.cli.parsers import Choice, Fraction, Many, Name, Switch, Whole
+from seqjax.cli.parsers import Checked, Choice, Fraction, Many, Name, Sign, Switch, Thousands, Whole
 from seqjax.cli.settings import Settings
-from seqjax.datasets import forecast_batching, forecast_heads, forecast_preprocessing, forecast_recipe, forecasting
-from seqjax.datasets.dataset import Answers, Dataset, OnlinePredictor, Unseen
+from seqjax.datasets import forecast_batching, forecast_heads, forecast_preprocessing, forecasting
+from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
 from seqjax.datasets.forecast_batching import Split
 from seqjax.datasets.forecast_preprocessing import Unusable
 from seqjax.datasets.readers import date_columns, date_formats, numbers, optional_packages, tables
@@ -41,7 +40,6 @@ from seqjax.datasets.readers.table_columns import Series
 from seqjax.datasets.readers.table_sources import Columns
 from seqjax.datasets.readers.tables import SeriesTable
 from seqjax.errors import UserError
-from seqjax.types import ModelSpec
 
 ALL = 'all'
 
@@ -145,13 +143,10 @@ class Forecast(DatasetExperiment):
         return forecasting.dataset(path.name, table, splits, recipe, **how)
 
     def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
-        return forecast_recipe.check_recipe(recipe, settings.options)
+        return forecasting.check_recipe(recipe, settings.options)
 
-    def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
-        return forecast_heads.spec(recipe)
-
-    def answers(self, recipe: Mapping[str, Any]) -> Answers:
-        return forecast_heads.answers(recipe)
+    spec = staticmethod(forecast_heads.spec)
+    answers = staticmethod(forecast_heads.answers)
 
     def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
         """From every origin, the last of which reach into the future; or from those of one part of the file."""
@@ -300,6 +295,3 @@ def _place(name: str, series: Series, flag: str, text: str, form: DateFormat) ->
 KIND = Forecast()
 COMMAND = KIND.command(__doc__)
 FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
-
-if __name__ == '__main__':
-    COMMAND.execute()

@@ -30,11 +30,8 @@ class Following:
     """Rows that come one at a time: a series for each id."""
 
     def __init__(self, options: Mapping[str, Any], recipe: Mapping[str, Any]):
-        self.recipe, self.read, self.dates = (
-            recipe,
-            forecast_heads.answers(recipe),
-            forecast_preprocessing.format_of(recipe),
-        )
+        self.recipe, self.read = recipe, forecast_heads.answers(recipe)
+        self.dates = forecast_preprocessing.format_of(recipe)
         columns = forecast_preprocessing.columns_of(recipe)
         how = numbers.format_of(options['decimal'], options['thousands'])
         self.numbers = dict.fromkeys(columns.numbers, how) | forecast_preprocessing.number_formats(recipe)
@@ -50,8 +47,7 @@ class Following:
     @property
     def columns(self) -> list[str]:
         """For each target and step ahead the forecast, and the bounds of its intervals."""
-        bounds = [f' {side} {name}' for name in forecast_report.INTERVALS for side in ('lower', 'upper')]
-        ends = ['', *(bounds if self.recipe['head'] != 'point' else [])]
+        ends = ['', *(f' {name}' for name in forecast_report.interval_columns(self.recipe)[0])]
         steps = range(1, self.recipe['horizon'] + 1)
         return [f'{target}+{step}{end}' for target in self.recipe['targets'] for step in steps for end in ends]
 
@@ -121,9 +117,5 @@ class Following:
         state = self.states[self.series]
         told = np.asarray(self.answer(outputs, state.past), np.float64)  # [H, C, K]
         told = told * state.scale[1][:, None] + state.scale[0][:, None]
-        order = (
-            [2, *(place for pair in forecast_report.INTERVALS.values() for place in pair)]
-            if told.shape[-1] > 1
-            else [0]
-        )
+        order = forecast_report.interval_columns(self.recipe)[1]
         return told[..., order].swapaxes(0, 1).reshape(-1).tolist()

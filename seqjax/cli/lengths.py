@@ -182,6 +182,3 @@ def count_solved(right: np.ndarray) -> int:
 
 COMMAND = task_registry.task_command('lengths', __doc__, default='parity', wrap=Lengths)
 FLAGS, run, main = COMMAND.table_for([]).flags, COMMAND.run, COMMAND.main
-
-if __name__ == '__main__':
-    COMMAND.execute()

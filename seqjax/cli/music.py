@@ -20,9 +20,8 @@ from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import Whole
 from seqjax.cli.settings import Settings
 from seqjax.datasets import polyphonic_music, recipes
-from seqjax.datasets.dataset import Answers, Dataset, OnlinePredictor, Unseen
+from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
 from seqjax.datasets.readers import piano_rolls
-from seqjax.types import ModelSpec
 
 
 class Music(DatasetExperiment):
@@ -61,11 +60,8 @@ class Music(DatasetExperiment):
     def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
         return recipes.check(recipe, {'steps': recipes.whole(1, recipes.MOST_STEPS)})
 
-    def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
-        return polyphonic_music.spec()
-
-    def answers(self, recipe: Mapping[str, Any]) -> Answers:
-        return polyphonic_music.answers
+    spec = staticmethod(lambda recipe: polyphonic_music.spec())
+    answers = staticmethod(lambda recipe: polyphonic_music.answers)
 
     def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
         part = settings.options['part']
@@ -81,6 +77,3 @@ class Music(DatasetExperiment):
 KIND = Music()
 COMMAND = KIND.command(__doc__)
 FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
-
-if __name__ == '__main__':
-    COMMAND.execute()

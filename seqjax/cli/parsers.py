@@ -7,13 +7,14 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from seqjax.cli import compilation_cache
+from seqjax.datasets.readers import numbers
 from seqjax.nn import models
 from seqjax.options import nearest
 from seqjax.runs import multihost
@@ -26,13 +27,6 @@ def _plain_number(argument: Any) -> Any:
     if odd or isinstance(argument, bool | np.bool_):
         raise ValueError
     return argument
-
-
-def _float_or_nan(argument: Any) -> float:
-    try:
-        return float(_plain_number(argument))
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
 
 
 class Whole(flags.ArgumentParser):
@@ -66,7 +60,10 @@ class Real(flags.ArgumentParser):
         raise NotImplementedError
 
     def parse(self, argument: Any) -> float:
-        value = _float_or_nan(argument)
+        try:
+            value = float(_plain_number(argument))
+        except (TypeError, ValueError, OverflowError):
+            value = math.nan
         if not self.holds(value):
             raise ValueError(self.words)
         return value
@@ -203,6 +200,47 @@ class Name(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return 'name'
+
+
+class Sign(Name):
+    """One character, or the word tab."""
+
+    def parse(self, argument: Any) -> str:
+        if argument in ('tab', '\\t'):
+            return '\t'
+        if (
+            not isinstance(argument, str)
+            or len(argument) != 1
+            or not argument.isascii()
+            or argument.isalnum()
+            or argument in '"\r\n\0'
+        ):
+            raise ValueError('must be one character that is no letter and no digit, or tab')
+        return argument
+
+    def flag_type(self) -> str:
+        return 'character'
+
+
+class Checked(Name):
+    """A text that a function of `seqjax.datasets.readers.date_formats` takes."""
+
+    def __init__(self, check: Callable[[str], str], kind: str):
+        self.check, self.kind = check, kind
+
+    def parse(self, argument: Any) -> str:
+        return self.check(super().parse(argument))
+
+    def flag_type(self) -> str:
+        return self.kind
+
+
+class Thousands(Choice):
+    """The name of a thousands sign, or one of its characters."""
+
+    def parse(self, argument: Any) -> str:
+        names = {sign: name for name, signs in numbers.THOUSANDS.items() for sign in signs}
+        return super().parse(names.get(argument, argument) if isinstance(argument, str) else argument)
 
 
 class TextParser(flags.ArgumentParser):

@@ -311,7 +311,3 @@ def _write(found: Model, settings: Mapping[str, Any]) -> None:
 
 COMMAND = Command('predict', __doc__, run, FlagTable(FLAGS, command.default_values(run)))
 main = COMMAND.main
-
-
-if __name__ == '__main__':
-    COMMAND.execute()

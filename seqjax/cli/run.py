@@ -10,6 +10,3 @@ from seqjax.cli import task_registry
 
 COMMAND = task_registry.task_command('run', __doc__, default='adding')
 FLAGS, run, main = COMMAND.table_for([]).flags, COMMAND.run, COMMAND.main
-
-if __name__ == '__main__':
-    COMMAND.execute()

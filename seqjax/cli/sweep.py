@@ -153,7 +153,9 @@ def _train(
             rows += SharedProgram(settings, shared, module, folder, len(runs)).rows(place, runs, shown)
     places = {setting: i for i, setting in enumerate(every_setting)}
     rows.sort(key=lambda row: (places[row.setting], row.seed, row.step))
-    _write(folder, [name for name, _ in settings['grid']], rows)
+    names = [name for name, _ in settings['grid']]
+    lines = ([*row.setting, row.seed, row.step, row.metric, float(row.value)] for row in rows)
+    result_files.write_table(folder, TABLE, [*names, *SweepRow._fields[1:]], lines)
     folder.write_summary(summary | {'finished': True})
     return rows
 
@@ -292,11 +294,6 @@ def _curve(rows: Sequence[SweepRow]) -> tuple[list[int], np.ndarray]:
     return list(by_step), np.array([statistics.median_interval(np.array(values)) for values in by_step.values()])
 
 
-def _write(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow]) -> None:
-    lines = ([*row.setting, row.seed, row.step, row.metric, float(row.value)] for row in rows)
-    result_files.write_table(folder, TABLE, [*names, *SweepRow._fields[1:]], lines)
-
-
 def _read(folder: Workdir, grid: Sequence[Sequence[Any]]) -> list[SweepRow]:
     path, known = folder.file(TABLE), [{str(value): value for value in values} for _, values in grid]
     with files.reading(path), files.open_file(path, 'r', newline='', encoding='utf-8') as lines:
@@ -330,6 +327,3 @@ def with_workdir(values: dict[str, Any]) -> dict[str, Any]:
 
 COMMAND = Command(NAME, __doc__, run, table_for, with_workdir)
 main = COMMAND.main
-
-if __name__ == '__main__':
-    COMMAND.execute()

@@ -47,8 +47,9 @@ def find(task: str, flag: str = 'task') -> TaskExperiment:
     module, _, name = task.partition(':')
     if not all(part.isidentifier() for part in [*module.split('.'), name]):
         raise UserError(f'{given} must be MODULE:FUNCTION, such as my_module:my_task')
+    parsers.import_from_here()
     fault = f'{module} cannot be imported from {os.getcwd()}'
-    found = _attempt(given, fault, lambda: getattr(_imported(module), name, None))
+    found = _attempt(given, fault, lambda: getattr(importlib.import_module(module), name, None))
     if isinstance(found, TaskExperiment):
         return found
     if not callable(found) or isinstance(found, type):
@@ -71,12 +72,6 @@ def _attempt(given: str, fault: str, action: Callable[[], T]) -> T:
         raise
     except (Exception, SystemExit) as error:
         raise UserError(f'{given}: {fault} ({type(error).__name__}: {error}); {TASK}') from error
-
-
-def _imported(module: str) -> Any:
-    """A module of anyone's, found from the folder where the command was given, too."""
-    parsers.import_from_here()
-    return importlib.import_module(module)
 
 
 TASK_FLAG = Flag(

@@ -23,7 +23,7 @@ from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import Choice, Share, Whole
 from seqjax.cli.settings import Settings
 from seqjax.datasets import language_modeling, recipes
-from seqjax.datasets.dataset import Answers, Dataset, OnlinePredictor, Unseen
+from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
 from seqjax.datasets.language_modeling import SplitBounds
 from seqjax.datasets.readers import optional_packages, texts
 from seqjax.datasets.readers.texts import TextData, Vocabulary
@@ -110,8 +110,7 @@ class Language(DatasetExperiment):
     def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
         return language_modeling.spec(_vocabulary(recipe).size, recipe['window'])
 
-    def answers(self, recipe: Mapping[str, Any]) -> Answers:
-        return language_modeling.answers
+    answers = staticmethod(lambda recipe: language_modeling.answers)
 
     def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
         """A text to score, or with settings.options['part'] the part of it that training would have held out."""
@@ -271,6 +270,3 @@ def _named(tokens: list[str], different: int) -> str:
 KIND = Language()
 COMMAND = KIND.command(__doc__)
 FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
-
-if __name__ == '__main__':
-    COMMAND.execute()

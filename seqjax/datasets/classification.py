@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from seqjax.datasets.baselines import class_baselines
 from seqjax.datasets.dataset import ConfusionMatrix, Dataset, Items, Measure, Table, Unseen
 from seqjax.errors import UserError
 from seqjax.tasks import synthetic
@@ -169,6 +170,26 @@ def numbers(line: str, count: int) -> np.ndarray:
 
 
 # --- the comparison --------------------------------------------------------------------------------
+
+
+def baselines(
+    name: str, features: Callable[[str], np.ndarray], labels: Callable[[str], np.ndarray]
+) -> dict[str, Callable[[str], np.ndarray]]:
+    """The most frequent class, and logistic regression (called `name`) of features [N, K]: split -> labels [N].
+
+    Both are fitted to what is trained on; for the test to the validation part, too, as nothing of them is chosen by it.
+    """
+
+    def fitted_to(split: str, of: Callable[[str], np.ndarray]) -> np.ndarray:
+        return np.concatenate([of(part) for part in (['train'] if split == 'validation' else ['train', 'validation'])])
+
+    def most_frequent(split: str) -> np.ndarray:
+        return class_baselines.most_frequent(fitted_to(split, labels), len(labels(split)))
+
+    def logistic(split: str) -> np.ndarray:
+        return class_baselines.logistic(fitted_to(split, features), fitted_to(split, labels), features(split))
+
+    return {'most frequent class': most_frequent, name: logistic}
 
 
 def compared(

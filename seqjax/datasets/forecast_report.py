@@ -206,14 +206,20 @@ def _part_line(part: str, parts: Sequence[Ready], splits: Sequence[Split], form:
     return f'{part}: {count:,} rows, of each series'
 
 
+def interval_columns(recipe: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    """The names of the bounds of intervals, and the quantiles that a forecast is told by: the middle and the bounds."""
+    if recipe['head'] == 'point':
+        return [], [0]
+    bounds = [f'{side} {name}' for name in INTERVALS for side in ('lower', 'upper')]
+    return bounds, [2, *(place for pair in INTERVALS.values() for place in pair)]
+
+
 def table_of(told: Iterator[Told] | Sequence[Told], parts: Sequence[Ready], recipe: Mapping[str, Any]) -> Table:
     """A row for every origin, target and step ahead; `actual` is empty where it is not known."""
-    five = recipe['head'] != 'point'
-    bounds = [f'{side} {name}' for name in INTERVALS for side in ('lower', 'upper')] if five else []
+    bounds, order = interval_columns(recipe)
     time = 'row' if recipe['date'] is None else 'date'
     several = ['series'] if recipe['id'] is not None else []
     columns = [*several, 'origin', time, 'target', 'step', 'forecast', *bounds, 'actual']
-    order = [2, *(place for pair in INTERVALS.values() for place in pair)] if five else [0]
     return columns, _table_rows(told, parts, recipe, order)
 
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.datasets import classification, recipes
-from seqjax.datasets.baselines import class_baselines
 from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
 from seqjax.datasets.readers.images import Images
 from seqjax.errors import UserError
@@ -66,6 +65,11 @@ def dataset(
         'test': _labels(test[0] if test else name, held_out, recipe),
     }
 
+    parts = {'train': train, 'validation': validation, 'test': held_out}
+
+    def pixels(split: str) -> np.ndarray:
+        return parts[split].values.reshape(len(parts[split].values), -1).astype(np.float32)
+
     def data(values: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         # As bytes; they become numbers from 0 to 1 in the batch, which takes a quarter of the memory.
         return {
@@ -77,7 +81,7 @@ def dataset(
     return classification.compared(
         recipe['classes'],
         labels,
-        _baselines(train, validation, held_out, labels),
+        classification.baselines('logistic regression of the pixels', pixels, labels.__getitem__),
         name=name,
         look=_look(train, validation, held_out, counts, test[0] if test else None, recipe),
         spec=spec(recipe),
@@ -255,7 +259,7 @@ def _training(maximum: int, batch_size: int) -> Callable[[Any, jax.Array, jax.Ar
     return batch
 
 
-# --- what is told, and what is to be beaten --------------------------------------------------------
+# --- what is told -----------------------------------------------------------------------------------
 
 
 def _look(
@@ -270,25 +274,3 @@ def _look(
         f'{classification.listed({str(label): count for label, count in counts.items()})} where it is trained',
         f'{len(train.values):,} images to train on, the {len(validation.values):,} after them for validation, {given}',
     ]
-
-
-def _baselines(
-    train: Images, validation: Images, test: Images, labels: Mapping[str, np.ndarray]
-) -> dict[str, Callable[[str], np.ndarray]]:
-    """Fitted to what is trained on; for the test to the validation part, too, as nothing of them is chosen by it."""
-    pixels = {
-        split: part.values.reshape(len(part.values), -1)
-        for split, part in (('train', train), ('validation', validation), ('test', test))
-    }
-
-    def fitted_to(split, of):
-        return np.concatenate([of[part] for part in (('train',) if split == 'validation' else ('train', 'validation'))])
-
-    def most_frequent(split):
-        return class_baselines.most_frequent(fitted_to(split, labels), len(labels[split]))
-
-    def logistic(split):
-        values = fitted_to(split, pixels).astype(np.float32)
-        return class_baselines.logistic(values, fitted_to(split, labels), pixels[split].astype(np.float32))
-
-    return {'most frequent class': most_frequent, 'logistic regression of the pixels': logistic}

@@ -71,10 +71,15 @@ def dataset(
     parts = split(name, series, test, test_share, validation_share)
     recipe = _recipe(name, series, parts.train, missing)
     labels = {'validation': parts.validation.labels, 'test': parts.test.labels}
+
+    def summaries(split: str) -> np.ndarray:
+        part = getattr(parts, split)
+        return class_baselines.summaries(part.values, part.lengths)
+
     return classification.compared(
         recipe['classes'],
         labels,
-        _baselines(parts),
+        classification.baselines('logistic regression', summaries, lambda split: getattr(parts, split).labels),
         name=name,
         look=_look(series, parts, test[0] if test else None, recipe),
         spec=spec(recipe),
@@ -318,7 +323,7 @@ def _training(steps: int, batch_size: int) -> Callable[[Any, jax.Array, jax.Arra
     return batch
 
 
-# --- what is told, and what is to be beaten --------------------------------------------------------
+# --- what is told -----------------------------------------------------------------------------------
 
 
 def _sizes(series: LabelledSeries) -> str:
@@ -339,22 +344,3 @@ def _look(series: LabelledSeries, parts: SeriesSplits, other: str | None, recipe
         + (f'{test} of {other} for the test' if other else f'{test} for the test (likewise)'),
         *([f'channels that are constant where it is trained, and left at 0: {", ".join(still)}'] if still else []),
     ]
-
-
-def _baselines(parts: SeriesSplits) -> dict[str, Callable[[str], np.ndarray]]:
-    """Fitted to what is trained on; for the test to the validation part, too, as nothing of them is chosen by it."""
-
-    def fitted_to(split):
-        return [parts.train] if split == 'validation' else [parts.train, parts.validation]
-
-    def most_frequent(split):
-        labels = np.concatenate([part.labels for part in fitted_to(split)])
-        return class_baselines.most_frequent(labels, len(getattr(parts, split).labels))
-
-    def logistic(split):
-        given = fitted_to(split)
-        values = np.concatenate([class_baselines.summaries(part.values, part.lengths) for part in given])
-        labels, of = np.concatenate([part.labels for part in given]), getattr(parts, split)
-        return class_baselines.logistic(values, labels, class_baselines.summaries(of.values, of.lengths))
-
-    return {'most frequent class': most_frequent, 'logistic regression': logistic}
