@@ -56,9 +56,7 @@ def run(
     export: str | None = None,
     everything: bool = False,
 ) -> list[CheckpointRow]:
-    """Lists and verifies the checkpoints of a run, and exports one of them.
-
-    Every argument is a flag of the command line, where `FLAGS` explains it.
+    """Lists and verifies the checkpoints of a run, and exports one of them; `FLAGS` explains the arguments.
 
     Raises:
       UserError (a ValueError): there is no checkpoint, one is damaged, or the one to export is not there.

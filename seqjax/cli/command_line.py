@@ -38,11 +38,7 @@ def define(table: Mapping[str, Flag], defaults: Mapping[str, Any]) -> flags.Flag
 
 
 def parse(table: Mapping[str, Flag], defaults: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
-    """argv (without the program) -> the value of every flag.
-
-    Raises:
-      UserError: a flag, a value or a flagfile is wrong.
-    """
+    """argv (without the program) -> the value of every flag; raises UserError if a flag or a flagfile is wrong."""
     try:
         values = define(table, defaults)
         values.set_gnu_getopt(True)

@@ -21,16 +21,10 @@ def compare_runs(
     write: Callable[[Workdir, Sequence[R]], None],
     show: Callable[[Workdir, Sequence[R]], None],
 ) -> list[R]:
-    """Runs what is compared, one after the other, and leaves a table.
+    """Runs what is compared, one after the other, in folders within that of the comparison, and leaves a table.
 
-    Args:
-      flags: what all of them share.
-      name: of the comparison.
-      names: the files and folders that it leaves.
-      entries: what is compared.
-      train: an entry, and the folder of the comparison -> what came out.
-      write: leaves the table of all in the folder.
-      show: prints and draws it.
+    `train` takes an entry and the folder of the comparison; `write` leaves the table of what came out, and `show`
+    prints it. `names` are the files and folders that the comparison leaves.
     """
     with directory.open_workdir(dict(flags), name, names=names) as (folder, _):
         summary = {'experiment': name, 'finished': False, 'flags': dict(flags)}

@@ -21,12 +21,9 @@ FULL = b'\0' * 4096  # a disk that has no room for it is full
 def keep_compiled(asked: str | None = None) -> None:
     """Keeps compiled programs, by JAX's persistent compilation cache.
 
-    Args:
-      asked: a folder, or OFF; by default what JAX was told in the environment, or else a folder of the user's cache,
-        where no more than MOST bytes stay. Where that cannot be written nothing is kept, which is told, and no fault.
-
-    Raises:
-      UserError: the folder that was asked for cannot be written.
+    `asked` is a folder, or OFF; by default what JAX was told in the environment, or else a folder of the user's cache,
+    where no more than MOST bytes stay. A folder that was asked for and cannot be written raises UserError; the user's
+    cache, where that cannot be, is done without.
     """
     if asked == OFF:
         jax.config.update('jax_enable_compilation_cache', False)

@@ -34,10 +34,9 @@ def default_workdir(
     """Returns the flags with the default --workdir filled in where none is given.
 
     Args:
-      values: all flags of the command.
-      defaults: their default values.
+      values, defaults: of all flags of the command.
       names: parts of the path below runs/, such as the experiment and the cell.
-      named: the flags whose values `names` already has, and those that one run directory may hold several values of.
+      named: flags that `names` says already, or of which one run directory may hold several values.
       steps: the flag of the training steps, which may grow and is not counted.
       suffix: the usual suffix of --data, which the path leaves out.
     """

@@ -127,8 +127,7 @@ KEPT = {
 def check(table: Mapping[str, Flag], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Plain values through the parsers; None stays None where it is the default.
 
-    Raises:
-      UserError: a value is refused; the sentence names the flag and the value.
+    Raises UserError where a value is refused; the sentence names the flag and the value.
     """
     checked = {}
     for name, flag in table.items():

@@ -97,9 +97,7 @@ def run(
     max_columns: int | None = None,
     max_bytes: int | None = None,
 ) -> None:
-    """Predicts with the model of a finished run.
-
-    Every argument is a flag of the command line.
+    """Predicts with the model of a finished run; every argument is a flag of the command line.
 
     Raises:
       UserError (a ValueError): the run is not there, or of another kind; or the data are not like those of the run.
@@ -155,11 +153,7 @@ def load(workdir: str, seed: int | None = None) -> Model:
 def _checked(
     kind: DatasetExperiment, summary: Mapping[str, Any], folder: Workdir
 ) -> tuple[Settings, Mapping[str, Any]]:
-    """The flags and the recipe of a run, which may come from elsewhere: nothing is built of them before this.
-
-    Raises:
-      UserError: one is missing or invalid; the sentence names it.
-    """
+    """The flags and the recipe of a run, which may come from elsewhere: nothing is built of them before this."""
     try:
         settings = kind.check(summary['flags'])
         recipe = kind.check_recipe(settings, summary.get('recipe'))

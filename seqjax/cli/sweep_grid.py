@@ -47,11 +47,7 @@ Programs = Sequence[Program]
 
 
 def module_of(experiment: str) -> Any:
-    """Returns what has make_model, make_task, make_optimiser, sizes and the flags: a module, or a task's experiment.
-
-    Raises:
-      UserError: there is none of that name.
-    """
+    """Returns what has make_model, make_task, make_optimiser, sizes and the flags: a module, or a task's experiment."""
     if experiment in task_registry.NAMES or ':' in experiment:
         return task_registry.find(experiment, 'experiment')
     parsers.import_from_here()

@@ -31,8 +31,7 @@ RESERVED |= {'flagfile', 'undefok', 'help', 'helpfull', 'helpshort', 'h'}
 def options_of(make: Callable[..., SyntheticTask]) -> tuple[dict[str, Flag], dict[str, Any]]:
     """The flags of a problem and their defaults.
 
-    Raises:
-      UserError: an argument has no default, a default or a type that no flag has, or the name of a flag of the command.
+    Raises UserError where an argument has no default, a type that no flag has, or the name of a flag of the command.
     """
     table, defaults, types = {}, {}, typing.get_type_hints(make)
     for name, parameter in inspect.signature(make).parameters.items():

@@ -30,12 +30,7 @@ NAMES = tuple(sorted(registry.tasks()))
 def find(task: str, flag: str = 'task') -> TaskExperiment:
     """Returns the experiment of a task: a name of `NAMES`, or MODULE:FUNCTION, a function that returns a SyntheticTask.
 
-    Args:
-      task: its name.
-      flag: the flag that names it, for messages.
-
-    Raises:
-      UserError: there is no such task, or it is none.
+    `flag` names the task in messages. Raises UserError where there is no such task.
     """
     given = f'--{flag}={task}'
     if ':' not in task:
@@ -84,11 +79,7 @@ def task_command(
 ) -> Command:
     """A command for any task; --task decides which other flags there are.
 
-    Args:
-      name: of the module, and of the folder in runs/.
-      doc: of the module.
-      default: the task, unless another is asked for.
-      wrap: makes of a task's study what is run.
+    `default` is the task unless another is asked for; `wrap` makes of a task's experiment what is run.
     """
 
     def study_of(task: str) -> TaskExperiment:

@@ -144,8 +144,7 @@ class Language(DatasetExperiment):
     ) -> list[str]:
         """Texts that begin with the prompt, each with `how.length` tokens more.
 
-        Raises:
-          UserError: the prompt is empty or has a token that the model does not know, or the texts exceed the memory.
+        Raises UserError where the prompt is empty or has an unknown token, or the texts exceed the memory.
         """
         vocabulary = _vocabulary(recipe)
         tokens, missing = vocabulary.encode(prompt)
@@ -168,11 +167,7 @@ class Language(DatasetExperiment):
 
 
 def parse_line(line: str, vocabulary: Vocabulary) -> np.ndarray:
-    """A line -> its only token []; \\n and the like stand for what a line cannot hold.
-
-    Raises:
-      UserError: it is no token, or more than one.
-    """
+    """A line -> its only token []; \\n and the like stand for what a line cannot hold."""
     unit = _unit(vocabulary)
     if vocabulary.kind == 'bytes':
         if not (line.isascii() and line.isdecimal() and int(line) < 256):

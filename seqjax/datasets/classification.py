@@ -84,15 +84,9 @@ def class_weights(word: str, labels: np.ndarray) -> np.ndarray | None:
 
 
 def stratified(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that stay and rows that are held out: the same share of each class, of which one stays at least.
+    """Rows that stay and rows that are held out, ascending: the same share of each class, of which one stays at least.
 
-    Args:
-      labels: [N].
-      share: of the rows to hold out.
-      seed: decides which; nothing else does.
-
-    Returns:
-      Both in ascending order.
+    Labels [N], the share and the seed decide which; nothing else does.
 
     >>> stratified(np.array([0, 1, 0, 1, 0, 0, 2]), 0.5, seed=0)[1].tolist()
     [1, 4, 5]
@@ -109,9 +103,7 @@ def stratified(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray,
 def batches(read: Callable[[np.ndarray], Arrays], labels: np.ndarray) -> Batch:
     """All items in their order, leaves [M, B, ...]; the last batch is filled up with the last item, masked.
 
-    Args:
-      read: rows [M, B] -> inputs [M, B, ...].
-      labels: [N]; below 0 where unknown, which is masked too.
+    `read` takes rows [M, B] to inputs [M, B, ...]; labels [N] are below 0 where unknown, which is masked too.
     """
     rows = np.arange(math.ceil(len(labels) / BATCH) * BATCH).reshape(-1, BATCH)
     real, rows = rows < len(labels), np.minimum(rows, len(labels) - 1)
@@ -153,11 +145,7 @@ def asked(inputs: Batch, labels: np.ndarray, classes: Sequence[str], look: Seque
 
 
 def numbers(line: str, count: int) -> np.ndarray:
-    """One step from a line of text: [count] float32, NaN where it says ? or nan.
-
-    Raises:
-      UserError: it has more or fewer numbers, or what is none.
-    """
+    """One step from a line of text: [count] float32, NaN where it says ? or nan; raises UserError where it is none."""
     line = line.strip()
     if line.count(',') + 1 != count:
         raise UserError(f'{line[:80]!r} has {line.count(",") + 1} numbers, and a step has {count}, separated by commas')
@@ -200,11 +188,8 @@ def compared(
 ) -> Dataset:
     """A Dataset whose items are right or wrong.
 
-    Args:
-      classes: names.
-      labels: by split, [N].
-      guesses: baselines by name: one of the splits -> labels [N].
-      parts: the other fields of Dataset.
+    `labels` [N] are by split; `guesses` are baselines by name: one of the splits -> labels [N]; `parts` are the other
+    fields of Dataset.
     """
     guess = {name: functools.cache(make) for name, make in guesses.items()}
 
@@ -253,13 +238,7 @@ def _scores(guesses: Mapping[str, np.ndarray], labels: np.ndarray) -> list[str]:
 
 
 def confusion(guess: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """Lines: a row for the truth, a column for what was predicted; of many classes the commonest mistakes.
-
-    Args:
-      guess: [N], below 0 where there is none.
-      labels: [N].
-      classes: names.
-    """
+    """Lines: a row for the truth, a column for what was predicted; of many classes the commonest mistakes."""
     counts = pairs(guess, labels, len(classes))
     if len(classes) > WIDEST:
         np.fill_diagonal(counts, 0)

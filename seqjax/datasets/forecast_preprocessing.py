@@ -83,9 +83,8 @@ def calendar(dates: np.ndarray, cycles: Sequence[str]) -> np.ndarray:
 def fit_scale(name: str, series: Series, columns: Sequence[str], count: int) -> list[list[float]]:
     """[mean, standard deviation] of each column over the first `count` values, which are the training part.
 
-    Raises:
-      Unusable: a column has no value there, or is constant there.
-      UserError: a column has values too large to be squared.
+    Raises Unusable where a column has no value there or is constant, UserError where values are too large to be
+    squared.
     """
     found = []
     for place, column in enumerate(columns):
@@ -107,8 +106,7 @@ def fit_scale(name: str, series: Series, columns: Sequence[str], count: int) -> 
 def ready(name: str, series: Series, recipe: Mapping[str, Any]) -> Ready:
     """A series through the preprocessing of training.
 
-    Raises:
-      UserError: its id is none of those that were trained on; or a value is too far from them.
+    Raises UserError where its id is none of those that were trained on, or a value is too far from them.
     """
     key = series.name or ''
     if key in recipe.get('left_out', ()):

@@ -63,17 +63,11 @@ Rival = Callable[[Spans], list[Told]]
 def rivals(
     parts: Sequence[Ready], recipe: Mapping[str, Any], splits: Sequence[Split], order: int | None, on: str
 ) -> dict[str, Rival]:
-    """The baselines by name, for one part of the file.
+    """The baselines by name, which tell of one part of the file, `on`: 'validation' or 'test'.
 
     Autoregression has what stands before that part to fit its weights on, so that for the test it has all that a person
-    would have had then; its order is chosen on the training part.
-
-    Args:
-      parts: series of a file.
-      recipe: of the run.
-      splits: of each series.
-      order: of the autoregression; None for that with the lowest AIC, a series and a target at a time.
-      on: the part of which they tell, 'validation' or 'test'.
+    would have had then. Its order is chosen on the training part, by the lowest AIC of a series and a target unless
+    given.
     """
     horizon, seasons = recipe['horizon'], recipe['seasons']
     scaled = [(part.series.values[:, : part.values.shape[1]] - part.scale[0]) / part.scale[1] for part in parts]

@@ -40,13 +40,9 @@ def fitting(seasons: Sequence[int], splits: Sequence[Split]) -> list[int]:
 
 
 def best(seasons: Sequence[int], scaled: Sequence[np.ndarray], splits: Sequence[Split], horizon: int) -> int | None:
-    """Returns the season whose seasonal naive forecast has the lowest squared error on validation.
+    """Returns the season whose seasonal naive forecast has the lowest squared error on validation; None of no seasons.
 
-    Args:
-      seasons: candidates, in rows; None is returned where there are none.
-      scaled: values of the targets of each series [n, C], in standard deviations of its training part.
-      splits: of each series.
-      horizon: H.
+    `scaled` are the targets of each series [n, C], in standard deviations of its training part.
     """
     ranges = forecast_batching.spans('validation', splits, [len(values) for values in scaled], horizon)
     origins = [np.arange(*span) for span in ranges]

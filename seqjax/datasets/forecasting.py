@@ -203,11 +203,7 @@ def unseen(
 
 
 def known_series(name: str, table: SeriesTable, recipe: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
-    """Returns the series of a file to predict, and the names of those that the run left out of its training.
-
-    Raises:
-      UserError: the run left out all of them.
-    """
+    """Returns the series of a file to predict, and the names of those that the run left out of its training."""
     left_out = [one.name for one in table.series if one.name in recipe.get('left_out', ())]
     if len(left_out) == len(table.series):
         raise UserError(f'{name} has only series that the run left out of its training: {_named(left_out)}')

@@ -138,15 +138,9 @@ def scored(
     token_name: Callable[[int], str],
     look: Sequence[str] = (),
 ) -> Unseen:
-    """A text to be scored.
+    """A text to be scored: tokens [N], at least two, the first of which is at place `begin` of its file.
 
-    Args:
-      tokens: [N], at least two.
-      window: T.
-      begin: the place of the first one in its file.
-      unit: what a token is: 'character'.
-      token_name: of a token, for the table.
-      look: lines about the file.
+    `unit` is what a token is, 'character'; `token_name` names one in the table; `look` are lines about the file.
     """
     count = len(tokens) - 1
 
@@ -195,14 +189,11 @@ def text(
       tokens: [N], unsigned.
       bounds: of its parts; validation and test have two tokens at least.
       size: V.
-      unit: what a token is: 'character'.
+      unit, token_name, look: see `scored`.
       title: of the text, in a sentence.
-      batch_size: B, the rows that training reads side by side.
-      window: T.
-      order: of the n-grams that are to be beaten.
-      most: tokens, the last ones of the training part, that they are counted on at most.
-      token_name: of a token, for a table.
-      recipe, look: see Dataset.
+      batch_size, window: B, the rows that training reads side by side, and T.
+      order, most: of the n-grams that are to be beaten, and the last tokens of training that they are counted on.
+      recipe: see Dataset.
 
     Raises:
       ValueError: the part that is trained on is too short, see `token_rows` and `ngrams.fit`.
@@ -274,20 +265,10 @@ def sample(
     samples: int = 1,
     never: int | None = None,
 ) -> jax.Array:
-    """What a model writes after a prompt, each token drawn with probability p^(1 / temperature), normalised.
+    """Tokens [samples, length], int32, that a model writes after a prompt [P].
 
-    Args:
-      model: of tokens [B, T], see `seqjax.nn.models`.
-      variables: of the model.
-      prompt: [P] integers, P at least 1.
-      key: decides what is drawn.
-      temperature: above 0; near 0 the most probable token is drawn.
-      length: tokens to write.
-      samples: texts that are written side by side.
-      never: a token that is not drawn.
-
-    Returns:
-      [samples, length] int32.
+    Each token is drawn with probability p^(1 / temperature), normalised; near 0 the most probable one is drawn, and
+    `never` is not. P is at least 1.
     """
 
     def read(tokens, carry):

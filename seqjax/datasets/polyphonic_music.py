@@ -58,13 +58,9 @@ def music(
 ) -> Dataset:
     """Piano rolls, divided into parts as the file has it.
 
-    Args:
-      name: of the file.
-      parts: the pieces for 'train', 'validation' and 'test', each [T, 88] uint8.
-      batch_size: B of training.
-      window: T of training, frames.
-      transpose: the most semitones by which training moves a piece up or down, as far as it loses no note; 0 for none.
-      seed: of the order of windows.
+    `parts` has pieces [T, 88] uint8 for 'train', 'validation' and 'test'. Training draws `batch_size` windows of
+    `window` frames, in an order that the seed decides, and moves a piece by up to `transpose` semitones, as far as it
+    loses no note.
     """
     roll, steps = _roll(parts['train'], transpose, jax.random.key(seed)), _longest(parts)
     validation, test = (Packed.of(parts[split], steps) for split in config.SPLITS)
@@ -223,11 +219,9 @@ def _items(packed: Packed, answers: Arrays) -> Items:
 
 
 def unseen(parts: Mapping[str, Pieces], steps: int) -> Unseen:
-    """Whole pieces to forecast, of some parts of a file.
+    """Whole pieces to forecast, by part; the batches of a part are the same whichever others there are.
 
-    Args:
-      parts: pieces by part; the batches of a part are the same whichever others there are.
-      steps: L of training's evaluation; more where a piece is longer.
+    `steps` is L of training's evaluation; it is more where a piece is longer.
     """
     steps = max(steps, _longest(parts))
     packed = {part: Packed.of(pieces, steps) for part, pieces in parts.items()}
@@ -264,9 +258,6 @@ def as_text(frame: np.ndarray) -> str:
 
 def parse(line: str) -> np.ndarray:
     """A frame [88] float32 of the MIDI numbers of its notes, separated by blanks; '-' is one in which none sounds.
-
-    Raises:
-      UserError: a word is none of these.
 
     >>> np.flatnonzero(parse('60 64 67')).tolist()
     [39, 43, 46]

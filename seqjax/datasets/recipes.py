@@ -63,15 +63,9 @@ NAMES = several(text(1), distinct=True)
 
 
 def check(recipe: Any, schema: Mapping[str, Rule], equal: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    """Returns the recipe.
+    """Returns a recipe, as JSON gives it, that has all values of the schema, and those of `equal`, which flags imply.
 
-    Args:
-      recipe: as JSON gives it.
-      schema: rules by name, all of which the recipe must have; other names are left alone.
-      equal: values by name that the flags of the run imply.
-
-    Raises:
-      UserError: a value is missing or invalid; the sentence names it.
+    Raises UserError where a value is missing or invalid; the sentence names it.
     """
     if not isinstance(recipe, dict):
         raise UserError('its recipe is not an object')

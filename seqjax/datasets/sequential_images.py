@@ -42,15 +42,12 @@ def dataset(
     """Images whose classes are to be learned.
 
     Args:
-      name: of their file.
-      images: what it holds.
-      test: the name of the file for the test, and what that holds; None to hold out the last of `images`.
-      test_count: how many of them, without `test`.
+      name, images: of the file, and what it holds.
+      test: the same of the file for the test; None to hold out the last `test_count` of `images`.
       validation_share: of the others; the last of them.
       order: rows, a step a row; or pixels, a step a pixel.
       permute: whether the pixels come in another order, the same for all images.
-      batch_size: B of training.
-      seed: of the order of the epochs.
+      batch_size, seed: of training, and of the order of its epochs.
 
     Raises:
       UserError: there is nothing to learn, or the parts do not fit each other; the sentence says what.
@@ -128,11 +125,7 @@ def spec(recipe: Recipe) -> ModelSpec:
 
 
 def unseen(name: str, images: Images, recipe: Recipe) -> Unseen:
-    """Images to predict; their classes may be unknown.
-
-    Raises:
-      UserError: they are of another size, or have classes that were not trained on.
-    """
+    """Images to predict; their classes may be unknown. Raises UserError where size or classes are others."""
     height, width = images.values.shape[1:]
     if (height, width) != (recipe['height'], recipe['width']):
         raise UserError(

@@ -53,15 +53,12 @@ def dataset(
     """Series whose classes are to be learned.
 
     Args:
-      name: of the file.
-      series: what it holds.
-      test: the name of the file for the test, and what that holds; None to hold out a share of `series`.
-      test_share: of them, without `test`.
+      name, series: of the file, and what it holds.
+      test: the same of the file for the test; None to hold out `test_share` of `series`.
       validation_share: of the others.
       missing: refuse, or mask.
       weights: of the classes in the loss: none, or balanced.
-      batch_size: B of training.
-      seed: of the order of the epochs.
+      batch_size, seed: of training, and of the order of its epochs.
 
     Raises:
       UserError: there is nothing to learn, or the parts do not fit each other; the sentence says what.
@@ -121,8 +118,7 @@ def spec(recipe: Recipe) -> ModelSpec:
 def unseen(name: str, series: LabelledSeries, recipe: Recipe) -> Unseen:
     """Series to predict; their classes may be unknown.
 
-    Raises:
-      UserError: there are other channels, classes that were not trained on, or missing values.
+    Raises UserError where there are other channels, classes that were not trained on, or missing values.
     """
     series = _fitting(name, series, recipe['classes'], recipe.get('declared', ()), len(recipe['mean']))
     _check_missing(name, series, recipe['missing'])

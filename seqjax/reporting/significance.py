@@ -30,16 +30,8 @@ def gain(measure: Measure, ours: list[Items], theirs: Items, seed: int = 0) -> I
 
     Two things are drawn by chance, the seeds and the items. The interval has the variance of both: that of the mean
     over seeds, by Student's t, and that of the items, by a paired bootstrap of the seeds' mean (Efron and Tibshirani
-    1993, chapter 8.4). One seed alone gives the second.
-
-    Args:
-      measure: what is compared.
-      ours: of each seed [N].
-      theirs: of the baseline [N].
-      seed: of the bootstrap.
-
-    Raises:
-      ValueError: the items are not the same ones.
+    1993, chapter 8.4). One seed alone gives the second. `ours` are the items [N] of each seed, and `theirs` the
+    baseline's; ValueError is raised where they are not the same ones.
     """
     counts = np.asarray(theirs.counts, np.float64)
     if any(not np.array_equal(items.counts, theirs.counts) for items in ours):

@@ -156,8 +156,7 @@ def open_workdir(
     Args:
       settings: the run's flags, as JSON would give them back. 'workdir' is the folder, or None to keep nothing;
         'overwrite' says whether files of ours that are there may be removed.
-      experiment: what is run.
-      names: the files that the experiment leaves.
+      experiment, names: what is run, and the files that it leaves.
       steps: the flag that says how many steps the run has; a run that is held may be asked for more.
 
     Yields:

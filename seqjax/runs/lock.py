@@ -58,11 +58,7 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def _take(handle: int, path: Path, folder: Path) -> bool:
-    """Whether the lock could be had; False where the file system has none.
-
-    Raises:
-      UserError: another process holds it.
-    """
+    """Whether the lock could be had; False where the file system has none. Raises UserError where another holds it."""
     if fcntl is None:
         return False
     try:

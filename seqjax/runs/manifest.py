@@ -86,11 +86,7 @@ def seal(folder: Path) -> None:
 
 
 def verify(folder: Path) -> CheckpointMetadata:
-    """Reads every byte of a checkpoint and gives what it says of itself.
-
-    Raises:
-      Unsound: a file is missing, changed or cannot be read.
-    """
+    """Reads every byte of a checkpoint and gives what it says of itself; raises CorruptCheckpointError if damaged."""
     name = SEAL
     try:
         with seqjax_files.open_file(folder / SEAL, 'r', encoding='utf-8') as file:

@@ -50,11 +50,9 @@ def parse(text: str) -> Address | None:
 
 
 def start(text: str, heartbeat: int) -> None:
-    """Joins the other processes; JAX must not have begun.
+    """Joins the other processes; JAX must not have begun. See `parse` for the text.
 
-    Args:
-      text: see `parse`.
-      heartbeat: seconds after which a process that is not heard of is taken for dead, and all others end.
+    After `heartbeat` seconds a process that is not heard of is taken for dead, and all others end.
 
     Raises:
       ValueError: 'auto' finds no cluster.

@@ -37,11 +37,7 @@ def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
 
 
 def write_arrays(workdir: Workdir, name: str, **arrays: np.ndarray) -> None:
-    """A file of arrays by name, as NumPy has it.
-
-    Raises:
-      UserError: NumPy cannot keep two names apart.
-    """
+    """A file of arrays by name, as NumPy has it; raises UserError where NumPy cannot keep two names apart."""
     for other in arrays:
         if f'{other}.npy' in arrays:
             raise UserError(f'{name} cannot keep {other} and {other}.npy apart; rename the key that ends in ".npy"')
@@ -58,13 +54,8 @@ class Expected(NamedTuple):
 def read_arrays(path: Path, expected: Mapping[str, Expected | tuple], others: bool = True) -> dict[str, np.ndarray]:
     """Arrays of an .npz file, whose names, shapes, dtypes and sizes are checked before any of them is read.
 
-    Args:
-      path: the file.
-      expected: of each array that is read.
-      others: whether the file may hold other arrays.
-
-    Raises:
-      UserError: it cannot be read, or an array is not as expected; the sentence names it.
+    It may hold others than the expected ones unless `others` is False. Raises UserError where an array is not as
+    expected.
     """
     with files.reading(path), files.open_file(path) as file, zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix('.npy'): info for info in archive.infolist()}

@@ -70,10 +70,8 @@ def error(
       run: the `CompiledRun`.
       task: with the data of the chunk.
       state: the last finite one.
-      metrics: those of the chunk.
-      step: steps before the chunk.
-      finite: steps of the chunk after which the parameters are finite.
-      good: steps of the chunk with a finite loss.
+      metrics, step: those of the chunk, and the steps before it.
+      finite, good: steps of the chunk after which the parameters are finite, and with a finite loss.
       count: seeds of the group; None for one seed.
     """
     name, size = _largest_gradient(run, task, state, count)

@@ -38,14 +38,10 @@ class Progress:
         self.resumed: str | None = ''  # what a run resumes from; None once it was told
 
     def begin(self, place: str, taken: int, over: bool, folder: Path | None, chunk: int = 0) -> None:
-        """Begins a group, and says once from which step a run resumes.
+        """Begins a group (`place`, empty where there is but one), and says once from which step a run resumes.
 
-        Args:
-          place: the group, for a person; empty where there is but one.
-          taken: steps that it took in earlier sessions.
-          over: nothing of it is left to do.
-          folder: the run directory.
-          chunk: units until the first call of `show`.
+        It took `taken` steps in earlier sessions; nothing of it is left to do where it is `over`. `chunk` are the units
+        until the first call of `show`.
         """
         if not self.here and not over:
             self.start = time.perf_counter()
@@ -133,12 +129,7 @@ def _duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def progress(total: int, unit: str) -> Iterator[Progress]:
-    """Shows how far a run is: a bar on a terminal, at most PLAIN_LINES lines in a file or a notebook.
-
-    Args:
-      total: units of work of all groups, at most.
-      unit: its name, such as seed-step.
-    """
+    """Shows how far a run of so many units is: a bar on a terminal, at most PLAIN_LINES lines elsewhere."""
     with (_bar if sys.stdout.isatty() else _lines)(total, unit) as draw:
         shown = Progress(total, unit, draw)
         try:

@@ -23,12 +23,8 @@ def most_frequent(labels: np.ndarray, count: int) -> np.ndarray:
 def summaries(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Mean, standard deviation, first and last value of each channel, over what is known.
 
-    Args:
-      values: [S, C], series one behind the other; NaN where missing.
-      lengths: [N] integers, each at least 1, that sum to S.
-
-    Returns:
-      [N, 4 C] float64; NaN where a series knows nothing of a channel.
+    values [S, C] are series one behind the other, NaN where missing, and lengths [N] sum to S. Returns [N, 4 C]
+    float64; NaN where a series knows nothing of a channel.
 
     >>> summaries(np.array([[1.0], [np.nan], [3.0], [5.0]]), np.array([3, 1])).tolist()
     [[2.0, 1.0, 1.0, 3.0], [5.0, 0.0, 5.0, 5.0]]
@@ -48,17 +44,10 @@ def _summary(channels: np.ndarray) -> np.ndarray:
 
 
 def logistic(values: np.ndarray, labels: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Labels of `asked` by logistic regression (L2, C = 1) on standardised numbers; NaN counts as their mean.
+    """Labels of `asked` [M, K] by logistic regression (L2, C = 1) on standardised numbers; NaN counts as their mean.
 
-    Args:
-      values: [N, K], and `labels` [N], at least two different ones: what it is fitted to.
-      asked: [M, K].
-
-    Returns:
-      [M], of the labels' type.
-
-    Raises:
-      UserError: scikit-learn is not installed.
+    It is fitted to values [N, K] and labels [N], at least two different ones. Raises UserError where scikit-learn is
+    not installed.
     """
     what = 'the baseline of logistic regression'
     scaler = optional_packages.need('sklearn.preprocessing', what).StandardScaler()

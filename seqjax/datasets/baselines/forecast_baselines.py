@@ -16,12 +16,7 @@ CHEAP = 2e9  # multiplications of regressions: a few seconds
 
 
 def carried(values: np.ndarray, lag: int = 1, start: float = 0.0) -> np.ndarray:
-    """Values [n, ...] with the one `lag` places before where one is missing, as often as it takes.
-
-    Args:
-      values: NaN where one is missing.
-      lag: 1 for the value before, a season for that of the season before.
-      start: what stands where there is none before.
+    """Values [n, ...] with the one `lag` places before where one is missing, as often as it takes; else `start`.
 
     >>> carried(np.array([np.nan, 2.0, np.nan, 4.0]), start=7.0).tolist()
     [7.0, 2.0, 2.0, 4.0]
@@ -40,14 +35,7 @@ def carried(values: np.ndarray, lag: int = 1, start: float = 0.0) -> np.ndarray:
 def seasonal(values: np.ndarray, origins: np.ndarray, horizon: int, season: int = 1) -> np.ndarray:
     """The latest value known at an origin that lies a whole number of seasons before the target; 0 where there is none.
 
-    Args:
-      values: [n].
-      origins: [K] places in it.
-      horizon: H.
-      season: in steps; with 1 the forecast is the last value, "persistence".
-
-    Returns:
-      [K, H].
+    Of values [n], at origins [K], for 1 to `horizon` steps: [K, H]. With season=1 it is the last value, "persistence".
 
     >>> seasonal(np.arange(5.0), np.array([3]), horizon=3, season=2).tolist()
     [[2.0, 3.0, 2.0]]

@@ -57,15 +57,9 @@ class NGrams(NamedTuple):
 
 
 def fit(tokens: np.ndarray, order: int, size: int) -> NGrams:
-    """Counts a text.
+    """Counts tokens [N], unsigned integers of `size` different ones, in n-grams of up to `order` tokens.
 
-    Args:
-      tokens: [N] unsigned integers.
-      order: the longest n-gram; 1 for tokens alone.
-      size: V.
-
-    Raises:
-      ValueError: the text is shorter than its longest n-gram, or the order is below 1.
+    Raises ValueError where the text is shorter than its longest n-gram, or the order is below 1.
 
     >>> model = fit(np.array([0, 1, 0, 1, 0, 1, 0, 2], np.uint8), 2, size=3)
     >>> model.bits(np.array([0, 1], np.uint8)).round(2).tolist()

@@ -18,14 +18,7 @@ Pieces = Sequence[np.ndarray]  # each [T, N], 1 where a note sounds
 
 
 def marginal(train: Pieces, pieces: Pieces) -> Items:
-    """Each note sounds as often as it does in training.
-
-    Args:
-      train: pieces to count over.
-      pieces: those to forecast.
-
-    Returns:
-      A piece an item: the sum of its frames' negative log-likelihoods in nats, and how many frames were forecast.
+    """Each note sounds as often as it does in the pieces to train on; a piece an item, of the nats of its frames.
 
     >>> chord, rest = np.ones((1, 2)), np.zeros((1, 2))
     >>> marginal([np.concatenate([rest, chord, rest])], [np.concatenate([chord, chord])]).totals.round(4).tolist()

@@ -27,11 +27,7 @@ class Bounds(NamedTuple):
     def check_bytes(self, where: object, size: int, what: str = 'has', copies: int = 1) -> None:
         """Raises UserError if the decompressed content of `where`, known or read so far, is larger than allowed.
 
-        Args:
-          where: a path, with a line if known.
-          size: in bytes.
-          what: the verb of the sentence.
-          copies: how many times as much memory it takes to read the content.
+        `what` is the verb of the sentence; it takes `copies` times as much memory to read the content.
         """
         if size > self.bytes // copies:
             limit = '--max_bytes' if copies == 1 else f'--max_bytes / {copies}'

@@ -20,14 +20,8 @@ UNDECIDED = DateFormat()
 def parse(text: str, form: DateFormat, after: Stamp | None = None, column: str = 'date') -> Stamp:
     """Parses a date of a column whose format is known; the result is the same as when a file is read.
 
-    Args:
-      text: the date.
-      form: of the run.
-      after: the date before, which decides between the two hours of the same name where the clock is set back.
-      column: its name, for messages.
-
-    Raises:
-      UserError: the text does not fit; the sentence names the column and the text.
+    `after` is the date before, which decides between the two hours of the same name where the clock is set back;
+    `column` is named in the UserError of a text that does not fit.
     """
     optional_packages.need('pandas', f'column {column!r}')
     reader = ColumnReader(lambda row: f'column {column!r}', form)
@@ -50,8 +44,7 @@ class ColumnReader:
     def add(self, first: int, column: Any) -> None:
         """Reads a part of the column, a pandas Series that begins in row `first`.
 
-        Raises:
-          UserError: a date is missing, or fits no format that the rows before fit.
+        Raises UserError where a date is missing, or fits no format that the rows before fit.
         """
         from pandas.api import types
 
@@ -152,11 +145,8 @@ class ColumnReader:
     def finish(self, ids: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None, DateFormat]:
         """Local times [n], offsets from UTC in seconds [n] where the dates have them, and the format.
 
-        Args:
-          ids: of the series [n] that the rows belong to.
-
-        Raises:
-          UserError: two formats fit, and differ; or a time does not exist in the time zone.
+        `ids` [n] are the series of the rows. Raises UserError where two formats fit, and differ; or the time zone skips
+        a time.
         """
         offsets = np.concatenate(self.offsets) if self.offsets else None
         self.offsets = []

@@ -65,11 +65,7 @@ class Stamp(NamedTuple):
 
 
 def check_format(text: str) -> str:
-    """The text of --date_format.
-
-    Raises:
-      ValueError: it is neither one of `WORDS` nor a strptime format of a date.
-    """
+    """The text of --date_format; raises ValueError where it is neither one of `WORDS` nor a strptime format."""
     if text in WORDS:
         return text
     if '%' not in text:

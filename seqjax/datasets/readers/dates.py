@@ -35,15 +35,10 @@ def in_zone(instants: np.ndarray, zone: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def offsets_in(local: np.ndarray, zone: str, after: np.datetime64 | None = None) -> np.ndarray:
-    """Offsets from UTC in seconds [n] of local times in a zone, in their order.
+    """Offsets from UTC in seconds [n] of local times in a zone, in their order; `after` is the UTC before the first.
 
     Of the two hours of the same name where the clock is set back, a time is in the first unless that is not later than
     the time before it.
-
-    Args:
-      local: times as the clock shows them.
-      zone: a name, such as Europe/Berlin.
-      after: the time in UTC before the first.
     """
     import pandas
 

@@ -39,10 +39,7 @@ class Images(NamedTuple):
 def read_images(path: str | Path, labels: str | Path | None = None, bounds: Bounds = readers_bounds.DEFAULT) -> Images:
     """Images of an idx file with the labels of another one; or the digits of scikit-learn, for the word `digits`.
 
-    Args:
-      path: of the images.
-      labels: of their labels; by default the file that stands beside them under the name that MNIST gives it, if any.
-      bounds: on the size of each file.
+    By default the labels are in the file that stands beside them under the name that MNIST gives it, if any.
 
     Raises:
       UserError: a file is no idx file of bytes, is cut or too large, or the two have different numbers.
@@ -61,13 +58,9 @@ def read_images(path: str | Path, labels: str | Path | None = None, bounds: Boun
 
 
 def beside_of(path: Path, *words: str) -> Path | None:
-    """Returns the file in the same folder whose name has other words, or None.
+    """Returns the file in the same folder whose name has the second of each pair of words for the first, or None.
 
     Case, a dot instead of a dash, and .gz make no difference; the file whose name differs least is taken.
-
-    Args:
-      path: of the file.
-      words: each followed by its replacement; the first must be in the name.
 
     >>> beside_of(Path('no/such/train-images-idx3-ubyte'), 'train', 't10k') is None
     True
@@ -95,11 +88,7 @@ def _plain(name: str) -> str:
 
 
 def read_idx(path: Path, axes: int, bounds: Bounds = readers_bounds.DEFAULT) -> np.ndarray:
-    """An idx file of bytes -> uint8 with so many axes.
-
-    Raises:
-      UserError: it is of another kind, is empty or too large, or has more or fewer bytes than its head says.
-    """
+    """An idx file of bytes -> uint8 with so many axes; raises UserError where it is another, too large or damaged."""
     with files.open_data(path) as file:
         gzipped = file.read(2) == GZIP
         file.seek(0)

@@ -25,13 +25,9 @@ class LineReader:
     def __init__(
         self, names: Sequence[str] | None, used: Sequence[str], separator: str, is_value: Callable[[str, str], bool]
     ):
-        """Initialises the reader.
+        """Reads the `used` ones of the columns of a file; `names` are None where a header line must come first.
 
-        Args:
-          names: columns of the file; None where they are not known, and a header line must come first.
-          used: columns that are returned.
-          separator: between two values.
-          is_value: (column, word) -> whether the word may be a value of the column; a header line has one that may not.
+        `is_value` says whether a word may be a value of a column; a header line has one that may not.
         """
         self.names, self.used, self.separator, self.is_value = names, used, separator, is_value
         self.started = False
@@ -42,11 +38,7 @@ class LineReader:
         return self.names is not None and len(self.names) == 1
 
     def read(self, line: str) -> dict[str, str] | None:
-        """Returns the values of a line by column; None for a header line.
-
-        Raises:
-          UserError: the line cannot be split, or does not have a value for each column.
-        """
+        """Returns the values of a line by column; None for a header line. Raises UserError where it does not fit."""
         words = self._split(line)
         if self._is_header(words):
             self.names = [word.strip() for word in words]

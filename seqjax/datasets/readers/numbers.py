@@ -45,9 +45,7 @@ class NumberFormat(NamedTuple):
 def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # noqa: B008
     """Returns the number that a word stands for, NaN if it stands for a missing value.
 
-    Raises:
-      UserError: the word is not a finite number in this format, or is ambiguous. The message names the word and says
-        what is wrong; callers add where it stands.
+    Raises UserError if the word is not a finite number in this format, or is ambiguous; callers add where it stands.
     """
     word = word.strip()
     if not _pattern(format.decimal, format.thousands).fullmatch(word):
@@ -65,11 +63,7 @@ def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # 
 
 
 def parse_column(words: Sequence[str], format: NumberFormat = NumberFormat()) -> np.ndarray:  # noqa: B008
-    """Returns [n] float64, the numbers that the words of a column stand for, by the rules of `parse_number`.
-
-    Raises:
-      BadNumber: a word is refused.
-    """
+    """Returns [n] float64, the words of a column by the rules of `parse_number`; raises BadNumber if one is refused."""
     text = '\n'.join(words)
     if text.count('\n') == len(words) - 1 and not _other_line(format.decimal, format.thousands).search(text):
         for sign in THOUSANDS.get(format.thousands, ''):
@@ -175,11 +169,9 @@ def first_of_kinds(words: Sequence[str], decimal: str = '.') -> dict[str, int]:
 
 
 def first_of_kinds_by_value(values: np.ndarray, digits: np.ndarray) -> dict[str, int]:
-    """Returns what `first_of_kinds` does for numbers of which the text is not at hand.
+    """Returns what `first_of_kinds` does for numbers of which the text is not at hand; zeros are of no kind.
 
-    Args:
-      values: of the numbers, with '.' as the decimal sign; zeros are of no kind.
-      digits: their values with '.' left out, so that digits / values is 10 to the number of decimals.
+    `digits` are the values with '.' left out, so that digits / values is 10 to the number of decimals.
     """
     values, digits = np.abs(values), np.abs(digits)
     with np.errstate(divide='ignore', invalid='ignore'):

@@ -24,10 +24,7 @@ def need(module: str, what: Any) -> ModuleType:
 def locate(path: str) -> Path:
     """The file of a path, or of PACKAGE:PATH, which names one inside an installed package; a path that exists wins.
 
-    Nothing is imported.
-
-    Raises:
-      UserError: there is no such package, or no such file in it.
+    Nothing is imported. Raises UserError where there is no such package, or no such file in it.
 
     >>> locate('seqjax:datasets/readers/optional_packages.py').name
     'optional_packages.py'

@@ -28,15 +28,10 @@ Pieces = list[np.ndarray]  # each [T, 88] uint8, 1 where a note sounds
 
 
 def read_rolls(path: str, parts: Collection[str] = (), bounds: Bounds = readers_bounds.DEFAULT) -> dict[str, Pieces]:
-    """The pieces of a file, by part.
+    """The pieces of a file, by part: of `KEYS`, by default what the file has, which must be one at least.
 
     The file has the variables `traindata`, `validdata` and `testdata`, each a cell array of pieces [T, 88] of 0 and 1;
     a column is a key of the piano, from MIDI number 21 to 108, and a row a frame.
-
-    Args:
-      path: of the file, or PACKAGE:PATH.
-      parts: of `KEYS`, those to read; by default what the file has, which must be one at least.
-      bounds: on the size of the file, decompressed.
 
     Raises:
       UserError: SciPy is not installed, or the file is none of this kind; the sentence names what is wrong where.
@@ -90,11 +85,7 @@ FULL = (*range(1, 5), *range(6, 16))  # those that hold each of their items: all
 
 
 def load(path: Path, io: Any, names: list[str], bounds: Bounds = readers_bounds.DEFAULT) -> dict[str, Any]:
-    """Variables of a .mat file of version 5 to 7, by SciPy.
-
-    Raises:
-      UserError: the file cannot be read, is none of these, is too large, is cut off or was changed.
-    """
+    """Variables of a .mat file of version 5 to 7, by SciPy; raises UserError if it is another, too large or damaged."""
     with files.open_data(path) as file:
         bounds.check_bytes(path, os.fstat(file.fileno()).st_size)
         data = file.read()

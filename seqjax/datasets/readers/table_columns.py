@@ -182,17 +182,10 @@ def settle(
     pointed: np.ndarray,
     formats: Mapping[str, NumberFormat],
 ) -> dict[str, NumberFormat]:
-    """Returns the format of each column, with what it says about the decimal sign.
+    """Returns the format of each column, with what it says about the decimal sign; UserError of an ambiguous one.
 
-    Args:
-      source: the file.
-      names: of the columns.
-      values: [n, columns], read with '.' as the decimal sign where it is open.
-      pointed: [columns] bool: whether a column may hold decimal signs at all.
-      formats: before this file.
-
-    Raises:
-      UserError: the decimal sign of a column is ambiguous.
+    Values [n, columns] were read with '.' as the decimal sign where it is open; `pointed` [columns] says whether a
+    column may hold decimal signs at all; `formats` are those before this file.
     """
     unsettled: list[str] = []
     seen: dict[str, dict[str, tuple[int, str] | None]] = {}

@@ -49,20 +49,18 @@ def read(
     """Reads the columns that are asked for, and no other.
 
     Args:
-      path: parquet where it is named so, text with a separator otherwise.
+      path: parquet where it is named so, text with a separator otherwise; in a .tsv file that is a tab where it is the
+        comma.
       columns: what to read; a single column of numbers is found by itself.
-      separator: between columns of text; a file named .tsv has tabs where it is the comma.
-      decimal: the decimal sign of numbers in text; by default '.', and columns that leave it open are refused.
-      thousands: the sign between groups of digits, a key of `numbers.THOUSANDS`.
+      decimal, thousands: the signs of numbers in text; without `decimal`, columns that leave it open are refused.
       formats: of the columns of an earlier file, which this one must follow; instead of `decimal` and `thousands`.
       mask: whether values may be missing.
       dates: the format of the dates, as far as it is known.
       bounds: of the columns of the file, and of the bytes of a text or of the columns that are read.
 
     Raises:
-      UserError: the file cannot be read as such a table; a column is not there, holds text, or numbers of which the
-        decimal sign is ambiguous; a value is infinite, or missing without `mask`; dates do not rise. The sentence names
-        the row and the column.
+      UserError: the file is no such table; a column is not there, holds text or ambiguous numbers; a value is infinite,
+        or missing without `mask`; dates do not rise. The sentence names the row and the column.
     """
     optional_packages.need('pandas', path)
     format = next(iter(formats.values())) if formats else numbers.format_of(decimal, thousands)

@@ -122,11 +122,7 @@ def smallest(size: int) -> type:
 
 
 def find_texts(path: Path) -> list[Path]:
-    """The file, or the texts of a folder and the folders in it, in the order of their names.
-
-    Raises:
-      UserError: there is none.
-    """
+    """The file, or the texts of a folder and the folders in it, in the order of their names; UserError of none."""
     try:
         if not path.is_dir():
             return [path]
@@ -161,9 +157,6 @@ def read_new(path: Path, kind: str, training: Training, *, size: int = 10_000) -
       training: of how many tokens -> how many of them, the first ones, are trained on.
       size: words that are known at most, the most frequent ones; those as frequent go by their first place.
 
-    Returns:
-      Text, whose vocabulary has characters in the order of their codes, and words from the most frequent on.
-
     Raises:
       UserError: it is empty or no UTF-8, or what is trained on has one token alone.
     """
@@ -178,11 +171,7 @@ def read_new(path: Path, kind: str, training: Training, *, size: int = 10_000) -
 
 
 def read_again(path: Path, vocabulary: Vocabulary) -> TextData:
-    """Reads a text with the vocabulary of another.
-
-    Raises:
-      UserError: it is empty or no UTF-8.
-    """
+    """Reads a text with the vocabulary of another; raises UserError where it is empty or no UTF-8."""
     files = find_texts(path)
     if vocabulary.kind == 'bytes':
         text = _all_bytes(files)
@@ -206,11 +195,7 @@ def _pieces(file: Path) -> Iterator[bytes]:
 
 
 def decoded(file: Path, notes: set[str]) -> Iterator[str]:
-    """The text of a file, piece by piece; `notes` is told what was changed.
-
-    Raises:
-      UserError: it is no UTF-8; the sentence says at which byte.
-    """
+    """The text of a file, piece by piece; `notes` is told what was changed. Raises UserError where it is no UTF-8."""
     decoder = codecs.getincrementaldecoder('utf-8')()
     lines, place = io.IncrementalNewlineDecoder(None, translate=True), 0
     for piece in _pieces(file):

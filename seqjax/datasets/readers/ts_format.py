@@ -45,11 +45,7 @@ class LabelledSeries(NamedTuple):
 
 
 def read_series(path: Path, bounds: Bounds = readers_bounds.DEFAULT) -> LabelledSeries:
-    """Reads a .ts file, line by line.
-
-    Raises:
-      UserError: it is no such file, is mangled or too large; the sentence names the line.
-    """
+    """Reads a .ts file, line by line; raises UserError with the line where it is mangled, too large or no such file."""
     # What is no UTF-8 may stand in a comment; elsewhere it is refused.
     with files.open_data(path, 'r', encoding='utf-8-sig', errors='surrogateescape') as file:
         bounds.check_bytes(path, os.fstat(file.fileno()).st_size)
