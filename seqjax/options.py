@@ -24,6 +24,16 @@ def nearest(word: Any, known: Iterable[Any], show: Callable[[str], str] = repr) 
     return f'; did you mean {show(ALIASES.get(close[0], close[0]))}?' if close else ''
 
 
+def some(words: Iterable[str], most: int = 8) -> str:
+    """Returns a few words, and how many more there are.
+
+    >>> some('abcd', 2)
+    'a, b and 2 more'
+    """
+    words = list(words)
+    return ', '.join(words[:most]) + (f' and {len(words) - most:,} more' if len(words) > most else '')
+
+
 def names(*functions: Callable[..., Any]) -> list[str] | None:
     """Returns the names of the arguments of functions or classes; None if one of them takes any name, or hides them."""
     known = []

@@ -18,6 +18,11 @@ def is_concrete(x: Any) -> bool:
     return not isinstance(x, jax.core.Tracer)
 
 
+def is_encodable(text: str) -> bool:
+    """Returns True if UTF-8 can hold it: not half a surrogate pair, which stands for a byte that is no text."""
+    return text.encode('utf-8', 'ignore').decode() == text
+
+
 def check_shape(name: str, got: Shape, want: Shape, reason: str) -> None:
     """Raises a ValueError that names the argument, both shapes and the first axis where they differ."""
     if got == want:

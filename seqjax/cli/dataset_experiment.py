@@ -174,9 +174,8 @@ class DatasetExperiment:
         cells = settings.options['compare']
         for cell in cells or [settings.model.cell]:
             task_setup.make_model(dataset.spec, settings.replace(cell=cell).model)
-        print(
-            '\n'.join([dataset.name, *(f'  {line}' for line in [*dataset.look, *dataset_test.first_scores(dataset)])])
-        )
+        look = [*dataset.look, *dataset_test.first_scores(dataset)]
+        print('\n  '.join([dataset.name, *look]))
         print(f'  read and looked at in {time.perf_counter() - start:.1f} s\n', flush=True)
         return [self._run_one(dataset, settings)] if cells is None else self._run_several(dataset, settings)
 
@@ -203,19 +202,11 @@ class DatasetExperiment:
             return result
 
         def show(folder: Workdir, results: Sequence[CellResult]) -> None:
-            print(
-                '\n'.join(
-                    [
-                        *dataset_report.table_lines(measure, results),
-                        '',
-                        *dataset_report.difference_lines(measure, results),
-                    ]
-                )
-            )
+            differences = dataset_report.difference_lines(measure, results)
+            print('\n'.join([*dataset_report.table_lines(measure, results), '', *differences]))
 
-        names = dict.fromkeys(
-            [directory.SUMMARY, dataset_report.COMPARED, *models.CELLS, *map(cli_default_workdir.safe_name, cells)]
-        )
+        folders = map(cli_default_workdir.safe_name, cells)
+        names = dict.fromkeys([directory.SUMMARY, dataset_report.COMPARED, *models.CELLS, *folders])
         write = partial(dataset_report.write_compared, measure=measure)
         results = comparison.compare_runs(shared, f'{self.name}.compare', tuple(names), cells, train, write, show)
         print('\n' + '\n'.join(dataset_report.conclusion(measure, result) for result in results))
@@ -247,11 +238,9 @@ class DatasetExperiment:
             result = _tested(dataset, model, settings, found, summary['params'], folder)
         fit_results.write_looks(folder, found, every)
         fit_results.write_models(folder, found)
-        ended = {
-            'seconds': None if found.resumed else time.perf_counter() - start,
-            'result': dataset_report.plain(result),
-        }
-        ended['models'] = files.sha256(folder.file(fit_results.MODELS)) if folder.writes else None
+        seconds = None if found.resumed else time.perf_counter() - start
+        models_sha256 = files.sha256(folder.file(fit_results.MODELS)) if folder.writes else None
+        ended = {'seconds': seconds, 'result': dataset_report.plain(result), 'models': models_sha256}
         folder.write_summary(summary | {'finished': True} | ended)
         return result
 
@@ -263,16 +252,13 @@ class DatasetExperiment:
         evals = {stopping.split: dataset.validation}
         task = Task(dataset.loss_fn, dataset.batch, dataset.data, evals, stopping)
         run = _compile(model, task, settings, folder, steps)
-        cut = (
-            ''
-            if steps == settings.train.steps
-            else f' (--steps={settings.train.steps} cut to a multiple of --every={every})'
-        )
+        train = settings.train
+        cut = '' if steps == train.steps else f' (--steps={train.steps} cut to a multiple of --every={every})'
         print(
-            f'at most {steps:,} steps{cut} of {settings.train.batch_size}, a look every {every:,}, until '
-            f'{settings.train.patience} looks were no better'
+            f'at most {steps:,} steps{cut} of {train.batch_size}, a look every {every:,}, until {train.patience} looks '
+            'were no better'
         )
-        seeds = np.arange(settings.train.seed, settings.train.seed + settings.train.replicas)
+        seeds = np.arange(train.seed, train.seed + train.replicas)
         found = training.train_with_early_stopping(run._replace(allow_divergence=True), seeds)
         if settings.train.refit:
             steps = fit_results.typical_step(found, every)

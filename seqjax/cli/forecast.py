@@ -103,18 +103,10 @@ class Forecast(DatasetExperiment):
         ),
     }
     own_defaults = {
-        **{'target': None, 'date': None, 'date_format': None, 'time_zone': None, 'id': None, 'covariates': None},
-        **{'calendar': False, 'missing': 'refuse'},
-        **{
-            'separator': ',',
-            'decimal': None,
-            'thousands': None,
-            'validation': 0.15,
-            'test': 0.15,
-            'validation_from': None,
-        },
-        **{'test_from': None, 'horizon': 1, 'window': 64, 'strategy': 'direct', 'head': 'point'},
-        **{'relative_to': 'last', 'season': None, 'ar_order': None, 'skip_short': False},
+        **dict.fromkeys(('target', 'date', 'date_format', 'time_zone', 'id', 'covariates', 'decimal', 'thousands')),
+        **dict.fromkeys(('validation_from', 'test_from', 'season', 'ar_order')),
+        **{'calendar': False, 'missing': 'refuse', 'separator': ',', 'validation': 0.15, 'test': 0.15, 'horizon': 1},
+        **{'window': 64, 'strategy': 'direct', 'head': 'point', 'relative_to': 'last', 'skip_short': False},
         'hidden': 32,
     }
 

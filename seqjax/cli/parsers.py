@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from seqjax import validation
 from seqjax.cli import compilation_cache
 from seqjax.datasets.readers import numbers
 from seqjax.nn import models
@@ -169,7 +170,7 @@ class Place(flags.ArgumentParser):
     def parse(self, argument: Any) -> str:
         text = os.fspath(argument) if isinstance(argument, str | os.PathLike) else ''
         # Half a surrogate pair stands for a byte that the locale cannot decode; Orbax takes no such folder.
-        known = _is_path(text) if self.kind == 'file' else _encodable(text)
+        known = _is_path(text) if self.kind == 'file' else validation.is_encodable(text)
         if not text.strip() or '\0' in text or not known:
             raise ValueError(f'must be the path of a {self.kind}')
         path = os.fsencode(text)
@@ -194,7 +195,7 @@ class Name(flags.ArgumentParser):
     """A word that the run must know."""
 
     def parse(self, argument: Any) -> str:
-        if not isinstance(argument, str) or not argument.strip() or not _encodable(argument):
+        if not isinstance(argument, str) or not argument.strip() or not validation.is_encodable(argument):
             raise ValueError('must be a name')
         return argument
 
@@ -247,7 +248,7 @@ class TextParser(flags.ArgumentParser):
     """Any text that is not empty."""
 
     def parse(self, argument: Any) -> str:
-        if not isinstance(argument, str) or not argument or not _encodable(argument):
+        if not isinstance(argument, str) or not argument or not validation.is_encodable(argument):
             raise ValueError('must be a text that is not empty')
         return argument
 
@@ -261,11 +262,6 @@ def _is_path(text: str) -> bool:
         return bool(os.fsencode(text))
     except UnicodeEncodeError:
         return False
-
-
-def _encodable(text: str) -> bool:
-    """Whether UTF-8 can hold it: not half a surrogate pair, which a terminal gives for a byte that is no text."""
-    return text.encode('utf-8', 'ignore').decode() == text
 
 
 class MeshParser(flags.ArgumentParser):
@@ -317,7 +313,7 @@ class CellName(flags.ArgumentParser):
     """A cell by its name or as MODULE:CLASS, with options in parentheses behind it."""
 
     def parse(self, argument: Any) -> str:
-        text = argument if isinstance(argument, str) and _encodable(argument) else ''
+        text = argument if isinstance(argument, str) and validation.is_encodable(argument) else ''
         if ':' in text:
             import_from_here()
         try:

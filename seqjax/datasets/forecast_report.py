@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from seqjax import config
+from seqjax import config, options
 from seqjax.datasets import forecast_preprocessing
 from seqjax.datasets.baselines import forecast_baselines
 from seqjax.datasets.dataset import ForecastCurve, Items, Table
@@ -117,13 +117,13 @@ def look(table: SeriesTable, recipe: Mapping[str, Any], parts: Sequence[Ready], 
     lines += [dates_line(table)] if columns.date is not None else []
     roles = {'target': columns.targets, 'covariates': columns.covariates, 'calendar': recipe['cycles']}
     roles |= {role: [name] for role, name in (('date', columns.date), ('series by', columns.id)) if name is not None}
-    lines.append('; '.join(f'{role} {_some(names)}' for role, names in roles.items() if names))
+    lines.append('; '.join(f'{role} {options.some(names)}' for role, names in roles.items() if names))
     missing = {
         name: sum(int(np.isnan(one.values[:, place]).sum()) for one in series)
         for place, name in enumerate(columns.numbers)
     }
     some = [f'{count:,} of {name}' for name, count in missing.items() if count]
-    lines.append(f'missing values: {_some(some) or "none"}' + (', masked' if some else ''))
+    lines.append(f'missing values: {options.some(some) or "none"}' + (', masked' if some else ''))
     for part in ('training', *config.SPLITS):
         lines.append(_part_line(part, parts, splits, table.dates))
     lines += _season_lines(recipe)
@@ -139,18 +139,14 @@ def _season_lines(recipe: Mapping[str, Any]) -> list[str]:
     """Which seasons are tried, and the one that is best on validation."""
     lines = []
     if recipe['seasons']:
-        seasons = _some([str(season) for season in recipe['seasons']])
+        seasons = options.some([str(season) for season in recipe['seasons']])
         lines.append(f'seasons tried: {seasons} steps; {recipe["season"]} is best on validation')
     elif recipe['date'] is None:
         lines.append('no season is tried: pass --season, or --date for the usual ones')
     if recipe['seasons_too_long']:
-        seasons = _some([str(season) for season in recipe['seasons_too_long']])
+        seasons = options.some([str(season) for season in recipe['seasons_too_long']])
         lines.append(f'seasons left out, as the training part is not longer: {seasons} steps')
     return lines
-
-
-def _some(names: Sequence[str]) -> str:
-    return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
 
 
 def dates_line(table: SeriesTable) -> str:
@@ -163,7 +159,7 @@ def dates_line(table: SeriesTable) -> str:
     if form.zone:
         line += f' in {form.zone}'
     paces = [dates.pace(one.dates, one.offsets) for one in several]
-    line += f', a row every {_some(sorted({pace.words() for pace in paces}))}' if several else ''
+    line += f', a row every {options.some(sorted({pace.words() for pace in paces}))}' if several else ''
     places = [(one, dates.gaps(one.dates, pace, one.offsets)) for one, pace in zip(several, paces, strict=True)]
     count = sum(len(found) for _, found in places)
     if count:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from seqjax import config
+from seqjax import config, options
 from seqjax.datasets import (
     forecast_batching,
     forecast_heads,
@@ -195,7 +195,7 @@ def unseen(
         ),
         [
             f'{name}: {sum(lengths):,} rows in {len(parts)} series; told from {count:,}',
-            *([f'not predicted, as the run left them out: {_named(left_out)}'] if left_out else []),
+            *([f'not predicted, as the run left them out: {options.some(map(repr, left_out), 5)}'] if left_out else []),
             *summary.lines(table),
             *([forecast_report.dates_line(table)] if table.columns.date is not None else []),
         ],
@@ -206,7 +206,8 @@ def known_series(name: str, table: SeriesTable, recipe: Mapping[str, Any]) -> tu
     """Returns the series of a file to predict, and the names of those that the run left out of its training."""
     left_out = [one.name for one in table.series if one.name in recipe.get('left_out', ())]
     if len(left_out) == len(table.series):
-        raise UserError(f'{name} has only series that the run left out of its training: {_named(left_out)}')
+        named = options.some(map(repr, left_out), 5)
+        raise UserError(f'{name} has only series that the run left out of its training: {named}')
     return [one for one in table.series if one.name not in left_out], left_out
 
 
@@ -234,11 +235,6 @@ def _check_dates(name: str, series: Sequence[Series], recipe: Mapping[str, Any])
         )
 
 
-def _named(names: Sequence[str | None]) -> str:
-    """A few names, and how many more."""
-    return ', '.join(map(repr, names[:5])) + (f' and {len(names) - 5:,} more' if len(names) > 5 else '')
-
-
 def _usable(
     name: str, table: SeriesTable, splits: Sequence[Split], recipe: Mapping[str, Any], order: int | None
 ) -> tuple[SeriesTable, list[Split], dict[str, Any], dict[str | None, str]]:
@@ -259,7 +255,7 @@ def _usable(
         more = '; or pass --skip_short, which leaves them out' if kept else ''
         raise UserError(
             f'{name}: {len(left_out):,} of {len(table.series):,} series are too short or constant, '
-            f'{_named(list(left_out))}: {next(iter(left_out.values()))}{more}'
+            f'{options.some(map(repr, left_out), 5)}: {next(iter(left_out.values()))}{more}'
         )
     return table._replace(series=[one for one, _ in kept]), [split for _, split in kept], scales, left_out
 
@@ -269,7 +265,7 @@ def _left_out_lines(left_out: Mapping[str | None, str]) -> list[str]:
         return []
     count = len(left_out)
     return [
-        f'left out, too short or constant: {count:,} series, {_named(list(left_out))}',
+        f'left out, too short or constant: {count:,} series, {options.some(map(repr, left_out), 5)}',
         *list(left_out.values())[:3],
     ]
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from seqjax import validation
 from seqjax.errors import UserError
 
 LARGEST = 2**31 - 1
@@ -36,7 +37,7 @@ def text(least: int = 0) -> Rule:
     """Text that UTF-8 can hold."""
 
     def holds(x: Any) -> bool:
-        return isinstance(x, str) and len(x) >= least and x.encode('utf-8', 'ignore').decode() == x
+        return isinstance(x, str) and len(x) >= least and validation.is_encodable(x)
 
     return Rule(holds, 'text')
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from seqjax import validation
+from seqjax.nn.cells import cell
 from seqjax.ops import masking
 
 IMPOSSIBLE = -1e30  # a log-probability far below any, but finite, as `jax_debug_infs` has it
@@ -108,9 +108,8 @@ def beam(
     Raises:
       ValueError: an argument is out of its range.
     """
-    _check_longest(longest)
-    if isinstance(width, bool) or not isinstance(width, int | np.integer) or width < 1:
-        raise ValueError(f'width={width!r} must be a whole number from 1: how many hypotheses are kept')
+    cell.check_count('longest', longest, 'how many tokens are written at most')
+    cell.check_count('width', width, 'how many hypotheses are kept')
     _check_number('length_penalty', length_penalty)
     memory = model.apply(variables, source, method='encode')
     memory = jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), memory)
@@ -169,7 +168,7 @@ def _write(
     choose: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Decoded:
     """One sequence a row; `choose` takes log-probabilities [B, V] and the number of the step to tokens [B]."""
-    _check_longest(longest)
+    cell.check_count('longest', longest, 'how many tokens are written at most')
     memory = model.apply(variables, source, method='encode')
     batch = len(jax.tree.leaves(memory.carry)[0])
 
@@ -207,11 +206,6 @@ def _log_probabilities(
     if end is not None and end not in range(count):
         raise ValueError(f'end={end!r} must be a token from 0 to {count - 1}, or None where no token ends a sequence')
     return carry, jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(*state.last.shape, count)
-
-
-def _check_longest(longest: Any) -> None:
-    if isinstance(longest, bool) or not isinstance(longest, int | np.integer) or longest < 1:
-        raise ValueError(f'longest={longest!r} must be a whole number from 1: how many tokens are written at most')
 
 
 def _spoil(decoded: Decoded, fine: Any) -> Decoded:

@@ -181,25 +181,15 @@ class Scheme(NamedTuple):
     forget_bias: float  # what an LSTM adds to the bias of its forget gate
 
 
-def _keras(features: int) -> Scheme:
-    del features
-    zeros = initializers.zeros_init()
-    return Scheme(initializers.glorot_uniform(), orthogonal_init, zeros, zeros, 1.0)
-
-
-def _pytorch(features: int) -> Scheme:
-    uniform = uniform_init(features**-0.5)
-    return Scheme(uniform, uniform, uniform, uniform, 0.0)
-
-
-def _flax(features: int) -> Scheme:
-    zeros = initializers.zeros_init()
-    return Scheme(initializers.lecun_normal(), blockwise(orthogonal_init, features), zeros, zeros, 0.0)
-
-
+_ZEROS = initializers.zeros_init()
 # By the number of hidden units.
 SCHEMES: dict[str, Callable[[int], Scheme]] = {
-    'keras': _keras,  # Glorot uniform; one orthogonal matrix [H, nH]; zeros; forget bias 1
-    'pytorch': _pytorch,  # everything uniform within 1 / sqrt(H)
-    'flax': _flax,  # LeCun normal; an orthogonal matrix [H, H] for each gate; zeros
+    # Glorot uniform; one orthogonal matrix [H, nH]; zeros; forget bias 1.
+    'keras': lambda features: Scheme(initializers.glorot_uniform(), orthogonal_init, _ZEROS, _ZEROS, 1.0),
+    # Everything uniform within 1 / sqrt(H).
+    'pytorch': lambda features: Scheme(*[uniform_init(features**-0.5)] * 4, 0.0),
+    # LeCun normal; an orthogonal matrix [H, H] for each gate; zeros.
+    'flax': lambda features: Scheme(
+        initializers.lecun_normal(), blockwise(orthogonal_init, features), _ZEROS, _ZEROS, 0.0
+    ),
 }

@@ -68,12 +68,8 @@ def _labels(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tup
     labels = jnp.where(weights, labels, 0)
     reason = f'the classes on the last axis of logits {logits.shape}; mask it if it is padding'
     validation.check_range('labels', labels, classes - 1, reason)
-    return logits, _wide(labels), weights
-
-
-def _wide(labels: jax.Array) -> jax.Array:
-    """Labels in at least 32 bits: a byte cannot be compared with 256 classes."""
-    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+    # A byte cannot be compared with 256 classes.
+    return logits, labels.astype(jnp.promote_types(labels.dtype, jnp.int32)), weights
 
 
 # --- losses ----------------------------------------------------------------------------------------
@@ -147,13 +143,8 @@ def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
     Under a transformation a label that is no class makes the total NaN.
     """
     logits, labels, weights = _labels(logits, labels, mask)
-    return _mean(_right(logits, labels), weights)
-
-
-def _right(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """1 where the label has the largest logit, else 0; NaN for what is no class."""
     right = (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
-    return jnp.where(_are_classes(labels, logits), right.astype(jnp.float32), jnp.nan)
+    return _mean(jnp.where(_are_classes(labels, logits), right.astype(jnp.float32), jnp.nan), weights)
 
 
 def _are_classes(labels: jax.Array, logits: jax.Array) -> jax.Array:

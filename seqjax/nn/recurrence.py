@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from seqjax.nn.cells.cell import OverTime
 from seqjax.ops import common, masking
 
 Carry = Any  # a tree of arrays [*B, ...]
@@ -22,14 +23,6 @@ class SequenceInputs(NamedTuple):
     real: jax.Array | None = None  # [T, *B] bool: which steps are real
     resets: jax.Array | None = None  # [T, *B] bool: before which steps the carry is made new
     index: jax.Array | None = None  # [T] the number of the step, for a cell that draws
-
-
-class RecurrentOutput(NamedTuple):
-    """What a recurrence gives."""
-
-    last: Carry
-    outputs: Any  # [T, *B, ...]
-    carries: Carry | None  # [T, *B, ...], after each step; None where they are not asked for
 
 
 class Scan(NamedTuple):
@@ -45,7 +38,7 @@ class Scan(NamedTuple):
     backend: str  # see `seqjax.ops.lstm` and `seqjax.ops.gru`
 
 
-def step_by_step(cell: nn.Module, carry: Carry, steps: SequenceInputs, how: Scan) -> RecurrentOutput:
+def step_by_step(cell: nn.Module, carry: Carry, steps: SequenceInputs, how: Scan) -> OverTime:
     """`nn.scan` of the cell: any cell."""
 
     def step(cell, carry, x):
@@ -63,10 +56,10 @@ def step_by_step(cell: nn.Module, carry: Carry, steps: SequenceInputs, how: Scan
         unroll = common.loop(count, max(sizes, default=1)) if common.known(*sizes) else 1
     scan = nn.scan(step, **how.lift, in_axes=0, out_axes=0, reverse=how.reverse, unroll=unroll)
     last, (outputs, carries) = scan(cell, carry, steps)
-    return RecurrentOutput(last, outputs, carries)
+    return OverTime(last, outputs, carries)
 
 
-def fused(cell: Any, carry: Carry, steps: SequenceInputs, how: Scan) -> RecurrentOutput:
+def fused(cell: Any, carry: Carry, steps: SequenceInputs, how: Scan) -> OverTime:
     """All steps by an array function, for a cell that has one and says `fused`; any number of batch axes."""
     count, *batch, features = steps.inputs.shape
 
@@ -85,10 +78,10 @@ def fused(cell: Any, carry: Carry, steps: SequenceInputs, how: Scan) -> Recurren
     flat = jax.tree.map(lambda x: rows(x, 0), carry)
     run = cell.over_time(flat, inputs, how.noise, mask=mask, resets=resets, fresh=fresh, **options)
     carries = as_carry(run.carries, 1) if how.history else None
-    return RecurrentOutput(as_carry(run.last, 0), batched(run.outputs, 1), carries)
+    return OverTime(as_carry(run.last, 0), batched(run.outputs, 1), carries)
 
 
-def at_once(cell: Any, carry: Carry, steps: SequenceInputs, how: Scan) -> RecurrentOutput:
+def at_once(cell: Any, carry: Carry, steps: SequenceInputs, how: Scan) -> OverTime:
     """`jax.lax.associative_scan` of h' = a h + b, for a linear cell: a masked step has a = 1 and b = 0."""
     decay, update, read = cell.affine(steps.inputs)
     state, fresh = cell.state(carry), None if how.fresh is None else cell.state(how.fresh)
@@ -105,7 +98,7 @@ def at_once(cell: Any, carry: Carry, steps: SequenceInputs, how: Scan) -> Recurr
         update = update.at[first].add(decay[first] * state)
     _, states = jax.lax.associative_scan(_compose, (decay, update), reverse=how.reverse)
     last = state if not shape[0] else states[0 if how.reverse else -1]
-    return RecurrentOutput(cell.carry(last), read(states), cell.carry(states) if how.history else None)
+    return OverTime(cell.carry(last), read(states), cell.carry(states) if how.history else None)
 
 
 def _compose(first: Any, second: Any) -> Any:
@@ -114,14 +107,14 @@ def _compose(first: Any, second: Any) -> Any:
 
 
 def in_segments(
-    run: Callable[..., RecurrentOutput],
+    run: Callable[..., OverTime],
     cell: nn.Module,
     carry: Carry,
     steps: SequenceInputs,
     how: Scan,
     count: int,
     batch: tuple[int, ...],
-) -> RecurrentOutput:
+) -> OverTime:
     """`run` over `count` segments in turn, each computed again in the backward pass (Chen et al. 2016).
 
     What is kept in between is a carry for each segment, and the outputs. Where `count` does not divide T, masked steps
@@ -144,4 +137,4 @@ def in_segments(
     segment = nn.remat(segment, prevent_cse=False)
     scan = nn.scan(segment, **how.lift, in_axes=0, out_axes=0, reverse=how.reverse)
     last, rest = scan(cell, carry, jax.tree.map(split, steps))
-    return RecurrentOutput(last, *jax.tree.map(lambda x: x.reshape(count * length, *x.shape[2:])[:total], rest))
+    return OverTime(last, *jax.tree.map(lambda x: x.reshape(count * length, *x.shape[2:])[:total], rest))

@@ -25,7 +25,8 @@ from flax.core import FrozenDict
 
 from seqjax import validation
 from seqjax.nn import recurrence
-from seqjax.nn.recurrence import Carry, RecurrentOutput, Scan, SequenceInputs
+from seqjax.nn.cells.cell import OverTime
+from seqjax.nn.recurrence import Carry, Scan, SequenceInputs
 from seqjax.ops import common, lstm, masking
 from seqjax.options import NamedOptions
 
@@ -244,7 +245,7 @@ class RNN(NamedOptions, nn.Module):
         history: bool,
         parallel: bool,
         deterministic: bool | None,
-    ) -> RecurrentOutput:
+    ) -> OverTime:
         lift = {
             'variable_axes': self.variable_axes,
             'variable_broadcast': self.variable_broadcast,

@@ -73,27 +73,19 @@ def _fast_jvp(
 
 def _tangents(how: LSTMStaticArgs, kept: LSTMResiduals, tangents: tuple[Any, ...]) -> LSTMOutput:
     """Forward mode is that of the plain recurrence."""
-    inputs = jnp.swapaxes(kept.steps.inputs, 0, 1)
-    return _plain_jvp(kept.steps._replace(inputs=inputs), kept.carry, kept.weights, kept.fresh, tangents, how.history)[
-        1
-    ]
+    steps = kept.steps._replace(inputs=jnp.swapaxes(kept.steps.inputs, 0, 1))
+    return _plain_jvp(steps, (kept.carry, kept.weights, kept.fresh), tangents, how.history)[1]
 
 
 def _plain_jvp(
-    steps: StepInputs,
-    carry: LSTMState,
-    weights: LSTMWeights,
-    fresh: LSTMState,
-    tangents: tuple[Any, ...],
-    history: bool,
-    unroll: int = 1,
+    steps: StepInputs, states: tuple[Any, ...], tangents: tuple[Any, ...], history: bool, unroll: int = 1
 ) -> tuple[LSTMOutput, LSTMOutput]:
-    """What `_plain` gives, and its tangents for those of inputs, carry, weights and fresh."""
+    """What `plain` gives of steps and (carry, weights, fresh), and its tangents for those of inputs and of these."""
 
-    def plain(inputs, *others):
-        return lstm_scan.plain(steps._replace(inputs=inputs), *others, history=history, unroll=unroll)
+    def plain(inputs, *states):
+        return lstm_scan.plain(steps._replace(inputs=inputs), *states, history=history, unroll=unroll)
 
-    return jax.jvp(plain, (steps.inputs, carry, weights, fresh), tangents)
+    return jax.jvp(plain, (steps.inputs, *states), tangents)
 
 
 def _backward(how: LSTMStaticArgs, kept: LSTMResiduals, gradients: LSTMOutput) -> tuple[Any, ...]:
@@ -172,7 +164,7 @@ def small(
 def _small_jvp(
     how: LSTMStaticArgs, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[LSTMOutput, LSTMOutput]:
-    return _plain_jvp(*primals, (tangents[0].inputs, *tangents[1:]), how.history, common.FEW)
+    return _plain_jvp(primals[0], primals[1:], (tangents[0].inputs, *tangents[1:]), how.history, common.FEW)
 
 
 def with_layout(run: Callable[..., LSTMOutput], form: Any) -> Callable[..., LSTMOutput]:

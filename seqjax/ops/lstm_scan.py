@@ -51,23 +51,13 @@ def plain(
     *,
     history: bool = False,
     unroll: int = 1,
+    of_inputs: Callable[[jax.Array], jax.Array] | None = None,
 ) -> LSTMOutput:
-    """The equations, one step after the other; JAX differentiates them in whatever way."""
+    """The equations, one step after the other; JAX differentiates them in whatever way.
 
-    return _scan(steps, lambda x: x @ weights.kernel, carry, weights, fresh, history=history, unroll=unroll)
-
-
-def _scan(
-    steps: StepInputs,
-    of_inputs: Callable[[jax.Array], jax.Array],
-    carry: LSTMState,
-    weights: LSTMWeights,
-    fresh: LSTMState,
-    *,
-    history: bool,
-    unroll: int,
-) -> LSTMOutput:
-    """`of_inputs` gives what those of a step add to its sums, [B, 4H], beside h and the bias."""
+    `of_inputs` gives what the inputs of a step add to its sums, [B, 4H]: by default their product with the kernel.
+    """
+    of_inputs = of_inputs or (lambda x: x @ weights.kernel)
     dtype = steps.inputs.dtype
 
     def step(state, x):
@@ -89,12 +79,12 @@ def _scan(
 def ahead(
     steps: StepInputs, carry: LSTMState, weights: LSTMWeights, fresh: LSTMState, *, history: bool = False
 ) -> LSTMOutput:
-    """As `_plain`, with one product for the inputs of all steps, and `AT_ONCE` steps in one iteration of the loop.
+    """As `plain`, with one product for the inputs of all steps, and `AT_ONCE` steps in one iteration of the loop.
 
     For GPUs, on which it takes longer to start an operation than to compute most of these.
     """
     ready = steps._replace(inputs=steps.inputs @ weights.kernel)
-    return _scan(ready, lambda x: x, carry, weights, fresh, history=history, unroll=AT_ONCE)
+    return plain(ready, carry, weights, fresh, history=history, unroll=AT_ONCE, of_inputs=lambda x: x)
 
 
 AT_ONCE = 8

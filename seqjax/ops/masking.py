@@ -17,17 +17,10 @@ from seqjax.validation import Shape
 
 
 def as_lengths(lengths: Any, batch: Shape, steps: int, *, of: str, name: str = 'seq_lengths') -> jax.Array:
-    """Lengths as int32 [*B]; in compiled code T in place of one that is out of range, see `spoil`.
+    """Lengths [*B], each from 0 to T, as int32; in compiled code T in place of one that is out of range, see `spoil`.
 
-    Args:
-      lengths: integers [*B], each from 0 to `steps`.
-      batch: *B.
-      steps: T.
-      of: what they are the lengths of, with its shape, for messages.
-      name: of the argument, for messages.
-
-    Raises:
-      ValueError: they are of another shape or no integers; or, where the values are known, one is below 0 or over T.
+    `name` is the argument in messages, and `of` what it has the lengths of, with its shape. Raises ValueError where
+    they are of another shape or no integers; or, where the values are known, one is below 0 or over T.
     """
     lengths = lengths if isinstance(lengths, jax.Array) else np.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
@@ -47,11 +40,7 @@ def _out_of_range(lengths: jax.Array, steps: int) -> jax.Array:
 def spoil(x: jax.Array, seq_lengths: Any, steps: int, time_axis: int) -> jax.Array:
     """x, and in compiled code NaN in rows whose lengths are out of range, so that no result of theirs looks right.
 
-    Args:
-      x: [*B, T, ...], or [T, *B, ...] with time_axis 0; integers stay as they are.
-      seq_lengths: integers [*B], or None.
-      steps: T.
-      time_axis: that of `x`.
+    x is [*B, T, ...], or [T, *B, ...] with time_axis 0; integers stay as they are.
     """
     if seq_lengths is None or validation.is_concrete(seq_lengths) or not jnp.issubdtype(x.dtype, jnp.floating):
         return x

@@ -82,20 +82,10 @@ def stream_window(rows: StreamRows, step: jax.Array, window: int) -> tuple[Any, 
 
 
 def token_rows(tokens: np.ndarray, batch_size: int, window: int) -> np.ndarray:
-    """A long series of tokens as rows side by side, each a whole number of windows and the token after them.
+    """Tokens [N] as rows side by side [B, L], each a whole number of windows and the token after them.
 
-    A view: nothing is copied, and no mask is needed, for what does not fill a window of every row is left out.
-
-    Args:
-      tokens: [N].
-      batch_size: B.
-      window: T.
-
-    Returns:
-      [B, L], where T divides L - 1.
-
-    Raises:
-      ValueError: a size is below 1, or there are fewer than B (T + 1) tokens.
+    A view: nothing is copied, and no mask is needed, for what does not fill a window of every row is left out. Raises
+    ValueError where a size is below 1, or there are fewer than B (T + 1) tokens.
 
     >>> token_rows(np.arange(11), batch_size=2, window=2).tolist()
     [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
@@ -110,15 +100,9 @@ def token_rows(tokens: np.ndarray, batch_size: int, window: int) -> np.ndarray:
 
 
 def token_window(rows: jax.Array, step: jax.Array, window: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The window that training step `step` reads; after the last window the rows begin again.
+    """The window of rows from `token_rows` that training step `step` reads; after the last one the rows begin again.
 
-    Args:
-      rows: [B, L] from `token_rows`.
-      step: [] integer, counted from 0.
-      window: T, the one that the rows were made for.
-
-    Returns:
-      inputs [B, T]; targets [B, T], the token after each; resets [B, T], True where a row begins.
+    Returns inputs [B, T]; targets [B, T], the token after each; resets [B, T], True where a row begins.
 
     >>> inputs, targets, _ = token_window(token_rows(np.arange(11), 2, 2), 1, 2)
     >>> inputs.tolist(), targets.tolist()
@@ -171,14 +155,8 @@ def _mixed(x: jax.Array) -> jax.Array:
 def epoch_rows(key: jax.Array, step: jax.Array, count: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
     """The rows of a finite set that training step `step` reads; each epoch reads all of them, in an order of its own.
 
-    Args:
-      key: decides the orders; the same at every step.
-      step: [] integer, counted from 0.
-      count: N, how many rows there are.
-      batch_size: B.
-
-    Returns:
-      rows [B], and mask [B], False where the last batch of an epoch is filled up.
+    The key, the same at every step, decides the orders of the `count` rows. Returns rows [B], and mask [B], False where
+    the last batch of an epoch is filled up.
     """
     if batch_size < 1:
         raise ValueError(f'batch_size={batch_size} must be at least 1')

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax import files
+from seqjax import files, validation
 from seqjax.errors import UserError
 
 CODES = {  # of dtypes, as safetensors has them
@@ -50,7 +50,7 @@ def named(tree: Any) -> dict[str, Any]:
         name = '/'.join(words)
         if name in found:
             raise UserError(f'two arrays of the tree are named {name!r}; rename the key that contains a "/"')
-        if '\0' in name or not _is_encodable(name):
+        if '\0' in name or not validation.is_encodable(name):
             raise UserError(f'the key {name!r} contains a character that no file can hold; rename it')
         found[name] = leaf
     return found
@@ -65,14 +65,6 @@ def words_of(tree: Any) -> Iterator[tuple[list[str], Any]]:
 def _word(part: Any) -> str:
     """A dictionary's key, a tuple's field or place."""
     return str(next(getattr(part, kind) for kind in ('key', 'name', 'idx') if hasattr(part, kind)))
-
-
-def _is_encodable(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 # --- one file --------------------------------------------------------------------------------------

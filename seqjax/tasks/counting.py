@@ -36,7 +36,7 @@ import numpy as np
 from seqjax.nn import losses
 from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import LossFn, SuccessCriterion, SyntheticTask, task_defaults
-from seqjax.types import Arrays, Batch, Mean, ModelSpec, Sequences
+from seqjax.types import Batch, Mean, ModelSpec, Sequences
 
 SHORTEST = 4  # of the longest strings: with those of two symbols alone there is nothing to count
 STRAY = 0.1  # of the probability, that may go to what cannot follow
@@ -152,7 +152,7 @@ def _loss_fn(ideal: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> LossF
     """Cross-entropy, its excess, and mistakes: over a tenth of the probability on what cannot follow, at any step."""
 
     def loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
-        follows, likely = ideal(_values(batch.inputs))
+        follows, likely = ideal(Sequences(*batch.inputs).values)
         stray = jnp.where(follows, 0, jax.nn.softmax(logits.astype(jnp.float32))).sum(-1)
         loss = losses.cross_entropy(logits, batch.targets, batch.mask)
         chances = jnp.take_along_axis(likely, batch.targets[..., None], -1)[..., 0]
@@ -164,10 +164,6 @@ def _loss_fn(ideal: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> LossF
         }
 
     return loss_fn
-
-
-def _values(inputs: Arrays) -> jax.Array:
-    return Sequences(*inputs).values
 
 
 def _batch(symbols: jax.Array, lengths: jax.Array, end: int) -> Batch:

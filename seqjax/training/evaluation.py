@@ -51,19 +51,10 @@ def evaluate(model: nn.Module, task: Task, state: TrainState) -> dict[str, Metri
 def evaluate_batches(
     model: nn.Module, state: TrainState, batches: Batch, f: Callable[[Arrays, Batch], Arrays]
 ) -> Arrays:
-    """Returns f(outputs, batch) of one batch after the other, without dropout.
+    """Returns f(outputs, batch) of one batch after the other (leaves [N, B, ...]), without dropout: leaves [N, ...].
 
     A stateful model starts anew and carries its state from batch to batch: the windows of one stream. Training's carry
-    is neither read nor written.
-
-    Args:
-      model: the model.
-      state: only its parameters and variables are read.
-      batches: leaves [N, B, ...].
-      f: reduces the outputs of a batch.
-
-    Returns:
-      The results of `f`, leaves [N, ...].
+    is neither read nor written; of the state, parameters and variables are.
     """
     step = partial(eval_step, model, state, f)
     carry = initial_eval_carry(step, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches))

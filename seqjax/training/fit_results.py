@@ -64,18 +64,10 @@ def write_models(folder: Workdir, found: Fit) -> None:
 
 
 def read_models(path: Path, like: Mapping[str, Any], count: int | None = None) -> tuple[np.ndarray, Best]:
-    """Reads the file that `write_models` wrote.
+    """Reads the file that `write_models` wrote: the seeds [R], and the best of each, leaves [R, ...].
 
-    Args:
-      path: the file.
-      like: shapes and dtypes of the model's variables, as `model.init` gives them.
-      count: how many seeds there must be; None for any number.
-
-    Returns:
-      The seeds [R], and the best of each, leaves [R, ...].
-
-    Raises:
-      UserError: it cannot be read, or is of another model.
+    `like` has shapes and dtypes of the model's variables, as `model.init` gives them; `count` is how many seeds there
+    must be. Raises UserError where the file cannot be read, or is of another model.
     """
     params, variables = like['params'], {name: x for name, x in like.items() if name not in ('params', types.CARRY)}
     shapes = {'params': params, 'variables': variables}

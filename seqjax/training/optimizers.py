@@ -107,11 +107,7 @@ def adam(
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """The optimizer of a run.
-
-    Raises:
-      ValueError: `schedule` and `decay_steps` do not go together.
-    """
+    """The optimizer of a run; raises ValueError where `schedule` and `decay_steps` do not go together."""
     rate = schedule(config.schedule, config.learning_rate, config.decay_steps)
     return adam(rate, config.adam_epsilon, config.clip_norm, config.weight_decay)
 

@@ -124,16 +124,8 @@ def train_with_losses(run: CompiledRun, inputs: Arrays, seeds: np.ndarray, *, un
     """Trains seeds [R], or one seed without replicas, and logs the loss of every step in metrics.csv.
 
     With replicas, metrics.csv gets the median loss and its bands, and a replica whose loss is not finite stays in the
-    result as one that diverged.
-
-    Args:
-      run: from `compile_run`.
-      inputs: those of the predictions.
-      seeds: [R]; one seed for a run without replicas.
-      unit: the name of a step in the progress bar.
-
-    Raises:
-      UserError: see `train_seeds`.
+    result as one that diverged. `inputs` are those of the predictions; `unit` names a step in the progress bar. Raises
+    UserError as `train_seeds` does.
     """
     start, many = time.perf_counter(), run.width is not None
     rates = optimizers.learning_rates(run.tx, np.arange(run.steps))

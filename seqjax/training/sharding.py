@@ -255,13 +255,9 @@ def sharded_gradients(
     rows = P(DATA)
     shard = jax.shard_map(shard, in_specs=(P(), rows, rows), out_specs=(P(), rows), check_vma=False)
     (grads, metrics), carries = shard(state.params, padded(seqjax_types.carry_of(state.variables)), padded(batch))
-    return _sum_to_mean_grads(grads, metrics), metrics, jax.tree.map(lambda x: x[:count], carries)
-
-
-def _sum_to_mean_grads(grads: Params, metrics: Metrics) -> Params:
-    """Gradients of the total loss -> those of its mean."""
-    count = jnp.maximum(metrics['loss'].count, 1)
-    return jax.tree.map(lambda total: (total / count).astype(total.dtype), grads)
+    counted = jnp.maximum(metrics['loss'].count, 1)  # gradients of the total loss -> those of its mean
+    grads = jax.tree.map(lambda total: (total / counted).astype(total.dtype), grads)
+    return grads, metrics, jax.tree.map(lambda x: x[:count], carries)
 
 
 # --- replicas --------------------------------------------------------------------------------------

@@ -24,11 +24,7 @@ INITIAL_BEST = float(np.finfo(np.float32).max)  # before the first evaluation; J
 def init_state(model: nn.Module, task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """Returns the training state before the first step, a function of the key and the shapes of the data alone.
 
-    Args:
-      model: called as model(batch.inputs).
-      task: what it is trained on.
-      tx: the optimiser.
-      key: the run's seed, jax.random.key(seed).
+    The model is called as model(batch.inputs); the key is the run's seed, jax.random.key(seed).
     """
     shapes = types.batch_shapes(task).inputs
 

@@ -45,7 +45,8 @@ def read_images(path: str | Path, labels: str | Path | None = None, bounds: Boun
       UserError: a file is no idx file of bytes, is cut or too large, or the two have different numbers.
     """
     if str(path) == DIGITS:
-        return _digits()
+        digits = optional_packages.need('sklearn.datasets', f'--data={DIGITS}').load_digits()
+        return Images(digits.images.astype(np.uint8), digits.target.astype(np.uint8))
     path = Path(path)
     values = read_idx(path, 3, bounds)
     labels = Path(labels) if labels is not None else beside_of(path, 'images', 'labels', 'idx3', 'idx1')
@@ -138,9 +139,3 @@ def _read(file: Any, size: int) -> bytearray:
     while len(content) < size and (piece := file.read(min(PIECE, size - len(content)))):
         content += piece
     return content
-
-
-def _digits() -> Images:
-    """1,797 digits of 8 x 8 pixels from 0 to 16, in the order of the data set; they ship inside scikit-learn."""
-    digits = optional_packages.need('sklearn.datasets', f'--data={DIGITS}').load_digits()
-    return Images(digits.images.astype(np.uint8), digits.target.astype(np.uint8))

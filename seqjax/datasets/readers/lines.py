@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 
+from seqjax import options
 from seqjax.errors import UserError
 
 REASONS = {  # messages of the csv module
@@ -50,9 +51,10 @@ class LineReader:
                 f'the run has not kept the columns of its file: begin with a header line, such as {self._example()}'
             )
         if len(words) != len(self.names):
+            expected = f'{len(self.names)} are expected: {options.some(map(repr, self.names))}'
             raise UserError(
-                f'the line has {len(words)} values, and {len(self.names)} are expected: {_some(self.names)}; begin '
-                f'with a header line, such as {self._example()}, if it has other columns'
+                f'the line has {len(words)} values, and {expected}; begin with a header line, such as '
+                f'{self._example()}, if it has other columns'
             )
         self.started = True
         values = dict(zip(self.names, words, strict=True))
@@ -81,7 +83,3 @@ class LineReader:
 
     def _example(self) -> str:
         return repr(self.separator.join(self.used))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ', '.join(map(repr, names[:8])) + (f' and {len(names) - 8} more' if len(names) > 8 else '')

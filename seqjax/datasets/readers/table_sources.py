@@ -191,14 +191,7 @@ class Parquet:
         rows = self.file.metadata.num_rows
         self.bounds.check_bytes(self.path, 8 * columns * rows, f'has {rows:,} rows, and {columns} columns of them take')
 
-    def frames(
-        self,
-        names: Sequence[str],
-        words: Sequence[str] = (),
-        rows: int | None = None,
-        checked: bool = False,
-        pointless: bool = False,
-    ) -> Iterator[tuple[int, Any]]:
+    def frames(self, names: Sequence[str], *_: Any, rows: int | None = None, **__: Any) -> Iterator[tuple[int, Any]]:
         """As those of text; a file of parquet knows itself what is text."""
         first = 1
         with self._parsing():

@@ -200,7 +200,8 @@ def decoded(file: Path, notes: set[str]) -> Iterator[str]:
     lines, place = io.IncrementalNewlineDecoder(None, translate=True), 0
     for piece in _pieces(file):
         if place == 0:
-            _refuse_utf16(file, piece)
+            if piece.startswith(UTF16):
+                raise UserError(f'{file} is UTF-16, by its first two bytes; save it as UTF-8')
             if piece.startswith(codecs.BOM_UTF8):
                 notes.add('the mark of byte order at the beginning is no part of the text')
                 place, piece = 3, piece[3:]
@@ -209,11 +210,6 @@ def decoded(file: Path, notes: set[str]) -> Iterator[str]:
     yield lines.decode(_decode(file, decoder, b'', place, final=True), final=True)
     if lines.newlines not in (None, '\n'):
         notes.add('ends of lines that were \\r\\n or \\r are read as \\n')
-
-
-def _refuse_utf16(file: Path, piece: bytes) -> None:
-    if piece.startswith(UTF16):
-        raise UserError(f'{file} is UTF-16, by its first two bytes; save it as UTF-8')
 
 
 def _decode(file: Path, decoder: codecs.IncrementalDecoder, piece: bytes, place: int, final: bool = False) -> str:

@@ -32,11 +32,11 @@ class HiddenCarry(NamedTuple):
 
 
 class OverTime(NamedTuple):
-    """What all steps at once give."""
+    """Carry and outputs of a cell over all steps."""
 
     last: Any  # the carry after the last step
-    outputs: jax.Array  # [T, B, H]
-    carries: Any  # [T, B, ...] the carry after each step; None where it is not asked for
+    outputs: Any  # [T, *B, ...]
+    carries: Any  # [T, *B, ...], after each step; None where they are not asked for
 
 
 class Noise(NamedTuple):
