@@ -1,7 +1,5 @@
 """Opening, reading and replacing files, with errors that name the file."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import errno

@@ -1,7 +1,5 @@
 """Loads the public names of a package when they are first used, so that importing a package stays fast."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Options by name: a mistyped one is refused with the function that was called and the nearest option."""
 
-from __future__ import annotations
-
 import difflib
 import functools
 import inspect

@@ -1,7 +1,5 @@
 """Checks of shapes, choices and ranges."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -6,8 +6,6 @@
 What is exported is read back by `numpy.load`: arrays by name, params/rnn/cell/kernel; of replicas with a leading axis.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

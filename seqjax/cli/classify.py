@@ -5,8 +5,6 @@
 Where a file is called NAME_TRAIN.ts and NAME_TEST.ts lies beside it, that one is the test.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

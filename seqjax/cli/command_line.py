@@ -1,7 +1,5 @@
 """The command line: flags, flagfiles and help, with absl."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path

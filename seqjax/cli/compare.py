@@ -7,8 +7,6 @@ Every flag of the model and of the training is one of this command, and those th
 is as each task has it. A comparison that was stopped goes on where it was.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Several runs side by side, each in a folder within that of their comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """Where compiled programs are kept between runs: a second start is seconds faster."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

@@ -6,8 +6,6 @@
 What the files of a kind are, and how they are split, is the kind's; all else is here.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import time

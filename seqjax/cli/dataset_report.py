@@ -1,7 +1,5 @@
 """Tables, conclusion and figure of a run on a dataset."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

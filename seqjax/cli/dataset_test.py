@@ -1,7 +1,5 @@
 """The test of a run on a dataset: predictions, scores, and the identity of the data."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping

@@ -7,8 +7,6 @@
 Processes of one run, resumed runs and concurrent runs agree on it without a look at the disk.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -7,8 +7,6 @@ The first is of scikit-learn's 1,797 digits of 8 x 8 pixels. Any file in the for
 t10k-images-... for the test, are found beside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

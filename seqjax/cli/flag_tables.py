@@ -3,8 +3,6 @@
 Values go through the parsers from either side: the command line by `Command.main`, Python and notebooks by `check`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import re

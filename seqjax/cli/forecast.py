@@ -16,8 +16,6 @@ series from the beginning, also to predict; one of more than 4096 + 8 * --window
 8 * --window rows of context.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

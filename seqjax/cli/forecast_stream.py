@@ -1,7 +1,5 @@
 """Forecasts of a stream of observations."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

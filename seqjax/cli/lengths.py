@@ -6,8 +6,6 @@
 It has every flag of the task. All steps are trained, and the parameters at the end are what is tested.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -8,8 +8,6 @@ score is the negative log-likelihood in nats of a frame, the sum over its 88 not
 of all pieces of a part, so that a long piece counts for more than a short one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Parsers of flag values: numbers, choices, names, paths."""
 
-from __future__ import annotations
-
 import math
 import operator
 import os

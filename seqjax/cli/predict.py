@@ -8,8 +8,6 @@ The data go through what the run's went through, with what was fitted on its tra
 trained on it gives the numbers that the run's own test gave, bit for bit.
 """
 
-from __future__ import annotations
-
 import csv
 import importlib
 import os

@@ -7,8 +7,6 @@ Every flag of the experiment is one of the sweep. Settings that differ in their 
 run side by side; the others follow each other. A sweep that was stopped goes on where it was.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The grid of a sweep: its flags, their values, and the settings that share a program."""
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import math

@@ -1,7 +1,5 @@
 """The flags of a synthetic task: the arguments of the function that makes it."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import typing

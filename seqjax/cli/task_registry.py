@@ -1,7 +1,5 @@
 """Synthetic tasks by name: the functions of seqjax/tasks, and MODULE:FUNCTION for any other."""
 
-from __future__ import annotations
-
 import importlib
 import os
 from collections.abc import Callable, Sequence

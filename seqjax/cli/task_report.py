@@ -1,7 +1,5 @@
 """Conclusion and figure of a run on a synthetic task."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -7,8 +7,6 @@ The last tokens of the text are held out, for validation and for the test. What 
 in bits, beside what n-grams need; see seqjax/datasets/language_modeling.py and seqjax/datasets/baselines/ngrams.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 A series or an image is one item: of the metric, of its interval, of predictions.csv.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence

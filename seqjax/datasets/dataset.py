@@ -3,8 +3,6 @@
 A file of `seqjax/datasets/` has functions that return a Dataset, from arrays that `seqjax/readers/` gave.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 

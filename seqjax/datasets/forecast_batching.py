@@ -4,8 +4,6 @@ Axes beside those in `seqjax`: C targets, H steps ahead, K numbers that a foreca
 the last step that was read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The outputs of a forecasting model: quantiles or a Gaussian, and their losses."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from statistics import NormalDist

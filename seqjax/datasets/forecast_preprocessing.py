@@ -3,8 +3,6 @@
 Axes beside those in `seqjax`: C targets, H steps ahead.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -3,8 +3,6 @@
 Axes beside those in `seqjax`: C targets, H steps ahead, k origins.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any

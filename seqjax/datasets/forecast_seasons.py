@@ -1,7 +1,5 @@
 """Seasons of a series: the usual ones of its frequency, and the one that forecasts best on validation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

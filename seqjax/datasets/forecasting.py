@@ -5,8 +5,6 @@ deviation) or 5 (quantiles). What a model reads and returns is in units of the t
 standard deviation, per series and column.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Schemas of recipes: types and ranges of what a run keeps about its data, checked before a prediction uses it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """A model of one step ahead that reads its own forecasts, to tell of more."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import flax.linen as nn

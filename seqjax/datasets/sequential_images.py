@@ -6,8 +6,6 @@ one at a time, in the order of the scan or in one that is drawn once and is the 
 What is held out are the last images: the writers of the first ones are, in files that keep their order, other people.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 

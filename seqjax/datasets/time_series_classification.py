@@ -5,8 +5,6 @@ that is constant there says nothing, and is 0 everywhere. With missing='mask' a 
 after scaling, and for each channel a second one is 1 where it is missing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Activation functions by name, so that a cell that holds one can be compared, copied and pickled."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

@@ -6,8 +6,6 @@ Called as `attend(query, keys, mask)`. A decoder, whose source is the same at al
 A masked step has weight 0, whatever its keys hold; where all are masked, weights and context are 0, as all gradients.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The model of a run: of what a task asks for, and what a configuration chooses."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.linen as nn

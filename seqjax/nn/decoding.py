@@ -7,8 +7,6 @@ W hypotheses of a beam.
 A sequence ends with the token `end`. Whatever stands behind it is `end` too, and counts in neither length nor score.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

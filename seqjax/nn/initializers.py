@@ -1,7 +1,5 @@
 """How weights begin: the schemes of other libraries by name, and biases that set how long a gate remembers."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple

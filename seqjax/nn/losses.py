@@ -6,8 +6,6 @@ is masked the mean is 0 and so is its gradient. Axes beyond those in `seqjax`: V
 Each takes (outputs, targets, mask); the mask is bool, [B] or [B, T], a leading part of the targets' shape, or None.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Compositions of layers: a sequence to one vector, a sequence to a sequence; and a constructor for the usual ones."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """How a cell is carried over time: step by step, fused, all steps at once, in segments computed again backward."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

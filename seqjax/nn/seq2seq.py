@@ -5,8 +5,6 @@ Sutskever et al. 2014: the decoder begins with the carry that the encoder ends w
 target. `seqjax.nn.decoding` writes without targets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

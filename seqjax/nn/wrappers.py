@@ -1,7 +1,5 @@
 """Layers around recurrent layers: both directions, stacks, streams, time-distributed layers."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence

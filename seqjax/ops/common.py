@@ -3,8 +3,6 @@
 `seqjax.ops.lstm` and `seqjax.ops.gru` have the recurrences themselves, each with the reasons for its fast ways.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

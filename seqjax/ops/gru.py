@@ -13,8 +13,6 @@ zeros; keeping sums in place of gates; rows of a batch as columns in memory, whi
 `BACKENDS` has both ways by name, and `choose` says which is taken where.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

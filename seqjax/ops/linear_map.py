@@ -5,8 +5,6 @@ has both modes: forward mode calls the map, and reverse mode, which transposes i
 (`jax.custom_derivatives.linear_call` does this without `jax.vmap` and without second derivatives.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

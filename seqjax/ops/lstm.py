@@ -5,8 +5,6 @@
 numbers and brings its own backward pass, in one of the memory layouts of `lstm_layouts`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -9,8 +9,6 @@
   h and c if the residuals exceed the caches: the pre-activations are then recomputed chunk by chunk.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

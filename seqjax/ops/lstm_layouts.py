@@ -1,7 +1,5 @@
 """Memory layouts of the fused LSTM: batch-major, batch-major with the gates kept, feature-major."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

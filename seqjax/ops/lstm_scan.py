@@ -1,7 +1,5 @@
 """The LSTM as a plain scan, which JAX differentiates."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ A mask is True where a step is real; padding may be right, left or in holes. A m
 carry as it was, and whatever stands there (1e30, NaN, infinity) reaches no value and no gradient.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -5,8 +5,6 @@ its own rows all the way through, and what is summed over rows is added up once,
 makes the mesh and decides what else lies where.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

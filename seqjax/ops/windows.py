@@ -4,8 +4,6 @@ Streams: one long series, cut into rows that run side by side, read window by wi
 Epochs: all rows of a finite set in a new order, batch by batch, and again.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Figures of losses and predictions, drawn with Matplotlib."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Whether a model beats a baseline on what neither has seen, by how much, and how sure that is."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

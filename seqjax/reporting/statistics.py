@@ -1,7 +1,5 @@
 """Confidence intervals and quantiles over seeds."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

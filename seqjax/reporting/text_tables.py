@@ -1,7 +1,5 @@
 """Tables of parameters and numbers as text."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Append-only logs, which a checkpoint can cut back to where they were."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """The run directory: its files, its summary, and which run may use it."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

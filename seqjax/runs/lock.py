@@ -1,7 +1,5 @@
 """The lock of a run directory."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """The manifest of a checkpoint: checksums of its files, and what it is a checkpoint of."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import importlib.metadata

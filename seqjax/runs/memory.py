@@ -1,7 +1,5 @@
 """Memory that a program needs, estimated from its jaxpr before XLA compiles it, and what this machine has."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

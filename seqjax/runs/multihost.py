@@ -4,8 +4,6 @@ All of them run the same program; process 0 writes and logs. What is decided by 
 checkpoint is sound, process 0 decides, and the others are told.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 import socket

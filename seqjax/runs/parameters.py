@@ -4,8 +4,6 @@ The file has the format of safetensors: the length of a JSON header, the header,
 header's metadata hold the sha256 of each array, and that of the header itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

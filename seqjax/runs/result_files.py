@@ -1,7 +1,5 @@
 """The arrays and tables of a run directory."""
 
-from __future__ import annotations
-
 import csv
 import math
 import zipfile

@@ -1,7 +1,5 @@
 """How a run is asked to stop: SIGTERM, as schedulers send it, and SIGINT, which is Ctrl-C."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

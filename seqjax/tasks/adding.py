@@ -8,8 +8,6 @@ the middle; so for length 100 the numbers are kept for 50 steps or more.
     mark    -1     0     1     0   ...  1   ... -1      ->   0.5 + (0.7 + 0.4) / 4 = 0.775
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Literal
 

@@ -16,8 +16,6 @@ the most probable one behind the right tokens before it, which is exactly where 
 `wrong` is 1 - its exact match.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache, partial
 
 import jax

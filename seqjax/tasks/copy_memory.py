@@ -7,8 +7,6 @@ Ten symbols of 1 to 8, T - 1 blanks, and eleven marks, of which the first says t
 an answer at each. Whoever knows the time and remembers nothing has a loss of 10 ln 8 / (T + 20).
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -23,8 +23,6 @@ There are few short strings (one a^n b^n of each length), so those that a model 
 it learned from.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial

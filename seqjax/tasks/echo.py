@@ -8,8 +8,6 @@ windows, either one after the other with the carry handed on (truncated backprop
 window's beginning is remembered, but no gradient reaches it), or each on its own, in a new order in every epoch.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, NamedTuple
 

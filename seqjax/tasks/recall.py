@@ -13,8 +13,6 @@ The source has 4,095 keys and 4,096 values, and asks for every pair; filler is 0
 Nothing behind a query tells its answer, so a model may read in both directions.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

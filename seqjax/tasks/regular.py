@@ -12,8 +12,6 @@ There are few short strings (2 of one bit), so those that a model is tested on a
 from, as in the source.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Literal

@@ -15,8 +15,6 @@ the most probable one behind the right tokens before it, which is exactly where 
 There are few short sequences, so those of them that a model is tested on are also among those that it learned from.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial

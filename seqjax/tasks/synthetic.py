@@ -3,8 +3,6 @@
 A file of `seqjax/tasks/` has functions that return a SyntheticTask. Their arguments are the flags of an experiment.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar

@@ -7,8 +7,6 @@ For length 5 the sequence is 0.0 0.2 0.4 0.6 0.8. It is the whole data set: ever
     many_to_many   inputs [1, 5, 1]  targets [1, 5, 1]  one sequence, an answer at every step
 """
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import numpy as np

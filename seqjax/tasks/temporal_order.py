@@ -13,8 +13,6 @@ Nothing but the order carries information, over at least 34 or 40 steps: a seque
 the four or eight probabilities is within 0.3 of its target.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Literal

@@ -1,7 +1,5 @@
 """The result of a chunk of training steps on the host, and the values of its metrics."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

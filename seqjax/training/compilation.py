@@ -1,7 +1,5 @@
 """Compiles a run: its devices, its groups of replicas, and the programs that they execute."""
 
-from __future__ import annotations
-
 import time
 from functools import partial
 

@@ -1,7 +1,5 @@
 """A compiled run, which all replica groups share, and where each of their sessions starts or resumes."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping

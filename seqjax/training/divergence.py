@@ -1,7 +1,5 @@
 """Diagnosis of a run whose loss is not finite: the last finite state, and the largest gradient."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """Predictions of a model without dropout, and the metrics of evaluation splits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

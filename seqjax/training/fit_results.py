@@ -1,7 +1,5 @@
 """Results of training with early stopping: evaluations and best parameters of every seed, and their files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple

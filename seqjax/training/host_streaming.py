@@ -4,8 +4,6 @@ For arrays that do not fit the device. The numbers are those of the same task wi
 by the same function of the step.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

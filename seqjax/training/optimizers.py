@@ -1,7 +1,5 @@
 """The optax transformation that a run asks for."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -3,8 +3,6 @@
 The loop is a generator of chunks of training steps; the host is visited between chunks only.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Progress of a run: a bar on a terminal, a few lines elsewhere, and a warning where the run takes days."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import threading

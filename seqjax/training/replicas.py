@@ -1,7 +1,5 @@
 """Replica groups: many seeds computed together, by `vmap`, in groups that fit."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

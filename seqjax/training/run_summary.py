@@ -1,7 +1,5 @@
 """What summary.json holds of every run: flags, versions, device, layers; and its losses."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Seeds are trained with per-step losses, with early stopping, or until a success criterion is met.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

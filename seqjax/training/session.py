@@ -1,7 +1,5 @@
 """A session of a run: chunks of training, with checkpoints, append-only logs and graceful shutdown in between."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ the communication; the numbers are those of one device but for rounding. `seqjax
 over the rows of its batch in the mesh that is made here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re

@@ -3,8 +3,6 @@
 Step n depends on the seed and on n alone, so the numbers of a run do not depend on the length of its chunks.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import flax.linen as nn

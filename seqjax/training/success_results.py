@@ -1,7 +1,5 @@
 """Results of training until a success criterion is met: evaluations and tests of every seed, and their files."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -1,7 +1,5 @@
 """Of classes: the most frequent one, and logistic regression on numbers that say little of the order."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

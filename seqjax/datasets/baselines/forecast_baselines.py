@@ -4,8 +4,6 @@ Each takes a series, NaN where a value is missing, and gives forecasts [origins,
 each origin, the place of the last value that is known.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

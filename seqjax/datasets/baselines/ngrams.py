@@ -11,8 +11,6 @@ how often an n-gram stands in the text, at the others how many different tokens 
 p_0 is 1 / V. After a context that was never seen p_n is p_{n-1}.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

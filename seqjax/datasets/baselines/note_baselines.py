@@ -4,8 +4,6 @@ Both forecast the frames 2 .. T of a piece [T, N] of 0 and 1, as a model does th
 over the training pieces, with half an observation of each kind added (Jeffreys' prior): nothing is impossible.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

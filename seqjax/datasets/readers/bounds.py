@@ -1,7 +1,5 @@
 """Limits on what is read from a file, so that a small compressed or malformed file cannot exhaust the memory."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from seqjax.errors import UserError

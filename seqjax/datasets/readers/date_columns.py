@@ -1,7 +1,5 @@
 """The date format of a column, found from all of its dates."""
 
-from __future__ import annotations
-
 import datetime
 import functools
 import re

@@ -5,8 +5,6 @@ it. Its offset from UTC, in seconds, stands beside it where it is known: the ord
 the time in UTC, which the change of a clock leaves even.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

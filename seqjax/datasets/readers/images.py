@@ -4,8 +4,6 @@ images   00 00 08 03   N   height   width   then N * height * width bytes       
 labels   00 00 08 01   N                    then N bytes
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 import os

@@ -1,7 +1,5 @@
 """Rows of a table that come one line at a time, in the columns of a file or of a header line."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Callable, Sequence
 

@@ -11,8 +11,6 @@ three decimals is read as it stands. --decimal and --thousands settle it for all
 not among them, 1.473 is refused in a later file where the column had no decimals in training: its signs may be swapped.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Piano rolls in a .mat file, as JSB Chorales and Nottingham come with the code of Bai et al. 2018."""
 
-from __future__ import annotations
-
 import math
 import os
 import struct

@@ -1,7 +1,5 @@
 """Summary of the columns of a table: count, missing values, range, and the values that look out of place."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Columns of a table: names, numbers, dates."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Text and Parquet files as sources of rows."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import warnings

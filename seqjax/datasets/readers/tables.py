@@ -3,8 +3,6 @@
 A row of a file is counted from 1, below the names of the columns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType

@@ -3,8 +3,6 @@
 A file is decoded piece by piece, so that never more of it is held than its tokens, a number each of the smallest type.
 """
 
-from __future__ import annotations
-
 import codecs
 import io
 import os

@@ -10,8 +10,6 @@ sktime has a reader for them, which is no good for files that may be mangled: it
 in which line a word stands that is no number. So the lines are taken apart here, and the numbers are read by NumPy.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re

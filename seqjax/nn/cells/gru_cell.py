@@ -1,7 +1,5 @@
 """The GRU cell."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.linen as nn

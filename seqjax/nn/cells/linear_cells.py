@@ -4,8 +4,6 @@ So all steps can be taken at once, by `jax.lax.associative_scan` (Blelloch 1990;
 of `seqjax.nn.rnn.RNN`. Step by step they are cells like all others.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple

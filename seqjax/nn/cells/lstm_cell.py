@@ -1,7 +1,5 @@
 """The LSTM cell and its variants."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The simple recurrent cell."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 
