@@ -118,9 +118,6 @@ def _show(folder: Path, rows: list[CheckpointRow]) -> None:
         print(f'{int(path.name):>10,}  {size / 1000:>7,.0f} kB  {when}  {words}')
 
 
-# --- export ----------------------------------------------------------------------------------------
-
-
 def _export(target: Path, found: dict[Path, list[CheckpointRow]], settings: dict[str, Any]) -> None:
     """Writes the arrays of one checkpoint, or of one checkpoint of every group of seeds."""
     if target.suffix != '.npz':

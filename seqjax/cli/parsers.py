@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,19 @@ def _plain_number(argument: Any) -> Any:
     return argument
 
 
-class Whole(flags.ArgumentParser):
+class Parser(flags.ArgumentParser):
+    """Parser of a flag; `kind` stands in the help."""
+
+    kind: str
+
+    def flag_type(self) -> str:
+        return self.kind
+
+
+class Whole(Parser):
     """A whole number from `minimum` to `maximum`."""
+
+    kind = 'whole number'
 
     def __init__(self, minimum: int, maximum: int = 2**31 - 1):
         self.minimum, self.maximum = minimum, maximum
@@ -44,19 +56,12 @@ class Whole(flags.ArgumentParser):
             raise ValueError(f'must be a whole number from {self.minimum} to {self.maximum}')
         return value
 
-    def flag_type(self) -> str:
-        return 'whole number'
 
+class Real(Parser):
+    """A number for which `holds` is true; NaN, which stands for what is no number, never is one."""
 
-class Real(flags.ArgumentParser):
-    """A number for which `holds` is true; the classes below are its kinds."""
-
-    kind: str
-    words: str  # what it must be
-
-    def holds(self, value: float) -> bool:
-        """Whether a number is one of this kind; NaN, which stands for what is no number, never is."""
-        raise NotImplementedError
+    def __init__(self, kind: str, words: str, holds: Callable[[float], bool]):
+        self.kind, self.words, self.holds = kind, words, holds
 
     def parse(self, argument: Any) -> float:
         try:
@@ -67,69 +72,36 @@ class Real(flags.ArgumentParser):
             raise ValueError(self.words)
         return value
 
-    def flag_type(self) -> str:
-        return self.kind
-
 
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+Positive = partial(
+    Real,
+    'positive number',
+    f'must be a positive and finite number, from {SMALLEST:.1e} to {LARGEST:.1e}',
+    lambda value: SMALLEST <= value <= LARGEST,
+)
+Number = partial(Real, 'number', 'must be a finite number', lambda value: abs(value) <= LARGEST)
+Share = partial(Real, 'share', 'must be a number over 0 and at most 1', lambda value: 0 < value <= 1)
+Fraction = partial(Real, 'fraction', 'must be a number from 0 to below 1', lambda value: 0 <= value < 1)
 
 
-class Positive(Real):
-    """A positive number that float32 can hold."""
-
-    kind, words = 'positive number', f'must be a positive and finite number, from {SMALLEST:.1e} to {LARGEST:.1e}'
-
-    def holds(self, value: float) -> bool:
-        return SMALLEST <= value <= LARGEST
-
-
-class Number(Real):
-    """A finite number."""
-
-    kind, words = 'number', 'must be a finite number'
-
-    def holds(self, value: float) -> bool:
-        return abs(value) <= LARGEST
-
-
-class Share(Real):
-    """A share: over 0, at most 1."""
-
-    kind, words = 'share', 'must be a number over 0 and at most 1'
-
-    def holds(self, value: float) -> bool:
-        return 0 < value <= 1
-
-
-class Fraction(Real):
-    """A share that leaves something: from 0 to below 1."""
-
-    kind, words = 'fraction', 'must be a number from 0 to below 1'
-
-    def holds(self, value: float) -> bool:
-        return 0 <= value < 1
-
-
-class Choice(flags.ArgumentParser):
+class Choice(Parser):
     """One of a few words."""
 
     def __init__(self, *words: str):
-        self.words = words
+        self.words, self.kind = words, ' | '.join(words)
 
     def parse(self, argument: Any) -> str:
         if argument not in self.words:
             raise ValueError(f'must be one of {", ".join(self.words)}{nearest(argument, self.words, str)}')
         return argument
 
-    def flag_type(self) -> str:
-        return ' | '.join(self.words)
 
-
-class Many(flags.ArgumentParser):
+class Many(Parser):
     """Values that another parser takes, separated by commas."""
 
     def __init__(self, parser: flags.ArgumentParser, distinct: bool = True):
-        self.parser, self.distinct = parser, distinct
+        self.parser, self.distinct, self.kind = parser, distinct, f'{parser.flag_type()},...'
 
     def parse(self, argument: Any) -> list[Any]:
         values = _split(argument) if isinstance(argument, str) else argument
@@ -142,9 +114,6 @@ class Many(flags.ArgumentParser):
             different = ', all different' if self.distinct else ''
             raise ValueError(f'must be one or more values{different}, separated by commas')
         return parsed
-
-    def flag_type(self) -> str:
-        return f'{self.parser.flag_type()},...'
 
 
 def _split(text: str) -> list[str]:
@@ -159,7 +128,7 @@ def _split(text: str) -> list[str]:
 LONGEST_PATH, LONGEST_NAME = 3000, 255  # bytes; Linux takes 4095 and 255, and a run adds names of its own
 
 
-class Place(flags.ArgumentParser):
+class Place(Parser):
     """The path of a folder, or of a file."""
 
     def __init__(self, kind: str = 'folder'):
@@ -178,9 +147,6 @@ class Place(flags.ArgumentParser):
             )
         return text
 
-    def flag_type(self) -> str:
-        return self.kind
-
 
 class Cache(Place):
     """A folder, or none."""
@@ -189,20 +155,21 @@ class Cache(Place):
         return f'{self.kind} | {compilation_cache.OFF}'
 
 
-class Name(flags.ArgumentParser):
+class Name(Parser):
     """A word that the run must know."""
+
+    kind = 'name'
 
     def parse(self, argument: Any) -> str:
         if not isinstance(argument, str) or not argument.strip() or not validation.is_encodable(argument):
             raise ValueError('must be a name')
         return argument
 
-    def flag_type(self) -> str:
-        return 'name'
 
-
-class Sign(Name):
+class Sign(Parser):
     """One character, or the word tab."""
+
+    kind = 'character'
 
     def parse(self, argument: Any) -> str:
         if argument in ('tab', '\\t'):
@@ -217,9 +184,6 @@ class Sign(Name):
             raise ValueError('must be one character that is no letter and no digit, or tab')
         return argument
 
-    def flag_type(self) -> str:
-        return 'character'
-
 
 class Checked(Name):
     """A text that a function of `seqjax.datasets.readers.date_formats` takes."""
@@ -230,9 +194,6 @@ class Checked(Name):
     def parse(self, argument: Any) -> str:
         return self.check(super().parse(argument))
 
-    def flag_type(self) -> str:
-        return self.kind
-
 
 class Thousands(Choice):
     """The name of a thousands sign, or one of its characters."""
@@ -242,16 +203,15 @@ class Thousands(Choice):
         return super().parse(names.get(argument, argument) if isinstance(argument, str) else argument)
 
 
-class TextParser(flags.ArgumentParser):
+class TextParser(Parser):
     """Any text that is not empty."""
+
+    kind = 'text'
 
     def parse(self, argument: Any) -> str:
         if not isinstance(argument, str) or not argument or not validation.is_encodable(argument):
             raise ValueError('must be a text that is not empty')
         return argument
-
-    def flag_type(self) -> str:
-        return 'text'
 
 
 def _is_path(text: str) -> bool:
@@ -262,39 +222,36 @@ def _is_path(text: str) -> bool:
         return False
 
 
-class MeshParser(flags.ArgumentParser):
+class MeshParser(Parser):
     """A mesh of devices."""
+
+    kind = 'data:N[,model:M]'
 
     def parse(self, argument: Any) -> str:
         sharding.parse_mesh(argument if isinstance(argument, str) else '')
         return argument
 
-    def flag_type(self) -> str:
-        return 'data:N[,model:M]'
 
-
-class Others(flags.ArgumentParser):
+class Others(Parser):
     """How a process finds those that it works with."""
+
+    kind = 'off | auto | HOST:PORT,COUNT,INDEX'
 
     def parse(self, argument: Any) -> str:
         multihost.parse(argument)
         return argument
 
-    def flag_type(self) -> str:
-        return 'off | auto | HOST:PORT,COUNT,INDEX'
 
-
-class Grid(flags.ArgumentParser):
+class Grid(Parser):
     """A flag and the values that it takes in turn; the flag may be repeated."""
+
+    kind = 'NAME:VALUE,...'
 
     def parse(self, argument: Any) -> tuple[str, list[str]]:
         name, colon, values = argument.partition(':') if isinstance(argument, str) else ('', '', '')
         if not name or not colon or not all(values.split(',')):
             raise ValueError('must be NAME:VALUE,VALUE,..., such as learning_rate:1e-3,3e-3')
         return name, values.split(',')
-
-    def flag_type(self) -> str:
-        return 'NAME:VALUE,...'
 
 
 class Switch(flags.BooleanParser):
@@ -307,8 +264,10 @@ class Switch(flags.BooleanParser):
             raise ValueError('must be true or false') from None
 
 
-class CellName(flags.ArgumentParser):
+class CellName(Parser):
     """A cell by its name or as MODULE:CLASS, with options in parentheses behind it."""
+
+    kind = f'{" | ".join(models.CELLS)} | MODULE:CLASS'
 
     def parse(self, argument: Any) -> str:
         text = argument if isinstance(argument, str) and validation.is_encodable(argument) else ''
@@ -319,9 +278,6 @@ class CellName(flags.ArgumentParser):
         except ValueError as error:
             raise ValueError(str(error).removeprefix(f'cell={text} ')) from error
         return text
-
-    def flag_type(self) -> str:
-        return f'{" | ".join(models.CELLS)} | MODULE:CLASS'
 
 
 def import_from_here() -> None:

@@ -6,7 +6,7 @@ A series or an image is one item: of the metric, of its interval, of predictions
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +76,14 @@ def class_weights(word: str, labels: np.ndarray) -> np.ndarray | None:
         return None
     counts = np.bincount(labels)
     return counts.max() / counts
+
+
+class Splits(NamedTuple):
+    """The items of a run, images or series, by what they are used for."""
+
+    train: Any
+    validation: Any
+    test: Any
 
 
 # --- splits and batches ----------------------------------------------------------------------------

@@ -64,9 +64,6 @@ class Told(NamedTuple):
         return self.forecasts[..., self.forecasts.shape[-1] // 2]
 
 
-# --- to train on -----------------------------------------------------------------------------------
-
-
 def training(parts: Sequence[Ready], recipe: Mapping[str, Any], batch_size: int) -> tuple[Arrays, Callable[..., Batch]]:
     """Windows of series that end where their training does: the data, and the batch of a step.
 
@@ -112,9 +109,6 @@ def _stacked(parts: Sequence[np.ndarray], before: int, after: int) -> np.ndarray
 
 def _inputs(values: Any, past: Any, recipe: Mapping[str, Any]) -> Any:
     return Fed(values, past) if recipe['strategy'] == 'recursive' else values
-
-
-# --- to be told of ---------------------------------------------------------------------------------
 
 
 class EvalRows(NamedTuple):

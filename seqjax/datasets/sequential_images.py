@@ -7,13 +7,14 @@ What is held out are the last images: the writers of the first ones are, in file
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seqjax.datasets import classification, recipes
+from seqjax.datasets.classification import Splits
 from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
 from seqjax.datasets.readers.images import Images
 from seqjax.errors import UserError
@@ -154,17 +155,9 @@ def stream(recipe: Recipe) -> OnlinePredictor:
 # --- what is refused, and what is split ------------------------------------------------------------
 
 
-class ImageSplits(NamedTuple):
-    """Who learns what from which images."""
-
-    train: Images
-    validation: Images
-    test: Images
-
-
 def split(
     name: str, images: Images, test: tuple[str, Images] | None, test_count: int, validation_share: float
-) -> ImageSplits:
+) -> Splits:
     """The parts of a run on a file; see `dataset`."""
     for (given, held), flag in zip(
         ((name, images), *([test] if test else [])), ('labels', 'test_labels'), strict=False
@@ -185,7 +178,7 @@ def split(
     if held_out.values.shape[1:] != images.values.shape[1:]:
         theirs, ours = (' x '.join(map(str, part.values.shape[1:])) for part in (held_out, images))
         raise UserError(f'{test[0]} has images of {theirs} pixels, and {name} of {ours}; they must agree')
-    return ImageSplits(_cut(images, 0, kept), _cut(images, kept, first), held_out)
+    return Splits(_cut(images, 0, kept), _cut(images, kept, first), held_out)
 
 
 def _cut(images: Images, start: int, stop: int) -> Images:

@@ -6,7 +6,7 @@ after scaling, and for each channel a second one is 1 where it is missing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 
 from seqjax.datasets import classification, recipes
 from seqjax.datasets.baselines import class_baselines
+from seqjax.datasets.classification import Splits
 from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
 from seqjax.datasets.readers import ts_format
 from seqjax.datasets.readers.ts_format import LabelledSeries
@@ -26,14 +27,6 @@ FARTHEST = 1e9  # standard deviations; what is farther off says no more, and flo
 STILL = 1e-6  # of a channel's size: float32 does not know what is smaller
 
 Recipe = Mapping[str, Any]
-
-
-class SeriesSplits(NamedTuple):
-    """Who learns what from which series."""
-
-    train: LabelledSeries
-    validation: LabelledSeries
-    test: LabelledSeries
 
 
 def dataset(
@@ -182,7 +175,7 @@ def split(
     test: tuple[str, LabelledSeries] | None,
     test_share: float,
     validation_share: float,
-) -> SeriesSplits:
+) -> Splits:
     """The parts of a run on a file, with those classes only that occur in it; see `dataset`."""
     declared, series = series.classes, _labelled(name, series)
     if test is None:
@@ -195,7 +188,7 @@ def split(
             raise UserError(f'{test[0]} has no class for series {row + 1}, and a test needs all of them')
     train, validation = classification.stratified(rest.labels, validation_share, VALIDATION)
     _check_some(name, validation, 'validation', validation_share)
-    return SeriesSplits(take(rest, train), take(rest, validation), held_out)
+    return Splits(take(rest, train), take(rest, validation), held_out)
 
 
 def _check_some(name: str, rows: np.ndarray, flag: str, share: float) -> None:
@@ -327,7 +320,7 @@ def _sizes(series: LabelledSeries) -> str:
     return f'{len(lengths):,} series of {steps} steps, {series.values.shape[1]} channels; {gone}'
 
 
-def _look(series: LabelledSeries, parts: SeriesSplits, other: str | None, recipe: Recipe) -> list[str]:
+def _look(series: LabelledSeries, parts: Splits, other: str | None, recipe: Recipe) -> list[str]:
     train, validation, test = (f'{len(part.lengths):,}' for part in parts)
     drawn = 'the same share of each class, drawn by a seed of its own'
     still = [str(place) for place, factor in enumerate(recipe['factor'], 1) if not factor]

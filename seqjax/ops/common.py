@@ -84,9 +84,6 @@ def known(*sizes: Any) -> bool:
     return all(isinstance(size, int) for size in sizes)
 
 
-# --- a backward pass -------------------------------------------------------------------------------
-
-
 class BackwardLayout:
     """A row of the batch is a row in memory: states [B, H], what a step leaves [B, 4H]."""
 

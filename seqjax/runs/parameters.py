@@ -4,7 +4,6 @@ The file has the format of safetensors: the length of a JSON header, the header,
 header's metadata hold the sha256 of each array, and that of the header itself.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -57,12 +56,8 @@ def named(tree: Any) -> dict[str, Any]:
 def words_of(tree: Any) -> Iterator[tuple[list[str], Any]]:
     """The keys, fields and places that lead to each leaf of a tree."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        yield [_word(part) for part in path], leaf
-
-
-def _word(part: Any) -> str:
-    """A dictionary's key, a tuple's field or place."""
-    return str(next(getattr(part, kind) for kind in ('key', 'name', 'idx') if hasattr(part, kind)))
+        found = (getattr(part, kind) for part in path for kind in ('key', 'name', 'idx') if hasattr(part, kind))
+        yield [str(word) for word in found], leaf
 
 
 # --- one file --------------------------------------------------------------------------------------
@@ -194,7 +189,7 @@ def _placed(array: np.ndarray, like: Any) -> Any:
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, list[Any]]]:
     """All arrays of a file by name, keys as the numbers that they are made of; and the dtypes and shapes of leaves."""
     try:
-        with path.open('rb') as file, _reading(path):
+        with path.open('rb') as file:
             entries, manifest = _read_header(file)
             dtypes, arrays = {code: name for name, code in CODES.items()}, {}
             for name, entry in entries.items():
@@ -207,6 +202,8 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, list[Any]]]:
             return arrays, {name: described[:-1] for name, described in manifest.items()}
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f'{path} is corrupt, or was not written by seqjax ({error})') from error
 
 
 def _read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -227,11 +224,3 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]]:
     if end != size:
         raise ValueError(f'it has {size:,} bytes and must have {end:,}')
     return entries, json.loads(metadata['manifest'])
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f'{path} is corrupt, or was not written by seqjax ({error})') from error

@@ -5,7 +5,7 @@ import math
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -42,14 +42,10 @@ def write_arrays(workdir: Workdir, name: str, **arrays: np.ndarray) -> None:
     workdir.write(name, lambda path: np.savez(path, **arrays))
 
 
-class Expected(NamedTuple):
-    """What an array of a file must be."""
-
-    shape: tuple[int | None, ...]  # None for an axis of any length
-    dtype: Any  # None for any real number
+Expected = tuple[tuple[int | None, ...], Any]  # shape, None for an axis of any length; dtype, None for any real number
 
 
-def read_arrays(path: Path, expected: Mapping[str, Expected | tuple], others: bool = True) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, expected: Mapping[str, Expected], others: bool = True) -> dict[str, np.ndarray]:
     """Arrays of an .npz file, whose names, shapes, dtypes and sizes are checked before any of them is read.
 
     It may hold others than the expected ones unless `others` is False. Raises UserError where an array is not as
@@ -62,11 +58,13 @@ def read_arrays(path: Path, expected: Mapping[str, Expected | tuple], others: bo
         for name in expected:
             if name not in members:
                 raise ValueError(f'it is of another run: there is no {name}')
-        sizes = {name: _checked(archive, members[name], name, Expected(*want)) for name, want in expected.items()}
+        sizes = {name: _checked(archive, members[name], name, *want) for name, want in expected.items()}
         return {name: _array(archive, members[name], head) for name, head in sizes.items()}
 
 
-def _checked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, want: Expected) -> tuple[Any, ...]:
+def _checked(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, want_shape: tuple[int | None, ...], want_dtype: Any
+) -> tuple[Any, ...]:
     """The header of an array: its own size, shape, order and dtype; raises ValueError if it is not as expected."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
@@ -75,10 +73,10 @@ def _checked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, want:
             raise ValueError(f'{name} is of a version of the format that NumPy did not write here: {version}')
         shape, fortran, dtype = read[version](file)
         begin = file.tell()
-    same = len(shape) == len(want.shape) and all(y in (None, x) for x, y in zip(shape, want.shape, strict=True))
-    if not same or (dtype != want.dtype if want.dtype is not None else dtype.kind not in 'iuf'):
-        kind = 'numbers' if want.dtype is None else want.dtype
-        raise ValueError(f'it is of another run: {name} is {dtype} {shape}, and must be {kind} {want.shape}')
+    same = len(shape) == len(want_shape) and all(y in (None, x) for x, y in zip(shape, want_shape, strict=True))
+    if not same or (dtype != want_dtype if want_dtype is not None else dtype.kind not in 'iuf'):
+        kind = 'numbers' if want_dtype is None else want_dtype
+        raise ValueError(f'it is of another run: {name} is {dtype} {shape}, and must be {kind} {want_shape}')
     if member.file_size != begin + math.prod(shape) * dtype.itemsize:
         raise ValueError(f'{name} has {member.file_size:,} bytes, and its header says {shape} of {dtype}')
     return begin, shape, fortran, dtype

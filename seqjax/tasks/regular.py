@@ -140,9 +140,6 @@ def _task(name: str, draw: Draw, longest: int, symbols: int, shares: Sequence[fl
     )
 
 
-# --- the strings and their answers -----------------------------------------------------------------
-
-
 def _symbols(key: jax.Array, lengths: jax.Array, longest: int, kinds: int) -> tuple[jax.Array, jax.Array]:
     """Symbols [N, T], each kind as likely, and which of them are real."""
     symbols = jax.random.randint(key, (lengths.shape[0], longest), 0, kinds)

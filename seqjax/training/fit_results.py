@@ -40,9 +40,6 @@ def typical_step(found: Fit, every: int) -> int:
     return every * max(1, round(float(np.median(found.best.step[np.isfinite(found.best.value)])) / every))
 
 
-# --- files -----------------------------------------------------------------------------------------
-
-
 def write_looks(folder: Workdir, found: Fit, every: int) -> None:
     """Writes looks.csv: a row for every seed and evaluation."""
 

@@ -41,9 +41,6 @@ def to_number(x: np.ndarray | Mean) -> float:
     return float(np.float32(x.total) / np.float32(x.count)) if x.count > 0 else math.nan
 
 
-# --- files -----------------------------------------------------------------------------------------
-
-
 def plain(seed: Seed) -> dict[str, Any]:
     """Returns a result as JSON has it, where a number that is not finite is null."""
     return seed._asdict() | {'test': {name: x if math.isfinite(x) else None for name, x in seed.test.items()}}

@@ -14,9 +14,6 @@ DAY = 86_400_000_000  # microseconds
 UNITS = (('day', DAY), ('hour', 3_600_000_000), ('minute', 60_000_000), ('second', 1_000_000))
 
 
-# --- time zones ------------------------------------------------------------------------------------
-
-
 def instants(local: np.ndarray, offsets: np.ndarray | None) -> np.ndarray:
     """UTC [n] of local times; these themselves where no offset is known."""
     return local if offsets is None else local - offsets.astype('timedelta64[s]')
@@ -57,9 +54,6 @@ def offsets_in(local: np.ndarray, zone: str, after: np.datetime64 | None = None)
 def seconds(differences: np.ndarray) -> np.ndarray:
     """Whole seconds [n], int32."""
     return (differences // np.timedelta64(1, 's')).astype(np.int32)
-
-
-# --- pace ------------------------------------------------------------------------------------------
 
 
 class Pace(NamedTuple):

@@ -96,9 +96,6 @@ def _is_missing(word: str) -> bool:
     return word in MISSING or word.lstrip('+-').lower() == 'nan'
 
 
-# --- the format of a column ------------------------------------------------------------------------
-
-
 def format_of(decimal: str | None, thousands: str | None) -> NumberFormat:
     """Returns the format that --decimal and --thousands describe; the decimal sign is open without --decimal."""
     if decimal is None:

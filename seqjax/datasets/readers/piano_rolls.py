@@ -71,8 +71,6 @@ def _piece(name: str, piece: Any) -> np.ndarray:
     return piece.astype(np.uint8)
 
 
-# --- the format ------------------------------------------------------------------------------------
-
 COPIES = 4  # of what was compressed, while it is read
 HEAD, HDF5 = 128, 0x0200  # bytes before the first element; the version whose elements are elsewhere
 NUMBERS, MATRIX, COMPRESSED = (*range(1, 8), 9, 12, 13, 16, 17, 18), 14, 15  # types of elements
