@@ -54,19 +54,13 @@ def open_file(path: Path, mode: str = 'rb', **options: Any) -> Any:
     Raises:
       OSError: it cannot be opened, or is not an ordinary file; `strerror` says why.
     """
-    require_file(path)
-    return open(path, mode, opener=lambda name, flags: os.open(name, flags | getattr(os, 'O_NONBLOCK', 0)), **options)
-
-
-def require_file(path: Path) -> int:
-    """Returns the size of an ordinary file in bytes; raises OSError if it is something else."""
-    status = os.stat(path)
-    if stat.S_ISDIR(status.st_mode):
+    mode_of_file = os.stat(path).st_mode
+    if stat.S_ISDIR(mode_of_file):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(status.st_mode):
-        kind = next((name for holds, name in NO_FILE if holds(status.st_mode)), 'a device')
+    if not stat.S_ISREG(mode_of_file):
+        kind = next((name for holds, name in NO_FILE if holds(mode_of_file)), 'a device')
         raise OSError(errno.EINVAL, f'it is {kind}, not a file', str(path))
-    return status.st_size
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | getattr(os, 'O_NONBLOCK', 0)), **options)
 
 
 @contextlib.contextmanager

@@ -277,20 +277,16 @@ def encoder_decoder(
 
     Args:
       vocabulary: V, how many tokens the targets are of.
-      cell: a key of `models.CELLS`, or what makes a cell when it is called with `features`.
+      cell, layers, bidirectional, dropout: as in `models.recurrent`; the encoder alone reads in both directions.
       features: H, of encoder and decoder; also the A of an additive attention.
-      layers: how many each of them has.
-      bidirectional: whether the encoder reads in both directions.
       merge_mode: how its directions are merged, a key of `seqjax.nn.wrappers.MERGES` but 'none'.
       attention: 'none'; 'additive', into the decoder's input (Bahdanau et al. 2015); 'dot' or 'general', before the
         head (Luong et al. 2015). See `EncoderDecoder`.
-      dropout: the share of values that is dropped between two layers.
       source_vocabulary: how many tokens the source is of; None where they are those of the targets, with the same
         embedding, or where the source is [B, S, F].
-      embedding: how many numbers a token becomes; `features` by default.
+      embedding, dtype, param_dtype: as in `models.sequence_model`.
       begin: the token that the decoder reads first; None for zeros.
       scheduled_sampling: the share of tokens that the decoder reads of its own in training.
-      dtype, param_dtype: as in `models.sequence_model`.
       cell_options: further arguments of all cells.
 
     Raises:

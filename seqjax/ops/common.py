@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from seqjax import validation
-from seqjax.ops import masking
+from seqjax.ops import masking, row_sharding
 
 
 class StepInputs(NamedTuple):
@@ -57,6 +57,39 @@ def check_weights(weights: Any, shapes: dict[str, tuple[int, ...]], dtype: Any, 
         validation.check_shape(name, value.shape, want, why)
         if value.dtype != dtype:
             raise ValueError(f'{name} is {value.dtype} and must be {dtype}, as the inputs are')
+
+
+def run_backend(
+    backends: Mapping[str, Callable[..., Any]],
+    choose: Callable[[int, int, int, str], str],
+    backend: str,
+    steps: StepInputs,
+    carry: Any,
+    weights: Any,
+    fresh: Any,
+    *,
+    unroll: int | None,
+    reverse: bool,
+    **how: Any,
+) -> tuple[Any, ...]:
+    """The last carry and what else a backend gives of all steps; its rows are spread over the mesh in effect."""
+    (count, rows, _), hidden = steps.inputs.shape, weights.recurrent_kernel.shape[0]
+    devices = row_sharding.num_shards(rows)
+    share = -(-rows // devices)  # rows of a device
+    if backend == 'auto' or not known(count, rows) or not count:
+        backend = choose(count, share, hidden, jax.default_backend())
+    if backend == 'plain':
+        how['unroll'] = (unroll if known(count) else 1) or loop(count, share * hidden)
+    run = row_sharding.shard_over_rows(partial(backends[backend], **how), devices)
+    last, *others = run(flip(steps) if reverse else steps, carry, weights, fresh)
+    return last, *(flip(others) if reverse else others)
+
+
+def check_backend(backend: str, backends: Mapping[str, Callable[..., Any]], unroll: int | None) -> None:
+    """Raises ValueError where there is no such backend, or `unroll` is below 1."""
+    validation.check_choice('backend', backend, ('auto', *backends))
+    if unroll is not None and unroll < 1:
+        raise ValueError(f'unroll={unroll} must be at least 1: the steps in one iteration of the compiled loop')
 
 
 def flip(tree: Any) -> Any:

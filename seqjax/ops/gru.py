@@ -14,7 +14,6 @@ zeros; keeping sums in place of gates; rows of a batch as columns in memory, whi
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from seqjax import validation
-from seqjax.ops import common, linear_map, masking, row_sharding
+from seqjax.ops import common, linear_map, masking
 from seqjax.ops.common import BackwardLayout, StepInputs
 
 
@@ -60,26 +59,16 @@ def gru(
 ) -> GRUOutput:
     """The GRU of `seqjax.nn.GRUCell` with `reset_after`, tanh and sigmoid, over time, which is the first axis.
 
-    Gradients reach inputs, h, weights and fresh in both backends, in reverse mode, in forward mode (`jax.jvp`,
-    `jax.jacfwd`), and in both again (`jax.hessian`). Forward mode costs what it costs with 'plain'.
-
-    The rows are spread over the axis 'data' of the mesh in effect (`jax.set_mesh`), where there is one.
+    As `seqjax.ops.lstm.lstm`, of a state that is h alone: gradients, masks, resets, backends and the mesh in effect.
 
     Args:
       inputs: [T, B, F].
       h: before the first step, [B, H], in a dtype that it keeps.
       kernel: [F, 3H], gates z, r, n side by side, in the dtype of the inputs, as are the other weights.
-      recurrent_kernel: [H, 3H].
-      bias: [3H].
+      recurrent_kernel, bias: [H, 3H] and [3H].
       recurrent_bias: [3H], of h U; for n it is inside of what r multiplies.
-      seq_lengths: integers [B], 0 to T: how many steps of each row are real, counted from the first.
-      mask: bool [T, B]: which steps are real. At others h stays as it was, and is the output; their inputs reach
-        nothing, as long as they are finite.
-      resets: bool [T, B]: before which steps, in the order in which they are taken, h becomes `fresh`.
-      fresh: [B, H]; zeros by default.
-      reverse: whether steps are taken from the last to the first; outputs keep the places of their inputs.
-      unroll: steps in one iteration of the plain backend's compiled loop; by default as `seqjax.ops.common.loop` says.
-      backend: a key of `BACKENDS`; by default as `choose` says. Where T or B is symbolic (`jax.export`), it is 'plain'.
+      seq_lengths, mask, resets, reverse, unroll, backend: see `seqjax.ops.lstm.lstm`.
+      fresh: [B, H], what h becomes where `resets` says so; zeros by default.
 
     Raises:
       ValueError: an argument does not fit the others; the message names it.
@@ -89,25 +78,13 @@ def gru(
     >>> run.outputs.shape, bool((run.outputs[3, 1] == run.last[1]).all())
     ((7, 2, 5), True)
     """
-    validation.check_choice('backend', backend, ('auto', *BACKENDS))
-    if unroll is not None and unroll < 1:
-        raise ValueError(f'unroll={unroll} must be at least 1: the steps in one iteration of the compiled loop')
+    common.check_backend(backend, BACKENDS, unroll)
     weights = GRUWeights(kernel, recurrent_kernel, bias, recurrent_bias)
     fresh = jnp.zeros_like(h) if fresh is None else fresh
     steps = common.as_steps(inputs, seq_lengths, mask, resets)
     _check(steps, h, weights, fresh)
-    count, rows, _ = inputs.shape
-    devices = row_sharding.num_shards(rows)
-    share, hidden = -(-rows // devices), h.shape[-1]  # rows of a device
-    if backend == 'auto' or not common.known(count, rows) or not count:
-        backend = choose(count, share, hidden, jax.default_backend())
-    how = {}
-    if backend == 'plain':
-        how['unroll'] = (unroll if common.known(count) else 1) or common.loop(count, share * hidden)
-    if reverse:
-        steps = common.flip(steps)
-    last, outputs = row_sharding.shard_over_rows(partial(BACKENDS[backend], **how), devices)(steps, h, weights, fresh)
-    return GRUOutput(last, common.flip(outputs) if reverse else outputs)
+    how = {'unroll': unroll, 'reverse': reverse}
+    return GRUOutput(*common.run_backend(BACKENDS, choose, backend, steps, h, weights, fresh, **how))
 
 
 def choose(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:

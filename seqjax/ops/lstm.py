@@ -6,13 +6,12 @@ numbers and brings its own backward pass, in one of the memory layouts of `lstm_
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from seqjax import validation
-from seqjax.ops import common, lstm_backward, lstm_scan, row_sharding
+from seqjax.ops import common, lstm_backward, lstm_scan
 from seqjax.ops.common import StepInputs
 from seqjax.ops.lstm_layouts import BatchMajor, BatchMajorGates, FeatureMajor
 from seqjax.ops.lstm_scan import LSTMOutput, LSTMState, LSTMWeights
@@ -65,27 +64,13 @@ def lstm(
     >>> run.outputs.shape, bool((run.outputs[3, 1] == run.last.h[1]).all())
     ((7, 2, 5), True)
     """
-    validation.check_choice('backend', backend, ('auto', *BACKENDS))
-    if unroll is not None and unroll < 1:
-        raise ValueError(f'unroll={unroll} must be at least 1: the steps in one iteration of the compiled loop')
+    common.check_backend(backend, BACKENDS, unroll)
     carry, weights = lstm_scan.initial_state('carry', carry), LSTMWeights(kernel, recurrent_kernel, bias)
     fresh = jax.tree.map(jnp.zeros_like, carry) if fresh is None else lstm_scan.initial_state('fresh', fresh)
     steps = common.as_steps(inputs, seq_lengths, mask, resets)
     _check(steps, carry, weights, fresh)
-    count, rows, _ = inputs.shape
-    devices = row_sharding.num_shards(rows)
-    share, hidden = -(-rows // devices), recurrent_kernel.shape[0]  # rows of a device
-    if backend == 'auto' or not common.known(count, rows) or not count:
-        backend = choose(count, share, hidden, jax.default_backend())
-    how = {'history': history}
-    if backend == 'plain':
-        how['unroll'] = (unroll if common.known(count) else 1) or common.loop(count, share * hidden)
-    if reverse:
-        steps = common.flip(steps)
-    last, *others = row_sharding.shard_over_rows(partial(BACKENDS[backend], **how), devices)(
-        steps, carry, weights, fresh
-    )
-    return LSTMOutput(last, *(common.flip(others) if reverse else others))
+    how = {'unroll': unroll, 'reverse': reverse, 'history': history}
+    return LSTMOutput(*common.run_backend(BACKENDS, choose, backend, steps, carry, weights, fresh, **how))
 
 
 def choose(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
