@@ -70,6 +70,17 @@ class Sampling(NamedTuple):
     seed: int  # of what is drawn
 
 
+class TrainedModel(NamedTuple):
+    """A trained model, and what it was trained for."""
+
+    kind: Any  # the DatasetExperiment
+    settings: Settings  # of the run
+    recipe: Mapping[str, Any]
+    model: nn.Module
+    seed: int
+    best: Best
+
+
 def bounds_of(options: Mapping[str, Any]) -> Bounds:
     """Returns the limits on a file that --max_columns and --max_bytes set."""
     return Bounds(**{name: options[f'max_{name}'] for name in Bounds._fields if f'max_{name}' in options})
@@ -111,15 +122,7 @@ class DatasetExperiment:
         """Observations from --stdin."""
         raise NotImplementedError
 
-    def write(
-        self,
-        settings: Settings,
-        recipe: Mapping[str, Any],
-        model: nn.Module,
-        best: Best,
-        prompt: str,
-        how: Sampling,
-    ) -> list[str]:
+    def write(self, found: TrainedModel, prompt: str, how: Sampling) -> list[str]:
         """Texts that go on from a prompt."""
         raise UserError(f'--prompt is for a model of text, and this one is of {self.name}')
 

@@ -142,13 +142,8 @@ class Forecast(DatasetExperiment):
         """From every origin, the last of which reach into the future; or from those of one part of the file."""
         options = settings.options
         file, part, origins = optional_packages.locate(path), options.get('part', ALL), None
-        table = _read(
-            file,
-            forecast_preprocessing.columns_of(recipe),
-            options,
-            forecast_preprocessing.format_of(recipe),
-            forecast_preprocessing.number_formats(recipe),
-        )
+        columns, dates = forecast_preprocessing.columns_of(recipe), forecast_preprocessing.format_of(recipe)
+        table = _read(file, columns, options, dates, forecast_preprocessing.number_formats(recipe))
         if part != ALL:
             known, _ = forecasting.known_series(file.name, table, recipe)
             table = table._replace(series=known)
@@ -190,13 +185,8 @@ def _read(
     formats: Mapping[str, NumberFormat] | None = None,
 ) -> SeriesTable:
     how = {name: options[name] for name in ('separator', 'decimal', 'thousands')}
-    how |= {
-        'formats': formats,
-        'dates': dates,
-        'mask': options['missing'] == 'mask',
-        'bounds': dataset_experiment.bounds_of(options),
-    }
-    return tables.read(path, columns, **how)
+    mask, bounds = options['missing'] == 'mask', dataset_experiment.bounds_of(options)
+    return tables.read(path, columns, **how, formats=formats, dates=dates, mask=mask, bounds=bounds)
 
 
 def _check_together(options: Mapping[str, Any]) -> None:

@@ -16,17 +16,16 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seqjax import config, files
-from seqjax.cli import command, dataset_experiment, dataset_test, flag_tables, registry, task_setup
+from seqjax.cli import dataset_experiment, dataset_test, flag_tables, registry, task_setup
 from seqjax.cli.command import Command
-from seqjax.cli.dataset_experiment import DatasetExperiment, Sampling
+from seqjax.cli.dataset_experiment import DatasetExperiment, Sampling, TrainedModel
 from seqjax.cli.flag_tables import Flag, FlagTable
 from seqjax.cli.parsers import Choice, Place, Positive, Switch, TextParser, Whole
 from seqjax.cli.settings import Settings
@@ -67,40 +66,18 @@ FLAGS = {
 }
 
 
-class Model(NamedTuple):
-    """A trained model, and what it was trained for."""
-
-    kind: DatasetExperiment
-    settings: Settings  # of the run
-    recipe: Mapping[str, Any]
-    model: nn.Module
-    seed: int
-    best: Best
+DEFAULTS = dict.fromkeys(FLAGS) | {'part': ALL, 'overwrite': False, 'stdin': False}
+DEFAULTS |= {'length': 200, 'temperature': 1.0, 'samples': 1, 'draw': 0}
 
 
-def run(
-    *,
-    workdir: str | None = None,
-    data: str | None = None,
-    part: str = ALL,
-    out: str | None = None,
-    overwrite: bool = False,
-    seed: int | None = None,
-    stdin: bool = False,
-    prompt: str | None = None,
-    length: int = 200,
-    temperature: float = 1.0,
-    samples: int = 1,
-    draw: int = 0,
-    max_columns: int | None = None,
-    max_bytes: int | None = None,
-) -> None:
+def run(**values: Any) -> None:
     """Predicts with the model of a finished run; every argument is a flag of the command line.
 
     Raises:
       UserError (a ValueError): the run is not there, or of another kind; or the data are not like those of the run.
     """
-    settings = flag_tables.check(FLAGS, locals(), command.default_values(run))
+    flag_tables.check_known(values, FLAGS)
+    settings = flag_tables.check(FLAGS, DEFAULTS | values, DEFAULTS)
     if settings['workdir'] is None:
         raise UserError('--workdir is missing: the folder of a finished run, such as runs/forecast/sales-lstm')
     target = None if settings['out'] is None else _target(settings)
@@ -116,7 +93,7 @@ def run(
     {'data': _file, 'stdin': _stream, 'prompt': _write}[asked[0]](found, settings | {'out': target})
 
 
-def load(workdir: str, seed: int | None = None) -> Model:
+def load(workdir: str, seed: int | None = None) -> TrainedModel:
     """The model of a finished run: that of `seed`, or of the seed that is best on validation.
 
     Raises:
@@ -145,7 +122,7 @@ def load(workdir: str, seed: int | None = None) -> Model:
         raise UserError(
             f'{folder.file(fit_results.MODELS)} has parameters of seed {seed} that are not finite; train it again'
         )
-    return Model(kind, settings, recipe, model, seed, one)
+    return TrainedModel(kind, settings, recipe, model, seed, one)
 
 
 def _checked(
@@ -198,7 +175,7 @@ def kind_of(experiment: str, workdir: str) -> DatasetExperiment:
 # --- a file ----------------------------------------------------------------------------------------
 
 
-def _file(found: Model, settings: Mapping[str, Any]) -> None:
+def _file(found: TrainedModel, settings: Mapping[str, Any]) -> None:
     unseen = found.kind.unseen(found.settings.replace(part=settings['part']), found.recipe, settings['data'])
     answers = dataset_test.answering(found.model, found.kind.answers(found.recipe))(found.best, unseen.batches)
     columns, rows = unseen.table(answers)
@@ -243,7 +220,7 @@ def _written(target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 # --- one observation after the other ---------------------------------------------------------------
 
 
-def _stream(found: Model, settings: Mapping[str, Any]) -> None:
+def _stream(found: TrainedModel, settings: Mapping[str, Any]) -> None:
     if found.settings.model.bidirectional:
         raise UserError(
             f'--stdin: {settings["workdir"]} was trained --bidirectional, which needs the end before the begin'
@@ -267,7 +244,7 @@ def lines_of(file: Any) -> Iterator[str]:
         raise UserError(f'line {number + 1} of the standard input is not UTF-8: {error.reason}') from error
 
 
-def answers_to(found: Model, stream: OnlinePredictor, lines: Iterable[str]) -> Iterator[Sequence[Any]]:
+def answers_to(found: TrainedModel, stream: OnlinePredictor, lines: Iterable[str]) -> Iterator[Sequence[Any]]:
     """An answer for each observation, at the cost of one step: the carry is kept."""
     variables = jax.device_put({'params': found.best.params, **found.best.variables})
     first = partial(jax.jit(lambda variables, x: found.model.apply(variables, x, return_carry=True)), variables)
@@ -294,12 +271,12 @@ def answers_to(found: Model, stream: OnlinePredictor, lines: Iterable[str]) -> I
 # --- text ------------------------------------------------------------------------------------------
 
 
-def _write(found: Model, settings: Mapping[str, Any]) -> None:
+def _write(found: TrainedModel, settings: Mapping[str, Any]) -> None:
     how = Sampling(settings['length'], settings['temperature'], settings['samples'], settings['draw'])
-    texts = found.kind.write(found.settings, found.recipe, found.model, found.best, settings['prompt'], how)
+    texts = found.kind.write(found, settings['prompt'], how)
     for text in texts:
         print(text + '\n')
 
 
-COMMAND = Command('predict', __doc__, run, FlagTable(FLAGS, command.default_values(run)))
+COMMAND = Command('predict', __doc__, run, FlagTable(FLAGS, DEFAULTS))
 main = COMMAND.main

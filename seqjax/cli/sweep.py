@@ -48,6 +48,15 @@ class SweepRow(NamedTuple):
     value: float
 
 
+class Sweep(NamedTuple):
+    """An experiment under many settings."""
+
+    settings: dict[str, Any]  # the flags of the sweep
+    every_setting: dict[tuple[Any, ...], dict[str, Any]]  # the values of the grid's flags -> all of the experiment
+    programs: Programs
+    module: Any
+
+
 class SweepRun(NamedTuple):
     """One run of a sweep."""
 
@@ -84,14 +93,15 @@ def run(**values: Any) -> list[SweepRow]:
     settings[module.STEPS] = max(steps)
     settings['every'] = settings['every'] or max(1, min(steps) // LOOKS)
     flag_tables.check_every(settings['every'], module.STEPS, min(steps))
-    programs = list(sweep_grid.programs(every_setting, module))
-    _check_sizes(settings, programs, module)
+    sweep = Sweep(settings, every_setting, list(sweep_grid.programs(every_setting, module)), module)
+    _check_sizes(sweep)
     with directory.open_workdir(settings, NAME, names=FILES, steps=module.STEPS) as (folder, summary):
-        return _run(settings, every_setting, programs, module, folder, summary)
+        return _run(sweep, folder, summary)
 
 
-def _check_sizes(settings: dict[str, Any], programs: Programs, module: Any) -> None:
+def _check_sizes(sweep: Sweep) -> None:
     """Raises UserError where a program, or the table of all values, exceeds the memory."""
+    settings, _, programs, module = sweep
     replicas, every = settings['replicas'], settings['every']
     looks = sum(shared[module.STEPS] // every * len(several) for _, shared, several in programs)
     sizes = {'replicas': replicas, module.STEPS: settings[module.STEPS], 'every': every}
@@ -102,19 +112,13 @@ def _check_sizes(settings: dict[str, Any], programs: Programs, module: Any) -> N
         flag_tables.check_memory(numbers, named | {'chunk': None} | sizes)
 
 
-def _run(
-    settings: dict[str, Any],
-    every_setting: dict[tuple[Any, ...], dict[str, Any]],
-    programs: Programs,
-    module: Any,
-    folder: Workdir,
-    summary: dict[str, Any] | None,
-) -> list[SweepRow]:
+def _run(sweep: Sweep, folder: Workdir, summary: dict[str, Any] | None) -> list[SweepRow]:
     """Runs what there is to run, or reads it, and shows it."""
+    settings = sweep.settings
     names = [name for name, _ in settings['grid']]
     if summary is None:
         with flag_tables.matmul_precision(settings['matmul_precision']):
-            rows = _train(settings, every_setting, programs, module, folder)
+            rows = _train(sweep, folder)
     else:
         print(f'{folder.path} holds this sweep, finished: shown again (--overwrite does it anew)\n')
         rows = _read(folder, settings['grid'])
@@ -133,13 +137,8 @@ def _check_metric(metric: str, names: Iterable[str]) -> None:
         raise UserError(f'--metric={metric} is no metric of this sweep; there are {", ".join(names)}')
 
 
-def _train(
-    settings: dict[str, Any],
-    every_setting: dict[tuple[Any, ...], dict[str, Any]],
-    programs: Programs,
-    module: Any,
-    folder: Workdir,
-) -> list[SweepRow]:
+def _train(sweep: Sweep, folder: Workdir) -> list[SweepRow]:
+    settings, every_setting, programs, module = sweep
     summary = run_summary.new_summary(NAME, settings, [])
     folder.write_summary(summary)
     seeds = range(settings['seed'], settings['seed'] + settings['replicas'])

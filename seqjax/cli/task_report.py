@@ -17,11 +17,8 @@ def goal_of(problem: SyntheticTask, settings: Settings) -> SuccessCriterion:
 
 def goal_words(goal: SuccessCriterion) -> str:
     if goal.metric == synthetic.WRONG:
-        return (
-            'answer every sequence rightly'
-            if goal.at_most <= 0
-            else f'answer at least {1 - goal.at_most:.4g} of them rightly'
-        )
+        share = f'at least {1 - goal.at_most:.4g} of them' if goal.at_most > 0 else 'every sequence'
+        return f'answer {share} rightly'
     return f'bring {goal.metric} to at most {goal.at_most:.4g}'
 
 

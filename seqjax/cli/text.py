@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from seqjax.cli import dataset_experiment
-from seqjax.cli.dataset_experiment import DatasetExperiment, Sampling
+from seqjax.cli.dataset_experiment import DatasetExperiment, Sampling, TrainedModel
 from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import Choice, Share, Whole
 from seqjax.cli.settings import Settings
@@ -28,7 +27,7 @@ from seqjax.datasets.readers.texts import TextData, Vocabulary
 from seqjax.datasets.recipes import Rule
 from seqjax.errors import UserError
 from seqjax.runs import memory
-from seqjax.types import Best, ModelSpec
+from seqjax.types import ModelSpec
 
 SHOWN = 5  # unknown tokens that are named
 
@@ -131,20 +130,12 @@ class Language(DatasetExperiment):
         vocabulary = _vocabulary(recipe)
         return language_modeling.stream(lambda line: parse_line(line, vocabulary), vocabulary.name)
 
-    def write(
-        self,
-        settings: Settings,
-        recipe: Mapping[str, Any],
-        model: nn.Module,
-        best: Best,
-        prompt: str,
-        how: Sampling,
-    ) -> list[str]:
+    def write(self, found: TrainedModel, prompt: str, how: Sampling) -> list[str]:
         """Texts that begin with the prompt, each with `how.length` tokens more.
 
         Raises UserError where the prompt is empty or has an unknown token, or the texts exceed the memory.
         """
-        vocabulary = _vocabulary(recipe)
+        vocabulary = _vocabulary(found.recipe)
         tokens, missing = vocabulary.encode(prompt)
         if not len(tokens):
             raise UserError(f'--prompt is empty; give a {_unit(vocabulary)} at least')
@@ -153,14 +144,14 @@ class Language(DatasetExperiment):
                 f'--prompt has {_named(missing, len(missing))}, which the text that was trained on has not; '
                 'write it without'
             )
-        key, variables = jax.random.key(how.seed), {'params': best.params, **best.variables}
+        key, variables = jax.random.key(how.seed), {'params': found.best.params, **found.best.variables}
         options = {'length': how.length, 'samples': how.samples, 'never': vocabulary.unknown}
         sizes = f'--samples={how.samples} --length={how.length}'
         # Each token is a key, a number, and a piece of text.
-        memory.check_bytes(sizes, how.samples * (4 * len(tokens) * settings.model.hidden + 100 * how.length))
-        drawing = language_modeling.sample.trace(model, variables, tokens, key, how.temperature, **options)
+        memory.check_bytes(sizes, how.samples * (4 * len(tokens) * found.settings.model.hidden + 100 * how.length))
+        drawing = language_modeling.sample.trace(found.model, variables, tokens, key, how.temperature, **options)
         memory.check_bytes(sizes, memory.peak_bytes(drawing.jaxpr))
-        written = language_modeling.sample(model, variables, tokens, key, how.temperature, **options)
+        written = language_modeling.sample(found.model, variables, tokens, key, how.temperature, **options)
         return [vocabulary.decode(np.concatenate([tokens, row])) for row in np.asarray(written)]
 
 

@@ -139,10 +139,7 @@ PACES = {'months': 12_000, 'ends of months': 12_000, 'weekdays': 1, 'microsecond
 def check_recipe(recipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns a recipe that was read from a file; raises UserError if it is invalid or not that of the settings."""
     copied = ('date', 'id', 'horizon', 'window', 'strategy', 'head', 'calendar')
-    implied = {
-        'covariates': list(settings['covariates'] or ()),
-        'mask': settings['missing'] == 'mask',
-    }
+    implied = {'covariates': list(settings['covariates'] or ()), 'mask': settings['missing'] == 'mask'}
     recipes.check(recipe, SCHEMA, {name: settings[name] for name in copied} | implied)
     recipes.check(recipe, {name: rule for name, rule in LATER.items() if name in recipe})
     lag = {'last': recipe['lag'] == 1, 'nothing': recipe['lag'] is None, 'season': (recipe['lag'] or 0) > 1}
@@ -212,11 +209,8 @@ def known_series(name: str, table: SeriesTable, recipe: Mapping[str, Any]) -> tu
 def _check_dates(name: str, series: Sequence[Series], recipe: Mapping[str, Any]) -> None:
     """Raises UserError if another format than that of the run gives the dates of a file the pace of the training."""
     one = max(series, key=lambda series: len(series.rows))
-    other = (
-        None
-        if one.dates is None
-        else date_columns.other_reading(one.dates, forecast_preprocessing.format_of(recipe).format)
-    )
+    form = forecast_preprocessing.format_of(recipe)
+    other = None if one.dates is None else date_columns.other_reading(one.dates, form.format)
     if not other or not recipe['pace'] or len(one.dates) < 3:
         return
     pace = Pace(*recipe['pace'])
@@ -228,8 +222,7 @@ def _check_dates(name: str, series: Sequence[Series], recipe: Mapping[str, Any])
     if 2 * far(other[1]) < far(one.dates):
         raise UserError(
             f'{name}: the dates{one.phrase} are {pace.words()} apart, as in the training, only in the format '
-            f'{other[0]}, and the format of the run is {forecast_preprocessing.format_of(recipe)}; '
-            'write them in the format of the run'
+            f'{other[0]}, and the format of the run is {form}; write them in the format of the run'
         )
 
 

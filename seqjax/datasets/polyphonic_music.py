@@ -188,10 +188,8 @@ class Packed(NamedTuple):
     def batches(self) -> Batch:
         """Leaves [N, 8, L, ...]; rows that no piece is in are masked."""
         shape = (self.batch_count * ROWS, self.steps)
-        frames, targets = (
-            np.zeros((*shape, piano_rolls.NOTES), np.float32),
-            np.zeros((*shape, piano_rolls.NOTES), np.uint8),
-        )
+        frames = np.zeros((*shape, piano_rolls.NOTES), np.float32)
+        targets = np.zeros((*shape, piano_rolls.NOTES), np.uint8)
         mask, resets = np.zeros(shape, bool), np.zeros(shape, bool)
         for piece, row, first in zip(self.pieces, self.rows, self.firsts, strict=True):
             part = slice(first, first + len(piece) - 1)

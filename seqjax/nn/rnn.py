@@ -256,13 +256,8 @@ class RNN(NamedOptions, nn.Module):
         steps = steps._replace(index=jnp.arange(axes.steps))
         how = Scan(reverse, history, self.unroll, lift, fresh, noise, call, self.backend)
         known = common.known(axes.steps)  # neither a tree of steps nor segments can be made of a symbolic number
-        run = (
-            recurrence.at_once
-            if parallel and known
-            else recurrence.fused
-            if self._fuses(axes)
-            else recurrence.step_by_step
-        )
+        run = recurrence.fused if self._fuses(axes) else recurrence.step_by_step
+        run = recurrence.at_once if parallel and known else run
         if self.remat_segments == 1 or not known:
             return run(self.cell, carry, steps, how)
         return recurrence.in_segments(run, self.cell, carry, steps, how, self.remat_segments, axes.batch)

@@ -137,10 +137,8 @@ def _back_step(
         fresh = back.fresh
         if anew is not None:
             none = jax.tree.map(jnp.zeros_like, old)
-            fresh, old = (
-                jax.tree.map(jnp.add, fresh, lstm_scan.where(anew, old, none)),
-                lstm_scan.where(anew, none, old),
-            )
+            fresh = jax.tree.map(jnp.add, fresh, lstm_scan.where(anew, old, none))
+            old = lstm_scan.where(anew, none, old)
         return back._replace(state=old, c=before, fresh=fresh), dz
 
     return step

@@ -12,6 +12,7 @@ import numpy as np
 
 from seqjax.runs import directory
 from seqjax.runs.append_log import AppendLog
+from seqjax.tasks.synthetic import SuccessCriterion
 from seqjax.training import chunk_result, success_results
 from seqjax.training import step as training_step
 from seqjax.training.chunk_result import ChunkResult
@@ -209,7 +210,7 @@ class SuccessMonitor(Observer):
     Args:
       run: from `compile_run`.
       evaluations: the log of evaluations, which comes before it among the observers.
-      metric, at_most: the criterion: the metric's mean at an evaluation is at most this.
+      criterion: the metric, and what its mean at an evaluation is at most.
       test: (state of one seed, held out) -> metrics by name.
       held_out: its second argument.
       batch_size: sequences of a training step.
@@ -224,15 +225,15 @@ class SuccessMonitor(Observer):
         run: CompiledRun,
         evaluations: EvaluationLog,
         *,
-        metric: str,
-        at_most: float,
+        criterion: SuccessCriterion,
         test: Callable[[TrainState, Arrays], Mapping[str, jax.Array | Mean]],
         held_out: Arrays,
         batch_size: int,
         train_all_steps: bool,
         num_seeds: int,
     ):
-        self.evaluations, self.metric, self.at_most = evaluations, evaluations.metrics.index(metric), at_most
+        self.evaluations, self.metric = evaluations, evaluations.metrics.index(criterion.metric)
+        self.at_most = criterion.at_most
         self.held_out, self.batch_size = held_out, batch_size
         self.train_all_steps, self.num_seeds = train_all_steps, num_seeds
         self.results: list[Seed] = []  # of the groups that ended

@@ -263,8 +263,7 @@ def train_until_solved(
     monitor = SuccessMonitor(
         run,
         log,
-        metric=criterion.metric,
-        at_most=criterion.at_most,
+        criterion=criterion,
         test=test,
         held_out=held_out,
         batch_size=batch_size,

@@ -12,7 +12,7 @@ import pytest
 from experiments import echo, td
 from seqjax import training
 from seqjax.cli import command, flag_tables, registry, sweep, task_registry, text
-from seqjax.cli.dataset_experiment import Sampling
+from seqjax.cli.dataset_experiment import Sampling, TrainedModel
 from seqjax.cli.settings import Settings
 from seqjax.errors import UserError
 from seqjax.nn import models
@@ -225,10 +225,10 @@ def test_texts_that_no_memory_holds_are_refused(length, samples):
     how = {'cell': 'lstm', 'features': 4, 'vocabulary': spec.vocabulary, 'stateful': True}
     model = models.sequence_model(spec.output, spec.outputs, **how)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
-    best = Best(0.0, 0, params, {})
+    trained = TrainedModel(kind, Settings.of({'hidden': 4}), recipe, model, 0, Best(0.0, 0, params, {}))
     with pytest.raises(UserError, match=f'--samples={samples} --length={length}'):
-        kind.write(Settings.of({'hidden': 4}), recipe, model, best, 'ab', Sampling(length, 1.0, samples, 0))
-    assert len(kind.write(Settings.of({'hidden': 4}), recipe, model, best, 'ab', Sampling(3, 1.0, 2, 0))) == 2
+        kind.write(trained, 'ab', Sampling(length, 1.0, samples, 0))
+    assert len(kind.write(trained, 'ab', Sampling(3, 1.0, 2, 0))) == 2
 
 
 # --- long strings of brackets ----------------------------------------------------------------------

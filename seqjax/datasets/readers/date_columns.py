@@ -165,11 +165,8 @@ class ColumnReader:
             self._check_existing(local, form.zone)
         elif form.zone:
             local, offsets = dates.in_zone(dates.instants(local, offsets), form.zone)
-        return (
-            local,
-            offsets,
-            form._replace(unit=max(form.unit, date_formats.unit_of(local), key=date_formats.UNITS.index)),
-        )
+        unit = max(form.unit, date_formats.unit_of(local), key=date_formats.UNITS.index)
+        return local, offsets, form._replace(unit=unit)
 
     def _refuse_ambiguous(self, found: dict[str, np.ndarray]) -> None:
         one, other = list(found.values())[:2]

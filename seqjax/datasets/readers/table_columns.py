@@ -95,11 +95,8 @@ def _is_number(column: Any, source: Text | Parquet) -> bool:
 
     if types.is_numeric_dtype(column):
         return not types.is_bool_dtype(column)
-    words = (
-        {*_words(column)} - {*readers_numbers.MISSING}
-        if types.is_string_dtype(column) or types.is_object_dtype(column)
-        else set()
-    )
+    textual = types.is_string_dtype(column) or types.is_object_dtype(column)
+    words = {*_words(column)} - {*readers_numbers.MISSING} if textual else set()
     open_ = source.numbers == NumberFormat(seen='')
     formats = readers_numbers.FORMATS if open_ else [source.numbers]
     return bool(words) and any(all(readers_numbers.matches(word, format) for word in words) for format in formats)
@@ -209,11 +206,8 @@ def _kinds(source: Text | Parquet, names: Sequence[str], values: np.ndarray) -> 
     """
     found: dict[str, dict[str, tuple[int, str]]] = {name: {} for name in names}
     rows = max([1000, *(_place(column == 0) + 1 for column in values.T)])
-    ways = (
-        [{'words': names, 'rows': rows}, {'pointless': True}]
-        if source.numbers.thousands is None
-        else [{'words': names}]
-    )
+    plain = source.numbers.thousands is None
+    ways = [{'words': names, 'rows': rows}, {'pointless': True}] if plain else [{'words': names}]
     for how in ways:
         left = [name for name in names if readers_numbers.CERTAIN not in found[name]]
         for first, frame in source.frames(left, checked=True, **how) if left else ():

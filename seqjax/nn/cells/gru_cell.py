@@ -83,12 +83,8 @@ class GRUCell(RecurrentCell):
     @property
     def fused(self) -> bool:
         """Whether `over_time` is this cell, of whose variants it has DropConnect alone."""
-        standard = (self.reset_after, self.activation, self.recurrent_activation) == (
-            True,
-            activations.TANH,
-            activations.SIGMOID,
-        )
-        return standard and self._steps_as(GRUCell)
+        kinds = (self.activation, self.recurrent_activation)
+        return self.reset_after and kinds == (activations.TANH, activations.SIGMOID) and self._steps_as(GRUCell)
 
     def over_time(
         self, carry: HiddenCarry, inputs: jax.Array, noise: Noise | None, *, history: bool, fresh: Any, **how: Any

@@ -125,11 +125,8 @@ class LSTMCell(RecurrentCell):
     @property
     def fused(self) -> bool:
         """Whether `over_time` is this cell, of whose variants it has DropConnect alone."""
-        standard = (self.forget, self.activation, self.recurrent_activation) == (
-            'gate',
-            activations.TANH,
-            activations.SIGMOID,
-        )
+        kinds = (self.forget, self.activation, self.recurrent_activation)
+        standard = kinds == ('gate', activations.TANH, activations.SIGMOID)
         variants = (self.peepholes, self.projection is not None, self.zoneout_c)
         return standard and not any(variants) and self._steps_as(LSTMCell)
 
