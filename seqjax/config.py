@@ -18,7 +18,7 @@ SCHEDULES = ('constant', 'cosine')
 PRECISIONS = ('default', 'high', 'highest')
 
 
-def _option(default: Any, help: str, bounds: Any = None, choices: tuple[str, ...] = ()) -> Any:
+def option(default: Any, help: str, bounds: Any = None, choices: tuple[str, ...] = ()) -> Any:
     """A field of a configuration.
 
     Args:
@@ -34,30 +34,28 @@ def _option(default: Any, help: str, bounds: Any = None, choices: tuple[str, ...
 class ModelConfig:
     """The recurrent model of a run, see `seqjax.nn.build.build_model`."""
 
-    cell: str = _option('lstm', 'the recurrent cell')
-    hidden: int = _option(32, 'units of a layer', (1, None))
-    layers: int = _option(1, 'recurrent layers', (1, 100))
-    bidirectional: bool = _option(False, 'read in both directions')
-    dropout: float = _option(0.0, 'share of values that is dropped between two layers', FRACTION)
-    input_dropout: float = _option(0.0, 'share of the values that the first layer reads that is dropped', FRACTION)
-    output_dropout: float = _option(0.0, 'share of the values that the head reads that is dropped', FRACTION)
-    recurrent_dropout: float = _option(
+    cell: str = option('lstm', 'the recurrent cell')
+    hidden: int = option(32, 'units of a layer', (1, None))
+    layers: int = option(1, 'recurrent layers', (1, 100))
+    bidirectional: bool = option(False, 'read in both directions')
+    dropout: float = option(0.0, 'share of values that is dropped between two layers', FRACTION)
+    input_dropout: float = option(0.0, 'share of the values that the first layer reads that is dropped', FRACTION)
+    output_dropout: float = option(0.0, 'share of the values that the head reads that is dropped', FRACTION)
+    recurrent_dropout: float = option(
         0.0, 'share of the hidden state that is dropped, the same units at every step', FRACTION
     )
-    drop_connect: float = _option(
-        0.0, 'share of the recurrent kernel that is dropped, the same for all steps', FRACTION
-    )
-    gate_bias: str = _option(
+    drop_connect: float = option(0.0, 'share of the recurrent kernel that is dropped, the same for all steps', FRACTION)
+    gate_bias: str = option(
         'default',
         'how the gate that keeps begins: constant at a bias of 1; chrono so that units keep for 1 step up to the '
         "longest sequence; uniform spread evenly; default is the cell's own",
         choices=('default', *GATE_BIAS_NAMES),
     )
-    parallel: bool = _option(False, 'take all steps at once, for cells whose recurrence is linear')
-    attention: str = _option(
+    parallel: bool = option(False, 'take all steps at once, for cells whose recurrence is linear')
+    attention: str = option(
         'none', 'how a decoder looks back at its source, where sequences are written', choices=ATTENTIONS
     )
-    scheduled_sampling: float = _option(0.0, 'share of tokens that a decoder reads of its own in training', FRACTION)
+    scheduled_sampling: float = option(0.0, 'share of tokens that a decoder reads of its own in training', FRACTION)
 
     @property
     def title(self) -> str:
@@ -69,40 +67,40 @@ class ModelConfig:
 class TrainConfig:
     """The training of the seeds of a run."""
 
-    batch_size: int = _option(16, 'sequences in a training step', (1, None))
-    steps: int = _option(6250, 'training steps at most', (1, None))
-    every: int | None = _option(
+    batch_size: int = option(16, 'sequences in a training step', (1, None))
+    steps: int = option(6250, 'training steps at most', (1, None))
+    every: int | None = option(
         None,
         'steps between two evaluations; by default as the task has it, of a dataset an epoch or 500, if that is less; '
         'never more than --steps',
         (1, None),
     )
-    until: float | None = _option(
+    until: float | None = option(
         None, "a seed has solved the task where an evaluation's mean is at most this; by default as the task has it"
     )
-    to_the_end: bool = _option(False, 'train all --steps, also where the task is solved')
-    split: str = _option(
+    to_the_end: bool = option(False, 'train all --steps, also where the task is solved')
+    split: str = option(
         'validation',
         'the unseen sequences that a seed is tested on: choose settings by validation, and report test',
         choices=SPLITS,
     )
-    patience: int = _option(10, 'evaluations without a lower validation loss after which a seed is done', (1, None))
-    refit: bool = _option(
+    patience: int = option(10, 'evaluations without a lower validation loss after which a seed is done', (1, None))
+    refit: bool = option(
         False,
         'once the steps of the best evaluation are known, train anew for as many, the median of the seeds, with the '
         'validation split in what is trained on',
     )
-    weight_decay: float = _option(
+    weight_decay: float = option(
         0.0, 'share of every parameter, times the learning rate, that each step takes off it', FRACTION
     )
-    schedule: str = _option('constant', 'of the learning rate', choices=SCHEDULES)
-    decay_steps: int | None = _option(None, 'steps until --schedule=cosine is at 0', (1, None))
-    clip_norm: float | None = _option(None, 'gradients beyond this norm are scaled down to it', POSITIVE)
-    learning_rate: float = _option(3e-3, "Adam's step size", POSITIVE)
-    adam_epsilon: float = _option(1e-7, "Adam's epsilon, where Keras puts it: before the bias correction", POSITIVE)
-    seed: int = _option(0, 'decides every random number; the first seed with --replicas', (0, 2**32 - 1))
-    replicas: int | None = _option(10, 'train this many seeds side by side: --seed and those that follow', (1, None))
-    matmul_precision: str = _option(
+    schedule: str = option('constant', 'of the learning rate', choices=SCHEDULES)
+    decay_steps: int | None = option(None, 'steps until --schedule=cosine is at 0', (1, None))
+    clip_norm: float | None = option(None, 'gradients beyond this norm are scaled down to it', POSITIVE)
+    learning_rate: float = option(3e-3, "Adam's step size", POSITIVE)
+    adam_epsilon: float = option(1e-7, "Adam's epsilon, where Keras puts it: before the bias correction", POSITIVE)
+    seed: int = option(0, 'decides every random number; the first seed with --replicas', (0, 2**32 - 1))
+    replicas: int | None = option(10, 'train this many seeds side by side: --seed and those that follow', (1, None))
+    matmul_precision: str = option(
         'default',
         "of matrix products, in JAX's words: by default a TPU takes bfloat16 and a recent GPU TensorFloat-32; highest "
         'is float32, high lies between; a CPU has float32 always',
@@ -114,22 +112,22 @@ class TrainConfig:
 class RunConfig:
     """Where a run is kept, and where it is computed; nothing here changes what is computed."""
 
-    workdir: str | None = _option(None, 'the run directory; by default one in runs/ for each set of flags', PATH)
-    overwrite: bool = _option(False, 'replace the results that --workdir holds')
-    picture: bool = _option(True, 'draw curve.png (needs matplotlib, the extra "plots")')
-    mesh: str | None = _option(
+    workdir: str | None = option(None, 'the run directory; by default one in runs/ for each set of flags', PATH)
+    overwrite: bool = option(False, 'replace the results that --workdir holds')
+    picture: bool = option(True, 'draw curve.png (needs matplotlib, the extra "plots")')
+    mesh: str | None = option(
         None,
         'devices, and how they are used: data:N divides the rows of a batch, or replicas, among N of them; '
         'data:N,model:M the columns of the weights among M, too. By default all, where that is useful',
     )
-    checkpoint_every: int = _option(1000, 'steps between two checkpoints; there is one at the end, too', (1, None))
-    keep: int = _option(2, 'how many of the newest checkpoints stay', (1, None))
-    best: str | None = _option(
+    checkpoint_every: int = option(1000, 'steps between two checkpoints; there is one at the end, too', (1, None))
+    keep: int = option(2, 'how many of the newest checkpoints stay', (1, None))
+    best: str | None = option(
         None,
         'keep the checkpoint with the lowest value of this metric, too, or with max:NAME the highest; the median of '
         'replicas decides',
     )
-    chunk: int = _option(100, 'steps on the device between two visits of the host; changes no number', (1, None))
+    chunk: int = option(100, 'steps on the device between two visits of the host; changes no number', (1, None))
 
 
 CONFIGS = (ModelConfig, TrainConfig, RunConfig)

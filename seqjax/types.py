@@ -76,6 +76,7 @@ class Task(NamedTuple):
     data: Arrays = ()  # an argument of the compiled code, never captured by it
     evals: Mapping[str, Batch] = {}  # split -> batches, leaves [N, B, ...]
     early_stopping: EarlyStopping | None = None  # None: train all steps, and keep the last TrainState alone
+    spec: ModelSpec | None = None  # inputs and outputs of its models; None for a model of one's own
 
 
 def batch_shapes(task: Task) -> Batch:
@@ -127,4 +128,6 @@ class ModelSpec(NamedTuple):
     stateful: bool = False  # windows of a stream: the carry goes on from batch to batch
     causal: bool = False  # an output at a step predicts what follows it: a model may not look there
     memory_span: int | None = None  # steps over which a cell should remember, for chrono initialisation
+    head_init: Callable[..., jax.Array] | None = None  # initializer of the head's kernel; None for Flax's default
+    unroll: int | None = None  # see `seqjax.nn.rnn.RNN`
     wrap_model: Callable[[Any], Any] | None = None  # the usual model -> one that, for example, reads its own forecasts

@@ -14,6 +14,8 @@ import jax
 import pytest
 
 from seqjax import training
+from seqjax.config import ModelConfig
+from seqjax.nn.build import build_model
 from seqjax.tasks import td
 from seqjax.training import optimizers
 from tests.helpers import grids
@@ -122,7 +124,8 @@ def compiled_td():
 
     @functools.cache
     def compiled(setup, replicas=None):
-        model, task, tx = td.td_model(setup), td.td(setup), optimizers.adam(1e-3, 1e-7)
+        task, tx = td.td(setup), optimizers.adam(1e-3, 1e-7)
+        model = build_model(task.spec, ModelConfig(hidden=5))
         programs = training.compile_programs(model, task, tx, task.data.inputs, chunk=200, replicas=replicas)
         return model, task, tx, programs
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import td
-from seqjax.cli import command, command_line
+from seqjax.cli import command_line
 from tests.helpers import reference
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +91,7 @@ def test_a_flagfiles_claim_holds(name, low, high):
 
     An untrained model makes none of them right.
     """
-    values = command_line.parse(td.FLAGS, command.default_values(td.run), [f'--flagfile={name}'])
+    values = command_line.parse(td.FLAGS, td.STUDY.defaults, [f'--flagfile={name}'])
     result = td.run(**{**values, 'replicas': 200, 'picture': False})
     ours = result.summary['replicas']['interval']
     assert ours[0] <= high and low <= ours[1]

@@ -16,9 +16,11 @@ from benchmarks.peers import cases
 from benchmarks.peers.cases import Arrays, Case
 from benchmarks.peers.jaxes import JaxLayer, JaxPeer, Work
 from seqjax.cli import command
+from seqjax.config import ModelConfig
 from seqjax.nn import losses as nn_losses
 from seqjax.nn import models
 from seqjax.nn import rnn as nn_rnn
+from seqjax.nn.build import build_model
 from seqjax.nn.cells.lstm_cell import LSTMCell
 from seqjax.tasks import td
 from seqjax.training import compile_programs, optimizers, sharding
@@ -107,7 +109,8 @@ class Ours(JaxPeer):
 
     def replicas(self, count: int, epochs: int) -> Work:
         """So many epochs of the notebook's many-to-many run for that many seeds, in the groups of a run."""
-        model, task, width = td.td_model('many_to_many'), td.td('many_to_many'), training_replicas.group_width(count)
+        task, width = td.td('many_to_many'), training_replicas.group_width(count)
+        model = build_model(task.spec, ModelConfig(hidden=5))
         layout, tx = place(model, task, None, width), optimizers.adam(1e-3, 1e-7)
         programs = compile_programs(model, task, tx, None, chunk=epochs, replicas=width, shardings=layout)
         groups = training_replicas.replica_groups(np.arange(count, dtype=np.uint32), width)

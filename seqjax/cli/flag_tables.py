@@ -55,10 +55,10 @@ PARSERS = {  # of fields that their type and bounds alone do not tell
 
 
 def flags_of(*configs: type, without: Iterable[str] = ()) -> dict[str, Flag]:
-    """The flags of the fields of configurations, see `seqjax.config`."""
+    """The flags of the fields of configurations, see `seqjax.config`; those of a task's own class have no group."""
     found = {}
     for config in configs:
-        group = config.__name__.removesuffix('Config').lower()
+        group = config.__name__.removesuffix('Config').lower() if config in seqjax_config.CONFIGS else ''
         for field in dataclasses.fields(config):
             if field.name not in without:
                 parser = PARSERS.get(field.name) or _parser_of(field)

@@ -32,7 +32,9 @@ OWN = {
     ),
     'grid': Flag(Grid(), "a flag of the experiment, and its values; repeated, every value of one with every other's"),
     'every': Flag(Whole(1), 'steps between two looks at the metrics; a twentieth of the steps by default'),
-    'metric': Flag(Name(), 'the metric of the figure'),
+    'metric': Flag(
+        Name(), 'the metric of the figure; exact of td and right of echo are there where they are asked for'
+    ),
     **{name: flag_tables.SHARED[name] for name in ('seed', 'replicas', 'workdir', 'overwrite', 'picture')},
 }
 OWN_DEFAULTS = {'experiment': 'td', 'grid': None, 'every': None, 'metric': 'loss', 'seed': 0, 'replicas': 10}
@@ -58,8 +60,9 @@ def module_of(experiment: str) -> Any:
             raise UserError(
                 f'--experiment={experiment} cannot be imported ({type(error).__name__}: {error})'
             ) from error
-        if all(hasattr(module, part) for part in CONTRACT):
-            return module
+        found = getattr(module, 'STUDY', module)
+        if all(hasattr(found, part) for part in CONTRACT):
+            return found
     near = options.nearest(experiment, ('td', 'echo', *task_registry.NAMES), str)
     raise UserError(
         f'--experiment={experiment} must be one of td, echo, {", ".join(task_registry.NAMES)}; MODULE:FUNCTION; or a '

@@ -72,7 +72,7 @@ def _reader(spec: ModelSpec, config: ModelConfig, options: dict[str, Any]) -> nn
     """Returns one output for a sequence, or one for each of its steps."""
     _refuse(config, OF_WRITERS, 'is of a decoder, and this model has none')
     options |= {name: getattr(config, name) for name in (*OF_READERS, 'parallel')}
-    options |= {'vocabulary': spec.vocabulary, 'stateful': spec.stateful}
+    options |= {name: getattr(spec, name) for name in ('vocabulary', 'stateful', 'head_init', 'unroll')}
     return models.sequence_model(spec.output, spec.outputs, **options)
 
 

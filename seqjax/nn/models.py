@@ -17,6 +17,7 @@ from seqjax.nn import cells, wrappers
 from seqjax.nn import rnn as nn_rnn
 from seqjax.nn.cells.cell import Cell
 from seqjax.nn.cells.lstm_cell import LSTMCell
+from seqjax.nn.initializers import Initializer
 from seqjax.nn.wrappers import Bidirectional, Stack, Stateful, TimeDistributed
 from seqjax.ops import masking
 from seqjax.options import NamedOptions
@@ -265,6 +266,7 @@ def sequence_model(
     stateful: bool = False,
     input_dropout: float = 0.0,
     output_dropout: float = 0.0,
+    head_init: Initializer | None = None,
     dtype: Any = None,
     param_dtype: Any = None,
     **options: Any,
@@ -281,6 +283,7 @@ def sequence_model(
       stateful: whether the carry goes on from call to call; see `Stateful`.
       input_dropout: the share of the values that the first recurrent layer reads that is dropped in training.
       output_dropout: that of the values that the head reads.
+      head_init: initializer of the head's kernel; by default that of `nn.Dense`.
       dtype: of the computation, in every part; by default what inputs and parameters promote to.
       param_dtype: of the parameters and the carry, in every part; float32 by default.
       options: further arguments of `recurrent`, and through it of the cell.
@@ -310,7 +313,7 @@ def sequence_model(
     given = {'dtype': dtype, 'param_dtype': param_dtype}
     types = {name: value for name, value in given.items() if value is not None}
     rnn = recurrent(cell, features, **types, **options)
-    head = nn.Dense(outputs, **types)
+    head = nn.Dense(outputs, **types, **({} if head_init is None else {'kernel_init': head_init}))
     embed = None if vocabulary is None else nn.Embed(vocabulary, embedding or features, **types)
     return kinds[output](
         Stateful(rnn) if stateful else rnn,

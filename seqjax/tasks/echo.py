@@ -11,14 +11,14 @@ window's beginning is remembered, but no gradient reaches it), or each on its ow
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 
-from seqjax.nn import losses, models
+from seqjax import validation
+from seqjax.nn import losses
 from seqjax.ops import windows
 from seqjax.ops.windows import StreamRows
-from seqjax.types import Batch, Sequences, Task
+from seqjax.types import Batch, ModelSpec, Sequences, Task
 
 SYMBOLS = 8
 FEEDS = ('stream', 'shuffle')
@@ -43,28 +43,6 @@ def series(seed: int, length: int, delay: int) -> tuple[np.ndarray, np.ndarray]:
     return symbols, np.concatenate([np.zeros(delay, np.int32), symbols])[:length]
 
 
-def _check_feed(feed: str) -> None:
-    if feed not in FEEDS:
-        raise ValueError(f'feed={feed!r} must be one of {", ".join(FEEDS)}')
-
-
-def echo_model(feed: str, *, features: int, **options: Any) -> nn.Module:
-    """Returns the model of one way to feed the task; it is stateful for 'stream'.
-
-    Args:
-      feed: 'stream' or 'shuffle'.
-      features: H.
-      options: further arguments of `seqjax.nn.models.sequence_model`, such as cell, layers and dropout.
-
-    Raises:
-      ValueError: an argument is unknown.
-    """
-    _check_feed(feed)
-    return models.sequence_model(
-        'per_step', SYMBOLS, features=features, vocabulary=SYMBOLS, stateful=feed == 'stream', **options
-    )
-
-
 def echo(
     feed: str,
     *,
@@ -87,7 +65,8 @@ def echo(
     Raises:
       ValueError: an argument is none of the known ones, or no answer would count.
     """
-    _check_feed(feed)
+    validation.check_choice('feed', feed, FEEDS)
+    spec = ModelSpec('per_step', outputs=SYMBOLS, vocabulary=SYMBOLS, stateful=feed == 'stream')
     room, name = (length, 'length') if feed == 'stream' else (window, 'window')
     if delay < 0 or delay >= room or window > length:
         raise ValueError(
@@ -98,11 +77,11 @@ def echo(
         data: Any = windows.stream_rows((symbols, answers, np.arange(length)), batch_size, window)
         places = data.values[2]  # within its row: what lies before a row's beginning, the model has not seen
         data = data._replace(values=(*data.values[:2], places - places[:, :1]))
-        return Task(losses.classification, partial(_stream, window, delay), data)
+        return Task(losses.classification, partial(_stream, window, delay), data, spec=spec)
     whole = length // window * window
     rows = (x[:whole].reshape(-1, window) for x in (symbols, answers))
     data = Windows(*rows, key=jax.random.key(seed))
-    return Task(losses.classification, partial(_shuffle, batch_size, delay), data)
+    return Task(losses.classification, partial(_shuffle, batch_size, delay), data, spec=spec)
 
 
 def _stream(window: int, delay: int, rows: StreamRows, key: jax.Array, step: jax.Array) -> Batch:

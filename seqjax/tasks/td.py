@@ -11,12 +11,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from seqjax.nn import activations, losses
-from seqjax.nn import rnn as nn_rnn
-from seqjax.nn.cells.lstm_cell import LSTMCell
-from seqjax.nn.models import SequenceToSequence, SequenceToVector
-from seqjax.nn.wrappers import TimeDistributed
-from seqjax.types import Batch, Task
+from seqjax import validation
+from seqjax.nn import losses
+from seqjax.types import Batch, ModelSpec, Task
 
 SETUPS = ('one_to_one', 'many_to_one', 'many_to_many')
 UNROLL = 8  # T = 5 as one iteration of the loop: no loop, a third faster under vmap
@@ -31,14 +28,9 @@ def sequence(length: int) -> np.ndarray:
     return (np.arange(length) / length).astype(np.float32)
 
 
-def _check_setup(setup: str) -> None:
-    if setup not in SETUPS:
-        raise ValueError(f'setup {setup!r} must be one of {", ".join(SETUPS)}')
-
-
 def td(setup: str, *, length: int = 5) -> Task:
     """Returns the task of one setup; raises ValueError if `setup` is unknown."""
-    _check_setup(setup)
+    validation.check_choice('setup', setup, SETUPS)
     numbers = sequence(length)
     shape, targets = {
         'one_to_one': ((length, 1, 1), (length, 1)),
@@ -46,29 +38,14 @@ def td(setup: str, *, length: int = 5) -> Task:
         'many_to_many': ((1, length, 1), (1, length, 1)),
     }[setup]
     data = Batch(numbers.reshape(shape), numbers.reshape(targets), np.ones(targets[:1], bool))
-    return Task(losses.mean_squared_error, whole_batch, data)
-
-
-def td_model(
-    setup: str, *, length: int = 5, hidden: int = 5, recurrent_activation: str = 'sigmoid', unroll: int = UNROLL
-) -> nn.Module:
-    """Returns the model of one setup.
-
-    Raises:
-      ValueError: `setup` or `recurrent_activation` is unknown.
-    """
-    _check_setup(setup)
-    if recurrent_activation not in activations.RECURRENT_ACTIVATIONS:
-        raise ValueError(
-            f'recurrent_activation {recurrent_activation!r} must be one of '
-            f'{", ".join(activations.RECURRENT_ACTIVATIONS)}'
-        )
-    cell = LSTMCell(hidden, recurrent_activation=activations.RECURRENT_ACTIVATIONS[recurrent_activation])
-    rnn = nn_rnn.RNN(cell, unroll=min(unroll, 1 if setup == 'one_to_one' else length))
-    if setup == 'many_to_many':
-        return SequenceToSequence(rnn=rnn, head=TimeDistributed(nn.Dense(1, kernel_init=GLOROT)))
-    outputs = length if setup == 'many_to_one' else 1
-    return SequenceToVector(rnn=rnn, head=nn.Dense(outputs, kernel_init=GLOROT))
+    spec = ModelSpec(
+        'per_step' if setup == 'many_to_many' else 'last',
+        outputs=length if setup == 'many_to_one' else 1,
+        features=1,
+        head_init=GLOROT,
+        unroll=min(UNROLL, shape[1]),
+    )
+    return Task(losses.mean_squared_error, whole_batch, data, spec=spec)
 
 
 GLOROT = nn.initializers.glorot_uniform()  # Keras's default for Dense; Flax's is LeCun normal

@@ -15,7 +15,7 @@ import pytest
 from absl import flags as absl_flags
 
 from benchmarks import soak
-from experiments import claims, echo, lstm_step, td, td_rates, temporal_order
+from experiments import claims, echo, lstm_step, td, temporal_order
 from seqjax import errors
 from seqjax.cli import app, checkpoint, compilation_cache, flag_tables, forecast, registry
 from seqjax.cli import command as cli_command
@@ -24,7 +24,7 @@ from seqjax.runs import directory
 
 KEEP_COMPILED = compilation_cache.keep_compiled  # tests put another in its place
 ROOT = Path(__file__).parent.parent.parent
-DEFAULTS = cli_command.default_values(td.run)
+DEFAULTS = td.STUDY.defaults
 
 
 @pytest.fixture
@@ -179,12 +179,6 @@ def test_the_last_seed_may_be_the_last_that_there_is():
         flag_tables.check_seeds(2**32 - 3, 4)
 
 
-def test_the_study_names_the_replicas_that_were_asked_for():
-    """It trains twice as many, and nobody wrote that number."""
-    with pytest.raises(UserError, match='--seed=4294967290.*--replicas=4'):
-        td_rates.run(seed=2**32 - 6, replicas=4)
-
-
 # --- names -----------------------------------------------------------------------------------------
 
 
@@ -316,12 +310,13 @@ def test_results_go_to_a_folder_of_the_setup(asked):
 
 def test_no_flag_is_defined_for_everybody():
     assert not any(module.startswith('experiments') for module in absl_flags.FLAGS.flags_by_module_dict())
-    assert not {*td.FLAGS, *td_rates.FLAGS} & set(absl_flags.FLAGS)
+    assert not {*td.FLAGS, *echo.FLAGS} & set(absl_flags.FLAGS)
 
 
-@pytest.mark.parametrize('module', [checkpoint, claims, echo, lstm_step, soak, td, td_rates])
+@pytest.mark.parametrize('module', [checkpoint, claims, echo, lstm_step, soak, td])
 def test_every_argument_is_a_flag_with_a_help(module):
-    assert list(inspect.signature(module.run).parameters) == list(module.FLAGS)
+    known = module.STUDY.defaults if hasattr(module, 'STUDY') else inspect.signature(module.run).parameters
+    assert list(known) == list(module.FLAGS)
     text = cli_command.help_text(module.COMMAND, 'name', module.COMMAND.table_for([]), full=True)
     places = [text.index(f'--{name}=(' if f'--{name}=(' in text else f'--[no]{name}') for name in module.FLAGS]
     assert len(set(places)) == len(places)
@@ -392,7 +387,7 @@ def test_an_interrupt_during_the_imports_shows_no_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(('word', 'want'), [('highest', 'highest'), ('high', 'high'), ('default', 'bfloat16')])
-@pytest.mark.parametrize('module', [echo, td, td_rates, temporal_order])
+@pytest.mark.parametrize('module', [echo, td, temporal_order])
 def test_matmul_precision_holds_while_a_run_is_compiled(module, word, want, monkeypatch, capsys):
     """In every experiment that trains; by default JAX's own setting stays."""
 

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import echo, td
 from seqjax import training
-from seqjax.cli import command, flag_tables, registry, sweep, task_registry, text
+from seqjax.cli import flag_tables, registry, sweep, task_registry, text
 from seqjax.cli.dataset_experiment import Sampling, TrainedModel
 from seqjax.cli.settings import Settings
 from seqjax.errors import UserError
@@ -80,8 +80,8 @@ def stopped(in_tmp, monkeypatch):
         ('sweep', '--grid=length:2,1000000000', '--length=1000000000'),
         ('td', '--chunk=2147483647 --epochs=2147483647', '--epochs=2147483647 .*--chunk=2147483647'),
         ('td', '--replicas=100000 --epochs=100000', '--epochs=100000 --replicas=100000'),
-        ('td_rates', '--every=1000000000 --epochs=1000000000', '--every=1000000000'),
-        ('td_rates', '--every=1 --epochs=1000000000 --replicas=1', '--epochs=1000000000'),
+        ('sweep', '--every=1000000000 --epochs=1000000000', '--every=1000000000'),
+        ('sweep', '--every=1 --epochs=1000000000 --replicas=1', '--epochs=1000000000'),
         ('echo', '--delay=1000000000 --length=2000000000', '--length=2000000000 --delay=1000000000'),
         ('echo', '--window=50000 --batch_size=50000', '--window=50000 --batch_size=50000'),
         ('echo', '--replicas=1000000 --steps=1000000', '--steps=1000000 --replicas=1000000'),
@@ -118,7 +118,7 @@ def test_a_grid_of_too_many_settings_is_refused_before_it_is_made(stopped):
     [
         ('td', '--flagfile=many_to_many --replicas=1000'),
         ('td', '--epochs=100000000 --hidden=1'),
-        ('td_rates', ''),
+        ('sweep', '--metric=exact --grid=learning_rate:1e-3,0.1 --epochs=100 --every=5 --replicas=1000'),
         ('echo', '--flagfile=echo_stream'),
         ('adding', '--hidden=1024 --length=500 --batch_size=32'),  # replicas of this size take turns
         ('adding', '--flagfile=adding_1000'),
@@ -177,10 +177,11 @@ def test_the_estimate_of_a_study_is_that_of_xla(name, settings):
 
 
 def test_the_estimate_of_the_first_experiment_is_that_of_xla():
-    settings = td.complete(command.default_values(td.run)) | {'length': 100, 'hidden': 50, 'replicas': 50}
-    estimate, real = measured(td.make_model(settings), td.make_task(settings), td.make_optimiser(settings), 100, 50)
+    settings = td.STUDY.complete(td.STUDY.defaults) | {'length': 100, 'hidden': 50, 'replicas': 50}
+    one = td.STUDY
+    estimate, real = measured(one.make_model(settings), one.make_task(settings), one.make_optimiser(settings), 100, 50)
     assert real / 4 < estimate < 4 * real
-    assert real / 4 < 4 * td.sizes(**settings)[0] < 4 * real
+    assert real / 4 < 4 * one.sizes(**settings)[0] < 4 * real
 
 
 def test_the_estimate_knows_what_lives_at_once():

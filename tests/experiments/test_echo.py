@@ -9,9 +9,10 @@ import pytest
 from benchmarks import soak
 from experiments import echo as experiments_echo
 from seqjax import training
-from seqjax.cli import command as cli_command
 from seqjax.cli import command_line
+from seqjax.config import ModelConfig
 from seqjax.errors import UserError
+from seqjax.nn.build import build_model
 from seqjax.tasks import echo
 from tests.experiments.test_td import command
 
@@ -81,7 +82,7 @@ def test_a_task_without_an_answer_is_refused(feed, options, told):
 def test_a_flagfiles_claim_holds(feed, least, monkeypatch):
     """A short version: of four seeds at least so many echo, and after one step none names a third rightly."""
     argv = [f'--flagfile=echo_{feed}', '--replicas=4', '--nopicture']
-    values = command_line.parse(experiments_echo.FLAGS, cli_command.default_values(experiments_echo.run), argv)
+    values = command_line.parse(experiments_echo.FLAGS, experiments_echo.STUDY.defaults, argv)
     answers = experiments_echo.run(**values)
     assert sum(right >= experiments_echo.RIGHT * answers.count for right in answers.right) >= least
     untrained = experiments_echo.run(**values | {'steps': 1})
@@ -119,9 +120,7 @@ def test_what_does_not_go_together_is_told(tmp_path):
 def test_the_carry_of_a_stream_is_part_of_what_is_saved(tmp_path):
     """The State holds it, so that a run that goes on remembers what lies before its window."""
     task = echo.echo('stream', delay=DELAY, window=WINDOW, batch_size=2, length=24)
-    model, tx = (
-        echo.echo_model('stream', features=4),
-        experiments_echo.make_optimiser({**cli_command.default_values(experiments_echo.run)}),
-    )
+    model = build_model(task.spec, ModelConfig(hidden=4))
+    tx = experiments_echo.STUDY.make_optimiser(experiments_echo.STUDY.defaults)
     state = training.init_state(model, task, tx, jax.random.key(0))
     assert len(jax.tree.leaves(state.variables['carry'])) >= 2

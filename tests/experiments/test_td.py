@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import td, td_rates
-from experiments.td_rates import Point
+from experiments import td
 from seqjax.cli import command as cli_command
 from seqjax.cli import command_line, registry
-from seqjax.reporting import statistics
+from seqjax.cli.settings import Settings
 from seqjax.runs.directory import Workdir
 from seqjax.training import seeds
 
@@ -316,11 +315,11 @@ def test_replicas_leave_their_curves_and_the_right_shares(in_tmp, capsys):
 
 
 def test_the_notebook_is_compared_at_its_own_settings_alone():
-    defaults = {**cli_command.default_values(td.run), 'epochs': 1000}
+    defaults = Settings.of({**td.STUDY.defaults, 'epochs': 1000})
     assert td.read_reference(defaults) is not None
-    assert td.read_reference({**defaults, 'setup': 'one_to_one'}) is None  # it printed no curve of that
+    assert td.read_reference(defaults.replace(setup='one_to_one')) is None  # it printed no curve of that
     for name, value in (('hidden', 6), ('length', 4), ('learning_rate', 0.01), ('adam_epsilon', 1e-8)):
-        assert td.read_reference({**defaults, name: value}) is None
+        assert td.read_reference(defaults.replace(**{name: value})) is None
 
 
 def test_within_band_counts():
@@ -349,7 +348,7 @@ def test_help_lists_every_flag_and_exits_with_0(capsys):
 
 
 def test_a_later_flag_wins_and_a_packaged_flagfile_is_found_from_anywhere(in_tmp):
-    defaults = cli_command.default_values(td.run)
+    defaults = td.STUDY.defaults
     values = command_line.parse(
         td.FLAGS, defaults, ['--epochs=3', '--flagfile=many_to_one', '--hidden=9', '--nopicture']
     )
@@ -419,53 +418,3 @@ def test_a_terminal_sees_a_bar(in_tmp):
     assert '━'.encode() in shown and b'40/40' in shown and b'loss' in shown
     plain = command('--epochs=40', '--chunk=2', '--nopicture', '--workdir=v', cwd=in_tmp).stdout
     assert '━' not in plain and 2 <= sum(line.startswith('epoch') for line in plain.splitlines()) <= 10
-
-
-# --- the study of learning rates -------------------------------------------------------------------
-
-
-def test_the_study_counts_what_runs_of_their_own_count(in_tmp, capsys):
-    flags = ['--rates=0.02,0.1', '--epochs=70', '--every=10', '--replicas=20', '--share=0.5', '--workdir=w']
-    assert td_rates.main(flags) == 0
-    folder = in_tmp / 'w'
-    assert {file.name for file in folder.iterdir()} == {'checkpoints', 'shares.csv', 'shares.png', 'summary.json'}
-    last = capsys.readouterr().out.strip().splitlines()[-1]
-    with (folder / 'shares.csv').open() as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row['epochs']) for row in rows] == 2 * list(range(10, 71, 10))
-    for rate, epochs in (('0.02', 70), ('0.1', 50), ('0.1', 70)):
-        alone = td.run(learning_rate=float(rate), epochs=epochs, replicas=20, picture=False)
-        row = next(row for row in rows if row['learning_rate'] == rate and int(row['epochs']) == epochs)
-        assert int(row['exact']) == alone.summary['replicas']['exact'] and int(row['count']) == 20
-    capsys.readouterr()
-    assert '20 to 39' in last
-    summary = json.loads((folder / 'summary.json').read_text())
-    rate, epochs, exact, count = summary['confirmed']
-    others = td.run(learning_rate=rate, epochs=epochs, seed=20, replicas=20, picture=False)
-    assert summary['fewest'][:2] == [rate, epochs]
-    assert (exact, count) == (others.summary['replicas']['exact'], 20)
-    capsys.readouterr()
-    assert td_rates.main(flags) == 0
-    again = capsys.readouterr().out
-    assert again.strip().splitlines()[-1] == last
-    assert td_rates.main([*flags, '--rates=0.5']) == 2 and '--rates' in capsys.readouterr().err
-    assert td.main([*SHORT, f'--workdir={folder}']) == 2 and 'td_rates' in capsys.readouterr().err
-
-
-def test_the_fewest_epochs_need_the_whole_interval():
-    points = [
-        Point(0.1, 60, 992, 1000),
-        Point(0.1, 65, 999, 1000),
-        Point(0.2, 65, 1000, 1000),
-    ]
-    assert td_rates.fewest(points, 0.99) == points[2]
-    assert td_rates.fewest(points[:1], 0.99) is None
-    assert statistics.share_interval(992, 1000)[0] < 0.99
-
-
-@pytest.mark.parametrize(
-    'flag', ['--rates=', '--rates=0.1,0', '--rates=0.1,0.1', '--share=0', '--share=nan', '--every=0']
-)
-def test_mistakes_in_the_study(flag, in_tmp, capsys):
-    assert td_rates.main([flag]) == 2
-    assert flag.split('=')[0] in sentence(capsys)

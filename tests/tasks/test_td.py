@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from seqjax import training
+from seqjax.config import ModelConfig
+from seqjax.nn.build import build_model
 from seqjax.reporting import text_tables
 from seqjax.tasks import td
 from seqjax.types import Batch
@@ -21,6 +23,11 @@ COUNTS = {'one_to_one': 146, 'many_to_one': 170, 'many_to_many': 146}
 OUTPUTS = {'one_to_one': 1, 'many_to_one': 5, 'many_to_many': 1}
 
 
+def model_of(task, cell='lstm'):
+    """The notebook's model."""
+    return build_model(task.spec, ModelConfig(cell=cell, hidden=5))
+
+
 def dense(setup, params):
     return params['head']['module'] if setup == 'many_to_many' else params['head']
 
@@ -29,7 +36,8 @@ def dense(setup, params):
 @pytest.mark.parametrize('setup', td.SETUPS)
 def test_batches_hold_the_sequence_in_the_shapes_of_the_setup(setup, length):
     """Inputs and targets are both i / length, everything counts, and the model answers in the targets' shape."""
-    task, model = td.td(setup, length=length), td.td_model(setup, length=length, hidden=3)
+    task = td.td(setup, length=length)
+    model = build_model(task.spec, ModelConfig(hidden=3))
     batch = task.batch(task.data, jax.random.key(0), jnp.int32(7))
     assert isinstance(batch, Batch)
     assert tuple(x.shape for x in batch) == SHAPES[setup](length)
@@ -62,7 +70,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_whole_batch(setup):
 def test_parameter_counts_are_the_notebooks(setup):
     """146, 170 and 146: 140 for the LSTM, 6 or 30 for the dense layer."""
     task = td.td(setup)
-    params = jax.eval_shape(td.td_model(setup).init, jax.random.key(0), task.data.inputs)['params']
+    params = jax.eval_shape(model_of(task).init, jax.random.key(0), task.data.inputs)['params']
     assert text_tables.count_params(params) == COUNTS[setup]
     assert text_tables.count_params(params['rnn']) == 140
     assert text_tables.count_params(params['head']) == 6 * OUTPUTS[setup]
@@ -71,7 +79,8 @@ def test_parameter_counts_are_the_notebooks(setup):
 @pytest.mark.parametrize('setup', td.SETUPS)
 def test_weights_begin_as_keras_layers_do(setup):
     """The dense kernel is Glorot uniform, as Flax's own default is not; its bias 0; the LSTM's forget bias 1."""
-    task, model = td.td(setup), td.td_model(setup)
+    task = td.td(setup)
+    model = model_of(task)
     keys = jax.random.split(jax.random.key(0), 2000)
     params = jax.jit(jax.vmap(lambda key: model.init(key, task.data.inputs)))(keys)['params']
     head, shape = dense(setup, params), (5, OUTPUTS[setup])
@@ -121,34 +130,30 @@ def test_twenty_steps_of_training_equal_keras(keras, compiled_td, setup):
 
 def test_unroll_changes_no_number():
     """However the loop over time is compiled, the model answers the same."""
-    task, model = td.td('many_to_many'), td.td_model('many_to_many')
+    task = td.td('many_to_many')
+    model = model_of(task)
     variables = reference.random_variables(model, task.data.inputs)
     want = model.apply(variables, task.data.inputs)
     for unroll in (1, 2):
-        got = td.td_model('many_to_many', unroll=unroll).apply(variables, task.data.inputs)
+        other = task._replace(spec=task.spec._replace(unroll=unroll))
+        got = model_of(other).apply(variables, task.data.inputs)
         reference.assert_close(got, want, 1e-6)
 
 
 def test_recurrent_activation_reaches_the_gates():
     """Each of the three gives other outputs from the same weights."""
-    models = [
-        td.td_model('many_to_one', recurrent_activation=f'{name}sigmoid') for name in ('', 'hard_', 'keras2_hard_')
-    ]
-    inputs = td.td('many_to_one').data.inputs
+    task = td.td('many_to_one')
+    names = ('sigmoid', 'hard_sigmoid', 'keras2_hard_sigmoid')
+    models = [model_of(task, f'lstm(recurrent_activation={name})') for name in names]
+    inputs = task.data.inputs
     variables = reference.random_variables(models[0], inputs)
     outputs = [np.asarray(jax.jit(model.apply)(variables, inputs)) for model in models]
     for one, other in ((0, 1), (1, 2), (0, 2)):
         assert np.abs(outputs[one] - outputs[other]).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'words'),
-    [
-        ({'setup': 'one_to_two'}, ("'one_to_two'", *td.SETUPS)),
-        ({'setup': 'one_to_one', 'recurrent_activation': 'relu'}, ("'relu'", 'sigmoid', 'keras2_hard_sigmoid')),
-    ],
-)
-def test_unknown_names_are_refused_with_the_known_ones(arguments, words):
-    with pytest.raises(ValueError) as error:
-        td.td_model(**arguments)
-    assert all(word in str(error.value) for word in words)
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'one_to_two'.*'one_to_one'.*'many_to_one'.*'many_to_many'"):
+        td.td('one_to_two')
+    with pytest.raises(ValueError, match="'relus'.*'sigmoid'.*'keras2_hard_sigmoid'"):
+        model_of(td.td('one_to_one'), 'lstm(recurrent_activation=relus)')

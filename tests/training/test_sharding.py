@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from experiments import echo
-from seqjax.cli import command
 from seqjax.training import sharding
 from tests.runs.test_multihost import RUN, losses
 
@@ -93,12 +92,10 @@ def test_the_layout_divides_what_it_says():
     code = """
 import jax, json, numpy as np
 from experiments import echo
-from seqjax.cli.command import default_values
 from seqjax import training
 from seqjax.runs.parameters import named
-flags = {**default_values(echo.run), 'batch_size': 8, 'hidden': 4}
-model, task = echo.make_model(flags), echo.make_task(flags)
-tx = echo.make_optimiser(default_values(echo.run))
+flags = {**echo.STUDY.defaults, 'batch_size': 8, 'hidden': 4}
+model, task, tx = echo.STUDY.make_model(flags), echo.STUDY.make_task(flags), echo.STUDY.make_optimiser(flags)
 shapes = jax.eval_shape(lambda: training.init_state(model, task, tx, jax.random.key(0)))
 found = {}
 for asked, replicas in (('data:4,model:2', None), ('data:8', None), ('data:8', 16)):
@@ -171,8 +168,8 @@ def test_by_default_all_devices_are_used_where_each_has_enough_to_do(platform, c
 
 def test_cores_divide_what_is_work_and_neither_too_wide_nor_drawn():
     def worth(work, widest, **options):
-        flags = {**command.default_values(echo.run), 'batch_size': 8, 'window': 10, 'hidden': 4, **options}
-        return sharding.data_parallel_pays(echo.make_model(flags), echo.make_task(flags), work, widest)
+        flags = {**echo.STUDY.defaults, 'batch_size': 8, 'window': 10, 'hidden': 4, **options}
+        return sharding.data_parallel_pays(echo.STUDY.make_model(flags), echo.STUDY.make_task(flags), work, widest)
 
     largest = 4 * 4 * 4  # the recurrent kernel of the LSTM, beside one input
     assert worth(8 * 10 * largest, largest, cell='lstm')

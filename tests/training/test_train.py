@@ -9,7 +9,9 @@ import numpy as np
 import optax
 
 from seqjax import training
+from seqjax.config import ModelConfig
 from seqjax.nn import losses as nn_losses
+from seqjax.nn.build import build_model
 from seqjax.tasks import td
 from seqjax.training import optimizers
 from seqjax.types import Batch, Mean, Task
@@ -153,7 +155,8 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit():
 
 def test_an_lstm_too_is_trained_bit_for_bit_in_any_chunks():
     """The td task: steps one by one, and four with a stop and six more in chunks of four."""
-    model, task = td.td_model('many_to_many'), td.td('many_to_many')
+    task = td.td('many_to_many')
+    model = build_model(task.spec, ModelConfig(hidden=5))
     state = training.init_state(model, task, TX, jax.random.key(0))
     single, four = (training.make_train_chunk(model, task, TX, chunk=chunk) for chunk in (1, 4))
     want_state, want_metrics, _ = train_all(task, state, single, model=model, chunk=1)

@@ -1,0 +1,252 @@
+"""The experiment that trains seeds for a fixed number of steps and logs the loss of every step.
+
+experiments/td.py and experiments/echo.py have subclasses. The flags are fields of the configurations of
+`seqjax.config` and of a dataclass of the task's own.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+import optax
+
+from seqjax import config as seqjax_config
+from seqjax import training
+from seqjax.cli import default_workdir, flag_tables, task_setup
+from seqjax.cli.command import Command
+from seqjax.cli.flag_tables import FlagTable
+from seqjax.cli.settings import Settings
+from seqjax.config import ModelConfig, TrainConfig
+from seqjax.errors import UserError
+from seqjax.reporting import plots, text_tables
+from seqjax.reporting.text_tables import Layer
+from seqjax.runs import directory, result_files
+from seqjax.runs.directory import Workdir
+from seqjax.training import replicas, run_summary
+from seqjax.training.seeds import RunResult
+from seqjax.types import Arrays, Task, TrainState
+
+
+class FinishedRun(NamedTuple):
+    """A run that was trained, or read back from its folder."""
+
+    settings: Settings
+    summary: dict[str, Any]  # content of summary.json
+    losses: np.ndarray  # [steps], or [R, steps] with replicas
+    predictions: np.ndarray | None  # see `FixedStepsExperiment.predictions`
+    state: TrainState | None = None  # after the last step; None for a run that was read back
+
+
+class FixedStepsExperiment(abc.ABC):
+    """Base class of experiments that train seeds for a fixed number of steps.
+
+    Subclasses define `task`, `test_inputs`, `measure`, `outcome`, `conclusion`, `draw`, `sizes` and `result`.
+
+    Args:
+      name: of the experiment, and of its folder in runs/.
+      config: the frozen dataclass of the task's own flags.
+      flags: names of the flags that are not in `flag_tables.SHARED`, in their order; the first is in the name of the
+        run directory.
+      defaults: of fields of the configurations, which replace theirs.
+    """
+
+    STEPS = 'steps'  # the flag of the training steps
+    measured: str  # the name of what `measure` returns
+    panels = 1  # of the picture
+
+    def __init__(self, name: str, config: type, flags: Iterable[str], **defaults: Any):
+        configs = (config, *seqjax_config.CONFIGS)
+        table, values = flag_tables.flags_of(*configs), flag_tables.defaults_of(*(make() for make in configs))
+        self.name, self.config, names = name, config, (*flags, *flag_tables.SHARED)
+        self.FLAGS = {name: table[name] for name in names}
+        self.defaults = {name: (values | defaults)[name] for name in names}
+
+    # --- parts of a run, of all flags --------------------------------------------------------------
+
+    def own(self, settings: Settings) -> Any:
+        """The task's own flags, an instance of `config`."""
+        return self.config(**settings.options)
+
+    def steps(self, settings: Settings) -> int:
+        return settings.flags[self.STEPS]
+
+    def make_task(self, flags: Mapping[str, Any]) -> Task:
+        """The task that the flags ask for; raises UserError where it cannot be."""
+        settings = Settings.of(flags)
+        try:
+            return self.task(self.own(settings), settings.train)
+        except ValueError as error:
+            raise UserError(f'{task_setup.named(settings.options, settings.options)}: {error}') from error
+
+    def make_model(self, flags: Mapping[str, Any], task: Task | None = None) -> nn.Module:
+        settings = Settings.of(flags)
+        config = self.model_config(settings.model, self.own(settings))
+        return task_setup.make_model((task or self.make_task(flags)).spec, config)
+
+    def make_optimiser(self, flags: Mapping[str, Any]) -> optax.GradientTransformation:
+        return task_setup.make_optimizer(Settings.of(flags).train)
+
+    # --- what subclasses define ----------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def task(self, own: Any, train: TrainConfig) -> Task:
+        """The task, with its spec; raises ValueError where flags do not go together."""
+
+    @abc.abstractmethod
+    def test_inputs(self, task: Task, settings: Settings) -> Arrays:
+        """Inputs of the predictions of the trained model."""
+
+    @abc.abstractmethod
+    def measure(self, outputs: np.ndarray, settings: Settings) -> np.ndarray:
+        """One number a seed, of the outputs for the test inputs: [R, B, ...] -> [R]."""
+
+    @abc.abstractmethod
+    def outcome(self, losses: np.ndarray, outputs: np.ndarray, settings: Settings) -> dict[str, Any]:
+        """The task's own part of summary.json."""
+
+    @abc.abstractmethod
+    def conclusion(self, run: FinishedRun) -> str:
+        """The last line: in words, what was reached."""
+
+    @abc.abstractmethod
+    def title(self, settings: Settings) -> str:
+        """The title of the picture."""
+
+    @abc.abstractmethod
+    def draw(self, axes: Any, run: FinishedRun) -> None:
+        """Draws the picture, which is kept as curve.png."""
+
+    @abc.abstractmethod
+    def result(self, run: FinishedRun, figure: Any) -> Any:
+        """Returns what `run` returns to Python."""
+
+    @abc.abstractmethod
+    def sizes(self, **flags: Any) -> tuple[int, dict[str, Any]]:
+        """About how many float32 numbers a run holds at once, and the flags that decide it."""
+
+    def max_width(self, **flags: Any) -> int:
+        """The most replicas of a group."""
+        return replicas.MAX_WIDTH
+
+    def complete(self, flags: dict[str, Any]) -> dict[str, Any]:
+        """Fills in flags whose default depends on others."""
+        return flags
+
+    def model_config(self, model: ModelConfig, own: Any) -> ModelConfig:
+        """The configuration of the model where a flag of the task's own decides a part of it."""
+        return model
+
+    def predictions(self, outputs: np.ndarray, settings: Settings) -> np.ndarray | None:
+        """Predictions that replicas.npz keeps; None for none."""
+        return None
+
+    def read_predictions(self, folder: Workdir, summary: dict[str, Any], settings: Settings) -> np.ndarray | None:
+        """Reads the predictions of a finished run."""
+        return None
+
+    def show(self, run: FinishedRun) -> None:  # noqa: B027
+        """Prints a table of the predictions, where there is one."""
+
+    # --- a run -----------------------------------------------------------------------------------------
+
+    def check(self, values: Mapping[str, Any]) -> Settings:
+        """Plain values -> all settings; raises UserError where one is refused or a run of them cannot fit."""
+        flag_tables.check_known(values, self.FLAGS)
+        flags = self.complete(flag_tables.check(self.FLAGS, {**self.defaults, **values}, self.defaults))
+        settings = Settings.of(flags)
+        flag_tables.check_seeds(settings.train.seed, settings.train.replicas)
+        flag_tables.check_memory(*self.sizes(**flags))
+        return settings
+
+    def run(self, **values: Any) -> Any:
+        """Trains seeds for all steps, and shows the model, the training, the outcome and the loss curve.
+
+        Every argument is a flag of the command line. Without `workdir` nothing is kept.
+
+        Raises:
+          UserError (a ValueError): an argument is refused, the folder holds another run, or the loss is not finite.
+        """
+        settings = self.check(values)
+        task = self.make_task(settings.flags)
+        model = self.make_model(settings.flags, task)
+        tx = self.make_optimiser(settings.flags)
+        with directory.open_workdir(settings.flags, self.name, steps=self.STEPS) as (folder, summary):
+            print(f'{self.title(settings)}\n')
+            if summary is None:
+                with flag_tables.matmul_precision(settings.train.matmul_precision):
+                    run = self.train(model, task, tx, settings, folder)
+            else:
+                print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
+                run = self.read(folder, summary, settings)
+            with folder.reading():
+                conclusion = self.conclusion(run)
+                self.show(run)
+            figure = self.picture(folder, run) if settings.run.picture else None
+            if folder.path is not None:
+                print('\n' + folder.listing())
+            print('\n' + conclusion)
+            return self.result(run, figure)
+
+    def train(
+        self, model: nn.Module, task: Task, tx: optax.GradientTransformation, settings: Settings, folder: Workdir
+    ) -> FinishedRun:
+        """Trains, and leaves everything but the picture in the folder."""
+        inputs, config, steps = self.test_inputs(task, settings), settings.train, self.steps(settings)
+        summary = run_summary.new_summary(self.name, settings.flags, text_tables.model_layers(model, inputs))
+        print(_table(summary))
+        folder.write_summary(summary)
+        how = {'steps': steps, 'chunk': settings.run.chunk, 'workdir': folder, 'replicas': config.replicas}
+        how |= {'max_width': self.max_width(**settings.flags), 'stream': settings.options.get('on_host', False)}
+        compiled = training.compile_run(model, task, tx, inputs, **how, **flag_tables.keeping(vars(settings.run)))
+        seeds = np.arange(config.seed, config.seed + (config.replicas or 1))
+        which = f', seed {seeds[0]}' if config.replicas is None else f' of seeds {seeds[0]} to {seeds[-1]}'
+        print(f'{steps:,} {self.STEPS}{which}, on {summary["device"]}')
+        unit = self.STEPS.removesuffix('s')
+        record: RunResult = training.train_with_losses(compiled, inputs, seeds, unit=unit)
+        predictions = self.predictions(record.outputs, settings)
+        if config.replicas is not None:
+            kept = {} if predictions is None else {'predictions': predictions}
+            result_files.write_replicas(folder, loss=record.losses, **kept)
+        print(record.timing() + '\n')
+        seconds = None if record.resumed else record.seconds
+        summary |= {'finished': True, 'seconds': seconds, **run_summary.loss_summary(record.losses)}
+        summary |= self.outcome(record.losses, record.outputs, settings)
+        folder.write_summary(summary)
+        return FinishedRun(settings, summary, record.losses, predictions, record.state)
+
+    def read(self, folder: Workdir, summary: dict[str, Any], settings: Settings) -> FinishedRun:
+        """Reads what a finished run left."""
+        with folder.reading():
+            print(_table(summary))
+        losses = result_files.read_losses(folder, self.steps(settings), settings.train.replicas)
+        return FinishedRun(settings, summary, losses, self.read_predictions(folder, summary, settings))
+
+    def picture(self, folder: Workdir, run: FinishedRun) -> Any:
+        """The figure; None where Matplotlib is missing."""
+        try:
+            figure, axes = plots.new_figure(self.panels, self.title(run.settings))
+        except ImportError:
+            print('\n' + plots.NO_PICTURE)
+            return None
+        self.draw(axes, run)
+        result_files.write_picture(folder, figure)
+        return figure
+
+    def command(self, doc: str) -> Command:
+        """The command of the module whose docstring this is."""
+        first = next(iter(self.FLAGS))
+
+        def complete(values: dict[str, Any]) -> dict[str, Any]:
+            return default_workdir.default_workdir(
+                values, self.defaults, self.name, values[first], named=[first], steps=self.STEPS
+            )
+
+        return Command(self.name, doc, self.run, FlagTable(self.FLAGS, self.defaults), complete)
+
+
+def _table(summary: dict[str, Any]) -> str:
+    return text_tables.format_table([Layer(**layer) for layer in summary['layers']]) + '\n'
