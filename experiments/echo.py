@@ -33,9 +33,7 @@ RIGHT = 0.99  # the share of right answers from which on a seed counts as one th
 class EchoConfig:
     """The flags of the echo experiment alone."""
 
-    feed: str = option(
-        'stream', 'windows one after the other with the carry handed on, or in a new order', choices=echo.FEEDS
-    )
+    feed: str = option('stream', 'windows in order with the carry handed on, or in a new order', choices=echo.FEEDS)
     delay: int = option(4, 'how many steps back the answer lies', (0, None))
     window: int = option(16, 'steps of a window', (1, None))
     length: int = option(16_384, 'symbols of the series that is trained on', (1, None))

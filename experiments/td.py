@@ -101,8 +101,7 @@ class TdExperiment(FixedStepsExperiment):
         return result_files.read_replicas(folder, 'predictions', (settings.train.replicas, length))
 
     def measure(self, outputs: np.ndarray, settings: Settings) -> np.ndarray:
-        targets = self.targets(settings)
-        return exact(outputs.reshape(-1, len(targets)), targets)
+        return exact(outputs.reshape(-1, self.own(settings).length), self.targets(settings))
 
     def outcome(self, losses: np.ndarray, outputs: np.ndarray, settings: Settings) -> dict[str, Any]:
         """With replicas, `predictions` and `exact` are those of the first seed."""
@@ -130,7 +129,7 @@ class TdExperiment(FixedStepsExperiment):
 
     def conclusion(self, run: FinishedRun) -> str:
         summary = run.summary
-        after = f'{self.own(run.settings).setup}: after {self.steps(run.settings):,} epochs '
+        after = '{0.setup}: after {0.epochs:,} epochs '.format(self.own(run.settings))
         if run.settings.train.replicas is None:
             return after + _conclusion_of_one(summary, self.targets(run.settings), run.settings.train.seed)
         found, quantiles = summary['replicas'], summary['last_loss_quantiles']
@@ -183,7 +182,7 @@ class TdExperiment(FixedStepsExperiment):
 
     def sizes(self, **flags: Any) -> tuple[int, dict[str, Any]]:
         settings, one = Settings.of(flags), _numbers(flags['setup'], flags['length'], flags['hidden'])
-        count, steps, length = settings.train.replicas, self.steps(settings), self.own(settings).length
+        count, steps, length = settings.train.replicas, self.own(settings).epochs, self.own(settings).length
         side_by_side = 1 if count is None else replicas.group_width(count, replicas.max_width(one))
         numbers = side_by_side * (one + 4 * min(settings.run.chunk, steps)) + (count or 1) * (3 * steps + length)
         return numbers, {name: flags[name] for name in ('length', 'hidden', 'epochs', 'replicas', 'chunk')}

@@ -27,7 +27,6 @@ from seqjax.reporting.text_tables import Layer
 from seqjax.runs import directory, result_files
 from seqjax.runs.directory import Workdir
 from seqjax.training import replicas, run_summary
-from seqjax.training.seeds import RunResult
 from seqjax.types import Arrays, Task, TrainState
 
 
@@ -65,14 +64,9 @@ class FixedStepsExperiment(abc.ABC):
         self.FLAGS = {name: table[name] for name in names}
         self.defaults = {name: (values | defaults)[name] for name in names}
 
-    # --- parts of a run, of all flags --------------------------------------------------------------
-
     def own(self, settings: Settings) -> Any:
         """The task's own flags, an instance of `config`."""
         return self.config(**settings.options)
-
-    def steps(self, settings: Settings) -> int:
-        return settings.flags[self.STEPS]
 
     def make_task(self, flags: Mapping[str, Any]) -> Task:
         """The task that the flags ask for; raises UserError where it cannot be."""
@@ -89,8 +83,6 @@ class FixedStepsExperiment(abc.ABC):
 
     def make_optimiser(self, flags: Mapping[str, Any]) -> optax.GradientTransformation:
         return task_setup.make_optimizer(Settings.of(flags).train)
-
-    # --- what subclasses define ----------------------------------------------------------------------
 
     @abc.abstractmethod
     def task(self, own: Any, train: TrainConfig) -> Task:
@@ -151,8 +143,6 @@ class FixedStepsExperiment(abc.ABC):
     def show(self, run: FinishedRun) -> None:  # noqa: B027
         """Prints a table of the predictions, where there is one."""
 
-    # --- a run -----------------------------------------------------------------------------------------
-
     def check(self, values: Mapping[str, Any]) -> Settings:
         """Plain values -> all settings; raises UserError where one is refused or a run of them cannot fit."""
         flag_tables.check_known(values, self.FLAGS)
@@ -172,8 +162,7 @@ class FixedStepsExperiment(abc.ABC):
         """
         settings = self.check(values)
         task = self.make_task(settings.flags)
-        model = self.make_model(settings.flags, task)
-        tx = self.make_optimiser(settings.flags)
+        model, tx = self.make_model(settings.flags, task), self.make_optimiser(settings.flags)
         with directory.open_workdir(settings.flags, self.name, steps=self.STEPS) as (folder, summary):
             print(f'{self.title(settings)}\n')
             if summary is None:
@@ -195,7 +184,7 @@ class FixedStepsExperiment(abc.ABC):
         self, model: nn.Module, task: Task, tx: optax.GradientTransformation, settings: Settings, folder: Workdir
     ) -> FinishedRun:
         """Trains, and leaves everything but the picture in the folder."""
-        inputs, config, steps = self.test_inputs(task, settings), settings.train, self.steps(settings)
+        inputs, config, steps = self.test_inputs(task, settings), settings.train, settings.flags[self.STEPS]
         summary = run_summary.new_summary(self.name, settings.flags, text_tables.model_layers(model, inputs))
         print(_table(summary))
         folder.write_summary(summary)
@@ -205,8 +194,7 @@ class FixedStepsExperiment(abc.ABC):
         seeds = np.arange(config.seed, config.seed + (config.replicas or 1))
         which = f', seed {seeds[0]}' if config.replicas is None else f' of seeds {seeds[0]} to {seeds[-1]}'
         print(f'{steps:,} {self.STEPS}{which}, on {summary["device"]}')
-        unit = self.STEPS.removesuffix('s')
-        record: RunResult = training.train_with_losses(compiled, inputs, seeds, unit=unit)
+        record = training.train_with_losses(compiled, inputs, seeds, unit=self.STEPS.removesuffix('s'))
         predictions = self.predictions(record.outputs, settings)
         if config.replicas is not None:
             kept = {} if predictions is None else {'predictions': predictions}
@@ -222,7 +210,7 @@ class FixedStepsExperiment(abc.ABC):
         """Reads what a finished run left."""
         with folder.reading():
             print(_table(summary))
-        losses = result_files.read_losses(folder, self.steps(settings), settings.train.replicas)
+        losses = result_files.read_losses(folder, settings.flags[self.STEPS], settings.train.replicas)
         return FinishedRun(settings, summary, losses, self.read_predictions(folder, summary, settings))
 
     def picture(self, folder: Workdir, run: FinishedRun) -> Any:

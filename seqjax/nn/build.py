@@ -40,7 +40,8 @@ def build_model(spec: ModelSpec, config: ModelConfig, inputs: Arrays | None = No
     options['features'] = config.hidden
     try:
         model = _writer(spec, config, options) if spec.output == 'seq2seq' else _reader(spec, config, options)
-        jax.eval_shape(model.init, jax.random.key(0), one_step(spec) if inputs is None else inputs)
+        key, first = jax.eval_shape(lambda: (jax.random.key(0), one_step(spec)))  # nothing is compiled
+        jax.eval_shape(model.init, key, first if inputs is None else inputs)
     except TypeError as error:  # a cell without such a gate
         raise ValueError(str(error)) from error
     return model if spec.wrap_model is None else spec.wrap_model(model)

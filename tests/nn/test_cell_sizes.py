@@ -37,6 +37,6 @@ def test_a_cell_has_so_many_parameters(cell, options, count, parallel, sizes):
     """For F features, H hidden units and a projection to P; all steps at once where the cell is affine."""
     options = {name: sizes['P'] if value == 'P' else value for name, value in options.items()}
     cell = cell(sizes['H'], **options)
-    params = rnn.RNN(cell).init(jax.random.key(0), np.zeros((1, 2, sizes['F']), np.float32))
+    params = jax.eval_shape(rnn.RNN(cell).init, jax.random.key(0), np.zeros((1, 2, sizes['F']), np.float32))
     assert text_tables.count_params(params) == count(**sizes)
     assert hasattr(cell, 'affine') == parallel

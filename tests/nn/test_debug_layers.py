@@ -38,7 +38,7 @@ def switched(**switches):
             jax.config.update(name, value)
 
 
-@pytest.mark.representative(every=2)
+@pytest.mark.representative(every=3)
 @pytest.mark.parametrize(
     'layer',
     [

@@ -126,6 +126,7 @@ def test_a_narrow_beam_is_the_plain_one(width, end, penalty):
             reference.assert_close(decoded.scores[row], list(want.values()), 1e-5)
 
 
+@pytest.mark.representative(every=2, first=1)
 @pytest.mark.parametrize('end', [None, 1])
 def test_a_beam_of_one_is_greedy(end):
     """Bit for bit, over 40 models; and greedy takes the largest logit of each step."""

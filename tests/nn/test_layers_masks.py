@@ -44,7 +44,7 @@ def row_by_row(layer, variables, x, mask, first, reverse):
     return outputs, jax.tree.map(lambda *parts: jnp.concatenate(parts), *carries)
 
 
-@pytest.mark.representative(every=3)
+@pytest.mark.representative(every=7)
 @pytest.mark.parametrize('reverse', [False, True])
 @pytest.mark.parametrize(('name', 'mask'), [('lstm', 'right'), ('lstm', 'left'), *((name, 'holes') for name in CELLS)])
 def test_L09_a_mask_of_any_form_is_each_rows_real_steps_alone(name, mask, reverse):
@@ -61,7 +61,7 @@ def test_L09_a_mask_of_any_form_is_each_rows_real_steps_alone(name, mask, revers
     assert_equal(jax.tree.map(lambda leaf: leaf[2], carry), jax.tree.map(lambda leaf: leaf[2], first))
 
 
-@pytest.mark.representative(every=3)
+@pytest.mark.representative(every=6, first=2)
 @pytest.mark.parametrize(
     ('name', 'mask', 'masked_output', 'reverse'),
     [
@@ -87,7 +87,7 @@ def test_padding_changes_no_value_and_no_gradient(name, mask, masked_output, rev
         assert_equal(step(variables, np.where(flags[..., None], x, np.float32(padding))), want)
 
 
-@pytest.mark.representative(every=3, first=1)
+@pytest.mark.representative(every=6, first=4)
 @pytest.mark.parametrize(
     ('name', 'how', 'given'),
     [('lstm', 'lengths', True), *((name, 'mask', n % 2 == 0) for n, name in enumerate(CELLS))],

@@ -73,7 +73,7 @@ def example(name, seed):
     return x, mask, rng.random((B, T)) < 0.2, carry
 
 
-@pytest.mark.representative(every=3)
+@pytest.mark.representative(every=5)
 @every_name
 @SOME
 @given(seed=SEEDS)
@@ -101,7 +101,7 @@ def test_L11_predictions_do_not_depend_on_the_batch(rows):
     reference.assert_close(layer.apply(variables, x[:rows], seq_lengths=lengths[:rows]), want[:rows], 1e-6)
 
 
-@pytest.mark.representative(every=3)
+@pytest.mark.representative(every=5)
 @every_name
 @SOME
 @given(seed=SEEDS)
@@ -115,7 +115,7 @@ def test_L06_rows_in_another_order_are_the_same_rows(name, seed):
         assert_same(got, jax.tree.map(lambda leaf: leaf[order], run(variables, *arrays)))
 
 
-@pytest.mark.representative(every=3)
+@pytest.mark.representative(every=5)
 @every_name
 @SOME
 @given(seed=SEEDS, bad=st.sampled_from(PADDINGS), left=st.booleans())
@@ -138,7 +138,7 @@ def cuts(name):
     return ends + middle if name in FORMS else (ends, (1,), middle)[NAMES.index(name) % 3]
 
 
-@pytest.mark.representative(every=3)
+@pytest.mark.representative(every=5)
 @every_name
 @SOME
 @given(seed=SEEDS)
@@ -153,7 +153,7 @@ def test_S04_splitting_a_run_anywhere_changes_nothing(name, seed):
         assert_same((last, np.concatenate([first, second], axis=1)), want)
 
 
-@pytest.mark.representative(every=3)
+@pytest.mark.representative(every=5)
 @every_name
 @SOME
 @given(seed=SEEDS)
@@ -182,7 +182,7 @@ def row_program(name, **options):
     return jax.jit(jax.vmap(run, (None, 0, 0, 0, 0)))
 
 
-@pytest.mark.representative(every=3)
+@pytest.mark.representative(every=5)
 @every_name
 @SOME
 @given(seed=SEEDS)
@@ -205,7 +205,7 @@ def test_eager_equals_jit():
         assert_same(layer.apply(variables, x, mask=MASKS['holes'], return_carry=True), want)
 
 
-@pytest.mark.representative(every=3)
+@pytest.mark.representative(every=6)
 @pytest.mark.parametrize(
     ('name', 'mask', 'reverse'),
     [('lstm', None, False), *((name, 'holes', n % 2 == 0) for n, name in enumerate(CELLS))],

@@ -24,7 +24,7 @@ from tests.helpers.layers import (
 )
 
 
-@pytest.mark.representative(every=3)
+@pytest.mark.representative(every=7, first=3)
 @pytest.mark.parametrize('reverse', [False, True])
 @pytest.mark.parametrize(
     ('name', 'learned'), [(name, n % 2 == 0) for n, name in enumerate(CELLS)] + [('lstm', False), ('gru', True)]

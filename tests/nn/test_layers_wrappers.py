@@ -513,6 +513,7 @@ def layer_call(layer, shape, **fixed):
     return lambda name, size: layer.init(jax.random.key(0), jnp.ones(shape), **fixed, **{name: np.ones(size, bool)})
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(
     ('name', 'size', 'call'),
     [

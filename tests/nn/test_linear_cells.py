@@ -55,7 +55,7 @@ def drawn(layer, seed=1):
     return variables, x, jax.tree.map(lambda leaf: np.random.default_rng(2).normal(size=leaf.shape), own)
 
 
-@pytest.mark.representative
+@pytest.mark.representative(by=lambda name, steps, order: [(name, steps == 'everything'), steps, order])
 @pytest.mark.parametrize('order', ORDERS)
 @pytest.mark.parametrize('steps', STEPS)
 @pytest.mark.parametrize('name', CELLS)
@@ -71,6 +71,7 @@ def test_both_forms_are_equal_in_values_and_gradients(name, steps, order, x64):
         reference.assert_close(value, right, 1e-10, jax.tree_util.keystr(path))
 
 
+@pytest.mark.representative(every=2, first=1)
 @pytest.mark.parametrize('name', CELLS)
 def test_both_forms_give_the_same_history_of_carries(name):
     layer = rnn.RNN(CELLS[name])
@@ -80,6 +81,7 @@ def test_both_forms_give_the_same_history_of_carries(name):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), at_once, by_steps)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('name', CELLS)
 def test_both_forms_agree_in_float32_over_a_thousand_steps(name):
     """Relative 1e-4 of the largest, with the weights that a layer begins with."""
@@ -158,6 +160,7 @@ def test_an_rglru_begins_where_it_keeps_90_to_99_9_percent():
     assert reference.is_uniform((share - 0.9495) / 0.0495, 1)
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('parallel', [False, True])
 @pytest.mark.parametrize('name', CELLS)
 def test_gates_that_are_shut_or_open_altogether_have_finite_gradients(name, parallel):

@@ -85,6 +85,7 @@ def tokens(seed=0):
     return np.random.default_rng(seed).integers(0, VOCABULARY, (B, T))
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('answer', ['last', 'per_step'])
 @pytest.mark.parametrize(
     'options', [{}, {'bidirectional': True}, {'layers': 2, 'cell': 'gru', 'learn_initial_carry': True}]

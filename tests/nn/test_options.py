@@ -118,6 +118,7 @@ def again_by_value(module):
     return cloudpickle.loads(cloudpickle.dumps(module))
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize(
     'again', [copy.copy, copy.deepcopy, again_pickled, again_by_value, lambda module: module.clone()]
 )

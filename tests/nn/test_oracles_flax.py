@@ -83,6 +83,7 @@ def test_cells_of_flax_and_all_gradients_equal_flax(x64, name, order, time_major
     compare_flax(ours, theirs, inputs, LENGTHS, REAL.T if time_major else REAL)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('time_major', [False, True])
 def test_bidirectional_and_all_gradients_equal_flax(x64, time_major):
     """With lengths, side by side; and, time first, merged by a function."""

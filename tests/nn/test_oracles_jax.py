@@ -19,6 +19,7 @@ from tests.helpers.oracles import (
 )
 
 
+@pytest.mark.representative(every=3)
 @pytest.mark.parametrize('directions', [1, 2])
 @pytest.mark.parametrize('count', [1, 2])
 def test_stacks_and_all_gradients_equal_the_reference_lstm_of_jax(x64, count, directions):

@@ -225,6 +225,7 @@ def bidirectional_runs(keras, merge_mode, return_sequences):
     return layer, differentiated(ours), differentiated(keras_run)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(
     ('merge_mode', 'return_sequences'),
     [('concat', True), ('sum', False), ('mul', True), (None, False)],
