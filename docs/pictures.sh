@@ -7,8 +7,11 @@ for setup in one_to_one many_to_one many_to_many; do
   cp "runs/1000/$setup/curve.png" "docs/$setup.png"
 done
 ./run.sh td --flagfile=many_to_many_solved --workdir=runs/1000/many_to_many_solved --overwrite | tail -n 1
-./run.sh td_rates --mesh=data:1 --workdir=runs/1000/rates --overwrite | tail -n 1
-cp runs/1000/rates/shares.png docs/rates.png
+rates=(--experiment=td --flagfile=many_to_many --grid=learning_rate:0.001,0.003,0.01,0.02,0.05,0.1 --metric=exact
+  --replicas=1000 --mesh=data:1 --overwrite)
+./run.sh sweep "${rates[@]}" --epochs=65 --every=5 --workdir=runs/1000/rates_65 | tail -n 8
+./run.sh sweep "${rates[@]}" --epochs=2000 --workdir=runs/1000/rates | tail -n 8
+cp runs/1000/rates/curve.png docs/rates.png
 for which in 6a 6a_forget_bias; do
   ./run.sh temporal_order --flagfile="temporal_order_$which" --workdir="runs/1000/temporal_order_$which" --overwrite | tail -n 1
 done

@@ -1,6 +1,7 @@
 """One experiment under many settings, each with many seeds: a tidy table, and a figure with intervals.
 
     seqjax sweep --experiment=td --flagfile=many_to_many --grid=learning_rate:1e-3,3e-3 --replicas=50
+    seqjax sweep --experiment=td --epochs=65 --every=5 --grid=learning_rate:1e-3,0.01,0.1 --metric=exact
     seqjax sweep --experiment=echo --grid=cell:lstm,gru --grid=delay:2,4,8
 
 Every flag of the experiment is one of the sweep. Settings that differ in their learning rates alone share a program and
@@ -8,7 +9,7 @@ run side by side; the others follow each other. A sweep that was stopped goes on
 """
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from seqjax import files, training
 from seqjax.cli import command_line, default_workdir, flag_tables, sweep_grid
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import FlagTable
+from seqjax.cli.settings import Settings
 from seqjax.cli.sweep_grid import Programs
 from seqjax.errors import UserError
 from seqjax.reporting import plots, statistics
@@ -35,6 +37,7 @@ from seqjax.types import TrainState
 NAME, TABLE, VALUES = 'sweep', 'sweep.csv', 'values.f32'
 FILES = (directory.SUMMARY, TABLE, directory.CURVE)
 LOOKS = 20  # at the metrics, by default
+Measure = Callable[[TrainSession, TrainState], np.ndarray]  # a metric of each seed of a group [n], of its outputs
 ROW = 100  # float32 numbers that the rows of a look at a run take, at least
 
 
@@ -168,10 +171,13 @@ class SharedProgram(NamedTuple):
 
     def rows(self, place: str, runs: Sequence[SweepRun], bar: Progress) -> list[SweepRow]:
         """Returns all values of all runs."""
-        compiled, free = self.compile(), sweep_grid.rate_is_free(self.shared, self.module)
+        (compiled, measure), free = self.compile(), sweep_grid.rate_is_free(self.shared, self.module)
         names = chunk_result.metric_names(compiled.programs)
-        _check_metric(self.settings['metric'], [*names, sweep_grid.RATE])
-        values = MetricLog(len(names), self.settings['every'])
+        measured = [self.module.measured] if hasattr(self.module, 'measured') else []
+        _check_metric(self.settings['metric'], [*names, *measured, sweep_grid.RATE])
+        if measure is not None:  # the logs of such a sweep have one value more
+            names, place = [*names, *measured], f'{place}_{measured[0]}'
+        values = MetricLog(len(names), self.settings['every'], measure)
         # Where not every run has the rate of the program, and then also in a group of one rate.
         own = np.array([run.rate for run in runs], np.float32)
 
@@ -193,14 +199,25 @@ class SharedProgram(NamedTuple):
         )
         return list(self._rows(runs, names, values.groups, compiled, free))
 
-    def compile(self) -> CompiledRun:
+    def compile(self) -> tuple[CompiledRun, Measure | None]:
+        """Returns the run, and what measures its seeds where the metric that is asked for is measured on outputs."""
         model, task = self.module.make_model(self.shared), self.module.make_task(self.shared)
+        inputs, measure = None, None
+        if self.settings['metric'] == getattr(self.module, 'measured', None):
+            settings = Settings.of(self.shared)
+            inputs = self.module.test_inputs(task, settings)
+
+            def measure(session: TrainSession, state: TrainState) -> np.ndarray:
+                outputs = np.asarray(session.run.programs.predict(state, inputs))
+                return self.module.measure(outputs[: session.num_seeds], settings)
+
         how = {'steps': self.shared[self.module.STEPS], 'chunk': self.settings['every'], 'replicas': self.count}
         if hasattr(self.module, 'max_width'):
             how['max_width'] = self.module.max_width(**self.shared)
         how |= flag_tables.keeping(self.settings | {'best': None})
         tx = self.module.make_optimiser(self.shared)
-        return training.compile_run(model, task, tx, None, **how, workdir=self.folder)._replace(allow_divergence=True)
+        compiled = training.compile_run(model, task, tx, inputs, **how, workdir=self.folder)
+        return compiled._replace(allow_divergence=True), measure
 
     def _rows(
         self,
@@ -221,12 +238,18 @@ class SharedProgram(NamedTuple):
 
 
 class MetricLog(Observer):
-    """Metrics of the last step before every evaluation, [evaluations, metrics, n] of each group."""
+    """Metrics of the last step before every evaluation, [evaluations, metrics, n] of each group.
+
+    Args:
+      metrics: how many there are, with what is measured.
+      eval_every: training steps between two evaluations.
+      measure: gives a further metric, after the step; None for none.
+    """
 
     log_name = VALUES
 
-    def __init__(self, metrics: int, eval_every: int):
-        self.metrics, self.eval_every = metrics, eval_every
+    def __init__(self, metrics: int, eval_every: int, measure: Measure | None = None):
+        self.metrics, self.eval_every, self.measure = metrics, eval_every, measure
         self.groups: list[np.ndarray] = []
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
@@ -236,6 +259,8 @@ class MetricLog(Observer):
         if chunk.end % self.eval_every:
             return b''
         values = chunk_result.latest_values(chunk).astype('<f4')
+        if self.measure is not None:
+            values = np.concatenate([values, self.measure(session, chunk.state)[None].astype('<f4')])
         self.groups[-1] = np.concatenate([self.groups[-1], values[None]])
         return values.tobytes()
 
@@ -249,11 +274,18 @@ def _words(names: Sequence[str], setting: Sequence[Any]) -> str:
 
 
 def _lines(names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, Any]) -> Iterator[str]:
-    """A table: each setting with the median of its seeds at the end, and the 95% interval of that median."""
+    """A table: each setting with the median of its seeds at the end, or their share, and its 95% interval."""
     end = max(row.step for row in rows)
     words = {setting: _words(names, setting) for setting in dict.fromkeys(row.setting for row in rows)}
     width = max(map(len, words.values()))
     seeds, few = settings['replicas'], settings['replicas'] < statistics.FEWEST
+    if _is_share(rows):
+        yield f'{settings["metric"]} at step {end:,}: the share of {seeds:,} seeds and its 95% interval\n'
+        for setting, said in words.items():
+            count = sum(int(row.value) for row in rows if row.setting == setting and row.step == end)
+            low, high = statistics.share_interval(count, seeds)
+            yield f'{said:<{width}}  {count:>6,} of {seeds:,}  {count / seeds:.1%} ({low:.1%} to {high:.1%})'
+        return
     interval = 'their range' if few else 'its 95% interval'
     yield f'{settings["metric"]} at step {end:,}: the median of {seeds:,} seed{"s" * (seeds > 1)} and {interval}\n'
     for setting, said in words.items():
@@ -265,16 +297,22 @@ def _lines(names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, A
         )
 
 
+def _is_share(rows: Sequence[SweepRow]) -> bool:
+    """Returns True if every value of the metric is 0 or 1, so that its mean over seeds is a share of them."""
+    return all(row.value in (0, 1) for row in rows)
+
+
 def _picture(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, Any]) -> None:
-    """The metric against the step: for each setting the median over seeds, with its 95% interval."""
+    """The metric against the step: for each setting the median or the share of seeds, with its 95% interval."""
+    what = 'share' if _is_share(rows) else 'median'
     try:
-        figure, (axis,) = plots.new_figure(1, f'{settings["experiment"]}: median of {settings["replicas"]:,} seeds', 8)
+        figure, (axis,) = plots.new_figure(1, f'{settings["experiment"]}: {what} of {settings["replicas"]:,} seeds', 8)
     except ImportError:
         print('\n' + plots.NO_PICTURE)
         return
     found = list(dict.fromkeys(row.setting for row in rows))
     for i, setting in enumerate(found):
-        steps, curve = _curve([row for row in rows if row.setting == setting])
+        steps, curve = _curve([row for row in rows if row.setting == setting], what == 'share')
         plots.draw_band(axis, steps, curve, plots.shade(i / max(len(found) - 1, 1)), _words(names, setting))
     positive = all(row.value > 0 for row in rows if np.isfinite(row.value))
     axis.set(xlabel='step', ylabel=settings['metric'], yscale='log' if positive else 'linear')
@@ -283,11 +321,14 @@ def _picture(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], se
     result_files.write_picture(folder, figure)
 
 
-def _curve(rows: Sequence[SweepRow]) -> tuple[list[int], np.ndarray]:
-    """The steps, and the interval of the median at each, [steps, 3]."""
+def _curve(rows: Sequence[SweepRow], share: bool) -> tuple[list[int], np.ndarray]:
+    """The steps, and at each the median or the share with its interval, [steps, 3]."""
     by_step: dict[int, list[float]] = {}
     for row in rows:
         by_step.setdefault(row.step, []).append(row.value)
+    if share:
+        intervals = [(statistics.share_interval(int(sum(x)), len(x)), sum(x) / len(x)) for x in by_step.values()]
+        return list(by_step), np.array([(low, middle, high) for (low, high), middle in intervals])
     return list(by_step), np.array([statistics.median_interval(np.array(values)) for values in by_step.values()])
 
 

@@ -83,7 +83,9 @@ def test_group_width_splits_into_the_fewest_and_narrowest_groups(max_width):
 
 def test_small_models_lie_side_by_side_in_larger_numbers(monkeypatch):
     """The notebook's are a thousand, and no model's group is narrower than it always was."""
-    widths = [experiments_td.max_width(setup='many_to_many', length=5, hidden=hidden) for hidden in (5, 10, 100, 1000)]
+    widths = [
+        experiments_td.STUDY.max_width(setup='many_to_many', length=5, hidden=hidden) for hidden in (5, 10, 100, 1000)
+    ]
     assert widths[0] == replicas.WIDEST > widths[1] > widths[2] == widths[3] == replicas.MAX_WIDTH
     monkeypatch.setattr(replicas, 'WIDEST', 4)
     monkeypatch.setattr(replicas, 'MAX_WIDTH', 2)
@@ -162,6 +164,60 @@ def test_settings_of_other_shapes_follow_each_other(in_tmp, capsys):
     again = capsys.readouterr().out
     assert 'step 6' in again
     assert (in_tmp / 'w/curve.png').stat().st_size > 10_000
+
+
+def test_the_share_of_exact_seeds_is_that_of_runs_of_their_own(in_tmp, capsys):
+    """For each learning rate and number of epochs; and the table, the picture and a second look have that share."""
+    flags = ['--epochs=70', '--every=10', '--replicas=20', '--grid=learning_rate:0.02,0.1', '--metric=exact']
+    assert sweep.main([*flags, '--workdir=w']) == 0
+    shown = capsys.readouterr().out
+    with (in_tmp / 'w/sweep.csv').open() as lines:
+        table = [row for row in csv.DictReader(lines) if row['metric'] == 'exact']
+    assert len(table) == 2 * 20 * 7 and {row['value'] for row in table} == {'0.0', '1.0'}
+    for rate, epochs in (('0.02', 70), ('0.1', 50), ('0.1', 70)):
+        alone = experiments_td.run(learning_rate=float(rate), epochs=epochs, replicas=20, picture=False)
+        rows = [row for row in table if (row['learning_rate'], row['step']) == (rate, str(epochs))]
+        count = sum(row['value'] == '1.0' for row in rows)
+        assert (count, len(rows)) == (alone.summary['replicas']['exact'], 20)
+        low, high = alone.summary['replicas']['interval']
+        told = f'{count} of 20  {count / 20:.1%} ({low:.1%} to {high:.1%})'
+        assert epochs < 70 or told in ' '.join(shown.split(f'learning_rate={rate} ')[1].splitlines()[:1])
+    capsys.readouterr()
+    assert sweep.main([*flags, '--workdir=w']) == 0
+    again = capsys.readouterr().out
+    assert [line for line in again.splitlines() if ' of 20 ' in line] == [
+        line for line in shown.splitlines() if ' of 20 ' in line
+    ]
+    assert experiments_td.main(['--epochs=5', '--workdir=w']) == 2 and 'sweep' in capsys.readouterr().err
+
+
+def test_a_sweep_that_measures_keeps_its_logs_apart(in_tmp, monkeypatch):
+    """Stopped, and asked for another metric, it begins anew instead of mistaking one log for another."""
+    original, trained = TrainSession.train, []
+
+    def fails(self):
+        for part in original(self):
+            trained.append(part.step)
+            yield part
+            if len(trained) == 2:
+                raise ZeroDivisionError
+
+    monkeypatch.setattr(TrainSession, 'train', fails)
+    settings = {**RATES, 'checkpoint_every': 4, 'workdir': 'w'}
+    with pytest.raises(ZeroDivisionError):
+        sweep.run(**settings)
+    rows = sweep.run(**settings, metric='exact')
+    assert trained == [0, 4, 0, 4, 8]
+    assert {row.metric for row in rows} == {'loss', 'exact', 'learning_rate'}
+
+
+def test_echo_is_measured_on_other_sequences():
+    how = {'steps': 6, 'replicas': 2, 'hidden': 3, 'length': 200, 'picture': False}
+    rows = sweep.run(experiment='echo', metric='right', every=6, **how)
+    answers = echo.run(**how)
+    assert [row.value for row in rows if row.metric == 'right'] == pytest.approx(
+        [right / answers.count for right in answers.right]
+    )
 
 
 @pytest.mark.parametrize('rates', [[0.01], [0.01, 0.02]])
