@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from experiments import lstm_step
+from experiments import lstm_step, td
+from seqjax.errors import UserError
 from tests.helpers import reference
 
 
@@ -68,3 +69,24 @@ def test_the_command_prints_the_notebooks_step(capsys, monkeypatch):
     assert lstm_step.main(['--x=0.2,0.2,-3e38', '--hidden=5']) == 0
     out = capsys.readouterr().out
     assert '4 ((1 + 1) 5 + 5^2) = 140 weights' in out and out.count('\nstep ') == 3 and 'nan' not in out
+
+
+def test_the_gates_of_a_trained_run_explain_its_predictions(tmp_path, capsys):
+    """The states of the trained weights, through the head, are the predictions of the run."""
+    run = td.run(setup='many_to_many', epochs=20, workdir=str(tmp_path / 'run'), picture=False)
+    steps = lstm_step.run(x=run.targets.tolist(), workdir=str(tmp_path / 'run'))
+    head = run.state.params['head']['module']
+    np.testing.assert_allclose(
+        np.stack([step.h for step in steps]) @ head['kernel'][:, 0] + head['bias'], run.predictions, atol=1e-6
+    )
+    assert 'trained' in capsys.readouterr().out
+
+
+def test_a_corrupt_or_other_run_is_refused(tmp_path):
+    folder = str(tmp_path / 'run')
+    td.run(setup='many_to_many', epochs=2, hidden=11, workdir=folder, picture=False)
+    with pytest.raises(UserError, match='--workdir'):
+        lstm_step.run(workdir=folder)
+    (tmp_path / 'run/checkpoints/2/checksums').write_text('')
+    with pytest.raises(UserError, match='corrupt'):
+        lstm_step.run(workdir=folder)
