@@ -215,7 +215,7 @@ def _picture(folder: Workdir, found: Sequence[tuple[Entry, Outcome]]) -> None:
     """A panel for each task: the metric of its goal by sequences, the median of each cell with its interval."""
     tasks = list(dict.fromkeys(entry.task for entry, _ in found))
     try:
-        figure, axes = plots.new_figure(len(tasks), f'{len(found[0][1].seeds)} seeds: median and its 95% interval')
+        figure, axes = plots.new_figure(len(tasks), f'Median of {len(found[0][1].seeds)} seeds with its 95% interval')
     except ImportError:
         print('\n' + plots.NO_PICTURE)
         return
@@ -226,12 +226,10 @@ def _picture(folder: Workdir, found: Sequence[tuple[Entry, Outcome]]) -> None:
             looks = outcome.looks[:, :, outcome.metrics.index(metric)]
             curve = np.array([statistics.median_interval(values) for values in looks.T])
             steps = entry.settings.train.every * entry.settings.train.batch_size * np.arange(1, len(curve) + 1)
-            color = plots.shade(i / max(len(mine) - 1, 1))
-            plots.draw_band(axis, steps, curve, color, f'{entry.cell}({entry.hidden})')
-        what = 'share answered wrongly' if metric == synthetic.WRONG else metric
-        axis.set(xlabel='sequences', ylabel=what)
-        axis.set_title(task, fontsize=10)
-        axis.legend(frameon=False, fontsize=9)
+            plots.draw_band(axis, steps, curve, i, len(mine), f'{entry.cell}({entry.hidden})')
+        what = 'fraction of wrong answers' if metric == synthetic.WRONG else metric
+        axis.set(xlabel='training sequences', ylabel=what)
+        plots.add_legend(axis, task)
     result_files.write_picture(folder, figure)
 
 

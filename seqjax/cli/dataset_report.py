@@ -120,19 +120,26 @@ def picture(
 
 
 def _draw_looks(axis: Any, found: Fit) -> None:
-    for name, style, color in (('loss', '-', plots.GREY), ('validation/loss', '-', plots.BLUE)):
+    for name, style, color in (('loss', '--', plots.GREY), ('validation/loss', '-', plots.BLUE)):
         for i, curve in enumerate(found.looks[:, :, found.metrics.index(name)]):
-            label = name.replace('/', ' ') if i == 0 else None
+            label = {'loss': 'training'}.get(name, 'validation') if i == 0 else None
             axis.plot(np.arange(1, len(curve) + 1), curve, style, color=color, lw=0.8, label=label)
-    axis.set(xlabel='look', ylabel='loss, a line for each seed')
-    axis.legend(frameon=False, fontsize=9)
+    axis.set(xlabel='evaluation', ylabel='loss of each seed')
+    plots.add_legend(axis)
 
 
 def _draw_values(axis: Any, measure: Measure, result: CellResult) -> None:
     """A point for each seed, a line for each baseline."""
-    axis.plot(np.zeros(len(result.values)), result.values, 'o', color=plots.BLUE, alpha=0.6, label=_who(result))
+    axis.plot(
+        np.zeros(len(result.values)),
+        result.values,
+        'o',
+        color=plots.BLUE,
+        alpha=0.6,
+        label=f'{_who(result)}, each seed',
+    )
     for i, (name, value) in enumerate(result.baselines.items()):
         axis.axhline(value, color=plots.GREY, lw=1, ls=('-', '--', ':', '-.')[i % 4], label=name)
     unit = f', {measure.unit}' if measure.unit else ''
-    axis.set(xticks=[], ylabel=f'{measure.name}{unit} on the test part', xlim=(-1, 1))
-    axis.legend(frameon=False, fontsize=9)
+    axis.set(xticks=[], ylabel=f'test {measure.name}{unit}', xlim=(-1, 1))
+    plots.add_legend(axis)

@@ -123,7 +123,7 @@ class Lengths(TaskExperiment):
     def draw(self, folder: Workdir, problem: SyntheticTask, outcome: Outcome, settings: Settings) -> None:
         """The share answered rightly against the length: every seed, and their mean."""
         try:
-            title = f'{problem.name}, tested beyond: {settings.model.title}'
+            title = f'{problem.name}, length generalization: {settings.model.title}'
             figure, (axis,) = plots.new_figure(1, title, 8)
         except ImportError:
             print('\n' + plots.NO_PICTURE)
@@ -131,10 +131,10 @@ class Lengths(TaskExperiment):
         lengths, right = curves(outcome.seeds)
         for i, curve in enumerate(right):
             axis.plot(lengths, curve, color=plots.shade(i / max(len(right) - 1, 1)), lw=0.8, alpha=0.7)
-        axis.plot(lengths, right.mean(0), color='black', label='mean of the seeds')
-        axis.axvline(trained(problem), color=plots.GREY, ls=':', label='longest trained on')
-        axis.set(xlabel='length', ylabel='share answered rightly, a line for each seed', ylim=(-0.02, 1.02))
-        axis.legend(frameon=False, fontsize=9)
+        axis.plot(lengths, right.mean(0), color='black', label='mean over seeds')
+        axis.axvline(trained(problem), color=plots.GREY, ls=':', label='longest training length')
+        axis.set(xlabel='sequence length', ylabel='fraction of correct answers, each seed', ylim=(-0.02, 1.02))
+        plots.add_legend(axis)
         result_files.write_picture(folder, figure)
 
 

@@ -313,11 +313,15 @@ def _picture(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], se
     found = list(dict.fromkeys(row.setting for row in rows))
     for i, setting in enumerate(found):
         steps, curve = _curve([row for row in rows if row.setting == setting], what == 'share')
-        plots.draw_band(axis, steps, curve, plots.shade(i / max(len(found) - 1, 1)), _words(names, setting))
+        plots.draw_band(axis, steps, curve, i, len(found), _words(names, setting))
     positive = all(row.value > 0 for row in rows if np.isfinite(row.value))
-    axis.set(xlabel='step', ylabel=settings['metric'], yscale='log' if positive else 'linear')
+    axis.set(
+        xlabel='training step',
+        ylabel=f'{settings["metric"]}, median and 95% interval',
+        yscale='log' if positive else 'linear',
+    )
     if len(found) <= 12:
-        axis.legend(frameon=False, fontsize=9)
+        plots.add_legend(axis)
     result_files.write_picture(folder, figure)
 
 

@@ -44,8 +44,8 @@ def draw_seeds(axis: Any, problem: SyntheticTask, outcome: Outcome, settings: Se
     sequences = window * np.arange(1, curves.shape[1] + 1)
     for i, curve in enumerate(curves):
         axis.plot(sequences, curve, color=plots.shade(i / max(len(curves) - 1, 1)), lw=0.8)
-    what = 'share answered wrongly' if goal.metric == synthetic.WRONG else goal.metric
-    axis.set(xlabel='sequences', ylabel=f'{what}, a line for each seed')
+    what = 'fraction of wrong answers' if goal.metric == synthetic.WRONG else goal.metric
+    axis.set(xlabel='training sequences', ylabel=f'{what}, each seed')
     if goal.metric == 'loss':
         for name, value in problem.reference_losses.items():
             axis.axhline(value, color=plots.GREY, lw=1, ls=':')
@@ -58,4 +58,4 @@ def draw_shares(axis: Any, outcome: Outcome, settings: Settings) -> None:
     needed = sorted(seed.sequences for seed in outcome.seeds if seed.sequences is not None)
     shares = np.arange(len(needed) + 1) / len(outcome.seeds)
     axis.step([0, *needed, end], [*shares, shares[-1]], where='post', color=plots.BLUE)
-    axis.set(xlabel='sequences', ylabel='share of seeds at the goal', ylim=(0, 1.02))
+    axis.set(xlabel='training sequences', ylabel='fraction of successful seeds', ylim=(0, 1.02))
