@@ -170,7 +170,7 @@ class TdExperiment(FixedStepsExperiment):
         reference = read_reference(run.settings)
         if reference is not None:
             left.plot(*reference, '.', color=plots.ORANGE, markersize=3, label="the notebook's run")
-            left.legend(frameon=False, fontsize=9)
+            plots.add_legend(left)
         plots.draw_predictions(right, self.targets(run.settings), run.predictions)
 
     def result(self, run: FinishedRun, figure: Any) -> Result:

@@ -317,7 +317,7 @@ def _picture(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], se
     positive = all(row.value > 0 for row in rows if np.isfinite(row.value))
     axis.set(
         xlabel='training step',
-        ylabel=f'{settings["metric"]}, median and 95% interval',
+        ylabel=f'{settings["metric"]}, {what} and 95% interval',
         yscale='log' if positive else 'linear',
     )
     if len(found) <= 12:
