@@ -146,7 +146,7 @@ case "${1:-}" in
     case " $* " in *' --help '*) sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
     set_up plots
     for setup in one_to_one many_to_one many_to_many; do
-      experiment td "--flagfile=$root/experiments/flags/$setup.flags" --replicas=100 "$@"
+      experiment td "--flagfile=$root/experiments/flags/$setup.flags" --num_seeds=100 "$@"
       echo
     done
     ;;

@@ -170,7 +170,7 @@ FLAGS = {
     'random': Flag(Whole(0, 1000), 'how many more rows are drawn; by default 6, with --quick 1, with --rows none'),
     'peers': Flag(Many(Choice(*PEERS)), 'with whom we are compared'),
     'parts': Flag(Many(Choice(*PARTS)), 'what is measured'),
-    **{name: flag_tables.SHARED[name] for name in ('workdir', 'overwrite', 'picture')},
+    **{name: flag_tables.SHARED[name] for name in ('workdir', 'overwrite', 'plot')},
 }
 
 
@@ -185,7 +185,7 @@ def run(
     parts: Sequence[str] = PARTS,
     workdir: str | None = None,
     overwrite: bool = False,
-    picture: bool = True,
+    plot: bool = True,
 ) -> list[Gate]:
     """Measures time and memory beside PyTorch, Flax and Keras.
 
@@ -229,7 +229,7 @@ def _run(settings: dict[str, Any], folder: Workdir) -> list[Gate]:
     text = table.markdown(bench.timings, bench.memory, machine, origin)
     folder.write(TEXT, lambda path: path.write_text(text + '\n', encoding='utf-8'))
     _write_memory(folder, bench.memory)
-    if settings['picture']:
+    if settings['plot']:
         _picture(folder, bench.timings)
     folder.write_summary(summary | {'finished': True})
     print('\n' + text)
@@ -453,7 +453,7 @@ def start_commands(folder: Path, keras: bool) -> dict[tuple[str, tuple[str, ...]
 
     Keras keeps no compiled programs: one start of it is both.
     """
-    ours = [sys.executable, '-m', 'experiments.td', f'--flagfile={NOTEBOOK}', '--nopicture', '--overwrite']
+    ours = [sys.executable, '-m', 'experiments.td', f'--flagfile={NOTEBOOK}', '--noplot', '--overwrite']
 
     def start(command: Sequence[str], cache: str) -> None:
         changes = peers_client.environment(XDG_CACHE_HOME=str(folder / cache))

@@ -3,9 +3,9 @@
     python -m benchmarks.soak --kills=100
 
 Each run is killed by SIGKILL while it starts, trains or saves, and started again by the same command with another
---chunk, until it ends. Its metrics.csv and every array of its last checkpoint must then be those of an undisturbed run,
-byte for byte. The runs have all that a run can have: truncated backpropagation or shuffled epochs, two layers with
-dropout, a schedule, clipping, and in turn one seed or several.
+--steps_per_call, until it ends. Its metrics.csv and every array of its last checkpoint must then equal those of an
+undisturbed run, byte for byte. The runs use truncated backpropagation or shuffled epochs, two layers with dropout, a
+learning rate schedule and gradient clipping, with one seed or several.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from seqjax.runs.checkpoint_manager import CheckpointManager
 from seqjax.training import progress
 from seqjax.training.progress import Progress
 
-COMMON = ('--layers=2', '--dropout=0.2', '--schedule=cosine', '--clip_norm=1', '--nopicture', '--hidden=16')
+COMMON = ('--layers=2', '--dropout=0.2', '--schedule=cosine', '--clip_norm=1', '--noplot', '--hidden=16')
 RUNS = {
     'stream': ('--feed=stream', *COMMON),
-    'shuffle': ('--feed=shuffle', '--replicas=3', *COMMON),
+    'shuffle': ('--feed=shuffle', '--num_seeds=3', *COMMON),
 }
 STARTING = 0.25  # the share of kills that may come while a run starts; the others wait for its first rows
 
@@ -47,7 +47,7 @@ FLAGS = {
     'kills': Flag(Whole(1), 'how many times a run is killed'),
     'runs': Flag(Many(Choice(*RUNS)), 'which runs, in turn'),
     'steps': Flag(Whole(10, (2**31 - 1) // 2), 'training steps of each run'),
-    'every': Flag(Whole(1), 'steps between two checkpoints'),
+    'checkpoint_every': Flag(Whole(1), 'steps between two checkpoints'),
     'seconds': Flag(Whole(1), 'that a run may train at most until it is killed'),
     **{name: flag_tables.SHARED[name] for name in ('seed', 'workdir', 'overwrite')},
 }
@@ -66,7 +66,7 @@ def run(
     kills: int = 100,
     runs: Sequence[str] = tuple(RUNS),
     steps: int = 20_000,
-    every: int = 500,
+    checkpoint_every: int = 500,
     seconds: int = 2,
     seed: int = 0,
     workdir: str | None = None,
@@ -139,8 +139,8 @@ class Soak:
     def start(self, folder: Path, flags: Sequence[str]) -> subprocess.Popen[str]:
         """The same command each time, but for the flag that changes no number."""
         steps, chunk = self.settings['steps'], int(self.rng.choice(CHUNKS))
-        own = [f'--steps={steps}', f'--decay_steps={2 * steps}', f'--checkpoint_every={self.settings["every"]}']
-        own += [f'--chunk={chunk}', f'--workdir={folder}']
+        own = [f'--{name}={self.settings[name]}' for name in ('steps', 'checkpoint_every')]
+        own += [f'--decay_steps={2 * steps}', f'--steps_per_call={chunk}', f'--workdir={folder}']
         command = [sys.executable, '-m', 'experiments.echo', *flags, *own]
         path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')])
         how = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'text': True}

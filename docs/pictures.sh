@@ -3,13 +3,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for setup in one_to_one many_to_one many_to_many; do
-  ./run.sh td --flagfile="$setup" --replicas=1000 --workdir="runs/1000/$setup" --overwrite | tail -n 1
+  ./run.sh td --flagfile="$setup" --num_seeds=1000 --workdir="runs/1000/$setup" --overwrite | tail -n 1
   cp "runs/1000/$setup/curve.png" "docs/$setup.png"
 done
 ./run.sh td --flagfile=many_to_many_solved --workdir=runs/1000/many_to_many_solved --overwrite | tail -n 1
 rates=(--experiment=td --flagfile=many_to_many --grid=learning_rate:0.001,0.003,0.01,0.02,0.05,0.1 --metric=exact
-  --replicas=1000 --mesh=data:1 --overwrite)
-./run.sh sweep "${rates[@]}" --epochs=65 --every=5 --workdir=runs/1000/rates_65 | tail -n 8
+  --num_seeds=1000 --mesh=data:1 --overwrite)
+./run.sh sweep "${rates[@]}" --epochs=65 --eval_every=5 --workdir=runs/1000/rates_65 | tail -n 8
 ./run.sh sweep "${rates[@]}" --epochs=2000 --workdir=runs/1000/rates | tail -n 8
 cp runs/1000/rates/curve.png docs/rates.png
 for which in 6a 6a_forget_bias; do

@@ -1,7 +1,7 @@
 """Addition of written numbers by an encoder and a decoder: the example addition_rnn of Keras.
 
     python -m experiments.addition
-    python -m experiments.addition --digits=2 --examples=5000 --noreverse --replicas=3
+    python -m experiments.addition --digits=2 --examples=5000 --noreverse --num_seeds=3
 
 The source has one LSTM of 128 units on each side and 32 questions a step, and reports 99% within 100 epochs of them.
 The task itself is in seqjax/tasks/addition.py.

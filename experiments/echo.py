@@ -1,7 +1,7 @@
 """Echo: name the symbol of some steps before, read from a stream or from shuffled windows.
 
     python -m experiments.echo --flagfile=experiments/flags/echo_stream.flags
-    python -m experiments.echo --feed=shuffle --cell=gru --delay=6 --replicas=20
+    python -m experiments.echo --feed=shuffle --cell=gru --delay=6 --num_seeds=20
 
 It has all that a longer run has: truncated backpropagation or shuffled epochs, dropout, a schedule, clipping. The task
 itself is in seqjax/tasks/echo.py.
@@ -37,7 +37,7 @@ class EchoConfig:
     delay: int = option(4, 'how many steps back the answer lies', (0, None))
     window: int = option(16, 'steps of a window', (1, None))
     length: int = option(16_384, 'symbols of the series that is trained on', (1, None))
-    on_host: bool = option(
+    stream_from_host: bool = option(
         False, 'leave the series on the host and stream its batches from there (needs grain, the extra "stream")'
     )
 
@@ -56,8 +56,8 @@ class EchoExperiment(FixedStepsExperiment):
 
     def check(self, values: Mapping[str, Any]) -> Settings:
         settings = super().check(values)
-        if self.own(settings).on_host and importlib.util.find_spec('grain') is None:
-            raise UserError(f'--on_host needs grain, and {host_streaming.NO_GRAIN}')
+        if self.own(settings).stream_from_host and importlib.util.find_spec('grain') is None:
+            raise UserError(f'--stream_from_host needs grain, and {host_streaming.NO_GRAIN}')
         return settings
 
     def task(self, own: EchoConfig, train: TrainConfig) -> Task:
@@ -90,7 +90,7 @@ class EchoExperiment(FixedStepsExperiment):
         answers, by_chance = Answers(**run.summary['answers']), f'guessing names 1 of {echo.SYMBOLS}'
         shares = [right / answers.count for right in answers.right]
         text = f'{self.title(run.settings)} of {run.settings.model.hidden} units: '
-        if run.settings.train.replicas is None:
+        if run.settings.train.num_seeds is None:
             named = f'{shares[0]:.1%} of {answers.count:,} symbols of other sequences are named rightly'
             return f'{text}{named}; {by_chance}.'
         right, count = sum(share >= RIGHT for share in shares), len(shares)
@@ -116,14 +116,14 @@ class EchoExperiment(FixedStepsExperiment):
         settings = Settings.of(flags)
         own, model, train = self.own(settings), settings.model, settings.train
         read, asked = own.window * train.batch_size, FRESH * (own.delay + ASKED)
-        side_by_side = 1 if train.replicas is None else replicas.group_width(train.replicas)
+        side_by_side = 1 if train.num_seeds is None else replicas.group_width(train.num_seeds)
         weights, kept = model.layers * model.hidden**2, 2 * model.layers * max(read, asked) * model.hidden
         at_once = side_by_side if read * model.hidden**2 <= programs.MAX_VMAP_SIZE else 1
         # A symbol is an int64 where the series is drawn and cut into rows, and so is its place.
         numbers = 6 * side_by_side * weights + at_once * kept + 12 * max(own.length, read)
-        numbers += (train.replicas or 1) * (3 * train.steps + asked * echo.SYMBOLS)
-        numbers += 4 * side_by_side * min(settings.run.chunk, train.steps)
-        names = ('hidden', 'layers', 'window', 'batch_size', 'length', 'delay', 'steps', 'replicas', 'chunk')
+        numbers += (train.num_seeds or 1) * (3 * train.steps + asked * echo.SYMBOLS)
+        numbers += 4 * side_by_side * min(settings.run.steps_per_call, train.steps)
+        names = ('hidden', 'layers', 'window', 'batch_size', 'length', 'delay', 'steps', 'num_seeds', 'steps_per_call')
         return numbers, {name: flags[name] for name in names}
 
 
@@ -131,12 +131,12 @@ STUDY = EchoExperiment(
     'echo',
     EchoConfig,
     (
-        *('feed', 'delay', 'cell', 'hidden', 'layers', 'dropout', 'window', 'batch_size', 'length', 'on_host'),
+        *('feed', 'delay', 'cell', 'hidden', 'layers', 'dropout', 'window', 'batch_size', 'length', 'stream_from_host'),
         *('steps', 'schedule', 'decay_steps', 'clip_norm'),
     ),
     steps=1000,
     learning_rate=1e-2,
-    replicas=None,
+    num_seeds=None,
 )
 COMMAND = STUDY.command(__doc__)
 FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main

@@ -1,7 +1,7 @@
 """Symbols told from the smallest to the largest by an encoder and a decoder, as in Vinyals et al. (2016).
 
     python -m experiments.sorting --longest=10 --hidden=64
-    python -m experiments.sorting --longest=20 --symbols=20 --cell=gru --replicas=3
+    python -m experiments.sorting --longest=20 --symbols=20 --cell=gru --num_seeds=3
 
 The task itself is in seqjax/tasks/reorder.py.
 """

@@ -1,7 +1,7 @@
 """The notebook's three experiments: an LSTM echoes 0.0 0.2 0.4 0.6 0.8.
 
     python -m experiments.td --flagfile=experiments/flags/many_to_many.flags
-    python -m experiments.td --setup=many_to_one --replicas=100
+    python -m experiments.td --setup=many_to_one --num_seeds=100
 
 From Python: `td.run(setup='many_to_many')`. The task itself is in seqjax/tasks/td.py.
 """
@@ -91,14 +91,14 @@ class TdExperiment(FixedStepsExperiment):
     def predictions(self, outputs: np.ndarray, settings: Settings) -> np.ndarray:
         """The outputs, whatever the setup's shape, as [length], or [R, length] with replicas."""
         length = self.own(settings).length
-        return outputs.reshape(length if settings.train.replicas is None else (-1, length))
+        return outputs.reshape(length if settings.train.num_seeds is None else (-1, length))
 
     def read_predictions(self, folder: Workdir, summary: dict[str, Any], settings: Settings) -> np.ndarray:
         length = self.own(settings).length
-        if settings.train.replicas is None:
+        if settings.train.num_seeds is None:
             with folder.reading():
                 return np.array(summary['predictions'], np.float32).reshape(length)
-        return result_files.read_replicas(folder, 'predictions', (settings.train.replicas, length))
+        return result_files.read_replicas(folder, 'predictions', (settings.train.num_seeds, length))
 
     def measure(self, outputs: np.ndarray, settings: Settings) -> np.ndarray:
         return exact(outputs.reshape(-1, self.own(settings).length), self.targets(settings))
@@ -112,10 +112,10 @@ class TdExperiment(FixedStepsExperiment):
             'predictions': [x if np.isfinite(x) else None for x in first.tolist()],
             'exact': bool(right[0]),
         }
-        if settings.train.replicas is None:
+        if settings.train.num_seeds is None:
             return outcome
         count, solved = len(right), int(right.sum())
-        outcome['replicas'] = {
+        outcome['seeds'] = {
             'count': count,
             'exact': solved,
             'share': solved / count,
@@ -130,9 +130,9 @@ class TdExperiment(FixedStepsExperiment):
     def conclusion(self, run: FinishedRun) -> str:
         summary = run.summary
         after = '{0.setup}: after {0.epochs:,} epochs '.format(self.own(run.settings))
-        if run.settings.train.replicas is None:
+        if run.settings.train.num_seeds is None:
             return after + _conclusion_of_one(summary, self.targets(run.settings), run.settings.train.seed)
-        found, quantiles = summary['replicas'], summary['last_loss_quantiles']
+        found, quantiles = summary['seeds'], summary['last_loss_quantiles']
         low, high = found['interval']
         text = (
             f'{after}{found["exact"]:,} of {found["count"]:,} seeds ({found["share"]:.1%}; 95% interval {low:.1%} to '
@@ -182,10 +182,12 @@ class TdExperiment(FixedStepsExperiment):
 
     def sizes(self, **flags: Any) -> tuple[int, dict[str, Any]]:
         settings, one = Settings.of(flags), _numbers(flags['setup'], flags['length'], flags['hidden'])
-        count, steps, length = settings.train.replicas, self.own(settings).epochs, self.own(settings).length
+        count, steps, length = settings.train.num_seeds, self.own(settings).epochs, self.own(settings).length
         side_by_side = 1 if count is None else replicas.group_width(count, replicas.max_width(one))
-        numbers = side_by_side * (one + 4 * min(settings.run.chunk, steps)) + (count or 1) * (3 * steps + length)
-        return numbers, {name: flags[name] for name in ('length', 'hidden', 'epochs', 'replicas', 'chunk')}
+        numbers = side_by_side * (one + 4 * min(settings.run.steps_per_call, steps)) + (count or 1) * (
+            3 * steps + length
+        )
+        return numbers, {name: flags[name] for name in ('length', 'hidden', 'epochs', 'num_seeds', 'steps_per_call')}
 
 
 def exact(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -227,7 +229,7 @@ def _conclusion_of_one(summary: dict[str, Any], targets: np.ndarray, seed: int) 
         moved = f'stayed at {last:.3g}'
     return (
         f'{"all" if summary["exact"] else right} of {len(targets)} predictions equal their targets to one decimal, and '
-        f'the loss {moved}; that is seed {seed} alone, and --replicas=100 shows how often it happens.'
+        f'the loss {moved}; that is seed {seed} alone, and --num_seeds=100 shows how often it happens.'
     )
 
 
@@ -254,7 +256,7 @@ STUDY = TdExperiment(
     ('setup', 'length', 'hidden', 'epochs', 'recurrent_activation'),
     hidden=5,
     learning_rate=1e-3,
-    replicas=None,
+    num_seeds=None,
     checkpoint_every=100_000,
 )
 COMMAND = STUDY.command(__doc__)

@@ -45,7 +45,7 @@ class ModelConfig:
         0.0, 'share of the hidden state that is dropped, the same units at every step', FRACTION
     )
     drop_connect: float = option(0.0, 'share of the recurrent kernel that is dropped, the same for all steps', FRACTION)
-    gate_bias: str = option(
+    forget_bias_init: str = option(
         'default',
         'how the gate that keeps begins: constant at a bias of 1; chrono so that units keep for 1 step up to the '
         "longest sequence; uniform spread evenly; default is the cell's own",
@@ -69,16 +69,16 @@ class TrainConfig:
 
     batch_size: int = option(16, 'sequences in a training step', (1, None))
     steps: int = option(6250, 'training steps at most', (1, None))
-    every: int | None = option(
+    eval_every: int | None = option(
         None,
         'steps between two evaluations; by default as the task has it, of a dataset an epoch or 500, if that is less; '
         'never more than --steps',
         (1, None),
     )
-    until: float | None = option(
+    success_threshold: float | None = option(
         None, "a seed has solved the task where an evaluation's mean is at most this; by default as the task has it"
     )
-    to_the_end: bool = option(False, 'train all --steps, also where the task is solved')
+    train_all_steps: bool = option(False, 'train all --steps, also where the task is solved')
     split: str = option(
         'validation',
         'the unseen sequences that a seed is tested on: choose settings by validation, and report test',
@@ -98,8 +98,8 @@ class TrainConfig:
     clip_norm: float | None = option(None, 'gradients beyond this norm are scaled down to it', POSITIVE)
     learning_rate: float = option(3e-3, "Adam's step size", POSITIVE)
     adam_epsilon: float = option(1e-7, "Adam's epsilon, where Keras puts it: before the bias correction", POSITIVE)
-    seed: int = option(0, 'decides every random number; the first seed with --replicas', (0, 2**32 - 1))
-    replicas: int | None = option(10, 'train this many seeds side by side: --seed and those that follow', (1, None))
+    seed: int = option(0, 'decides every random number; the first seed with --num_seeds', (0, 2**32 - 1))
+    num_seeds: int | None = option(10, 'train this many seeds side by side: --seed and those that follow', (1, None))
     matmul_precision: str = option(
         'default',
         "of matrix products, in JAX's words: by default a TPU takes bfloat16 and a recent GPU TensorFloat-32; highest "
@@ -114,20 +114,22 @@ class RunConfig:
 
     workdir: str | None = option(None, 'the run directory; by default one in runs/ for each set of flags', PATH)
     overwrite: bool = option(False, 'replace the results that --workdir holds')
-    picture: bool = option(True, 'draw curve.png (needs matplotlib, the extra "plots")')
+    plot: bool = option(True, 'draw curve.png (needs matplotlib, the extra "plots")')
     mesh: str | None = option(
         None,
         'devices, and how they are used: data:N divides the rows of a batch, or replicas, among N of them; '
         'data:N,model:M the columns of the weights among M, too. By default all, where that is useful',
     )
     checkpoint_every: int = option(1000, 'steps between two checkpoints; there is one at the end, too', (1, None))
-    keep: int = option(2, 'how many of the newest checkpoints stay', (1, None))
-    best: str | None = option(
+    max_to_keep: int = option(2, 'how many of the newest checkpoints stay', (1, None))
+    keep_best: str | None = option(
         None,
         'keep the checkpoint with the lowest value of this metric, too, or with max:NAME the highest; the median of '
         'replicas decides',
     )
-    chunk: int = option(100, 'steps on the device between two visits of the host; changes no number', (1, None))
+    steps_per_call: int = option(
+        100, 'steps on the device between two visits of the host; changes no number', (1, None)
+    )
 
 
 CONFIGS = (ModelConfig, TrainConfig, RunConfig)

@@ -126,7 +126,7 @@ def compiled_td():
     def compiled(setup, replicas=None):
         task, tx = td.td(setup), optimizers.adam(1e-3, 1e-7)
         model = build_model(task.spec, ModelConfig(hidden=5))
-        programs = training.compile_programs(model, task, tx, task.data.inputs, chunk=200, replicas=replicas)
+        programs = training.compile_programs(model, task, tx, task.data.inputs, steps_per_call=200, replicas=replicas)
         return model, task, tx, programs
 
     return compiled

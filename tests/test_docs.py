@@ -92,8 +92,8 @@ def test_a_flagfiles_claim_holds(name, low, high):
     An untrained model makes none of them right.
     """
     values = command_line.parse(td.FLAGS, td.STUDY.defaults, [f'--flagfile={name}'])
-    result = td.run(**{**values, 'replicas': 200, 'picture': False})
-    ours = result.summary['replicas']['interval']
+    result = td.run(**{**values, 'num_seeds': 200, 'plot': False})
+    ours = result.summary['seeds']['interval']
     assert ours[0] <= high and low <= ours[1]
     if 'notebook' in result.summary:
         assert result.summary['notebook']['inside'] >= 0.95 * result.summary['notebook']['epochs']

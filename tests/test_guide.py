@@ -52,7 +52,7 @@ def test_it_adds_four_files_and_edits_none(followed):
 
 @pytest.mark.slow
 def test_its_experiment_reaches_what_the_flagfile_says(followed):
-    done = command(followed[0], '-m', 'experiments.majority', '--flagfile=majority', '--nopicture', '--workdir=w')
+    done = command(followed[0], '-m', 'experiments.majority', '--flagfile=majority', '--noplot', '--workdir=w')
     assert done.returncode == 0, done.stderr
     assert re.search(r'1 to 21\b.*gru\(8\): 10 of 10', done.stdout.splitlines()[-1]), done.stdout
 
@@ -77,14 +77,14 @@ def test_its_test_and_its_doctest_pass_and_can_fail(followed):
     'words',
     [
         ['lengths', '--task=majority', '--up_to=60', '--points=5', '--count=16'],
-        ['compare', '--tasks=majority', '--cells=gru,mingru'],
+        ['cells', '--tasks=majority', '--cells=gru,mingru'],
         ['run', '--task=majority'],
         ['run', '--task=seqjax.tasks.majority:majority'],
         ['sweep', '--experiment=majority', '--grid=hidden:4,8'],
     ],
 )
 def test_every_command_knows_it(words, followed):
-    small = ['--steps=25', '--replicas=2', '--nopicture', '--batch_size=4']
+    small = ['--steps=25', '--num_seeds=2', '--noplot', '--batch_size=4']
     done = command(followed[0], '-m', 'seqjax', words[0], *words[1:], *small, plainly=True)
     assert done.returncode == 0, done.stderr
     assert 'majority' in done.stdout

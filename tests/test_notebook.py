@@ -55,7 +55,7 @@ def test_it_runs_and_shows_its_pictures(executed):
     """Five runs show a picture each, JAX stays as it was, and the share of seeds is the one that is known."""
     pictures = [data['image/png'] for cell in executed for data in outputs(cell) if 'image/png' in data]
     assert len(pictures) == 5
-    assert all(base64.b64decode(picture).startswith(b'\x89PNG') for picture in pictures)
+    assert all(base64.b64decode(plot).startswith(b'\x89PNG') for plot in pictures)
     shown = '\n'.join(text(cell) for cell in executed)
     assert f"'jax': '{jax.__version__}'" in shown
     share = int(shown.split('to one decimal: ')[1].split(' of 1000')[0]) / 1000

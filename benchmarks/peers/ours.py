@@ -112,7 +112,7 @@ class Ours(JaxPeer):
         task, width = td.td('many_to_many'), training_replicas.group_width(count)
         model = build_model(task.spec, ModelConfig(hidden=5))
         layout, tx = place(model, task, None, width), optimizers.adam(1e-3, 1e-7)
-        programs = compile_programs(model, task, tx, None, chunk=epochs, replicas=width, shardings=layout)
+        programs = compile_programs(model, task, tx, None, steps_per_call=epochs, replicas=width, shardings=layout)
         groups = training_replicas.replica_groups(np.arange(count, dtype=np.uint32), width)
         states = [programs.init(jnp.asarray(training_replicas.pad_replicas(group.seeds, width))) for group in groups]
         losses = [None] * len(states)

@@ -89,14 +89,14 @@ def use_cores(asked: str | None, processes_text: str) -> None:
         jax.config.update('jax_num_cpu_devices', count)
 
 
-def join(text: str, heartbeat: int) -> None:
+def join(text: str, heartbeat_timeout: int) -> None:
     """Joins the other processes of the run; only the first one talks.
 
     Raises:
       UserError: they cannot be found.
     """
     try:
-        multihost.start(text, heartbeat)
+        multihost.start(text, heartbeat_timeout)
     except ValueError as error:
         raise UserError(
             f'--distributed={text} finds no SLURM, Kubernetes, Cloud TPU or Open MPI here; name the processes with '
@@ -196,7 +196,7 @@ def main(command: Command, argv: list[str] | None, called: str) -> int:
         with signals.asked(later=False):
             if together:
                 use_cores(values['mesh'], together['distributed'])
-                join(together['distributed'], together['heartbeat'])
+                join(together['distributed'], together['heartbeat_timeout'])
             if 'workdir' in values and values['workdir'] != parsed['workdir']:
                 print(f'run directory: {values["workdir"]} (--workdir names another)\n', flush=True)
             command.run(**values)

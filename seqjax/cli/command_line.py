@@ -47,7 +47,7 @@ def parse(table: Mapping[str, Flag], defaults: Mapping[str, Any], argv: list[str
         raise UserError(flag_tables.unknown(error.flagname, table)) from error
     except flags.IllegalFlagValueError as error:
         raise UserError(_plain(str(error))) from error
-    except (flags.Error, ValueError) as error:  # a ValueError: --nopicture=true
+    except (flags.Error, ValueError) as error:  # a ValueError: --noplot=true
         raise UserError(f'{_plain(str(error))}; --help lists the flags') from error
     if rest:
         raise UserError(f'{rest[0]!r} is no flag: {_way_to_say(rest[0], table)}; --help lists them')

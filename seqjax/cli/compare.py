@@ -1,6 +1,6 @@
 """Cells side by side on several tasks: one table, one figure, with intervals over the same seeds.
 
-    seqjax compare --tasks=adding,temporal_order --cells=lstm,gru,mingru --replicas=10
+    seqjax compare --tasks=adding,temporal_order --cells=lstm,gru,mingru --num_seeds=10
     seqjax compare --tasks=adding --cells=lstm,gru --params=5000 --length=50
 
 Every flag of the model and of the training is one of this command, and those that all the tasks have; what is not given
@@ -36,10 +36,10 @@ from seqjax.runs.directory import Workdir
 from seqjax.tasks import synthetic
 from seqjax.training.success_results import Outcome
 
-NAME, TABLE = 'compare', 'compare.csv'
+NAME, TABLE = 'cells', 'compare.csv'
 FILES = (directory.SUMMARY, TABLE, directory.CURVE)
 WIDEST = 4096  # units that are tried for a budget of parameters
-OURS = ('workdir', 'overwrite', 'picture')  # of the whole comparison; each of its runs has a folder within
+OURS = ('workdir', 'overwrite', 'plot')  # of the whole comparison; each of its runs has a folder within
 
 OWN = {
     'tasks': Flag(
@@ -82,15 +82,15 @@ def table_of(tasks: Sequence[str]) -> tuple[dict[str, Flag], dict[str, Any]]:
     """The flags of a comparison over some tasks; None where a task's own default holds."""
     kind = kind_of(tasks)
     if kind is not None:
-        theirs = {name: flag for name, flag in kind.FLAGS.items() if name not in ('cell', 'compare')}
+        theirs = {name: flag for name, flag in kind.FLAGS.items() if name not in ('cell', 'cells')}
         own = {name: OWN[name] for name in ('tasks', 'cells')}
         return own | theirs, OWN_DEFAULTS | {name: kind.defaults[name] for name in theirs}
     found = [task_registry.find(task) for task in tasks]
     shared = [name for name in found[0].own if name not in OWN and all(name in study.own for study in found)]
     own = {name: found[0].FLAGS[name] for name in shared}
     table = OWN | own | {name: flag for name, flag in task_flags.FLAGS.items() if name != 'cell'}
-    ours = {name: task_flags.DEFAULTS[name] for name in (*OURS, 'seed', 'replicas')}
-    return table, dict.fromkeys(table) | OWN_DEFAULTS | ours | {'to_the_end': True}
+    ours = {name: task_flags.DEFAULTS[name] for name in (*OURS, 'seed', 'num_seeds')}
+    return table, dict.fromkeys(table) | OWN_DEFAULTS | ours | {'train_all_steps': True}
 
 
 def run(**values: Any) -> list[Any]:
@@ -108,7 +108,7 @@ def run(**values: Any) -> list[Any]:
     kind = kind_of(tasks)
     if kind is not None:
         cells = flag_tables.check({'cells': OWN['cells']}, OWN_DEFAULTS | values, OWN_DEFAULTS)['cells']
-        return kind.run(**{name: x for name, x in values.items() if name not in OWN}, compare=cells)
+        return kind.run(**{name: x for name, x in values.items() if name not in OWN}, cells=cells)
     settings = flag_tables.check(table, defaults | values, defaults)
     if settings['params'] is not None and settings['hidden'] is not None:
         raise UserError(f'--params={settings["params"]} chooses --hidden, and --hidden={settings["hidden"]} is given')
@@ -125,7 +125,7 @@ def run(**values: Any) -> list[Any]:
 
     def show(folder: Workdir, found: Sequence[tuple[Entry, Outcome]]) -> None:
         print('\n'.join(['', *table_lines(found), '', *difference_lines(found)]))
-        if settings['picture']:
+        if settings['plot']:
             _picture(folder, found)
 
     return comparison.compare_runs(shared, NAME, FILES, entries, train, _write, show)
@@ -135,7 +135,7 @@ def entry_of(settings: Mapping[str, Any], task: str, cell: str) -> Entry:
     """All settings of one run; raises UserError where they make no sense."""
     study = task_registry.find(task)
     given = {name: value for name, value in settings.items() if value is not None and name in study.FLAGS}
-    one = study.defaults | given | {'cell': cell, 'workdir': None, 'picture': False}
+    one = study.defaults | given | {'cell': cell, 'workdir': None, 'plot': False}
     if settings['params'] is not None:
         one['hidden'] = _widest(study, one, settings['params'])
     checked = study.check(one)
@@ -225,7 +225,7 @@ def _picture(folder: Workdir, found: Sequence[tuple[Entry, Outcome]]) -> None:
             metric = task_report.goal_of(entry.study.problem(entry.settings.options), entry.settings).metric
             looks = outcome.looks[:, :, outcome.metrics.index(metric)]
             curve = np.array([statistics.median_interval(values) for values in looks.T])
-            steps = entry.settings.train.every * entry.settings.train.batch_size * np.arange(1, len(curve) + 1)
+            steps = entry.settings.train.eval_every * entry.settings.train.batch_size * np.arange(1, len(curve) + 1)
             plots.draw_band(axis, steps, curve, i, len(mine), f'{entry.cell}({entry.hidden})')
         what = 'fraction of wrong answers' if metric == synthetic.WRONG else metric
         axis.set(xlabel='training sequences', ylabel=what)
@@ -261,14 +261,14 @@ def with_workdir(values: dict[str, Any]) -> dict[str, Any]:
     kind = kind_of(values['tasks'])
     if kind is not None:
         theirs = {name: value for name, value in values.items() if name not in OWN}
-        found = kind.default_workdir(theirs | {'compare': values['cells'], 'cell': kind.defaults['cell']})
+        found = kind.default_workdir(theirs | {'cells': values['cells'], 'cell': kind.defaults['cell']})
         return values | {'workdir': found['workdir']}
     tasks = '-'.join(values['tasks']).replace(':', '.')
     few = values['steps'] is not None and values['steps'] < max(
-        task_registry.find(task).every for task in values['tasks']
+        task_registry.find(task).eval_every for task in values['tasks']
     )
-    # Few steps decide --every where that is not given.
-    steps = 'every' if few and values['every'] is None else 'steps'
+    # Few steps decide --eval_every where that is not given.
+    steps = 'eval_every' if few and values['eval_every'] is None else 'steps'
     _, defaults = table_of(values['tasks'])
     return default_workdir.default_workdir(values, defaults, NAME, tasks, named=['tasks', 'cells'], steps=steps)
 

@@ -1,7 +1,7 @@
 """The experiment on a dataset: trains seeds with early stopping, tests them once, compares with baselines.
 
     KIND = Classify()                                   # in seqjax/cli/classify.py, beside its COMMAND
-    classify.run(data='x.ts', cell='gru', replicas=3)   # from Python
+    classify.run(data='x.ts', cell='gru', num_seeds=3)   # from Python
 
 What the files of a kind are, and how they are split, is the kind's; all else is here.
 """
@@ -44,18 +44,26 @@ FILES = (directory.SUMMARY, fit_results.TABLE, fit_results.MODELS, dataset_repor
 MOST_EVERY = 500  # steps between two looks, where an epoch has more
 
 # Fields of the configurations that are of no use to a dataset.
-OTHERS = ('attention', 'scheduled_sampling', 'until', 'to_the_end', 'split', 'best', 'chunk')
+OTHERS = (
+    'attention',
+    'scheduled_sampling',
+    'success_threshold',
+    'train_all_steps',
+    'split',
+    'keep_best',
+    'steps_per_call',
+)
 MODEL = flag_tables.flags_of(ModelConfig, without=OTHERS)
-COMPARE = {'compare': Flag(Many(CellName()), 'train each of these cells, and put them in one table')}
+COMPARE = {'cells': Flag(Many(CellName()), 'train each of these cells, and put them in one table')}
 TRAINING = flag_tables.flags_of(TrainConfig, RunConfig, without=OTHERS)
 LIMITS = {
     'max_columns': Flag(Whole(1), 'columns or channels that a file may have'),
     'max_bytes': Flag(Whole(1, 2**63 - 1), 'bytes that a file may have, after it is decompressed'),
 }
-DEFAULTS = {f'max_{name}': value for name, value in Bounds()._asdict().items()} | {'compare': None}
+DEFAULTS = {f'max_{name}': value for name, value in Bounds()._asdict().items()} | {'cells': None}
 DEFAULTS |= flag_tables.defaults_of(
     ModelConfig(hidden=64),
-    TrainConfig(batch_size=32, steps=10_000, clip_norm=1.0, replicas=5),
+    TrainConfig(batch_size=32, steps=10_000, clip_norm=1.0, num_seeds=5),
     RunConfig(),
     without=OTHERS,
 )
@@ -140,20 +148,20 @@ class DatasetExperiment:
         settings = Settings.of(flag_tables.check(self.FLAGS, {**self.defaults, **values}, self.defaults))
         if settings.options['data'] is None:
             raise UserError(f'--data is missing: {self.data_help}')
-        flag_tables.check_seeds(settings.train.seed, settings.train.replicas)
+        flag_tables.check_seeds(settings.train.seed, settings.train.num_seeds)
         task_setup.make_optimizer(settings.train)
         flag_tables.check_memory(*self.sizes(settings))
         return settings
 
     def sizes(self, settings: Settings) -> tuple[int, dict[str, Any]]:
         """About how many float32 numbers a run holds at least, whatever its data, and the flags that decide it."""
-        names, model = ('hidden', 'layers', 'batch_size', 'every', 'replicas'), settings.model
-        hidden, rows, seeds = model.hidden, settings.train.batch_size, settings.train.replicas
+        names, model = ('hidden', 'layers', 'batch_size', 'eval_every', 'num_seeds'), settings.model
+        hidden, rows, seeds = model.hidden, settings.train.batch_size, settings.train.num_seeds
         wide, width = model.layers * (1 + model.bidirectional), training_replicas.group_width(seeds)
-        gates = min(map(task_setup.gates, settings.options['compare'] or [model.cell]))
+        gates = min(map(task_setup.gates, settings.options['cells'] or [model.cell]))
         weights, kept = wide * gates * hidden * hidden, wide * (gates + 2) * rows * hidden
         at_once = width if rows * gates * hidden**2 <= programs.MAX_VMAP_SIZE else 1
-        numbers = 6 * width * weights + at_once * kept + 4 * width * (settings.train.every or 1)
+        numbers = 6 * width * weights + at_once * kept + 4 * width * (settings.train.eval_every or 1)
         numbers += seeds * (2 * weights + 50)  # what is kept of a seed on the host
         return numbers, {name: settings.flags[name] for name in names}
 
@@ -169,10 +177,10 @@ class DatasetExperiment:
         settings, start = self.check(values), time.perf_counter()
         dataset = self.dataset(settings)
         # Resolved: a run that is asked for more steps must keep it.
-        every = settings.train.every or min(dataset.epoch, MOST_EVERY)
-        settings = settings.replace(every=min(every, settings.train.steps))
+        eval_every = settings.train.eval_every or min(dataset.epoch, MOST_EVERY)
+        settings = settings.replace(eval_every=min(eval_every, settings.train.steps))
         dataset = dataset._replace(baselines={name: functools.cache(one) for name, one in dataset.baselines.items()})
-        cells = settings.options['compare']
+        cells = settings.options['cells']
         for cell in cells or [settings.model.cell]:
             task_setup.make_model(dataset.spec, settings.replace(cell=cell).model)
         look = [*dataset.look, *dataset_test.first_scores(dataset)]
@@ -191,12 +199,12 @@ class DatasetExperiment:
 
     def _run_several(self, dataset: Dataset, settings: Settings) -> list[CellResult]:
         """Each cell in a folder of its own, within that of the comparison."""
-        cells, measure = settings.options['compare'], dataset.measure
-        shared = {name: value for name, value in settings.flags.items() if name not in ('compare', 'cell')}
+        cells, measure = settings.options['cells'], dataset.measure
+        shared = {name: value for name, value in settings.flags.items() if name not in ('cells', 'cell')}
 
         def train(cell: str, folder: Workdir) -> CellResult:
             path = None if folder.path is None else str(folder.path / cli_default_workdir.safe_name(cell))
-            one = settings.replace(cell=cell, compare=None, workdir=path)
+            one = settings.replace(cell=cell, cells=None, workdir=path)
             with directory.open_workdir(one.flags, self.name, names=FILES) as (inner, summary):
                 result = self._result(dataset, one, inner, summary)
             print()
@@ -235,9 +243,9 @@ class DatasetExperiment:
         print(text_tables.format_table(layers) + '\n')
         folder.write_summary(summary)
         with flag_tables.matmul_precision(settings.train.matmul_precision):
-            found, every = self._fit(dataset, model, settings, folder)
+            found, eval_every = self._fit(dataset, model, settings, folder)
             result = _tested(dataset, model, settings, found, summary['params'], folder)
-        fit_results.write_looks(folder, found, every)
+        fit_results.write_evals(folder, found, eval_every)
         fit_results.write_models(folder, found)
         seconds = None if found.resumed else time.perf_counter() - start
         models_sha256 = files.sha256(folder.file(fit_results.MODELS)) if folder.writes else None
@@ -247,40 +255,40 @@ class DatasetExperiment:
 
     def _fit(self, dataset: Dataset, model: nn.Module, settings: Settings, folder: Workdir) -> tuple[Fit, int]:
         """Trains every seed, and tells the steps between two looks."""
-        every = settings.train.every
-        steps = settings.train.steps // every * every
-        stopping = EarlyStopping(every, settings.train.patience)
+        eval_every = settings.train.eval_every
+        steps = settings.train.steps // eval_every * eval_every
+        stopping = EarlyStopping(eval_every, settings.train.patience)
         evals = {stopping.split: dataset.validation}
         task = Task(dataset.loss_fn, dataset.batch, dataset.data, evals, stopping)
         run = _compile(model, task, settings, folder, steps)
         train = settings.train
-        cut = '' if steps == train.steps else f' (--steps={train.steps} cut to a multiple of --every={every})'
+        cut = '' if steps == train.steps else f' (--steps={train.steps} cut to a multiple of --eval_every={eval_every})'
         print(
-            f'at most {steps:,} steps{cut} of {train.batch_size}, a look every {every:,}, until {train.patience} looks '
-            'were no better'
+            f'at most {steps:,} training steps{cut} of {train.batch_size} rows, evaluated every {eval_every:,}; early '
+            f'stopping with patience {train.patience}'
         )
-        seeds = np.arange(train.seed, train.seed + train.replicas)
+        seeds = np.arange(train.seed, train.seed + train.num_seeds)
         found = training.train_with_early_stopping(run._replace(allow_divergence=True), seeds)
         if settings.train.refit:
-            steps = fit_results.typical_step(found, every)
+            steps = fit_results.typical_step(found, eval_every)
             print(f'and {steps:,} steps anew, with the validation part in what is trained on')
             task = task._replace(data=dataset.both(), evals={}, early_stopping=None)
             found = training.retrain(_compile(model, task, settings, folder, steps), found)
-        return found, every
+        return found, eval_every
 
     def command(self, doc: str) -> Command:
         """The command of the module whose docstring this is."""
         return Command(self.name, doc, self.run, FlagTable(self.FLAGS, self.defaults), self.default_workdir)
 
     def default_workdir(self, values: dict[str, Any]) -> dict[str, Any]:
-        what = 'compare' if values['compare'] else values['cell']
-        # Few steps decide --every.
-        every = min(values['every'] or MOST_EVERY, values['steps'])
+        what = 'cells' if values['cells'] else values['cell']
+        # Few steps decide --eval_every.
+        eval_every = min(values['eval_every'] or MOST_EVERY, values['steps'])
         found = cli_default_workdir.default_workdir(
-            values | {'every': every},
-            self.defaults | {'every': MOST_EVERY},
+            values | {'eval_every': eval_every},
+            self.defaults | {'eval_every': MOST_EVERY},
             *(self.name, what),
-            named=('cell', 'compare'),
+            named=('cell', 'cells'),
             suffix=self.suffix,
         )
         return values | {'workdir': found['workdir']}
@@ -288,13 +296,13 @@ class DatasetExperiment:
 
 def _compile(model: nn.Module, task: Task, settings: Settings, folder: Workdir, steps: int) -> CompiledRun:
     """Compiles a run whose replicas share all cores, unless --mesh says otherwise."""
-    run = dataclasses.replace(settings.run, mesh=settings.run.mesh or _devices(settings.train.replicas))
+    run = dataclasses.replace(settings.run, mesh=settings.run.mesh or _devices(settings.train.num_seeds))
     return task_setup.compile_seeds(model, task, settings.train, run, folder, steps)
 
 
-def _devices(replicas: int) -> str | None:
+def _devices(num_seeds: int) -> str | None:
     """A model that learns from a file has enough to do for a core: seeds share all of them."""
-    count = min(replicas, len(jax.devices()))
+    count = min(num_seeds, len(jax.devices()))
     return f'{sharding.DATA}:{count}' if count > 1 and not multihost.several() else None
 
 
@@ -325,6 +333,6 @@ def _tested(
         significance.best(dataset.measure, dataset_test.validation_values(dataset)),
     )
     result_files.write_table(folder, dataset_report.PREDICTIONS, *dataset.test.table(of_chosen))
-    if settings.run.picture:
+    if settings.run.plot:
         dataset_report.picture(folder, dataset, found, result, of_chosen, settings)
     return result

@@ -148,7 +148,7 @@ class FixedStepsExperiment(abc.ABC):
         flag_tables.check_known(values, self.FLAGS)
         flags = self.complete(flag_tables.check(self.FLAGS, {**self.defaults, **values}, self.defaults))
         settings = Settings.of(flags)
-        flag_tables.check_seeds(settings.train.seed, settings.train.replicas)
+        flag_tables.check_seeds(settings.train.seed, settings.train.num_seeds)
         flag_tables.check_memory(*self.sizes(**flags))
         return settings
 
@@ -174,7 +174,7 @@ class FixedStepsExperiment(abc.ABC):
             with folder.reading():
                 conclusion = self.conclusion(run)
                 self.show(run)
-            figure = self.picture(folder, run) if settings.run.picture else None
+            figure = self.plot(folder, run) if settings.run.plot else None
             if folder.path is not None:
                 print('\n' + folder.listing())
             print('\n' + conclusion)
@@ -188,15 +188,23 @@ class FixedStepsExperiment(abc.ABC):
         summary = run_summary.new_summary(self.name, settings.flags, text_tables.model_layers(model, inputs))
         print(_table(summary))
         folder.write_summary(summary)
-        how = {'steps': steps, 'chunk': settings.run.chunk, 'workdir': folder, 'replicas': config.replicas}
-        how |= {'max_width': self.max_width(**settings.flags), 'stream': settings.options.get('on_host', False)}
+        how = {
+            'steps': steps,
+            'steps_per_call': settings.run.steps_per_call,
+            'workdir': folder,
+            'num_seeds': config.num_seeds,
+        }
+        how |= {
+            'max_width': self.max_width(**settings.flags),
+            'stream': settings.options.get('stream_from_host', False),
+        }
         compiled = training.compile_run(model, task, tx, inputs, **how, **flag_tables.keeping(vars(settings.run)))
-        seeds = np.arange(config.seed, config.seed + (config.replicas or 1))
-        which = f', seed {seeds[0]}' if config.replicas is None else f' of seeds {seeds[0]} to {seeds[-1]}'
+        seeds = np.arange(config.seed, config.seed + (config.num_seeds or 1))
+        which = f', seed {seeds[0]}' if config.num_seeds is None else f' of seeds {seeds[0]} to {seeds[-1]}'
         print(f'{steps:,} {self.STEPS}{which}, on {summary["device"]}')
         record = training.train_with_losses(compiled, inputs, seeds, unit=self.STEPS.removesuffix('s'))
         predictions = self.predictions(record.outputs, settings)
-        if config.replicas is not None:
+        if config.num_seeds is not None:
             kept = {} if predictions is None else {'predictions': predictions}
             result_files.write_replicas(folder, loss=record.losses, **kept)
         print(record.timing() + '\n')
@@ -210,7 +218,7 @@ class FixedStepsExperiment(abc.ABC):
         """Reads what a finished run left."""
         with folder.reading():
             print(_table(summary))
-        losses = result_files.read_losses(folder, settings.flags[self.STEPS], settings.train.replicas)
+        losses = result_files.read_losses(folder, settings.flags[self.STEPS], settings.train.num_seeds)
         return FinishedRun(settings, summary, losses, self.read_predictions(folder, summary, settings))
 
     def picture(self, folder: Workdir, run: FinishedRun) -> Any:

@@ -50,7 +50,7 @@ class FlagTable(NamedTuple):
 PARSERS = {  # of fields that their type and bounds alone do not tell
     'cell': CellName(),
     'mesh': MeshParser(),
-    'best': Name(),
+    'keep_best': Name(),
 }
 
 
@@ -108,9 +108,9 @@ TOGETHER = {
         'is; auto asks SLURM, Kubernetes, Cloud TPU or Open MPI',
         'process',
     ),
-    'heartbeat': Flag(Whole(1), 'seconds after which a process that is not heard of ends the run', 'process'),
+    'heartbeat_timeout': Flag(Whole(1), 'seconds after which a process that is not heard of ends the run', 'process'),
 }
-ALONE = {'distributed': multihost.OFF, 'heartbeat': 100}
+ALONE = {'distributed': multihost.OFF, 'heartbeat_timeout': 100}
 KEPT = {
     'compilation_cache': Flag(
         Cache(),
@@ -146,7 +146,7 @@ def check_known(values: Mapping[str, Any], table: Mapping[str, Flag]) -> None:
 
 def keeping(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns when a run saves and where it is computed, for `compile_run`, as its flags say."""
-    checkpoints = CheckpointConfig(settings['checkpoint_every'], settings['keep'], settings['best'])
+    checkpoints = CheckpointConfig(settings['checkpoint_every'], settings['max_to_keep'], settings['keep_best'])
     return {'checkpoints': checkpoints, 'devices': settings['mesh']}
 
 
@@ -155,17 +155,21 @@ def matmul_precision(word: str) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if word == 'default' else jax.default_matmul_precision(word)
 
 
-def check_seeds(seed: int, replicas: int | None, sets: int = 1) -> None:
+def check_seeds(seed: int, num_seeds: int | None, sets: int = 1) -> None:
     """Raises UserError where the last of the seeds is no 32-bit number."""
-    last = seed + sets * (replicas or 1) - 1
+    last = seed + sets * (num_seeds or 1) - 1
     if last >= 2**32:
-        raise UserError(f'--seed={seed} with --replicas={replicas} ends at seed {last}; the last must be below {2**32}')
+        raise UserError(
+            f'--seed={seed} with --num_seeds={num_seeds} ends at seed {last}; the last must be below {2**32}'
+        )
 
 
-def check_every(every: int, name: str, steps: int) -> None:
+def check_every(eval_every: int, name: str, steps: int) -> None:
     """Raises UserError where nothing would ever be looked at."""
-    if every > steps:
-        raise UserError(f'--every={every} is more than --{name}={steps}, so nothing would be looked at; choose fewer')
+    if eval_every > steps:
+        raise UserError(
+            f'--eval_every={eval_every} is more than --{name}={steps}, so nothing would be looked at; choose fewer'
+        )
 
 
 def check_memory(numbers: int, sizes: Mapping[str, Any]) -> None:

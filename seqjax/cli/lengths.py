@@ -49,10 +49,10 @@ class Lengths(TaskExperiment):
     """
 
     def __init__(self, study: TaskExperiment):
-        super().__init__(study.make, name=study.name, every=study.every)
+        super().__init__(study.make, name=study.name, eval_every=study.eval_every)
         for name in set(OWN) & set(study.own):
             raise UserError(f'{study.name}({name}=...) is the name of a flag of this command: its arguments are flags')
-        self.FLAGS = {name: flag for name, flag in self.FLAGS.items() if name != 'to_the_end'} | OWN
+        self.FLAGS = {name: flag for name, flag in self.FLAGS.items() if name != 'train_all_steps'} | OWN
         self.defaults = study.defaults | OWN_DEFAULTS
 
     def check(self, values: Mapping[str, Any]) -> Settings:
@@ -61,7 +61,7 @@ class Lengths(TaskExperiment):
         up_to = settings.options['up_to'] or TIMES * longest
         if up_to <= longest:
             raise UserError(f'--up_to={up_to} must be over {longest}, the longest trained on')
-        return settings.replace(to_the_end=True, up_to=up_to)
+        return settings.replace(train_all_steps=True, up_to=up_to)
 
     def sizes(self, **flags: Any) -> tuple[int, dict[str, Any]]:
         numbers, named = super().sizes(**flags)

@@ -35,7 +35,7 @@ class Music(DatasetExperiment):
         ),
     }
     own_defaults = {
-        **{'window': 64, 'transpose': 0, 'batch_size': 16, 'hidden': 150, 'every': 100, 'patience': 8},
+        **{'window': 64, 'transpose': 0, 'batch_size': 16, 'hidden': 150, 'eval_every': 100, 'patience': 8},
         # Chosen for an LSTM on the validation part of JSB Chorales.
         **{'input_dropout': 0.2, 'output_dropout': 0.5, 'weight_decay': 0.01},
     }

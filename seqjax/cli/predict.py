@@ -134,7 +134,7 @@ def _checked(
         recipe = kind.check_recipe(settings, summary.get('recipe'))
         chosen = summary['result'].get('chosen') if isinstance(summary.get('result'), dict) else None
         first = settings.train.seed
-        last = first + settings.train.replicas - 1
+        last = first + settings.train.num_seeds - 1
         if type(chosen) is not int or not first <= chosen <= last:
             raise UserError(f'its result has chosen={chosen}, which must be a seed from {first} to {last}')
     except UserError as error:
@@ -150,7 +150,7 @@ def _models(
     with files.reading(path):
         if summary.get('models') not in (None, files.sha256(path)):
             raise ValueError(f'it is not the file of which {directory.SUMMARY} has the checksum')
-    seeds, best = fit_results.read_models(path, like, settings.train.replicas)
+    seeds, best = fit_results.read_models(path, like, settings.train.num_seeds)
     if not np.array_equal(seeds, np.arange(len(seeds)) + settings.train.seed):
         raise UserError(f'{path} has the seeds {seeds.tolist()[:5]} ..., and the first must be {settings.train.seed}')
     return seeds, best

@@ -1,7 +1,7 @@
 """One experiment under many settings, each with many seeds: a tidy table, and a figure with intervals.
 
-    seqjax sweep --experiment=td --flagfile=many_to_many --grid=learning_rate:1e-3,3e-3 --replicas=50
-    seqjax sweep --experiment=td --epochs=65 --every=5 --grid=learning_rate:1e-3,0.01,0.1 --metric=exact
+    seqjax sweep --experiment=td --flagfile=many_to_many --grid=learning_rate:1e-3,3e-3 --num_seeds=50
+    seqjax sweep --experiment=td --epochs=65 --eval_every=5 --grid=learning_rate:1e-3,0.01,0.1 --metric=exact
     seqjax sweep --experiment=echo --grid=cell:lstm,gru --grid=delay:2,4,8
 
 Every flag of the experiment is one of the sweep. Settings that differ in their learning rates alone share a program and
@@ -88,14 +88,14 @@ def run(**values: Any) -> list[SweepRow]:
     settings = flag_tables.check(table, given, defaults)
     settings['grid'] = [[name, list(found)] for name, found in axes.items()]
     module = sweep_grid.module_of(settings['experiment'])
-    flag_tables.check_seeds(settings['seed'], settings['replicas'])
+    flag_tables.check_seeds(settings['seed'], settings['num_seeds'])
     every_setting = sweep_grid.combine(settings, axes, module)
     steps = {one[module.STEPS] for one in every_setting.values()}
     if module.STEPS in axes:
         raise UserError(f'--grid={module.STEPS}:... is of no use: the table has every step up to --{module.STEPS}')
     settings[module.STEPS] = max(steps)
-    settings['every'] = settings['every'] or max(1, min(steps) // LOOKS)
-    flag_tables.check_every(settings['every'], module.STEPS, min(steps))
+    settings['eval_every'] = settings['eval_every'] or max(1, min(steps) // LOOKS)
+    flag_tables.check_every(settings['eval_every'], module.STEPS, min(steps))
     sweep = Sweep(settings, every_setting, list(sweep_grid.programs(every_setting, module)), module)
     _check_sizes(sweep)
     with directory.open_workdir(settings, NAME, names=FILES, steps=module.STEPS) as (folder, summary):
@@ -105,14 +105,14 @@ def run(**values: Any) -> list[SweepRow]:
 def _check_sizes(sweep: Sweep) -> None:
     """Raises UserError where a program, or the table of all values, exceeds the memory."""
     settings, _, programs, module = sweep
-    replicas, every = settings['replicas'], settings['every']
-    looks = sum(shared[module.STEPS] // every * len(several) for _, shared, several in programs)
-    sizes = {'replicas': replicas, module.STEPS: settings[module.STEPS], 'every': every}
-    flag_tables.check_memory(ROW * looks * replicas, sizes)
+    num_seeds, eval_every = settings['num_seeds'], settings['eval_every']
+    looks = sum(shared[module.STEPS] // eval_every * len(several) for _, shared, several in programs)
+    sizes = {'num_seeds': num_seeds, module.STEPS: settings[module.STEPS], 'eval_every': eval_every}
+    flag_tables.check_memory(ROW * looks * num_seeds, sizes)
     for _, shared, several in programs:
-        chunks = {'replicas': len(several) * replicas, 'every': every, 'chunk': every}
+        chunks = {'num_seeds': len(several) * num_seeds, 'eval_every': eval_every, 'steps_per_call': eval_every}
         numbers, named = module.sizes(**shared | chunks)
-        flag_tables.check_memory(numbers, named | {'chunk': None} | sizes)
+        flag_tables.check_memory(numbers, named | {'steps_per_call': None} | sizes)
 
 
 def _run(sweep: Sweep, folder: Workdir, summary: dict[str, Any] | None) -> list[SweepRow]:
@@ -128,7 +128,7 @@ def _run(sweep: Sweep, folder: Workdir, summary: dict[str, Any] | None) -> list[
     _check_metric(settings['metric'], dict.fromkeys(row.metric for row in rows))
     shown = [row for row in rows if row.metric == settings['metric']]
     print('\n'.join(_lines(names, shown, settings)))
-    if settings['picture']:
+    if settings['plot']:
         _picture(folder, names, shown, settings)
     if folder.path is not None:
         print('\n' + folder.listing())
@@ -144,7 +144,7 @@ def _train(sweep: Sweep, folder: Workdir) -> list[SweepRow]:
     settings, every_setting, programs, module = sweep
     summary = run_summary.new_summary(NAME, settings, [])
     folder.write_summary(summary)
-    seeds = range(settings['seed'], settings['seed'] + settings['replicas'])
+    seeds = range(settings['seed'], settings['seed'] + settings['num_seeds'])
     rows = []
     total = sum(one[module.STEPS] * len(seeds) for one in every_setting.values())
     with progress.progress(total, 'seed-step') as shown:
@@ -177,7 +177,7 @@ class SharedProgram(NamedTuple):
         _check_metric(self.settings['metric'], [*names, *measured, sweep_grid.RATE])
         if measure is not None:  # the logs of such a sweep have one value more
             names, place = [*names, *measured], f'{place}_{measured[0]}'
-        values = MetricLog(len(names), self.settings['every'], measure)
+        values = MetricLog(len(names), self.settings['eval_every'], measure)
         # Where not every run has the rate of the program, and then also in a group of one rate.
         own = np.array([run.rate for run in runs], np.float32)
 
@@ -211,10 +211,14 @@ class SharedProgram(NamedTuple):
                 outputs = np.asarray(session.run.programs.predict(state, inputs))
                 return self.module.measure(outputs[: session.num_seeds], settings)
 
-        how = {'steps': self.shared[self.module.STEPS], 'chunk': self.settings['every'], 'replicas': self.count}
+        how = {
+            'steps': self.shared[self.module.STEPS],
+            'steps_per_call': self.settings['eval_every'],
+            'num_seeds': self.count,
+        }
         if hasattr(self.module, 'max_width'):
             how['max_width'] = self.module.max_width(**self.shared)
-        how |= flag_tables.keeping(self.settings | {'best': None})
+        how |= flag_tables.keeping(self.settings | {'keep_best': None})
         tx = self.module.make_optimiser(self.shared)
         compiled = training.compile_run(model, task, tx, inputs, **how, workdir=self.folder)
         return compiled._replace(allow_divergence=True), measure
@@ -227,7 +231,7 @@ class SharedProgram(NamedTuple):
         compiled: CompiledRun,
         free: bool,
     ) -> Iterator[SweepRow]:
-        steps = self.settings['every'] * np.arange(1, len(groups[0]) + 1)
+        steps = self.settings['eval_every'] * np.arange(1, len(groups[0]) + 1)
         rates = optimizers.learning_rates(compiled.tx, steps - 1)
         for i, run in enumerate(runs):
             values = groups[i // compiled.group_width][:, :, i % compiled.group_width]
@@ -278,7 +282,7 @@ def _lines(names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, A
     end = max(row.step for row in rows)
     words = {setting: _words(names, setting) for setting in dict.fromkeys(row.setting for row in rows)}
     width = max(map(len, words.values()))
-    seeds, few = settings['replicas'], settings['replicas'] < statistics.FEWEST
+    seeds, few = settings['num_seeds'], settings['num_seeds'] < statistics.FEWEST
     if _is_share(rows):
         yield f'{settings["metric"]} at step {end:,}: the share of {seeds:,} seeds and its 95% interval\n'
         for setting, said in words.items():
@@ -306,7 +310,7 @@ def _picture(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], se
     """The metric against the step: for each setting the median or the share of seeds, with its 95% interval."""
     what = 'share' if _is_share(rows) else 'median'
     try:
-        figure, (axis,) = plots.new_figure(1, f'{settings["experiment"]}: {what} of {settings["replicas"]:,} seeds', 8)
+        figure, (axis,) = plots.new_figure(1, f'{settings["experiment"]}: {what} of {settings["num_seeds"]:,} seeds', 8)
     except ImportError:
         print('\n' + plots.NO_PICTURE)
         return
@@ -359,8 +363,8 @@ def table_for(argv: Sequence[str]) -> FlagTable:
 
 def with_workdir(values: dict[str, Any]) -> dict[str, Any]:
     """The flags with the default --workdir."""
-    # The steps decide --every where that is not given.
-    steps = 'every' if values['every'] is None else sweep_grid.module_of(values['experiment']).STEPS
+    # The steps decide --eval_every where that is not given.
+    steps = 'eval_every' if values['eval_every'] is None else sweep_grid.module_of(values['experiment']).STEPS
     _, defaults = sweep_grid.table_of(values['experiment'])
     return default_workdir.default_workdir(
         values, defaults, NAME, values['experiment'], named=['experiment'], steps=steps

@@ -21,8 +21,8 @@ CONTRACT = ('make_model', 'make_task', 'make_optimiser', 'sizes', 'FLAGS', 'STEP
 MOST_SETTINGS = 10_000
 RATE = 'learning_rate'
 # Flags of an experiment that a sweep has itself, or has no use for.
-NOT_OURS = ('seed', 'replicas', 'workdir', 'overwrite', 'picture', 'chunk', 'every', 'best')
-NOT_OURS += ('until', 'to_the_end', 'split')
+NOT_OURS = ('seed', 'num_seeds', 'workdir', 'overwrite', 'plot', 'steps_per_call', 'eval_every', 'keep_best')
+NOT_OURS += ('success_threshold', 'train_all_steps', 'split')
 
 OWN = {
     'experiment': Flag(
@@ -31,14 +31,14 @@ OWN = {
         'with make_model, make_task, make_optimiser and sizes, such as experiments.td, or td for short',
     ),
     'grid': Flag(Grid(), "a flag of the experiment, and its values; repeated, every value of one with every other's"),
-    'every': Flag(Whole(1), 'steps between two looks at the metrics; a twentieth of the steps by default'),
+    'eval_every': Flag(Whole(1), 'steps between two looks at the metrics; a twentieth of the steps by default'),
     'metric': Flag(
         Name(), 'the metric of the figure; exact of td and right of echo are there where they are asked for'
     ),
-    **{name: flag_tables.SHARED[name] for name in ('seed', 'replicas', 'workdir', 'overwrite', 'picture')},
+    **{name: flag_tables.SHARED[name] for name in ('seed', 'num_seeds', 'workdir', 'overwrite', 'plot')},
 }
-OWN_DEFAULTS = {'experiment': 'td', 'grid': None, 'every': None, 'metric': 'loss', 'seed': 0, 'replicas': 10}
-OWN_DEFAULTS |= {'workdir': None, 'overwrite': False, 'picture': True}
+OWN_DEFAULTS = {'experiment': 'td', 'grid': None, 'eval_every': None, 'metric': 'loss', 'seed': 0, 'num_seeds': 10}
+OWN_DEFAULTS |= {'workdir': None, 'overwrite': False, 'plot': True}
 
 
 # Settings that share a program: the place of their checkpoints, the flags of one of them, and those of all.

@@ -1,7 +1,7 @@
 """The experiment on a synthetic task: trains seeds until they succeed, and tests them on sequences they never saw.
 
     STUDY = TaskExperiment(adding.adding)           # in experiments/adding.py, beside the two lines that run it
-    adding.run(length=50, cell='gru', replicas=3)   # from Python
+    adding.run(length=50, cell='gru', num_seeds=3)   # from Python
 
 The arguments of the function that makes the task are flags of the experiment, by their names, types and defaults, and
 its docstring's lines about them are their help.
@@ -57,7 +57,7 @@ class TaskExperiment:
         own, values = task_flags.options_of(make)
         defaults = getattr(make, 'defaults', {}) | defaults  # see `seqjax.tasks.synthetic.task_defaults`
         self.make, self.name, self.own = make, name or make.__name__, tuple(own)
-        self.every = defaults.pop('every', EVERY)
+        self.eval_every = defaults.pop('eval_every', EVERY)
         self.FLAGS = own | task_flags.FLAGS
         self.defaults = values | task_flags.DEFAULTS | defaults
 
@@ -84,7 +84,7 @@ class TaskExperiment:
         Whole numbers of any size, before anything is compiled; `seqjax.runs.memory` has more of a program that is
         traced.
         """
-        names, settings = (*self.own, 'hidden', 'layers', 'batch_size', 'every', 'replicas'), Settings.of(flags)
+        names, settings = (*self.own, 'hidden', 'layers', 'batch_size', 'eval_every', 'num_seeds'), Settings.of(flags)
         problem, model, train = self.problem(flags), settings.model, settings.train
         hidden, rows = model.hidden, train.batch_size
         program, batch = self._drawn(problem, flags)
@@ -94,13 +94,13 @@ class TaskExperiment:
         wide, side_by_side = model.layers * (1 + model.bidirectional), task_setup.gates(model.cell)
         weights = wide * side_by_side * hidden * (hidden + features) + hidden * tokens
         kept = wide * (side_by_side + 2) * steps * rows * hidden + rows * (steps * features + 2 * answers)
-        width = replicas.group_width(train.replicas)
+        width = replicas.group_width(train.num_seeds)
         # Larger replicas take turns, see `seqjax.training.programs.MAX_VMAP_SIZE`.
         at_once = width if rows * hidden * max(side_by_side * hidden, tokens) <= programs.MAX_VMAP_SIZE else 1
-        metrics = 4 * width * (train.every or 1)
+        metrics = 4 * width * (train.eval_every or 1)
         numbers = 6 * width * weights + at_once * kept + metrics + memory.peak_bytes(program) // 4
         # What is kept of a seed on the host.
-        numbers += 3 * task_setup.HELD_OUT * answers + 150 * train.replicas
+        numbers += 3 * task_setup.HELD_OUT * answers + 150 * train.num_seeds
         return numbers, {name: flags[name] for name in names}
 
     def _drawn(self, problem: SyntheticTask, settings: Mapping[str, Any]) -> tuple[Any, Batch]:
@@ -120,15 +120,13 @@ class TaskExperiment:
         flag_tables.check_known(values, self.FLAGS)
         settings = Settings.of(flag_tables.check(self.FLAGS, {**self.defaults, **values}, self.defaults))
         train = settings.train
-        flag_tables.check_seeds(train.seed, train.replicas)
-        every = train.every or min(self.every, train.steps)
-        settings = settings.replace(every=every)
-        flag_tables.check_every(every, STEPS, train.steps)
-        if train.steps % every:
-            fewer = train.steps // every * every
-            raise UserError(
-                f'--steps={train.steps} --every={every}: the steps must be a multiple of --every, such as {fewer}'
-            )
+        flag_tables.check_seeds(train.seed, train.num_seeds)
+        eval_every = train.eval_every or min(self.eval_every, train.steps)
+        settings = settings.replace(eval_every=eval_every)
+        flag_tables.check_every(eval_every, STEPS, train.steps)
+        if train.steps % eval_every:
+            fewer = train.steps // eval_every * eval_every
+            raise UserError(f'--steps={train.steps} must be a multiple of --eval_every={eval_every}, such as {fewer}')
         flag_tables.check_memory(*self.sizes(**settings.flags))
         problem = self.problem(settings.options)
         (
@@ -152,7 +150,7 @@ class TaskExperiment:
                 print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
             outcome = self.outcome(problem, settings, folder, summary)
             self.show(outcome, settings)
-            if settings.run.picture:
+            if settings.run.plot:
                 self.draw(folder, problem, outcome, settings)
             if folder.path is not None:
                 print('\n' + folder.listing())
@@ -163,7 +161,7 @@ class TaskExperiment:
         self, problem: SyntheticTask, settings: Settings, folder: Workdir, summary: Mapping[str, Any] | None
     ) -> Outcome:
         """Trains and tests every seed, and leaves everything but the picture in the folder; or reads what it holds."""
-        sequences = settings.train.every * settings.train.batch_size
+        sequences = settings.train.eval_every * settings.train.batch_size
         if summary is not None:
             return success_results.read_outcome(folder, summary, sequences)
         start, model = (
@@ -179,7 +177,7 @@ class TaskExperiment:
             outcome = self.train(problem, model, task, settings, folder, summary['device'])
         print()
         seconds = None if outcome.resumed else time.perf_counter() - start
-        success_results.write_looks(folder, outcome, sequences)
+        success_results.write_evals(folder, outcome, sequences)
         ended = {
             'seconds': seconds,
             'metrics': outcome.metrics,
@@ -204,13 +202,13 @@ class TaskExperiment:
         print(f'at most {config.steps:,} steps of {config.batch_size} sequences, on {device}')
         return training.train_until_solved(
             run,
-            np.arange(config.seed, config.seed + config.replicas),
+            np.arange(config.seed, config.seed + config.num_seeds),
             criterion=task_report.goal_of(problem, settings),
-            eval_every=config.every,
+            eval_every=config.eval_every,
             test=test,
             held_out=held_out,
             batch_size=config.batch_size,
-            train_all_steps=config.to_the_end,
+            train_all_steps=config.train_all_steps,
         )
 
     def test(self, problem: SyntheticTask, model: nn.Module, task: Task, settings: Settings) -> tuple[Test, Any]:
@@ -250,10 +248,14 @@ class TaskExperiment:
 
     def default_workdir(self, values: dict[str, Any], *names: str) -> dict[str, Any]:
         """Returns the flags with the default --workdir below runs/NAMES."""
-        every = values['every'] or min(self.every, values['steps'])  # as `check` has it
+        eval_every = values['eval_every'] or min(self.eval_every, values['steps'])  # as `check` has it
         named = ('task', 'cell')
         found = cli_default_workdir.default_workdir(
-            values | {'every': every}, self.defaults | {'every': self.every}, *names, values['cell'], named=named
+            values | {'eval_every': eval_every},
+            self.defaults | {'eval_every': self.eval_every},
+            *names,
+            values['cell'],
+            named=named,
         )
         return values | {'workdir': found['workdir']}
 

@@ -18,7 +18,7 @@ from seqjax.tasks.synthetic import SyntheticTask
 
 # Fields of the configurations that are of no use to a synthetic task.
 OTHERS = ('input_dropout', 'output_dropout', 'recurrent_dropout', 'drop_connect', 'patience', 'refit', 'weight_decay')
-OTHERS += ('chunk',)
+OTHERS += ('steps_per_call',)
 FLAGS = flag_tables.flags_of(*config.CONFIGS, without=OTHERS)
 DEFAULTS = flag_tables.defaults_of(ModelConfig(), TrainConfig(), RunConfig(), without=OTHERS)
 # Names of flags that every command has, and of absl's own.

@@ -12,7 +12,11 @@ from seqjax.training.success_results import Outcome
 
 
 def goal_of(problem: SyntheticTask, settings: Settings) -> SuccessCriterion:
-    return problem.success if settings.train.until is None else problem.success._replace(at_most=settings.train.until)
+    return (
+        problem.success
+        if settings.train.success_threshold is None
+        else problem.success._replace(at_most=settings.train.success_threshold)
+    )
 
 
 def goal_words(goal: SuccessCriterion) -> str:
@@ -26,7 +30,10 @@ def to_the_goal(problem: SyntheticTask, outcome: Outcome, settings: Settings) ->
     """How many seeds came to it, and after how many sequences."""
     needed, count = [seed.sequences for seed in outcome.seeds if seed.sequences is not None], len(outcome.seeds)
     low, high = statistics.share_interval(len(needed), count)
-    window, most = settings.train.every * settings.train.batch_size, settings.train.steps * settings.train.batch_size
+    window, most = (
+        settings.train.eval_every * settings.train.batch_size,
+        settings.train.steps * settings.train.batch_size,
+    )
     text = (
         f'{len(needed):,} of {count:,} seeds ({len(needed) / count:.1%}; 95% interval {low:.1%} to {high:.1%}) '
         f'{goal_words(goal_of(problem, settings))} of the last {window:,} within {most:,}'
@@ -39,7 +46,7 @@ def to_the_goal(problem: SyntheticTask, outcome: Outcome, settings: Settings) ->
 
 def draw_seeds(axis: Any, problem: SyntheticTask, outcome: Outcome, settings: Settings) -> None:
     """The metric of the goal, a line for each seed."""
-    goal, window = goal_of(problem, settings), settings.train.every * settings.train.batch_size
+    goal, window = goal_of(problem, settings), settings.train.eval_every * settings.train.batch_size
     curves = outcome.looks[:, :, outcome.metrics.index(goal.metric)]
     sequences = window * np.arange(1, curves.shape[1] + 1)
     for i, curve in enumerate(curves):
@@ -54,7 +61,7 @@ def draw_seeds(axis: Any, problem: SyntheticTask, outcome: Outcome, settings: Se
 
 def draw_shares(axis: Any, outcome: Outcome, settings: Settings) -> None:
     """The share of seeds at the goal."""
-    end = settings.train.every * settings.train.batch_size * outcome.looks.shape[1]
+    end = settings.train.eval_every * settings.train.batch_size * outcome.looks.shape[1]
     needed = sorted(seed.sequences for seed in outcome.seeds if seed.sequences is not None)
     shares = np.arange(len(needed) + 1) / len(outcome.seeds)
     axis.step([0, *needed, end], [*shares, shares[-1]], where='post', color=plots.BLUE)

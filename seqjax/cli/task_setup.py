@@ -65,13 +65,13 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 def compile_seeds(
     model: nn.Module, task: Task, config: TrainConfig, run: RunConfig, folder: Workdir, steps: int
 ) -> CompiledRun:
-    """Compiles a run of replicas that is evaluated every `config.every` steps.
+    """Compiles a run of replicas that is evaluated every `config.eval_every` steps.
 
     A checkpoint stands at an evaluation, so that the metrics since the last one need no place in it.
     """
-    every = config.every
-    saved = dataclasses.replace(run, checkpoint_every=-(-run.checkpoint_every // every) * every)
-    how = {'steps': steps, 'chunk': every, 'replicas': config.replicas, 'workdir': folder}
+    eval_every = config.eval_every
+    saved = dataclasses.replace(run, checkpoint_every=-(-run.checkpoint_every // eval_every) * eval_every)
+    how = {'steps': steps, 'steps_per_call': eval_every, 'num_seeds': config.num_seeds, 'workdir': folder}
     return training.compile_run(model, task, make_optimizer(config), None, **how, **flag_tables.keeping(vars(saved)))
 
 

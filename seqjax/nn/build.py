@@ -61,11 +61,13 @@ def _cell_options(spec: ModelSpec, config: ModelConfig) -> dict[str, Any]:
         if rate and name not in getattr(cell, '__dataclass_fields__', ()):
             raise ValueError(f'{name}={rate}: {config.cell} has no recurrent kernel, so nothing to drop')
         options |= {name: rate} if rate else {}
-    if config.gate_bias == 'chrono' and spec.memory_span is None:
-        raise ValueError('gate_bias=chrono needs to know how long to remember, and memory_span is not known here')
-    if config.gate_bias != 'default':
-        span = (spec.memory_span,) if config.gate_bias == 'chrono' else ()
-        options['bias_init'] = initializers.GATE_BIASES[config.gate_bias](*span)
+    if config.forget_bias_init == 'chrono' and spec.memory_span is None:
+        raise ValueError(
+            'forget_bias_init=chrono needs to know how long to remember, and memory_span is not known here'
+        )
+    if config.forget_bias_init != 'default':
+        span = (spec.memory_span,) if config.forget_bias_init == 'chrono' else ()
+        options['bias_init'] = initializers.GATE_BIASES[config.forget_bias_init](*span)
     return {'cell': cell, **options}
 
 

@@ -10,7 +10,7 @@ from seqjax.reporting import statistics
 
 BLUE, ORANGE, GREY = '#2563a8', '#d1601f', '#555555'
 MAX_CLASS_LABELS = 20  # beyond, a confusion matrix has no names of classes
-NO_PICTURE = 'no picture: matplotlib is missing; pip install "seqjax[plots]", or --nopicture'
+NO_PICTURE = 'no picture: matplotlib is missing; pip install "seqjax[plots]", or --noplot'
 
 
 def shade(x: float) -> Any:

@@ -71,7 +71,7 @@ def sentence(measure: Measure, found: Improvement, who: str, whom: str) -> str:
         more = 'better' if found.mean > 0 else 'worse'
         return (
             f'{who} is {more} than {whom} by {by}, which may be chance: use the baseline, which is simpler, or '
-            'find out with more --replicas, or with more to test on'
+            'find out with more --num_seeds, or with more to test on'
         )
     if found.mean > 0:
         return f'{who} beats {whom} by {by}'

@@ -42,7 +42,7 @@ def stores(folder: Path) -> Iterator[Path]:
     for path, below, _ in os.walk(folder, onerror=_refuse_unreadable):
         if any(re.fullmatch(STEP, name) for name in below):
             yield Path(path)
-        below[:] = [name for name in below if not re.fullmatch(rf'\..*|unsound-.*|{STEP}', name)]
+        below[:] = [name for name in below if not re.fullmatch(rf'\..*|corrupt-.*|{STEP}', name)]
         below.sort(key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', name)])
 
 
@@ -74,13 +74,13 @@ def _refusal(error: BaseException) -> str | None:
     return os.strerror(int(code[1])) if code else None
 
 
-def goal(best: str) -> tuple[int, str]:
+def goal(keep_best: str) -> tuple[int, str]:
     """The metric that the best checkpoint goes by, after -1 where its highest value is the best, and 1 for the lowest.
 
     >>> goal('loss'), goal('min:loss'), goal('max:validation/accuracy')
     ((1, 'loss'), (1, 'loss'), (-1, 'validation/accuracy'))
     """
-    return (-1 if best.startswith('max:') else 1), best.removeprefix('max:').removeprefix('min:')
+    return (-1 if keep_best.startswith('max:') else 1), keep_best.removeprefix('max:').removeprefix('min:')
 
 
 class PendingSave(NamedTuple):
@@ -95,14 +95,14 @@ class CheckpointManager:
 
     Args:
       folder: made by the first save.
-      keep: how many of the newest stay.
-      best: a metric, see `goal`; the checkpoint with its best value stays, too.
+      max_to_keep: how many of the newest stay.
+      keep_best: a metric, see `goal`; the checkpoint with its best value stays, too.
       writes: whether the folder is ours to change; else nothing in it is touched.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, best: str | None = None, writes: bool = True):
-        self.folder, self.keep = folder, keep
-        self.sign, self.best = (1, None) if best is None else goal(best)
+    def __init__(self, folder: Path, *, max_to_keep: int = 2, keep_best: str | None = None, writes: bool = True):
+        self.folder, self.max_to_keep = folder, max_to_keep
+        self.sign, self.keep_best = (1, None) if keep_best is None else goal(keep_best)
         self.last: int | None = None  # the step that was saved or restored last
         self.orbax, self.thread, self.pending = None, None, None
         self.quiet = contextlib.ExitStack()  # from the start of a save until nothing of it goes on
@@ -177,7 +177,7 @@ class CheckpointManager:
                 f'the checkpoint of step {other:,} in {self.folder} is skipped for that of step {step:,}: {reason}'
             )
             with files.writing(self.path(other)):
-                _move(self.path(other), self.folder / f'unsound-{other}')
+                _move(self.path(other), self.folder / f'corrupt-{other}')
         return tuple(about)
 
     def save(self, state: TrainState, about: CheckpointMetadata) -> None:
@@ -270,7 +270,7 @@ class CheckpointManager:
 
     def _prune(self) -> None:
         steps = self.steps()
-        kept = {*steps[-self.keep :], self.best_step()}
+        kept = {*steps[-self.max_to_keep :], self.best_step()}
         for step in steps:
             if step not in kept:
                 _move(self.path(step), gone := self.folder / f'.gone-{step}')
@@ -282,9 +282,11 @@ class CheckpointManager:
         return min(values, key=lambda step: self.sign * values[step]) if values else None
 
     def _value(self, step: int) -> float | None:
-        if self.best is None:
+        if self.keep_best is None:
             return None
         try:
-            return manifest.parse_metadata(files.read_json(self.path(step) / directory.ABOUT)).metrics.get(self.best)
+            return manifest.parse_metadata(files.read_json(self.path(step) / directory.ABOUT)).metrics.get(
+                self.keep_best
+            )
         except (OSError, ValueError, LookupError, TypeError, AttributeError):  # not sound: nobody's best
             return None

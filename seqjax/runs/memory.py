@@ -13,7 +13,17 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from seqjax.errors import UserError
 
 # Flags of whole numbers that are no sizes.
-NO_SIZES = ('seed', 'draw', 'keep', 'checkpoint_every', 'decay_steps', 'patience', 'heartbeat', 'transpose', 'ar_order')
+NO_SIZES = (
+    'seed',
+    'draw',
+    'max_to_keep',
+    'checkpoint_every',
+    'decay_steps',
+    'patience',
+    'heartbeat_timeout',
+    'transpose',
+    'ar_order',
+)
 
 CGROUP = (Path('/sys/fs/cgroup/memory.max'), Path('/sys/fs/cgroup/memory/memory.limit_in_bytes'))  # versions 2 and 1
 

@@ -47,10 +47,10 @@ def parse(text: str) -> Address | None:
     return Address(match[1], int(match[3]), int(match[4]))
 
 
-def start(text: str, heartbeat: int) -> None:
+def start(text: str, heartbeat_timeout: int) -> None:
     """Joins the other processes; JAX must not have begun. See `parse` for the text.
 
-    After `heartbeat` seconds a process that is not heard of is taken for dead, and all others end.
+    After `heartbeat_timeout` seconds a process that is not heard of is taken for dead, and all others end.
 
     Raises:
       ValueError: 'auto' finds no cluster.
@@ -59,7 +59,7 @@ def start(text: str, heartbeat: int) -> None:
     """
     if text == OFF:
         return
-    address, how = parse(text), {'heartbeat_timeout_seconds': heartbeat}
+    address, how = parse(text), {'heartbeat_timeout_seconds': heartbeat_timeout}
     if address is None:
         join = partial(jax.distributed.initialize, **how)
     else:

@@ -15,10 +15,10 @@ from seqjax.runs import directory
 from seqjax.runs.directory import Workdir
 
 
-def read_losses(workdir: Workdir, steps: int, replicas: int | None) -> np.ndarray:
+def read_losses(workdir: Workdir, steps: int, num_seeds: int | None) -> np.ndarray:
     """The losses of a finished run, [steps] or [R, steps]."""
-    if replicas is not None:
-        return read_replicas(workdir, 'loss', (replicas, steps))
+    if num_seeds is not None:
+        return read_replicas(workdir, 'loss', (num_seeds, steps))
     path = workdir.file(directory.METRICS)
     with files.reading(path), files.open_file(path, 'r', newline='') as lines:
         return np.array([float(row['loss']) for row in csv.DictReader(lines)], np.float32).reshape(steps)

@@ -33,7 +33,7 @@ SEED = 0  # of the questions in the finite set
 MOST = 9  # digits of a number: a sum has to fit into 32 bits
 
 
-@task_defaults(hidden=128, batch_size=32, steps=150_000, every=1500, learning_rate=1e-3, replicas=1)
+@task_defaults(hidden=128, batch_size=32, steps=150_000, eval_every=1500, learning_rate=1e-3, num_seeds=1)
 def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> SyntheticTask:
     """The sum of two written numbers.
 

@@ -22,7 +22,7 @@ BLANK, MARK = 0, KINDS + 1
 SYMBOLS = KINDS + 2
 
 
-@task_defaults(batch_size=32, every=50, steps=5000, clip_norm=1.0)
+@task_defaults(batch_size=32, eval_every=50, steps=5000, clip_norm=1.0)
 def copy_memory(delay: int = 100) -> SyntheticTask:
     """Ten symbols, told again after a delay.
 

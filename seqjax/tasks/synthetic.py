@@ -30,8 +30,8 @@ def task_defaults(**defaults: Any) -> Callable[[T], T]:
     """Decorates a function that returns a SyntheticTask with the defaults of the flags of its experiment.
 
     Args:
-      defaults: fields of `ModelConfig`, `TrainConfig` and `RunConfig` with other defaults than theirs; for `every`, the
-        steps between two evaluations unless --steps is less.
+      defaults: of fields of `ModelConfig`, `TrainConfig` and `RunConfig`, instead of theirs; `eval_every` is at most
+        --steps.
     """
 
     def decorate(make: T) -> T:

@@ -29,12 +29,12 @@ def compile_run(
     inputs: Arrays | None,
     *,
     steps: int,
-    chunk: int,
+    steps_per_call: int,
     workdir: Workdir,
     checkpoints: CheckpointConfig,
     devices: str | None = None,
     stream: bool = False,
-    replicas: int | None = None,
+    num_seeds: int | None = None,
     max_width: int = training_replicas.MAX_WIDTH,
 ) -> CompiledRun:
     """Compiles the programs of a run.
@@ -46,20 +46,20 @@ def compile_run(
       workdir, checkpoints: where the run is kept, and when it saves.
       devices: the mesh, see `sharding.select_mesh`.
       stream: whether the task's data stay on the host.
-      replicas: R, the number of seeds; they are trained in groups of `replicas.group_width`. None: one seed.
+      num_seeds: R, the number of seeds; they are trained in groups of `replicas.group_width`. None: one seed.
       max_width: most seeds of a group, see `replicas.max_width`.
 
     Raises:
       UserError: there is no metric of the name that selects the best checkpoint, the mesh cannot be made, or the
         training steps need more memory than this machine has.
     """
-    start, chunk = time.perf_counter(), min(chunk, steps)
+    start, steps_per_call = time.perf_counter(), min(steps_per_call, steps)
     if workdir.path is not None:
         orbax_io.warm_up()
-    shardings, group, replicated = _select_mesh(model, task, devices, replicas), None, None
-    host_task, task = (task, host_streaming.streamed(task, chunk)) if stream else (None, task)
-    if replicas is not None:
-        group = training_replicas.group_width(replicas, max_width)
+    shardings, group, replicated = _select_mesh(model, task, devices, num_seeds), None, None
+    host_task, task = (task, host_streaming.streamed(task, steps_per_call)) if stream else (None, task)
+    if num_seeds is not None:
+        group = training_replicas.group_width(num_seeds, max_width)
     width = group
     if shardings is not None:
         width = group and -(-group // shardings.size) * shardings.size
@@ -72,20 +72,20 @@ def compile_run(
         task,
         tx,
         inputs,
-        chunk=chunk,
+        steps_per_call=steps_per_call,
         replicas=width,
         shardings=shardings,
         inspect=partial(memory.check, workdir.settings),
     )
     manifest.describe(programs.shapes[0])  # refuses names that no checkpoint can hold
-    _check_best(checkpoints.best, programs)
+    _check_best(checkpoints.keep_best, programs)
     return CompiledRun(
         model,
         task,
         tx,
         programs,
         steps,
-        chunk,
+        steps_per_call,
         workdir,
         checkpoints,
         shardings,
@@ -122,7 +122,7 @@ def _select_mesh(model: nn.Module, task: Task, devices: str | None, replicas: in
     return shardings
 
 
-def _check_best(best: str | None, programs: CompiledPrograms) -> None:
+def _check_best(keep_best: str | None, programs: CompiledPrograms) -> None:
     names = chunk_result.metric_names(programs)
-    if best is not None and checkpoint_manager.goal(best)[1] not in names:
-        raise UserError(f'--best={best} is no metric of this run; there are {", ".join(names)}')
+    if keep_best is not None and checkpoint_manager.goal(keep_best)[1] not in names:
+        raise UserError(f'--keep_best={keep_best} is no metric of this run; there are {", ".join(names)}')

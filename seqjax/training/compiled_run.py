@@ -40,7 +40,7 @@ class CompiledRun(NamedTuple):
     tx: optax.GradientTransformation
     programs: CompiledPrograms
     steps: int
-    chunk: int
+    steps_per_call: int
     workdir: Workdir
     checkpoints: CheckpointConfig
     shardings: MeshShardings | None  # None on one device
@@ -88,8 +88,10 @@ class CompiledRun(NamedTuple):
             state, restored = self._initial(seeds, override), dict.fromkeys(logs, b'')
             yield TrainSession(self, group, None, logs, state, 0, restored, self._data_feed(0, None))
             return
-        keep, best = self.checkpoints.keep, self.checkpoints.best
-        store = CheckpointManager(self.workdir.path / directory.CHECKPOINTS / place, keep=keep, best=best)
+        max_to_keep, keep_best = self.checkpoints.max_to_keep, self.checkpoints.keep_best
+        store = CheckpointManager(
+            self.workdir.path / directory.CHECKPOINTS / place, max_to_keep=max_to_keep, keep_best=keep_best
+        )
         with contextlib.ExitStack() as stack:
             stack.callback(store.close)
             found = store.restore(self._unpadded_shapes(count), partial(self._fault, logs))
@@ -114,7 +116,9 @@ class CompiledRun(NamedTuple):
     def _data_feed(self, step: int, state: Mapping[str, Any] | None) -> Feed | None:
         if self.host_task is None:
             return None
-        return Feed(self.host_task, steps=self.steps, chunk=self.chunk, step=step, state=state and dict(state))
+        return Feed(
+            self.host_task, steps=self.steps, steps_per_call=self.steps_per_call, step=step, state=state and dict(state)
+        )
 
     def _initial(self, seeds: np.ndarray, override: StateOverride | None) -> TrainState:
         state = self.programs.init(seeds)

@@ -12,7 +12,7 @@ from seqjax.runs import parameters, result_files
 from seqjax.runs.directory import Workdir
 from seqjax.types import Best
 
-TABLE, MODELS = 'looks.csv', 'models.npz'
+TABLE, MODELS = 'evals.csv', 'models.npz'
 
 
 class Fit(NamedTuple):
@@ -35,19 +35,19 @@ def of_seed(best: Best, place: int) -> Best:
     return jax.tree.map(lambda x: x[place], best)
 
 
-def typical_step(found: Fit, every: int) -> int:
+def typical_step(found: Fit, eval_every: int) -> int:
     """Returns the step of the evaluation that was best for the median seed."""
-    return every * max(1, round(float(np.median(found.best.step[np.isfinite(found.best.value)])) / every))
+    return eval_every * max(1, round(float(np.median(found.best.step[np.isfinite(found.best.value)])) / eval_every))
 
 
-def write_looks(folder: Workdir, found: Fit, every: int) -> None:
-    """Writes looks.csv: a row for every seed and evaluation."""
+def write_evals(folder: Workdir, found: Fit, eval_every: int) -> None:
+    """Writes evals.csv: a row for every seed and evaluation."""
 
     def rows() -> Iterator[list[Any]]:
         for seed, looks in zip(found.seeds, found.looks, strict=True):
             for i, values in enumerate(looks):
                 if not np.isnan(values).all():
-                    yield [seed, (i + 1) * every, *(f'{x:.9g}' for x in values), found.rates[i]]
+                    yield [seed, (i + 1) * eval_every, *(f'{x:.9g}' for x in values), found.rates[i]]
 
     result_files.write_table(folder, TABLE, ['seed', 'step', *found.metrics, 'learning_rate'], rows())
 

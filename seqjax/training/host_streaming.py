@@ -25,9 +25,9 @@ class Chunk(NamedTuple):
     batches: Batch  # leaves [chunk, B, ...]
 
 
-def streamed(task: Task, chunk: int) -> Task:
+def streamed(task: Task, steps_per_call: int) -> Task:
     """The same task, whose data are one `Chunk` after the other."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((chunk, *x.shape), x.dtype), types.batch_shapes(task))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((steps_per_call, *x.shape), x.dtype), types.batch_shapes(task))
     return task._replace(data=Chunk(jax.ShapeDtypeStruct((), jnp.int32), shapes), batch=_of_chunk)
 
 
@@ -59,7 +59,7 @@ class Feed:
     Args:
       task: whose data are to stay on the host; its batches must not depend on the key.
       steps: of the run.
-      chunk: steps of a chunk at most.
+      steps_per_call: steps of a chunk at most.
       step: the first one, counted from 0.
       state: what `state` gave in the run that goes on; None where there was no feed.
 
@@ -67,12 +67,14 @@ class Feed:
       ImportError: grain is not installed.
     """
 
-    def __init__(self, task: Task, *, steps: int, chunk: int, step: int = 0, state: dict[str, Any] | None = None):
+    def __init__(
+        self, task: Task, *, steps: int, steps_per_call: int, step: int = 0, state: dict[str, Any] | None = None
+    ):
         import grain
 
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
         self.iterator = iter(grain.MapDataset.source(StepSource(task, steps)).to_iter_dataset(options))
-        self.chunk = chunk
+        self.steps_per_call = steps_per_call
         self.iterator.set_state({**self.iterator.get_state(), **(state or {}), NEXT: step})
 
     @property
@@ -83,5 +85,5 @@ class Feed:
     def take(self, first: int, count: int) -> Chunk:
         """The batches of `count` steps; a chunk that is not full is filled up with its last one."""
         batches = [next(self.iterator) for _ in range(count)]
-        batches += batches[-1:] * (self.chunk - count)
+        batches += batches[-1:] * (self.steps_per_call - count)
         return Chunk(np.int32(first), jax.tree.map(lambda *xs: np.stack(xs), *batches))

@@ -23,7 +23,7 @@ from seqjax.training.success_results import Seed
 from seqjax.types import Arrays, Mean, TrainState
 
 LOSSES = 'losses.f32'  # of a replica group, [steps, replicas]
-EVALUATIONS = 'looks.f32'  # of a replica group, [evaluations, replicas, metrics]
+EVALUATIONS = 'evals.f32'  # of a replica group, [evaluations, replicas, metrics]
 REACHED = 'reached.jsonl'  # of a replica group: the seeds that met the success criterion
 
 
@@ -316,7 +316,9 @@ class ProgressBar(Observer):
         run = session.run
         self.resumed |= session.step > 0
         done = self.observer.should_stop or session.step == run.steps
-        self.bar.begin(self.label(session), session.step, done, run.workdir.path, run.chunk * session.num_seeds)
+        self.bar.begin(
+            self.label(session), session.step, done, run.workdir.path, run.steps_per_call * session.num_seeds
+        )
 
     def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
         count = session.num_seeds

@@ -26,9 +26,9 @@ MAX_VMAP_SIZE = 65_536  # rows times numbers of the largest weight, up to which 
 
 
 def make_train_chunk(
-    model: nn.Module, task: Task, tx: optax.GradientTransformation, *, chunk: int, replicas: bool = False
+    model: nn.Module, task: Task, tx: optax.GradientTransformation, *, steps_per_call: int, replicas: bool = False
 ) -> TrainChunkFn:
-    """Returns a compiled train_chunk(data, evals, state, n) -> (state, metrics, evals) of n <= `chunk` training steps.
+    """Returns a compiled train_chunk(data, evals, state, n) -> (state, metrics, evals), n <= `steps_per_call`.
 
     n is an argument, so that the last and shorter chunk needs no second compilation. The leaves of the metrics are
     [chunk], of which the first n are set. With `replicas`, the state has a leading axis R, and the metrics are
@@ -40,7 +40,7 @@ def make_train_chunk(
         full = static._replace(data=data, evals=evals)
         # Its own jit, so that the shapes of the metrics and the loop's body come from a single trace.
         step = jax.jit(partial(training_step.train_step, model, full, tx))
-        metrics = jax.tree.map(lambda x: jnp.zeros((chunk, *x.shape), x.dtype), jax.eval_shape(step, state)[1])
+        metrics = jax.tree.map(lambda x: jnp.zeros((steps_per_call, *x.shape), x.dtype), jax.eval_shape(step, state)[1])
 
         def body(i, carry):
             state, metrics = carry
@@ -91,12 +91,12 @@ def train(
     state: TrainState,
     *,
     steps: int,
-    chunk: int,
+    steps_per_call: int,
     train_chunk: TrainChunkFn | None = None,
     extra_sync_every: Sequence[int] = (),
     data_fn: Callable[[int, int], Arrays] | None = None,
 ) -> Iterator[tuple[TrainState, Metrics, dict[str, Metrics]]]:
-    """Trains until `steps` steps have been taken in all, and yields at every multiple of `chunk`, and at the end.
+    """Trains to step `steps`, and yields at every multiple of `steps_per_call` and at the end.
 
     Args:
       model: called as model(batch.inputs).
@@ -104,7 +104,7 @@ def train(
       tx: the optimiser.
       state: from `init_state`, or of an earlier session.
       steps: the step to reach, counted from the run's beginning.
-      chunk: training steps between two visits of the host.
+      steps_per_call: training steps between two visits of the host.
       train_chunk: from `make_train_chunk` for the same model, task, optimiser and chunk; made here by default.
       extra_sync_every: the host is visited at every multiple of these, too.
       data_fn: data_fn(first_step, num_steps) returns the data for those steps; `task.data` by default.
@@ -113,10 +113,10 @@ def train(
       The state, the metrics of every step of the chunk (NumPy, [n] or [n, R]), the metrics of every split.
     """
     if train_chunk is None:
-        train_chunk = make_train_chunk(model, task, tx, chunk=chunk)
+        train_chunk = make_train_chunk(model, task, tx, steps_per_call=steps_per_call)
     done = steps_taken(state)
     while done < steps:
-        n = min(steps - done, *(every - done % every for every in (chunk, *extra_sync_every)))
+        n = min(steps - done, *(eval_every - done % eval_every for eval_every in (steps_per_call, *extra_sync_every)))
         data = task.data if data_fn is None else data_fn(done, n)
         state, metrics, evals = train_chunk(data, task.evals, state, n)
         done += n
@@ -139,7 +139,7 @@ def compile_programs(
     tx: optax.GradientTransformation,
     inputs: Arrays | None,
     *,
-    chunk: int,
+    steps_per_call: int,
     replicas: int | None = None,
     shardings: MeshShardings | None = None,
     inspect: Callable[[Any], None] = lambda program: None,
@@ -149,7 +149,7 @@ def compile_programs(
     Args:
       model, task, tx: see `train`.
       inputs: those of the predictions; None: no program for predictions.
-      chunk: training steps of a chunk.
+      steps_per_call: training steps of a chunk.
       replicas: R, or None for one seed without that axis.
       shardings: where the state lies; what is for the host is replicated. None: one device.
       inspect: gets the jaxpr of each program before it is compiled, and may raise.
@@ -170,7 +170,7 @@ def compile_programs(
         predict = jax.jit(apply_all, in_shardings=(of_state, replicated), out_shardings=replicated)
     with in_effect():
         train_chunk = jax.jit(
-            make_train_chunk(model, task, tx, chunk=chunk, replicas=replicas is not None),
+            make_train_chunk(model, task, tx, steps_per_call=steps_per_call, replicas=replicas is not None),
             in_shardings=in_shardings,
             out_shardings=out_shardings,
         )

@@ -35,26 +35,26 @@ class Progress:
         self.late = threading.Timer(FIRST, self._say)
         self.resumed: str | None = ''  # what a run resumes from; None once it was told
 
-    def begin(self, place: str, taken: int, over: bool, folder: Path | None, chunk: int = 0) -> None:
+    def begin(self, place: str, taken: int, over: bool, folder: Path | None, steps_per_call: int = 0) -> None:
         """Begins a group (`place`, empty where there is but one), and says once from which step a run resumes.
 
-        It took `taken` steps in earlier sessions; nothing of it is left to do where it is `over`. `chunk` are the units
-        until the first call of `show`.
+        It took `taken` steps in earlier sessions; nothing of it is left to do where it is `over`. `steps_per_call`
+        units come before the first call of `show`.
         """
         if not self.here and not over:
             self.start = time.perf_counter()
-            self._wait(chunk)
+            self._wait(steps_per_call)
         if folder is None or self.resumed is None or not (taken or self.resumed):
             return
         self.resumed = f'Resuming from step {taken:,}{place and f" of {place}"} ({folder})'
         if not over:
             self._tell()
 
-    def _wait(self, chunk: int) -> None:
+    def _wait(self, steps_per_call: int) -> None:
         """Warns after a minute without a first chunk, where as many of them as there are take more than a day."""
         self.late.cancel()
-        least = FIRST * (self.total - self.ended) / max(chunk, 1)
-        if chunk and least > DAY:
+        least = FIRST * (self.total - self.ended) / max(steps_per_call, 1)
+        if steps_per_call and least > DAY:
             self.late = threading.Timer(
                 FIRST, self._say, (f'no chunk was done in {FIRST} seconds: all of this run', 'least', least)
             )
@@ -110,7 +110,7 @@ class Progress:
             return
         self.slow = True
         errors.warn(
-            f'{what} takes at {bound} {seconds / DAY:,.1f} days; fewer --{named}s or --replicas, or a smaller '
+            f'{what} takes at {bound} {seconds / DAY:,.1f} days; fewer --{named}s or --num_seeds, or a smaller '
             '--hidden, shorten it'
         )
 

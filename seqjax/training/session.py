@@ -20,9 +20,9 @@ from seqjax.types import Arrays, Metrics, TrainState
 class CheckpointConfig(NamedTuple):
     """When a run saves, and which checkpoints it keeps."""
 
-    every: int  # training steps; it saves at the end, too
-    keep: int = 2  # of the newest checkpoints
-    best: str | None = None  # the metric whose best checkpoint is kept as well, see `CheckpointManager`
+    save_every: int  # training steps; it saves at the end, too
+    max_to_keep: int = 2  # of the newest checkpoints
+    keep_best: str | None = None  # the metric whose best checkpoint is kept as well, see `CheckpointManager`
 
 
 class TrainSession:
@@ -59,16 +59,16 @@ class TrainSession:
         Raises:
           UserError: the loss is not finite, of a group that of every seed; the last finite state is saved.
         """
-        run, every = self.run, self.run.checkpoints.every
+        run, save_every = self.run, self.run.checkpoints.save_every
         for state, metrics, evals in programs.train(
             run.model,
             run.task,
             run.tx,
             self.state,
             steps=run.steps,
-            chunk=run.chunk,
+            steps_per_call=run.steps_per_call,
             train_chunk=run.programs.train_chunk,
-            extra_sync_every=() if self.store is None else (every,),
+            extra_sync_every=() if self.store is None else (save_every,),
             data_fn=None if self.data_feed is None else self._take,
         ):
             good = divergence.first_divergence(
@@ -80,7 +80,7 @@ class TrainSession:
             if self.store is not None:
                 self.store.heed()
                 self.check_signals()
-                if self.step % every == 0:
+                if self.step % save_every == 0:
                     self.save()
 
     def _take(self, first: int, count: int) -> Arrays:

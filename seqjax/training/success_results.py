@@ -13,7 +13,7 @@ from seqjax.runs import result_files
 from seqjax.runs.directory import Workdir
 from seqjax.types import Mean
 
-TABLE = 'looks.csv'
+TABLE = 'evals.csv'
 
 
 class Seed(NamedTuple):
@@ -62,8 +62,8 @@ def parse_lines(lines: bytes) -> list[Seed]:
     return [seed_of(json.loads(line)) for line in lines.decode().splitlines()]
 
 
-def write_looks(folder: Workdir, outcome: Outcome, sequences: int) -> None:
-    """Writes looks.csv: a row for every seed and evaluation; `sequences` are those between two evaluations."""
+def write_evals(folder: Workdir, outcome: Outcome, sequences: int) -> None:
+    """Writes evals.csv: a row for every seed and evaluation; `sequences` are those between two evaluations."""
 
     def rows() -> Iterator[list[Any]]:
         for seed, looks in zip(outcome.seeds, outcome.looks, strict=True):

@@ -63,7 +63,7 @@ def test_other_work_is_refused():
 @pytest.mark.parametrize('peer', [Ours, Flax])
 def test_replicas_are_trained(peer):
     """Each call moves every seed on, from where it was."""
-    work, losses = peer().replicas(3, 100), []
+    work, losses = peer().num_seeds(3, 100), []
     for _ in range(3):
         work.call()
         losses.append(np.asarray(work.results()['loss']))
@@ -287,7 +287,7 @@ def test_backends_are_measured_beside_the_plain_one_and_all_of_a_cpu_are(monkeyp
         assert ops.choose(case.steps, case.batch, case.units) == name
     small = [('gru', 'rows', SMALL), ('lstm', 'small', SMALL)]
     monkeypatch.setattr(bench, 'QUICK', bench.QUICK._replace(backends=small))
-    bench.run(quick=True, parts=['backends'], peers=[scores.FLAX], workdir=str(tmp_path / 'w'), picture=False)
+    bench.run(quick=True, parts=['backends'], peers=[scores.FLAX], workdir=str(tmp_path / 'w'), plot=False)
     text = (tmp_path / 'w' / bench.TEXT).read_text(encoding='utf-8')
     assert f'| gru | {SMALL} | forward | rows |' in text and f'| lstm | {SMALL} | training | small |' in text
 

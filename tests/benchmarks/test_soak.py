@@ -11,14 +11,14 @@ from seqjax.errors import UserError
 
 def test_runs_that_are_killed_end_as_undisturbed_ones(tmp_path, capsys):
     """Two SIGKILLs, of a run with everything on; the long version is `./run.sh soak --kills=100`."""
-    outcome = soak.run(kills=2, runs=['stream'], steps=800, every=60, seconds=1, workdir=str(tmp_path))
+    outcome = soak.run(kills=2, runs=['stream'], steps=800, checkpoint_every=60, seconds=1, workdir=str(tmp_path))
     assert outcome.kills == 2 and outcome.finished >= 1 and outcome.training >= 1
 
 
 @pytest.fixture(scope='module')
 def ended(tmp_path_factory):
     folder = tmp_path_factory.mktemp('ended') / 'run'
-    echo.run(workdir=str(folder), steps=6, hidden=4, window=8, length=100, picture=False)
+    echo.run(workdir=str(folder), steps=6, hidden=4, window=8, length=100, plot=False)
     return folder
 
 
@@ -29,7 +29,7 @@ def shorten(folder):
 
 def forget_the_last_step(folder):
     shutil.rmtree(folder / 'checkpoints' / '6')
-    echo.run(workdir=str(folder), steps=5, hidden=4, window=8, length=100, picture=False, overwrite=True)
+    echo.run(workdir=str(folder), steps=5, hidden=4, window=8, length=100, plot=False, overwrite=True)
     shutil.copy(folder.parent / 'other' / 'metrics.csv', folder / 'metrics.csv')
 
 

@@ -11,7 +11,7 @@ import pytest
 from experiments import td
 from seqjax.cli import checkpoint
 
-RUN = ['--setup=many_to_one', '--epochs=9', '--checkpoint_every=4', '--keep=5', '--nopicture']
+RUN = ['--setup=many_to_one', '--epochs=9', '--checkpoint_every=4', '--max_to_keep=5', '--noplot']
 PARAMS = {'params/head/bias', 'params/head/kernel', 'params/rnn/cell/bias', 'params/rnn/cell/kernel'}
 PARAMS |= {'params/rnn/cell/recurrent_kernel'}
 
@@ -33,7 +33,7 @@ def test_it_lists_verifies_and_exports(one, capsys):
     assert re.search(rf'{re.escape(str(target))}\b.*\b5 .*\b9\b', out)
     got = np.load(target)
     assert set(got) == PARAMS
-    state = td.run(setup='many_to_one', epochs=9, picture=False).state
+    state = td.run(setup='many_to_one', epochs=9, plot=False).state
     np.testing.assert_array_equal(got['params/rnn/cell/kernel'], state.params['rnn']['cell']['kernel'])
     assert checkpoint.main([f'--workdir={one}', f'--export={target}', '--step=4', '--everything']) == 0
     got = np.load(target)
@@ -57,8 +57,8 @@ def test_groups_of_seeds_are_exported_as_one(tmp_path, monkeypatch, capsys):
     """In the order of the seeds, without what filled a group up."""
     monkeypatch.setattr('seqjax.training.replicas.MAX_WIDTH', 2)
     monkeypatch.setattr('seqjax.training.replicas.group_width', lambda *_: 2)
-    run = {'setup': 'many_to_one', 'epochs': 3, 'picture': False}
-    td.run(**run, replicas=3, seed=9, workdir=str(tmp_path / 'three'))
+    run = {'setup': 'many_to_one', 'epochs': 3, 'plot': False}
+    td.run(**run, num_seeds=3, seed=9, workdir=str(tmp_path / 'three'))
     assert checkpoint.main([f'--workdir={tmp_path / "three"}', f'--export={tmp_path / "w.npz"}']) == 0
     got = np.load(tmp_path / 'w.npz')
     assert got['params/head/bias'].shape == (3, 5)

@@ -4,15 +4,15 @@ import csv
 
 import numpy as np
 import pytest
+from seqjax.cli.cells import Entry
 
 from seqjax.cli import compare, task_registry
-from seqjax.cli.compare import Entry
 from seqjax.errors import UserError
 from seqjax.reporting import statistics, text_tables
 from seqjax.training import seeds as training_seeds
 from seqjax.training.success_results import Outcome, Seed
 
-SHORT = {'length': 22, 'steps': 4, 'every': 2, 'batch_size': 4, 'replicas': 3, 'picture': False}
+SHORT = {'length': 22, 'steps': 4, 'eval_every': 2, 'batch_size': 4, 'num_seeds': 3, 'plot': False}
 
 
 def test_each_entry_is_the_run_of_its_own_experiment(capsys):
@@ -22,7 +22,7 @@ def test_each_entry_is_the_run_of_its_own_experiment(capsys):
         (task, cell) for task in ('adding', 'temporal_order') for cell in ('gru', 'mingru')
     ]
     for entry, outcome in found:
-        alone = task_registry.find(entry.task).run(**SHORT, hidden=5, cell=entry.cell, to_the_end=True)
+        alone = task_registry.find(entry.task).run(**SHORT, hidden=5, cell=entry.cell, train_all_steps=True)
         assert alone.seeds == outcome.seeds
     out = capsys.readouterr().out
     mean, half = statistics.mean_interval(np.array([seed.test['loss'] for seed in found[0][1].seeds]))
@@ -94,7 +94,7 @@ def test_a_comparison_goes_on_where_it_was_and_may_grow(in_tmp, monkeypatch, cap
 
 
 def test_it_draws_a_panel_for_each_task(in_tmp):
-    compare.run(tasks=['adding', 'temporal_order'], cells=['gru'], **SHORT | {'picture': True}, workdir='w')
+    compare.run(tasks=['adding', 'temporal_order'], cells=['gru'], **SHORT | {'plot': True}, workdir='w')
     assert (in_tmp / 'w/curve.png').stat().st_size > 10_000
 
 
@@ -113,6 +113,6 @@ def test_it_draws_a_panel_for_each_task(in_tmp):
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_trained(flags, words, in_tmp, capsys):
-    assert compare.main([*flags, '--nopicture']) == 2
+    assert compare.main([*flags, '--noplot']) == 2
     out, err = capsys.readouterr()
     assert words in err.replace('flag --cells', '--cells') and err.count('\n') == 1 and 'seed-step' not in out

@@ -46,13 +46,13 @@ def test_a_fit_has_the_same_numbers(switch, plain):
 
 @pytest.mark.parametrize('switch', ['jax_disable_jit', 'jax_enable_x64'], indirect=True)
 def test_a_run_of_td_finishes(switch, tmp_path):
-    how = {'length': 2, 'hidden': 1, 'epochs': 2, 'picture': False, 'workdir': str(tmp_path)}
-    found = td.run(**how, replicas=2)
+    how = {'length': 2, 'hidden': 1, 'epochs': 2, 'plot': False, 'workdir': str(tmp_path)}
+    found = td.run(**how, num_seeds=2)
     assert found.metrics['loss'].shape == (2, 2) and found.metrics['loss'].dtype == np.float32
-    assert td.run(**how, replicas=2).summary['finished']  # shown again
+    assert td.run(**how, num_seeds=2).summary['finished']  # shown again
 
 
-SHORT = {'longest': 2, 'hidden': 1, 'batch_size': 2, 'steps': 1, 'every': 1, 'replicas': 1, 'picture': False}
+SHORT = {'longest': 2, 'hidden': 1, 'batch_size': 2, 'steps': 1, 'eval_every': 1, 'num_seeds': 1, 'plot': False}
 
 
 @pytest.mark.parametrize('switch', ['jax_enable_x64'], indirect=True)
@@ -70,9 +70,7 @@ def test_a_length_without_a_sequence_makes_no_nan_on_the_device(switch):
 @pytest.mark.parametrize('switch', ['jax_debug_infs', 'jax_enable_x64'], indirect=True)
 def test_a_run_on_a_file_finishes(switch, tmp_path):
     (tmp_path / 'data').write_text('40')
-    kinds.KIND.run(
-        data=str(tmp_path / 'data'), steps=1, replicas=1, hidden=1, picture=False, workdir=str(tmp_path / 'w')
-    )
+    kinds.KIND.run(data=str(tmp_path / 'data'), steps=1, num_seeds=1, hidden=1, plot=False, workdir=str(tmp_path / 'w'))
     assert (
         directory.read_summary(Workdir(tmp_path / 'w'))['finished'] and (tmp_path / 'w' / fit_results.MODELS).is_file()
     )
@@ -81,4 +79,4 @@ def test_a_run_on_a_file_finishes(switch, tmp_path):
 @pytest.mark.parametrize('switch', ['jax_debug_nans'], indirect=True)
 def test_a_nan_stops_a_run_where_it_arises(switch):
     with pytest.raises(FloatingPointError):
-        td.run(length=2, hidden=1, epochs=20, learning_rate=1e38, picture=False)
+        td.run(length=2, hidden=1, epochs=20, learning_rate=1e38, plot=False)

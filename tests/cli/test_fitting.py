@@ -20,7 +20,7 @@ from seqjax.types import Task
 from tests.helpers import kinds
 from tests.helpers.kinds import COMMAND, KIND
 
-QUICK = {'data': 'data', 'patience': 2, 'steps': 40, 'replicas': 2, 'picture': False}
+QUICK = {'data': 'data', 'patience': 2, 'steps': 40, 'num_seeds': 2, 'plot': False}
 
 
 @pytest.fixture
@@ -55,14 +55,14 @@ def argv_of(settings):
 
 def test_a_run_looks_learns_and_judges(data, capsys):
     pytest.importorskip('matplotlib')
-    argv = argv_of(QUICK | {'workdir': 'w', 'steps': 400, 'patience': 20, 'picture': True, 'replicas': 4})
+    argv = argv_of(QUICK | {'workdir': 'w', 'steps': 400, 'patience': 20, 'plot': True, 'num_seeds': 4})
     assert COMMAND.main(argv) == 0
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert lines[1] == '  60 series' and 'always 1' in lines[2]
     assert re.search(r'\b20\b', text) and 'answers (2, 8, 2)' in text
     assert 'lstm(4)' in lines[-1] and 'always 1' in lines[-1] and '95%' in lines[-1]
-    names = {'checkpoints', 'curve.png', 'looks.csv', 'models.npz', 'predictions.csv', 'summary.json'}
+    names = {'checkpoints', 'curve.png', 'evals.csv', 'models.npz', 'predictions.csv', 'summary.json'}
     assert {path.name for path in (data / 'w').iterdir()} == names
     summary = json.loads((data / 'w/summary.json').read_text())
     assert summary['finished'] and summary['recipe'] == {'steps': 6}
@@ -91,7 +91,7 @@ def test_the_test_part_is_asked_once_for_each_seed_and_only_at_the_end(data, mon
 
 def test_python_and_the_command_line_do_the_same(trained):
     assert COMMAND.main(argv_of(QUICK | {'workdir': 'b'})) == 0
-    for name in ('looks.csv', 'predictions.csv'):
+    for name in ('evals.csv', 'predictions.csv'):
         assert (trained / 'w' / name).read_bytes() == (trained / 'b' / name).read_bytes()
 
 
@@ -106,17 +106,17 @@ def test_a_file_that_changed_since_is_no_run_to_go_on_with(trained, finished, mo
     assert KIND.run(**QUICK, workdir='w', overwrite=True)
 
 
-@pytest.mark.parametrize(('steps', 'every', 'looks'), [(11, 4, [4, 8]), (3, 50, [3]), (9, None, [4, 8])])
-def test_no_more_steps_are_taken_than_were_asked_for(data, steps, every, looks):
+@pytest.mark.parametrize(('steps', 'eval_every', 'looks'), [(11, 4, [4, 8]), (3, 50, [3]), (9, None, [4, 8])])
+def test_no_more_steps_are_taken_than_were_asked_for(data, steps, eval_every, looks):
     """The kind of the tests has an epoch of 4."""
-    KIND.run(**QUICK | {'steps': steps, 'every': every, 'replicas': 1}, workdir='w')
-    header, *rows = rows_of('w/looks.csv')
+    KIND.run(**QUICK | {'steps': steps, 'eval_every': eval_every, 'num_seeds': 1}, workdir='w')
+    header, *rows = rows_of('w/evals.csv')
     assert [int(row[1]) for row in rows] == looks
     assert header[-1] == 'learning_rate' and {row[-1] for row in rows} == {str(np.float32(KIND.defaults[header[-1]]))}
 
 
 def test_cells_are_compared_over_the_same_seeds(data, capsys):
-    settings = QUICK | {'compare': 'lstm,gru', 'workdir': 'w', 'steps': 8}
+    settings = QUICK | {'cells': 'lstm,gru', 'workdir': 'w', 'steps': 8}
     assert COMMAND.main(argv_of(settings)) == 0
     text = capsys.readouterr().out
     with (data / 'w/compare.csv').open() as lines:
@@ -127,7 +127,7 @@ def test_cells_are_compared_over_the_same_seeds(data, capsys):
     assert 'gru - lstm' in text and text.splitlines()[-1].startswith('gru(4) ')
     alone = KIND.run(**QUICK | {'steps': 8}, cell='gru')[0]
     assert [float(row['accuracy']) for row in rows[2:4]] == pytest.approx(alone.values.tolist())
-    assert COMMAND.main(argv_of(settings | {'compare': 'lstm,gru,mingru'})) == 0  # goes on with what is there
+    assert COMMAND.main(argv_of(settings | {'cells': 'lstm,gru,mingru'})) == 0  # goes on with what is there
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ def test_cells_are_compared_over_the_same_seeds(data, capsys):
         ({'held_out': 30}, '--held_out=30'),
         ({'dropout': 0.5}, '--dropout=0.5'),
         ({'cell': 'mingru', 'drop_connect': 0.5}, '--drop_connect=0.5'),
-        ({'gate_bias': 'chrono'}, '--gate_bias=chrono'),
+        ({'forget_bias_init': 'chrono'}, '--forget_bias_init=chrono'),
         ({'schedule': 'cosine'}, 'decay_steps'),
-        ({'compare': 'lstm,lsmt'}, '--compare=lstm,lsmt'),
+        ({'cells': 'lstm,lsmt'}, '--cells=lstm,lsmt'),
         ({'hidden': 10**8}, '--hidden=100000000'),
         ({'patience': 0}, '--patience=0'),
         ({'hiden': 3}, '--hiden'),
@@ -184,7 +184,7 @@ def test_refit_is_training_anew_on_both_parts_for_the_steps_of_the_median_seed(d
         assert held['step'].tolist() == [steps, steps] and 0 < steps < 60
         for place, seed in enumerate(held['seeds']):
             state = training.init_state(model, task, tx, jax.random.key(seed))
-            for state, *_ in training.train(model, task, tx, state, steps=steps, chunk=steps):
+            for state, *_ in training.train(model, task, tx, state, steps=steps, steps_per_call=steps):
                 pass
             np.testing.assert_allclose(held['params/head/kernel'][place], state.params['head']['kernel'], atol=1e-5)
 

@@ -13,7 +13,7 @@ from seqjax.errors import UserError
 pytest.importorskip('pandas', reason='reads tables: pip install "seqjax[data]"')
 
 FLAGS = {'target': ['x'], 'date': 'day', 'id': 'who', 'window': 8, 'horizon': 3, 'season': 7, 'hidden': 4}
-FLAGS |= {'steps': 4, 'every': 2, 'replicas': 2, 'batch_size': 4, 'picture': False}
+FLAGS |= {'steps': 4, 'eval_every': 2, 'num_seeds': 2, 'batch_size': 4, 'plot': False}
 
 
 def write(path, *, length=60, missing=0.0, names='ab'):
@@ -43,7 +43,7 @@ def predicted(capsys, monkeypatch, workdir, *lines):
 
 
 @pytest.mark.parametrize(
-    ('changes', 'chunk'),
+    ('changes', 'steps_per_call'),
     [
         ({'covariates': ['z'], 'calendar': True, 'head': 'quantile', 'relative_to': 'season', 'missing': 'mask'}, 4096),
         ({'head': 'gaussian', 'strategy': 'recursive', 'calendar': True}, 16),
@@ -125,7 +125,7 @@ def test_months_with_thousands_signs_and_a_time_zone_are_the_same_in_a_file_in_a
     (in_tmp / 'x.csv').write_text('\n'.join(lines) + '\n')
     (in_tmp / 'y.csv').write_text('\r\n'.join([lines[0], *lines[31:]]) + '\r\n', encoding='utf-8-sig')
     flags = {'target': 'sold', 'date': 'month', 'date_format': '%d/%m/%Y', 'thousands': ',', 'window': 8}
-    flags |= {'time_zone': 'Europe/Berlin', 'hidden': 4, 'steps': 20, 'every': 10, 'replicas': 1, 'picture': False}
+    flags |= {'time_zone': 'Europe/Berlin', 'hidden': 4, 'steps': 20, 'eval_every': 10, 'num_seeds': 1, 'plot': False}
     (result,) = forecast.run(data='x.csv', workdir='run', **flags)
     assert '12 steps before' in result.baselines
     predict.run(workdir='run', data='x.csv', out='all.csv')
@@ -193,7 +193,7 @@ def test_a_run_keeps_how_its_numbers_are_written(in_tmp, capsys, monkeypatch, fl
     values = [940 + 15 * (step % 10) for step in range(60)]
     (in_tmp / 'x.csv').write_text('x\n' + ''.join(f'{value:,}\n' if flags else f'{value}\n' for value in values))
     short = {name: value for name, value in FLAGS.items() if name not in ('date', 'id', 'season', 'target')}
-    how = short | {'separator': ';', 'replicas': 1, 'horizon': 1} | flags
+    how = short | {'separator': ';', 'num_seeds': 1, 'horizon': 1} | flags
     forecast.run(data='x.csv', workdir='run', **how)
     assert f'{60:>5}        0' in capsys.readouterr().out
     assert [float(row[-1]) for row in rows_of(in_tmp / 'run' / 'predictions.csv')[1:]] == values[-9:]
@@ -210,7 +210,7 @@ def test_a_run_keeps_how_its_numbers_are_written(in_tmp, capsys, monkeypatch, fl
 
 def test_an_id_that_was_not_trained_on_is_refused(in_tmp, capsys, monkeypatch):
     write(in_tmp / 'x.csv')
-    flags = {**FLAGS, 'season': None, 'replicas': 1}
+    flags = {**FLAGS, 'season': None, 'num_seeds': 1}
     forecast.run(data='x.csv', workdir='run', **flags)
     write(in_tmp / 'y.csv', names='ac')
     with pytest.raises(UserError, match="y.csv.*'c'.*'a', 'b'"):

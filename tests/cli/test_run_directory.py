@@ -25,15 +25,15 @@ def directory(module, *argv):
         (td, [], 'runs/td/many_to_many'),
         (td, ['--flagfile=many_to_many'], 'runs/td/many_to_many'),
         (td, ['--flagfile=one_to_one'], 'runs/td/one_to_one'),
-        (td, ['--setup=many_to_one', '--epochs=3', '--nopicture', '--keep=5'], 'runs/td/many_to_one'),
+        (td, ['--setup=many_to_one', '--epochs=3', '--noplot', '--max_to_keep=5'], 'runs/td/many_to_one'),
         (td, ['--learning_rate=0.001', '--distributed=off', '--mesh=data:1'], 'runs/td/many_to_many'),
         (echo, ['--feed=shuffle'], 'runs/echo/shuffle'),
-        (parity, ['--cell=gru', '--steps=500', '--every=125'], 'runs/parity/gru'),
+        (parity, ['--cell=gru', '--steps=500', '--eval_every=125'], 'runs/parity/gru'),
         (lengths, ['--task=parity'], 'runs/lengths/parity/lstm'),
         (compare, ['--tasks=adding,parity', '--cells=lstm,gru,lru'], 'runs/compare/adding-parity'),
         (sweep, ['--experiment=echo'], 'runs/sweep/echo'),
         (text, ['--data=book.txt'], 'runs/text/book-lstm'),
-        (text, ['--data=book.txt', '--compare=lstm,gru'], 'runs/text/book-compare'),
+        (text, ['--data=book.txt', '--cells=lstm,gru'], 'runs/text/book-compare'),
         (classify, ['--data=Gestures_TRAIN.ts', '--cell=gru'], 'runs/classify/Gestures_TRAIN-gru'),
         (forecast, ['--data=sales.csv', '--steps=700'], 'runs/forecast/sales-lstm'),
         (td, ['--workdir=mine', '--hidden=6'], 'mine'),
@@ -47,11 +47,11 @@ def test_flags_at_their_defaults_keep_the_plain_name(module, argv, want):
 PAIRS = [
     (td, [], ['--learning_rate=0.1']),
     (td, ['--learning_rate=0.1'], ['--learning_rate=0.2']),
-    (td, [], ['--replicas=100']),
+    (td, [], ['--num_seeds=100']),
     (td, ['--flagfile=many_to_many'], ['--flagfile=many_to_many_solved']),
     (echo, ['--seed=1'], ['--seed=2']),
     (parity, [], ['--hidden=8']),
-    (parity, [], ['--steps=20']),  # which decide --every
+    (parity, [], ['--steps=20']),  # which decide --eval_every
     (parity, ['--longest=10'], ['--longest=11']),
     (lengths, ['--up_to=500'], ['--up_to=600']),
     (compare, ['--params=5000'], ['--params=6000']),
@@ -102,7 +102,7 @@ def test_what_python_is_given_is_left_alone():
 
 def test_the_second_command_is_not_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    argv = ['--epochs=2', '--nopicture']
+    argv = ['--epochs=2', '--noplot']
     assert td.main(argv) == td.main([*argv, '--learning_rate=0.1']) == td.main([*argv, '--hidden=3']) == 0
     found = sorted(path.name for path in (tmp_path / 'runs/td').iterdir())
     assert len(found) == 3 and found[0] == 'many_to_many'

@@ -48,9 +48,9 @@ def stopped(in_tmp, monkeypatch):
 @pytest.mark.parametrize(
     ('name', 'flags', 'words'),
     [
-        ('adding', '--every=1000000000 --steps=1000000000', '--every=1000000000'),
-        ('adding', '--every=2147483647 --steps=2147483647', '--every=2147483647'),
-        ('adding', '--replicas=1000000000', '--replicas=1000000000'),
+        ('adding', '--eval_every=1000000000 --steps=1000000000', '--eval_every=1000000000'),
+        ('adding', '--eval_every=2147483647 --steps=2147483647', '--eval_every=2147483647'),
+        ('adding', '--num_seeds=1000000000', '--num_seeds=1000000000'),
         ('adding', '--length=100000 --batch_size=10000', '--length=100000 .*--batch_size=10000'),
         ('adding', '--length=2147483647', '--length=2147483647'),
         ('adding', '--layers=1000000', '--layers=1000000'),
@@ -74,21 +74,25 @@ def stopped(in_tmp, monkeypatch):
         ('lengths', '--up_to=100000 --count=100000', '--up_to=100000 --count=100000'),
         ('lengths', '--points=1000000000', '--points=1000000000'),
         ('lengths', '--task=adding', '--task=adding'),
-        ('compare', '--hidden=1000000 --tasks=parity', '--hidden=1000000'),
-        ('sweep', '--replicas=2147483647', '--replicas=2147483647'),
-        ('sweep', '--every=1 --epochs=100000 --replicas=10000', '--replicas=10000 .*--epochs=100000 --every=1'),
+        ('cells', '--hidden=1000000 --tasks=parity', '--hidden=1000000'),
+        ('sweep', '--num_seeds=2147483647', '--num_seeds=2147483647'),
+        (
+            'sweep',
+            '--eval_every=1 --epochs=100000 --num_seeds=10000',
+            '--num_seeds=10000 .*--epochs=100000 --eval_every=1',
+        ),
         ('sweep', '--grid=length:2,1000000000', '--length=1000000000'),
-        ('td', '--chunk=2147483647 --epochs=2147483647', '--epochs=2147483647 .*--chunk=2147483647'),
-        ('td', '--replicas=100000 --epochs=100000', '--epochs=100000 --replicas=100000'),
-        ('sweep', '--every=1000000000 --epochs=1000000000', '--every=1000000000'),
-        ('sweep', '--every=1 --epochs=1000000000 --replicas=1', '--epochs=1000000000'),
+        ('td', '--steps_per_call=2147483647 --epochs=2147483647', '--epochs=2147483647 .*--steps_per_call=2147483647'),
+        ('td', '--num_seeds=100000 --epochs=100000', '--epochs=100000 --num_seeds=100000'),
+        ('sweep', '--eval_every=1000000000 --epochs=1000000000', '--eval_every=1000000000'),
+        ('sweep', '--eval_every=1 --epochs=1000000000 --num_seeds=1', '--epochs=1000000000'),
         ('echo', '--delay=1000000000 --length=2000000000', '--length=2000000000 --delay=1000000000'),
         ('echo', '--window=50000 --batch_size=50000', '--window=50000 --batch_size=50000'),
-        ('echo', '--replicas=1000000 --steps=1000000', '--steps=1000000 --replicas=1000000'),
-        ('begin', '--every=1000000000 --steps=1000000000', '--every=1000000000'),
+        ('echo', '--num_seeds=1000000 --steps=1000000', '--steps=1000000 --num_seeds=1000000'),
+        ('begin', '--eval_every=1000000000 --steps=1000000000', '--eval_every=1000000000'),
         ('begin', '--hidden=100000', '--hidden=100000'),
         ('begin', '--batch_size=2147483647', '--batch_size=2147483647'),
-        ('begin', '--replicas=1000000000', '--replicas=1000000000'),
+        ('begin', '--num_seeds=1000000000', '--num_seeds=1000000000'),
         ('bench', '--rows=1000000x1000000x1x1', '--rows=1000000x1000000x1x1'),
         ('bench', '--random=1000000000', '--random=1000000000'),
         ('soak', '--steps=2147483647', '--steps=2147483647'),
@@ -107,7 +111,7 @@ def test_sizes_that_no_memory_holds_end_in_a_sentence(name, flags, words, stoppe
 def test_a_grid_of_too_many_settings_is_refused_before_it_is_made(stopped):
     values = list(range(1, 1001))
     with pytest.raises(UserError, match='--grid=length.*--grid=hidden'):
-        sweep.run(grid={'length': values, 'hidden': values}, picture=False)
+        sweep.run(grid={'length': values, 'hidden': values}, plot=False)
 
 
 # --- what fits is accepted -------------------------------------------------------------------------
@@ -116,15 +120,15 @@ def test_a_grid_of_too_many_settings_is_refused_before_it_is_made(stopped):
 @pytest.mark.parametrize(
     ('name', 'flags'),
     [
-        ('td', '--flagfile=many_to_many --replicas=1000'),
+        ('td', '--flagfile=many_to_many --num_seeds=1000'),
         ('td', '--epochs=100000000 --hidden=1'),
-        ('sweep', '--metric=exact --grid=learning_rate:1e-3,0.1 --epochs=100 --every=5 --replicas=1000'),
+        ('sweep', '--metric=exact --grid=learning_rate:1e-3,0.1 --epochs=100 --eval_every=5 --num_seeds=1000'),
         ('echo', '--flagfile=echo_stream'),
         ('adding', '--hidden=1024 --length=500 --batch_size=32'),  # replicas of this size take turns
         ('adding', '--flagfile=adding_1000'),
         ('begin', '--patience=200000000'),
         ('begin', '--hidden=1024 --batch_size=128'),
-        ('sweep', '--grid=learning_rate:1e-3,3e-3 --replicas=50'),
+        ('sweep', '--grid=learning_rate:1e-3,3e-3 --num_seeds=50'),
     ],
 )
 def test_what_runs_today_is_not_refused(name, flags, stopped):
@@ -137,8 +141,10 @@ def test_what_runs_today_is_not_refused(name, flags, stopped):
 def test_patience_is_unlimited():
     """A step is an int32; so many steps of patience are not."""
     state = TrainState(jnp.int32(2**31 - 2), None, None, {}, None, Best(jnp.float32(1), jnp.int32(0), None, {}))
-    for every, patience in ((1, 200_000_000), (500, 200_000_000), (2**31 - 1, 2**31 - 1)):
-        assert bool(training.should_stop(EarlyStopping(every, patience), state)) == (every * patience <= 2**31 - 2)
+    for eval_every, patience in ((1, 200_000_000), (500, 200_000_000), (2**31 - 1, 2**31 - 1)):
+        assert bool(training.should_stop(EarlyStopping(eval_every, patience), state)) == (
+            eval_every * patience <= 2**31 - 2
+        )
 
 
 # --- the estimate ----------------------------------------------------------------------------------
@@ -152,7 +158,7 @@ def measured(model, task, tx, chunk, replicas):
 
     seeds = jax.ShapeDtypeStruct((replicas,), jnp.uint32)
     state = jax.eval_shape(jax.vmap(init), seeds)
-    traced = training.make_train_chunk(model, task, tx, chunk=chunk, replicas=True).trace(
+    traced = training.make_train_chunk(model, task, tx, steps_per_call=chunk, replicas=True).trace(
         task.data, task.evals, state, 0
     )
     found = traced.lower().compile().memory_analysis()
@@ -163,21 +169,23 @@ def measured(model, task, tx, chunk, replicas):
 @pytest.mark.parametrize(
     ('name', 'settings'),
     [
-        ('adding', {'replicas': 2, 'length': 200}),
-        ('sorting', {'replicas': 1, 'symbols': 2000, 'attention': 'dot'}),
+        ('adding', {'num_seeds': 2, 'length': 200}),
+        ('sorting', {'num_seeds': 1, 'symbols': 2000, 'attention': 'dot'}),
     ],
 )
 def test_the_estimate_of_a_study_is_that_of_xla(name, settings):
     one = task_registry.find(name)
     flags = one.check(settings).flags
-    estimate, real = measured(one.make_model(flags), one.make_task(flags), one.make_optimiser(flags), flags['every'], 2)
+    estimate, real = measured(
+        one.make_model(flags), one.make_task(flags), one.make_optimiser(flags), flags['eval_every'], 2
+    )
     settings = flags
     assert real / 4 < estimate < 4 * real
     assert real / 16 < 4 * one.sizes(**settings)[0]  # with the unseen sequences; before anything is traced
 
 
 def test_the_estimate_of_the_first_experiment_is_that_of_xla():
-    settings = td.STUDY.complete(td.STUDY.defaults) | {'length': 100, 'hidden': 50, 'replicas': 50}
+    settings = td.STUDY.complete(td.STUDY.defaults) | {'length': 100, 'hidden': 50, 'num_seeds': 50}
     one = td.STUDY
     estimate, real = measured(one.make_model(settings), one.make_task(settings), one.make_optimiser(settings), 100, 50)
     assert real / 4 < estimate < 4 * real
@@ -200,9 +208,9 @@ def test_a_program_that_exceeds_the_memory_is_refused_before_it_is_compiled(monk
     monkeypatch.setattr(flag_tables, 'check_memory', lambda *_: None)
     monkeypatch.setattr(memory, 'available_bytes', lambda: 10**6)
     with pytest.raises(UserError, match='--hidden=300'):
-        td.run(hidden=300, epochs=1, picture=False)
+        td.run(hidden=300, epochs=1, plot=False)
     with pytest.raises(UserError, match='--window=2000'):
-        echo.run(window=2000, steps=1, picture=False)
+        echo.run(window=2000, steps=1, plot=False)
 
 
 def test_a_container_with_less_memory_than_the_machine(tmp_path, monkeypatch):

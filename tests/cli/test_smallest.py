@@ -26,7 +26,7 @@ def table(path, rows, *, dates=True, gap='D', ids=()):
 
 def run(kind, flags, part='all'):
     """All of a run and of a prediction but the training: of a model only shapes are computed."""
-    settings = kind.check({'replicas': 1, 'hidden': 2, **flags})
+    settings = kind.check({'num_seeds': 1, 'hidden': 2, **flags})
     data = kind.dataset(settings)
     model = task_setup.make_model(data.spec, settings.model)
     batch = jax.eval_shape(data.batch, data.data, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32))

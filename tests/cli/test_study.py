@@ -26,9 +26,16 @@ from seqjax.training.observers import SuccessMonitor
 from seqjax.training.success_results import Seed
 from seqjax.types import Batch, Mean, ModelSpec
 
-SHORT = {'length': 10, 'hidden': 4, 'steps': 6, 'every': 3, 'replicas': 2, 'picture': False}
+SHORT = {'length': 10, 'hidden': 4, 'steps': 6, 'eval_every': 3, 'num_seeds': 2, 'plot': False}
 # Reaches its goal in seconds, different seeds at different looks.
-LEARNS = SHORT | {'hidden': 16, 'steps': 1500, 'every': 25, 'gate_bias': 'chrono', 'learning_rate': 0.01, 'replicas': 3}
+LEARNS = SHORT | {
+    'hidden': 16,
+    'steps': 1500,
+    'eval_every': 25,
+    'forget_bias_init': 'chrono',
+    'learning_rate': 0.01,
+    'num_seeds': 3,
+}
 
 
 def first_bit(longest: int = 4, where: Literal['begin', 'end'] = 'begin', noise: float = 0.0) -> SyntheticTask:
@@ -101,10 +108,10 @@ def test_an_argument_that_cannot_be_a_flag_is_refused(make, words):
 
 
 def test_a_study_gives_both_doors_the_same(in_tmp):
-    study = TaskExperiment(first_bit, every=2)
-    one = study.run(longest=3, steps=4, replicas=2, workdir='a', picture=False)
-    assert study.command('').main(['--longest=3', '--steps=4', '--replicas=2', '--workdir=b', '--nopicture']) == 0
-    assert (in_tmp / 'a/looks.csv').read_bytes() == (in_tmp / 'b/looks.csv').read_bytes()
+    study = TaskExperiment(first_bit, eval_every=2)
+    one = study.run(longest=3, steps=4, num_seeds=2, workdir='a', plot=False)
+    assert study.command('').main(['--longest=3', '--steps=4', '--num_seeds=2', '--workdir=b', '--noplot']) == 0
+    assert (in_tmp / 'a/evals.csv').read_bytes() == (in_tmp / 'b/evals.csv').read_bytes()
     assert one.looks.shape == (2, 2, 2) and one.metrics == ['loss', 'wrong']
 
 
@@ -141,7 +148,7 @@ def test_every_task_takes_every_cell(name, cell):
 def test_every_task_trains_and_is_tested(name, capsys):
     """Two steps of a small model; the scores of what it never saw are numbers."""
     study = task_registry.find(name)
-    outcome = study.run(hidden=4, batch_size=4, steps=2, every=1, replicas=1, picture=False)
+    outcome = study.run(hidden=4, batch_size=4, steps=2, eval_every=1, num_seeds=1, plot=False)
     assert outcome.looks.shape == (1, 2, len(outcome.metrics)) and np.isfinite(outcome.looks).all()
     assert set(outcome.seeds[0].test) == set(outcome.metrics) >= {'loss', 'wrong'}
     assert all(np.isfinite(x) for x in outcome.seeds[0].test.values())
@@ -149,14 +156,14 @@ def test_every_task_trains_and_is_tested(name, capsys):
 
 
 @pytest.mark.parametrize('cell', models.CELLS)
-@pytest.mark.parametrize('gate_bias', ['default', *initializers.GATE_BIASES])
-def test_every_cell_is_made_or_refused_in_a_sentence(cell, gate_bias):
+@pytest.mark.parametrize('forget_bias_init', ['default', *initializers.GATE_BIASES])
+def test_every_cell_is_made_or_refused_in_a_sentence(cell, forget_bias_init):
     """Those without a gate that keeps have no bias of it; the others have it."""
     study = temporal_order.STUDY
-    settings = study.defaults | {'cell': cell, 'hidden': 4, 'length': 20, 'gate_bias': gate_bias}
+    settings = study.defaults | {'cell': cell, 'hidden': 4, 'length': 20, 'forget_bias_init': forget_bias_init}
     spec, config = study.problem(settings).spec, Settings.of(settings).model
-    if gate_bias != 'default' and cell in ('simple', 'lru', 'rglru'):
-        with pytest.raises(UserError, match=f'--hidden=4 --gate_bias={gate_bias}'):
+    if forget_bias_init != 'default' and cell in ('simple', 'lru', 'rglru'):
+        with pytest.raises(UserError, match=f'--hidden=4 --forget_bias_init={forget_bias_init}'):
             task_setup.make_model(spec, config)
     else:
         task_setup.make_model(spec, config)
@@ -173,40 +180,40 @@ def test_every_cell_is_made_or_refused_in_a_sentence(cell, gate_bias):
             '--attention=dot',
         ),
         (['--dropout=0.5'], '--dropout=0.5'),
-        (['--steps=100', '--every=30'], '--steps=100 --every=30'),
-        (['--every=7000'], '--every=7000'),
+        (['--steps=100', '--eval_every=30'], '--steps=100 --eval_every=30'),
+        (['--eval_every=7000'], '--eval_every=7000'),
         (['--schedule=cosine'], '--schedule=cosine --decay_steps=None'),
-        (['--hidden=1', '--gate_bias=uniform'], 'features'),
+        (['--hidden=1', '--forget_bias_init=uniform'], 'features'),
         (['--hidden=100000000'], '--hidden=100000000'),
         (['--length=100000000'], '--length=100000000'),
         (['--matmul_precision=float16'], '--matmul_precision=float16'),
         (['--seed=4294967295'], '4294967304'),
-        (['--best=accuracy', '--length=10'], '--best=accuracy'),
+        (['--keep_best=accuracy', '--length=10'], '--keep_best=accuracy'),
         (
-            ['--learning_rate=3e38', '--steps=50', '--every=1', '--length=10', '--replicas=1'],
+            ['--learning_rate=3e38', '--steps=50', '--eval_every=1', '--length=10', '--num_seeds=1'],
             '--learning_rate',
         ),
     ],
 )
 def test_a_mistake_ends_in_a_sentence_and_exit_code_2(flags, words, in_tmp, capsys):
-    assert temporal_order.main([*flags, '--nopicture']) == 2
+    assert temporal_order.main([*flags, '--noplot']) == 2
     err = capsys.readouterr().err
     assert words in err.replace('flag ', '') and err.count('\n') == 1
 
 
 def test_a_model_that_would_see_the_answers_is_refused():
     with pytest.raises(UserError, match='--bidirectional'):
-        task_registry.find('copy_memory').run(bidirectional=True, steps=1, replicas=1, batch_size=1)
+        task_registry.find('copy_memory').run(bidirectional=True, steps=1, num_seeds=1, batch_size=1)
 
 
 def test_chrono_needs_a_problem_that_says_how_long():
-    with pytest.raises(UserError, match='--gate_bias=chrono'):
-        TaskExperiment(first_bit).run(gate_bias='chrono')
+    with pytest.raises(UserError, match='--forget_bias_init=chrono'):
+        TaskExperiment(first_bit).run(forget_bias_init='chrono')
 
 
 def test_python_refuses_unknown_names_and_values_with_a_value_error():
-    with pytest.raises(UserError, match='--replicas=0'):
-        temporal_order.run(replicas=0)
+    with pytest.raises(UserError, match='--num_seeds=0'):
+        temporal_order.run(num_seeds=0)
     with pytest.raises(UserError, match='--lenght.*--length'):
         temporal_order.run(lenght=10)
     assert issubclass(UserError, ValueError)
@@ -224,7 +231,7 @@ def test_a_run_by_hand_gives_the_same(in_tmp):
     batch = study.problem(settings).sample(jax.random.key(task_setup.SPLITS['test']), task_setup.HELD_OUT)
     for i, seed in enumerate(outcome.seeds):
         state, looks = training.init_state(model, task, tx, jax.random.key(7 + i)), []
-        for state, metrics, _ in training.train(model, task, tx, state, steps=6, chunk=3):
+        for state, metrics, _ in training.train(model, task, tx, state, steps=6, steps_per_call=3):
             looks.append([metrics[name].total.sum() / metrics[name].count.sum() for name in ('loss', 'wrong')])
         np.testing.assert_allclose(outcome.looks[i], looks, rtol=1e-5)
         found = task.loss(training.apply(model, state, batch.inputs), batch)
@@ -235,7 +242,7 @@ def test_a_run_by_hand_gives_the_same(in_tmp):
 
 def test_the_splits_are_different_sequences():
     one, other = (
-        TaskExperiment(first_bit).run(steps=2, every=1, replicas=1, split=name, picture=False)
+        TaskExperiment(first_bit).run(steps=2, eval_every=1, num_seeds=1, split=name, plot=False)
         for name in task_setup.SPLITS
     )
     assert one.looks.tobytes() == other.looks.tobytes() and one.seeds != other.seeds
@@ -254,7 +261,7 @@ def test_training_stops_where_all_seeds_are_at_the_goal(in_tmp):
 
 def test_to_the_end_trains_all_steps_and_tests_there(in_tmp):
     short = LEARNS | {'steps': 600}
-    first, second = temporal_order.run(**short), temporal_order.run(**short, to_the_end=True)
+    first, second = temporal_order.run(**short), temporal_order.run(**short, train_all_steps=True)
     assert [seed.sequences for seed in first.seeds] == [seed.sequences for seed in second.seeds]
     assert second.looks.shape[1] == 600 // 25 > first.looks.shape[1]
     np.testing.assert_array_equal(second.looks[:, : first.looks.shape[1]], first.looks)
@@ -262,7 +269,7 @@ def test_to_the_end_trains_all_steps_and_tests_there(in_tmp):
 
 
 def test_until_moves_the_goal(in_tmp):
-    early = temporal_order.run(**LEARNS, until=0.5)
+    early = temporal_order.run(**LEARNS, success_threshold=0.5)
     late = temporal_order.run(**LEARNS)
     assert all(a.sequences < b.sequences for a, b in zip(early.seeds, late.seeds, strict=True))
     for seed, looks in zip(early.seeds, early.looks, strict=True):
@@ -283,7 +290,7 @@ def test_a_goal_may_be_of_another_metric():
 
         return first_bit()._replace(loss_fn=score, success=SuccessCriterion(0.5, 'half'))
 
-    how = {'steps': 2, 'every': 1, 'replicas': 1, 'picture': False, 'batch_size': 2}
+    how = {'steps': 2, 'eval_every': 1, 'num_seeds': 1, 'plot': False, 'batch_size': 2}
     assert TaskExperiment(make).run(**how).seeds[0].sequences == 2
 
     def never() -> SyntheticTask:
@@ -306,7 +313,7 @@ def test_examples_are_read_in_epochs_and_the_split_is_never_trained_on():
             np.testing.assert_array_equal(batch.mask, real)
             rows += np.asarray(want)[np.asarray(real)].tolist()
         assert sorted(rows) == list(range(30))
-    outcome = study.run(noise=1.0, batch_size=8, steps=4, every=4, replicas=1, split='test', picture=False)
+    outcome = study.run(noise=1.0, batch_size=8, steps=4, eval_every=4, num_seeds=1, split='test', plot=False)
     assert round(outcome.seeds[0].test['wrong'] * 5, 4) in range(6)
 
 
@@ -315,11 +322,11 @@ def test_examples_are_read_in_epochs_and_the_split_is_never_trained_on():
 
 def test_what_a_run_leaves_and_shows(in_tmp, capsys):
     """A run that is finished is shown again with the same words; another is refused by the flag that differs."""
-    argv = [*argv_of(SHORT), '--picture', '--gate_bias=chrono', '--workdir=runs/temporal_order/lstm']
+    argv = [*argv_of(SHORT), '--plot', '--forget_bias_init=chrono', '--workdir=runs/temporal_order/lstm']
     assert temporal_order.main(argv) == 0
     out = capsys.readouterr().out
     folder = in_tmp / 'runs/temporal_order/lstm'
-    assert sorted(path.name for path in folder.iterdir()) == ['checkpoints', 'curve.png', 'looks.csv', 'summary.json']
+    assert sorted(path.name for path in folder.iterdir()) == ['checkpoints', 'curve.png', 'evals.csv', 'summary.json']
     summary = json.loads((folder / 'summary.json').read_text())
     assert summary['finished'] and summary['params'] == 4 * (9 * 4 + 16) + 20 and summary['seconds'] > 0
     assert re.search(r'\b10\b.*lstm\(4\): 0 of 2', out.splitlines()[-1])
@@ -331,9 +338,9 @@ def test_what_a_run_leaves_and_shows(in_tmp, capsys):
     assert temporal_order.main([*argv, '--hidden=5']) == 2
     assert '--hidden=4' in capsys.readouterr().err
     for text in ('seed,sequences,loss,wrong\n0,a,1,1\n', 'seed\n', 'seed,sequences,loss,wrong\n9,48,1,1\n', ''):
-        (folder / 'looks.csv').write_text(text)
+        (folder / 'evals.csv').write_text(text)
         assert temporal_order.main(argv) == 2
-        assert 'looks.csv' in capsys.readouterr().err
+        assert 'evals.csv' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -343,7 +350,7 @@ def test_what_a_run_leaves_and_shows(in_tmp, capsys):
 def test_the_table_has_every_look_of_every_seed(flags, rates, in_tmp):
     """Half a cosine over 10 steps is (1 + cos(pi t / 10)) / 2: steps 2 and 5 are the last before the looks."""
     outcome = temporal_order.run(**SHORT | flags, workdir='w')
-    with (in_tmp / 'w/looks.csv').open() as lines:
+    with (in_tmp / 'w/evals.csv').open() as lines:
         rows = list(csv.DictReader(lines))
     assert [(int(row['seed']), int(row['sequences'])) for row in rows] == [(0, 48), (0, 96), (1, 48), (1, 96)]
     for i, name in enumerate(outcome.metrics):
@@ -356,24 +363,24 @@ def test_the_table_has_every_look_of_every_seed(flags, rates, in_tmp):
 def test_same_flags_same_bytes_and_replicas_are_seeds_of_their_own(in_tmp):
     both, alone = (
         temporal_order.run(**SHORT, workdir='a'),
-        temporal_order.run(**SHORT | {'seed': 1, 'replicas': 1}, workdir='b'),
+        temporal_order.run(**SHORT | {'seed': 1, 'num_seeds': 1}, workdir='b'),
     )
     np.testing.assert_allclose(both.looks[1:], alone.looks, rtol=1e-6)
-    before = (in_tmp / 'a/looks.csv').read_bytes()
+    before = (in_tmp / 'a/evals.csv').read_bytes()
     temporal_order.run(**SHORT, workdir='a', overwrite=True)
-    assert (in_tmp / 'a/looks.csv').read_bytes() == before
+    assert (in_tmp / 'a/evals.csv').read_bytes() == before
 
 
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory):
     """A run that nothing stopped, and its table."""
     folder = tmp_path_factory.mktemp('straight') / 'a'
-    return temporal_order.run(**LEARNS, workdir=str(folder)), (folder / 'looks.csv').read_bytes()
+    return temporal_order.run(**LEARNS, workdir=str(folder)), (folder / 'evals.csv').read_bytes()
 
 
 @pytest.mark.representative(every=3, first=1)
-@pytest.mark.parametrize('every', [25, 70, 1000])
-def test_a_run_that_was_stopped_goes_on_with_what_it_had_found(every, straight, in_tmp, monkeypatch):
+@pytest.mark.parametrize('eval_every', [25, 70, 1000])
+def test_a_run_that_was_stopped_goes_on_with_what_it_had_found(eval_every, straight, in_tmp, monkeypatch):
     """Stopped after a seed was at the goal, by a failure of ours: all is as if nothing had happened."""
     straight, table = straight
     needed, original = [seed.sequences for seed in straight.seeds], SuccessMonitor.tested
@@ -385,24 +392,24 @@ def test_a_run_that_was_stopped_goes_on_with_what_it_had_found(every, straight, 
 
     monkeypatch.setattr(SuccessMonitor, 'tested', fails)
     with pytest.raises(ZeroDivisionError):
-        temporal_order.run(**LEARNS, workdir='b', checkpoint_every=every)
+        temporal_order.run(**LEARNS, workdir='b', checkpoint_every=eval_every)
     monkeypatch.setattr(SuccessMonitor, 'tested', original)
     again = temporal_order.run(**LEARNS, workdir='b', checkpoint_every=40)
     assert again.seeds == straight.seeds
-    assert (in_tmp / 'b/looks.csv').read_bytes() == table
+    assert (in_tmp / 'b/evals.csv').read_bytes() == table
     held = json.loads((in_tmp / 'b/summary.json').read_text())
-    assert (held['seconds'] is None) == again.resumed == (every < 1000)
+    assert (held['seconds'] is None) == again.resumed == (eval_every < 1000)
 
 
 def test_a_run_that_was_stopped_at_its_very_end_is_not_trained_on(straight, in_tmp, monkeypatch):
     """All seeds were at the goal, and only the table was not written yet."""
-    (straight, table), original = straight, success_results.write_looks
-    monkeypatch.setattr(success_results, 'write_looks', lambda *_: 1 / 0)
+    (straight, table), original = straight, success_results.write_evals
+    monkeypatch.setattr(success_results, 'write_evals', lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         temporal_order.run(**LEARNS, workdir='b')
-    monkeypatch.setattr(success_results, 'write_looks', original)
+    monkeypatch.setattr(success_results, 'write_evals', original)
     assert temporal_order.run(**LEARNS, workdir='b').seeds == straight.seeds
-    assert (in_tmp / 'b/looks.csv').read_bytes() == table
+    assert (in_tmp / 'b/evals.csv').read_bytes() == table
 
 
 def test_a_seed_that_diverges_is_at_no_goal_and_keeps_its_place(in_tmp):
@@ -471,10 +478,10 @@ def test_a_task_of_another_module_has_flags_and_files(in_tmp, capsys):
 
     (in_tmp / 'my_module_7.py').write_text(OUTSIDE)
     (in_tmp / 'my.flags').write_text('--task=my_module_7:my_task\n--bits=2\n--steps=2\n--every=1\n--replicas=2\n')
-    assert run.main(['--flagfile=my.flags', '--nopicture']) == 0
+    assert run.main(['--flagfile=my.flags', '--noplot']) == 0
     assert 'my task' in capsys.readouterr().out.splitlines()[-1]
     (folder,) = (in_tmp / 'runs/run/my_module_7/my_task').glob('lstm-*')  # with a hash of the flags
-    assert (folder / 'looks.csv').is_file()
+    assert (folder / 'evals.csv').is_file()
     assert run.main(['--flagfile=my.flags', '--bits=x']) == 2
     assert '--bits=x' in capsys.readouterr().err.replace('flag ', '')
 

@@ -27,7 +27,9 @@ def run(compiled, seeds, *, steps, chunk):
     """The losses [R, steps] of a group, and the parameters and predictions after them."""
     model, task, tx, programs = compiled
     state = programs.init(replicas.pad_replicas(np.asarray(seeds), WIDTH).astype(np.uint32))
-    chunks = list(training.train(model, task, tx, state, steps=steps, chunk=chunk, train_chunk=programs.train_chunk))
+    chunks = list(
+        training.train(model, task, tx, state, steps=steps, steps_per_call=chunk, train_chunk=programs.train_chunk)
+    )
     losses = np.concatenate([metrics['loss'].total / metrics['loss'].count for _, metrics, _ in chunks])
     state, count = chunks[-1][0], len(seeds)
     end = (state.params, programs.predict(state, task.data.inputs))
@@ -38,7 +40,7 @@ def run(compiled, seeds, *, steps, chunk):
 def test_replicas_agree_with_single_runs(compiled_td, setup):
     """Six seeds, 200 steps: losses to absolute 1e-6, and to relative 1e-5 while they are above 1e-3."""
     seeds = np.array([0, 1, 2, 7, 100, 2**32 - 1])
-    losses, params, predictions = run(compiled_td(setup, WIDTH), seeds, steps=200, chunk=80)
+    losses, params, predictions = run(compiled_td(setup, WIDTH), seeds, steps=200, steps_per_call=80)
     assert (losses[:, -1] < 0.8 * losses[:, 0]).all()
     assert len(np.unique(losses[:, 0])) == 6
     model, task, tx, programs = compiled_td(setup)
@@ -46,7 +48,7 @@ def test_replicas_agree_with_single_runs(compiled_td, setup):
         state = programs.init(np.uint32(seed))
         reference.assert_trees_equal(state.key, jax.random.key(int(seed)))
         ((state, metrics, _),) = training.train(
-            model, task, tx, state, steps=200, chunk=200, train_chunk=programs.train_chunk
+            model, task, tx, state, steps=200, steps_per_call=200, train_chunk=programs.train_chunk
         )
         want = metrics['loss'].total / metrics['loss'].count
         np.testing.assert_allclose(losses[n], want, rtol=0, atol=1e-6)
@@ -61,7 +63,10 @@ def test_replicas_agree_with_single_runs(compiled_td, setup):
 def test_a_group_that_was_filled_up_gives_the_same_numbers(compiled_td):
     """Two seeds in a group of six: bit for bit as in a full group."""
     compiled = compiled_td('many_to_one', WIDTH)
-    got, full = run(compiled, [6, 7], steps=11, chunk=4), run(compiled, range(6, 12), steps=11, chunk=4)
+    got, full = (
+        run(compiled, [6, 7], steps=11, steps_per_call=4),
+        run(compiled, range(6, 12), steps=11, steps_per_call=4),
+    )
     assert got[0].shape == (2, 11) and np.isfinite(full[0]).all()
     assert len(np.unique(full[0])) == full[0].size
     reference.assert_trees_equal(got, jax.tree.map(lambda x: x[:2], full))
@@ -93,15 +98,15 @@ def test_small_models_lie_side_by_side_in_larger_numbers(monkeypatch):
     monkeypatch.setattr(
         training_programs, 'compile_programs', lambda *args, **how: compiled.append(how) or original(*args, **how)
     )
-    experiments_td.run(setup='many_to_one', epochs=2, replicas=7, picture=False)
-    sweep.run(**RATES | {'replicas': 4, 'epochs': 4})
-    assert [how['replicas'] for how in compiled] == [4, 4]
+    experiments_td.run(setup='many_to_one', epochs=2, num_seeds=7, plot=False)
+    sweep.run(**RATES | {'num_seeds': 4, 'epochs': 4})
+    assert [how['num_seeds'] for how in compiled] == [4, 4]
 
 
 # --- the command -----------------------------------------------------------------------------------
 
-RATES = {'experiment': 'td', 'setup': 'many_to_one', 'epochs': 12, 'every': 4, 'replicas': 3, 'seed': 5}
-RATES |= {'grid': {'learning_rate': [1e-3, 0.02]}, 'picture': False}
+RATES = {'experiment': 'td', 'setup': 'many_to_one', 'epochs': 12, 'eval_every': 4, 'num_seeds': 3, 'seed': 5}
+RATES |= {'grid': {'learning_rate': [1e-3, 0.02]}, 'plot': False}
 
 
 def test_settings_side_by_side_are_the_runs_of_each_setting(monkeypatch):
@@ -111,7 +116,7 @@ def test_settings_side_by_side_are_the_runs_of_each_setting(monkeypatch):
         training_programs, 'compile_programs', lambda *args, **how: compiled.append(how) or original(*args, **how)
     )
     rows = sweep.run(**RATES)
-    assert [how['replicas'] for how in compiled] == [6]
+    assert [how['num_seeds'] for how in compiled] == [6]
     assert [(row.setting, row.seed, row.step) for row in rows] == [
         ((rate,), seed, step) for rate in (1e-3, 0.02) for seed in (5, 6, 7) for step in (4, 8, 12) for _ in range(2)
     ]
@@ -119,7 +124,7 @@ def test_settings_side_by_side_are_the_runs_of_each_setting(monkeypatch):
     rows = [row for row in rows if row.metric == 'loss']
     for rate in (1e-3, 0.02):
         losses = experiments_td.run(
-            setup='many_to_one', epochs=12, learning_rate=rate, seed=5, replicas=3, picture=False
+            setup='many_to_one', epochs=12, learning_rate=rate, seed=5, num_seeds=3, plot=False
         ).metrics['loss']
         got = [row.value for row in rows if row.setting == (rate,)]
         np.testing.assert_allclose(got, losses[:, [3, 7, 11]].ravel(), rtol=1e-5)
@@ -145,7 +150,7 @@ def test_rates_of_all_groups_are_set_by_one_program(monkeypatch):
 
 def test_settings_of_other_shapes_follow_each_other(in_tmp, capsys):
     """Through the command line: cells and delays of the echo, every metric of it, in a tidy table."""
-    argv = '--experiment=echo --grid=cell:gru,simple --grid=delay:1,2 --steps=6 --every=3 --replicas=2 --hidden=3'
+    argv = '--experiment=echo --grid=cell:gru,simple --grid=delay:1,2 --steps=6 --eval_every=3 --num_seeds=2 --hidden=3'
     assert sweep.main([*argv.split(), '--length=200', '--workdir=w', '--metric=accuracy']) == 0
     out = capsys.readouterr().out
     assert 'accuracy' in out and 'step 6' in out
@@ -154,7 +159,7 @@ def test_settings_of_other_shapes_follow_each_other(in_tmp, capsys):
         table = list(csv.DictReader(lines))
     assert list(table[0]) == ['cell', 'delay', 'seed', 'step', 'metric', 'value']
     assert len(table) == 4 * 2 * 2 * 3 and {row['metric'] for row in table} == {'loss', 'accuracy', 'learning_rate'}
-    echo.run(cell='simple', delay=2, steps=6, replicas=2, hidden=3, length=200, picture=False, workdir='e')
+    echo.run(cell='simple', delay=2, steps=6, num_seeds=2, hidden=3, length=200, plot=False, workdir='e')
     want = np.load('e/replicas.npz')['loss'][:, [2, 5]]
     got = [
         float(row['value']) for row in table if (row['cell'], row['delay'], row['metric']) == ('simple', '2', 'loss')
@@ -168,18 +173,18 @@ def test_settings_of_other_shapes_follow_each_other(in_tmp, capsys):
 
 def test_the_share_of_exact_seeds_is_that_of_runs_of_their_own(in_tmp, capsys):
     """For each learning rate and number of epochs; and the table, the picture and a second look have that share."""
-    flags = ['--epochs=70', '--every=10', '--replicas=20', '--grid=learning_rate:0.02,0.1', '--metric=exact']
+    flags = ['--epochs=70', '--eval_every=10', '--num_seeds=20', '--grid=learning_rate:0.02,0.1', '--metric=exact']
     assert sweep.main([*flags, '--workdir=w']) == 0
     shown = capsys.readouterr().out
     with (in_tmp / 'w/sweep.csv').open() as lines:
         table = [row for row in csv.DictReader(lines) if row['metric'] == 'exact']
     assert len(table) == 2 * 20 * 7 and {row['value'] for row in table} == {'0.0', '1.0'}
     for rate, epochs in (('0.02', 70), ('0.1', 50), ('0.1', 70)):
-        alone = experiments_td.run(learning_rate=float(rate), epochs=epochs, replicas=20, picture=False)
+        alone = experiments_td.run(learning_rate=float(rate), epochs=epochs, num_seeds=20, plot=False)
         rows = [row for row in table if (row['learning_rate'], row['step']) == (rate, str(epochs))]
         count = sum(row['value'] == '1.0' for row in rows)
-        assert (count, len(rows)) == (alone.summary['replicas']['exact'], 20)
-        low, high = alone.summary['replicas']['interval']
+        assert (count, len(rows)) == (alone.summary['seeds']['exact'], 20)
+        low, high = alone.summary['seeds']['interval']
         told = f'{count} of 20  {count / 20:.1%} ({low:.1%} to {high:.1%})'
         assert epochs < 70 or told in ' '.join(shown.split(f'learning_rate={rate} ')[1].splitlines()[:1])
     capsys.readouterr()
@@ -212,8 +217,8 @@ def test_a_sweep_that_measures_keeps_its_logs_apart(in_tmp, monkeypatch):
 
 
 def test_echo_is_measured_on_other_sequences():
-    how = {'steps': 6, 'replicas': 2, 'hidden': 3, 'length': 200, 'picture': False}
-    rows = sweep.run(experiment='echo', metric='right', every=6, **how)
+    how = {'steps': 6, 'num_seeds': 2, 'hidden': 3, 'length': 200, 'plot': False}
+    rows = sweep.run(experiment='echo', metric='right', eval_every=6, **how)
     answers = echo.run(**how)
     assert [row.value for row in rows if row.metric == 'right'] == pytest.approx(
         [right / answers.count for right in answers.right]
@@ -223,7 +228,7 @@ def test_echo_is_measured_on_other_sequences():
 @pytest.mark.parametrize('rates', [[0.01], [0.01, 0.02]])
 def test_the_table_has_the_learning_rate_of_a_schedule(rates):
     """Half a cosine, whose rate at the last step before a look is by hand."""
-    how = {'experiment': 'even_pairs', 'steps': 4, 'every': 2, 'replicas': 2, 'picture': False, 'hidden': 2}
+    how = {'experiment': 'even_pairs', 'steps': 4, 'eval_every': 2, 'num_seeds': 2, 'plot': False, 'hidden': 2}
     rows = sweep.run(**how, schedule='cosine', decay_steps=8, grid={'learning_rate': rates})
     got = [row.value for row in rows if row.metric == 'learning_rate']
     want = [rate * (1 + np.cos(np.pi * step / 8)) / 2 for rate in rates for _ in range(2) for step in (1, 3)]
@@ -275,9 +280,9 @@ def test_a_setting_that_diverges_is_a_row_of_the_table(capsys):
         ('--grid=hidden:1,1', '--grid=hidden'),
         ('--grid=hidden:1 --grid=hidden:2', '--grid=hidden'),
         ('--grid=epochs:3,4', '--grid=epochs:...'),
-        ('--every=7 --epochs=5', '--every=7'),
+        ('--eval_every=7 --epochs=5', '--eval_every=7'),
         ('--metric=los --epochs=2', '--metric=los'),
-        ('--best=loss', '--best'),
+        ('--keep_best=loss', '--keep_best'),
     ],
 )
 def test_what_a_person_can_get_wrong(flags, told, in_tmp, capsys):

@@ -359,7 +359,15 @@ def test_items_and_words_about_the_test():
 
 # --- both doors ------------------------------------------------------------------------------------
 
-SMALL = {'hidden': 16, 'cell': 'gru', 'replicas': 2, 'learning_rate': 0.02, 'picture': False, 'steps': 240, 'every': 20}
+SMALL = {
+    'hidden': 16,
+    'cell': 'gru',
+    'num_seeds': 2,
+    'learning_rate': 0.02,
+    'plot': False,
+    'steps': 240,
+    'eval_every': 20,
+}
 
 
 @pytest.fixture(scope='module')

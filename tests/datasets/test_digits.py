@@ -160,11 +160,11 @@ def trained(tmp_path_factory):
     small = {
         'hidden': 8,
         'cell': 'gru',
-        'replicas': 2,
+        'num_seeds': 2,
         'learning_rate': 0.02,
-        'picture': False,
+        'plot': False,
         'steps': 60,
-        'every': 10,
+        'eval_every': 10,
     }
     [result] = digits.run(data=str(folder / 'train-images-idx3-ubyte.gz'), workdir=folder / 'out', **small)
     return folder, result

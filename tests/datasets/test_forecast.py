@@ -162,10 +162,10 @@ def test_a_missing_value_is_0_beside_a_1():
 
 
 def test_the_calendar_has_the_cycles_that_rows_tell_apart():
-    def every(gap):
+    def eval_every(gap):
         return START + np.arange(9) * np.timedelta64(gap, 'h')
 
-    assert [forecast_preprocessing.cycles_of(every(gap)) for gap in (1, 24, 24 * 7, 24 * 365)] == [
+    assert [forecast_preprocessing.cycles_of(eval_every(gap)) for gap in (1, 24, 24 * 7, 24 * 365)] == [
         ['year', 'week', 'day'],
         ['year', 'week'],
         ['year'],

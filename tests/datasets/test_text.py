@@ -231,7 +231,7 @@ def test_tokens_are_drawn_by_their_probabilities_and_never_the_one_that_is_not_t
 # --- the experiment --------------------------------------------------------------------------------
 
 SONG = 'old macdonald had a farm,\nee-i-ee-i-o!\n' * 60
-SMALL = {'hidden': 16, 'batch_size': 4, 'window': 16, 'steps': 150, 'every': 50, 'replicas': 2, 'picture': False}
+SMALL = {'hidden': 16, 'batch_size': 4, 'window': 16, 'steps': 150, 'eval_every': 50, 'num_seeds': 2, 'plot': False}
 
 
 @pytest.fixture(scope='module')

@@ -22,9 +22,9 @@ def test_there_are_a_dozen_and_each_is_complete():
         assert claim.measure in claims.MEASURES and claim.quick and claim.published
         command = registry.find(claim.module)
         values = command.parse([f'--flagfile={claim.name}'])
-        assert values['split'] == 'test' and values['replicas'] >= 10 and values['seed'] == 0
+        assert values['split'] == 'test' and values['num_seeds'] >= 10 and values['seed'] == 0
         small = command.parse([f'--flagfile={claim.name}', *claim.quick])
-        assert small != values and small['replicas'] >= 2
+        assert small != values and small['num_seeds'] >= 2
 
 
 def test_the_readme_holds_the_table():

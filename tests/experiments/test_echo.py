@@ -81,7 +81,7 @@ def test_a_task_without_an_answer_is_refused(feed, options, told):
 @pytest.mark.parametrize(('feed', 'least'), [('stream', 4), ('shuffle', 3)])
 def test_a_flagfiles_claim_holds(feed, least, monkeypatch):
     """A short version: of four seeds at least so many echo, and after one step none names a third rightly."""
-    argv = [f'--flagfile=echo_{feed}', '--replicas=4', '--nopicture']
+    argv = [f'--flagfile=echo_{feed}', '--num_seeds=4', '--noplot']
     values = command_line.parse(experiments_echo.FLAGS, experiments_echo.STUDY.defaults, argv)
     answers = experiments_echo.run(**values)
     assert sum(right >= experiments_echo.RIGHT * answers.count for right in answers.right) >= least
@@ -90,20 +90,25 @@ def test_a_flagfiles_claim_holds(feed, least, monkeypatch):
 
 
 FLAGS = ('--dropout=0.3', '--layers=2', '--schedule=cosine', '--decay_steps=12', '--clip_norm=0.5', '--hidden=5')
-KINDS = {'stream': ('--feed=stream', '--length=300'), 'shuffle': ('--feed=shuffle', '--replicas=3', '--length=300')}
+KINDS = {'stream': ('--feed=stream', '--length=300'), 'shuffle': ('--feed=shuffle', '--num_seeds=3', '--length=300')}
 
 
 @pytest.mark.representative(every=2, first=1)
 @pytest.mark.parametrize('kind', KINDS)
 def test_ten_steps_are_five_and_a_new_process_and_five(kind, tmp_path):
     """With truncated backpropagation or shuffled epochs, dropout, a schedule and clipping, and another chunk size."""
-    flags = [*KINDS[kind], *FLAGS, '--window=8', '--batch_size=4', '--nopicture']
-    for folder, steps, chunk in (('straight', 10, 5), ('parts', 5, 5), ('parts', 10, 2)):
-        own = [f'--workdir={tmp_path / folder}', f'--steps={steps}', f'--chunk={chunk}', '--checkpoint_every=4']
+    flags = [*KINDS[kind], *FLAGS, '--window=8', '--batch_size=4', '--noplot']
+    for folder, steps, steps_per_call in (('straight', 10, 5), ('parts', 5, 5), ('parts', 10, 2)):
+        own = [
+            f'--workdir={tmp_path / folder}',
+            f'--steps={steps}',
+            f'--steps_per_call={steps_per_call}',
+            '--checkpoint_every=4',
+        ]
         done = command(*flags, *own, module='echo')
         assert done.returncode == 0, done.stderr
     assert 'step 5 ' in done.stdout
-    soak.compare(tmp_path / 'parts', tmp_path / 'straight')
+    soak.cells(tmp_path / 'parts', tmp_path / 'straight')
     held, straight = (json.loads((tmp_path / name / 'summary.json').read_text()) for name in ('parts', 'straight'))
     assert held['answers'] == straight['answers'] and held['last_loss'] == straight['last_loss']
 

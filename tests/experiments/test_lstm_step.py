@@ -73,7 +73,7 @@ def test_the_command_prints_the_notebooks_step(capsys, monkeypatch):
 
 def test_the_gates_of_a_trained_run_explain_its_predictions(tmp_path, capsys):
     """The states of the trained weights, through the head, are the predictions of the run."""
-    run = td.run(setup='many_to_many', epochs=20, workdir=str(tmp_path / 'run'), picture=False)
+    run = td.run(setup='many_to_many', epochs=20, workdir=str(tmp_path / 'run'), plot=False)
     steps = lstm_step.run(x=run.targets.tolist(), workdir=str(tmp_path / 'run'))
     head = run.state.params['head']['module']
     np.testing.assert_allclose(
@@ -84,7 +84,7 @@ def test_the_gates_of_a_trained_run_explain_its_predictions(tmp_path, capsys):
 
 def test_a_corrupt_or_other_run_is_refused(tmp_path):
     folder = str(tmp_path / 'run')
-    td.run(setup='many_to_many', epochs=2, hidden=11, workdir=folder, picture=False)
+    td.run(setup='many_to_many', epochs=2, hidden=11, workdir=folder, plot=False)
     with pytest.raises(UserError, match='--workdir'):
         lstm_step.run(workdir=folder)
     (tmp_path / 'run/checkpoints/2/checksums').write_text('')

@@ -21,7 +21,7 @@ from seqjax.runs.directory import Workdir
 from seqjax.training import seeds
 
 ROOT = Path(__file__).parent.parent.parent
-SHORT = ['--epochs=12', '--chunk=5', '--nopicture']
+SHORT = ['--epochs=12', '--steps_per_call=5', '--noplot']
 FILES = {'metrics.csv', 'summary.json', 'checkpoints'}
 
 
@@ -53,7 +53,7 @@ WRONG = [
     ('--recurrent_activation=relu', ['--recurrent_activation=relu', 'keras2_hard_sigmoid']),
     *[
         (f'--{name}={value}', [f'--{name}={value}'])
-        for name in ('length', 'hidden', 'epochs', 'chunk', 'replicas')
+        for name in ('length', 'hidden', 'epochs', 'steps_per_call', 'num_seeds')
         for value in ('0', '-3', '2.5', '', 'five', '99999999999999999999')
     ],
     *[
@@ -65,7 +65,7 @@ WRONG = [
     ('--seed=4294967296', ['--seed=4294967296', '4294967295']),
     ('--overwrite=maybe', ['overwrite', 'maybe']),
     ('--epoch=5', ['--epoch', '--epochs']),
-    ('--nopictures', ['--nopictures', '--picture']),
+    ('--nopictures', ['--nopictures', '--plot']),
     ('--zzz=1', ['--zzz', '--help']),
     ('many_to_one', ["'many_to_one'", '--name=value']),
     ('--epochs', ['epochs', '--help']),
@@ -86,7 +86,7 @@ def test_a_mistake_ends_in_a_sentence_and_exit_code_2(flag, words, in_tmp, capsy
 
 
 def test_the_last_seed_must_be_a_seed(in_tmp, capsys):
-    assert td.main(['--seed=4294967295', '--replicas=2', *SHORT]) == 2
+    assert td.main(['--seed=4294967295', '--num_seeds=2', *SHORT]) == 2
     assert '--seed=4294967295' in sentence(capsys)
 
 
@@ -121,9 +121,9 @@ def test_a_disk_that_fills_up_is_told_in_a_sentence(in_tmp, capsys, monkeypatch)
     assert json.loads((in_tmp / 'runs/td/many_to_many/summary.json').read_text())['finished']
 
 
-@pytest.mark.parametrize('flags', [[], ['--replicas=3']])
+@pytest.mark.parametrize('flags', [[], ['--num_seeds=3']])
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_told(flags, in_tmp, capsys):
-    argv = ['--learning_rate=1e30', '--epochs=300', '--chunk=7', '--nopicture', '--workdir=w', *flags]
+    argv = ['--learning_rate=1e30', '--epochs=300', '--steps_per_call=7', '--noplot', '--workdir=w', *flags]
     assert td.main(argv) == 2
     told = sentence(capsys)
     assert 'step 2 of 300' in told and '--learning_rate' in told
@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_told(flags, in_tmp, caps
 
 
 def test_python_refuses_with_a_value_error():
-    for wrong in ({'length': 0}, {'setup': 'x'}, {'learning_rate': np.nan}, {'epochs': True}, {'picture': 'maybe'}):
+    for wrong in ({'length': 0}, {'setup': 'x'}, {'learning_rate': np.nan}, {'epochs': True}, {'plot': 'maybe'}):
         with pytest.raises(ValueError, match=f'--{next(iter(wrong))}='):
             td.run(**wrong)
 
@@ -146,13 +146,13 @@ def test_python_refuses_with_a_value_error():
 @pytest.mark.parametrize(('setup', 'count'), [('one_to_one', 146), ('many_to_one', 170), ('many_to_many', 146)])
 def test_what_a_run_leaves_and_shows(setup, count, in_tmp, capsys):
     """metrics.csv, summary.json and curve.png, all in accord with what td.run returns in Python."""
-    assert td.main([f'--setup={setup}', '--epochs=12', '--chunk=5']) == 0
+    assert td.main([f'--setup={setup}', '--epochs=12', '--steps_per_call=5']) == 0
     shown = capsys.readouterr().out
     folder = in_tmp / 'runs' / 'td' / setup
     assert {file.name for file in folder.iterdir()} == FILES | {'curve.png'}
     assert (folder / 'curve.png').read_bytes().startswith(b'\x89PNG')
     summary = json.loads((folder / 'summary.json').read_text())
-    result = td.run(setup=setup, epochs=np.int64(12), chunk=12)
+    result = td.run(setup=setup, epochs=np.int64(12), steps_per_call=12)
     with (folder / 'metrics.csv').open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row['step']) for row in rows] == list(range(1, 13))
@@ -171,12 +171,12 @@ def test_what_a_run_leaves_and_shows(setup, count, in_tmp, capsys):
 
 def test_same_flags_same_bytes_whatever_the_chunk(in_tmp):
     """Two processes, and one with another chunk, write the same metrics.csv."""
-    for name, chunk in (('a', 10), ('b', 10), ('c', 7)):
-        done = command('--epochs=20', f'--chunk={chunk}', '--nopicture', f'--workdir={name}', cwd=in_tmp)
+    for name, steps_per_call in (('a', 10), ('b', 10), ('c', 7)):
+        done = command('--epochs=20', f'--steps_per_call={steps_per_call}', '--noplot', f'--workdir={name}', cwd=in_tmp)
         assert done.returncode == 0 and done.stderr == '', done.stderr
     contents = [(in_tmp / name / 'metrics.csv').read_bytes() for name in 'abc']
     assert contents[0] == contents[1] == contents[2] and contents[0].count(b'\n') == 21
-    other = command('--epochs=20', '--nopicture', '--workdir=d', '--seed=1', cwd=in_tmp)
+    other = command('--epochs=20', '--noplot', '--workdir=d', '--seed=1', cwd=in_tmp)
     assert other.returncode == 0 and (in_tmp / 'd' / 'metrics.csv').read_bytes() != contents[0]
 
 
@@ -184,11 +184,11 @@ def test_a_finished_run_is_shown_again_and_another_is_refused(in_tmp, capsys):
     assert td.main(SHORT) == 0
     folder = in_tmp / 'runs/td/many_to_many'
     before, first = (folder / 'metrics.csv').stat().st_mtime_ns, capsys.readouterr().out
-    assert td.main([*SHORT, '--chunk=3', '--picture']) == 0
+    assert td.main([*SHORT, '--steps_per_call=3', '--plot']) == 0
     again = capsys.readouterr().out
     assert again.splitlines()[-1] == first.splitlines()[-1]
     assert (folder / 'metrics.csv').stat().st_mtime_ns == before and (folder / 'curve.png').exists()
-    for flags, name in ((['--hidden=6'], 'hidden'), (['--seed=2'], 'seed'), (['--replicas=4'], 'replicas')):
+    for flags, name in ((['--hidden=6'], 'hidden'), (['--seed=2'], 'seed'), (['--num_seeds=4'], 'num_seeds')):
         assert td.main([*SHORT, *flags, f'--workdir={folder}']) == 2
         told = sentence(capsys)
         assert f'--{name}' in told and '--overwrite' in told
@@ -226,7 +226,7 @@ def test_a_folder_that_is_not_ours_or_is_damaged_is_refused(in_tmp, capsys):
 
 def test_an_unfinished_run_goes_on(in_tmp, capsys):
     """From its last checkpoint, or where there is none from the beginning; a torn line at the end is cut off."""
-    assert td.main([*SHORT, '--checkpoint_every=5', '--keep=9']) == 0
+    assert td.main([*SHORT, '--checkpoint_every=5', '--max_to_keep=9']) == 0
     folder = in_tmp / 'runs/td/many_to_many'
     path, whole = folder / 'summary.json', (folder / 'metrics.csv').read_bytes()
     held = json.loads(path.read_text())
@@ -239,7 +239,7 @@ def test_an_unfinished_run_goes_on(in_tmp, capsys):
         else:
             shutil.rmtree(folder / 'checkpoints')
         capsys.readouterr()
-        assert td.main([*SHORT, '--checkpoint_every=5', '--keep=9']) == 0
+        assert td.main([*SHORT, '--checkpoint_every=5', '--max_to_keep=9']) == 0
         shown = capsys.readouterr().out
         assert told in shown and len(re.findall(r'\bstep \d', shown)) == bool(told)
         assert (folder / 'metrics.csv').read_bytes() == whole
@@ -281,7 +281,7 @@ def test_without_matplotlib_the_run_is_complete(in_tmp, capsys, monkeypatch):
 
 def test_replicas_leave_their_curves_and_the_right_shares(in_tmp, capsys):
     """The share, its interval, the quantiles and the comparison with the notebook are counted here once more."""
-    flags = ['--setup=many_to_one', '--replicas=40', '--epochs=230', '--seed=3', '--workdir=w']
+    flags = ['--setup=many_to_one', '--num_seeds=40', '--epochs=230', '--seed=3', '--workdir=w']
     assert td.main(flags) == 0
     folder = in_tmp / 'w'
     summary = json.loads((folder / 'summary.json').read_text())
@@ -290,7 +290,7 @@ def test_replicas_leave_their_curves_and_the_right_shares(in_tmp, capsys):
     assert losses.shape == (40, 230) and predictions.shape == (40, 5)
     targets = np.array([0.0, 0.2, 0.4, 0.6, 0.8])
     right = int((np.round(predictions.astype(float), 1) == targets).all(axis=1).sum())
-    found = summary['replicas']
+    found = summary['seeds']
     assert 0 < right < 40 and (found['exact'], found['count'], found['diverged']) == (right, 40, 0)
     share, z = right / 40, 1.959963984540054
     # Wilson 1927: the shares p for which |share - p| is z standard errors sqrt(p (1 - p) / n).
@@ -305,7 +305,7 @@ def test_replicas_leave_their_curves_and_the_right_shares(in_tmp, capsys):
         low, high = np.quantile(losses[:, epoch - 1], [0.025, 0.975])
         inside += low <= loss <= high
     assert summary['notebook'] == {'epochs': len(reference), 'inside': inside} and len(reference) > 20
-    single = td.run(setup='many_to_one', epochs=230, seed=5, picture=False)
+    single = td.run(setup='many_to_one', epochs=230, seed=5, plot=False)
     np.testing.assert_allclose(losses[2], single.metrics['loss'], atol=1e-6)
     last = capsys.readouterr().out
     assert f'{right} of 40 seeds ({right / 40:.1%}' in last
@@ -349,10 +349,8 @@ def test_help_lists_every_flag_and_exits_with_0(capsys):
 
 def test_a_later_flag_wins_and_a_packaged_flagfile_is_found_from_anywhere(in_tmp):
     defaults = td.STUDY.defaults
-    values = command_line.parse(
-        td.FLAGS, defaults, ['--epochs=3', '--flagfile=many_to_one', '--hidden=9', '--nopicture']
-    )
-    assert (values['setup'], values['epochs'], values['hidden'], values['picture']) == ('many_to_one', 500, 9, False)
+    values = command_line.parse(td.FLAGS, defaults, ['--epochs=3', '--flagfile=many_to_one', '--hidden=9', '--noplot'])
+    assert (values['setup'], values['epochs'], values['hidden'], values['plot']) == ('many_to_one', 500, 9, False)
     (in_tmp / 'mine.flags').write_text('# a comment\n--hidden=7\n--flagfile=inner.flags\n')
     (in_tmp / 'inner.flags').write_text('--length=6\n')
     values = command_line.parse(td.FLAGS, defaults, ['--flagfile', 'mine.flags'])
@@ -370,12 +368,12 @@ def test_every_flagfile_opens_with_a_claim_whose_command_parses():
         assert command == registry.called(name) and argv[0] == f'--flagfile=experiments/flags/{path.name}'
         module = registry.module(name)
         values = module.COMMAND.parse(argv)
-        assert values['replicas'] >= (5 if hasattr(module, 'KIND') else 10)
+        assert values['num_seeds'] >= (5 if hasattr(module, 'KIND') else 10)
 
 
 def test_output_into_a_pipe_that_closes_ends_without_a_traceback(in_tmp):
     process = subprocess.Popen(
-        [sys.executable, '-m', 'experiments.td', '--epochs=5', '--nopicture', '--workdir=w'],
+        [sys.executable, '-m', 'experiments.td', '--epochs=5', '--noplot', '--workdir=w'],
         cwd=in_tmp,
         env=os.environ | {'PYTHONPATH': str(ROOT)},
         stdout=subprocess.PIPE,
@@ -401,7 +399,7 @@ def test_a_terminal_sees_a_bar(in_tmp):
     pty = pytest.importorskip('pty', reason='a terminal needs POSIX')
     master, slave = pty.openpty()
     environment = os.environ | {'PYTHONPATH': str(ROOT), 'TERM': 'xterm', 'COLUMNS': '100'}
-    run = [sys.executable, '-m', 'experiments.td', '--epochs=40', '--chunk=2', '--nopicture', '--workdir=w']
+    run = [sys.executable, '-m', 'experiments.td', '--epochs=40', '--steps_per_call=2', '--noplot', '--workdir=w']
     process = subprocess.Popen(run, cwd=in_tmp, env=environment, stdout=slave, stderr=slave)
     os.close(slave)
     shown = b''
@@ -416,5 +414,5 @@ def test_a_terminal_sees_a_bar(in_tmp):
     os.close(master)
     assert process.wait() == 0
     assert '━'.encode() in shown and b'40/40' in shown and b'loss' in shown
-    plain = command('--epochs=40', '--chunk=2', '--nopicture', '--workdir=v', cwd=in_tmp).stdout
+    plain = command('--epochs=40', '--steps_per_call=2', '--noplot', '--workdir=v', cwd=in_tmp).stdout
     assert '━' not in plain and 2 <= sum(line.startswith('epoch') for line in plain.splitlines()) <= 10

@@ -440,6 +440,6 @@ def test_reversal_is_learned_with_attention(optimized):
     task, tx = Task(losses.classification, lambda data, key, step: reversal(key, 64)), optax.adam(5e-3)
     state, held_out = training.init_state(model, task, tx, jax.random.key(0)), reversal(jax.random.key(1), 500)
     assert share_right(model, state.params, held_out) < 0.02
-    for state, _, _ in training.train(model, task, tx, state, steps=200, chunk=200):
+    for state, _, _ in training.train(model, task, tx, state, steps=200, steps_per_call=200):
         pass
     assert share_right(model, state.params, held_out) > 0.95

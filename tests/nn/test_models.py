@@ -243,7 +243,7 @@ def test_a_cell_that_is_none_is_refused_by_name(text):
 
 
 def test_a_model_is_built_of_a_spec_and_a_configuration():
-    config = ModelConfig(cell='lstm(peepholes=True)', hidden=H, layers=2, dropout=0.5, gate_bias='chrono')
+    config = ModelConfig(cell='lstm(peepholes=True)', hidden=H, layers=2, dropout=0.5, forget_bias_init='chrono')
     model = build.build_model(ModelSpec('per_step', O, vocabulary=VOCABULARY, memory_span=9), config)
     assert isinstance(model, SequenceToSequence) and model.rnn.layers[0].cell.peepholes
 
@@ -253,7 +253,7 @@ def test_a_model_is_built_of_a_spec_and_a_configuration():
     [
         ({}, {'dropout': 0.5}, 'dropout=0.5'),
         ({'causal': True}, {'bidirectional': True}, 'bidirectional=True'),
-        ({}, {'gate_bias': 'chrono'}, 'gate_bias=chrono'),
+        ({}, {'forget_bias_init': 'chrono'}, 'forget_bias_init=chrono'),
         ({}, {'attention': 'dot'}, 'attention=dot'),
         ({}, {'cell': 'lru', 'recurrent_dropout': 0.5}, 'recurrent_dropout=0.5'),
         ({}, {'cell': 'lstm(peephole=True)'}, 'peephole'),

@@ -111,7 +111,7 @@ def test_N03_a_model_in_half_precision_trains_with_a_loss_in_float32(cell):
     state = training.init_state(model, task, tx, KEY)
     assert model.apply({'params': state.params}, tokens).dtype == HALF
     seen = []
-    for new, metrics, _ in training.train(model, task, tx, state, steps=60, chunk=60):
+    for new, metrics, _ in training.train(model, task, tx, state, steps=60, steps_per_call=60):
         seen.append(metrics['loss'])
     assert seen[0].total.dtype == np.float32
     curve = seen[0].total / seen[0].count
@@ -246,7 +246,7 @@ def test_adding_a_cell_takes_one_class():
     task = Task(losses.mean_squared_error, lambda data, key, step: data, Batch((x, lengths), y, real))
     tx = optax.adam(1e-2)
     state = training.init_state(model, task, tx, KEY)
-    ((_, metrics, _),) = training.train(model, task, tx, state, steps=300, chunk=300)
+    ((_, metrics, _),) = training.train(model, task, tx, state, steps=300, steps_per_call=300)
     curve = metrics['loss'].total / metrics['loss'].count
     assert curve[-1] < 0.1 * np.var(y[real]) < curve[0]
 

@@ -30,7 +30,7 @@ from seqjax.types import Best
 from tests.helpers import kinds
 from tests.helpers.oddities import ODD, odd, ordinary_user
 
-SMALL = {'hidden': 3, 'replicas': 2, 'batch_size': 4, 'steps': 4}
+SMALL = {'hidden': 3, 'num_seeds': 2, 'batch_size': 4, 'steps': 4}
 
 
 def images(path):
@@ -250,7 +250,7 @@ def change(path, **changes):
         ('music', {'recipe': []}, 'recipe'),
         ('music', {'result': {'chosen': True}}, 'chosen=True'),
         ('music', {'result': {'chosen': 2}}, 'chosen=2'),
-        ('music', {'flags': {'replicas': 3}}, 'seeds'),
+        ('music', {'flags': {'num_seeds': 3}}, 'seeds'),
         ('music', {'flags': {'seed': 1}}, 'seed'),
         ('music', {'flags': {'nonsense': 1}}, 'nonsense'),
     ],
@@ -288,7 +288,7 @@ def test_a_run_of_before_the_checksums_is_read(runs, tmp_path):
         del summary['flags'][name]
     del summary['recipe']['declared']
     (run / directory.SUMMARY).write_text(json.dumps(summary))
-    kinds.same(predict.load(str(run)).best, predict.load(str(runs('classify')[1])).best)
+    kinds.same(predict.load(str(run)).keep_best, predict.load(str(runs('classify')[1])).keep_best)
 
 
 PLACES = ('.', directory.SUMMARY, fit_results.MODELS)

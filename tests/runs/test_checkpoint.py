@@ -73,7 +73,7 @@ def fine(step):
 def saved(tmp_path_factory):
     """Checkpoints of the STEPS, saved once."""
     folder = tmp_path_factory.mktemp('saved') / 'checkpoints'
-    store = CheckpointManager(folder, keep=9)
+    store = CheckpointManager(folder, max_to_keep=9)
     for step in STEPS:
         save(store, step)
     store.close()
@@ -268,7 +268,7 @@ def disk(tmp_path):
 def test_a_full_disk_is_told_at_once_and_takes_nothing_away(kilobytes, disk, capfd):
     """Wherever in a save the room ends: a sentence without a traceback, and the step before comes back."""
     folder, size = disk(f'size={kilobytes}k') / 'checkpoints', 500
-    store, step = CheckpointManager(folder, keep=1000), 0
+    store, step = CheckpointManager(folder, max_to_keep=1000), 0
     with pytest.raises(UserError, match='No space left on device') as it:
         while step < 100:
             step += 1
@@ -403,7 +403,7 @@ def test_a_disk_that_may_not_be_written_is_told(disk, capfd):
 
 
 @pytest.mark.parametrize(
-    ('keep', 'best', 'want'),
+    ('max_to_keep', 'keep_best', 'want'),
     [
         (1, None, [5]),
         (2, None, [4, 5]),
@@ -413,9 +413,9 @@ def test_a_disk_that_may_not_be_written_is_told(disk, capfd):
         (1, 'b', [5]),
     ],
 )
-def test_the_newest_and_the_best_stay(keep, best, want, tmp_path):
+def test_the_newest_and_the_best_stay(max_to_keep, best, want, tmp_path):
     """A value that is not finite, or missing, is nobody's best; of equal ones the earlier stays."""
-    store = CheckpointManager(tmp_path, keep=keep, best=best)
+    store = CheckpointManager(tmp_path, max_to_keep=max_to_keep, keep_best=best)
     state = state_of(0)
     for step, a in enumerate((3.0, 1.0, 4.0, 1.0, None), 1):
         store.save(state, about_of(step, state, a=a))

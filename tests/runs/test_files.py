@@ -22,10 +22,10 @@ from seqjax.runs.directory import Workdir
 from tests.helpers.oddities import ODD, odd, ordinary_user
 
 ROOT = Path(__file__).parent.parent.parent
-SETTINGS = {'seed': 1, 'workdir': 'anywhere', 'overwrite': False, 'picture': True, 'chunk': 10}
+SETTINGS = {'seed': 1, 'workdir': 'anywhere', 'overwrite': False, 'plot': True, 'steps_per_call': 10}
 EPOCHS = 6
-FLAGS = [f'--epochs={EPOCHS}', '--nopicture']
-KINDS = {'single': [], 'replicas': ['--replicas=2']}
+FLAGS = [f'--epochs={EPOCHS}', '--noplot']
+KINDS = {'single': [], 'num_seeds': ['--num_seeds=2']}
 
 
 # --- the folder ------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def test_overwrite_takes_the_names_that_are_ours(tmp_path):
 def test_a_name_that_is_no_path_is_a_persons_mistake(place, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match='workdir'):
-        td.run(workdir=place, epochs=EPOCHS, picture=False)
+        td.run(workdir=place, epochs=EPOCHS, plot=False)
 
 
 # --- files -----------------------------------------------------------------------------------------
@@ -283,22 +283,22 @@ DAMAGES = {
         f'summary: no {name}': ('single', lose(name))
         for name in ('layers', 'predictions', 'first_loss', 'last_loss', 'exact', 'finished')
     },
-    'summary: no quantiles': ('replicas', lose('last_loss_quantiles')),
-    'summary: an empty share': ('replicas', change(replicas={})),
+    'summary: no quantiles': ('num_seeds', lose('last_loss_quantiles')),
+    'summary: an empty share': ('num_seeds', change(num_seeds={})),
     'metrics: nothing': ('single', fill('metrics.csv', b'')),
     'metrics: the header alone': ('single', fill('metrics.csv', HEADER)),
     'metrics: other columns': ('single', fill('metrics.csv', b'a,b\n' + b'1,2\n' * EPOCHS)),
     'metrics: words': ('single', fill('metrics.csv', HEADER + b'1,x\n' * EPOCHS)),
     'metrics: a row too few': ('single', fill('metrics.csv', HEADER + b'1,0.5\n' * (EPOCHS - 1))),
     'metrics: half a row': ('single', fill('metrics.csv', HEADER + b'1,0.5\n' * (EPOCHS - 1) + b'6')),
-    'replicas: words': ('replicas', fill('replicas.npz', b'words')),
-    'replicas: nothing': ('replicas', fill('replicas.npz', b'')),
-    'replicas: one array': ('replicas', one_array),
-    'replicas: no loss': ('replicas', arrays(predictions=np.ones((2, 5)))),
-    'replicas: other shapes': ('replicas', arrays(loss=np.ones((2, EPOCHS)), predictions=np.ones((2, 3)))),
-    'replicas: another count': ('replicas', arrays(loss=np.ones((3, EPOCHS)), predictions=np.ones((3, 5)))),
-    'replicas: objects': ('replicas', arrays(loss=np.array([{}]), predictions=np.array([{}]))),
-    'replicas: missing': ('replicas', lambda folder: (folder / 'replicas.npz').unlink()),
+    'replicas: words': ('num_seeds', fill('replicas.npz', b'words')),
+    'replicas: nothing': ('num_seeds', fill('replicas.npz', b'')),
+    'replicas: one array': ('num_seeds', one_array),
+    'replicas: no loss': ('num_seeds', arrays(predictions=np.ones((2, 5)))),
+    'replicas: other shapes': ('num_seeds', arrays(loss=np.ones((2, EPOCHS)), predictions=np.ones((2, 3)))),
+    'replicas: another count': ('num_seeds', arrays(loss=np.ones((3, EPOCHS)), predictions=np.ones((3, 5)))),
+    'replicas: objects': ('num_seeds', arrays(loss=np.array([{}]), predictions=np.array([{}]))),
+    'replicas: missing': ('num_seeds', lambda folder: (folder / 'replicas.npz').unlink()),
 }
 
 

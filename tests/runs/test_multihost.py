@@ -19,7 +19,7 @@ from seqjax.runs import multihost
 from tests.helpers import kinds
 
 ROOT = Path(__file__).parent.parent.parent
-RUN = {'cell': 'simple', 'hidden': 4, 'window': 6, 'batch_size': 8, 'length': 400, 'picture': False}
+RUN = {'cell': 'simple', 'hidden': 4, 'window': 6, 'batch_size': 8, 'length': 400, 'plot': False}
 FLAGS = [f'--{name}={value}' for name, value in RUN.items()]
 
 
@@ -29,7 +29,7 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(folder, count, *flags, heartbeat=10, slurm=False, experiment='echo', always=FLAGS):
+def start(folder, count, *flags, heartbeat_timeout=10, slurm=False, experiment='echo', always=FLAGS):
     """So many processes of one run, each with one device."""
     port, job = free_port(), str(os.getpid() % 4000 + 10_000)
     for index in range(count):
@@ -39,7 +39,13 @@ def start(folder, count, *flags, heartbeat=10, slurm=False, experiment='echo', a
             together = 'auto'
             own |= {'SLURM_JOB_ID': job, 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': str(count)}
             own |= {'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index)}
-        words = [*always, f'--workdir={folder}', f'--distributed={together}', f'--heartbeat={heartbeat}', *flags]
+        words = [
+            *always,
+            f'--workdir={folder}',
+            f'--distributed={together}',
+            f'--heartbeat_timeout={heartbeat_timeout}',
+            *flags,
+        ]
         command = [sys.executable, '-m', f'experiments.{experiment}', *words]
         pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
         yield subprocess.Popen(command, env=os.environ | own, **pipes)
@@ -84,12 +90,12 @@ def test_two_and_four_processes_are_one_and_go_on_as_each_other(four, straight, 
 @pytest.mark.slow
 def test_the_seeds_of_a_study_over_two_processes_are_those_of_one(tmp_path):
     """Their looks, and what they are tested with."""
-    flags = {'length': 10, 'hidden': 4, 'steps': 6, 'every': 3, 'replicas': 3}
-    straight = temporal_order.run(**flags, picture=False)
-    words = [*(f'--{name}={value}' for name, value in flags.items()), '--nopicture']
+    flags = {'length': 10, 'hidden': 4, 'steps': 6, 'eval_every': 3, 'num_seeds': 3}
+    straight = temporal_order.run(**flags, plot=False)
+    words = [*(f'--{name}={value}' for name, value in flags.items()), '--noplot']
     codes, outputs = ended(list(start(tmp_path / 'w', 2, experiment='temporal_order', always=words)))
     assert codes == [0, 0], outputs
-    shared = temporal_order.run(**flags, picture=False, workdir=str(tmp_path / 'w'))  # shown again
+    shared = temporal_order.run(**flags, plot=False, workdir=str(tmp_path / 'w'))  # shown again
     np.testing.assert_allclose(shared.looks, straight.looks, rtol=1e-5)
     for one, other in zip(shared.seeds, straight.seeds, strict=True):
         assert one.test == pytest.approx(other.test, rel=1e-5)
@@ -100,21 +106,21 @@ def test_a_file_that_two_processes_learn_from_gives_what_it_gives_one(tmp_path):
     """The key that orders the epochs goes to the devices of both; and training anew on both parts does."""
     pytest.importorskip('sklearn', reason='a baseline needs scikit-learn (the extra "data")')
     kinds.archive(tmp_path / 's.ts')
-    flags = {'data': str(tmp_path / 's.ts'), 'hidden': 4, 'steps': 16, 'replicas': 3, 'batch_size': 8, 'refit': True}
-    words = [*(f'--{name}={value}' for name, value in flags.items()), '--nopicture']
+    flags = {'data': str(tmp_path / 's.ts'), 'hidden': 4, 'steps': 16, 'num_seeds': 3, 'batch_size': 8, 'refit': True}
+    words = [*(f'--{name}={value}' for name, value in flags.items()), '--noplot']
     codes, outputs = ended(list(start(tmp_path / 'two', 2, experiment='classify', always=words)))
     assert codes == [0, 0], outputs
-    classify.run(**flags, picture=False, workdir=str(tmp_path / 'one'))
+    classify.run(**flags, plot=False, workdir=str(tmp_path / 'one'))
     with np.load(tmp_path / 'one/models.npz') as one, np.load(tmp_path / 'two/models.npz') as two:
         for name in one:
             np.testing.assert_allclose(one[name], two[name], rtol=1e-5, atol=1e-6)
 
 
 def test_replicas_over_two_processes_are_those_of_one(tmp_path):
-    flags = ['--replicas=3', '--steps=8', '--checkpoint_every=4']
+    flags = ['--num_seeds=3', '--steps=8', '--checkpoint_every=4']
     codes, outputs = ended(list(start(tmp_path / 'two', 2, *flags)))
     assert codes == [0, 0] and '3 replicas on 2 cpu devices' in outputs[0][0], outputs
-    echo.run(**RUN, replicas=3, steps=8, workdir=str(tmp_path / 'one'))
+    echo.run(**RUN, num_seeds=3, steps=8, workdir=str(tmp_path / 'one'))
     found = [np.load(tmp_path / name / 'replicas.npz')['loss'] for name in ('two', 'one')]
     np.testing.assert_allclose(*found, rtol=1e-5)
 
@@ -130,7 +136,7 @@ def wait_for_rows(folder, running):
 @pytest.mark.parametrize('number', [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_peer_that_dies_or_hangs_ends_the_run_which_then_goes_on(number, tmp_path):
     """The others end by themselves, the hanging one found out by its heart; all started again come to the same end."""
-    flags = ['--steps=100000', '--checkpoint_every=20', '--chunk=20']
+    flags = ['--steps=100000', '--checkpoint_every=20', '--steps_per_call=20']
     running = list(start(tmp_path, 2, *flags))
     wait_for_rows(tmp_path, running)
     running[1].send_signal(number)
@@ -153,7 +159,7 @@ def test_a_peer_that_dies_or_hangs_ends_the_run_which_then_goes_on(number, tmp_p
 
 @pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
 def test_a_signal_to_one_of_them_ends_all_after_the_same_step(tmp_path):
-    running = list(start(tmp_path, 2, '--steps=100000', '--checkpoint_every=20', '--chunk=20'))
+    running = list(start(tmp_path, 2, '--steps=100000', '--checkpoint_every=20', '--steps_per_call=20'))
     wait_for_rows(tmp_path, running)
     running[1].send_signal(signal.SIGTERM)
     codes, outputs = ended(running)

@@ -14,7 +14,7 @@ from tests.helpers import kinds
 
 pytest.importorskip('pandas', reason='files are read by the extra "data"')
 
-QUICK = {'hidden': 4, 'steps': 4, 'every': 2, 'patience': 2, 'replicas': 2, 'batch_size': 4, 'picture': False}
+QUICK = {'hidden': 4, 'steps': 4, 'eval_every': 2, 'patience': 2, 'num_seeds': 2, 'batch_size': 4, 'plot': False}
 
 
 # name -> file, its maker, flags

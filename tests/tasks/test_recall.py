@@ -63,8 +63,8 @@ def test_keys_and_values_are_drawn_evenly_and_none_twice():
         assert all(len(set(row)) == 3 for row in tokens.tolist())
         size = last - first + 1
         orders = Counter(map(tuple, (tokens - first).tolist()))
-        every = list(itertools.permutations(range(size), 3))
-        assert near([orders[order] for order in every], np.full(len(every), 1 / len(every)))
+        eval_every = list(itertools.permutations(range(size), 3))
+        assert near([orders[order] for order in eval_every], np.full(len(eval_every), 1 / len(eval_every)))
     # Keys and values of a pair have nothing to do with each other, and what comes behind the pairs is no value.
     together = np.bincount((keys[:, 0] - 1) * 4 + values[:, 0] - 6, minlength=20)
     assert near(together, np.full(20, 1 / 20)) and rest.max() == 5

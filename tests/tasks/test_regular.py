@@ -222,7 +222,7 @@ def test_both_paddings_are_learned_alike():
         task = Task(problem.loss_fn, lambda data, key, step, problem=problem: problem.sample(key, 16))
         tx = optimizers.adam(1e-2, 1e-7)
         state = training.init_state(model, task, tx, jax.random.key(3))
-        ((_, metrics, _),) = training.train(model, task, tx, state, steps=20, chunk=20)
+        ((_, metrics, _),) = training.train(model, task, tx, state, steps=20, steps_per_call=20)
         curves.append(metrics['loss'].total / metrics['loss'].count)
     assert curves[0].shape == (20,) and len(set(curves[0].tolist())) == 20
     np.testing.assert_allclose(*curves, atol=1e-4, rtol=0)

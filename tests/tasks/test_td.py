@@ -120,7 +120,7 @@ def test_twenty_steps_of_training_equal_keras(keras, compiled_td, setup):
             want.append(float(model.train_on_batch(inputs, targets)))
         want_outputs = model(inputs)
     ((state, metrics, _),) = training.train(
-        trained, task, tx, state, steps=20, chunk=20, train_chunk=programs.train_chunk
+        trained, task, tx, state, steps=20, steps_per_call=20, train_chunk=programs.train_chunk
     )
     losses = metrics['loss'].total / metrics['loss'].count
     assert abs(want[-1] / want[0] - 1) > 0.02  # it moves by far more than the tolerance

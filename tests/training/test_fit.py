@@ -31,33 +31,33 @@ class Counter(nn.Module):
         return x[:, :1] * 0 + self.param('steps', nn.initializers.zeros, ())
 
 
-def scripted(row, every=2, patience=2):
+def scripted(row, eval_every=2, patience=2):
     """A task whose weight 'steps' is the number of steps taken, and whose validation loss is `row` at each look."""
 
     def loss(outputs, batch):
         steps = outputs[0, 0]
-        look = jnp.clip((steps / every).round().astype(int) - 1, 0, len(row) - 1)
+        look = jnp.clip((steps / eval_every).round().astype(int) - 1, 0, len(row) - 1)
         watched = jnp.asarray(row)[look]
         training = -steps  # whose gradient takes one step up, by sgd(1)
         is_validation = batch.targets[0, 0] == 0
         return {'loss': Mean(jnp.where(is_validation, watched, training), jnp.float32(1))}
 
     validation = Batch(np.ones((1, 2, 3), np.float32), np.zeros((1, 2, 1), np.float32), np.ones((1, 2), bool))
-    return Counter(), Task(loss, batch, (), {'validation': validation}, EarlyStopping(every, patience))
+    return Counter(), Task(loss, batch, (), {'validation': validation}, EarlyStopping(eval_every, patience))
 
 
-def run(learned, steps=16, seeds=(0,), folder=None, every=2, checkpoint_every=10**6, rate=1.0):
+def run(learned, steps=16, seeds=(0,), folder=None, eval_every=2, checkpoint_every=10**6, rate=1.0):
     settings = {'workdir': folder and str(folder), 'overwrite': False, 'steps': steps}
     with directory.open_workdir(settings, 'x', names=(fit_results.TABLE, fit_results.MODELS)) as (workdir, _):
         how = {
             'steps': steps,
-            'chunk': every,
+            'steps_per_call': eval_every,
             'checkpoints': seqjax_training.CheckpointConfig(checkpoint_every),
             'workdir': workdir,
         }
-        compiled = seqjax_training.compile_run(*learned, optax.sgd(rate), None, **how, replicas=len(seeds))
+        compiled = seqjax_training.compile_run(*learned, optax.sgd(rate), None, **how, num_seeds=len(seeds))
         found = seqjax_training.train_with_early_stopping(compiled._replace(allow_divergence=True), np.array(seeds))
-        fit_results.write_looks(workdir, found, every)
+        fit_results.write_evals(workdir, found, eval_every)
         fit_results.write_models(workdir, found)
         return found
 
@@ -115,10 +115,10 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch):
     run(task, rate=0.1, steps=60, seeds=(0, 1), folder=tmp_path / 'whole')
     real, calls = EvaluationLog.on_chunk, iter(range(100))
 
-    def stop(self, session, chunk):
+    def stop(self, session, steps_per_call):
         if next(calls) == 2:
             raise KeyboardInterrupt
-        return real(self, session, chunk)
+        return real(self, session, steps_per_call)
 
     monkeypatch.setattr(EvaluationLog, 'on_chunk', stop)
     with pytest.raises(KeyboardInterrupt):

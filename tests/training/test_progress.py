@@ -125,15 +125,15 @@ def test_one_long_chunk_is_enough_to_measure(clock, capsys):
     assert '1.2 days' in err and '--epochs' in err
 
 
-@pytest.mark.parametrize(('chunk', 'warned'), [(10, True), (1000, False)])
-def test_a_first_chunk_of_over_a_minute_is_measured_while_it_runs(chunk, warned, monkeypatch, capsys):
+@pytest.mark.parametrize(('steps_per_call', 'warned'), [(10, True), (1000, False)])
+def test_a_first_chunk_of_over_a_minute_is_measured_while_it_runs(steps_per_call, warned, monkeypatch, capsys):
     """10,000 chunks of a minute are a week, 100 are not a day."""
     monkeypatch.setattr(progress, 'FIRST', 0.02)
     monkeypatch.setattr(progress, 'DAY', 0.02 * 1440)
     with progress.progress(100_000, 'seed-step') as shown:
-        shown.begin('', 0, False, None, chunk)
+        shown.begin('', 0, False, None, steps_per_call)
         time.sleep(0.1)
-        shown.show(chunk, chunk)
+        shown.show(steps_per_call, steps_per_call)
     assert ('6.9 days' in capsys.readouterr().err) == warned
 
 

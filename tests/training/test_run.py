@@ -48,21 +48,38 @@ INPUTS = np.ones((2, FEATURES), np.float32)
 
 
 def run_one(
-    folder, task=None, *, model=MODEL, steps=10, chunk=4, every=NEVER, keep=100, best=None, seed=0, tx=TX, **settings
+    folder,
+    task=None,
+    *,
+    model=MODEL,
+    steps=10,
+    steps_per_call=4,
+    save_every=NEVER,
+    max_to_keep=100,
+    keep_best=None,
+    seed=0,
+    tx=TX,
+    **settings,
 ):
     """A run of one seed in a folder, or nowhere."""
     settings = {**SETTINGS, 'workdir': folder and str(folder), 'seed': seed, 'steps': steps, **settings}
-    how = {'steps': steps, 'chunk': chunk, 'checkpoints': CheckpointConfig(every, keep, best)}
+    how = {
+        'steps': steps,
+        'steps_per_call': steps_per_call,
+        'checkpoints': CheckpointConfig(save_every, max_to_keep, keep_best),
+    }
     with directory.open_workdir(settings, 'x') as (workdir, _):
         compiled = training.compile_run(model, task or task_of(), tx, INPUTS, workdir=workdir, **how)
         return training.train_with_losses(compiled, INPUTS, np.array([seed]))
 
 
-def run_many(folder, task=None, *, seeds=(20, 21, 22, 23, 24), steps=10, chunk=4, every=NEVER, keep=100):
+def run_many(
+    folder, task=None, *, seeds=(20, 21, 22, 23, 24), steps=10, steps_per_call=4, save_every=NEVER, max_to_keep=100
+):
     settings = {**SETTINGS, 'workdir': folder and str(folder), 'steps': steps}
-    how = {'steps': steps, 'chunk': chunk, 'checkpoints': CheckpointConfig(every, keep)}
+    how = {'steps': steps, 'steps_per_call': steps_per_call, 'checkpoints': CheckpointConfig(save_every, max_to_keep)}
     with directory.open_workdir(settings, 'x') as (workdir, _):
-        how |= {'workdir': workdir, 'replicas': len(seeds)}
+        how |= {'workdir': workdir, 'num_seeds': len(seeds)}
         compiled = training.compile_run(MODEL, task or task_of(), TX, INPUTS, **how)
         return training.train_with_losses(compiled, INPUTS, np.array(seeds))
 
@@ -106,7 +123,7 @@ def test_the_log_is_visible_while_the_run_goes_on(tmp_path, monkeypatch):
             seen.append(len(rows(tmp_path)) - 1)
 
     monkeypatch.setattr(programs, 'train', watched)
-    run_one(tmp_path, steps=10, chunk=4)
+    run_one(tmp_path, steps=10, steps_per_call=4)
     assert seen == [4, 8, 10]
 
 
@@ -115,17 +132,25 @@ def test_the_log_is_visible_while_the_run_goes_on(tmp_path, monkeypatch):
 
 def test_ten_steps_are_five_and_five(tmp_path):
     """The state, the log and the outputs bit for bit, with another chunk and other settings of no number."""
-    straight = run_one(tmp_path / 'straight', chunk=10)
-    for steps, chunk, every in ((5, 4, 2), (6, 3, 100), (10, 1, 7)):
-        record = run_one(tmp_path / 'parts', steps=steps, chunk=chunk, every=every, keep=chunk)
+    straight = run_one(tmp_path / 'straight', steps_per_call=10)
+    for steps, steps_per_call, save_every in ((5, 4, 2), (6, 3, 100), (10, 1, 7)):
+        record = run_one(
+            tmp_path / 'parts',
+            steps=steps,
+            steps_per_call=steps_per_call,
+            save_every=save_every,
+            max_to_keep=steps_per_call,
+        )
     reference.assert_trees_equal((record.losses, record.outputs), (straight.losses, straight.outputs))
     reference.assert_trees_equal(record.state, straight.state)
     assert (tmp_path / 'parts' / 'metrics.csv').read_bytes() == (tmp_path / 'straight' / 'metrics.csv').read_bytes()
 
 
-@pytest.mark.parametrize(('every', 'chunk', 'want'), [(3, 4, [3, 6, 9, 10]), (4, 3, [4, 8, 10]), (NEVER, 4, [10])])
-def test_it_saves_every_so_many_steps_and_at_the_end(every, chunk, want, tmp_path):
-    run_one(tmp_path, every=every, chunk=chunk)
+@pytest.mark.parametrize(
+    ('save_every', 'steps_per_call', 'want'), [(3, 4, [3, 6, 9, 10]), (4, 3, [4, 8, 10]), (NEVER, 4, [10])]
+)
+def test_it_saves_every_so_many_steps_and_at_the_end(save_every, steps_per_call, want, tmp_path):
+    run_one(tmp_path, save_every=save_every, steps_per_call=steps_per_call)
     assert saved(tmp_path) == want
 
 
@@ -134,10 +159,10 @@ def test_the_newest_and_the_best_stay(tmp_path):
     losses = run_one(None).losses
     for best, pick in (('loss', np.argmin), ('min:loss', np.argmin), ('max:loss', np.argmax)):
         folder = tmp_path / best
-        run_one(folder, every=1, keep=2, best=best)
+        run_one(folder, save_every=1, max_to_keep=2, keep_best=best)
         assert saved(folder) == sorted({int(pick(losses)) + 1, 9, 10}), best
-    with pytest.raises(UserError, match='--best=los'):
-        run_one(tmp_path / 'other', best='los')
+    with pytest.raises(UserError, match='--keep_best=los'):
+        run_one(tmp_path / 'other', keep_best='los')
 
 
 def test_another_run_is_not_gone_on_with(tmp_path):
@@ -153,8 +178,8 @@ def test_another_run_is_not_gone_on_with(tmp_path):
 
 def test_groups_of_seeds_go_on_each_from_its_own_checkpoint(tmp_path, threes):
     straight = run_many(tmp_path / 'straight')
-    for steps, chunk in ((3, 2), (7, 4), (10, 3)):
-        record = run_many(tmp_path / 'parts', steps=steps, chunk=chunk, every=2)
+    for steps, steps_per_call in ((3, 2), (7, 4), (10, 3)):
+        record = run_many(tmp_path / 'parts', steps=steps, steps_per_call=steps_per_call, save_every=2)
     reference.assert_trees_equal((record.losses, record.outputs), (straight.losses, straight.outputs))
     assert (tmp_path / 'parts' / 'metrics.csv').read_bytes() == (tmp_path / 'straight' / 'metrics.csv').read_bytes()
     assert saved(tmp_path / 'parts', 'seeds_20_to_22') == [2, 3, 4, 6, 7, 8, 10]
@@ -162,17 +187,17 @@ def test_groups_of_seeds_go_on_each_from_its_own_checkpoint(tmp_path, threes):
 
 
 def test_a_log_that_lost_rows_sends_the_run_back_to_an_earlier_checkpoint(tmp_path, capsys):
-    straight = run_one(tmp_path, every=2).losses
+    straight = run_one(tmp_path, save_every=2).losses
     whole = (tmp_path / 'metrics.csv').read_bytes()
     (tmp_path / 'metrics.csv').write_bytes(whole[: len(whole) * 3 // 4])
-    again = run_one(tmp_path, every=2)
+    again = run_one(tmp_path, save_every=2)
     np.testing.assert_array_equal(again.losses, straight)
     assert (tmp_path / 'metrics.csv').read_bytes() == whole
     told = capsys.readouterr().err.splitlines()
     assert all('step 6' in line for line in told) and len(told) == 2
     (tmp_path / 'metrics.csv').unlink()
     with pytest.raises(UserError, match='metrics.csv'):
-        run_one(tmp_path, every=2)
+        run_one(tmp_path, save_every=2)
 
 
 # --- signals ---------------------------------------------------------------------------------------
@@ -229,13 +254,14 @@ def finite():
 
 
 @pytest.mark.parametrize(
-    ('chunk', 'bad', 'value'), [(4, 1, np.nan), (4, 4, np.inf), (4, 5, np.nan), (1, 5, np.nan), (100, 10, np.inf)]
+    ('steps_per_call', 'bad', 'value'),
+    [(4, 1, np.nan), (4, 4, np.inf), (4, 5, np.nan), (1, 5, np.nan), (100, 10, np.inf)],
 )
-def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(chunk, bad, value, finite, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(steps_per_call, bad, value, finite, tmp_path):
     """Rows up to and with that step stay; the state before it is saved; the sentence names step and gradient."""
     for _ in range(2):  # the same command comes to the same end
         with pytest.raises(UserError, match=f'{value}.*step {bad}.*--learn') as it:
-            run_one(tmp_path, task_of(bad, value), chunk=chunk)
+            run_one(tmp_path, task_of(bad, value), steps_per_call=steps_per_call)
         assert re.search(rf'step {bad} .*{value}', str(it.value))
         assert f'step {bad - 1} ' in str(it.value)
         table = rows(tmp_path)
@@ -251,7 +277,7 @@ def test_the_state_that_is_kept_is_finite(tmp_path):
     """An update that overflows spoils the parameters a step before the loss shows it: the step before that is kept."""
     tx = optax.sgd(lambda count: jnp.where(count == 4, 1e25, 0.1))
     with pytest.raises(UserError, match='(nan|inf).*step 6') as caught:
-        run_one(tmp_path, task_of(huge=5), tx=tx, chunk=7)
+        run_one(tmp_path, task_of(huge=5), tx=tx, steps_per_call=7)
     assert 'step 4 ' in str(caught.value)
     assert re.search(r'step 5 .*\d\.?\d*e\+18', str(caught.value))
 
@@ -269,10 +295,10 @@ def per_seed(data, key, step):
     )
 
 
-@pytest.mark.parametrize('chunk', [4, 100])
-def test_many_seeds_go_on_while_one_of_a_group_is_finite(chunk, threes, tmp_path):
+@pytest.mark.parametrize('steps_per_call', [4, 100])
+def test_many_seeds_go_on_while_one_of_a_group_is_finite(steps_per_call, threes, tmp_path):
     """The record holds each loss at its place, diverged ones among them, and metrics.csv their bands."""
-    record = run_many(tmp_path, task_of()._replace(batch=per_seed), chunk=chunk)
+    record = run_many(tmp_path, task_of()._replace(batch=per_seed), steps_per_call=steps_per_call)
     assert record.losses.shape == (5, 10) and record.outputs.shape == (5, 2, 1)
     diverged = ~np.isfinite(record.losses).all(axis=1)
     assert 0 < diverged.sum() < 5 and np.isfinite(record.losses[:, :4]).all()
@@ -287,10 +313,10 @@ def test_many_seeds_go_on_while_one_of_a_group_is_finite(chunk, threes, tmp_path
     np.testing.assert_allclose(table[:, 1:-1].T, [median, low, q1, q3, high], rtol=1e-6)
 
 
-@pytest.mark.parametrize('chunk', [4, 100])
-def test_many_seeds_stop_where_a_whole_group_diverged(chunk, threes, tmp_path):
+@pytest.mark.parametrize('steps_per_call', [4, 100])
+def test_many_seeds_stop_where_a_whole_group_diverged(steps_per_call, threes, tmp_path):
     with pytest.raises(UserError, match='3.* nan.*step 7'):
-        run_many(tmp_path, task_of(7), chunk=chunk)
+        run_many(tmp_path, task_of(7), steps_per_call=steps_per_call)
     assert saved(tmp_path, 'seeds_20_to_22')[-1] == 6
 
 

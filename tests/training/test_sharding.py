@@ -40,14 +40,14 @@ def flags(**options):
 
 def test_eight_devices_are_one(tmp_path):
     """A batch of 8, replicas that do not divide, weights divided, too: curves to 1e-5, and checkpoints that move."""
-    common, many = {'steps': 12}, {'steps': 6, 'replicas': 11}
+    common, many = {'steps': 12}, {'steps': 6, 'num_seeds': 11}
     out = eight(
         flags(**common, mesh='data:8', workdir=tmp_path / 'rows'),
         flags(**common, mesh='data:2,model:4', workdir=tmp_path / 'weights'),
         flags(**common | {'steps': 6}, mesh='data:4', workdir=tmp_path / 'moved'),
         flags(**many, mesh='data:8', workdir=tmp_path / 'replicas'),
         flags(**many | {'steps': 3}, mesh='data:4', workdir=tmp_path / 'moved_replicas'),
-        flags(replicas=3, steps=3, mesh='data:2,model:2', workdir=tmp_path / 'no'),
+        flags(num_seeds=3, steps=3, mesh='data:2,model:2', workdir=tmp_path / 'no'),
         flags(steps=3, mesh='data:3', workdir=tmp_path / 'none'),
     )
     assert out.count('code 0') == 5 and out.count('code 2') == 2, out
@@ -74,7 +74,7 @@ def test_by_itself_a_run_divides_what_pays_and_replicas_that_take_turns_are_sing
     out = eight(
         flags(**sizes, workdir=tmp_path / 'rows'),
         flags(**draws, workdir=tmp_path / 'draws'),
-        flags(**sizes, replicas=64, workdir=tmp_path / 'replicas'),
+        flags(**sizes, num_seeds=64, workdir=tmp_path / 'replicas'),
     )
     assert out.count('code 0') == 3, out
     assert 'a batch of 65 on 8 cpu devices' in out and 'a batch of 65 on 1 of 8 cpu devices' in out
@@ -136,7 +136,7 @@ class Device:
 
 
 @pytest.mark.parametrize(
-    ('platform', 'count', 'rows', 'replicas', 'widest', 'want'),
+    ('platform', 'count', 'rows', 'num_seeds', 'widest', 'want'),
     [
         ('cpu', 1, 100, 100, None, ({'data': 1}, '')),
         ('cpu', 2, 64, None, 4 * 8**2, ({'data': 1}, 'a batch on 1 of 2 cpu devices (--mesh=data:2 takes them all)')),

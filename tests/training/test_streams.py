@@ -50,7 +50,7 @@ WINDOWS = TASK.data.mask.shape[1] // T
 
 @functools.cache
 def compiled():
-    return training.make_train_chunk(MODEL, TASK, TX, chunk=3)
+    return training.make_train_chunk(MODEL, TASK, TX, steps_per_call=3)
 
 
 def start(seed=0):
@@ -59,7 +59,7 @@ def start(seed=0):
 
 def run(state, steps):
     """-> the last state, the metrics of all steps, the evaluations of all chunks."""
-    parts = list(training.train(MODEL, TASK, TX, state, steps=steps, chunk=3, train_chunk=compiled()))
+    parts = list(training.train(MODEL, TASK, TX, state, steps=steps, steps_per_call=3, train_chunk=compiled()))
     metrics = jax.tree.map(lambda *xs: np.concatenate(xs), *[metrics for _, metrics, _ in parts])
     return parts[-1][0], metrics, [evals for _, _, evals in parts]
 
@@ -111,7 +111,7 @@ def test_what_the_stream_carries_matters():
     """Without it the losses differ from the second window on, and not in the first."""
     params = {**start().params, 'rnn': start().params['rnn']['rnn']}
     state = training.init_state(PLAIN, TASK, TX, jax.random.key(0))._replace(params=params)
-    _, metrics, _ = next(iter(training.train(PLAIN, TASK, TX, state, steps=3, chunk=3)))
+    _, metrics, _ = next(iter(training.train(PLAIN, TASK, TX, state, steps=3, steps_per_call=3)))
     want = run(start(), 3)[1]
     reference.assert_close(metrics['loss'].total[0], want['loss'].total[0], 1e-6)
     assert (np.abs(metrics['loss'].total[1:] - want['loss'].total[1:]) > 1e-5).all()
@@ -139,7 +139,7 @@ def test_evaluation_reads_its_own_stream_and_leaves_trainings_alone():
         reference.assert_close(evals[-1]['valid'][name].total, want[name].total, 1e-5)
         assert evals[-1]['valid'][name].count == want[name].count
     unseen = TASK._replace(evals={})
-    parts = list(training.train(MODEL, unseen, TX, start(), steps=5, chunk=3))
+    parts = list(training.train(MODEL, unseen, TX, start(), steps=5, steps_per_call=3))
     reference.assert_trees_equal(parts[-1][0], state)
 
 

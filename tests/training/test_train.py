@@ -76,9 +76,9 @@ EVALUATED = TASK._replace(evals=EVALS)
 
 
 @functools.cache
-def compiled(chunk, evaluated=False):
+def compiled(steps_per_call, evaluated=False):
     """What every test of TASK, or of EVALUATED, can share."""
-    return training.make_train_chunk(MODEL, EVALUATED if evaluated else TASK, TX, chunk=chunk)
+    return training.make_train_chunk(MODEL, EVALUATED if evaluated else TASK, TX, steps_per_call=steps_per_call)
 
 
 first_state = jax.jit(lambda seed, data: training.init_state(MODEL, TASK._replace(data=data), TX, jax.random.key(seed)))
@@ -88,9 +88,11 @@ def start(seed=3, data=DATA):
     return first_state(np.uint32(seed), data)
 
 
-def train_all(task, state, train_chunk, *, model=MODEL, steps=STEPS, chunk=STEPS):
+def train_all(task, state, train_chunk, *, model=MODEL, steps=STEPS, steps_per_call=STEPS):
     """The last state, the metrics of every step by name [steps], and the evaluations after every chunk."""
-    chunks = list(training.train(model, task, TX, state, steps=steps, chunk=chunk, train_chunk=train_chunk))
+    chunks = list(
+        training.train(model, task, TX, state, steps=steps, steps_per_call=steps_per_call, train_chunk=train_chunk)
+    )
     return chunks[-1][0], join(*(metrics for _, metrics, _ in chunks)), [evals for *_, evals in chunks]
 
 
@@ -133,24 +135,24 @@ def test_the_first_state_is_a_function_of_the_seed():
 
 def test_the_length_of_chunks_changes_no_bit():
     """Chunks of 1, 3, 7 and 100 steps: the same losses and the same last state."""
-    want_state, want_metrics, _ = train_all(TASK, start(), compiled(1), chunk=1)
+    want_state, want_metrics, _ = train_all(TASK, start(), compiled(1), steps_per_call=1)
     assert want_metrics['loss'].total.shape == (STEPS,)
     assert len(set(want_metrics['loss'].total)) == STEPS
-    for chunk in (3, 7, 100):
-        state, metrics, _ = train_all(TASK, start(), compiled(chunk), chunk=chunk)
+    for steps_per_call in (3, 7, 100):
+        state, metrics, _ = train_all(TASK, start(), compiled(steps_per_call), steps_per_call=steps_per_call)
         reference.assert_trees_equal(metrics, want_metrics)
         reference.assert_trees_equal(state, want_state)
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit():
     """Five steps, then on from that state to the tenth: the same losses and last state as ten at once."""
-    want_state, want_metrics, _ = train_all(TASK, start(), compiled(100), chunk=100)
-    halfway, before, _ = train_all(TASK, start(), compiled(3), steps=5, chunk=3)
+    want_state, want_metrics, _ = train_all(TASK, start(), compiled(100), steps_per_call=100)
+    halfway, before, _ = train_all(TASK, start(), compiled(3), steps=5, steps_per_call=3)
     assert halfway.step == 5
-    state, after, _ = train_all(TASK, halfway, compiled(3), chunk=3)
+    state, after, _ = train_all(TASK, halfway, compiled(3), steps_per_call=3)
     reference.assert_trees_equal(join(before, after), want_metrics)
     reference.assert_trees_equal(state, want_state)
-    assert list(training.train(MODEL, TASK, TX, state, steps=STEPS, chunk=3)) == []  # there already
+    assert list(training.train(MODEL, TASK, TX, state, steps=STEPS, steps_per_call=3)) == []  # there already
 
 
 def test_an_lstm_too_is_trained_bit_for_bit_in_any_chunks():
@@ -158,10 +160,12 @@ def test_an_lstm_too_is_trained_bit_for_bit_in_any_chunks():
     task = td.td('many_to_many')
     model = build_model(task.spec, ModelConfig(hidden=5))
     state = training.init_state(model, task, TX, jax.random.key(0))
-    single, four = (training.make_train_chunk(model, task, TX, chunk=chunk) for chunk in (1, 4))
-    want_state, want_metrics, _ = train_all(task, state, single, model=model, chunk=1)
-    halfway, before, _ = train_all(task, state, four, model=model, steps=4, chunk=4)
-    state, after, _ = train_all(task, halfway, four, model=model, chunk=4)
+    single, four = (
+        training.make_train_chunk(model, task, TX, steps_per_call=steps_per_call) for steps_per_call in (1, 4)
+    )
+    want_state, want_metrics, _ = train_all(task, state, single, model=model, steps_per_call=1)
+    halfway, before, _ = train_all(task, state, four, model=model, steps=4, steps_per_call=4)
+    state, after, _ = train_all(task, halfway, four, model=model, steps_per_call=4)
     reference.assert_trees_equal(join(before, after), want_metrics)
     reference.assert_trees_equal(state, want_state)
 
@@ -173,7 +177,7 @@ def test_step_and_a_new_key_reach_the_batch():
     assert len(set(metrics['drawn'].total)) == STEPS
     np.testing.assert_array_equal(metrics['loss'].count, (SIZE - 1) * OUTPUTS)
     other = start()._replace(params=jax.tree.map(lambda x: np.asarray(x) + 1, start().params))
-    _, again, _ = train_all(TASK, other, compiled(3), chunk=3)
+    _, again, _ = train_all(TASK, other, compiled(3), steps_per_call=3)
     np.testing.assert_array_equal(again['drawn'].total, metrics['drawn'].total)
     assert (again['loss'].total != metrics['loss'].total).all()
     _, another, _ = train_all(TASK, start(seed=4), compiled(100))
@@ -186,7 +190,7 @@ def test_the_model_draws_anew_at_every_step():
     model, task = Noisy(), Task(lambda outputs, _: {'loss': Mean(outputs.sum(), jnp.float32(1))}, lambda *_: batch)
     tx = optax.sgd(0.0)
     first = jax.jit(lambda seed: training.init_state(model, task, tx, jax.random.key(seed)))
-    how = {'steps': 6, 'chunk': 6, 'train_chunk': training.make_train_chunk(model, task, tx, chunk=6)}
+    how = {'steps': 6, 'steps_per_call': 6, 'train_chunk': training.make_train_chunk(model, task, tx, steps_per_call=6)}
     states = [first(np.uint32(seed)) for seed in (3, 3, 4)]
     losses = [next(training.train(model, task, tx, s, **how))[1]['loss'].total for s in states]
     assert len(set(losses[0])) == 6
@@ -203,11 +207,11 @@ def test_N06_a_step_is_traced_and_compiled_once():
         return draw_batch(*args)
 
     task, state = TASK._replace(batch=counted), start()
-    train_all(task, state, None, chunk=4)
+    train_all(task, state, None, steps_per_call=4)
     assert len(calls) == 1
-    advance = training.make_train_chunk(MODEL, task, TX, chunk=4)
+    advance = training.make_train_chunk(MODEL, task, TX, steps_per_call=4)
     for _ in range(2):
-        train_all(task, state, advance, chunk=4)
+        train_all(task, state, advance, steps_per_call=4)
     assert len(calls) == 2
     if hasattr(advance, '_cache_size'):
         assert advance._cache_size() == 1
@@ -215,7 +219,7 @@ def test_N06_a_step_is_traced_and_compiled_once():
 
 def test_evaluations_are_means_over_all_batches_of_a_split():
     """Against NumPy, for the parameters after the chunk; every counted element weighs the same."""
-    state, _, evals = train_all(EVALUATED, start(), compiled(5, evaluated=True), chunk=5)
+    state, _, evals = train_all(EVALUATED, start(), compiled(5, evaluated=True), steps_per_call=5)
     assert len(evals) == 2 and set(evals[-1]) == {'valid', 'test'}
     kernel, bias = (np.float64(state.params[name]) for name in ('kernel', 'bias'))
     for split, batches in EVALS.items():
@@ -228,8 +232,8 @@ def test_evaluations_are_means_over_all_batches_of_a_split():
 
 def test_evaluating_changes_no_bit_of_the_training():
     """With and without splits to evaluate: the same losses and the same last state."""
-    state, metrics, _ = train_all(EVALUATED, start(), compiled(5, evaluated=True), chunk=5)
-    want_state, want_metrics, evals = train_all(TASK, start(), compiled(7), chunk=7)
+    state, metrics, _ = train_all(EVALUATED, start(), compiled(5, evaluated=True), steps_per_call=5)
+    want_state, want_metrics, evals = train_all(TASK, start(), compiled(7), steps_per_call=7)
     assert evals == [{}, {}]
     reference.assert_trees_equal(metrics, want_metrics)
     reference.assert_trees_equal(state, want_state)
@@ -241,7 +245,7 @@ def test_mutable_collections_travel_in_the_state():
     state = training.init_state(model, task, TX, jax.random.key(3))
     assert state.variables == {'stats': {'calls': 0}}
     assert set(state.params) == {'Dense_0'}
-    chunks = list(training.train(model, task, TX, state, steps=STEPS, chunk=4))
+    chunks = list(training.train(model, task, TX, state, steps=STEPS, steps_per_call=4))
     assert [int(state.variables['stats']['calls']) for state, *_ in chunks] == [4, 8, 10]
     state, _, evals = chunks[-1]
     dense = {name: np.float64(x) for name, x in state.params['Dense_0'].items()}
@@ -258,7 +262,7 @@ def test_no_program_holds_the_data():
     data = tuple(np.random.default_rng(n).normal(size=(10_000, n)).astype(np.float32) for n in (FEATURES, OUTPUTS))
     evals = jax.tree.map(lambda x: np.repeat(x, 1000, axis=0), EVALS)
     task, state = TASK._replace(data=data, evals=evals), start()
-    advance = training.make_train_chunk(MODEL, task, TX, chunk=3)
+    advance = training.make_train_chunk(MODEL, task, TX, steps_per_call=3)
     programs = [
         (advance, (data, evals, state, 3)),
         (lambda seed: training.init_state(MODEL, task, TX, jax.random.key(seed)), (np.uint32(0),)),
@@ -273,7 +277,7 @@ def test_what_is_compiled_serves_other_data():
     """Called with other data of the same shape, it trains on these."""
     other = jax.tree.map(lambda x: np.sin(3 * x), DATA)
     task = TASK._replace(data=other)
-    got = train_all(task, start(), compiled(3), chunk=3)
-    want = train_all(task, start(), None, chunk=3)
+    got = train_all(task, start(), compiled(3), steps_per_call=3)
+    want = train_all(task, start(), None, steps_per_call=3)
     reference.assert_trees_equal(got, want)
-    assert got[1]['loss'].total[0] != train_all(TASK, start(), compiled(3), chunk=3)[1]['loss'].total[0]
+    assert got[1]['loss'].total[0] != train_all(TASK, start(), compiled(3), steps_per_call=3)[1]['loss'].total[0]
