@@ -136,7 +136,7 @@ class Device:
 
 
 @pytest.mark.parametrize(
-    ('platform', 'count', 'rows', 'num_seeds', 'widest', 'want'),
+    ('platform', 'count', 'rows', 'replicas', 'widest', 'want'),
     [
         ('cpu', 1, 100, 100, None, ({'data': 1}, '')),
         ('cpu', 2, 64, None, 4 * 8**2, ({'data': 1}, 'a batch on 1 of 2 cpu devices (--mesh=data:2 takes them all)')),
