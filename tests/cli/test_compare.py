@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 import pytest
-from seqjax.cli.cells import Entry
+from seqjax.cli.compare import Entry
 
 from seqjax.cli import compare, task_registry
 from seqjax.errors import UserError

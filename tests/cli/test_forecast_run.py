@@ -43,7 +43,7 @@ def predicted(capsys, monkeypatch, workdir, *lines):
 
 
 @pytest.mark.parametrize(
-    ('changes', 'steps_per_call'),
+    ('changes', 'chunk'),
     [
         ({'covariates': ['z'], 'calendar': True, 'head': 'quantile', 'relative_to': 'season', 'missing': 'mask'}, 4096),
         ({'head': 'gaussian', 'strategy': 'recursive', 'calendar': True}, 16),
