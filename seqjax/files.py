@@ -51,8 +51,7 @@ NO_FILE = ((stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket'), (stat.S_ISCHR
 def open_file(path: Path, mode: str = 'rb', **options: Any) -> Any:
     """Opens an ordinary file for reading, and never waits for a pipe or a device.
 
-    Raises:
-      OSError: it cannot be opened, or is not an ordinary file; `strerror` says why.
+    Raises OSError where it cannot be opened, or is not an ordinary file; `strerror` says why.
     """
     mode_of_file = os.stat(path).st_mode
     if stat.S_ISDIR(mode_of_file):

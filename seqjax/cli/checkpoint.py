@@ -56,8 +56,7 @@ def run(
 ) -> list[CheckpointRow]:
     """Lists and verifies the checkpoints of a run, and exports one of them; `FLAGS` explains the arguments.
 
-    Raises:
-      UserError (a ValueError): there is no checkpoint, one is damaged, or the one to export is not there.
+    Raises UserError (a ValueError) where there is no checkpoint, one is damaged, or the one to export is not there.
     """
     settings = flag_tables.check(FLAGS, locals(), command.default_values(run))
     if settings['workdir'] is None:

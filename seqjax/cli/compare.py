@@ -68,9 +68,6 @@ class Entry(NamedTuple):
         return f'{self.task.replace(":", ".")}/{default_workdir.safe_name(self.cell)}'
 
 
-# --- flags -----------------------------------------------------------------------------------------
-
-
 def kind_of(tasks: Sequence[str]) -> Any:
     """The kind of data that is the one task; None where tasks are synthetic ones."""
     if len(tasks) > 1 or tasks[0] not in registry.modules():
@@ -99,8 +96,7 @@ def run(**values: Any) -> list[Any]:
     Arguments are the flags of the command; `tasks` and `cells` are lists. Without `workdir` nothing is kept. Where the
     one task is a kind of data, see `seqjax/datasets/`, the flags are that kind's.
 
-    Raises:
-      UserError (a ValueError): an argument is refused, or two do not go together.
+    Raises UserError (a ValueError) where an argument is refused, or two do not go together.
     """
     tasks = flag_tables.check({'tasks': OWN['tasks']}, OWN_DEFAULTS | values, OWN_DEFAULTS)['tasks']
     table, defaults = table_of(tasks)
@@ -163,9 +159,6 @@ def _widest(study: TaskExperiment, settings: dict[str, Any], params: int) -> int
         least = count_params(study, settings | {'hidden': 1})
         raise UserError(f'--params={params} is too few: {settings["cell"]} of one unit has {least} on {study.name}')
     return fits
-
-
-# --- what is shown ---------------------------------------------------------------------------------
 
 
 def table_lines(found: Sequence[tuple[Entry, Outcome]]) -> Iterator[str]:

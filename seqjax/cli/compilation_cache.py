@@ -74,8 +74,7 @@ def _check_writable(folder: Path) -> None:
 def _sweep(folder: Path) -> None:
     """Once a day, takes away the programs that were used the longest ago, until MOST bytes are left.
 
-    JAX's own bound (jax_compilation_cache_max_size) needs another package, reads the whole folder at every write, and
-    keeps nothing more once a file of its bookkeeping is missing.
+    JAX's own bound (jax_compilation_cache_max_size) needs another package, and reads the whole folder at every write.
     """
     now, swept = time.time(), folder / SWEPT
     if swept.exists() and 0 <= now - swept.stat().st_mtime < DAY:

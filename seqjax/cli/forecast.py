@@ -248,10 +248,7 @@ def split(name: str, series: Series, options: Mapping[str, Any], form: DateForma
 
 
 def _place(name: str, series: Series, flag: str, text: str, form: DateFormat) -> int:
-    """The place of a date or a row, which must be one of the series but its first.
-
-    A date without an offset from UTC is a local time of the file.
-    """
+    """The place of a row, or of a date (a local time unless it has an offset), in a series: not the first."""
     count = len(series.rows)
     if series.dates is None:
         place = int(text) - 1 if text.isascii() and text.isdigit() else -1

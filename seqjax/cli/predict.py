@@ -96,8 +96,7 @@ def run(**values: Any) -> None:
 def load(workdir: str, seed: int | None = None) -> TrainedModel:
     """The model of a finished run: that of `seed`, or of the seed that is best on validation.
 
-    Raises:
-      UserError: there is none; the sentence says what the folder holds instead.
+    Raises UserError where there is none; the sentence says what the folder holds instead.
     """
     folder = Workdir(files.expand('workdir', workdir))
     if not os.path.lexists(folder.path) or (os.path.isdir(folder.path) and not folder.has(directory.SUMMARY)):
@@ -172,9 +171,6 @@ def kind_of(experiment: str, workdir: str) -> DatasetExperiment:
     return kind
 
 
-# --- a file ----------------------------------------------------------------------------------------
-
-
 def _file(found: TrainedModel, settings: Mapping[str, Any]) -> None:
     unseen = found.kind.unseen(found.settings.replace(part=settings['part']), found.recipe, settings['data'])
     answers = dataset_test.answering(found.model, found.kind.answers(found.recipe))(found.best, unseen.batches)
@@ -215,9 +211,6 @@ def _written(target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
         files.replace(target, write)
     except OSError as error:
         raise UserError(f'--out={target} cannot be written ({error.strerror or error}); choose another') from error
-
-
-# --- one observation after the other ---------------------------------------------------------------
 
 
 def _stream(found: TrainedModel, settings: Mapping[str, Any]) -> None:
@@ -266,9 +259,6 @@ def answers_to(found: TrainedModel, stream: OnlinePredictor, lines: Iterable[str
         carry, outputs = further(carries[series], inputs) if series in carries else first(inputs)
         carries[series] = carry
         yield stream.values(np.asarray(outputs)[0].reshape(-1), observed)
-
-
-# --- text ------------------------------------------------------------------------------------------
 
 
 def _write(found: TrainedModel, settings: Mapping[str, Any]) -> None:

@@ -74,8 +74,7 @@ def run(**values: Any) -> list[SweepRow]:
     Arguments are the flags of the sweep (`OWN`) and those of the experiment; `grid` is a dictionary of lists, or a list
     of NAME:VALUE,VALUE. Without `workdir` nothing is kept.
 
-    Raises:
-      UserError (a ValueError): an argument is refused, or the folder holds another sweep.
+    Raises UserError (a ValueError) where an argument is refused, or the folder holds another sweep.
     """
     first = {'experiment': sweep_grid.OWN['experiment']}  # it decides which other flags there are
     table, defaults = sweep_grid.table_of(

@@ -53,8 +53,6 @@ def items(told: Sequence[Told], parts: Sequence[Ready], own: bool) -> Items:
     return Items(totals[counts > 0], counts[counts > 0])
 
 
-# --- what there is to beat -------------------------------------------------------------------------
-
 Rival = Callable[[Spans], list[Told]]
 
 
@@ -101,9 +99,6 @@ def rivals(
         lambda i, j, origins: forecast_baselines.autoregressive(models[i][j], scaled[i][:, j], origins, horizon)
     )
     return found
-
-
-# --- what a person is shown ------------------------------------------------------------------------
 
 
 def look(table: SeriesTable, recipe: Mapping[str, Any], parts: Sequence[Ready], splits: Sequence[Split]) -> list[str]:

@@ -56,9 +56,6 @@ class SplitBounds(NamedTuple):
         }[name]
 
 
-# --- what is held out ------------------------------------------------------------------------------
-
-
 def rows_for(count: int, window: int) -> int:
     """B for so many predictions: few enough that it matters little that every row begins with nothing known."""
     return max(1, min(ROWS, count // (LEAST * window)))
@@ -154,9 +151,6 @@ def scored(
     return Unseen(held_out(tokens, window), table, look, lambda found: summary(found, count, unit))
 
 
-# --- to learn from ---------------------------------------------------------------------------------
-
-
 def spec(size: int, window: int) -> ModelSpec:
     """Of models of a text with so many different tokens."""
     return ModelSpec('per_step', size, vocabulary=size, stateful=True, causal=True, memory_span=window)
@@ -234,9 +228,6 @@ def text(
         baselines={'unigram': baseline(1), f'Kneser-Ney {order}-gram': baseline(order)},
         tell=test.tell,
     )
-
-
-# --- token by token --------------------------------------------------------------------------------
 
 
 def stream(parse: Callable[[str], np.ndarray], token_name: Callable[[int], str]) -> OnlinePredictor:

@@ -152,9 +152,6 @@ def stream(recipe: Recipe) -> OnlinePredictor:
     )
 
 
-# --- what is refused, and what is split ------------------------------------------------------------
-
-
 def split(
     name: str, images: Images, test: tuple[str, Images] | None, test_count: int, validation_share: float
 ) -> Splits:
@@ -213,9 +210,6 @@ def _recipe(name: str, train: Images, classes: list[int], order: str, permute: b
     }
 
 
-# --- what the model reads --------------------------------------------------------------------------
-
-
 def _shape(recipe: Recipe) -> tuple[int, int]:
     """T and F."""
     height, width = recipe['height'], recipe['width']
@@ -241,9 +235,6 @@ def _training(maximum: int, batch_size: int) -> Callable[[Any, jax.Array, jax.Ar
         return Batch(data['images'][rows].astype(jnp.float32) / maximum, data['labels'][rows], real)
 
     return batch
-
-
-# --- what is told -----------------------------------------------------------------------------------
 
 
 def _look(

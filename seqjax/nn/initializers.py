@@ -19,9 +19,6 @@ UPDATE = 'update'  # multiplies what is new, and one minus it the old state: i o
 LSTM_ROLES = (WRITE, KEEP, '', '')  # i, f, g, o
 
 
-# --- kernels ---------------------------------------------------------------------------------------
-
-
 def orthogonal_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
     """[m, n] with orthonormal rows (columns where m > n), uniformly distributed: Keras's `Orthogonal`.
 
@@ -79,9 +76,6 @@ def added(*inits: Initializer) -> Initializer:
         return sum(init(k, shape, dtype) for k, init in zip(keys, inits, strict=True))
 
     return draw
-
-
-# --- biases of gates -------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +158,6 @@ class UniformGate(GateBias):
 GATE_BIASES: dict[str, type[GateBias]] = dict(
     zip(GATE_BIAS_NAMES, (ConstantGate, ChronoGate, UniformGate), strict=True)
 )
-
-
-# --- schemes ---------------------------------------------------------------------------------------
 
 
 class Scheme(NamedTuple):

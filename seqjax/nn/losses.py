@@ -15,8 +15,6 @@ from seqjax import validation
 from seqjax.ops import masking
 from seqjax.types import Batch, Mean
 
-# --- what they share -------------------------------------------------------------------------------
-
 
 def _weights(mask: jax.Array | None, shape: tuple[int, ...], name: str) -> jax.Array:
     """The mask over an array of `shape`, bool."""
@@ -49,11 +47,7 @@ def _same_shape(outputs: jax.Array, targets: jax.Array, name: str) -> tuple[jax.
 
 
 def _labels(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """logits [..., V], labels [...] with 0 where they are masked, weights [...].
-
-    Raises:
-      ValueError: shapes or dtypes do not fit; or, where the values are known, a label that counts is none of 0 to V-1.
-    """
+    """logits [..., V], labels [...] with 0 where they are masked, weights [...]; ValueError of what does not fit."""
     logits, labels = _floats(logits, 'logits'), jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f'labels {labels.shape} are {labels.dtype} and must be integers, the index of a class')
@@ -68,9 +62,6 @@ def _labels(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tup
     validation.check_range('labels', labels, classes - 1, reason)
     # A byte cannot be compared with 256 classes.
     return logits, labels.astype(jnp.promote_types(labels.dtype, jnp.int32)), weights
-
-
-# --- losses ----------------------------------------------------------------------------------------
 
 
 def squared_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array | None = None) -> Mean:
@@ -104,8 +95,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None =
 
     Under a transformation, where labels cannot be looked at, a label that is no class makes the total NaN.
 
-    Raises:
-      ValueError: shapes or dtypes do not fit; or a label that counts is no class.
+    Raises ValueError where shapes or dtypes do not fit; or a label that counts is no class.
     """
     logits, labels, weights = _labels(logits, labels, mask)
     fine = _are_classes(labels, logits)
@@ -132,9 +122,6 @@ def frame_nll(logits: jax.Array, targets: jax.Array, mask: jax.Array | None = No
     return _mean(values.sum(axis=-1), weights)
 
 
-# --- metrics ---------------------------------------------------------------------------------------
-
-
 def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Mean:
     """Share of labels whose logit is the largest; shapes and errors as `cross_entropy`. NaN is never right.
 
@@ -152,9 +139,6 @@ def _are_classes(labels: jax.Array, logits: jax.Array) -> jax.Array:
 def bits_per_character(mean: Mean) -> jax.Array:
     """The cross-entropy of characters in bits, of a Mean in nats that all parts were merged into first."""
     return mean.compute() / jnp.log(2.0)
-
-
-# --- for a Task ------------------------------------------------------------------------------------
 
 
 def mean_squared_error(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:

@@ -40,8 +40,7 @@ CELLS = _cells(Cell)
 def find_cell(text: str) -> tuple[Callable[..., nn.RNNCellBase], dict[str, Any]]:
     """A cell by its name or as MODULE:CLASS, and its options where parentheses behind it have some.
 
-    Raises:
-      ValueError: there is none; the message names `cell`.
+    Raises ValueError where there is none; the message names `cell`.
 
     >>> find_cell('lstm(peepholes=True, forget=coupled)')
     (<class 'seqjax.nn.cells.lstm_cell.LSTMCell'>, {'peepholes': True, 'forget': 'coupled'})
@@ -59,11 +58,7 @@ def find_cell(text: str) -> tuple[Callable[..., nn.RNNCellBase], dict[str, Any]]
 
 
 def _call_options(text: str) -> dict[str, Any]:
-    """The values of 'name=value, ...)'; a word stands for itself.
-
-    Raises:
-      ValueError or SyntaxError: it is none.
-    """
+    """The values of 'name=value, ...)'; a word stands for itself. Raises ValueError or SyntaxError where it is none."""
     call = ast.parse(f'_({text}', mode='eval').body
     if not isinstance(call, ast.Call) or call.args or not all(option.arg for option in call.keywords):
         raise ValueError(text)

@@ -50,8 +50,7 @@ class Bidirectional(NamedOptions, nn.Module):
     ) -> Any:
         """See `RNN`; the carry is (forward, backward). With merge_mode 'none' the outputs are a pair as well.
 
-        Raises:
-          ValueError: an argument does not fit; or the forward layer goes backward itself.
+        Raises ValueError where an argument does not fit; or the forward layer goes backward itself.
         """
         merge = self._merge()
         if self.forward_rnn is self.backward_rnn:
@@ -139,8 +138,7 @@ class Stack(NamedOptions, nn.Module):
     ) -> Any:
         """See `RNN`.
 
-        Raises:
-          ValueError: an argument does not fit; or with `residual` a layer is not as wide as its inputs.
+        Raises ValueError where an argument does not fit; or with `residual` a layer is not as wide as its inputs.
         """
         count = len(self.layers)
         carries, keys = _pair('initial_carry', initial_carry, count), _split(init_key, count)

@@ -125,9 +125,6 @@ def _check(steps: StepInputs, h: jax.Array, weights: GRUWeights, fresh: jax.Arra
         raise ValueError(f'fresh is {fresh.dtype} and must be {h.dtype}, as h is')
 
 
-# --- the plain recurrence --------------------------------------------------------------------------
-
-
 def _plain(steps: StepInputs, h: jax.Array, weights: GRUWeights, fresh: jax.Array, *, unroll: int = 1) -> GRUOutput:
     """The equations, one step after the other; JAX differentiates them in whatever way."""
     dtype = steps.inputs.dtype
@@ -146,9 +143,6 @@ def _plain(steps: StepInputs, h: jax.Array, weights: GRUWeights, fresh: jax.Arra
         return new, new.astype(dtype)
 
     return GRUOutput(*lax.scan(step, h, steps, unroll=unroll))
-
-
-# --- the fast recurrence ---------------------------------------------------------------------------
 
 
 class _Rows(BackwardLayout):

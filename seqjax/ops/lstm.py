@@ -36,16 +36,14 @@ def lstm(
     """The LSTM of `seqjax.nn.cells.lstm_cell.LSTMCell`, with tanh and sigmoid, over time, which is the first axis.
 
     Gradients reach inputs, carry, weights and fresh in every backend, in reverse mode, in forward mode (`jax.jvp`,
-    `jax.jacfwd`), and in both again (`jax.hessian`). Forward mode costs what it costs with 'plain'.
-
-    The rows are spread over the axis 'data' of the mesh in effect (`jax.set_mesh`), where there is one.
+    `jax.jacfwd`), and in both again (`jax.hessian`). Forward mode costs what it costs with 'plain'. The rows are spread
+    over the axis 'data' of the mesh in effect (`jax.set_mesh`), where there is one.
 
     Args:
       inputs: [T, B, F].
       carry: c and h before the first step, each [B, H], in a dtype that they keep.
       kernel: [F, 4H], gates i, f, g, o side by side, in the dtype of the inputs, as are the other weights.
-      recurrent_kernel: [H, 4H].
-      bias: [4H].
+      recurrent_kernel, bias: [H, 4H] and [4H].
       seq_lengths: integers [B], 0 to T: how many steps of each row are real, counted from the first.
       mask: bool [T, B]: which steps are real. At others c and h stay as they were, and the output is that h; their
         inputs reach nothing, as long as they are finite.

@@ -47,8 +47,7 @@ def versions() -> dict[str, str]:
 def describe(state: TrainState) -> dict[str, list[Any]]:
     """Name -> shape and dtype, of every array of a TrainState.
 
-    Raises:
-      UserError: two arrays have one name, here or in Orbax, which joins keys with dots.
+    Raises UserError where two arrays have one name, here or in Orbax, which joins keys with dots.
     """
     found: dict[str, str] = {}
     for words, _ in parameters.words_of(state):

@@ -31,8 +31,7 @@ class Address(NamedTuple):
 def parse(text: str) -> Address | None:
     """'off' and 'auto' -> None; HOST:PORT,COUNT,INDEX -> Address.
 
-    Raises:
-      ValueError: the text is none of these.
+    Raises ValueError where the text is none of these.
 
     >>> parse('localhost:1234,2,0')
     Address(coordinator='localhost:1234', count=2, index=0)

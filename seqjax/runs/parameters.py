@@ -28,8 +28,6 @@ METADATA, FORMAT = '__metadata__', 'seqjax 1'
 UNSEALED = '0' * 64  # in place of the header's own sha256, while that is computed
 SHOWN = 5  # differences of a message before the rest is cut
 
-# --- the arrays of a tree --------------------------------------------------------------------------
-
 
 def is_key(leaf: Any) -> bool:
     """Whether an array is of keys, which are neither saved nor spread as they are."""
@@ -58,9 +56,6 @@ def words_of(tree: Any) -> Iterator[tuple[list[str], Any]]:
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         found = (getattr(part, kind) for part in path for kind in ('key', 'name', 'idx') if hasattr(part, kind))
         yield [str(word) for word in found], leaf
-
-
-# --- one file --------------------------------------------------------------------------------------
 
 
 def save(path: str | os.PathLike[str], tree: Any) -> None:

@@ -126,11 +126,10 @@ def _task(
     floor: float,
     counts: Sequence[float],
 ) -> SyntheticTask:
-    """The task of a language.
+    """The task of a language; `counts` are how often each symbol is asked for in a string, on average.
 
-    Args:
-      ideal: symbols [N, T, F] -> what can follow each, bool [N, T, C], and how likely it is for who knows the law.
-      counts: how often each symbol is asked for in a string, on average.
+    `ideal` takes symbols [N, T, F] to what can follow each, bool [N, T, C], and how likely that is for who knows the
+    law.
     """
 
     total = sum(counts)
@@ -174,9 +173,6 @@ def _batch(symbols: jax.Array, lengths: jax.Array, end: int) -> Batch:
     return Batch(Sequences(values, lengths), targets.astype(jnp.int32), real)
 
 
-# --- a^n b^n ---------------------------------------------------------------------------------------
-
-
 def _anbn(key: jax.Array, lengths: jax.Array, longest: int) -> Batch:
     """Nothing is left to chance: a length has one string. Of an odd length one is taken away."""
     lengths = lengths // 2 * 2
@@ -191,9 +187,6 @@ def _anbn_ideal(values: jax.Array, *, most: int) -> tuple[jax.Array, jax.Array]:
     follows = jnp.stack([b == 0, b < a, b == a], -1)
     likely = jnp.where((b == 0)[..., None], jnp.stack([1 - first, first, 0 * first], -1), follows)
     return follows, likely
-
-
-# --- brackets --------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=4)
@@ -243,12 +236,7 @@ def _dyck(key: jax.Array, lengths: jax.Array, longest: int, *, kinds: int, deepe
 def _tops(opens: jax.Array, kind: jax.Array, depth: jax.Array, kinds: int, deepest: int) -> jax.Array:
     """The kind of the last bracket that is still open after each step [N, T]; any where none is.
 
-    It is the last that opened to the depth that there is now.
-
-    Args:
-      opens: bool, where a bracket opens.
-      kind: of the brackets that open.
-      depth: after each step.
+    It is the last that opened (`opens`, of `kind`) to the depth that there is after the step.
     """
     reached = opens[..., None] & (depth[..., None] == jnp.arange(deepest + 1)[None, None])
     numbered = jnp.arange(opens.shape[1])[None] * kinds + kind  # later ones are larger, and the kind is in it
@@ -258,10 +246,7 @@ def _tops(opens: jax.Array, kind: jax.Array, depth: jax.Array, kinds: int, deepe
 
 @lru_cache(maxsize=4)
 def _chances(longest: int, deepest: int) -> np.ndarray:
-    """[symbols so far, depth, 3]: how likely it is that one opens, that one closes, that the string ends.
-
-    By all lengths that the string may still have, and all walks of each; 0 where nothing comes there.
-    """
+    """[symbols so far, depth, 3]: how likely it is that one opens, that one closes, that the string ends; else 0."""
     whole = _ways(longest, deepest)  # [left, depth]
     # As floats of any size: those of a row over a power of two, which rounds nothing.
     bits = np.array([max(row).bit_length() - 1 for row in whole])

@@ -18,8 +18,7 @@ def schedule(name: str, learning_rate: float, decay_steps: int | None = None) ->
 
     The steps of the decay are their own number, so that a run that is asked for more steps stays the same until there.
 
-    Raises:
-      ValueError: `name` is no schedule, or `decay_steps` is missing or of no use.
+    Raises ValueError where `name` is no schedule, or `decay_steps` is missing or of no use.
     """
     if name not in seqjax_config.SCHEDULES:
         raise ValueError(f'schedule={name!r} must be one of {", ".join(seqjax_config.SCHEDULES)}')

@@ -58,8 +58,8 @@ def make_train_chunk(
 def _replicated(task: Task, train_chunk: TrainChunkFn) -> TrainChunkFn:
     """Returns the same for many states, the replicas sharded over the mesh in effect.
 
-    Small replicas are computed by one `vmap`, as one operation for all costs little more than for one. Larger ones are
-    mapped one after the other: products of many small matrices in a batch are slower than one after the other.
+    Small replicas are computed by one `vmap`, which costs little more than one of them; products of many larger
+    matrices in a batch are slower than one after the other, so those are mapped.
     """
     rows = max((x.shape[0] for x in jax.tree.leaves(types.batch_shapes(task)) if x.ndim), default=1)
 

@@ -100,9 +100,6 @@ def _train(
     return last.resumed
 
 
-# --- losses of every step --------------------------------------------------------------------------
-
-
 class RunResult(NamedTuple):
     """Losses of every step, and outputs of the trained models."""
 
@@ -150,14 +147,10 @@ def _write_bands(workdir: Workdir, losses: np.ndarray, rates: np.ndarray) -> Non
     workdir.write(directory.METRICS, write)
 
 
-# --- early stopping --------------------------------------------------------------------------------
-
-
 def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> Fit:
     """Trains every seed [R] of a task with early stopping, and keeps the best parameters of each.
 
-    Raises:
-      UserError: see `train_seeds`; or no seed had a finite value at any evaluation.
+    Raises UserError where no seed had a finite value at any evaluation, and as `train_seeds` does.
     """
     config, metrics = run.task.early_stopping, chunk_result.metric_names(run.programs)
     monitor = EarlyStoppingMonitor(run)
@@ -217,9 +210,6 @@ def retrain(run: CompiledRun, fit: Fit) -> Fit:
     params, variables = jax.tree.map(lambda *parts: np.concatenate(parts), *states.groups)
     best = Best(fit.best.value, np.full(len(fit.seeds), run.steps, np.int32), params, types.without_carry(variables))
     return fit._replace(best=best)
-
-
-# --- success criterion -----------------------------------------------------------------------------
 
 
 def on_batch(model: nn.Module, task: Task, batch_size: int) -> Test:

@@ -56,8 +56,7 @@ class TrainSession:
     def train(self) -> Iterator[ChunkResult]:
         """Trains to the last step; what the caller logs of a chunk is in the checkpoint that follows it.
 
-        Raises:
-          UserError: the loss is not finite, of a group that of every seed; the last finite state is saved.
+        Raises UserError where the loss is not finite, of a group that of every seed; the last finite state is saved.
         """
         run, save_every = self.run, self.run.checkpoints.save_every
         for state, metrics, evals in programs.train(

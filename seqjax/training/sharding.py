@@ -27,9 +27,6 @@ MIN_PRODUCTS, MAX_WEIGHT = 4_000_000, 1_200_000
 MIN_PER_DEVICE = 8  # rows or replicas of a device, from which on all devices are used by default
 
 
-# --- the mesh --------------------------------------------------------------------------------------
-
-
 def parse_mesh(text: str) -> dict[str, int]:
     """Returns the axes and their sizes.
 
@@ -162,9 +159,6 @@ def _default(
     return {DATA: 1}, f'{what} on 1 of {_named(devices)} (--mesh=data:{count} takes them all)'
 
 
-# --- rows of a batch -------------------------------------------------------------------------------
-
-
 def batch_gradients(
     model: nn.Module,
     task: Task,
@@ -256,9 +250,6 @@ def sharded_gradients(
     counted = jnp.maximum(metrics['loss'].count, 1)  # gradients of the total loss -> those of its mean
     grads = jax.tree.map(lambda total: (total / counted).astype(total.dtype), grads)
     return grads, metrics, jax.tree.map(lambda x: x[:count], carries)
-
-
-# --- replicas --------------------------------------------------------------------------------------
 
 
 def shard_replicas(train_chunk: Callable[..., Any]) -> Callable[..., Any]:

@@ -53,8 +53,7 @@ class Autoregression(NamedTuple):
 def _triangle(values: np.ndarray, order: int, first: int) -> tuple[np.ndarray, int]:
     """R of the QR factors of rows (1, x_{t-1}, ..., x_{t-order}, x_t), t from `first`; and how many rows are known.
 
-    It is found block by block, so that a long series needs no matrix of its length. The regression of every lower
-    order is within it.
+    It is found block by block, and has the regression of every lower order within it.
     """
     triangle, count = np.zeros((0, order + 2)), 0
     for start in range(first, len(values), BLOCK):
@@ -71,8 +70,7 @@ def _triangle(values: np.ndarray, order: int, first: int) -> tuple[np.ndarray, i
 def fit(values: np.ndarray, order: int) -> Autoregression:
     """By least squares with an intercept, conditional on the first `order` values; rows with a missing one left out.
 
-    Raises:
-      ValueError: the series [n] has fewer than 2 * order + 2 values.
+    Raises ValueError where the series [n] has fewer than 2 * order + 2 values.
     """
     if len(values) < 2 * order + 2:
         raise ValueError(f'order={order} needs {2 * order + 2} values and has {len(values)}')

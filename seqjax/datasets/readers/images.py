@@ -39,8 +39,7 @@ def read_images(path: str | Path, labels: str | Path | None = None, bounds: Boun
 
     By default the labels are in the file that stands beside them under the name that MNIST gives it, if any.
 
-    Raises:
-      UserError: a file is no idx file of bytes, is cut or too large, or the two have different numbers.
+    Raises UserError where a file is no idx file of bytes, is cut or too large, or the two have different numbers.
     """
     if str(path) == DIGITS:
         digits = optional_packages.need('sklearn.datasets', f'--data={DIGITS}').load_digits()

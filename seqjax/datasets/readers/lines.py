@@ -68,10 +68,7 @@ class LineReader:
             raise UserError(f'the line cannot be split into values: {reason}') from error
 
     def _is_header(self, words: Sequence[str]) -> bool:
-        """Returns True if a line names the columns: all that are used, and not as values that they may have.
-
-        If the names are numbers themselves, it is the first line, and has the names of the file.
-        """
+        """Returns True if a line names the used columns, not as values; or, as the first line, those of the file."""
         words = [word.strip() for word in words]
         if not set(self.used) <= set(words):
             return False

@@ -201,8 +201,8 @@ def settle(
 def _kinds(source: Text | Parquet, names: Sequence[str], values: np.ndarray) -> dict[str, dict[str, tuple[int, str]]]:
     """Returns for each column the row and the word where each kind of number is met first, until one is CERTAIN.
 
-    `values` are those of the columns. The text is read as far as the first zero, the decimals of which no value shows;
-    further down, the values of the numbers without their points show the decimals.
+    The text is read as far as the first zero of the values, whose decimals none shows; further down, the values of the
+    numbers without their points show the decimals.
     """
     found: dict[str, dict[str, tuple[int, str]]] = {name: {} for name in names}
     rows = max([1000, *(_place(column == 0) + 1 for column in values.T)])

@@ -252,10 +252,7 @@ class RecurrentCell(Cell):
         return type(self).__call__ is cell.__call__ and not any(variants)
 
     def _fused_weights(self, inputs: jax.Array, h: jax.Array, noise: Noise | None) -> list[jax.Array]:
-        """The inputs and `fused_names`, in the dtype of the computation.
-
-        The weights must be there: a layer begins with steps taken one by one.
-        """
+        """The inputs and `fused_names`, which must be there, in the dtype of the computation."""
         self._check_inputs(inputs)
         weights = {name: self.get_variable('params', name) for name in self.fused_names}
         if noise is not None:
