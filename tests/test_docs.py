@@ -77,6 +77,7 @@ def test_the_tests_that_the_readme_links_to_are_there():
         assert f'\ndef {name}(' in (ROOT / file).read_text(encoding='utf-8'), name
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(
     ('name', 'low', 'high'),
     [

@@ -72,7 +72,7 @@ def test_its_test_and_its_doctest_pass_and_can_fail(followed):
         task.write_text(text)
 
 
-@pytest.mark.representative(every=2)
+@pytest.mark.representative(every=3)
 @pytest.mark.parametrize(
     'words',
     [

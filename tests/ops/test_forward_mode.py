@@ -102,6 +102,7 @@ def test_tangents_are_differences(x64):
     assert_close(jax.jit(lambda x, t: jax.jvp(f, (x,), (t,))[1])(x, t), (above - below) / 2e-6, 1e-6)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(
     ('layer', 'steps'),
     [

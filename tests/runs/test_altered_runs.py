@@ -198,7 +198,7 @@ def runs(tmp_path_factory):
     return get
 
 
-@pytest.mark.representative(every=2)
+@pytest.mark.representative(every=3)
 @pytest.mark.parametrize('name', KINDS)
 def test_altered_files_are_refused_or_load_as_the_same_model(runs, tmp_path, name):
     """Without right checksums nothing but the same model is loaded; with them a model, or a sentence."""

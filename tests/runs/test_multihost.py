@@ -116,6 +116,7 @@ def test_a_file_that_two_processes_learn_from_gives_what_it_gives_one(tmp_path):
             np.testing.assert_allclose(one[name], two[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_replicas_over_two_processes_are_those_of_one(tmp_path):
     flags = ['--num_seeds=3', '--steps=8', '--checkpoint_every=4']
     codes, outputs = ended(list(start(tmp_path / 'two', 2, *flags)))
