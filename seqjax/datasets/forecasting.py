@@ -48,9 +48,7 @@ def dataset(
     """Series of a file, ready for a model.
 
     Args:
-      name: of the file.
-      table: its series.
-      splits: of each of them.
+      name, table, splits: of the file, its series, and where the parts of each begin.
       recipe: covariates, date, id, mask, seasons, lag ('season' for the best season), horizon, window, strategy, head,
         and whether there is a calendar and series are left out that are too short; what the series themselves decide
         is added.

@@ -39,9 +39,6 @@ class Attention(NamedOptions, nn.Module):
 
         Returns:
           context [B, K], the mean of the keys by the weights [B, S], which add up to 1 over the real steps.
-
-        Raises:
-          ValueError: an argument does not fit the others; the message names it.
         """
         return self.attend(query, self.prepare(keys, mask))
 

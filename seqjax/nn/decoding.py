@@ -39,20 +39,13 @@ class _State(NamedTuple):
 
 
 def greedy(model: nn.Module, variables: Any, source: Any, *, longest: int, end: int | None = None) -> Decoded:
-    """The most probable token at each step.
+    """The most probable token at each step: tokens [B, longest], lengths [B], scores [B].
 
     Args:
-      model: see the module.
-      variables: of the model.
+      model, variables: see the module.
       source: what the model encodes.
       longest: how many tokens are written at most.
       end: the token that ends a sequence; None where all are `longest`.
-
-    Returns:
-      tokens [B, longest], lengths [B], scores [B].
-
-    Raises:
-      ValueError: an argument is out of its range.
     """
     return _write(model, variables, source, longest, end, lambda log_p, _: jnp.argmax(log_p, axis=-1))
 

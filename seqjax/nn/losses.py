@@ -65,18 +65,9 @@ def _labels(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tup
 
 
 def squared_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array | None = None) -> Mean:
-    """Squared error over every element that the mask lets through.
+    """Squared error over every element that the mask lets through: outputs and targets of one shape.
 
-    Args:
-      outputs: [B, ...] or [B, T, ...], floating.
-      targets: the same shape as `outputs`.
-      mask: [B] or [B, T], bool: a leading part of that shape; its trailing axes count as one.
-
-    Returns:
-      Mean(sum of squared errors, number of elements counted).
-
-    Raises:
-      ValueError: `outputs` and `targets` differ in shape, or `mask` is not a leading part of it.
+    The mask, bool, is [B] or [B, T], a leading part of that shape; its trailing axes count as one.
 
     >>> mask = jnp.array([[True, True, False], [True, False, False]])
     >>> outputs, targets = jnp.zeros((2, 3)), jnp.sqrt(jnp.array([[1.0, 3.0, 99.0], [2.0, 98.0, 97.0]]))
@@ -110,9 +101,6 @@ def frame_nll(logits: jax.Array, targets: jax.Array, mask: jax.Array | None = No
 
     Summed over the N notes of a frame and averaged over frames, as polyphonic music is scored (Boulanger-Lewandowski et
     al. 2012).
-
-    Raises:
-      ValueError: shapes or dtypes do not fit.
     """
     logits, targets = _same_shape(logits, targets, 'logits')
     if logits.ndim < 2:

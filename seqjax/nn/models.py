@@ -114,9 +114,6 @@ class SequenceToVector(_Model):
 
         Returns:
           [B, O], or (carry, [B, O]).
-
-        Raises:
-          ValueError: an argument does not fit the others; the message names it.
         """
         options = {'initial_carry': initial_carry, 'return_carry': return_carry, 'return_sequences': False}
         carry, summary, _ = self._read(inputs, options)
@@ -148,9 +145,6 @@ def as_steps(inputs: Arrays, embed: nn.Embed | None) -> tuple[jax.Array, jax.Arr
     Returns:
       values [B, T, F]; which steps are real [B, T], None for all; the resets, None where there are none. In compiled
       code, which cannot raise, NaN stands for tokens that are out of range, and in rows whose lengths are.
-
-    Raises:
-      ValueError: an argument does not fit the others; the message names it.
     """
     if isinstance(inputs, tuple) and not 1 <= len(inputs) <= 4:
         raise ValueError(f'inputs of {len(inputs)} parts must be an array or (values, seq_lengths, mask, resets)')
@@ -225,9 +219,6 @@ def recurrent(
       learn_initial_carry: whether each direction of each layer learns where it begins.
       unroll, backend, parallel, remat_segments: see `RNN`.
       cell_options: further arguments of the cell.
-
-    Raises:
-      ValueError: an argument is none of the known ones, or does not go with another.
     """
     if isinstance(cell, str) and cell not in CELLS:
         raise ValueError(
@@ -282,9 +273,6 @@ def sequence_model(
       dtype: of the computation, in every part; by default what inputs and parameters promote to.
       param_dtype: of the parameters and the carry, in every part; float32 by default.
       options: further arguments of `recurrent`, and through it of the cell.
-
-    Raises:
-      ValueError: an argument is none of the known ones, or does not go with another.
 
     >>> model = sequence_model('per_step', 10, features=16, vocabulary=10, layers=2, bidirectional=True)
     >>> tokens = jnp.zeros((2, 7), int)

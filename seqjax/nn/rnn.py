@@ -174,9 +174,6 @@ class RNN(NamedOptions, nn.Module):
 
         Returns:
           outputs, or (carry, outputs) as `flax.linen.RNN` does.
-
-        Raises:
-          ValueError: an argument does not fit the others; the message names it.
         """
         time_major, reverse = either(time_major, self.time_major), either(reverse, self.reverse)
         masked_output, parallel = either(masked_output, self.masked_output), either(parallel, self.parallel)

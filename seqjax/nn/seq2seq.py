@@ -124,9 +124,6 @@ class EncoderDecoder(NamedOptions, nn.Module):
 
         Returns:
           logits [B, U, V]; those at the padding mean nothing, and a loss masks them.
-
-        Raises:
-          ValueError: an argument does not fit the others; the message names it.
         """
         if not isinstance(inputs, tuple | list) or isinstance(inputs, Sequences) or len(inputs) != 2:
             raise ValueError('inputs must be a pair (source, targets); a source with lengths is a pair within it')
@@ -288,9 +285,6 @@ def encoder_decoder(
       begin: the token that the decoder reads first; None for zeros.
       scheduled_sampling: the share of tokens that the decoder reads of its own in training.
       cell_options: further arguments of all cells.
-
-    Raises:
-      ValueError: an argument is none of the known ones, or does not go with another.
 
     >>> model = encoder_decoder(10, features=16, attention='additive', bidirectional=True)
     >>> source, targets = jnp.zeros((2, 7), int), jnp.zeros((2, 5), int)

@@ -70,9 +70,6 @@ def gru(
       seq_lengths, mask, resets, reverse, unroll, backend: see `seqjax.ops.lstm.lstm`.
       fresh: [B, H], what h becomes where `resets` says so; zeros by default.
 
-    Raises:
-      ValueError: an argument does not fit the others; the message names it.
-
     >>> x, h, bias = jnp.ones((7, 2, 3)), jnp.zeros((2, 5)), jnp.zeros(15)
     >>> run = gru(x, h, jnp.ones((3, 15)), jnp.ones((5, 15)), bias, bias, seq_lengths=jnp.array([7, 4]))
     >>> run.outputs.shape, bool((run.outputs[3, 1] == run.last[1]).all())

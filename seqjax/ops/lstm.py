@@ -54,9 +54,6 @@ def lstm(
       unroll: steps in one iteration of the plain backend's compiled loop; by default as `seqjax.ops.common.loop` says.
       backend: a key of `BACKENDS`; by default as `choose` says. Where T or B is symbolic (`jax.export`), it is 'plain'.
 
-    Raises:
-      ValueError: an argument does not fit the others; the message names it.
-
     >>> x, zeros, bias = jnp.ones((7, 2, 3)), jnp.zeros((2, 5)), jnp.zeros(20)
     >>> run = lstm(x, (zeros, zeros), jnp.ones((3, 20)), jnp.ones((5, 20)), bias, seq_lengths=jnp.array([7, 4]))
     >>> run.outputs.shape, bool((run.outputs[3, 1] == run.last.h[1]).all())

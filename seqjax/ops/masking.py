@@ -74,11 +74,7 @@ def length_mask(lengths: jax.Array, steps: int) -> jax.Array:
 
 
 def real_steps(seq_lengths: Any, mask: Any, batch: Shape, steps: int, *, of: str) -> jax.Array | None:
-    """What lengths [*B] and a mask [*B, T] say together, [*B, T]; None where neither is given.
-
-    Raises:
-      ValueError: see `as_lengths` and `as_flags`.
-    """
+    """What lengths [*B] and a mask [*B, T] say together, [*B, T]; None where neither is given."""
     if seq_lengths is not None:
         seq_lengths = length_mask(as_lengths(seq_lengths, batch, steps, of=of), steps)
     if mask is not None:

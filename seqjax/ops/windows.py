@@ -22,16 +22,9 @@ class StreamRows(NamedTuple):
 def stream_rows(series: Any, batch_size: int, window: int) -> StreamRows:
     """Cuts a series into `batch_size` rows of equal length, a whole number of windows; nothing is left out.
 
-    Args:
-      series: an array [N, ...], or a tree of such arrays with one N, such as inputs and targets.
-      batch_size: B.
-      window: T.
-
-    Returns:
-      Rows; what goes beyond the end of the series, or of a row's share of it, is masked.
-
-    Raises:
-      ValueError: the series is empty, its arrays differ in N, or a size is below 1.
+    The series is an array [N, ...], or a tree of such arrays with one N, such as inputs and targets. What goes beyond
+    the end of the series, or of a row's share of it, is masked. Raises ValueError where the series is empty, its arrays
+    differ in N, or a size is below 1.
 
     >>> stream_rows(np.arange(7), batch_size=2, window=3).values.tolist()
     [[0, 1, 2, 3, 3, 3], [4, 5, 6, 6, 6, 6]]
@@ -51,15 +44,9 @@ def stream_rows(series: Any, batch_size: int, window: int) -> StreamRows:
 
 
 def stream_window(rows: StreamRows, step: jax.Array, window: int) -> tuple[Any, jax.Array, jax.Array]:
-    """The window that training step `step` reads; after the last window the stream begins again.
+    """The window of rows from `stream_rows` that training step `step` reads; after the last one, the first.
 
-    Args:
-      rows: from `stream_rows`.
-      step: [] integer, counted from 0.
-      window: T, the one that the rows were made for.
-
-    Returns:
-      values [B, T, ...], mask [B, T], and resets [B, T], True where the stream begins.
+    Returns values [B, T, ...], mask [B, T], and resets [B, T], True where the stream begins.
 
     >>> rows = stream_rows(np.arange(12), batch_size=2, window=3)
     >>> [stream_window(rows, step, 3)[0].tolist() for step in (0, 1)]

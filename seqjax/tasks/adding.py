@@ -30,9 +30,6 @@ def adding(length: int = 100, rule: Literal['add', 'multiply'] = 'add') -> Synth
       length: of the shortest sequences; the longest have a tenth more.
       rule: add has numbers from -1 to 1, multiply from 0 to 1.
 
-    Raises:
-      ValueError: `length` is below 22, where two marks have no room.
-
     >>> batch = adding(length=22).sample(jax.random.key(0), 1)
     >>> numbers, marks = batch.inputs.values[0].T
     >>> int(batch.inputs.seq_lengths[0]), marks.astype(int).tolist()

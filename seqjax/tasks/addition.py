@@ -42,10 +42,6 @@ def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> S
       examples: questions in all; a twentieth of them, rounded up, is for validation, and as many are for test.
       reverse: questions are read from the last character to the first.
 
-    Raises:
-      ValueError: `digits` is not from 1 to 9, `examples` is below 3 or too large, or there are not so many different
-        questions.
-
     >>> batch = addition(examples=100).examples().train
     >>> source, answer = batch.inputs
     >>> ''.join(SYMBOLS[i] for i in source.values[2]), ''.join(SYMBOLS[i] for i in answer[2])

@@ -29,9 +29,6 @@ def copy_memory(delay: int = 100) -> SyntheticTask:
     Args:
       delay: T, the steps between the last symbol and the first that is told.
 
-    Raises:
-      ValueError: `delay` is 0.
-
     >>> batch = copy_memory(delay=2).sample(jax.random.key(0), 1)
     >>> print(batch.inputs[0].argmax(-1), batch.targets[0], sep='\\n')
     [6 1 1 6 4 4 1 8 6 4 0 9 9 9 9 9 9 9 9 9 9 9]

@@ -51,9 +51,6 @@ def anbn(longest: int = 40) -> SyntheticTask:
     Args:
       longest: symbols of a string, from 2 up to these.
 
-    Raises:
-      ValueError: `longest` is odd or below 4.
-
     >>> task = anbn(longest=8)
     >>> batch = task.sample(jax.random.key(4), 1)
     >>> length = int(batch.inputs.seq_lengths[0])
@@ -86,9 +83,6 @@ def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> SyntheticTask:
       kinds: of brackets.
       longest: symbols of a string, from 2 up to these.
       deepest: brackets that are open at once, at most.
-
-    Raises:
-      ValueError: `kinds` or `deepest` is below 1, `longest` is odd or below 4, or there are too many walks to count.
 
     >>> batch = dyck(longest=12).sample(jax.random.key(3), 1)
     >>> length = int(batch.inputs.seq_lengths[0])
@@ -191,11 +185,7 @@ def _anbn_ideal(values: jax.Array, *, most: int) -> tuple[jax.Array, jax.Array]:
 
 @lru_cache(maxsize=4)
 def _ways(longest: int, deepest: int) -> list[list[int]]:
-    """[steps that are left, depth]: how many walks end at depth 0 and stay between that and `deepest`.
-
-    Raises:
-      ValueError: the table has too many numbers, of up to `longest` bits each.
-    """
+    """[steps that are left, depth]: how many walks end at depth 0 and stay between that and `deepest`."""
     synthetic.check_cost(longest * (deepest + 1) * (longest + 32) // 2, longest=longest, deepest=deepest)
     ways = [[1] + [0] * deepest]
     for _ in range(longest):

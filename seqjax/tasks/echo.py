@@ -52,18 +52,13 @@ def echo(
     length: int = 16_384,
     seed: int = 0,
 ) -> Task:
-    """Returns the task of one way to feed it.
+    """Returns the task of one way to feed it, 'stream' or 'shuffle'.
 
     Args:
-      feed: 'stream' or 'shuffle'.
       delay: how many steps back the answer lies.
-      window: T, the steps of a batch.
-      batch_size: B.
+      window, batch_size: T and B.
       length: of the series.
       seed: of the series and its orders, which all replicas share.
-
-    Raises:
-      ValueError: an argument is none of the known ones, or no answer would count.
     """
     validation.check_choice('feed', feed, FEEDS)
     spec = ModelSpec('per_step', outputs=SYMBOLS, vocabulary=SYMBOLS, stateful=feed == 'stream')

@@ -38,10 +38,6 @@ def recall(pairs: int = 4, queries: int = 4, length: int = 64, keys: int = 64, v
       keys: that there are to draw from.
       values: that there are to draw from; answers are the numbers 0 to `values` - 1.
 
-    Raises:
-      ValueError: `queries` is not from 1 to `pairs`, `keys` or `values` are fewer than `pairs`, or
-        `length` has no room for all.
-
     >>> task = recall(pairs=2, queries=2, length=12, keys=9, values=9)
     >>> batch = task.sample(jax.random.key(5), 1)
     >>> batch.inputs[0].tolist()

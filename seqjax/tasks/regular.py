@@ -40,9 +40,6 @@ def parity(longest: int = 40, padding: Literal['right', 'left'] = 'right') -> Sy
       longest: bits of a string, from 1 up to these.
       padding: where the steps stand that are not real: right after the string, left before it.
 
-    Raises:
-      ValueError: `longest` is below 1, or there is no such `padding`.
-
     >>> batch = parity(longest=6).sample(jax.random.key(3), 1)
     >>> bits = batch.inputs.values[0, : int(batch.inputs.seq_lengths[0])].argmax(-1)
     >>> ' '.join('01'[bit] for bit in bits), int(batch.targets[0])
@@ -59,9 +56,6 @@ def even_pairs(longest: int = 40) -> SyntheticTask:
 
     Args:
       longest: bits of a string, from 1 up to these.
-
-    Raises:
-      ValueError: `longest` is below 2, where no pair is.
 
     >>> batch = even_pairs(longest=6).sample(jax.random.key(3), 1)
     >>> bits = batch.inputs.values[0, : int(batch.inputs.seq_lengths[0])].argmax(-1)
@@ -84,9 +78,6 @@ def modular_arithmetic(longest: int = 40, modulus: int = 5) -> SyntheticTask:
       longest: symbols of a string, from 1 up to these.
       modulus: numbers are from 0 to one below it.
 
-    Raises:
-      ValueError: `longest` is below 1, `modulus` below 2, or one is too large.
-
     >>> batch = modular_arithmetic(longest=9).sample(jax.random.key(9), 1)
     >>> symbols = batch.inputs.values[0, : int(batch.inputs.seq_lengths[0])].argmax(-1)
     >>> ' '.join('01234+-*'[symbol] for symbol in symbols), int(batch.targets[0])
@@ -107,9 +98,6 @@ def cycle_navigation(longest: int = 40, cycle: int = 5) -> SyntheticTask:
     Args:
       longest: moves of a string, from 1 up to these.
       cycle: places on the cycle.
-
-    Raises:
-      ValueError: `longest` is below 1, `cycle` below 2, or one is too large.
 
     >>> batch = cycle_navigation(longest=6).sample(jax.random.key(4), 1)
     >>> symbols = batch.inputs.values[0, : int(batch.inputs.seq_lengths[0])].argmax(-1)

@@ -37,9 +37,6 @@ def reversal(longest: int = 10, symbols: int = 8) -> SyntheticTask:
       longest: most symbols of a sequence; the shortest has one.
       symbols: that there are to draw from.
 
-    Raises:
-      ValueError: `longest` or `symbols` is below 1, or `longest` is too large.
-
     >>> batch = reversal(longest=6).sample(jax.random.key(6), 1)
     >>> source, answer = batch.inputs
     >>> source.values[0].tolist(), answer[0].tolist()
@@ -58,9 +55,6 @@ def sorting(longest: int = 10, symbols: int = 8) -> SyntheticTask:
     Args:
       longest: most symbols of a sequence; the shortest has one.
       symbols: that there are to draw from.
-
-    Raises:
-      ValueError: `longest` or `symbols` is below 1, or `longest` is too large.
 
     >>> batch = sorting(longest=6).sample(jax.random.key(6), 1)
     >>> source, answer = batch.inputs

@@ -38,9 +38,6 @@ def temporal_order(length: int = 100, relevant: Literal['two', 'three'] = 'two')
       length: symbols in the shortest sequences; all spans grow with it.
       relevant: how many symbols matter: two is the source's experiment 6a, three 6b.
 
-    Raises:
-      ValueError: `length` is below 10, where there is no room for the symbols.
-
     >>> batch = temporal_order(length=20).sample(jax.random.key(0), 1)
     >>> text = ''.join(SYMBOLS[i] for i in batch.inputs.values[0].argmax(-1))[: int(batch.inputs.seq_lengths[0])]
     >>> text, int(batch.targets[0])

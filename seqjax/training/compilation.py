@@ -40,9 +40,8 @@ def compile_run(
     """Compiles the programs of a run.
 
     Args:
-      model, task, tx: see `train`.
+      model, task, tx, steps, chunk: see `train`.
       inputs: those of the predictions; None if there are none.
-      steps, chunk: see `train`.
       workdir, checkpoints: where the run is kept, and when it saves.
       devices: the mesh, see `sharding.select_mesh`.
       stream: whether the task's data stay on the host.

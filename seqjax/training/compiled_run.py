@@ -70,16 +70,10 @@ class CompiledRun(NamedTuple):
     ) -> Iterator[TrainSession]:
         """Context manager that restores a group of seeds and yields its training session.
 
-        It saves at the end, and stops the run there if a signal asked for it.
-
-        Args:
-          group: its seeds, at most the width.
-          logs: append-only logs by name; each is truncated to where the checkpoint left it.
-          place: the folder of its checkpoints, within that of the run's.
-          override: changes the TrainState before the first step, such as its learning rates.
-
-        Raises:
-          UserError: no checkpoint is valid, it is of another run, or the disk refuses to take one.
+        It saves at the end, and stops the run there if a signal asked for it. `logs` are by name, and each is truncated
+        to where the checkpoint left it; `place` is the folder of the checkpoints within that of the run's; `override`
+        changes the TrainState before the first step. Raises UserError where no checkpoint is valid, it is of another
+        run, or the disk refuses one.
         """
         count = None if self.width is None else len(group.seeds)
         seeds = group.seeds[0] if count is None else replicas.pad_replicas(group.seeds, self.width)

@@ -62,15 +62,10 @@ def without_padding(x: Arrays, count: int | None) -> Arrays:
 def error(
     run: Any, task: Task, state: TrainState, metrics: Metrics, *, step: int, finite: int, good: int, count: int | None
 ) -> UserError:
-    """Returns the error for a loss that is not finite.
+    """Returns the error for a loss that is not finite, in a chunk that follows `step` steps and has these metrics.
 
-    Args:
-      run: the `CompiledRun`.
-      task: with the data of the chunk.
-      state: the last finite one.
-      metrics, step: those of the chunk, and the steps before it.
-      finite, good: steps of the chunk after which the parameters are finite, and with a finite loss.
-      count: seeds of the group; None for one seed.
+    `state` is the last finite one, `finite` steps into the chunk; the loss is finite for `good` steps. `count` are the
+    seeds of the group, None for one seed.
     """
     name, size = _largest_gradient(run, task, state, count)
     value = without_padding(chunk_result.mean_values(metrics['loss']), count)[good].flat[0]

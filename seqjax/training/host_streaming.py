@@ -54,7 +54,7 @@ class StepSource:
 
 
 class Feed:
-    """The chunks of a run, from a step on.
+    """The chunks of a run from a step on, of at most `chunk` steps; grain must be installed.
 
     Args:
       task: whose data are to stay on the host; its batches must not depend on the key.

@@ -208,11 +208,9 @@ class SuccessMonitor(Observer):
     """Tests each seed when it meets the success criterion, or at the end; stops a group once all of its seeds do.
 
     Args:
-      run: from `compile_run`.
-      evaluations: the log of evaluations, which comes before it among the observers.
+      run, evaluations: from `compile_run`, and the log of evaluations, which comes before it among the observers.
       criterion: the metric, and what its mean at an evaluation is at most.
-      test: (state of one seed, held out) -> metrics by name.
-      held_out: its second argument.
+      test, held_out: (state of one seed, held out) -> metrics by name, and its second argument.
       batch_size: sequences of a training step.
       train_all_steps: whether training goes on to the last step, and the test is at the end.
       num_seeds: of all groups.
@@ -295,12 +293,9 @@ class Predictions(Observer):
 
 
 class ProgressBar(Observer):
-    """Progress of all groups; comes last among the observers.
+    """Progress of all groups, with the status of an observer; comes last among the observers.
 
-    Args:
-      bar: from `seqjax.training.progress.progress`.
-      observer: its status is shown.
-      label: the group for a message, unless it has all seeds.
+    `label` names the group in a message, unless it has all seeds.
     """
 
     def __init__(

@@ -99,9 +99,7 @@ def train(
     """Trains to step `steps`, and yields at every multiple of `steps_per_call` and at the end.
 
     Args:
-      model: called as model(batch.inputs).
-      task: what it is trained on.
-      tx: the optimiser.
+      model, task, tx: called as model(batch.inputs); what it is trained on; the optimizer.
       state: from `init_state`, or of an earlier session.
       steps: the step to reach, counted from the run's beginning.
       steps_per_call: training steps between two visits of the host.

@@ -52,14 +52,10 @@ def train_seeds(
     """Trains every seed to the last step, or until an observer stops its group; resumes each group from its checkpoint.
 
     Args:
-      run: from `compile_run`.
-      seeds: [R]; without replicas, one.
+      run, seeds: from `compile_run`; [R], without replicas one.
       observers: called in this order at the start of a group, after every chunk, and at the end of a group.
       place: the folder of a group's checkpoints and logs, within that of the run's; '' for a run of one seed.
       override: changes the TrainState of a group before its first step.
-
-    Raises:
-      UserError: see `CompiledRun.session` and `TrainSession.train`.
     """
     for group in run.groups(np.asarray(seeds)):
         folder = '' if run.width is None else place(group)
@@ -195,9 +191,6 @@ def retrain(run: CompiledRun, fit: Fit) -> Fit:
     """Trains the same seeds from the beginning for all steps of a run, whose data include the validation split.
 
     The number of steps was found with that split held out (Goodfellow, Bengio and Courville 2016, algorithm 7.2).
-
-    Raises:
-      UserError: see `train_seeds`.
     """
     states = _LastStates()
 
@@ -233,20 +226,11 @@ def train_until_solved(
     batch_size: int,
     train_all_steps: bool = False,
 ) -> Outcome:
-    """Trains every seed until a success criterion is met, and tests it on held-out sequences.
+    """Trains every seed [R] until a success criterion is met, and tests it on held-out sequences.
 
-    Args:
-      run: from `compile_run`.
-      seeds: [R].
-      criterion: the metric, and the value that its mean over the steps since the last evaluation must reach.
-      eval_every: training steps between two evaluations.
-      test: see `Test`.
-      held_out: its second argument.
-      batch_size: sequences of a training step.
-      train_all_steps: trains on where the criterion is met, and tests at the end.
-
-    Raises:
-      UserError: see `train_seeds`.
+    The criterion holds for the mean of its metric over the steps since the last evaluation, `eval_every` steps before.
+    The test, see `Test`, is called with `held_out`; with `train_all_steps` that is at the end. `batch_size` are the
+    sequences of a training step.
     """
     metrics = list(run.programs.shapes[1])
     log = EvaluationLog(metrics, eval_every)

@@ -28,10 +28,7 @@ MIN_PER_DEVICE = 8  # rows or replicas of a device, from which on all devices ar
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Returns the axes and their sizes.
-
-    Raises:
-      ValueError: the text is not of this form.
+    """Returns the axes and their sizes; raises ValueError if the text is not of this form.
 
     >>> parse_mesh('data:4'), parse_mesh('data:4,model:2')
     ({'data': 4}, {'data': 4, 'model': 2})
@@ -100,17 +97,13 @@ class MeshShardings(NamedTuple):
 def select_mesh(
     requested: str | None, *, rows: int | None, replicas: int | None, pays: Callable[[int, int], bool] | None = None
 ) -> tuple[MeshShardings | None, str]:
-    """Selects the devices of a run, and describes them in a line.
+    """Selects the devices of a run, and describes them in a line, which is empty if there is only one.
 
     Args:
-      requested: such as 'data:4'; None takes all devices if that pays, else one.
-      rows: B, divided among the devices; not used with replicas.
-      replicas: R, divided instead if there are any.
+      requested: such as 'data:4'; None takes all devices if that pays, else one, for which no mesh is returned.
+      rows, replicas: B, or with replicas R, which is divided among the devices.
       pays: pays(min_products, max_weight) returns True if sharding a batch over CPU cores pays; called only where it
         decides. See `data_parallel_pays`.
-
-    Returns:
-      None for one device; and an empty line if there is only one.
 
     Raises:
       ValueError: there are fewer devices, or the rows are not divisible.
