@@ -4,9 +4,9 @@ import csv
 
 import numpy as np
 import pytest
-from seqjax.cli.compare import Entry
 
 from seqjax.cli import compare, task_registry
+from seqjax.cli.compare import Entry
 from seqjax.errors import UserError
 from seqjax.reporting import statistics, text_tables
 from seqjax.training import seeds as training_seeds

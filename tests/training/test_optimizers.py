@@ -142,6 +142,7 @@ def numpy_updates(params, grads, rates, epsilon, clip_norm=None, weight_decay=0.
         yield -rates[t - 1] * (mu / (1 - 0.9**t) / root + weight_decay * params)
 
 
+@pytest.mark.representative
 @pytest.mark.parametrize('weight_decay', [0.0, 0.1])
 @pytest.mark.parametrize('clip_norm', [None, 1.0])
 @pytest.mark.parametrize('schedule', [('constant', 0.01, None), ('cosine', 0.01, 12)])

@@ -19,7 +19,8 @@ from seqjax.nn import losses as nn_losses
 from seqjax.reporting import statistics
 from seqjax.runs import directory, signals
 from seqjax.runs.checkpoint_manager import CheckpointManager
-from seqjax.training import observers, programs, replicas, run_summary
+from seqjax.training import observers, replicas, run_summary
+from seqjax.training import programs as training_programs
 from seqjax.training.session import CheckpointConfig
 from seqjax.types import Batch, Task
 from tests.helpers import reference
@@ -45,6 +46,24 @@ def task_of(bad=NEVER, value=np.nan, huge=NEVER):
 
 MODEL, TX = nn.Dense(1), optax.sgd(0.1)
 INPUTS = np.ones((2, FEATURES), np.float32)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def compiled_once():
+    """Lets runs of one model, task and size share their programs, which get the data as an argument."""
+    programs, compile_programs = {}, training_programs.compile_programs
+
+    def compiled(model, task, tx, inputs, *, steps_per_call, replicas, shardings, inspect):
+        key = model, task.loss, task.batch, tx, steps_per_call, replicas
+        assert shardings is None and inputs is INPUTS
+        if key not in programs:
+            sizes = {'steps_per_call': steps_per_call, 'replicas': replicas}
+            programs[key] = compile_programs(model, task, tx, inputs, **sizes, inspect=inspect)
+        return programs[key]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(training_programs, 'compile_programs', compiled)
+        yield
 
 
 def run_one(
@@ -115,14 +134,14 @@ def test_metrics_keep_every_bit_of_a_float32():
 
 def test_the_log_is_visible_while_the_run_goes_on(tmp_path, monkeypatch):
     """After every chunk the rows so far are in the file."""
-    seen, original = [], programs.train
+    seen, original = [], training_programs.train
 
     def watched(*args, **kwargs):
         for part in original(*args, **kwargs):
             yield part
             seen.append(len(rows(tmp_path)) - 1)
 
-    monkeypatch.setattr(programs, 'train', watched)
+    monkeypatch.setattr(training_programs, 'train', watched)
     run_one(tmp_path, steps=10, steps_per_call=4)
     assert seen == [4, 8, 10]
 
@@ -208,7 +227,7 @@ def test_a_log_that_lost_rows_sends_the_run_back_to_an_earlier_checkpoint(tmp_pa
 )
 def test_a_signal_ends_a_run_that_then_goes_on(number, kind, code, tmp_path, monkeypatch, capsys):
     """It finishes its chunk, saves, says how to go on; the same command then ends as if nothing had happened."""
-    straight, original = run_one(None), programs.train
+    straight, original = run_one(None), training_programs.train
 
     def signalled(*args, **kwargs):
         for i, part in enumerate(original(*args, **kwargs)):
@@ -216,26 +235,26 @@ def test_a_signal_ends_a_run_that_then_goes_on(number, kind, code, tmp_path, mon
                 os.kill(os.getpid(), number)
             yield part
 
-    monkeypatch.setattr(programs, 'train', signalled)
+    monkeypatch.setattr(training_programs, 'train', signalled)
     with pytest.raises(kind) as caught:
         run_one(tmp_path)
     assert signals.code(caught.value) == code
     assert number.name in caught.value.message and 'step 8' in caught.value.message
     assert number.name in capsys.readouterr().err
     assert saved(tmp_path) == [8] and len(rows(tmp_path)) == 9
-    monkeypatch.setattr(programs, 'train', original)
+    monkeypatch.setattr(training_programs, 'train', original)
     reference.assert_trees_equal(run_one(tmp_path).state, straight.state)
 
 
 def test_without_a_folder_a_signal_is_what_it_always_was(monkeypatch):
     """In a notebook an interrupt ends a run at once."""
-    original = programs.train
+    original = training_programs.train
 
     def signalled(*args, **kwargs):
         yield next(original(*args, **kwargs))
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(programs, 'train', signalled)
+    monkeypatch.setattr(training_programs, 'train', signalled)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -253,6 +272,7 @@ def finite():
     return run_one(None).losses
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(
     ('steps_per_call', 'bad', 'value'),
     [(4, 1, np.nan), (4, 4, np.inf), (4, 5, np.nan), (1, 5, np.nan), (100, 10, np.inf)],
@@ -295,6 +315,7 @@ def per_seed(data, key, step):
     )
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('steps_per_call', [4, 100])
 def test_many_seeds_go_on_while_one_of_a_group_is_finite(steps_per_call, threes, tmp_path):
     """The record holds each loss at its place, diverged ones among them, and metrics.csv their bands."""
@@ -313,6 +334,7 @@ def test_many_seeds_go_on_while_one_of_a_group_is_finite(steps_per_call, threes,
     np.testing.assert_allclose(table[:, 1:-1].T, [median, low, q1, q3, high], rtol=1e-6)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('steps_per_call', [4, 100])
 def test_many_seeds_stop_where_a_whole_group_diverged(steps_per_call, threes, tmp_path):
     with pytest.raises(UserError, match='3.* nan.*step 7'):

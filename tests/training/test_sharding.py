@@ -67,6 +67,7 @@ def test_eight_devices_are_one(tmp_path):
         np.testing.assert_allclose(np.load(tmp_path / name / 'replicas.npz')['loss'], want, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_by_itself_a_run_divides_what_pays_and_replicas_that_take_turns_are_single_runs(tmp_path):
     """Rows that cannot be divided evenly, a model that draws, replicas too large to lie side by side."""
     sizes = {'cell': 'lstm', 'hidden': 32, 'batch_size': 65, 'window': 24, 'length': 4000, 'steps': 4}

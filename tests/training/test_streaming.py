@@ -37,6 +37,7 @@ def test_a_chunk_has_the_batches_of_its_steps(feed):
     reference.assert_trees_equal(again, source.take(11, 3))
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('options', [{'feed': 'stream'}, {'feed': 'shuffle', 'num_seeds': 3}])
 def test_a_run_from_the_host_is_the_run_from_the_device(options, tmp_path):
     """Stopped and gone on with, with another chunk, to and from the device: bit for bit."""

@@ -53,6 +53,7 @@ def compiled():
     return training.make_train_chunk(MODEL, TASK, TX, steps_per_call=3)
 
 
+@functools.cache
 def start(seed=0):
     return training.init_state(MODEL, TASK, TX, jax.random.key(seed))
 
@@ -182,6 +183,7 @@ def test_D05_training_drops_and_evaluation_does_not():
     assert abs(other['loss'].total - metrics['loss'].total) > 1e-4
 
 
+@pytest.mark.representative(every=2, first=1)
 @pytest.mark.parametrize('batch_size', [1, 4, 10, 64])
 def test_S03_ten_rows_in_batches_of_any_size_are_ten_predictions(batch_size):
     """The last batch need not be full; sequences bring their lengths along."""
