@@ -4,6 +4,8 @@ import contextlib
 import io
 import os
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +18,19 @@ PARAMS = {'params/head/bias', 'params/head/kernel', 'params/rnn/cell/bias', 'par
 PARAMS |= {'params/rnn/cell/recurrent_kernel'}
 
 
-@pytest.fixture
-def one(tmp_path):
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
     """A run with checkpoints at 4, 8 and 9."""
+    folder = tmp_path_factory.mktemp('trained') / 'one'
     with contextlib.redirect_stdout(io.StringIO()):
-        assert td.main([*RUN, f'--workdir={tmp_path / "one"}']) == 0
-    return tmp_path / 'one'
+        assert td.main([*RUN, f'--workdir={folder}']) == 0
+    return folder
+
+
+@pytest.fixture
+def one(trained, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(trained, tmp_path / 'one'))
 
 
 def test_it_lists_verifies_and_exports(one, capsys):

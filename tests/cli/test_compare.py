@@ -12,30 +12,33 @@ from seqjax.reporting import statistics, text_tables
 from seqjax.training import seeds as training_seeds
 from seqjax.training.success_results import Outcome, Seed
 
-SHORT = {'length': 22, 'steps': 4, 'eval_every': 2, 'batch_size': 4, 'num_seeds': 3, 'plot': False}
+SHORT = {'length': 22, 'hidden': 5, 'steps': 4, 'eval_every': 2, 'batch_size': 4, 'num_seeds': 3, 'plot': False}
 
 
-def test_each_entry_is_the_run_of_its_own_experiment(capsys):
-    """The same seeds, the same numbers, the last row's too; and the table says so."""
-    found = compare.run(tasks=['adding', 'temporal_order'], cells=['gru', 'mingru'], **SHORT, hidden=5)
+@pytest.mark.parametrize('cells', [['gru'], pytest.param(['gru', 'mingru'], marks=pytest.mark.slow)])
+def test_each_entry_is_the_run_of_its_own_experiment(cells, in_tmp, capsys):
+    """The same seeds, the same numbers, the last row's too; and the table says so, and a figure with a panel each."""
+    found = compare.run(tasks=['adding', 'temporal_order'], cells=cells, **SHORT | {'plot': True}, workdir='w')
     assert [(entry.task, entry.cell) for entry, _ in found] == [
-        (task, cell) for task in ('adding', 'temporal_order') for cell in ('gru', 'mingru')
+        (task, cell) for task in ('adding', 'temporal_order') for cell in cells
     ]
+    assert (in_tmp / 'w/curve.png').stat().st_size > 10_000
     for entry, outcome in found:
-        alone = task_registry.find(entry.task).run(**SHORT, hidden=5, cell=entry.cell, train_all_steps=True)
+        alone = task_registry.find(entry.task).run(**SHORT, cell=entry.cell, train_all_steps=True)
         assert alone.seeds == outcome.seeds
     out = capsys.readouterr().out
     mean, half = statistics.mean_interval(np.array([seed.test['loss'] for seed in found[0][1].seeds]))
     assert f'{mean:.4g} ± {half:.2g}' in out
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('params', [300, 2000])
-def test_a_budget_makes_models_as_large_as_it_allows(params):
-    for cell in ('lstm', 'gru', 'simple', 'lru'):
-        defaults = compare.table_of(['adding'])[1]
-        entry = compare.entry_of(defaults | {'params': params}, 'adding', cell)
-        wider = entry.settings.flags | {'hidden': entry.hidden + 1}
-        assert entry.params <= params < compare.count_params(entry.study, wider)
+@pytest.mark.parametrize('cell', ['lstm', 'gru', 'simple', 'lru'])
+def test_a_budget_makes_models_as_large_as_it_allows(cell, params):
+    defaults = compare.table_of(['adding'])[1]
+    entry = compare.entry_of(defaults | {'params': params}, 'adding', cell)
+    wider = entry.settings.flags | {'hidden': entry.hidden + 1}
+    assert entry.params <= params < compare.count_params(entry.study, wider)
 
 
 def outcome_of(*pairs):
@@ -91,11 +94,6 @@ def test_a_comparison_goes_on_where_it_was_and_may_grow(in_tmp, monkeypatch, cap
     assert float(rows[0]['loss']) == pytest.approx(whole[0][1].seeds[0].test['loss'], rel=1e-6)
     with pytest.raises(UserError, match='--length=22.*--length=23'):
         compare.run(tasks=['adding'], cells=['gru'], **SHORT | {'length': 23}, workdir='b')
-
-
-def test_it_draws_a_panel_for_each_task(in_tmp):
-    compare.run(tasks=['adding', 'temporal_order'], cells=['gru'], **SHORT | {'plot': True}, workdir='w')
-    assert (in_tmp / 'w/curve.png').stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def test_a_fit_has_the_same_numbers(switch, plain):
         np.testing.assert_array_equal(found.best.step, plain.best.step)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('switch', ['jax_disable_jit', 'jax_enable_x64'], indirect=True)
 def test_a_run_of_td_finishes(switch, tmp_path):
     how = {'length': 2, 'hidden': 1, 'epochs': 2, 'plot': False, 'workdir': str(tmp_path)}
@@ -67,6 +68,7 @@ def test_a_length_without_a_sequence_makes_no_nan_on_the_device(switch):
     assert [name for name, value in outcome.seeds[0].test.items() if np.isnan(value)] == ['within/1']
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('switch', ['jax_debug_infs', 'jax_enable_x64'], indirect=True)
 def test_a_run_on_a_file_finishes(switch, tmp_path):
     (tmp_path / 'data').write_text('40')

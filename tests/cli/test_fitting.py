@@ -95,6 +95,7 @@ def test_python_and_the_command_line_do_the_same(trained):
         assert (trained / 'w' / name).read_bytes() == (trained / 'b' / name).read_bytes()
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('finished', [True, False])
 def test_a_file_that_changed_since_is_no_run_to_go_on_with(trained, finished, monkeypatch):
     if not finished:
@@ -106,6 +107,7 @@ def test_a_file_that_changed_since_is_no_run_to_go_on_with(trained, finished, mo
     assert KIND.run(**QUICK, workdir='w', overwrite=True)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(('steps', 'eval_every', 'looks'), [(11, 4, [4, 8]), (3, 50, [3]), (9, None, [4, 8])])
 def test_no_more_steps_are_taken_than_were_asked_for(data, steps, eval_every, looks):
     """The kind of the tests has an epoch of 4."""
@@ -156,6 +158,7 @@ def test_without_data_it_says_what_is_missing(in_tmp, capsys):
     assert '--data' in capsys.readouterr().err
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('drop', ['input_dropout', 'output_dropout', 'recurrent_dropout', 'drop_connect'])
 def test_dropout_acts_in_training_alone(data, drop):
     settings = KIND.check(QUICK | {drop: 0.5})

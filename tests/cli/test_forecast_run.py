@@ -184,6 +184,7 @@ def test_other_columns_are_refused_by_name(finished, in_tmp):
         predict.run(workdir=str(finished / 'run'), data='y.csv', out='o.csv', part='test')
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(
     ('flags', 'line', 'refused'),
     [({'thousands': ','}, '1,100', '1.100,0'), ({}, '985', '1.015')],

@@ -145,7 +145,7 @@ def stopped(monkeypatch, tmp_path):
     monkeypatch.setattr('benchmarks.bench.Bench.run', stop)
 
 
-@pytest.mark.representative(every=4)
+@pytest.mark.representative(every=7, first=3)
 @pytest.mark.parametrize(('name', 'flag'), [(name, flag) for name in MODULES for flag in flags_of(name)])
 def test_no_value_of_a_flag_ends_in_a_traceback(name, flag, stopped, capsys):
     module, accepted = module_of(name), 0

@@ -45,6 +45,7 @@ def stopped(in_tmp, monkeypatch):
 # --- refused before memory is taken ----------------------------------------------------------------
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(
     ('name', 'flags', 'words'),
     [
@@ -166,6 +167,7 @@ def measured(model, task, tx, chunk, replicas):
     return memory.peak_bytes(traced.jaxpr), sum(sizes)
 
 
+@pytest.mark.representative(every=2, first=1)
 @pytest.mark.parametrize(
     ('name', 'settings'),
     [

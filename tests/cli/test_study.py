@@ -143,7 +143,7 @@ def test_every_task_takes_every_cell(name, cell):
     assert outputs.shape[0] == settings.train.batch_size and outputs.shape[-1] == problem.spec.outputs
 
 
-@pytest.mark.representative(every=3)
+@pytest.mark.representative(every=5)
 @pytest.mark.parametrize('name', task_registry.NAMES)
 def test_every_task_trains_and_is_tested(name, capsys):
     """Two steps of a small model; the scores of what it never saw are numbers."""
@@ -222,6 +222,13 @@ def test_python_refuses_unknown_names_and_values_with_a_value_error():
 # --- what a seed needs -----------------------------------------------------------------------------
 
 
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+    """A run that nothing stopped, and its table."""
+    folder = tmp_path_factory.mktemp('straight') / 'a'
+    return temporal_order.run(**LEARNS, workdir=str(folder)), (folder / 'evals.csv').read_bytes()
+
+
 def test_a_run_by_hand_gives_the_same(in_tmp):
     """The looks, of each seed by itself through `training.train`; and the test, on the sequences of its split."""
     study = temporal_order.STUDY
@@ -248,9 +255,9 @@ def test_the_splits_are_different_sequences():
     assert one.looks.tobytes() == other.looks.tobytes() and one.seeds != other.seeds
 
 
-def test_training_stops_where_all_seeds_are_at_the_goal(in_tmp):
+def test_training_stops_where_all_seeds_are_at_the_goal(straight):
     """Far before the end; the number of sequences is that of the first look without an error."""
-    outcome = temporal_order.run(**LEARNS, workdir='w')
+    outcome, _ = straight
     needed = [seed.sequences for seed in outcome.seeds]
     assert None not in needed and len(set(needed)) > 1 and max(needed) < 1500 * 16 / 2
     assert outcome.looks.shape[1] * 25 * 16 == max(needed)
@@ -259,18 +266,16 @@ def test_training_stops_where_all_seeds_are_at_the_goal(in_tmp):
         assert (np.flatnonzero(wrong == 0)[0] + 1) * 25 * 16 == seed.sequences and seed.test['wrong'] < 0.05
 
 
-def test_to_the_end_trains_all_steps_and_tests_there(in_tmp):
-    short = LEARNS | {'steps': 600}
-    first, second = temporal_order.run(**short), temporal_order.run(**short, train_all_steps=True)
+def test_to_the_end_trains_all_steps_and_tests_there(straight):
+    first, second = straight[0], temporal_order.run(**LEARNS | {'steps': 600}, train_all_steps=True)
     assert [seed.sequences for seed in first.seeds] == [seed.sequences for seed in second.seeds]
     assert second.looks.shape[1] == 600 // 25 > first.looks.shape[1]
     np.testing.assert_array_equal(second.looks[:, : first.looks.shape[1]], first.looks)
     assert first.seeds[0].test['loss'] > second.seeds[0].test['loss']
 
 
-def test_until_moves_the_goal(in_tmp):
-    early = temporal_order.run(**LEARNS, success_threshold=0.5)
-    late = temporal_order.run(**LEARNS)
+def test_until_moves_the_goal(straight):
+    early, (late, _) = temporal_order.run(**LEARNS, success_threshold=0.5), straight
     assert all(a.sequences < b.sequences for a, b in zip(early.seeds, late.seeds, strict=True))
     for seed, looks in zip(early.seeds, early.looks, strict=True):
         wrong = looks[:, early.metrics.index('wrong')]
@@ -369,13 +374,6 @@ def test_same_flags_same_bytes_and_replicas_are_seeds_of_their_own(in_tmp):
     before = (in_tmp / 'a/evals.csv').read_bytes()
     temporal_order.run(**SHORT, workdir='a', overwrite=True)
     assert (in_tmp / 'a/evals.csv').read_bytes() == before
-
-
-@pytest.fixture(scope='module')
-def straight(tmp_path_factory):
-    """A run that nothing stopped, and its table."""
-    folder = tmp_path_factory.mktemp('straight') / 'a'
-    return temporal_order.run(**LEARNS, workdir=str(folder)), (folder / 'evals.csv').read_bytes()
 
 
 @pytest.mark.representative(every=3, first=1)

@@ -36,6 +36,7 @@ def run(compiled, seeds, *, steps, chunk):
     return losses.T[:count], *jax.tree.map(lambda x: np.asarray(x)[:count], end)
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('setup', td.SETUPS)
 def test_replicas_agree_with_single_runs(compiled_td, setup):
     """Six seeds, 200 steps: losses to absolute 1e-6, and to relative 1e-5 while they are above 1e-3."""
@@ -225,6 +226,7 @@ def test_echo_is_measured_on_other_sequences():
     )
 
 
+@pytest.mark.representative(every=2, first=1)
 @pytest.mark.parametrize('rates', [[0.01], [0.01, 0.02]])
 def test_the_table_has_the_learning_rate_of_a_schedule(rates):
     """Half a cosine, whose rate at the last step before a look is by hand."""
