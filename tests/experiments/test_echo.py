@@ -93,7 +93,7 @@ FLAGS = ('--dropout=0.3', '--layers=2', '--schedule=cosine', '--decay_steps=12',
 KINDS = {'stream': ('--feed=stream', '--length=300'), 'shuffle': ('--feed=shuffle', '--num_seeds=3', '--length=300')}
 
 
-@pytest.mark.representative(every=2, first=1)
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_ten_steps_are_five_and_a_new_process_and_five(kind, tmp_path):
     """With truncated backpropagation or shuffled epochs, dropout, a schedule and clipping, and another chunk size."""

@@ -143,6 +143,7 @@ def test_python_refuses_with_a_value_error():
 # --- what stays ------------------------------------------------------------------------------------
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(('setup', 'count'), [('one_to_one', 146), ('many_to_one', 170), ('many_to_many', 146)])
 def test_what_a_run_leaves_and_shows(setup, count, in_tmp, capsys):
     """metrics.csv, summary.json and curve.png, all in accord with what td.run returns in Python."""
@@ -169,6 +170,7 @@ def test_what_a_run_leaves_and_shows(setup, count, in_tmp, capsys):
     assert type(result.figure).__name__ == 'Figure' and result._repr_png_().startswith(b'\x89PNG')
 
 
+@pytest.mark.slow
 def test_same_flags_same_bytes_whatever_the_chunk(in_tmp):
     """Two processes, and one with another chunk, write the same metrics.csv."""
     for name, steps_per_call in (('a', 10), ('b', 10), ('c', 7)):
@@ -394,6 +396,7 @@ def test_a_signal_before_the_first_step_is_told(number, code, in_tmp, capsys, mo
     assert not (in_tmp / 'runs/td/many_to_many/.lock').exists()
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_a_bar(in_tmp):
     """On a pseudo-terminal rich draws; in a pipe there are at most ten plain lines."""
     pty = pytest.importorskip('pty', reason='a terminal needs POSIX')

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -36,11 +37,28 @@ def kind(request, in_tmp):
     return registry.module(request.param).KIND, {**QUICK, **flags, 'data': file}
 
 
-def test_it_learns_and_predicts_what_its_test_said_bit_for_bit(kind, capsys):
+@pytest.fixture(scope='module')
+def runs():
+    """Finished runs: name -> a folder, and what the command said."""
+    return {}
+
+
+@pytest.fixture
+def trained(kind, runs, in_tmp, tmp_path_factory, capsys):
+    """Leaves a finished run of the kind in w, which is trained once for all tests; returns what the command said."""
     kind, flags = kind
-    assert registry.find(kind.name).main(argv_of(flags | {'workdir': 'w'})) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert 'lstm(4)' in lines[-1]
+    if kind.name not in runs:
+        assert registry.find(kind.name).main(argv_of(flags | {'workdir': 'w'})) == 0
+        folder = shutil.copytree('w', tmp_path_factory.mktemp(kind.name) / 'w')
+        runs[kind.name] = folder, capsys.readouterr().out
+    else:
+        shutil.copytree(runs[kind.name][0], 'w')
+    return runs[kind.name][1]
+
+
+def test_it_learns_and_predicts_what_its_test_said_bit_for_bit(kind, trained):
+    kind, flags = kind
+    assert 'lstm(4)' in trained.splitlines()[-1]
     assert predict.main(['--workdir=w', f'--data={flags["data"]}', '--part=test', '--out=p.csv']) == 0
     own, again = rows_of('w/predictions.csv'), rows_of('p.csv')
     assert len(own) > 4 and again == own
@@ -93,10 +111,10 @@ def test_every_flag_has_a_help_and_the_module_shows_how_it_is_run(kind, capsys):
     assert f'seqjax {kind.name} --data=' in registry.module(kind.name).__doc__
 
 
+@pytest.mark.usefixtures('trained')
 def test_a_run_of_another_kind_reads_no_such_file(kind, capsys):
     """In one sentence: what the file is, or is not."""
-    kind, flags = kind
-    assert registry.find(kind.name).main(argv_of(flags | {'workdir': 'w'})) == 0
+    kind, _ = kind
     for other, (file, make, _) in KINDS.items():
         if other != kind.name and make is not None:
             make(importlib.import_module('pathlib').Path(file))
