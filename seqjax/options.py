@@ -17,9 +17,9 @@ def nearest(word: Any, known: Iterable[Any], show: Callable[[str], str] = repr) 
     ("; did you mean 'lstm'?", '; did you mean --hidden?')
     """
     words = [other for other in known if isinstance(other, str)]
-    words += [alias for alias, word in ALIASES.items() if word in words]
-    close = difflib.get_close_matches(word, words, 1) if isinstance(word, str) else []
-    return f'; did you mean {show(ALIASES.get(close[0], close[0]))}?' if close else ''
+    aliases = {alias: word for alias, word in ALIASES.items() if word in words and alias not in words}
+    close = difflib.get_close_matches(word, [*words, *aliases], 1) if isinstance(word, str) else []
+    return f'; did you mean {show(aliases.get(close[0], close[0]))}?' if close else ''
 
 
 def some(words: Iterable[str], most: int = 8) -> str:
