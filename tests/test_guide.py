@@ -57,6 +57,7 @@ def test_its_experiment_reaches_what_the_flagfile_says(followed):
     assert re.search(r'1 to 21\b.*gru\(8\): 10 of 10', done.stdout.splitlines()[-1]), done.stdout
 
 
+@pytest.mark.slow
 def test_its_test_and_its_doctest_pass_and_can_fail(followed):
     folder, _ = followed
     words = ('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--import-mode=importlib', '--noconftest')

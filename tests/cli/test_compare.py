@@ -31,7 +31,7 @@ def test_each_entry_is_the_run_of_its_own_experiment(cells, in_tmp, capsys):
     assert f'{mean:.4g} ± {half:.2g}' in out
 
 
-@pytest.mark.representative(1)
+@pytest.mark.representative(every=7)
 @pytest.mark.parametrize('params', [300, 2000])
 @pytest.mark.parametrize('cell', ['lstm', 'gru', 'simple', 'lru'])
 def test_a_budget_makes_models_as_large_as_it_allows(cell, params):

@@ -35,6 +35,7 @@ def plain():
     return test_fit.run(test_fit.noisy(), rate=0.1, steps=4, seeds=(0, 1))
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('switch', SWITCHES, indirect=True)
 def test_a_fit_has_the_same_numbers(switch, plain):
     found = test_fit.run(test_fit.noisy(), rate=0.1, steps=4, seeds=(0, 1))

@@ -127,7 +127,7 @@ def test_every_study_has_help_for_each_of_its_flags(name, capsys):
     assert study.name == name and f'experiments.{name} ' in module.__doc__
 
 
-@pytest.mark.representative(1)
+@pytest.mark.representative(every=17)
 @pytest.mark.parametrize('cell', models.CELLS)
 @pytest.mark.parametrize('name', task_registry.NAMES)
 def test_every_task_takes_every_cell(name, cell):
@@ -143,7 +143,7 @@ def test_every_task_takes_every_cell(name, cell):
     assert outputs.shape[0] == settings.train.batch_size and outputs.shape[-1] == problem.spec.outputs
 
 
-@pytest.mark.representative(every=5)
+@pytest.mark.representative(every=7)
 @pytest.mark.parametrize('name', task_registry.NAMES)
 def test_every_task_trains_and_is_tested(name, capsys):
     """Two steps of a small model; the scores of what it never saw are numbers."""
@@ -484,6 +484,7 @@ def test_a_task_of_another_module_has_flags_and_files(in_tmp, capsys):
     assert '--bits=x' in capsys.readouterr().err.replace('flag ', '')
 
 
+@pytest.mark.representative(every=3)
 @pytest.mark.parametrize(
     ('task', 'words'),
     [

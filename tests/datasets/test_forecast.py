@@ -341,6 +341,7 @@ def looped(answer, series, future, lag, horizon, origin):
     return np.array(values[origin + 1 :])[:, :2]
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize('lag', [1, 2, None])
 def test_feeding_back_is_reading_on(lag):
     rng = np.random.default_rng(0)

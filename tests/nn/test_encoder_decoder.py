@@ -251,7 +251,7 @@ def test_scheduled_sampling_draws_for_each_row_and_step():
     np.testing.assert_array_equal(logits[:, 0], np.repeat(logits[:1, 0], 2000, axis=0))
 
 
-@pytest.mark.representative(1)
+@pytest.mark.representative(every=4)
 @pytest.mark.parametrize('options', [{'layers': 2, 'dropout': 0.5}, {'recurrent_dropout': 0.5}, {'zoneout_h': 0.5}])
 @pytest.mark.parametrize('lengths', [LENGTHS, 0 * LENGTHS])
 def test_dropout_acts_with_a_stream_alone(options, lengths):

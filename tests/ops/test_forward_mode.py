@@ -81,7 +81,7 @@ def transformed(gates, backend, transform):
     return jax.jit(lambda x, t: TRANSFORMS[transform](lambda x: total(x, backend), x, t))(x, tangents_of(x))
 
 
-@pytest.mark.representative(1)
+@pytest.mark.representative(every=3)
 @pytest.mark.parametrize(
     ('gates', 'backend', 'transform'),
     [

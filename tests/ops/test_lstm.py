@@ -158,7 +158,7 @@ def test_a_backend_equals_the_plain_recurrence(backend, seed):
     assert_near(values_and_gradients(x, backend=backend, **options), plain(seed, shape), 1e-5)
 
 
-@pytest.mark.representative(every=3)
+@pytest.mark.representative(every=6)
 @pytest.mark.parametrize(
     ('backend', 'count'),
     [(name, k * CHUNK[name] + more) for name in CHUNK for k, more in ((1, -1), (1, 0), (1, 1), (2, 0), (2, 1))],

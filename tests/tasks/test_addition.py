@@ -40,6 +40,7 @@ def numbers(batch, reverse=True):
     return np.array([list(map(int, question.split('+'))) for question, _ in written(batch, reverse)])
 
 
+@pytest.mark.representative(1)
 @pytest.mark.parametrize('reverse', [True, False])
 @pytest.mark.parametrize('digits', [1, 3, 9])
 def test_answers_are_sums(digits, reverse):

@@ -56,6 +56,7 @@ def trained(kind, runs, in_tmp, tmp_path_factory, capsys):
     return runs[kind.name][1]
 
 
+@pytest.mark.representative(every=2)
 def test_it_learns_and_predicts_what_its_test_said_bit_for_bit(kind, trained):
     kind, flags = kind
     assert 'lstm(4)' in trained.splitlines()[-1]
@@ -111,6 +112,7 @@ def test_every_flag_has_a_help_and_the_module_shows_how_it_is_run(kind, capsys):
     assert f'seqjax {kind.name} --data=' in registry.module(kind.name).__doc__
 
 
+@pytest.mark.representative(every=2)
 @pytest.mark.usefixtures('trained')
 def test_a_run_of_another_kind_reads_no_such_file(kind, capsys):
     """In one sentence: what the file is, or is not."""
