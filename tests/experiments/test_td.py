@@ -65,7 +65,7 @@ WRONG = [
     ('--seed=4294967296', ['--seed=4294967296', '4294967295']),
     ('--overwrite=maybe', ['overwrite', 'maybe']),
     ('--epoch=5', ['--epoch', '--epochs']),
-    ('--nopictures', ['--nopictures', '--plot']),
+    ('--noplots', ['--noplots', '--plot']),
     ('--zzz=1', ['--zzz', '--help']),
     ('many_to_one', ["'many_to_one'", '--name=value']),
     ('--epochs', ['epochs', '--help']),

@@ -284,7 +284,7 @@ DAMAGES = {
         for name in ('layers', 'predictions', 'first_loss', 'last_loss', 'exact', 'finished')
     },
     'summary: no quantiles': ('num_seeds', lose('last_loss_quantiles')),
-    'summary: an empty share': ('num_seeds', change(num_seeds={})),
+    'summary: an empty share': ('num_seeds', change(seeds={})),
     'metrics: nothing': ('single', fill('metrics.csv', b'')),
     'metrics: the header alone': ('single', fill('metrics.csv', HEADER)),
     'metrics: other columns': ('single', fill('metrics.csv', b'a,b\n' + b'1,2\n' * EPOCHS)),
