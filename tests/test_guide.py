@@ -57,7 +57,6 @@ def test_its_experiment_reaches_what_the_flagfile_says(followed):
     assert re.search(r'1 to 21\b.*gru\(8\): 10 of 10', done.stdout.splitlines()[-1]), done.stdout
 
 
-@pytest.mark.slow
 def test_its_test_and_its_doctest_pass_and_can_fail(followed):
     folder, _ = followed
     words = ('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--import-mode=importlib', '--noconftest')
@@ -73,12 +72,12 @@ def test_its_test_and_its_doctest_pass_and_can_fail(followed):
         task.write_text(text)
 
 
-@pytest.mark.representative(every=3)
+@pytest.mark.representative(every=2)
 @pytest.mark.parametrize(
     'words',
     [
         ['lengths', '--task=majority', '--up_to=60', '--points=5', '--count=16'],
-        ['cells', '--tasks=majority', '--cells=gru,mingru'],
+        ['compare', '--tasks=majority', '--cells=gru,mingru'],
         ['run', '--task=majority'],
         ['run', '--task=seqjax.tasks.majority:majority'],
         ['sweep', '--experiment=majority', '--grid=hidden:4,8'],

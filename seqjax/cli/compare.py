@@ -36,7 +36,7 @@ from seqjax.runs.directory import Workdir
 from seqjax.tasks import synthetic
 from seqjax.training.success_results import Outcome
 
-NAME, TABLE = 'cells', 'compare.csv'
+NAME, TABLE = 'compare', 'compare.csv'
 FILES = (directory.SUMMARY, TABLE, directory.CURVE)
 WIDEST = 4096  # units that are tried for a budget of parameters
 OURS = ('workdir', 'overwrite', 'plot')  # of the whole comparison; each of its runs has a folder within

@@ -281,7 +281,7 @@ class DatasetExperiment:
         return Command(self.name, doc, self.run, FlagTable(self.FLAGS, self.defaults), self.default_workdir)
 
     def default_workdir(self, values: dict[str, Any]) -> dict[str, Any]:
-        what = 'cells' if values['cells'] else values['cell']
+        what = 'compare' if values['cells'] else values['cell']
         # Few steps decide --eval_every.
         eval_every = min(values['eval_every'] or MOST_EVERY, values['steps'])
         found = cli_default_workdir.default_workdir(

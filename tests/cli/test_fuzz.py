@@ -91,7 +91,7 @@ NAMING = (Place, Name, Many)
 OWN = {
     'run': ['task', 'cell', 'flagfile', 'unknown'],
     'lengths': ['task', *lengths.OWN, 'longest', 'flagfile', 'unknown'],
-    'cells': [*compare.OWN, 'hidden', 'workdir', 'length', 'flagfile', 'unknown'],
+    'compare': [*compare.OWN, 'hidden', 'workdir', 'length', 'flagfile', 'unknown'],
 }
 
 

@@ -75,7 +75,7 @@ def stopped(in_tmp, monkeypatch):
         ('lengths', '--up_to=100000 --count=100000', '--up_to=100000 --count=100000'),
         ('lengths', '--points=1000000000', '--points=1000000000'),
         ('lengths', '--task=adding', '--task=adding'),
-        ('cells', '--hidden=1000000 --tasks=parity', '--hidden=1000000'),
+        ('compare', '--hidden=1000000 --tasks=parity', '--hidden=1000000'),
         ('sweep', '--num_seeds=2147483647', '--num_seeds=2147483647'),
         (
             'sweep',

@@ -134,8 +134,7 @@ def wait_for_rows(folder, running):
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
-@pytest.mark.slow
-@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize('number', [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_peer_that_dies_or_hangs_ends_the_run_which_then_goes_on(number, tmp_path):
     """The others end by themselves, the hanging one found out by its heart; all started again come to the same end."""
     flags = ['--steps=100000', '--checkpoint_every=20', '--steps_per_call=20']
