@@ -246,9 +246,9 @@ def _picture(folder: Workdir, timings: Timings) -> None:
     try:
         figure = table.draw(timings)
     except ImportError:
-        print(plots.NO_PICTURE)
+        print(plots.NO_MATPLOTLIB)
         return
-    result_files.write_picture(folder, figure, PICTURE)
+    result_files.write_figure(folder, figure, PICTURE)
 
 
 # --- what is measured ------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class Bench:
         self.log = AppendLog(path, ','.join(Timing._fields) + '\n')
 
     def __enter__(self) -> Bench:
-        self.log.begin(None)
+        self.log.open(None)
         self.stack.callback(self.log.close)
         return self
 

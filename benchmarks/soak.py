@@ -161,7 +161,7 @@ def compare(folder: Path, other: Path) -> None:
     for top in (folder, other):
         found = {
             path.relative_to(top): CheckpointManager(path, writes=False)
-            for path in checkpoint_manager.stores(top / directory.CHECKPOINTS)
+            for path in checkpoint_manager.checkpoint_folders(top / directory.CHECKPOINTS)
         }
         ends.append({path: orbax_io.read_arrays(store.path(store.steps()[-1])) for path, store in found.items()})
     if ends[0].keys() != ends[1].keys():

@@ -31,7 +31,7 @@ from seqjax.reporting import text_tables
 from seqjax.runs import directory, result_files
 from seqjax.tasks import synthetic
 from seqjax.training import success_results
-from seqjax.training.success_results import Seed
+from seqjax.training.success_results import SeedResult
 
 NAME, TABLE, TEXT = 'claims', 'claims.csv', 'claims.md'
 FIELDS = ('Claim', 'Published', 'Measure', 'Quick')
@@ -102,7 +102,7 @@ def all_claims() -> dict[str, Claim]:
 # --- what came out ---------------------------------------------------------------------------------
 
 
-def _sequences(seeds: Sequence[Seed]) -> str:
+def _sequences(seeds: Sequence[SeedResult]) -> str:
     needed = np.array([seed.sequences for seed in seeds if seed.sequences is not None], float)
     wrong = np.mean([seed.test[synthetic.WRONG] for seed in seeds])
     if not len(needed):
@@ -110,29 +110,29 @@ def _sequences(seeds: Sequence[Seed]) -> str:
     return f'{text_tables.format_interval(needed, ",.0f", ",.0f")} sequences; {wrong:.2%} wrong'
 
 
-def _loss(seeds: Sequence[Seed]) -> str:
+def _loss(seeds: Sequence[SeedResult]) -> str:
     return f'loss {text_tables.format_interval(np.array([seed.test["loss"] for seed in seeds]))}'
 
 
-def _excess(seeds: Sequence[Seed]) -> str:
+def _excess(seeds: Sequence[SeedResult]) -> str:
     """How far above the floor, in its own measure: the loss less the excess is what the law itself has there."""
     over = [seed.test['excess'] / (seed.test['loss'] - seed.test['excess']) for seed in seeds]
     return f'{text_tables.format_interval(np.array(over), ".2%", ".2%")} above the floor'
 
 
-def _exact(seeds: Sequence[Seed]) -> str:
+def _exact(seeds: Sequence[SeedResult]) -> str:
     right = 1 - np.array([seed.test[synthetic.WRONG] for seed in seeds])
     return f'{text_tables.format_interval(right, ".2%", ".2%")} right'
 
 
-def _lengths(seeds: Sequence[Seed]) -> str:
+def _lengths(seeds: Sequence[SeedResult]) -> str:
     """Over all lengths that were tested beyond those trained on, see `seqjax.cli.lengths`."""
     _, right = lengths.curves(seeds, lengths.BEYOND)
     mean, solved = text_tables.format_interval(right.mean(1), '.1%', '.1%'), lengths.count_solved(right)
     return f'mean {mean}, best {right.mean(1).max():.1%}; {solved} of {len(seeds)} at {lengths.SOLVED:.0%}'
 
 
-MEASURES: dict[str, Callable[[Sequence[Seed]], str]] = {
+MEASURES: dict[str, Callable[[Sequence[SeedResult]], str]] = {
     'sequences': _sequences,
     'loss': _loss,
     'excess': _excess,
@@ -143,7 +143,7 @@ MEASURES: dict[str, Callable[[Sequence[Seed]], str]] = {
 
 def row_of(claim: Claim, summary: Mapping[str, Any]) -> ClaimRow:
     """A line of the table, from what a finished run left."""
-    seeds, flags = [success_results.seed_of(held) for held in summary['seeds']], summary['flags']
+    seeds, flags = [success_results.from_json(held) for held in summary['seeds']], summary['flags']
     reached = sum(seed.sequences is not None for seed in seeds)
     most = flags['steps'] * flags['batch_size']
     seconds = summary['seconds']

@@ -94,7 +94,7 @@ class EchoExperiment(FixedStepsExperiment):
             named = f'{shares[0]:.1%} of {answers.count:,} symbols of other sequences are named rightly'
             return f'{text}{named}; {by_chance}.'
         right, count = sum(share >= RIGHT for share in shares), len(shares)
-        low, high = statistics.share_interval(right, count)
+        low, high = statistics.wilson_interval(right, count)
         return (
             f'{text}{right:,} of {count:,} seeds ({right / count:.1%}; 95% interval {low:.1%} to {high:.1%}) name at '
             f'least {RIGHT:.0%} of {answers.count:,} symbols of other sequences rightly; the median seed names '

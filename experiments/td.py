@@ -119,7 +119,7 @@ class TdExperiment(FixedStepsExperiment):
             'count': count,
             'exact': solved,
             'share': solved / count,
-            'interval': statistics.share_interval(solved, count),
+            'interval': statistics.wilson_interval(solved, count),
             'diverged': int((~np.isfinite(losses[:, -1])).sum()),
         }
         reference = read_reference(settings)
@@ -156,7 +156,7 @@ class TdExperiment(FixedStepsExperiment):
         print('target  prediction' + (' of the first seed  right in' if many else ''))
         for i, target in enumerate(targets[:SHOWN]):
             values = predictions[..., i]
-            line = f'{_words(targets[i : i + 1]):>6}  {text_tables.tenths(values[0] if many else values):>10}'
+            line = f'{_words(targets[i : i + 1]):>6}  {text_tables.format_tenths(values[0] if many else values):>10}'
             if many:
                 line += f'{exact(values[:, None], target[None]).mean():>27.1%}'
             print(line)
@@ -237,7 +237,7 @@ def _words(sequence: np.ndarray) -> str:
     """The first numbers of a sequence, with the decimals that they have, up to four: 0.0 0.25 0.5."""
     words = []
     for x in sequence[:SHOWN]:
-        short, long = text_tables.tenths(x), f'{round(float(x), 4):g}'
+        short, long = text_tables.format_tenths(x), f'{round(float(x), 4):g}'
         words.append(short if float(short) == float(long) else long)
     return ' '.join(words) + (f' ... ({len(sequence):,} numbers)' if len(sequence) > SHOWN else '')
 

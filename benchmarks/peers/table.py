@@ -163,7 +163,7 @@ def _draw_growth(axis: Any, timings: Timings) -> None:
     for i, what in enumerate(shown):
         sizes, seconds = timings.curve(what)
         label = f'{what}: {round(timings.exponent(what), 2) + 0.0:.2f}'
-        axis.plot(sizes, seconds, 'o-', color=plots.shade(i / max(len(shown) - 1, 1)), markersize=3, label=label)
+        axis.plot(sizes, seconds, 'o-', color=plots.curve_color(i / max(len(shown) - 1, 1)), markersize=3, label=label)
     scale = 'log' if shown else 'linear'
     axis.set(xscale=scale, yscale=scale, xlabel='T, B, H or replicas', ylabel='seconds')
     if shown:

@@ -26,8 +26,8 @@ def begin() -> None:
     nothing has begun without a traceback of the imports.
     """
     gc.disable()
-    for number in signals.CODES:
-        signal.signal(number, signals.end_at_once)
+    for number in signals.EXIT_CODES:
+        signal.signal(number, signals.exit_immediately)
 
 
 def overview() -> str:

@@ -62,7 +62,7 @@ def run(
     if settings['workdir'] is None:
         raise UserError('--workdir is missing: the folder of the run')
     folder = files.expand('workdir', settings['workdir']) / directory.CHECKPOINTS / (settings['place'] or '')
-    found = {path: verify_all(path) for path in checkpoint_manager.stores(folder)}
+    found = {path: verify_all(path) for path in checkpoint_manager.checkpoint_folders(folder)}
     if not found:
         raise UserError(f'{folder} holds no checkpoint; --workdir is the folder that a run had')
     for path, rows in found.items():

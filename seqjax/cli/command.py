@@ -106,8 +106,8 @@ def join(text: str, heartbeat_timeout: int) -> None:
         raise UserError(f'--distributed={text} cannot be: {error.strerror}; choose another port') from error
     except RuntimeError as error:
         raise UserError(f'--distributed={text} cannot join: {" ".join(str(error).split())[:200]}') from error
-    signals.take_back()
-    if text != multihost.OFF and not multihost.is_first():
+    signals.restore_python_handlers()
+    if text != multihost.OFF and not multihost.is_process0():
         sys.stdout = open(os.devnull, 'w', errors='backslashreplace')  # noqa: SIM115
 
 
@@ -193,7 +193,7 @@ def main(command: Command, argv: list[str] | None, called: str) -> int:
         values = command.complete(parsed)
         together = {word: values.pop(word) for word in flag_tables.ALONE if word in values}
         compilation_cache.keep_compiled(values.pop('compilation_cache'))
-        with signals.asked(later=False):
+        with signals.handle_signals(defer=False):
             if together:
                 use_cores(values['mesh'], together['distributed'])
                 join(together['distributed'], together['heartbeat_timeout'])
@@ -208,13 +208,13 @@ def main(command: Command, argv: list[str] | None, called: str) -> int:
         return USER_ERROR
     except (Terminated, Interrupted) as stopped:
         print(f'\n{name}: {stopped.message}', file=sys.stderr)
-        return signals.code(stopped)
+        return signals.exit_code(stopped)
     except jax.errors.JaxRuntimeError as error:
-        if not multihost.several():
+        if not multihost.is_multiprocess():
             raise
         reason = ' '.join(str(error).split())[:200]
         print(f'{name}: another process of the run is gone ({reason}); start all of them again', file=sys.stderr)
-        return signals.CODES[signal.SIGTERM]  # so that a scheduler does
+        return signals.EXIT_CODES[signal.SIGTERM]  # so that a scheduler does
     except OSError as error:
         if error.filename is not None:  # a file: ours to handle, and not handled
             raise

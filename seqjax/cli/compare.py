@@ -34,7 +34,7 @@ from seqjax.reporting import plots, statistics, text_tables
 from seqjax.runs import directory, result_files
 from seqjax.runs.directory import Workdir
 from seqjax.tasks import synthetic
-from seqjax.training.success_results import Outcome
+from seqjax.training.success_results import SuccessResults
 
 NAME, TABLE = 'compare', 'compare.csv'
 FILES = (directory.SUMMARY, TABLE, directory.CURVE)
@@ -112,14 +112,14 @@ def run(**values: Any) -> list[Any]:
     # Tasks and cells may be added to a comparison; what a run of it depends on, that run compares itself.
     shared = {name: value for name, value in settings.items() if name not in ('tasks', 'cells')}
 
-    def train(entry: Entry, folder: Workdir) -> tuple[Entry, Outcome]:
+    def train(entry: Entry, folder: Workdir) -> tuple[Entry, SuccessResults]:
         print(f'{entry.task}, {entry.cell}({entry.hidden}), {entry.params:,} parameters')
         path = None if folder.path is None else str(folder.path / entry.folder)
         one = entry.settings.replace(workdir=path)
         with directory.open_workdir(one.flags, entry.study.name) as (inner, summary):
             return entry, entry.study.outcome(entry.study.problem(one.options), one, inner, summary)
 
-    def show(folder: Workdir, found: Sequence[tuple[Entry, Outcome]]) -> None:
+    def show(folder: Workdir, found: Sequence[tuple[Entry, SuccessResults]]) -> None:
         print('\n'.join(['', *table_lines(found), '', *difference_lines(found)]))
         if settings['plot']:
             _picture(folder, found)
@@ -161,7 +161,10 @@ def _widest(study: TaskExperiment, settings: dict[str, Any], params: int) -> int
     return fits
 
 
-def table_lines(found: Sequence[tuple[Entry, Outcome]]) -> Iterator[str]:
+# --- what is shown ---------------------------------------------------------------------------------
+
+
+def table_lines(found: Sequence[tuple[Entry, SuccessResults]]) -> Iterator[str]:
     """A row for each cell on each task: what the seeds end with, on sequences that they never saw."""
     seeds = len(found[0][1].seeds)
     yield f'mean of {seeds} seeds, and its 95% interval\n'
@@ -175,7 +178,7 @@ def table_lines(found: Sequence[tuple[Entry, Outcome]]) -> Iterator[str]:
         )
 
 
-def difference_lines(found: Sequence[tuple[Entry, Outcome]]) -> Iterator[str]:
+def difference_lines(found: Sequence[tuple[Entry, SuccessResults]]) -> Iterator[str]:
     """Each cell against the first one, seed by seed: they had the same sequences, in the same order."""
     yield 'differences over the same seeds, mean and 95% interval: below 0, the first of the two is better\n'
     for entry, outcome in found:
@@ -192,7 +195,7 @@ def difference_lines(found: Sequence[tuple[Entry, Outcome]]) -> Iterator[str]:
         )
 
 
-def values_of(outcome: Outcome) -> np.ndarray:
+def values_of(outcome: SuccessResults) -> np.ndarray:
     """[2, R]: the loss and the share of wrong answers that each seed ends with."""
     return np.array([[seed.test[name] for seed in outcome.seeds] for name in ('loss', synthetic.WRONG)])
 
@@ -204,29 +207,29 @@ def _finite(values: np.ndarray) -> tuple[np.ndarray, str]:
     return values[:, finite] if finite.any() else np.full((2, 1), np.nan), failed
 
 
-def _picture(folder: Workdir, found: Sequence[tuple[Entry, Outcome]]) -> None:
+def _picture(folder: Workdir, found: Sequence[tuple[Entry, SuccessResults]]) -> None:
     """A panel for each task: the metric of its goal by sequences, the median of each cell with its interval."""
     tasks = list(dict.fromkeys(entry.task for entry, _ in found))
     try:
         figure, axes = plots.new_figure(len(tasks), f'Median of {len(found[0][1].seeds)} seeds with its 95% interval')
     except ImportError:
-        print('\n' + plots.NO_PICTURE)
+        print('\n' + plots.NO_MATPLOTLIB)
         return
     for axis, task in zip(axes, tasks, strict=True):
         mine = [(entry, outcome) for entry, outcome in found if entry.task == task]
         for i, (entry, outcome) in enumerate(mine):
             metric = task_report.goal_of(entry.study.problem(entry.settings.options), entry.settings).metric
-            looks = outcome.looks[:, :, outcome.metrics.index(metric)]
+            looks = outcome.evals[:, :, outcome.metrics.index(metric)]
             curve = np.array([statistics.median_interval(values) for values in looks.T])
             steps = entry.settings.train.eval_every * entry.settings.train.batch_size * np.arange(1, len(curve) + 1)
             plots.draw_band(axis, steps, curve, i, len(mine), f'{entry.cell}({entry.hidden})')
         what = 'fraction of wrong answers' if metric == synthetic.WRONG else metric
         axis.set(xlabel='training sequences', ylabel=what)
         plots.add_legend(axis, task)
-    result_files.write_picture(folder, figure)
+    result_files.write_figure(folder, figure)
 
 
-def _write(folder: Workdir, found: Sequence[tuple[Entry, Outcome]]) -> None:
+def _write(folder: Workdir, found: Sequence[tuple[Entry, SuccessResults]]) -> None:
     """compare.csv: a row for each seed."""
 
     def rows() -> Iterator[list[Any]]:

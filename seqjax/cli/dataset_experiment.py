@@ -36,7 +36,7 @@ from seqjax.runs.directory import Workdir
 from seqjax.training import fit_results, programs, run_summary, sharding
 from seqjax.training import replicas as training_replicas
 from seqjax.training.compiled_run import CompiledRun
-from seqjax.training.fit_results import Fit
+from seqjax.training.fit_results import FitResult
 from seqjax.types import Best, EarlyStopping, ModelSpec, Task
 
 STEPS = 'steps'
@@ -253,7 +253,7 @@ class DatasetExperiment:
         folder.write_summary(summary | {'finished': True} | ended)
         return result
 
-    def _fit(self, dataset: Dataset, model: nn.Module, settings: Settings, folder: Workdir) -> tuple[Fit, int]:
+    def _fit(self, dataset: Dataset, model: nn.Module, settings: Settings, folder: Workdir) -> tuple[FitResult, int]:
         """Trains every seed, and tells the steps between two looks."""
         eval_every = settings.train.eval_every
         steps = settings.train.steps // eval_every * eval_every
@@ -303,21 +303,21 @@ def _compile(model: nn.Module, task: Task, settings: Settings, folder: Workdir, 
 def _devices(num_seeds: int) -> str | None:
     """A model that learns from a file has enough to do for a core: seeds share all of them."""
     count = min(num_seeds, len(jax.devices()))
-    return f'{sharding.DATA}:{count}' if count > 1 and not multihost.several() else None
+    return f'{sharding.DATA}:{count}' if count > 1 and not multihost.is_multiprocess() else None
 
 
 def _tested(
-    dataset: Dataset, model: nn.Module, settings: Settings, found: Fit, params: int, folder: Workdir
+    dataset: Dataset, model: nn.Module, settings: Settings, found: FitResult, params: int, folder: Workdir
 ) -> CellResult:
     """The one look at the test part."""
-    program, items, chosen = dataset_test.answering(model, dataset.answers), [], found.chosen()
+    program, items, chosen = dataset_test.answering(model, dataset.answers), [], found.best_seed()
     for i in range(len(found.seeds)):
-        answers = program(fit_results.of_seed(found.best, i), dataset.test.batches)
+        answers = program(fit_results.select_seed(found.best, i), dataset.test.batches)
         items.append(dataset.items(answers))
         if i == chosen:
             of_chosen = answers
     theirs = {name: score('test') for name, score in dataset.baselines.items()}
-    gains = {name: significance.gain(dataset.measure, items, its) for name, its in theirs.items()}
+    gains = {name: significance.improvement(dataset.measure, items, its) for name, its in theirs.items()}
     values = np.array([dataset_test.measure_value(dataset.measure, one) for one in items])
     baselines = {name: dataset_test.measure_value(dataset.measure, its) for name, its in theirs.items()}
     result = CellResult(
@@ -330,7 +330,7 @@ def _tested(
         gains,
         int(found.seeds[chosen]),
         list(dataset.tell(of_chosen)),
-        significance.best(dataset.measure, dataset_test.validation_values(dataset)),
+        significance.best_name(dataset.measure, dataset_test.validation_values(dataset)),
     )
     result_files.write_table(folder, dataset_report.PREDICTIONS, *dataset.test.table(of_chosen))
     if settings.run.plot:

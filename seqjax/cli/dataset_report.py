@@ -12,7 +12,7 @@ from seqjax.reporting import plots, significance, statistics, text_tables
 from seqjax.reporting.significance import Improvement
 from seqjax.runs import result_files
 from seqjax.runs.directory import Workdir
-from seqjax.training.fit_results import Fit
+from seqjax.training.fit_results import FitResult
 from seqjax.types import Arrays
 
 PREDICTIONS, COMPARED = 'predictions.csv', 'compare.csv'
@@ -35,7 +35,10 @@ class CellResult(NamedTuple):
 
 def plain(result: CellResult) -> dict[str, Any]:
     """As JSON has it."""
-    gains = {name: [gain.mean, gain.half if math.isfinite(gain.half) else None] for name, gain in result.gains.items()}
+    gains = {
+        name: [gain.mean, gain.half_width if math.isfinite(gain.half_width) else None]
+        for name, gain in result.gains.items()
+    }
     return result._asdict() | {'values': result.values.tolist(), 'gains': gains}
 
 
@@ -81,11 +84,11 @@ def conclusion(measure: Measure, result: CellResult) -> str:
 
     Where another baseline is better on the test part, and the model does not clearly beat that one, the line says so.
     """
-    best = significance.best(measure, result.baselines)
+    best = significance.best_name(measure, result.baselines)
     whom = result.baseline or best
-    line = significance.sentence(measure, result.gains[whom], _who(result), whom)
+    line = significance.verdict(measure, result.gains[whom], _who(result), whom)
     gain = result.gains[best]
-    if best != whom and not (gain.clear and gain.mean > 0):
+    if best != whom and not (gain.significant and gain.mean > 0):
         value = f'{result.baselines[best]:{measure.spec}}'
         line += f'; {whom} is the best baseline on validation, but on the test part {best} is better ({value})'
     return line + '.'
@@ -103,25 +106,25 @@ def write_compared(folder: Workdir, results: Sequence[CellResult], measure: Meas
 
 
 def picture(
-    folder: Workdir, dataset: Dataset, found: Fit, result: CellResult, answers: Arrays, settings: Settings
+    folder: Workdir, dataset: Dataset, found: FitResult, result: CellResult, answers: Arrays, settings: Settings
 ) -> None:
     """What each seed makes of training and validation, what the test says, and what the kind shows of it."""
     try:
         count = 2 + (dataset.figure_data is not None)
         figure, axes = plots.new_figure(count, f'{dataset.name}: {_who(result)}')
     except ImportError:
-        print('\n' + plots.NO_PICTURE)
+        print('\n' + plots.NO_MATPLOTLIB)
         return
     _draw_looks(axes[0], found)
     _draw_values(axes[1], dataset.measure, result)
     if dataset.figure_data is not None:
         plots.draw_test(axes[2], dataset.figure_data(answers))
-    result_files.write_picture(folder, figure)
+    result_files.write_figure(folder, figure)
 
 
-def _draw_looks(axis: Any, found: Fit) -> None:
+def _draw_looks(axis: Any, found: FitResult) -> None:
     for name, style, color in (('loss', '--', plots.GREY), ('validation/loss', '-', plots.BLUE)):
-        for i, curve in enumerate(found.looks[:, :, found.metrics.index(name)]):
+        for i, curve in enumerate(found.evals[:, :, found.metrics.index(name)]):
             label = {'loss': 'training'}.get(name, 'validation') if i == 0 else None
             axis.plot(np.arange(1, len(curve) + 1), curve, style, color=color, lw=0.8, label=label)
     axis.set(xlabel='evaluation', ylabel='loss of each seed')

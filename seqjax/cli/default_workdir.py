@@ -40,7 +40,7 @@ def default_workdir(
     """
     if values['workdir'] is not None:
         return values
-    ignored = {*directory.NO_NUMBER, *named, steps, 'data'}
+    ignored = {*directory.NON_SEMANTIC_FLAGS, *named, steps, 'data'}
     counted = [name for name in values if name in defaults and name not in ignored]
     differing = {name: values[name] for name in counted if values[name] != defaults[name]}
     parts = [safe_name(name) for name in names]

@@ -226,10 +226,10 @@ class FixedStepsExperiment(abc.ABC):
         try:
             figure, axes = plots.new_figure(self.panels, self.title(run.settings))
         except ImportError:
-            print('\n' + plots.NO_PICTURE)
+            print('\n' + plots.NO_MATPLOTLIB)
             return None
         self.draw(axes, run)
-        result_files.write_picture(folder, figure)
+        result_files.write_figure(folder, figure)
         return figure
 
     def command(self, doc: str) -> Command:

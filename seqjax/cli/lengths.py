@@ -26,8 +26,8 @@ from seqjax.runs.directory import Workdir
 from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SyntheticTask
 from seqjax.training import evaluation
-from seqjax.training.seeds import Test
-from seqjax.training.success_results import Outcome, Seed
+from seqjax.training.seeds import TestFn
+from seqjax.training.success_results import SeedResult, SuccessResults
 from seqjax.types import Mean, Task, TrainState
 
 WITHIN, BEYOND = 'within', 'beyond'  # what was trained on: where a tested length lies
@@ -79,7 +79,7 @@ class Lengths(TaskExperiment):
             raise UserError(f'--up_to={flags["up_to"] or size}: {error}') from error
         return numbers + needed + memory.peak_bytes(program) // 4, tested
 
-    def test(self, problem: SyntheticTask, model: nn.Module, task: Task, settings: Settings) -> tuple[Test, Any]:
+    def test(self, problem: SyntheticTask, model: nn.Module, task: Task, settings: Settings) -> tuple[TestFn, Any]:
         points, longest = lengths_of(problem, settings), trained(problem)
         key = jax.random.key(task_setup.SPLITS[settings.train.split])
 
@@ -99,7 +99,7 @@ class Lengths(TaskExperiment):
 
         return test, key
 
-    def show(self, outcome: Outcome, settings: Settings) -> None:
+    def show(self, outcome: SuccessResults, settings: Settings) -> None:
         """The share of sequences that are answered rightly, for some of the lengths."""
         lengths, right = curves(outcome.seeds)
         shown = np.unique(np.linspace(0, len(lengths) - 1, 9).round().astype(int))
@@ -108,10 +108,10 @@ class Lengths(TaskExperiment):
         for name, values in rows.items():
             print(f'{name:>10}' + ''.join(f'{values[i]:>8.1%}' for i in shown))
 
-    def conclusion(self, problem: SyntheticTask, outcome: Outcome, settings: Settings) -> str:
+    def conclusion(self, problem: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
         lengths, right = curves(outcome.seeds, BEYOND)
         scores, solved, count = right.mean(1), count_solved(right), len(right)
-        low, high = statistics.share_interval(solved, count)
+        low, high = statistics.wilson_interval(solved, count)
         mean = text_tables.format_interval(scores, '.1%', '.1%')
         return (
             f'{problem.name}, {settings.model.title}, trained to length {trained(problem)}: at '
@@ -120,22 +120,22 @@ class Lengths(TaskExperiment):
             f'{low:.1%} to {high:.1%}) answer at least {SOLVED:.0%} at every one of them.'
         )
 
-    def draw(self, folder: Workdir, problem: SyntheticTask, outcome: Outcome, settings: Settings) -> None:
+    def draw(self, folder: Workdir, problem: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
         """The share answered rightly against the length: every seed, and their mean."""
         try:
             title = f'{problem.name}, length generalization: {settings.model.title}'
             figure, (axis,) = plots.new_figure(1, title, 8)
         except ImportError:
-            print('\n' + plots.NO_PICTURE)
+            print('\n' + plots.NO_MATPLOTLIB)
             return
         lengths, right = curves(outcome.seeds)
         for i, curve in enumerate(right):
-            axis.plot(lengths, curve, color=plots.shade(i / max(len(right) - 1, 1)), lw=0.8, alpha=0.7)
+            axis.plot(lengths, curve, color=plots.curve_color(i / max(len(right) - 1, 1)), lw=0.8, alpha=0.7)
         axis.plot(lengths, right.mean(0), color='black', label='mean over seeds')
         axis.axvline(trained(problem), color=plots.GREY, ls=':', label='longest training length')
         axis.set(xlabel='sequence length', ylabel='fraction of correct answers, each seed', ylim=(-0.02, 1.02))
         plots.add_legend(axis)
-        result_files.write_picture(folder, figure)
+        result_files.write_figure(folder, figure)
 
 
 def trained(problem: SyntheticTask) -> int:
@@ -161,7 +161,7 @@ def padded(lengths: Sequence[int]) -> dict[int, list[int]]:
     return found
 
 
-def curves(seeds: Sequence[Seed], *places: str) -> tuple[np.ndarray, np.ndarray]:
+def curves(seeds: Sequence[SeedResult], *places: str) -> tuple[np.ndarray, np.ndarray]:
     """Lengths [L] of which there are sequences, and the share that each seed answers rightly, [R, L].
 
     `places` are WITHIN what was trained on and BEYOND it; both by default.

@@ -116,7 +116,7 @@ def load(workdir: str, seed: int | None = None) -> TrainedModel:
     place = seeds.tolist().index(seed)
     if not np.isfinite(best.value[place]):
         raise UserError(f'--seed={seed} of {workdir} never had a finite loss; choose another')
-    one = fit_results.of_seed(best, place)
+    one = fit_results.select_seed(best, place)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((one.params, one.variables))):
         raise UserError(
             f'{folder.file(fit_results.MODELS)} has parameters of seed {seed} that are not finite; train it again'

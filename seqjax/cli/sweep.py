@@ -193,7 +193,7 @@ class SharedProgram(NamedTuple):
             compiled,
             [run.seed for run in runs],
             [values, ProgressBar(bar, label=lambda session: folder(session.group))],
-            place=folder,
+            subfolder=folder,
             override=override,
         )
         return list(self._rows(runs, names, values.groups, compiled, free))
@@ -281,12 +281,12 @@ def _lines(names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, A
     end = max(row.step for row in rows)
     words = {setting: _words(names, setting) for setting in dict.fromkeys(row.setting for row in rows)}
     width = max(map(len, words.values()))
-    seeds, few = settings['num_seeds'], settings['num_seeds'] < statistics.FEWEST
+    seeds, few = settings['num_seeds'], settings['num_seeds'] < statistics.MIN_MEDIAN_COUNT
     if _is_share(rows):
         yield f'{settings["metric"]} at step {end:,}: the share of {seeds:,} seeds and its 95% interval\n'
         for setting, said in words.items():
             count = sum(int(row.value) for row in rows if row.setting == setting and row.step == end)
-            low, high = statistics.share_interval(count, seeds)
+            low, high = statistics.wilson_interval(count, seeds)
             yield f'{said:<{width}}  {count:>6,} of {seeds:,}  {count / seeds:.1%} ({low:.1%} to {high:.1%})'
         return
     interval = 'their range' if few else 'its 95% interval'
@@ -311,7 +311,7 @@ def _picture(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], se
     try:
         figure, (axis,) = plots.new_figure(1, f'{settings["experiment"]}: {what} of {settings["num_seeds"]:,} seeds', 8)
     except ImportError:
-        print('\n' + plots.NO_PICTURE)
+        print('\n' + plots.NO_MATPLOTLIB)
         return
     found = list(dict.fromkeys(row.setting for row in rows))
     for i, setting in enumerate(found):
@@ -325,7 +325,7 @@ def _picture(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], se
     )
     if len(found) <= 12:
         plots.add_legend(axis)
-    result_files.write_picture(folder, figure)
+    result_files.write_figure(folder, figure)
 
 
 def _curve(rows: Sequence[SweepRow], share: bool) -> tuple[list[int], np.ndarray]:
@@ -334,7 +334,7 @@ def _curve(rows: Sequence[SweepRow], share: bool) -> tuple[list[int], np.ndarray
     for row in rows:
         by_step.setdefault(row.step, []).append(row.value)
     if share:
-        intervals = [(statistics.share_interval(int(sum(x)), len(x)), sum(x) / len(x)) for x in by_step.values()]
+        intervals = [(statistics.wilson_interval(int(sum(x)), len(x)), sum(x) / len(x)) for x in by_step.values()]
         return list(by_step), np.array([(low, middle, high) for (low, high), middle in intervals])
     return list(by_step), np.array([statistics.median_interval(np.array(values)) for values in by_step.values()])
 

@@ -32,8 +32,8 @@ from seqjax.runs.directory import Workdir
 from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SyntheticTask
 from seqjax.training import programs, replicas, run_summary, seeds, success_results
-from seqjax.training.seeds import Test
-from seqjax.training.success_results import Outcome
+from seqjax.training.seeds import TestFn
+from seqjax.training.success_results import SuccessResults
 from seqjax.types import Batch, Task
 
 STEPS = 'steps'
@@ -135,7 +135,7 @@ class TaskExperiment:
         )
         return settings
 
-    def run(self, **values: Any) -> Outcome:
+    def run(self, **values: Any) -> SuccessResults:
         """Trains every seed until it has reached the goal, and tests it on sequences that it never saw.
 
         Every argument is a flag of the command line. Without `workdir` nothing is kept.
@@ -159,11 +159,11 @@ class TaskExperiment:
 
     def outcome(
         self, problem: SyntheticTask, settings: Settings, folder: Workdir, summary: Mapping[str, Any] | None
-    ) -> Outcome:
+    ) -> SuccessResults:
         """Trains and tests every seed, and leaves everything but the picture in the folder; or reads what it holds."""
         sequences = settings.train.eval_every * settings.train.batch_size
         if summary is not None:
-            return success_results.read_outcome(folder, summary, sequences)
+            return success_results.read_results(folder, summary, sequences)
         start, model = (
             time.perf_counter(),
             task_setup.make_model(problem.spec, settings.model, synthetic.input_shapes(problem)),
@@ -181,7 +181,7 @@ class TaskExperiment:
         ended = {
             'seconds': seconds,
             'metrics': outcome.metrics,
-            'seeds': [success_results.plain(seed) for seed in outcome.seeds],
+            'seeds': [success_results.to_json(seed) for seed in outcome.seeds],
         }
         folder.write_summary(summary | {'finished': True} | ended)
         return outcome
@@ -194,7 +194,7 @@ class TaskExperiment:
         settings: Settings,
         folder: Workdir,
         device: str,
-    ) -> Outcome:
+    ) -> SuccessResults:
         """Trains and tests every seed."""
         config = settings.train
         run = task_setup.compile_seeds(model, task, config, settings.run, folder, config.steps)
@@ -211,11 +211,11 @@ class TaskExperiment:
             train_all_steps=config.train_all_steps,
         )
 
-    def test(self, problem: SyntheticTask, model: nn.Module, task: Task, settings: Settings) -> tuple[Test, Any]:
+    def test(self, problem: SyntheticTask, model: nn.Module, task: Task, settings: Settings) -> tuple[TestFn, Any]:
         """Returns the test of a seed, and the held-out data that it is called with."""
-        return seeds.on_batch(model, task, task_setup.TESTED), task_setup.unseen(problem, settings.train.split)
+        return seeds.batch_test(model, task, task_setup.TESTED), task_setup.unseen(problem, settings.train.split)
 
-    def show(self, outcome: Outcome, settings: Settings) -> None:
+    def show(self, outcome: SuccessResults, settings: Settings) -> None:
         """A row for each seed."""
         names = list(outcome.seeds[0].test)
         print(' seed  sequences to the goal' + ''.join(f'  {name:>12}' for name in names))
@@ -225,7 +225,7 @@ class TaskExperiment:
         if len(outcome.seeds) > SHOWN:
             print(f'  ... {len(outcome.seeds) - SHOWN:,} more')
 
-    def conclusion(self, problem: SyntheticTask, outcome: Outcome, settings: Settings) -> str:
+    def conclusion(self, problem: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
         """The last line: in words, what was reached."""
         reached = [seed for seed in outcome.seeds if seed.sequences is not None]
         wrong = [seed.test[synthetic.WRONG] for seed in (reached or outcome.seeds)]
@@ -235,16 +235,16 @@ class TaskExperiment:
             f'then {np.mean(wrong):.2%} of the {held_out} {settings.train.split} are answered wrongly.'
         )
 
-    def draw(self, folder: Workdir, problem: SyntheticTask, outcome: Outcome, settings: Settings) -> None:
+    def draw(self, folder: Workdir, problem: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
         """What each seed makes of it, and the share of seeds at the goal."""
         try:
             figure, axes = plots.new_figure(2, f'{problem.name}: {settings.model.title}')
         except ImportError:
-            print('\n' + plots.NO_PICTURE)
+            print('\n' + plots.NO_MATPLOTLIB)
             return
         task_report.draw_seeds(axes[0], problem, outcome, settings)
         task_report.draw_shares(axes[1], outcome, settings)
-        result_files.write_picture(folder, figure)
+        result_files.write_figure(folder, figure)
 
     def default_workdir(self, values: dict[str, Any], *names: str) -> dict[str, Any]:
         """Returns the flags with the default --workdir below runs/NAMES."""

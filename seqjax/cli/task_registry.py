@@ -14,7 +14,7 @@ from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.errors import UserError
 from seqjax.runs.signals import Terminated
 from seqjax.tasks.synthetic import SyntheticTask
-from seqjax.training.success_results import Outcome
+from seqjax.training.success_results import SuccessResults
 
 T = TypeVar('T')
 TASK = (
@@ -83,7 +83,7 @@ def task_command(
     def study_of(task: str) -> TaskExperiment:
         return wrap(find(TASK_FLAG.parser.parse(task)))
 
-    def run(task: str | None = None, **values: Any) -> Outcome:
+    def run(task: str | None = None, **values: Any) -> SuccessResults:
         """Further arguments are the flags of the task."""
         return study_of(default if task is None else task).run(**values)
 

@@ -8,7 +8,7 @@ from seqjax.cli.settings import Settings
 from seqjax.reporting import plots, statistics, text_tables
 from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask
-from seqjax.training.success_results import Outcome
+from seqjax.training.success_results import SuccessResults
 
 
 def goal_of(problem: SyntheticTask, settings: Settings) -> SuccessCriterion:
@@ -26,10 +26,10 @@ def goal_words(goal: SuccessCriterion) -> str:
     return f'bring {goal.metric} to at most {goal.at_most:.4g}'
 
 
-def to_the_goal(problem: SyntheticTask, outcome: Outcome, settings: Settings) -> str:
+def to_the_goal(problem: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
     """How many seeds came to it, and after how many sequences."""
     needed, count = [seed.sequences for seed in outcome.seeds if seed.sequences is not None], len(outcome.seeds)
-    low, high = statistics.share_interval(len(needed), count)
+    low, high = statistics.wilson_interval(len(needed), count)
     window, most = (
         settings.train.eval_every * settings.train.batch_size,
         settings.train.steps * settings.train.batch_size,
@@ -44,13 +44,13 @@ def to_the_goal(problem: SyntheticTask, outcome: Outcome, settings: Settings) ->
     return text
 
 
-def draw_seeds(axis: Any, problem: SyntheticTask, outcome: Outcome, settings: Settings) -> None:
+def draw_seeds(axis: Any, problem: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
     """The metric of the goal, a line for each seed."""
     goal, window = goal_of(problem, settings), settings.train.eval_every * settings.train.batch_size
-    curves = outcome.looks[:, :, outcome.metrics.index(goal.metric)]
+    curves = outcome.evals[:, :, outcome.metrics.index(goal.metric)]
     sequences = window * np.arange(1, curves.shape[1] + 1)
     for i, curve in enumerate(curves):
-        axis.plot(sequences, curve, color=plots.shade(i / max(len(curves) - 1, 1)), lw=0.8)
+        axis.plot(sequences, curve, color=plots.curve_color(i / max(len(curves) - 1, 1)), lw=0.8)
     what = 'fraction of wrong answers' if goal.metric == synthetic.WRONG else goal.metric
     axis.set(xlabel='training sequences', ylabel=f'{what}, each seed')
     if goal.metric == 'loss':
@@ -59,9 +59,9 @@ def draw_seeds(axis: Any, problem: SyntheticTask, outcome: Outcome, settings: Se
             axis.annotate(name, (sequences[-1], value), fontsize=8, ha='right', va='bottom', color=plots.GREY)
 
 
-def draw_shares(axis: Any, outcome: Outcome, settings: Settings) -> None:
+def draw_shares(axis: Any, outcome: SuccessResults, settings: Settings) -> None:
     """The share of seeds at the goal."""
-    end = settings.train.eval_every * settings.train.batch_size * outcome.looks.shape[1]
+    end = settings.train.eval_every * settings.train.batch_size * outcome.evals.shape[1]
     needed = sorted(seed.sequences for seed in outcome.seeds if seed.sequences is not None)
     shares = np.arange(len(needed) + 1) / len(outcome.seeds)
     axis.step([0, *needed, end], [*shares, shares[-1]], where='post', color=plots.BLUE)

@@ -10,10 +10,10 @@ from seqjax.reporting import statistics
 
 BLUE, ORANGE, GREY = '#2563a8', '#d1601f', '#555555'
 MAX_CLASS_LABELS = 20  # beyond, a confusion matrix has no names of classes
-NO_PICTURE = 'no picture: matplotlib is missing; pip install "seqjax[plots]", or --noplot'
+NO_MATPLOTLIB = 'no picture: matplotlib is missing; pip install "seqjax[plots]", or --noplot'
 
 
-def shade(x: float) -> Any:
+def curve_color(x: float) -> Any:
     """Returns the color of position `x`, from 0 to 1, in a sequence of curves: from dark to light."""
     from matplotlib import colormaps
 
@@ -95,7 +95,7 @@ def draw_band(axis: Any, steps: Sequence[int], curve: np.ndarray, index: int, co
       label: for the legend.
     """
     low, middle, high = np.where(np.isfinite(curve), curve, np.nan).T
-    color, style = shade(index / max(count - 1, 1)), LINE_STYLES[index % len(LINE_STYLES)]
+    color, style = curve_color(index / max(count - 1, 1)), LINE_STYLES[index % len(LINE_STYLES)]
     hatch = HATCHES[index % len(HATCHES)]
     axis.fill_between(steps, low, high, facecolor=(*color[:3], 0.15), edgecolor=(*color[:3], 0.5), hatch=hatch, lw=0.6)
     axis.plot(steps, middle, style, color=color, label=label, lw=2)

@@ -16,14 +16,14 @@ class Improvement(NamedTuple):
     """How much better the model is, in the measure's own units; above 0 it is better."""
 
     mean: float
-    half: float  # of the 95% interval
+    half_width: float  # of the 95% interval
 
     @property
-    def clear(self) -> bool:
-        return abs(self.mean) > self.half
+    def significant(self) -> bool:
+        return abs(self.mean) > self.half_width
 
 
-def gain(measure: Measure, ours: list[Items], theirs: Items, seed: int = 0) -> Improvement:
+def improvement(measure: Measure, ours: list[Items], theirs: Items, seed: int = 0) -> Improvement:
     """The mean over seeds of the difference between a model and a baseline, on the same items.
 
     Two things are drawn by chance, the seeds and the items. The interval has the variance of both: that of the mean
@@ -57,17 +57,19 @@ def _drawn(measure: Measure, totals: np.ndarray, counts: np.ndarray, rng: np.ran
         left -= some
 
 
-def best(measure: Measure, values: dict[str, float]) -> str:
+def best_name(measure: Measure, values: dict[str, float]) -> str:
     """The name with the best value."""
     return (max if measure.higher else min)(values, key=values.__getitem__)
 
 
-def sentence(measure: Measure, found: Improvement, who: str, whom: str) -> str:
+def verdict(measure: Measure, found: Improvement, who: str, whom: str) -> str:
     """In words: who beats whom by how much; where that is not clear, the baseline is the advice."""
     unit = f' {measure.unit}' if measure.unit else ''
-    interval = f'± {found.half:{measure.spec}} (95% interval)' if math.isfinite(found.half) else '(no interval)'
+    interval = (
+        f'± {found.half_width:{measure.spec}} (95% interval)' if math.isfinite(found.half_width) else '(no interval)'
+    )
     by = f'{abs(found.mean):{measure.spec}}{unit} {interval}'
-    if not found.clear:
+    if not found.significant:
         more = 'better' if found.mean > 0 else 'worse'
         return (
             f'{who} is {more} than {whom} by {by}, which may be chance: use the baseline, which is simpler, or '

@@ -8,10 +8,10 @@ Z95 = 1.959964  # the normal distribution's 97.5% quantile
 BANDS = (0.025, 0.25, 0.5, 0.75, 0.975)  # quantiles: the edges of the 95% and 50% bands, and the median
 
 
-def share_interval(successes: int, count: int) -> tuple[float, float]:
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
     """The 95% interval of a share (Wilson 1927, equation 2), which stays within 0 and 1.
 
-    >>> [round(x, 4) for x in share_interval(93, 100)]
+    >>> [round(x, 4) for x in wilson_interval(93, 100)]
     [0.8625, 0.9657]
     """
     share, z = successes / count, Z95**2 / count
@@ -20,13 +20,13 @@ def share_interval(successes: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-FEWEST = 6  # values from which on the median has a 95% interval of ranks
+MIN_MEDIAN_COUNT = 6  # values from which on the median has a 95% interval of ranks
 
 
 def median_interval(values: np.ndarray) -> tuple[float, float, float]:
     """The median of [R] within its 95% interval, from ranks alone (Conover 1999, section 3.2); NaN counts as infinite.
 
-    Fewer than FEWEST values have no such interval: their range is given.
+    Fewer than MIN_MEDIAN_COUNT values have no such interval: their range is given.
 
     >>> median_interval(np.arange(1.0, 21.0))
     (6.0, 10.5, 15.0)

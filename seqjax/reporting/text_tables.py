@@ -86,10 +86,10 @@ def format_table(layers: Sequence[Layer]) -> str:
     return '\n'.join([lines[0], rule, *lines[1:], rule, total])
 
 
-def tenths(x: float) -> str:
+def format_tenths(x: float) -> str:
     """One decimal, and never -0.0.
 
-    >>> tenths(-0.04), tenths(0.25), tenths(0.7700233)
+    >>> format_tenths(-0.04), format_tenths(0.25), format_tenths(0.7700233)
     ('0.0', '0.2', '0.8')
     """
     return f'{round(float(x), 1) + 0.0:.1f}'

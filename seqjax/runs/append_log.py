@@ -18,7 +18,7 @@ class LogOffset(NamedTuple):
 
 
 class AppendLog:
-    """A file that only grows; a checkpoint keeps its mark, and a run that goes on cuts off what came after it.
+    """A file that only grows; a checkpoint keeps its offset, and a run that goes on cuts off what came after it.
 
     Without a path nothing is kept.
     """
@@ -27,21 +27,21 @@ class AppendLog:
         self.path, self.header, self.file = path, header.encode(), None
         self.digest, self.length = hashlib.sha256(), 0
 
-    def fault(self, mark: LogOffset) -> str | None:
-        """What is wrong with the part of the file that the mark describes, in words; None where all is there."""
+    def fault(self, offset: LogOffset) -> str | None:
+        """What is wrong with the part of the file that the offset describes, in words; None where all is there."""
         try:
             with files.open_file(self.path) as file:
-                held = file.read(mark.length)
+                held = file.read(offset.length)
         except OSError as error:
             return f'{self.path} cannot be read ({error.strerror})'
-        if len(held) < mark.length:
+        if len(held) < offset.length:
             return f'{self.path} has lost rows'
         if not held.startswith(self.header):
             return f'{self.path} has other columns'
-        return None if hashlib.sha256(held).hexdigest() == mark.sha256 else f'{self.path} was changed'
+        return None if hashlib.sha256(held).hexdigest() == offset.sha256 else f'{self.path} was changed'
 
-    def begin(self, mark: LogOffset | None) -> bytes:
-        """Opens the file for more: cut off at the mark, or without one begun anew. Gives what it holds then."""
+    def open(self, offset: LogOffset | None) -> bytes:
+        """Opens the file for more: cut off at the offset, or without one begun anew. Gives what it holds then."""
         if self.path is None:
             return b''
         self.close()
@@ -50,13 +50,13 @@ class AppendLog:
             if self.path.is_fifo() or self.path.is_socket():  # to open it would wait for whoever reads it
                 raise OSError(errno.EINVAL, 'it is a pipe or a socket, not a file', str(self.path))
             # No buffer whose rest would be refused again when it closes.
-            self.file = self.path.open('wb' if mark is None else 'rb+', buffering=0)
-            held = b'' if mark is None else self.file.read(mark.length)
+            self.file = self.path.open('wb' if offset is None else 'rb+', buffering=0)
+            held = b'' if offset is None else self.file.read(offset.length)
             self.digest, self.length = hashlib.sha256(held), len(held)
-            if mark is None:
+            if offset is None:
                 self.append(self.header)
             else:
-                self.file.truncate(mark.length)
+                self.file.truncate(offset.length)
         return held[len(self.header) :]
 
     def append(self, data: bytes) -> None:
@@ -68,7 +68,7 @@ class AppendLog:
             while data:  # a disk that is nearly full takes a part
                 data = data[self.file.write(data) :]
 
-    def mark(self) -> LogOffset:
+    def offset(self) -> LogOffset:
         """After this all that was written until now is on the disk."""
         if self.path is not None and self.path.is_file():  # not a device
             with files.writing(self.path):
@@ -80,14 +80,14 @@ class AppendLog:
             self.file.close()
 
 
-def format_whole_numbers(rows: Iterable[Sequence[int]]) -> bytes:
-    """Lines for a journal, read back by `whole_numbers`."""
+def format_ints(rows: Iterable[Sequence[int]]) -> bytes:
+    """Lines for a journal, read back by `parse_ints`."""
     return ''.join(','.join(map(str, row)) + '\n' for row in rows).encode()
 
 
-def whole_numbers(lines: bytes) -> list[list[int]]:
+def parse_ints(lines: bytes) -> list[list[int]]:
     """
-    >>> whole_numbers(format_whole_numbers([(1, 2), (3, 4)]))
+    >>> parse_ints(format_ints([(1, 2), (3, 4)]))
     [[1, 2], [3, 4]]
     """
     return [[int(word) for word in line.split(',')] for line in lines.decode().splitlines()]

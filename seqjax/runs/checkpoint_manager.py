@@ -30,10 +30,10 @@ from seqjax.runs.manifest import CheckpointMetadata, CorruptCheckpointError
 from seqjax.types import TrainState
 
 STEP = '0|[1-9][0-9]*'  # the name of a checkpoint
-ROOM = 1.2  # the room that a save needs, against the bytes of its arrays
+DISK_MARGIN = 1.2  # the room that a save needs, against the bytes of its arrays
 
 
-def stores(folder: Path) -> Iterator[Path]:
+def checkpoint_folders(folder: Path) -> Iterator[Path]:
     """The folders at or below one that hold checkpoints, in the order of their names.
 
     Raises:
@@ -51,11 +51,11 @@ def _refuse_unreadable(error: OSError) -> None:
         raise UserError(f'{error.filename} cannot be read: {error.strerror}') from error
 
 
-def _make_room(folder: Path, size: int) -> None:
+def _prepare_folder(folder: Path, size: int) -> None:
     """An empty folder for arrays of so many bytes; raises OSError where the disk has no room for them."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if shutil.disk_usage(folder).free < ROOM * size:
+    if shutil.disk_usage(folder).free < DISK_MARGIN * size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -74,10 +74,10 @@ def _refusal(error: BaseException) -> str | None:
     return os.strerror(int(code[1])) if code else None
 
 
-def goal(keep_best: str) -> tuple[int, str]:
+def parse_metric(keep_best: str) -> tuple[int, str]:
     """The metric that the best checkpoint goes by, after -1 where its highest value is the best, and 1 for the lowest.
 
-    >>> goal('loss'), goal('min:loss'), goal('max:validation/accuracy')
+    >>> parse_metric('loss'), parse_metric('min:loss'), parse_metric('max:validation/accuracy')
     ((1, 'loss'), (1, 'loss'), (-1, 'validation/accuracy'))
     """
     return (-1 if keep_best.startswith('max:') else 1), keep_best.removeprefix('max:').removeprefix('min:')
@@ -96,17 +96,17 @@ class CheckpointManager:
     Args:
       folder: made by the first save.
       max_to_keep: how many of the newest stay.
-      keep_best: a metric, see `goal`; the checkpoint with its best value stays, too.
+      keep_best: a metric, see `parse_metric`; the checkpoint with its best value stays, too.
       writes: whether the folder is ours to change; else nothing in it is touched.
     """
 
     def __init__(self, folder: Path, *, max_to_keep: int = 2, keep_best: str | None = None, writes: bool = True):
         self.folder, self.max_to_keep = folder, max_to_keep
-        self.sign, self.keep_best = (1, None) if keep_best is None else goal(keep_best)
+        self.sign, self.keep_best = (1, None) if keep_best is None else parse_metric(keep_best)
         self.last: int | None = None  # the step that was saved or restored last
         self.orbax, self.thread, self.pending = None, None, None
         self.quiet = contextlib.ExitStack()  # from the start of a save until nothing of it goes on
-        if writes and multihost.is_first() and os.path.isdir(folder):
+        if writes and multihost.is_process0() and os.path.isdir(folder):
             for path in folder.glob('.*-*'):  # left by a process that died
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -129,10 +129,10 @@ class CheckpointManager:
 
     def check(self, step: int) -> CheckpointMetadata:
         """What a step says of itself; raises Unsound where anything is wrong with it."""
-        about = manifest.verify(self.path(step))
-        if about.step != step:
-            raise CorruptCheckpointError(f'it is the checkpoint of step {about.step:,}')
-        return about
+        metadata = manifest.verify_manifest(self.path(step))
+        if metadata.step != step:
+            raise CorruptCheckpointError(f'it is the checkpoint of step {metadata.step:,}')
+        return metadata
 
     def restore(
         self, like: TrainState, fault: Callable[[CheckpointMetadata], str | None]
@@ -148,20 +148,20 @@ class CheckpointManager:
         Raises:
           UserError: no step is sound.
         """
-        found = multihost.share(partial(self._newest, fault))
+        found = multihost.broadcast_from_process0(partial(self._newest, fault))
         if found is None:
             return None
-        about = CheckpointMetadata(*found)
-        self.last = about.step
-        return orbax_io.read_state(self.path(about.step), about, like), about
+        metadata = CheckpointMetadata(*found)
+        self.last = metadata.step
+        return orbax_io.read_state(self.path(metadata.step), metadata, like), metadata
 
     def _newest(self, fault: Callable[[CheckpointMetadata], str | None]) -> tuple[Any, ...] | None:
         """What the newest sound step says of itself; others are named and set aside."""
         skipped = {}
         for step in reversed(self.steps()):
             try:
-                about = self.check(step)
-                reason = fault(about)
+                metadata = self.check(step)
+                reason = fault(metadata)
             except CorruptCheckpointError as error:
                 reason = str(error)
             if reason is None:
@@ -178,21 +178,21 @@ class CheckpointManager:
             )
             with files.writing(self.path(other)):
                 _move(self.path(other), self.folder / f'corrupt-{other}')
-        return tuple(about)
+        return tuple(metadata)
 
-    def save(self, state: TrainState, about: CheckpointMetadata) -> None:
+    def save(self, state: TrainState, metadata: CheckpointMetadata) -> None:
         """Begins to save; returns as soon as the arrays are copied.
 
         Raises:
           UserError: the disk refuses, now or at the save before.
         """
         self.wait()
-        if about.step == self.last:
+        if metadata.step == self.last:
             return
-        unfinished, plain = self.folder / f'.saving-{about.step}', manifest.to_plain(state)
+        unfinished, plain = self.folder / f'.saving-{metadata.step}', manifest.to_orbax_tree(state)
         size = sum(x.nbytes for x in jax.tree.leaves(plain))
-        with self._saving(about.step):
-            multihost.share(lambda: _make_room(unfinished, size))
+        with self._saving(metadata.step):
+            multihost.broadcast_from_process0(lambda: _prepare_folder(unfinished, size))
             ocp = self.quiet.enter_context(orbax_io.quiet_orbax())
             if self.orbax is None:
                 # Else its threads wait for minutes for a folder that cannot be made.
@@ -200,20 +200,20 @@ class CheckpointManager:
                 self.orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
                 self.thread = ThreadPoolExecutor(1)
             self.orbax.save((unfinished / manifest.STATE).resolve(), args=ocp.args.PyTreeSave(plain))
-            self.pending = PendingSave(about.step, self.thread.submit(self._finish, unfinished, about))
+            self.pending = PendingSave(metadata.step, self.thread.submit(self._finish, unfinished, metadata))
 
-    def _finish(self, unfinished: Path, about: CheckpointMetadata) -> None:
+    def _finish(self, unfinished: Path, metadata: CheckpointMetadata) -> None:
         """Waits for Orbax, seals the step and gives it its name. In the background."""
         self.orbax.wait_until_finished()
-        if multihost.is_first():
-            (unfinished / directory.ABOUT).write_text(
-                json.dumps(about._asdict(), indent=1, allow_nan=False), encoding='utf-8'
+        if multihost.is_process0():
+            (unfinished / directory.METADATA).write_text(
+                json.dumps(metadata._asdict(), indent=1, allow_nan=False), encoding='utf-8'
             )
-            manifest.seal(unfinished)
-            os.rename(unfinished, self.path(about.step))
+            manifest.write_manifest(unfinished)
+            os.rename(unfinished, self.path(metadata.step))
             files.sync(self.folder)
             self._prune()
-        self.last = about.step
+        self.last = metadata.step
 
     @contextlib.contextmanager
     def _saving(self, step: int) -> Iterator[None]:
@@ -232,7 +232,7 @@ class CheckpointManager:
                 f'cannot save step {step:,} in {self.folder}: {reason}; {kept}: mend that, and the same command goes on'
             ) from error
 
-    def heed(self) -> None:
+    def raise_if_failed(self) -> None:
         """Raises UserError where a save has failed until now."""
         if self.pending is not None and self.pending.future.done():
             self.wait()
@@ -285,7 +285,7 @@ class CheckpointManager:
         if self.keep_best is None:
             return None
         try:
-            return manifest.parse_metadata(files.read_json(self.path(step) / directory.ABOUT)).metrics.get(
+            return manifest.parse_metadata(files.read_json(self.path(step) / directory.METADATA)).metrics.get(
                 self.keep_best
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError):  # not sound: nobody's best

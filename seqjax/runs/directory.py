@@ -23,10 +23,10 @@ METRICS, SUMMARY, CURVE, REPLICAS, CHECKPOINTS = (
     'checkpoints',
 )
 FILES = (METRICS, SUMMARY, CURVE, REPLICAS)  # what a run leaves in its folder, beside its checkpoints
-ABOUT = 'about.json'  # in every checkpoint
+METADATA = 'about.json'  # in every checkpoint
 CHECKSUM = 'sha256'  # in summary.json, of all else there
 # Settings that change what is shown, kept or done where, but no number: a run may go on with others of them.
-NO_NUMBER = (
+NON_SEMANTIC_FLAGS = (
     'workdir',
     'overwrite',
     'plot',
@@ -55,7 +55,7 @@ class Workdir:
     @property
     def writes(self) -> bool:
         """Whether it is for this process to write."""
-        return self.path is not None and multihost.is_first()
+        return self.path is not None and multihost.is_process0()
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -70,11 +70,11 @@ class Workdir:
             return True
         return True
 
-    def journal(self, place: str, name: str) -> AppendLog:
+    def append_log(self, place: str, name: str) -> AppendLog:
         """One that is kept beside the checkpoints at `place`."""
         return AppendLog(self.path / CHECKPOINTS / place / name if self.writes else None)
 
-    def log(self, header: str) -> AppendLog:
+    def metrics_log(self, header: str) -> AppendLog:
         """metrics.csv, to which rows are added."""
         return AppendLog(self.path / METRICS if self.writes else None, header)
 
@@ -117,7 +117,7 @@ class Workdir:
             else:
                 file.unlink()
 
-    def refuse_another_run(self, experiment: str, held: dict[str, Any]) -> None:
+    def check_same_run(self, experiment: str, held: dict[str, Any]) -> None:
         """Raises UserError where a run with the settings `held` cannot go on, or be shown, as ours."""
         if experiment != self.experiment:
             raise UserError(
@@ -127,7 +127,7 @@ class Workdir:
         for name in sorted(held.keys() | self.settings.keys()):
             old, new = held.get(name), self.settings.get(name)
             fewer = name == self.steps and isinstance(old, int) and isinstance(new, int)
-            if name in (*NO_NUMBER, *([self.steps] if fewer else [])) or old == new:
+            if name in (*NON_SEMANTIC_FLAGS, *([self.steps] if fewer else [])) or old == new:
                 continue
             before, now = (f'without --{name}' if x is None else f'with --{name}={x}' for x in (old, new))
             raise UserError(
@@ -135,7 +135,7 @@ class Workdir:
                 'choose another --workdir, or --overwrite to replace it'
             )
 
-    def refuse_fewer_steps(self, taken: int) -> None:
+    def check_steps(self, taken: int) -> None:
         """Raises UserError where the run has taken more steps than it is now asked for."""
         asked = self.settings.get(self.steps)
         if asked is not None and asked < taken:
@@ -186,7 +186,7 @@ def open_workdir(
                     f'{error.filename or folder} cannot be read: {error.strerror}; choose another --workdir'
                 ) from error
 
-        yield workdir, multihost.share(take)
+        yield workdir, multihost.broadcast_from_process0(take)
 
 
 def _finished(workdir: Workdir) -> dict[str, Any] | None:
@@ -196,32 +196,32 @@ def _finished(workdir: Workdir) -> dict[str, Any] | None:
     if not workdir.file(SUMMARY).exists() and _has_checkpoints_of(workdir):
         return None
     summary = read_summary(workdir)
-    workdir.refuse_another_run(summary['experiment'], summary['flags'])
+    workdir.check_same_run(summary['experiment'], summary['flags'])
     if not summary['finished']:
         return None
     had, asked = summary['flags'].get(workdir.steps), workdir.settings.get(workdir.steps)
     if had == asked:
         return summary
-    workdir.refuse_fewer_steps(had)
+    workdir.check_steps(had)
     return None
 
 
-def _abouts(workdir: Workdir) -> Iterator[Path]:
+def _metadata_files(workdir: Workdir) -> Iterator[Path]:
     """What checkpoints say of themselves, of those that can be listed."""
     for place, _, names in os.walk(workdir.file(CHECKPOINTS)):
-        if ABOUT in names:
-            yield Path(place, ABOUT)
+        if METADATA in names:
+            yield Path(place, METADATA)
 
 
 def _has_checkpoints_of(workdir: Workdir) -> bool:
     """Whether there are checkpoints of this run, for each of them knows whose it is; raises UserError for another's."""
-    for path in _abouts(workdir):
+    for path in _metadata_files(workdir):
         try:
             about = seqjax_files.read_json(path)
             held = str(about['experiment']), dict(about['flags'])
         except (OSError, ValueError, LookupError, TypeError):  # a damaged one is told when it is to be used
             continue
-        workdir.refuse_another_run(*held)
+        workdir.check_same_run(*held)
         return True
     return False
 
@@ -240,7 +240,7 @@ def read_summary(workdir: Workdir) -> dict[str, Any]:
         if held is not None and held != checksum(summary):
             raise ValueError('it was changed or is damaged: its checksum differs')
     except seqjax_files.DAMAGED as error:
-        saved = any(_abouts(workdir))
+        saved = any(_metadata_files(workdir))
         reason = getattr(error, 'strerror', None) or repr(error)
         raise UserError(
             f'{workdir.path} holds files whose {SUMMARY} cannot be read ({reason}); '

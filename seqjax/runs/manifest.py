@@ -16,10 +16,10 @@ from seqjax.runs import directory, parameters
 from seqjax.runs.append_log import LogOffset
 from seqjax.types import TrainState
 
-STATE, SEAL = 'state', 'checksums'
+STATE, MANIFEST = 'state', 'checksums'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 LINE = re.compile(r'([0-9a-f]{64})  (.+)')  # of the seal
-LAST = '# {count} files; sha256 of the lines above: {sha256}\n'  # sha256sum takes it for a comment
+FOOTER = '# {count} files; sha256 of the lines above: {sha256}\n'  # sha256sum takes it for a comment
 
 
 class CorruptCheckpointError(Exception):
@@ -32,7 +32,7 @@ class CheckpointMetadata(NamedTuple):
     step: int
     experiment: str
     flags: Mapping[str, Any]
-    journals: Mapping[str, LogOffset]  # by name
+    logs: Mapping[str, LogOffset]  # by name
     metrics: Mapping[str, float | None]  # at that step; None where not finite
     leaves: Mapping[str, list[Any]]  # the TrainState's arrays: name -> shape, dtype
     versions: Mapping[str, str]
@@ -50,14 +50,14 @@ def describe(state: TrainState) -> dict[str, list[Any]]:
     Raises UserError where two arrays have one name, here or in Orbax, which joins keys with dots.
     """
     found: dict[str, str] = {}
-    for words, _ in parameters.words_of(state):
+    for words, _ in parameters.key_paths(state):
         name, other = '/'.join(words), found.setdefault('.'.join(words), '/'.join(words))
         if name != other:
             raise UserError(f'a checkpoint cannot keep {other} and {name} apart; rename the key that contains a "."')
-    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in parameters.named(state).items()}
+    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in parameters.flatten_with_names(state).items()}
 
 
-def to_plain(state: TrainState) -> dict[str, Any]:
+def to_orbax_tree(state: TrainState) -> dict[str, Any]:
     """Keys as numbers, and nothing in place of arrays without elements, which Orbax refuses."""
 
     def leaf(x):
@@ -66,33 +66,33 @@ def to_plain(state: TrainState) -> dict[str, Any]:
     return jax.tree.map(leaf, state)._asdict()
 
 
-def seal(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     """Writes the checksums of all files of a folder; afterwards all of it is on the disk."""
-    files = sorted(path for path in folder.rglob('*') if path.is_file() and path.name != SEAL)
+    files = sorted(path for path in folder.rglob('*') if path.is_file() and path.name != MANIFEST)
     lines = []
     for path in files:
         seqjax_files.sync(path)
         lines.append(f'{seqjax_files.sha256(path)}  {path.relative_to(folder).as_posix()}\n')
     text = ''.join(lines)
-    text += LAST.format(count=len(files), sha256=hashlib.sha256(text.encode()).hexdigest())
-    (folder / SEAL).write_text(text, encoding='utf-8')
-    seqjax_files.sync(folder / SEAL)
+    text += FOOTER.format(count=len(files), sha256=hashlib.sha256(text.encode()).hexdigest())
+    (folder / MANIFEST).write_text(text, encoding='utf-8')
+    seqjax_files.sync(folder / MANIFEST)
     for path in [folder, *folder.rglob('*')]:
         if path.is_dir():
             seqjax_files.sync(path)
 
 
-def verify(folder: Path) -> CheckpointMetadata:
+def verify_manifest(folder: Path) -> CheckpointMetadata:
     """Reads every byte of a checkpoint and gives what it says of itself; raises CorruptCheckpointError if damaged."""
-    name = SEAL
+    name = MANIFEST
     try:
-        with seqjax_files.open_file(folder / SEAL, 'r', encoding='utf-8') as file:
+        with seqjax_files.open_file(folder / MANIFEST, 'r', encoding='utf-8') as file:
             text = file.read()
-        for name, want in _sealed(text).items():
+        for name, want in _parse_checksums(text).items():
             if seqjax_files.sha256(folder / name) != want:
                 raise CorruptCheckpointError(f'{name} is damaged')
-        name = directory.ABOUT
-        return parse_metadata(seqjax_files.read_json(folder / directory.ABOUT))
+        name = directory.METADATA
+        return parse_metadata(seqjax_files.read_json(folder / directory.METADATA))
     except FileNotFoundError:
         raise CorruptCheckpointError(f'{name} is missing') from None
     except OSError as error:
@@ -103,26 +103,28 @@ def verify(folder: Path) -> CheckpointMetadata:
 
 def parse_metadata(held: Any) -> CheckpointMetadata:
     """What about.json holds; raises ValueError or TypeError where it is of other types."""
-    about = CheckpointMetadata(
-        **held | {'journals': {name: LogOffset(*mark) for name, mark in held['journals'].items()}}
+    metadata = CheckpointMetadata(
+        **held | {'logs': {name: LogOffset(*offset) for name, offset in held['logs'].items()}}
     )
-    marks = about.journals.values()
+    offsets = metadata.logs.values()
     if not (
-        type(about.step) is int
-        and isinstance(about.experiment, str)
-        and all(isinstance(x, dict) for x in (about.flags, about.metrics, about.leaves, about.versions))
-        and all(type(mark.length) is int and mark.length >= 0 and isinstance(mark.sha256, str) for mark in marks)
-        and all(x is None or type(x) in (int, float) for x in about.metrics.values())
+        type(metadata.step) is int
+        and isinstance(metadata.experiment, str)
+        and all(isinstance(x, dict) for x in (metadata.flags, metadata.metrics, metadata.leaves, metadata.versions))
+        and all(
+            type(offset.length) is int and offset.length >= 0 and isinstance(offset.sha256, str) for offset in offsets
+        )
+        and all(x is None or type(x) in (int, float) for x in metadata.metrics.values())
     ):
         raise TypeError('about.json has values of other types')
-    return about
+    return metadata
 
 
-def _sealed(text: str) -> dict[str, str]:
+def _parse_checksums(text: str) -> dict[str, str]:
     """name -> sha256; raises ValueError where the seal itself is damaged."""
     *lines, last = text.splitlines(keepends=True) or ['']
     above = ''.join(lines)
-    if last != LAST.format(count=len(lines), sha256=hashlib.sha256(above.encode()).hexdigest()):
+    if last != FOOTER.format(count=len(lines), sha256=hashlib.sha256(above.encode()).hexdigest()):
         raise ValueError
     return {match[2]: match[1] for line in lines if (match := LINE.fullmatch(line.rstrip('\n')))}
 

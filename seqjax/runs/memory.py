@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from seqjax.errors import UserError
 
 # Flags of whole numbers that are no sizes.
-NO_SIZES = (
+NON_SIZE_FLAGS = (
     'seed',
     'draw',
     'max_to_keep',
@@ -49,7 +49,7 @@ def check_bytes(sizes: str, needed: int) -> None:
 
 def named_sizes(settings: Mapping[str, Any]) -> str:
     """--length=5 --hidden=32: the settings that are whole numbers, without those that are no sizes."""
-    sizes = {name: x for name, x in settings.items() if type(x) is int and name not in NO_SIZES}
+    sizes = {name: x for name, x in settings.items() if type(x) is int and name not in NON_SIZE_FLAGS}
     return ' '.join(f'--{name}={x}' for name, x in sizes.items()) or 'this run'
 
 

@@ -80,21 +80,21 @@ def stop() -> None:
         jax.distributed.shutdown()
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     return jax.process_count() > 1
 
 
-def is_first() -> bool:
+def is_process0() -> bool:
     """Whether this process writes and logs."""
     return jax.process_index() == 0
 
 
-def share(make: Callable[[], T]) -> T:
+def broadcast_from_process0(make: Callable[[], T]) -> T:
     """What `make` gives, or raises, in process 0; every process must come here."""
-    if not several():
+    if not is_multiprocess():
         return make()
     outcome: tuple[Any, Exception | None] = (None, None)
-    if is_first():
+    if is_process0():
         try:
             outcome = (make(), None)
         except Exception as error:  # raised below, in all
@@ -109,11 +109,11 @@ def _broadcast(data: bytes) -> bytes:
     """The bytes of process 0."""
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     padded = np.zeros(length, np.uint8)
-    if is_first():
+    if is_process0():
         padded[:] = np.frombuffer(data, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
 
 
-def largest(number: int) -> int:
+def allreduce_max(number: int) -> int:
     """The largest of what the processes bring; every process must come here."""
-    return int(np.max(multihost_utils.process_allgather(np.int32(number)))) if several() else number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number)))) if is_multiprocess() else number

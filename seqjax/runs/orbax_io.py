@@ -104,10 +104,12 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
             with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
                 tree = reader.metadata(path).item_metadata.tree
                 how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-                return parameters.named(reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=how)))
+                return parameters.flatten_with_names(
+                    reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=how))
+                )
         except Exception as error:  # of no common kind
             discard(error)
-            written = manifest.parse_metadata(files.read_json(folder / directory.ABOUT)).versions.get(
+            written = manifest.parse_metadata(files.read_json(folder / directory.METADATA)).versions.get(
                 'orbax-checkpoint', 'of an unknown version'
             )
             raise UserError(
@@ -116,15 +118,15 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
             ) from error
 
 
-def read_state(folder: Path, about: CheckpointMetadata, like: TrainState) -> TrainState:
+def read_state(folder: Path, metadata: CheckpointMetadata, like: TrainState) -> TrainState:
     """The TrainState of a verified checkpoint, in the structure of `like`, with arrays of NumPy, and keys as numbers.
 
     Raises:
       UserError: it is of another model or optimiser; the sentence names an array that differs.
     """
     want = manifest.describe(like)
-    for name in [*want, *about.leaves]:
-        held, asked = about.leaves.get(name), want.get(name)
+    for name in [*want, *metadata.leaves]:
+        held, asked = metadata.leaves.get(name), want.get(name)
         if held != asked:
             has, needs = ('no such array' if x is None else f'{x[1]} {x[0]}' for x in (held, asked))
             raise UserError(
@@ -136,7 +138,9 @@ def read_state(folder: Path, about: CheckpointMetadata, like: TrainState) -> Tra
     def leaf(name, x):
         return np.zeros(x.shape, x.dtype) if 0 in x.shape else arrays[name]
 
-    return jax.tree.unflatten(jax.tree.structure(like), [leaf(name, x) for name, x in parameters.named(like).items()])
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [leaf(name, x) for name, x in parameters.flatten_with_names(like).items()]
+    )
 
 
 def with_keys(state: TrainState, like: TrainState) -> TrainState:

@@ -34,14 +34,14 @@ def is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def named(tree: Any) -> dict[str, Any]:
+def flatten_with_names(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by name: params/head/kernel.
 
     Raises:
       UserError: two leaves have one name, as those of {'a/b': x} and {'a': {'b': x}}, or it cannot be written.
     """
     found: dict[str, Any] = {}
-    for words, leaf in words_of(tree):
+    for words, leaf in key_paths(tree):
         name = '/'.join(words)
         if name in found:
             raise UserError(f'two arrays of the tree are named {name!r}; rename the key that contains a "/"')
@@ -51,7 +51,7 @@ def named(tree: Any) -> dict[str, Any]:
     return found
 
 
-def words_of(tree: Any) -> Iterator[tuple[list[str], Any]]:
+def key_paths(tree: Any) -> Iterator[tuple[list[str], Any]]:
     """The keys, fields and places that lead to each leaf of a tree."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         found = (getattr(part, kind) for part in path for kind in ('key', 'name', 'idx') if hasattr(part, kind))
@@ -75,9 +75,9 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     >>> jax.tree.map(jnp.shape, load(path, jax.eval_shape(lambda: {'kernel': jnp.ones((2, 3)), 'bias': jnp.zeros(3)})))
     {'bias': (3,), 'kernel': (2, 3)}
     """
-    path, arrays = Path(path), {name: _to_host(name, leaf) for name, leaf in named(tree).items()}
+    path, arrays = Path(path), {name: _to_host(name, leaf) for name, leaf in flatten_with_names(tree).items()}
     entries, manifest, end = {}, {}, 0
-    for (name, leaf), array in zip(named(tree).items(), arrays.values(), strict=True):
+    for (name, leaf), array in zip(flatten_with_names(tree).items(), arrays.values(), strict=True):
         start, end = end, end + array.nbytes
         entries[name] = {'dtype': CODES[array.dtype.name], 'shape': list(array.shape), 'data_offsets': [start, end]}
         manifest[name] = [*_describe(leaf), hashlib.sha256(array.tobytes()).hexdigest()]
@@ -133,7 +133,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
       UserError: the file does not exist, is corrupt or is of another format; or arrays are missing, not in `like`, or
         of another shape or dtype. The message names them.
     """
-    path, want = Path(path), named(like)
+    path, want = Path(path), flatten_with_names(like)
     arrays, held = _read(path)
     asked = {name: _describe(leaf) for name, leaf in want.items()}
     faults = [f'{name} is missing' for name in asked if name not in held]

@@ -100,5 +100,5 @@ def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Itera
     workdir.write(name, write)
 
 
-def write_picture(workdir: Workdir, figure: Any, name: str = directory.CURVE) -> None:
+def write_figure(workdir: Workdir, figure: Any, name: str = directory.CURVE) -> None:
     workdir.write(name, lambda path: figure.savefig(path, dpi=120))

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 # Of the process. Schedulers start a job again that ends with 75 (EX_TEMPFAIL of sysexits.h), and not one with 0.
-CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
 class Terminated(SystemExit):
     """SIGTERM; its message says what was saved."""
 
     def __init__(self, message: str):
-        super().__init__(CODES[signal.SIGTERM])
+        super().__init__(EXIT_CODES[signal.SIGTERM])
         self.message = message
 
 
@@ -28,16 +28,16 @@ class Interrupted(KeyboardInterrupt):
         self.message = message
 
 
-def code(stopped: Terminated | Interrupted) -> int:
+def exit_code(stopped: Terminated | Interrupted) -> int:
     """The exit code of a process that was stopped so."""
-    return CODES[signal.SIGINT if isinstance(stopped, Interrupted) else signal.SIGTERM]
+    return EXIT_CODES[signal.SIGINT if isinstance(stopped, Interrupted) else signal.SIGTERM]
 
 
 def name(number: int) -> str:
     return signal.Signals(number).name
 
 
-def stop(number: int, message: str) -> BaseException:
+def stop_exception(number: int, message: str) -> BaseException:
     """The exception that ends a run which the signal asked to stop."""
     return (Interrupted if number == signal.SIGINT else Terminated)(message)
 
@@ -51,24 +51,24 @@ def end_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-def end_at_once(number: int, frame: Any) -> NoReturn:
+def exit_immediately(number: int, frame: Any) -> NoReturn:
     """Handler that ends the process with the exit code of the signal."""
-    end_process(CODES[number])
+    end_process(EXIT_CODES[number])
 
 
 class ShutdownRequest:
     """Which signal has asked to stop; None until then. The second one ends the process at once."""
 
-    def __init__(self, later: bool):
+    def __init__(self, defer: bool):
         self.number: int | None = None
-        self.later = later
+        self.defer = defer
 
     def __call__(self, number, frame):
         if self.number is not None:
-            end_at_once(number, frame)
+            exit_immediately(number, frame)
         self.number = number
-        if not self.later:
-            raise stop(
+        if not self.defer:
+            raise stop_exception(
                 number,
                 f'stopped by {name(number)}; the same command goes on from the last checkpoint, or begins anew where '
                 'there is none',
@@ -76,24 +76,24 @@ class ShutdownRequest:
         print(f'\n{name(number)}: finishing the chunk and saving; once more ends at once', file=sys.stderr, flush=True)
 
 
-def take_back() -> None:
+def restore_python_handlers() -> None:
     """Takes the signals back from a library that has put its own handlers in the place of Python's."""
     if threading.current_thread() is threading.main_thread():
-        for number in CODES:
+        for number in EXIT_CODES:
             signal.signal(number, signal.getsignal(number))
 
 
 @contextlib.contextmanager
-def asked(*, later: bool) -> Iterator[ShutdownRequest]:
-    """Within, a first signal is noted where `later` is set, and raises at once where it is not.
+def handle_signals(*, defer: bool) -> Iterator[ShutdownRequest]:
+    """Within, a first signal is noted where `defer` is set, and raises at once where it is not.
 
     Python takes signals in its main thread only; elsewhere nothing changes.
     """
-    handler = ShutdownRequest(later)
+    handler = ShutdownRequest(defer)
     if threading.current_thread() is not threading.main_thread():
         yield handler
         return
-    before = {number: signal.signal(number, handler) for number in CODES}
+    before = {number: signal.signal(number, handler) for number in EXIT_CODES}
     try:
         yield handler
     finally:

@@ -123,5 +123,5 @@ def _select_mesh(model: nn.Module, task: Task, devices: str | None, replicas: in
 
 def _check_best(keep_best: str | None, programs: CompiledPrograms) -> None:
     names = chunk_result.metric_names(programs)
-    if keep_best is not None and checkpoint_manager.goal(keep_best)[1] not in names:
+    if keep_best is not None and checkpoint_manager.parse_metric(keep_best)[1] not in names:
         raise UserError(f'--keep_best={keep_best} is no metric of this run; there are {", ".join(names)}')

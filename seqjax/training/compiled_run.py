@@ -65,15 +65,21 @@ class CompiledRun(NamedTuple):
         group: ReplicaGroup,
         logs: Mapping[str, AppendLog],
         *,
-        place: str = '',
+        subfolder: str = '',
         override: StateOverride | None = None,
     ) -> Iterator[TrainSession]:
         """Context manager that restores a group of seeds and yields its training session.
 
-        It saves at the end, and stops the run there if a signal asked for it. `logs` are by name, and each is truncated
-        to where the checkpoint left it; `place` is the folder of the checkpoints within that of the run's; `override`
-        changes the TrainState before the first step. Raises UserError where no checkpoint is valid, it is of another
-        run, or the disk refuses one.
+        It saves at the end, and stops the run there if a signal asked for it.
+
+        Args:
+          group: its seeds, at most the width.
+          logs: append-only logs by name; each is truncated to where the checkpoint left it.
+          subfolder: the folder of its checkpoints, within that of the run's.
+          override: changes the TrainState before the first step, such as its learning rates.
+
+        Raises:
+          UserError: no checkpoint is valid, it is of another run, or the disk refuses to take one.
         """
         count = None if self.width is None else len(group.seeds)
         seeds = group.seeds[0] if count is None else replicas.pad_replicas(group.seeds, self.width)
@@ -83,25 +89,27 @@ class CompiledRun(NamedTuple):
             yield TrainSession(self, group, None, logs, state, 0, restored, self._data_feed(0, None))
             return
         max_to_keep, keep_best = self.checkpoints.max_to_keep, self.checkpoints.keep_best
-        store = CheckpointManager(
-            self.workdir.path / directory.CHECKPOINTS / place, max_to_keep=max_to_keep, keep_best=keep_best
+        manager = CheckpointManager(
+            self.workdir.path / directory.CHECKPOINTS / subfolder, max_to_keep=max_to_keep, keep_best=keep_best
         )
         with contextlib.ExitStack() as stack:
-            stack.callback(store.close)
-            found = store.restore(self._unpadded_shapes(count), partial(self._fault, logs))
+            stack.callback(manager.close)
+            found = manager.restore(self._unpadded_shapes(count), partial(self._fault, logs))
             if found is None:
-                state, step, marks, feed = self._initial(seeds, override), 0, dict.fromkeys(logs), None
+                state, step, offsets, feed = self._initial(seeds, override), 0, dict.fromkeys(logs), None
             else:
-                state, about = found
-                state, step, marks, feed = self._padded(state), about.step, about.journals, about.feed
-                self.workdir.refuse_fewer_steps(step)
-                _print_other_versions(about)
+                state, metadata = found
+                state, step, offsets, feed = self._padded(state), metadata.step, metadata.logs, metadata.feed
+                self.workdir.check_steps(step)
+                _print_other_versions(metadata)
             for log in logs.values():
                 stack.callback(log.close)
-            restored = multihost.share(lambda: {name: log.begin(marks[name]) for name, log in logs.items()})
-            shutdown = stack.enter_context(signals.asked(later=True))
+            restored = multihost.broadcast_from_process0(
+                lambda: {name: log.open(offsets[name]) for name, log in logs.items()}
+            )
+            shutdown = stack.enter_context(signals.handle_signals(defer=True))
             session = TrainSession(
-                self, group, store, logs, state, step, restored, self._data_feed(step, feed), shutdown
+                self, group, manager, logs, state, step, restored, self._data_feed(step, feed), shutdown
             )
             yield session
             session.save()
@@ -143,10 +151,10 @@ class CompiledRun(NamedTuple):
         """Returns arrays that may lie on the devices of several processes, on the host."""
         return jax.device_get(jax.jit(lambda x: x, out_shardings=self.replicated)(tree))
 
-    def _fault(self, logs: Mapping[str, AppendLog], about: CheckpointMetadata) -> str | None:
+    def _fault(self, logs: Mapping[str, AppendLog], metadata: CheckpointMetadata) -> str | None:
         """Reason why a valid checkpoint cannot be used for this run, or None."""
-        self.workdir.refuse_another_run(about.experiment, about.flags)
-        faults = [log.fault(about.journals[name]) for name, log in logs.items()]
+        self.workdir.check_same_run(metadata.experiment, metadata.flags)
+        faults = [log.fault(metadata.logs[name]) for name, log in logs.items()]
         return next((fault for fault in faults if fault is not None), None)
 
 
@@ -155,10 +163,12 @@ def _first_replicas(count: int, sharding: jax.sharding.Sharding | None) -> Calla
     return jax.jit(lambda tree: jax.tree.map(lambda x: x[:count], tree), out_shardings=sharding)
 
 
-def _print_other_versions(about: CheckpointMetadata) -> None:
+def _print_other_versions(metadata: CheckpointMetadata) -> None:
     now = manifest.versions()
     other = [
-        f'{name} {about.versions[name]} (here {now[name]})' for name in now if about.versions.get(name) != now[name]
+        f'{name} {metadata.versions[name]} (here {now[name]})'
+        for name in now
+        if metadata.versions.get(name) != now[name]
     ]
     if other:
-        print(f'step {about.step:,} was saved with {", ".join(other)}: the numbers may differ in their last bits')
+        print(f'step {metadata.step:,} was saved with {", ".join(other)}: the numbers may differ in their last bits')

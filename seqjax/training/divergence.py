@@ -48,7 +48,7 @@ def _largest_gradient(run: Any, task: Task, state: TrainState, count: int | None
         return jax.tree.map(lambda x: jnp.abs(x).max(initial=0), training_step.gradients(run.model, task, state)[0])
 
     each = sizes if count is None else jax.vmap(sizes)
-    found = parameters.named(jax.device_get(jax.jit(each, out_shardings=run.replicated)(state)))
+    found = parameters.flatten_with_names(jax.device_get(jax.jit(each, out_shardings=run.replicated)(state)))
     found = {name: np.max(without_padding(x, count)) for name, x in found.items()}
     name = max(found, key=lambda name: found[name] if np.isfinite(found[name]) else np.inf)
     return name, float(found[name])

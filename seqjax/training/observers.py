@@ -19,7 +19,7 @@ from seqjax.training.chunk_result import ChunkResult
 from seqjax.training.compiled_run import CompiledRun
 from seqjax.training.progress import Progress
 from seqjax.training.session import TrainSession
-from seqjax.training.success_results import Seed
+from seqjax.training.success_results import SeedResult
 from seqjax.types import Arrays, Mean, TrainState
 
 LOSSES = 'losses.f32'  # of a replica group, [steps, replicas]
@@ -33,9 +33,9 @@ class Observer:
     log_name: str | None = None  # of its append-only log; None for none
     should_stop = False  # whether the group has trained enough
 
-    def open_log(self, run: CompiledRun, place: str) -> AppendLog:
+    def open_log(self, run: CompiledRun, subfolder: str) -> AppendLog:
         """Returns the log of a group, kept beside its checkpoints."""
-        return run.workdir.journal(place, self.log_name)
+        return run.workdir.append_log(subfolder, self.log_name)
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
         """Begins a group, with the restored content of the log."""
@@ -61,8 +61,8 @@ class StepLog(Observer):
         self.losses, self.rates = np.empty(steps, np.float32), rates
         self.latest = np.float32(np.nan)
 
-    def open_log(self, run: CompiledRun, place: str) -> AppendLog:
-        return run.workdir.log('step,loss,learning_rate\n')
+    def open_log(self, run: CompiledRun, subfolder: str) -> AppendLog:
+        return run.workdir.metrics_log('step,loss,learning_rate\n')
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
         self.losses[: session.step] = [float(row.split(',')[1]) for row in restored.decode().splitlines()]
@@ -234,8 +234,8 @@ class SuccessMonitor(Observer):
         self.at_most = criterion.at_most
         self.held_out, self.batch_size = held_out, batch_size
         self.train_all_steps, self.num_seeds = train_all_steps, num_seeds
-        self.results: list[Seed] = []  # of the groups that ended
-        self.reached: dict[int, Seed] = {}  # of this group
+        self.results: list[SeedResult] = []  # of the groups that ended
+        self.reached: dict[int, SeedResult] = {}  # of this group
         self.should_stop = False
         self._test = jax.jit(
             lambda states, i, held_out: test(jax.tree.map(lambda x: x[i], states), held_out),
@@ -254,7 +254,7 @@ class SuccessMonitor(Observer):
             return b''
         solved = np.flatnonzero(self.evaluations.latest[:, self.metric] <= self.at_most)  # NaN is not
         new = [int(i) for i in solved if int(session.group.seeds[i]) not in self.reached]
-        tested = [self.tested(session, i, chunk.state, chunk.end) for i in new]
+        tested = [self.run_test(session, i, chunk.state, chunk.end) for i in new]
         self.reached |= {seed.seed: seed for seed in tested}
         self._update(session)
         return success_results.to_lines(tested)
@@ -263,15 +263,15 @@ class SuccessMonitor(Observer):
         for i, seed in enumerate(session.group.seeds.tolist()):
             before = self.reached.get(seed)
             if self.train_all_steps or before is None:
-                at_end = self.tested(session, i, session.state, None)
+                at_end = self.run_test(session, i, session.state, None)
                 self.reached[seed] = at_end if before is None else at_end._replace(sequences=before.sequences)
         self.results += [self.reached[seed] for seed in session.group.seeds.tolist()]
 
-    def tested(self, session: TrainSession, i: int, states: TrainState, steps: int | None) -> Seed:
+    def run_test(self, session: TrainSession, i: int, states: TrainState, steps: int | None) -> SeedResult:
         """Returns the result of seed i of a group, tested with these states."""
         metrics = jax.device_get(self._test(states, i, self.held_out))
         values = {name: success_results.to_number(x) for name, x in metrics.items()}
-        return Seed(int(session.group.seeds[i]), None if steps is None else steps * self.batch_size, values)
+        return SeedResult(int(session.group.seeds[i]), None if steps is None else steps * self.batch_size, values)
 
     def status(self) -> str:
         before = sum(seed.sequences is not None for seed in self.results)

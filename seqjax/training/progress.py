@@ -106,7 +106,7 @@ class Progress:
 
     def _say(self, what: str, bound: str, seconds: float) -> None:
         named = next((name for name in ('epoch', 'step') if name in self.unit), None)  # the flag of the steps
-        if named is None or self.slow or not multihost.is_first():
+        if named is None or self.slow or not multihost.is_process0():
             return
         self.slow = True
         errors.warn(

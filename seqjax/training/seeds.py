@@ -21,7 +21,7 @@ from seqjax.tasks.synthetic import SuccessCriterion
 from seqjax.training import chunk_result, evaluation, observers, optimizers, progress
 from seqjax.training.chunk_result import ChunkResult
 from seqjax.training.compiled_run import CompiledRun, StateOverride
-from seqjax.training.fit_results import Fit
+from seqjax.training.fit_results import FitResult
 from seqjax.training.observers import (
     EarlyStoppingMonitor,
     EvaluationLog,
@@ -34,11 +34,11 @@ from seqjax.training.observers import (
 )
 from seqjax.training.replicas import ReplicaGroup
 from seqjax.training.session import TrainSession
-from seqjax.training.success_results import Outcome
+from seqjax.training.success_results import SuccessResults
 from seqjax.types import Arrays, Batch, Best, Mean, Task, TrainState
 
 # (state of one seed, held out) -> numbers by name; a Mean that counted nothing is NaN.
-Test = Callable[[TrainState, Arrays], Mapping[str, jax.Array | Mean]]
+TestFn = Callable[[TrainState, Arrays], Mapping[str, jax.Array | Mean]]
 
 
 def train_seeds(
@@ -46,7 +46,7 @@ def train_seeds(
     seeds: Sequence[int] | np.ndarray,
     observers: Sequence[Observer],
     *,
-    place: Callable[[ReplicaGroup], str] = str,
+    subfolder: Callable[[ReplicaGroup], str] = str,
     override: Callable[[ReplicaGroup], StateOverride | None] = lambda group: None,
 ) -> None:
     """Trains every seed to the last step, or until an observer stops its group; resumes each group from its checkpoint.
@@ -54,13 +54,13 @@ def train_seeds(
     Args:
       run, seeds: from `compile_run`; [R], without replicas one.
       observers: called in this order at the start of a group, after every chunk, and at the end of a group.
-      place: the folder of a group's checkpoints and logs, within that of the run's; '' for a run of one seed.
+      subfolder: the folder of a group's checkpoints and logs, within that of the run's; '' for a run of one seed.
       override: changes the TrainState of a group before its first step.
     """
     for group in run.groups(np.asarray(seeds)):
-        folder = '' if run.width is None else place(group)
+        folder = '' if run.width is None else subfolder(group)
         logs = {observer.log_name: observer.open_log(run, folder) for observer in observers if observer.log_name}
-        with run.session(group, logs, place=folder, override=override(group)) as session:
+        with run.session(group, logs, subfolder=folder, override=override(group)) as session:
             for observer in observers:
                 observer.on_start(session, session.restored.get(observer.log_name, b''))
             if not _stopped(observers):
@@ -143,7 +143,10 @@ def _write_bands(workdir: Workdir, losses: np.ndarray, rates: np.ndarray) -> Non
     workdir.write(directory.METRICS, write)
 
 
-def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> Fit:
+# --- early stopping --------------------------------------------------------------------------------
+
+
+def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> FitResult:
     """Trains every seed [R] of a task with early stopping, and keeps the best parameters of each.
 
     Raises UserError where no seed had a finite value at any evaluation, and as `train_seeds` does.
@@ -159,7 +162,7 @@ def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> Fit:
             '--learning_rate, or --clip_norm=1'
         )
     values = log.values()
-    return Fit(seeds, metrics, values, best, resumed, _rates(run, config.eval_every, values.shape[1]))
+    return FitResult(seeds, metrics, values, best, resumed, _rates(run, config.eval_every, values.shape[1]))
 
 
 def _rates(run: CompiledRun, eval_every: int, evaluations: int) -> np.ndarray:
@@ -187,7 +190,7 @@ class _LastStates(Observer):
         return f'loss {self.loss:.4g}'
 
 
-def retrain(run: CompiledRun, fit: Fit) -> Fit:
+def retrain(run: CompiledRun, fit: FitResult) -> FitResult:
     """Trains the same seeds from the beginning for all steps of a run, whose data include the validation split.
 
     The number of steps was found with that split held out (Goodfellow, Bengio and Courville 2016, algorithm 7.2).
@@ -198,14 +201,17 @@ def retrain(run: CompiledRun, fit: Fit) -> Fit:
         return ' '.join(['the second training', *(['of', session.group.label] if session.group.label else [])])
 
     # The folder has the steps: a run of more steps may find that another number of them is best.
-    how = {'unit': 'seed-step again', 'label': label, 'place': lambda group: f'refit_{run.steps}_{group}'}
+    how = {'unit': 'seed-step again', 'label': label, 'subfolder': lambda group: f'refit_{run.steps}_{group}'}
     _train(run, fit.seeds, [states], states, **how)
     params, variables = jax.tree.map(lambda *parts: np.concatenate(parts), *states.groups)
     best = Best(fit.best.value, np.full(len(fit.seeds), run.steps, np.int32), params, types.without_carry(variables))
     return fit._replace(best=best)
 
 
-def on_batch(model: nn.Module, task: Task, batch_size: int) -> Test:
+# --- success criterion -----------------------------------------------------------------------------
+
+
+def batch_test(model: nn.Module, task: Task, batch_size: int) -> TestFn:
     """Returns a test: the mean of each metric over a batch [N, ...], computed `batch_size` sequences at a time."""
 
     def test(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
@@ -221,16 +227,25 @@ def train_until_solved(
     *,
     criterion: SuccessCriterion,
     eval_every: int,
-    test: Test,
+    test: TestFn,
     held_out: Arrays,
     batch_size: int,
     train_all_steps: bool = False,
-) -> Outcome:
-    """Trains every seed [R] until a success criterion is met, and tests it on held-out sequences.
+) -> SuccessResults:
+    """Trains every seed until a success criterion is met, and tests it on held-out sequences.
 
-    The criterion holds for the mean of its metric over the steps since the last evaluation, `eval_every` steps before.
-    The test, see `Test`, is called with `held_out`; with `train_all_steps` that is at the end. `batch_size` are the
-    sequences of a training step.
+    Args:
+      run: from `compile_run`.
+      seeds: [R].
+      criterion: the metric, and the value that its mean over the steps since the last evaluation must reach.
+      eval_every: training steps between two evaluations.
+      test: see `TestFn`.
+      held_out: its second argument.
+      batch_size: sequences of a training step.
+      train_all_steps: trains on where the criterion is met, and tests at the end.
+
+    Raises:
+      UserError: see `train_seeds`.
     """
     metrics = list(run.programs.shapes[1])
     log = EvaluationLog(metrics, eval_every)
@@ -246,4 +261,4 @@ def train_until_solved(
     )
     resumed = _train(run, seeds, [log, monitor], monitor)
     values = log.values()
-    return Outcome(monitor.results, metrics, values, resumed, _rates(run, eval_every, values.shape[1]))
+    return SuccessResults(monitor.results, metrics, values, resumed, _rates(run, eval_every, values.shape[1]))

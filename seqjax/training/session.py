@@ -32,7 +32,7 @@ class TrainSession:
         self,
         run: Any,
         group: ReplicaGroup,
-        store: CheckpointManager | None,
+        manager: CheckpointManager | None,
         logs: Mapping[str, AppendLog],
         state: TrainState,
         step: int,
@@ -40,7 +40,7 @@ class TrainSession:
         data_feed: Feed | None,
         shutdown: ShutdownRequest | None = None,
     ):
-        self.run, self.group, self.store, self.logs, self.shutdown = run, group, store, logs, shutdown
+        self.run, self.group, self.manager, self.logs, self.shutdown = run, group, manager, logs, shutdown
         self.count = None if run.width is None else len(group.seeds)
         self.data_feed, self.task = data_feed, run.task
         self.state = state
@@ -67,7 +67,7 @@ class TrainSession:
             steps=run.steps,
             steps_per_call=run.steps_per_call,
             train_chunk=run.programs.train_chunk,
-            extra_sync_every=() if self.store is None else (save_every,),
+            extra_sync_every=() if self.manager is None else (save_every,),
             data_fn=None if self.data_feed is None else self._take,
         ):
             good = divergence.first_divergence(
@@ -76,8 +76,8 @@ class TrainSession:
             if good is not None and not run.allow_divergence:
                 yield from self._diverged(metrics, good)
             yield self._finish_chunk(state, metrics, evals)
-            if self.store is not None:
-                self.store.heed()
+            if self.manager is not None:
+                self.manager.raise_if_failed()
                 self.check_signals()
                 if self.step % save_every == 0:
                     self.save()
@@ -99,13 +99,13 @@ class TrainSession:
 
     def save(self) -> None:
         """Begins to save the state of the session."""
-        if self.store is None:
+        if self.manager is None:
             return
-        marks = {name: log.mark() for name, log in self.logs.items()}
+        offsets = {name: log.offset() for name, log in self.logs.items()}
         state, folder = self.run.unpadded(self.state, self.count), self.run.workdir
         leaves = manifest.describe(state)
-        what = (self.step, folder.experiment, folder.settings, marks, self.values, leaves, manifest.versions())
-        self.store.save(state, CheckpointMetadata(*what, feed=self._feed_state()))
+        what = (self.step, folder.experiment, folder.settings, offsets, self.values, leaves, manifest.versions())
+        self.manager.save(state, CheckpointMetadata(*what, feed=self._feed_state()))
 
     def _feed_state(self) -> dict[str, Any] | None:
         """The feed's position at the session's step, which is not where the feed is if a chunk ended in a NaN."""
@@ -113,16 +113,16 @@ class TrainSession:
 
     def check_signals(self) -> None:
         """Saves and stops the run if a signal has asked for it."""
-        number = 0 if self.shutdown is None else multihost.largest(self.shutdown.number or 0)
+        number = 0 if self.shutdown is None else multihost.allreduce_max(self.shutdown.number or 0)
         if not number:
             return
         self.save()
-        self.store.wait()
+        self.manager.wait()
         name = signals.name(number)
-        raise signals.stop(
+        raise signals.stop_exception(
             number,
             f'stopped by {name} after step {self.step:,} of {self.run.steps:,}, which is saved in '
-            f'{self.store.folder}; the same command goes on from there',
+            f'{self.manager.folder}; the same command goes on from there',
         )
 
     def _diverged(self, metrics: Metrics, good: int) -> Iterator[ChunkResult]:
@@ -134,7 +134,7 @@ class TrainSession:
         self.save()
         error = divergence.error(self.run, task, state, metrics, step=first, finite=n, good=good, count=self.count)
         yield self._chunk_result(state, jax.tree.map(lambda x: x[n : good + 1], metrics), evals)
-        if self.store is None:
+        if self.manager is None:
             raise error
-        self.store.wait()
-        raise type(error)(f'{error}; the state after step {first + n:,} is saved in {self.store.folder}')
+        self.manager.wait()
+        raise type(error)(f'{error}; the state after step {first + n:,} is saved in {self.manager.folder}')

@@ -16,7 +16,7 @@ from seqjax.types import Mean
 TABLE = 'evals.csv'
 
 
-class Seed(NamedTuple):
+class SeedResult(NamedTuple):
     """Result of one seed."""
 
     seed: int
@@ -24,12 +24,12 @@ class Seed(NamedTuple):
     test: Mapping[str, float]  # metrics of the test: when the criterion was met, or at the end
 
 
-class Outcome(NamedTuple):
+class SuccessResults(NamedTuple):
     """Results of all seeds of a run."""
 
-    seeds: list[Seed]
+    seeds: list[SeedResult]
     metrics: list[str]
-    looks: np.ndarray  # [R, evaluations, metrics]: means since the evaluation before; NaN after the last
+    evals: np.ndarray  # [R, evaluations, metrics]: means since the evaluation before; NaN after the last
     resumed: bool = False  # whether a part of it was done before this process
     rates: np.ndarray = np.empty(0)  # [evaluations]: the learning rate of the last step before each
 
@@ -41,33 +41,33 @@ def to_number(x: np.ndarray | Mean) -> float:
     return float(np.float32(x.total) / np.float32(x.count)) if x.count > 0 else math.nan
 
 
-def plain(seed: Seed) -> dict[str, Any]:
+def to_json(seed: SeedResult) -> dict[str, Any]:
     """Returns a result as JSON has it, where a number that is not finite is null."""
     return seed._asdict() | {'test': {name: x if math.isfinite(x) else None for name, x in seed.test.items()}}
 
 
-def seed_of(held: Mapping[str, Any]) -> Seed:
-    """Returns the result that `plain` was called with."""
+def from_json(held: Mapping[str, Any]) -> SeedResult:
+    """Returns the result that `to_json` was called with."""
     values = {name: math.nan if x is None else float(x) for name, x in held['test'].items()}
-    return Seed(int(held['seed']), None if held['sequences'] is None else int(held['sequences']), values)
+    return SeedResult(int(held['seed']), None if held['sequences'] is None else int(held['sequences']), values)
 
 
-def to_lines(seeds: Sequence[Seed]) -> bytes:
+def to_lines(seeds: Sequence[SeedResult]) -> bytes:
     """Returns a line of JSON for each result."""
-    return ''.join(json.dumps(plain(seed)) + '\n' for seed in seeds).encode()
+    return ''.join(json.dumps(to_json(seed)) + '\n' for seed in seeds).encode()
 
 
-def parse_lines(lines: bytes) -> list[Seed]:
+def parse_lines(lines: bytes) -> list[SeedResult]:
     """Returns the results that `to_lines` was called with."""
-    return [seed_of(json.loads(line)) for line in lines.decode().splitlines()]
+    return [from_json(json.loads(line)) for line in lines.decode().splitlines()]
 
 
-def write_evals(folder: Workdir, outcome: Outcome, sequences: int) -> None:
+def write_evals(folder: Workdir, outcome: SuccessResults, sequences: int) -> None:
     """Writes evals.csv: a row for every seed and evaluation; `sequences` are those between two evaluations."""
 
     def rows() -> Iterator[list[Any]]:
-        for seed, looks in zip(outcome.seeds, outcome.looks, strict=True):
-            for i, values in enumerate(looks):
+        for seed, evals in zip(outcome.seeds, outcome.evals, strict=True):
+            for i, values in enumerate(evals):
                 if not np.isnan(values).all():
                     yield [seed.seed, (i + 1) * sequences, *(f'{x:.9g}' for x in values), outcome.rates[i]]
 
@@ -75,10 +75,10 @@ def write_evals(folder: Workdir, outcome: Outcome, sequences: int) -> None:
     result_files.write_table(folder, TABLE, columns, rows())
 
 
-def read_outcome(folder: Workdir, summary: Mapping[str, Any], sequences: int) -> Outcome:
+def read_results(folder: Workdir, summary: Mapping[str, Any], sequences: int) -> SuccessResults:
     """Reads the results of a finished run; raises UserError if they cannot be read."""
     with folder.reading():
-        seeds, metrics = [seed_of(held) for held in summary['seeds']], list(summary['metrics'])
+        seeds, metrics = [from_json(held) for held in summary['seeds']], list(summary['metrics'])
     places, path = {seed.seed: i for i, seed in enumerate(seeds)}, folder.file(TABLE)
     with files.reading(path), files.open_file(path, 'r', newline='', encoding='utf-8') as lines:
         table = csv.reader(lines)
@@ -87,9 +87,9 @@ def read_outcome(folder: Workdir, summary: Mapping[str, Any], sequences: int) ->
         if next(table, [])[:end] != columns:
             raise ValueError('the columns are not those of the run')
         rows = [(places[int(row[0])], int(row[1]) // sequences - 1, list(map(float, row[2:end]))) for row in table]
-        looks = np.full((len(seeds), max((row[1] for row in rows), default=-1) + 1, len(metrics)), np.nan, np.float32)
+        evals = np.full((len(seeds), max((row[1] for row in rows), default=-1) + 1, len(metrics)), np.nan, np.float32)
         for place, look, values in rows:
-            looks[place, look] = values
-        if np.isnan(looks).all((1, 2)).any():
+            evals[place, look] = values
+        if np.isnan(evals).all((1, 2)).any():
             raise ValueError('a seed has no row')
-    return Outcome(seeds, metrics, looks)
+    return SuccessResults(seeds, metrics, evals)

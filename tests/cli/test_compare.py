@@ -10,7 +10,7 @@ from seqjax.cli.compare import Entry
 from seqjax.errors import UserError
 from seqjax.reporting import statistics, text_tables
 from seqjax.training import seeds as training_seeds
-from seqjax.training.success_results import Outcome, Seed
+from seqjax.training.success_results import SeedResult, SuccessResults
 
 SHORT = {'length': 22, 'hidden': 5, 'steps': 4, 'eval_every': 2, 'batch_size': 4, 'num_seeds': 3, 'plot': False}
 
@@ -42,8 +42,8 @@ def test_a_budget_makes_models_as_large_as_it_allows(cell, params):
 
 
 def outcome_of(*pairs):
-    seeds = [Seed(i, None, {'loss': loss, 'wrong': wrong}) for i, (loss, wrong) in enumerate(pairs)]
-    return Outcome(seeds, ['loss', 'wrong'], np.zeros((len(pairs), 1, 2)))
+    seeds = [SeedResult(i, None, {'loss': loss, 'wrong': wrong}) for i, (loss, wrong) in enumerate(pairs)]
+    return SuccessResults(seeds, ['loss', 'wrong'], np.zeros((len(pairs), 1, 2)))
 
 
 def test_differences_are_paired():

@@ -39,9 +39,9 @@ def plain():
 @pytest.mark.parametrize('switch', SWITCHES, indirect=True)
 def test_a_fit_has_the_same_numbers(switch, plain):
     found = test_fit.run(test_fit.noisy(), rate=0.1, steps=4, seeds=(0, 1))
-    assert found.looks.shape == plain.looks.shape and np.isfinite(found.looks).all()
+    assert found.evals.shape == plain.evals.shape and np.isfinite(found.evals).all()
     if switch != 'jax_enable_x64':  # which draws other numbers
-        np.testing.assert_allclose(found.looks, plain.looks, rtol=1e-5)
+        np.testing.assert_allclose(found.evals, plain.evals, rtol=1e-5)
         np.testing.assert_array_equal(found.best.step, plain.best.step)
 
 

@@ -10,7 +10,7 @@ import pytest
 from seqjax import training
 from seqjax.cli import lengths, task_registry, task_setup
 from seqjax.cli.lengths import Lengths
-from seqjax.training.success_results import Outcome, Seed
+from seqjax.training.success_results import SeedResult, SuccessResults
 
 SHORT = {'longest': 4, 'hidden': 4, 'batch_size': 8, 'steps': 4, 'eval_every': 2, 'num_seeds': 2, 'plot': False}
 SHORT |= {'up_to': 40, 'points': 5, 'count': 32}
@@ -22,7 +22,7 @@ def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     """By hand: the parameters at the end, on sequences without any padding but their own."""
     study = Lengths(task_registry.find(task))
     outcome = lengths.run(task=task, **SHORT, success_threshold=1.0)  # at the goal from the first look on
-    assert outcome.looks.shape[1] == 2 and all(seed.sequences == 16 for seed in outcome.seeds)
+    assert outcome.evals.shape[1] == 2 and all(seed.sequences == 16 for seed in outcome.seeds)
     settings = study.check(SHORT)
     problem, model, built = (
         study.problem(settings.options),
@@ -69,10 +69,11 @@ def test_the_last_line_is_about_lengths_beyond_those_trained_on():
     settings = study.check({'longest': 4, 'up_to': 8, 'points': 3})
     within = {'within/1': 0.5, 'within/4': 0.5}
     seeds = [
-        Seed(i, None, within | {'beyond/5': a, 'beyond/8': b}) for i, (a, b) in enumerate([(0.0, 0.01), (0.0, 0.02)])
+        SeedResult(i, None, within | {'beyond/5': a, 'beyond/8': b})
+        for i, (a, b) in enumerate([(0.0, 0.01), (0.0, 0.02)])
     ]
     said = study.conclusion(
-        study.problem(settings.options), Outcome(seeds, ['loss', 'wrong'], np.zeros((2, 1, 2))), settings
+        study.problem(settings.options), SuccessResults(seeds, ['loss', 'wrong'], np.zeros((2, 1, 2))), settings
     )
     assert all(part in said for part in ('5 to 8', '99.2% ± ', '99.5%', '1 of 2'))
 

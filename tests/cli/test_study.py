@@ -23,7 +23,7 @@ from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import Examples, SuccessCriterion, SyntheticTask
 from seqjax.training import optimizers, success_results
 from seqjax.training.observers import SuccessMonitor
-from seqjax.training.success_results import Seed
+from seqjax.training.success_results import SeedResult
 from seqjax.types import Batch, Mean, ModelSpec
 
 SHORT = {'length': 10, 'hidden': 4, 'steps': 6, 'eval_every': 3, 'num_seeds': 2, 'plot': False}
@@ -112,7 +112,7 @@ def test_a_study_gives_both_doors_the_same(in_tmp):
     one = study.run(longest=3, steps=4, num_seeds=2, workdir='a', plot=False)
     assert study.command('').main(['--longest=3', '--steps=4', '--num_seeds=2', '--workdir=b', '--noplot']) == 0
     assert (in_tmp / 'a/evals.csv').read_bytes() == (in_tmp / 'b/evals.csv').read_bytes()
-    assert one.looks.shape == (2, 2, 2) and one.metrics == ['loss', 'wrong']
+    assert one.evals.shape == (2, 2, 2) and one.metrics == ['loss', 'wrong']
 
 
 @pytest.mark.parametrize('name', task_registry.NAMES)
@@ -149,7 +149,7 @@ def test_every_task_trains_and_is_tested(name, capsys):
     """Two steps of a small model; the scores of what it never saw are numbers."""
     study = task_registry.find(name)
     outcome = study.run(hidden=4, batch_size=4, steps=2, eval_every=1, num_seeds=1, plot=False)
-    assert outcome.looks.shape == (1, 2, len(outcome.metrics)) and np.isfinite(outcome.looks).all()
+    assert outcome.evals.shape == (1, 2, len(outcome.metrics)) and np.isfinite(outcome.evals).all()
     assert set(outcome.seeds[0].test) == set(outcome.metrics) >= {'loss', 'wrong'}
     assert all(np.isfinite(x) for x in outcome.seeds[0].test.values())
     assert '1 seed' in capsys.readouterr().out.splitlines()[-1]
@@ -240,7 +240,7 @@ def test_a_run_by_hand_gives_the_same(in_tmp):
         state, looks = training.init_state(model, task, tx, jax.random.key(7 + i)), []
         for state, metrics, _ in training.train(model, task, tx, state, steps=6, steps_per_call=3):
             looks.append([metrics[name].total.sum() / metrics[name].count.sum() for name in ('loss', 'wrong')])
-        np.testing.assert_allclose(outcome.looks[i], looks, rtol=1e-5)
+        np.testing.assert_allclose(outcome.evals[i], looks, rtol=1e-5)
         found = task.loss(training.apply(model, state, batch.inputs), batch)
         for name, mean in found.items():
             assert abs(seed.test[name] - mean.compute()) < 1e-5
@@ -252,7 +252,7 @@ def test_the_splits_are_different_sequences():
         TaskExperiment(first_bit).run(steps=2, eval_every=1, num_seeds=1, split=name, plot=False)
         for name in task_setup.SPLITS
     )
-    assert one.looks.tobytes() == other.looks.tobytes() and one.seeds != other.seeds
+    assert one.evals.tobytes() == other.evals.tobytes() and one.seeds != other.seeds
 
 
 def test_training_stops_where_all_seeds_are_at_the_goal(straight):
@@ -260,8 +260,8 @@ def test_training_stops_where_all_seeds_are_at_the_goal(straight):
     outcome, _ = straight
     needed = [seed.sequences for seed in outcome.seeds]
     assert None not in needed and len(set(needed)) > 1 and max(needed) < 1500 * 16 / 2
-    assert outcome.looks.shape[1] * 25 * 16 == max(needed)
-    for seed, looks in zip(outcome.seeds, outcome.looks, strict=True):
+    assert outcome.evals.shape[1] * 25 * 16 == max(needed)
+    for seed, looks in zip(outcome.seeds, outcome.evals, strict=True):
         wrong = looks[:, outcome.metrics.index('wrong')]
         assert (np.flatnonzero(wrong == 0)[0] + 1) * 25 * 16 == seed.sequences and seed.test['wrong'] < 0.05
 
@@ -269,15 +269,15 @@ def test_training_stops_where_all_seeds_are_at_the_goal(straight):
 def test_to_the_end_trains_all_steps_and_tests_there(straight):
     first, second = straight[0], temporal_order.run(**LEARNS | {'steps': 600}, train_all_steps=True)
     assert [seed.sequences for seed in first.seeds] == [seed.sequences for seed in second.seeds]
-    assert second.looks.shape[1] == 600 // 25 > first.looks.shape[1]
-    np.testing.assert_array_equal(second.looks[:, : first.looks.shape[1]], first.looks)
+    assert second.evals.shape[1] == 600 // 25 > first.evals.shape[1]
+    np.testing.assert_array_equal(second.evals[:, : first.evals.shape[1]], first.evals)
     assert first.seeds[0].test['loss'] > second.seeds[0].test['loss']
 
 
 def test_until_moves_the_goal(straight):
     early, (late, _) = temporal_order.run(**LEARNS, success_threshold=0.5), straight
     assert all(a.sequences < b.sequences for a, b in zip(early.seeds, late.seeds, strict=True))
-    for seed, looks in zip(early.seeds, early.looks, strict=True):
+    for seed, looks in zip(early.seeds, early.evals, strict=True):
         wrong = looks[:, early.metrics.index('wrong')]
         assert (np.flatnonzero(wrong <= 0.5)[0] + 1) * 25 * 16 == seed.sequences
 
@@ -360,7 +360,7 @@ def test_the_table_has_every_look_of_every_seed(flags, rates, in_tmp):
     assert [(int(row['seed']), int(row['sequences'])) for row in rows] == [(0, 48), (0, 96), (1, 48), (1, 96)]
     for i, name in enumerate(outcome.metrics):
         found = np.array([float(row[name]) for row in rows], np.float32).reshape(2, 2)
-        np.testing.assert_array_equal(found, outcome.looks[..., i])
+        np.testing.assert_array_equal(found, outcome.evals[..., i])
     assert [float(row['learning_rate']) for row in rows] == pytest.approx(rates * 2, rel=1e-6)
     assert outcome.rates == pytest.approx(rates, rel=1e-6)
 
@@ -370,7 +370,7 @@ def test_same_flags_same_bytes_and_replicas_are_seeds_of_their_own(in_tmp):
         temporal_order.run(**SHORT, workdir='a'),
         temporal_order.run(**SHORT | {'seed': 1, 'num_seeds': 1}, workdir='b'),
     )
-    np.testing.assert_allclose(both.looks[1:], alone.looks, rtol=1e-6)
+    np.testing.assert_allclose(both.evals[1:], alone.evals, rtol=1e-6)
     before = (in_tmp / 'a/evals.csv').read_bytes()
     temporal_order.run(**SHORT, workdir='a', overwrite=True)
     assert (in_tmp / 'a/evals.csv').read_bytes() == before
@@ -412,9 +412,9 @@ def test_a_run_that_was_stopped_at_its_very_end_is_not_trained_on(straight, in_t
 
 def test_a_seed_that_diverges_is_at_no_goal_and_keeps_its_place(in_tmp):
     """Its test is not finite; files hold that and give it back."""
-    seed = Seed(3, None, {'loss': float('nan'), 'wrong': 1.0})
-    held = json.loads(json.dumps(success_results.plain(seed), allow_nan=False))
-    again = success_results.seed_of(held)
+    seed = SeedResult(3, None, {'loss': float('nan'), 'wrong': 1.0})
+    held = json.loads(json.dumps(success_results.to_json(seed), allow_nan=False))
+    again = success_results.from_json(held)
     assert again.seed == 3 and again.sequences is None and np.isnan(again.test['loss']) and again.test['wrong'] == 1
 
 
@@ -427,7 +427,7 @@ def test_mistakes_count_sequences_and_not_steps():
 def test_both_forms_of_a_linear_cell_find_the_same(in_tmp):
     want = temporal_order.run(**SHORT, cell='mingru')
     found = temporal_order.run(**SHORT, cell='mingru', parallel=True)
-    np.testing.assert_allclose(found.looks, want.looks, rtol=1e-4)
+    np.testing.assert_allclose(found.evals, want.evals, rtol=1e-4)
 
 
 # --- any task --------------------------------------------------------------------------------------

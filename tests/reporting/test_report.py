@@ -170,7 +170,7 @@ def test_the_table_of_any_module_is_complete(model):
     [(-0.04, '0.0'), (-0.0, '0.0'), (-0.06, '-0.1'), (0.96, '1.0'), (np.float32(0.2), '0.2'), (-12.34, '-12.3')],
 )
 def test_tenths(x, shown):
-    assert text_tables.tenths(x) == shown
+    assert text_tables.format_tenths(x) == shown
 
 
 # Wilson score intervals at 95% as statsmodels' proportion_confint(..., method='wilson') gives them.
@@ -184,12 +184,12 @@ WILSON = {
 
 @pytest.mark.parametrize('case', WILSON)
 def test_share_interval(case):
-    assert statistics.share_interval(*case) == pytest.approx(WILSON[case], abs=1e-6)
+    assert statistics.wilson_interval(*case) == pytest.approx(WILSON[case], abs=1e-6)
 
 
 @pytest.mark.parametrize(('successes', 'count'), [(0, 1), (1, 1), (0, 10**6), (10**6, 10**6)])
 def test_share_interval_stays_a_share(successes, count):
-    low, high = statistics.share_interval(successes, count)
+    low, high = statistics.wilson_interval(successes, count)
     assert 0 <= low <= successes / count <= high <= 1 and low < high
 
 

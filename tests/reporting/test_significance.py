@@ -23,8 +23,10 @@ def test_the_gain_is_in_the_measures_own_units_and_positive_where_the_model_is_b
     counts = np.array([2, 3])
     theirs = Items(np.array([8.0, 12.0]), counts)  # RMSE 2
     ours = [Items(np.array([2.0, 3.0]), counts), Items(np.array([4.5, 6.75]), counts)]  # 1 and 1.5
-    assert significance.gain(ERROR, ours, theirs).mean == pytest.approx(0.75)
-    assert significance.gain(Measure('score', higher=True), ours, theirs).mean == pytest.approx(-(4 - (1 + 2.25) / 2))
+    assert significance.improvement(ERROR, ours, theirs).mean == pytest.approx(0.75)
+    assert significance.improvement(Measure('score', higher=True), ours, theirs).mean == pytest.approx(
+        -(4 - (1 + 2.25) / 2)
+    )
 
 
 def test_with_one_seed_the_interval_is_that_of_the_items():
@@ -32,22 +34,22 @@ def test_with_one_seed_the_interval_is_that_of_the_items():
     rng = np.random.default_rng(1)
     ours, theirs = rng.normal(3, 2, 900), rng.normal(3.2, 1, 900)
     ones = np.ones(900)
-    found = significance.gain(Measure('loss'), [Items(ours, ones)], Items(theirs, ones))
-    assert found.half == pytest.approx(1.96 * np.std(ours - theirs) / 30, rel=0.08)
+    found = significance.improvement(Measure('loss'), [Items(ours, ones)], Items(theirs, ones))
+    assert found.half_width == pytest.approx(1.96 * np.std(ours - theirs) / 30, rel=0.08)
 
 
 def test_what_both_get_wrong_together_widens_nothing():
     """The items are paired: a model that is better by the same everywhere is surely better."""
     theirs = np.random.default_rng(2).normal(3, 2, 300)
-    found = significance.gain(Measure('loss'), [Items(theirs - 0.5, np.ones(300))], Items(theirs, np.ones(300)))
-    assert found.mean == pytest.approx(0.5) and found.half < 1e-9 and found.clear
+    found = significance.improvement(Measure('loss'), [Items(theirs - 0.5, np.ones(300))], Items(theirs, np.ones(300)))
+    assert found.mean == pytest.approx(0.5) and found.half_width < 1e-9 and found.significant
 
 
 def test_seeds_that_differ_widen_the_interval():
     theirs = Items(np.full(50, 1.0), np.ones(50))
     same, apart = ([Items(np.full(50, 1 + x), np.ones(50)) for x in shifts] for shifts in ((0.1, 0.1), (0.0, 0.2)))
-    assert significance.gain(Measure('loss'), same, theirs).half < 1e-9
-    assert significance.gain(Measure('loss'), apart, theirs).half == pytest.approx(
+    assert significance.improvement(Measure('loss'), same, theirs).half_width < 1e-9
+    assert significance.improvement(Measure('loss'), apart, theirs).half_width == pytest.approx(
         12.706 * 0.1, rel=1e-3
     )  # Student, 1 d.f.
 
@@ -60,22 +62,24 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
         shift = rng.normal(0, 0.05, 3)
         ours = [Items(1 + hard + x + rng.normal(0, 0.3, 60), np.ones(60)) for x in shift]
         theirs = Items(1.1 + hard + rng.normal(0, 0.3, 60), np.ones(60))
-        found = significance.gain(Measure('loss'), ours, theirs)
-        missed += abs(found.mean - 0.1) > found.half
+        found = significance.improvement(Measure('loss'), ours, theirs)
+        missed += abs(found.mean - 0.1) > found.half_width
     assert missed <= 24  # 5% of 300 is 15, and its 99% quantile 24
 
 
 def test_other_items_are_refused():
     with pytest.raises(ValueError, match='items'):
-        significance.gain(ERROR, [Items(np.ones(3), np.ones(3))], Items(np.ones(3), np.array([1, 2, 1])))
+        significance.improvement(ERROR, [Items(np.ones(3), np.ones(3))], Items(np.ones(3), np.array([1, 2, 1])))
 
 
 def test_items_without_values_change_nothing():
     rng = np.random.default_rng(4)
     ours, theirs = squares(rng, 1), squares(rng, 2)
     longer = [Items(np.append(x.totals, 0.0), np.append(x.counts, 0)) for x in (ours, theirs)]
-    found = significance.gain(ERROR, [longer[0]], longer[1])
-    assert found.mean == pytest.approx(significance.gain(ERROR, [ours], theirs).mean) and np.isfinite(found.half)
+    found = significance.improvement(ERROR, [longer[0]], longer[1])
+    assert found.mean == pytest.approx(significance.improvement(ERROR, [ours], theirs).mean) and np.isfinite(
+        found.half_width
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,19 +92,20 @@ def test_items_without_values_change_nothing():
     ],
 )
 def test_use_the_baseline_is_an_answer(gain, words):
-    sentence = significance.sentence(ERROR, gain, 'lstm', 'AR')
-    assert words in sentence and '95%' in sentence and ('baseline' in sentence) == (gain.mean < gain.half)
+    sentence = significance.verdict(ERROR, gain, 'lstm', 'AR')
+    assert words in sentence and '95%' in sentence and ('baseline' in sentence) == (gain.mean < gain.half_width)
 
 
 def test_the_best_baseline_is_the_one_with_the_best_value():
     assert (
-        significance.best(ERROR, {'a': 2.0, 'b': 1.0}) == 'b' and significance.best(RIGHT, {'a': 2.0, 'b': 1.0}) == 'a'
+        significance.best_name(ERROR, {'a': 2.0, 'b': 1.0}) == 'b'
+        and significance.best_name(RIGHT, {'a': 2.0, 'b': 1.0}) == 'a'
     )
 
 
 def test_one_item_alone_is_no_ground_for_a_verdict():
     ours, theirs = Items(np.array([1.0]), np.array([3])), Items(np.array([9.0]), np.array([3]))
     for seeds in (1, 3):
-        found = significance.gain(ERROR, [ours] * seeds, theirs)
-        assert found.mean > 0 and found.half == np.inf and not found.clear
-        assert 'AR(1)' in significance.sentence(ERROR, found, 'lstm', 'AR(1)')
+        found = significance.improvement(ERROR, [ours] * seeds, theirs)
+        assert found.mean > 0 and found.half_width == np.inf and not found.significant
+        assert 'AR(1)' in significance.verdict(ERROR, found, 'lstm', 'AR(1)')

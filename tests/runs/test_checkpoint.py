@@ -98,7 +98,11 @@ def test_all_arrays_come_back_by_name_without_a_model(saved):
     arrays = orbax_io.read_arrays(saved / '10')
     assert set(arrays) == set(manifest.describe(state_of(10))) - {'variables/carry/c'}
     np.testing.assert_array_equal(arrays['params/head/kernel'], state_of(10).params['head']['kernel'])
-    (rate,) = [x for name, x in parameters.named(state_of(10)).items() if name.endswith('hyperparams/learning_rate')]
+    (rate,) = [
+        x
+        for name, x in parameters.flatten_with_names(state_of(10)).items()
+        if name.endswith('hyperparams/learning_rate')
+    ]
     np.testing.assert_array_equal(arrays['opt_state/1/hyperparams/learning_rate'], rate)
 
 
@@ -346,7 +350,7 @@ def test_a_save_leaves_the_settings_of_the_interpreter_as_they_were(fails, tmp_p
     store = CheckpointManager(tmp_path / 'checkpoints')
     if fails:
         error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        monkeypatch.setattr(manifest, 'seal', lambda folder: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(manifest, 'write_manifest', lambda folder: (_ for _ in ()).throw(error))
     with pytest.raises(UserError) if fails else contextlib.nullcontext():
         save(store, 1)
     assert interpreter_settings() == before
@@ -494,7 +498,7 @@ def test_what_is_not_a_file_makes_a_step_unsound_at_once(saved, tmp_path, name, 
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     odd(path.parent, kind, path.name)
     with pytest.raises(CorruptCheckpointError):
-        manifest.verify(tmp_path / '10')
+        manifest.verify_manifest(tmp_path / '10')
 
 
 @pytest.mark.parametrize('name', ['checksums', 'about.json', '.'])
@@ -511,7 +515,10 @@ def test_a_folder_of_checkpoints_that_may_not_be_listed_is_named(saved, tmp_path
     (tmp_path / 'c').chmod(0o300)
     try:
         with ordinary_user():
-            for action in (lambda: restore(tmp_path / 'c'), lambda: list(checkpoint_manager.stores(tmp_path))):
+            for action in (
+                lambda: restore(tmp_path / 'c'),
+                lambda: list(checkpoint_manager.checkpoint_folders(tmp_path)),
+            ):
                 with pytest.raises(UserError, match='c .*Permission denied'):
                     action()
     finally:
@@ -520,13 +527,13 @@ def test_a_folder_of_checkpoints_that_may_not_be_listed_is_named(saved, tmp_path
 
 @pytest.mark.parametrize(
     'changes',
-    [{'step': '10'}, {'step': None}, {'journals': [1]}, {'journals': {'x': [1]}}, {'journals': {'x': ['a', 'b']}},
+    [{'step': '10'}, {'step': None}, {'logs': [1]}, {'logs': {'x': [1]}}, {'logs': {'x': ['a', 'b']}},
      {'flags': []}, {'metrics': {'loss': 'low'}}, {'leaves': 3}, {'versions': None}, {'experiment': 1}, {'other': 1}],
 )  # fmt: skip
 def test_a_step_whose_right_checksums_are_of_other_types_is_unsound(saved, tmp_path, changes):
     shutil.copytree(saved / '10', tmp_path / '10')
     path = tmp_path / '10/about.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    manifest.seal(tmp_path / '10')
+    manifest.write_manifest(tmp_path / '10')
     with pytest.raises(CorruptCheckpointError, match='about.json'):
-        manifest.verify(tmp_path / '10')
+        manifest.verify_manifest(tmp_path / '10')

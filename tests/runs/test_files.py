@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its files and journals, and what is said of damaged ones."""
+"""The folder of a run: its lock, its files and logs, and what is said of damaged ones."""
 
 import contextlib
 import errno
@@ -50,7 +50,7 @@ def test_a_folder_is_made_and_a_finished_run_in_it_is_found(tmp_path):
     folder, summary = opened(tmp_path / 'a' / 'b')
     assert folder.path.is_dir() and summary is None and list(folder.path.iterdir()) == []
     held = finished(folder.path)
-    for name in directory.NO_NUMBER:
+    for name in directory.NON_SEMANTIC_FLAGS:
         assert opened(folder.path, **({} if name in ('workdir', 'overwrite') else {name: 'other'}))[1] == held
     finished(folder.path, finished=False)
     assert opened(folder.path)[1] is None
@@ -108,34 +108,34 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     folder = Workdir(None)
     folder.write_summary({})
     result_files.write_replicas(folder, loss=np.ones(3))
-    result_files.write_picture(folder, None)
-    log = folder.journal('x', 'y')
-    assert log.begin(None) == b''
+    result_files.write_figure(folder, None)
+    log = folder.append_log('x', 'y')
+    assert log.open(None) == b''
     log.append(b'1')
     log.close()
     assert list(tmp_path.iterdir()) == []
 
 
-# --- journals --------------------------------------------------------------------------------------
+# --- logs --------------------------------------------------------------------------------------
 
 
 def test_a_journal_goes_on_where_its_mark_was(tmp_path):
-    """What came after the mark is cut off, a torn line too; what comes then is marked as if nothing had happened."""
+    """What came after the offset is cut off, a torn line too; what comes then is marked as if nothing had happened."""
     straight, stopped = (AppendLog(tmp_path / name, 'head\n') for name in ('straight', 'stopped'))
     for log in (straight, stopped):
-        assert log.begin(None) == b''
+        assert log.open(None) == b''
         log.append(b'1\n2\n')
-    mark = stopped.mark()
-    assert mark == straight.mark() and mark.length == len(b'head\n1\n2\n')
+    offset = stopped.offset()
+    assert offset == straight.offset() and offset.length == len(b'head\n1\n2\n')
     stopped.append(b'3\nto')
     stopped.close()
     again = AppendLog(stopped.path, 'head\n')
-    assert again.fault(mark) is None and again.begin(mark) == b'1\n2\n'
+    assert again.fault(offset) is None and again.open(offset) == b'1\n2\n'
     assert stopped.path.read_bytes() == b'head\n1\n2\n'
     for log in (straight, again):
         log.append(b'4\n')
-    assert again.mark() == straight.mark() and stopped.path.read_bytes() == straight.path.read_bytes()
-    again.begin(None)
+    assert again.offset() == straight.offset() and stopped.path.read_bytes() == straight.path.read_bytes()
+    again.open(None)
     assert stopped.path.read_bytes() == b'head\n'
     for log in (straight, again):
         log.close()
@@ -151,12 +151,12 @@ def test_a_journal_goes_on_where_its_mark_was(tmp_path):
 )
 def test_a_journal_that_does_not_bear_its_mark_says_so(damage, tmp_path):
     log = AppendLog(tmp_path / 'log', 'head\n')
-    log.begin(None)
+    log.open(None)
     log.append(b'1\n2\n')
-    mark = log.mark()
+    offset = log.offset()
     log.close()
     damage(log.path)
-    assert str(log.path) in log.fault(mark)
+    assert str(log.path) in log.fault(offset)
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='a device that is always full')
@@ -167,7 +167,7 @@ def test_a_full_disk_is_told_in_a_sentence(rows, tmp_path):
     told = 'metrics.csv.*No space left on device.*--workdir'
     log = AppendLog(tmp_path / 'metrics.csv', 'step\n' if rows == 0 else '')
     with pytest.raises(UserError, match=told):
-        log.begin(None)
+        log.open(None)
         log.append(b'1,0.5\n' * rows)
     log.close()
 
@@ -320,12 +320,12 @@ def test_a_damaged_run_is_told_in_a_sentence(name, done, tmp_path, capsys):
 def test_a_journal_of_other_columns_is_not_added_to(header, tmp_path):
     """Even where its checksum is right: rows of another version of the program would be read as ours."""
     log = AppendLog(tmp_path / 'metrics.csv', 'step,loss\n')
-    log.begin(None)
+    log.open(None)
     log.append(b'1,0.5\n')
-    mark = log.mark()
+    offset = log.offset()
     log.close()
-    assert log.fault(mark) is None
-    assert 'metrics.csv' in AppendLog(tmp_path / 'metrics.csv', header).fault(mark)
+    assert log.fault(offset) is None
+    assert 'metrics.csv' in AppendLog(tmp_path / 'metrics.csv', header).fault(offset)
 
 
 # --- what stands in place of a file, and what may not be read ----------------------------------------
@@ -346,9 +346,9 @@ def test_only_a_file_is_opened_and_nothing_is_waited_for(tmp_path, kind):
 def test_a_journal_in_place_of_which_something_else_stands_is_refused(tmp_path, kind):
     path = odd(tmp_path, kind)
     assert AppendLog(path).fault(LogOffset(0, '')) is not None
-    for mark in (None, LogOffset(0, '')):
+    for offset in (None, LogOffset(0, '')):
         with pytest.raises(UserError, match='odd'):
-            AppendLog(path).begin(mark)
+            AppendLog(path).open(offset)
 
 
 @pytest.mark.parametrize('mode', [0o000, 0o300, 0o500])

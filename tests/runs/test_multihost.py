@@ -96,7 +96,7 @@ def test_the_seeds_of_a_study_over_two_processes_are_those_of_one(tmp_path):
     codes, outputs = ended(list(start(tmp_path / 'w', 2, experiment='temporal_order', always=words)))
     assert codes == [0, 0], outputs
     shared = temporal_order.run(**flags, plot=False, workdir=str(tmp_path / 'w'))  # shown again
-    np.testing.assert_allclose(shared.looks, straight.looks, rtol=1e-5)
+    np.testing.assert_allclose(shared.evals, straight.evals, rtol=1e-5)
     for one, other in zip(shared.seeds, straight.seeds, strict=True):
         assert one.test == pytest.approx(other.test, rel=1e-5)
 
@@ -214,7 +214,7 @@ def test_a_port_that_is_taken_and_a_cluster_that_is_not_there_are_told():
 
 
 def test_alone_everything_is_the_first():
-    assert not multihost.several() and multihost.is_first() and multihost.largest(15) == 15
-    assert multihost.share(lambda: 3) == 3
+    assert not multihost.is_multiprocess() and multihost.is_process0() and multihost.allreduce_max(15) == 15
+    assert multihost.broadcast_from_process0(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        multihost.share(lambda: 1 / 0)
+        multihost.broadcast_from_process0(lambda: 1 / 0)

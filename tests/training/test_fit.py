@@ -11,7 +11,7 @@ from seqjax import training as seqjax_training
 from seqjax.errors import UserError
 from seqjax.runs import directory
 from seqjax.training import fit_results
-from seqjax.training.fit_results import Fit
+from seqjax.training.fit_results import FitResult
 from seqjax.training.observers import EvaluationLog
 from seqjax.types import Batch, Best, EarlyStopping, Mean, Task
 
@@ -76,7 +76,7 @@ def test_the_best_look_is_kept_and_patience_ends_the_run(row, patience, best_ste
     found = run(scripted(row, patience=patience))
     assert found.best.step.tolist() == [best_step] and found.best.value.tolist() == [value]
     assert found.best.params['steps'].tolist() == [best_step]  # the very parameters of that look
-    shown = found.looks[0, :, found.metrics.index('validation/loss')]
+    shown = found.evals[0, :, found.metrics.index('validation/loss')]
     np.testing.assert_array_equal(shown, row[:looks])
 
 
@@ -100,14 +100,14 @@ def test_a_seed_ends_as_it_would_alone():
     """What others train on beside it, after its own patience is over, changes neither its best nor its looks."""
     task = noisy()
     together = run(task, rate=0.1, steps=60, seeds=(0, 1, 2, 3))
-    lengths = (~np.isnan(together.looks).all(-1)).sum(1)
+    lengths = (~np.isnan(together.evals).all(-1)).sum(1)
     assert len(set(lengths.tolist())) > 1
     for i, seed in enumerate(together.seeds):
         alone = run(task, rate=0.1, steps=60, seeds=(seed,))
         assert alone.best.step[0] == together.best.step[i]
         np.testing.assert_allclose(alone.best.value[0], together.best.value[i], rtol=1e-5)
-        np.testing.assert_allclose(alone.looks[0], together.looks[i, : lengths[i]], rtol=1e-5)
-    assert together.chosen() == int(np.argmin(together.best.value))
+        np.testing.assert_allclose(alone.evals[0], together.evals[i, : lengths[i]], rtol=1e-5)
+    assert together.best_seed() == int(np.argmin(together.best.value))
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def assert_read_again(params, folder):
     best = Best(np.zeros(2, np.float32), np.zeros(2, np.int32), jax.tree.map(lambda x: np.stack([x, x]), params), {})
     settings = {'workdir': str(folder), 'overwrite': False}
     with directory.open_workdir(settings, 'x', names=(fit_results.MODELS,)) as (workdir, _):
-        fit_results.write_models(workdir, Fit(np.arange(2), [], np.zeros((2, 0, 0)), best))
+        fit_results.write_models(workdir, FitResult(np.arange(2), [], np.zeros((2, 0, 0)), best))
     _, got = fit_results.read_models(folder / fit_results.MODELS, {'params': params})
     assert jax.tree.structure(got.params) == jax.tree.structure(params)
     for one, other in zip(jax.tree.leaves(got.params), jax.tree.leaves(best.params), strict=True):

@@ -238,7 +238,7 @@ def test_a_signal_ends_a_run_that_then_goes_on(number, kind, code, tmp_path, mon
     monkeypatch.setattr(training_programs, 'train', signalled)
     with pytest.raises(kind) as caught:
         run_one(tmp_path)
-    assert signals.code(caught.value) == code
+    assert signals.exit_code(caught.value) == code
     assert number.name in caught.value.message and 'step 8' in caught.value.message
     assert number.name in capsys.readouterr().err
     assert saved(tmp_path) == [8] and len(rows(tmp_path)) == 9
