@@ -106,7 +106,7 @@ class EchoExperiment(FixedStepsExperiment):
 
     def draw(self, axes: Any, run: FinishedRun) -> None:
         (axis,) = axes
-        plots.draw_loss(axis, run.losses, unit='step', what='cross-entropy')
+        plots.draw_loss(axis, run.losses, unit='step', ylabel='cross-entropy')
         axis.axhline(np.log(echo.SYMBOLS), color=plots.GREY, lw=1, ls=':')
 
     def result(self, run: FinishedRun, figure: Any) -> Answers:

@@ -1,4 +1,4 @@
-"""Statistics over seeds, tables, figures."""
+"""Statistics over seeds, text tables and figures."""
 
 from typing import TYPE_CHECKING
 

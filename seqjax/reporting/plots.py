@@ -10,7 +10,7 @@ from seqjax.reporting import statistics
 
 BLUE, ORANGE, GREY = '#2563a8', '#d1601f', '#555555'
 MAX_CLASS_LABELS = 20  # beyond, a confusion matrix has no names of classes
-NO_MATPLOTLIB = 'no picture: matplotlib is missing; pip install "seqjax[plots]", or --noplot'
+NO_MATPLOTLIB = 'no plot: matplotlib is not installed; pip install "seqjax[plots]", or use --noplot'
 
 
 def curve_color(x: float) -> Any:
@@ -37,7 +37,7 @@ def new_figure(columns: int, title: str, width: float = 5.6) -> tuple[Any, Any]:
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
-    # Margins by hand, in inches: matplotlib's own layout draws everything three times.
+    # Fixed margins in inches: matplotlib's automatic layout draws everything three times.
     figure.subplots_adjust(0.75 / width, 0.6 / height, 1 - 0.15 / width, 1 - 0.9 / height, wspace=0.18)
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for axis in axes:
@@ -64,7 +64,7 @@ def add_legend(axis: Any, title: str = '') -> None:
         )
 
 
-def draw_loss(axis: Any, losses: np.ndarray, *, unit: str = 'epoch', what: str = 'mean squared error') -> None:
+def draw_loss(axis: Any, losses: np.ndarray, *, unit: str = 'epoch', ylabel: str = 'mean squared error') -> None:
     """Draws losses [steps], or the median and the bands of losses [R, steps], on a log axis."""
     steps = np.arange(1, losses.shape[-1] + 1)
     if losses.ndim == 1:
@@ -74,8 +74,8 @@ def draw_loss(axis: Any, losses: np.ndarray, *, unit: str = 'epoch', what: str =
         axis.fill_between(steps, low, high, color=BLUE, alpha=0.15, lw=0, label=f'95% of {len(losses):,} seeds')
         axis.fill_between(steps, q1, q3, color=BLUE, alpha=0.35, lw=0, label='50% of seeds')
         axis.plot(steps, median, color=BLUE, label='median')
-    scale = 'log' if (losses > 0).any() else 'linear'  # a sequence of one zero has loss 0 from the first step on
-    axis.set(xlabel=unit, ylabel=what, yscale=scale)
+    scale = 'log' if (losses > 0).any() else 'linear'  # for the sequence 0.0, all losses are 0
+    axis.set(xlabel=unit, ylabel=ylabel, yscale=scale)
     add_legend(axis)
 
 

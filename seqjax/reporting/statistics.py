@@ -9,44 +9,47 @@ BANDS = (0.025, 0.25, 0.5, 0.75, 0.975)  # quantiles: the edges of the 95% and 5
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927, equation 2), which stays within 0 and 1.
+    """Returns the 95% confidence interval of a proportion, Wilson's score interval (Wilson 1927, equation 2).
 
     >>> [round(x, 4) for x in wilson_interval(93, 100)]
     [0.8625, 0.9657]
     """
-    share, z = successes / count, Z95**2 / count
-    middle = (share + z / 2) / (1 + z)
-    half = (share * (1 - share) * z + z * z / 4) ** 0.5 / (1 + z)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    p, z = successes / count, Z95**2 / count
+    middle = (p + z / 2) / (1 + z)
+    half_width = (p * (1 - p) * z + z * z / 4) ** 0.5 / (1 + z)
+    return max(0.0, middle - half_width), min(1.0, middle + half_width)
 
 
-MIN_MEDIAN_COUNT = 6  # values from which on the median has a 95% interval of ranks
+MIN_MEDIAN_COUNT = 6  # least number of values for a 95% confidence interval of the median
 
 
 def median_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """The median of [R] within its 95% interval, from ranks alone (Conover 1999, section 3.2); NaN counts as infinite.
+    """Returns the median of [R] and its 95% confidence interval: lower edge, median, upper edge.
 
-    Fewer than MIN_MEDIAN_COUNT values have no such interval: their range is given.
+    The interval is distribution-free (Conover 1999, section 3.2). NaN counts as infinity. For fewer than
+    MIN_MEDIAN_COUNT values it is their range.
 
     >>> median_interval(np.arange(1.0, 21.0))
     (6.0, 10.5, 15.0)
     """
     values = np.sort(np.where(np.isnan(values), np.inf, values))
     count = len(values)
-    # The largest rank r with P(fewer than r of `count` fair coins show heads) <= 2.5%; with few values there is none.
+    # The largest rank r with P(fewer than r of `count` fair coins show heads) <= 2.5%; none exists for few values.
     below = np.cumsum([math.comb(count, k) for k in range(count + 1)]) / 2.0**count
     rank = max(1, int((below <= 0.025).sum()))
     return float(values[rank - 1]), float(np.median(values)), float(values[count - rank])
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """The mean of [R], and half the width of its 95% interval (Student 1908); one value alone has none, infinity.
+    """Returns the mean of [R] and half the width of its 95% confidence interval (Student 1908).
+
+    For a single value the half width is infinity.
 
     >>> [round(x, 3) for x in mean_interval(np.array([1.0, 2.0, 3.0, 4.0]))]
     [2.5, 2.054]
     """
     from scipy.special import (
-        stdtrit,  # comes with JAX, and takes a tenth of a second to import
+        stdtrit,  # installed with JAX; importing it takes a tenth of a second
     )
 
     count = len(values)
@@ -57,12 +60,12 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def loss_quantiles(losses: np.ndarray) -> np.ndarray:
-    """losses [R, steps] -> [5, steps], the BANDS over replicas; one that diverged counts as infinite."""
+    """Returns the quantiles BANDS of losses [R, steps] over replicas: [5, steps]. NaN counts as infinity."""
     blocks = [_quantiles(losses[:, i : i + COLUMNS]) for i in range(0, losses.shape[1], COLUMNS)]
     return np.concatenate(blocks, axis=1)
 
 
-COLUMNS = 64  # steps that are copied at once: the losses of many replicas are the largest array of a run
+COLUMNS = 64  # steps copied at a time, because the losses of many replicas are the largest array of a run
 
 
 def _quantiles(losses: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Tables of parameters and numbers as text."""
+"""Parameter tables and formatted numbers."""
 
 import math
 from collections.abc import Sequence
@@ -17,21 +17,22 @@ class Layer(NamedTuple):
 
     name: str
     kind: str
-    output_shape: tuple[int | None, ...]  # None for the batch axis, as Keras writes it; of a parameter its own
+    output_shape: tuple[int | None, ...]  # None for the batch axis, as in Keras; a parameter's own shape
     params: int
 
 
 def count_params(params: Params) -> int:
+    """Returns the number of parameters."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
 def model_layers(model: nn.Module, inputs: Arrays) -> list[Layer]:
-    """The model's direct parts in the order of their calls, then its own parameters; nothing is computed.
+    """Returns the model's direct submodules in the order of their calls, then its own parameters.
 
-    The rows have every parameter once, by whichever method a part is reached. A part without a call, such as an
-    attention that is prepared once, shows the output of the method that was called last.
+    Only shapes are evaluated. Every parameter is counted once. A submodule without `__call__`, such as an attention
+    that is prepared once, has the output shape of the method that was called last.
     """
-    parts: dict[str, tuple[str, tuple[int, ...]]] = {}  # kinds and shapes alone: outputs are tracers
+    submodules: dict[str, tuple[str, tuple[int, ...]]] = {}  # kinds and shapes only: outputs are tracers
     called = set()
 
     def record(call, args, kwargs, context):
@@ -41,7 +42,7 @@ def model_layers(model: nn.Module, inputs: Arrays) -> list[Layer]:
         if len(context.module.path) == 1 and shapes and context.method_name != 'setup':
             called.update(name if is_call else ())
             if is_call or name[0] not in called:
-                parts[name[0]] = _kind(context.module), shapes[0]
+                submodules[name[0]] = _kind(context.module), shapes[0]
         return result
 
     with nn.intercept_methods(record):
@@ -49,26 +50,26 @@ def model_layers(model: nn.Module, inputs: Arrays) -> list[Layer]:
     params = variables.get('params', {})
     layers = [
         Layer(name, kind, (None, *shape[1:]), count_params(params.get(name, {})))
-        for name, (kind, shape) in parts.items()
+        for name, (kind, shape) in submodules.items()
     ]
-    return layers + [_own(name, params[name]) for name in params if name not in parts]
+    return layers + [_parameter_row(name, params[name]) for name in params if name not in submodules]
 
 
-def _own(name: str, value: Params) -> Layer:
-    """Parameters that belong to no part that was called: an array of the model's own, or several."""
+def _parameter_row(name: str, value: Params) -> Layer:
+    """Returns the row of parameters that are in no submodule that was called."""
     leaves = jax.tree.leaves(value)
     kind, shape = ('parameter', tuple(leaves[0].shape)) if len(leaves) == 1 else ('parameters', ())
     return Layer(name, kind, shape, count_params(value))
 
 
 def _kind(module: nn.Module) -> str:
-    """RNN(LSTMCell): the type, with the type of the module that it wraps."""
+    """Returns the type of a module, with the type of the module that it wraps: RNN(LSTMCell)."""
     inner = getattr(module, 'cell', None) or getattr(module, 'module', None)
     return f'{type(module).__name__}({type(inner).__name__})' if inner is not None else type(module).__name__
 
 
 def format_table(layers: Sequence[Layer]) -> str:
-    """The table that Keras's `model.summary()` prints, as plain text.
+    """Returns the parameter table as plain text, in the format of Keras's `model.summary()`.
 
     >>> print(format_table([Layer('head', 'Dense', (None, 1), 6)]))
     Layer (type)    Output Shape    Param #
@@ -87,7 +88,7 @@ def format_table(layers: Sequence[Layer]) -> str:
 
 
 def format_tenths(x: float) -> str:
-    """One decimal, and never -0.0.
+    """Returns a number with one decimal, and 0.0 instead of -0.0.
 
     >>> format_tenths(-0.04), format_tenths(0.25), format_tenths(0.7700233)
     ('0.0', '0.2', '0.8')
@@ -96,10 +97,10 @@ def format_tenths(x: float) -> str:
 
 
 def format_interval(values: np.ndarray, spec: str = '.4g', half_spec: str = '.2g') -> str:
-    """The mean of [R] with its 95% interval, for a person.
+    """Returns the mean of [R] with its 95% confidence interval as text.
 
     >>> format_interval(np.array([1.0, 2.0, 3.0, 4.0])), format_interval(np.array([0.5]), '.1%')
     ('2.5 ± 2.1', '50.0%')
     """
-    mean, half = statistics.mean_interval(values)
-    return f'{mean:{spec}}' if math.isinf(half) else f'{mean:{spec}} ± {half:{half_spec}}'
+    mean, half_width = statistics.mean_interval(values)
+    return f'{mean:{spec}}' if math.isinf(half_width) else f'{mean:{spec}} ± {half_width:{half_spec}}'

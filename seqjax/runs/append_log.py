@@ -1,4 +1,4 @@
-"""Append-only logs, which a checkpoint can cut back to where they were."""
+"""Append-only logs, which are truncated to a checkpoint's offset when a run resumes."""
 
 import errno
 import hashlib
@@ -11,16 +11,18 @@ from seqjax import files
 
 
 class LogOffset(NamedTuple):
-    """How far a journal was written."""
+    """Position in an append-only log, with a checksum of the content before it."""
 
-    length: int  # bytes
-    sha256: str  # of these bytes
+    length: int  # bytes before the position
+    sha256: str  # checksum of these bytes
 
 
 class AppendLog:
-    """A file that only grows; a checkpoint keeps its offset, and a run that goes on cuts off what came after it.
+    """A file that is only appended to. A checkpoint saves its offset, and a resumed run truncates it there.
 
-    Without a path nothing is kept.
+    Args:
+      path: the file; None: nothing is written.
+      header: first line of the file.
     """
 
     def __init__(self, path: Path | None, header: str = ''):
@@ -28,48 +30,49 @@ class AppendLog:
         self.digest, self.length = hashlib.sha256(), 0
 
     def fault(self, offset: LogOffset) -> str | None:
-        """What is wrong with the part of the file that the offset describes, in words; None where all is there."""
+        """Returns the reason why the file is not valid up to the offset, or None if it is valid."""
         try:
             with files.open_file(self.path) as file:
-                held = file.read(offset.length)
+                content = file.read(offset.length)
         except OSError as error:
             return f'{self.path} cannot be read ({error.strerror})'
-        if len(held) < offset.length:
+        if len(content) < offset.length:
             return f'{self.path} has lost rows'
-        if not held.startswith(self.header):
+        if not content.startswith(self.header):
             return f'{self.path} has other columns'
-        return None if hashlib.sha256(held).hexdigest() == offset.sha256 else f'{self.path} was changed'
+        return None if hashlib.sha256(content).hexdigest() == offset.sha256 else f'{self.path} was changed'
 
     def open(self, offset: LogOffset | None) -> bytes:
-        """Opens the file for more: cut off at the offset, or without one begun anew. Gives what it holds then."""
+        """Truncates the file to the offset (None: to its header), opens it for appending, and returns its rows."""
         if self.path is None:
             return b''
         self.close()
         with files.writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.is_fifo() or self.path.is_socket():  # to open it would wait for whoever reads it
+            if self.path.is_fifo() or self.path.is_socket():  # opening it would block until there is a reader
                 raise OSError(errno.EINVAL, 'it is a pipe or a socket, not a file', str(self.path))
-            # No buffer whose rest would be refused again when it closes.
+            # Unbuffered: on a full disk, closing a buffered file would fail a second time.
             self.file = self.path.open('wb' if offset is None else 'rb+', buffering=0)
-            held = b'' if offset is None else self.file.read(offset.length)
-            self.digest, self.length = hashlib.sha256(held), len(held)
+            content = b'' if offset is None else self.file.read(offset.length)
+            self.digest, self.length = hashlib.sha256(content), len(content)
             if offset is None:
                 self.append(self.header)
             else:
                 self.file.truncate(offset.length)
-        return held[len(self.header) :]
+        return content[len(self.header) :]
 
     def append(self, data: bytes) -> None:
+        """Appends data to the file."""
         if self.path is None:
             return
         self.digest.update(data)
         self.length += len(data)
         with files.writing(self.path):
-            while data:  # a disk that is nearly full takes a part
+            while data:  # on a disk that is nearly full, only a part is written
                 data = data[self.file.write(data) :]
 
     def offset(self) -> LogOffset:
-        """After this all that was written until now is on the disk."""
+        """Flushes the file to disk and returns its end."""
         if self.path is not None and self.path.is_file():  # not a device
             with files.writing(self.path):
                 os.fsync(self.file.fileno())
@@ -81,12 +84,13 @@ class AppendLog:
 
 
 def format_ints(rows: Iterable[Sequence[int]]) -> bytes:
-    """Lines for a journal, read back by `parse_ints`."""
+    """Returns rows of integers as lines of a log; the inverse of `parse_ints`."""
     return ''.join(','.join(map(str, row)) + '\n' for row in rows).encode()
 
 
 def parse_ints(lines: bytes) -> list[list[int]]:
-    """
+    """Returns the rows of integers that `format_ints` formatted.
+
     >>> parse_ints(format_ints([(1, 2), (3, 4)]))
     [[1, 2], [3, 4]]
     """

@@ -2,9 +2,9 @@
 
     checkpoints/500/state/      the whole TrainState, written by Orbax
     checkpoints/500/about.json  the run's flags and versions, the offsets of its logs, its metrics, names and shapes
-    checkpoints/500/checksums   sha256 of all of these, as sha256sum writes it; written last
+    checkpoints/500/checksums   sha256 of all of these, in the format of sha256sum; written last
 
-A step appears under its number only when it is whole; `sha256sum -c checksums` in its folder verifies it, too.
+A folder is renamed to its step once it is complete. `sha256sum -c checksums` verifies it as well.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from seqjax.runs import directory, manifest, multihost, orbax_io
 from seqjax.runs.manifest import CheckpointMetadata, CorruptCheckpointError
 from seqjax.types import TrainState
 
-STEP = '0|[1-9][0-9]*'  # the name of a checkpoint
-DISK_MARGIN = 1.2  # the room that a save needs, against the bytes of its arrays
+STEP = '0|[1-9][0-9]*'  # name of a checkpoint's folder
+DISK_MARGIN = 1.2  # free disk space that a save needs, relative to the bytes of its arrays
 
 
 def checkpoint_folders(folder: Path) -> Iterator[Path]:
-    """The folders at or below one that hold checkpoints, in the order of their names.
+    """Yields the folders at or below `folder` that have checkpoints, in the order of their names.
 
     Raises:
       UserError: a folder cannot be listed.
@@ -52,7 +52,7 @@ def _refuse_unreadable(error: OSError) -> None:
 
 
 def _prepare_folder(folder: Path, size: int) -> None:
-    """An empty folder for arrays of so many bytes; raises OSError where the disk has no room for them."""
+    """Creates an empty folder for arrays of `size` bytes; raises OSError if the disk has too little free space."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if shutil.disk_usage(folder).free < DISK_MARGIN * size:
@@ -60,22 +60,22 @@ def _prepare_folder(folder: Path, size: int) -> None:
 
 
 def _move(path: Path, target: Path) -> None:
-    """Takes a step's name away; what bore the new one is removed."""
+    """Renames a folder, replacing the target."""
     if target.is_dir():
         shutil.rmtree(target)
     os.rename(path, target)
 
 
-def _refusal(error: BaseException) -> str | None:
-    """What the file system said, where an error of a save comes from there."""
+def _os_error_message(error: BaseException) -> str | None:
+    """Returns the message of a file system error, or None for another kind of error."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # of tensorstore, which raises ValueError
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore raises ValueError
     return os.strerror(int(code[1])) if code else None
 
 
 def parse_metric(keep_best: str) -> tuple[int, str]:
-    """The metric that the best checkpoint goes by, after -1 where its highest value is the best, and 1 for the lowest.
+    """Returns the sign (1 if the lowest value is the best, -1 if the highest is) and the name of a metric.
 
     >>> parse_metric('loss'), parse_metric('min:loss'), parse_metric('max:validation/accuracy')
     ((1, 'loss'), (1, 'loss'), (-1, 'validation/accuracy'))
@@ -84,34 +84,34 @@ def parse_metric(keep_best: str) -> tuple[int, str]:
 
 
 class PendingSave(NamedTuple):
-    """A save that goes on in the background."""
+    """A save in the background."""
 
     step: int
     future: Future[None]
 
 
 class CheckpointManager:
-    """The checkpoints of one run, by step, in one folder.
+    """Saves and restores the checkpoints of a replica group, in one folder.
 
     Args:
-      folder: made by the first save.
-      max_to_keep: how many of the newest stay.
-      keep_best: a metric, see `parse_metric`; the checkpoint with its best value stays, too.
-      writes: whether the folder is ours to change; else nothing in it is touched.
+      folder: created by the first save.
+      max_to_keep: number of newest checkpoints that are kept.
+      keep_best: metric whose best checkpoint is kept as well, see `parse_metric`.
+      writes: whether the folder may be changed; False to read checkpoints only.
     """
 
     def __init__(self, folder: Path, *, max_to_keep: int = 2, keep_best: str | None = None, writes: bool = True):
         self.folder, self.max_to_keep = folder, max_to_keep
         self.sign, self.keep_best = (1, None) if keep_best is None else parse_metric(keep_best)
-        self.last: int | None = None  # the step that was saved or restored last
+        self.last_step: int | None = None  # saved or restored last
         self.orbax, self.thread, self.pending = None, None, None
-        self.quiet = contextlib.ExitStack()  # from the start of a save until nothing of it goes on
+        self.quiet = contextlib.ExitStack()  # silences Orbax from the start of a save to its end
         if writes and multihost.is_process0() and os.path.isdir(folder):
-            for path in folder.glob('.*-*'):  # left by a process that died
+            for path in folder.glob('.*-*'):  # left by a process that was killed
                 shutil.rmtree(path, ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """All that bear a step's name, sound or not, in ascending order.
+        """Returns the steps of all checkpoints, valid or corrupt, in ascending order.
 
         Raises:
           UserError: the folder cannot be listed.
@@ -125,10 +125,11 @@ class CheckpointManager:
         return sorted(int(name) for name in names if re.fullmatch(STEP, name))
 
     def path(self, step: int) -> Path:
+        """Returns the folder of a checkpoint."""
         return self.folder / str(step)
 
     def check(self, step: int) -> CheckpointMetadata:
-        """What a step says of itself; raises Unsound where anything is wrong with it."""
+        """Verifies a checkpoint and returns its metadata; raises CorruptCheckpointError if it is corrupt."""
         metadata = manifest.verify_manifest(self.path(step))
         if metadata.step != step:
             raise CorruptCheckpointError(f'it is the checkpoint of step {metadata.step:,}')
@@ -137,26 +138,29 @@ class CheckpointManager:
     def restore(
         self, like: TrainState, fault: Callable[[CheckpointMetadata], str | None]
     ) -> tuple[TrainState, CheckpointMetadata] | None:
-        """The newest sound step, see `read_state`; None where there is no checkpoint at all.
+        """Restores the newest valid checkpoint; returns None if there is no checkpoint.
 
-        Steps that are not sound are named in a warning, and set aside where a newer save may take their place.
+        Corrupt checkpoints are skipped with a warning, and renamed to corrupt-STEP.
 
         Args:
           like: the structure of the TrainState, with shapes and dtypes.
-          fault: says in words why a step cannot be used for another reason; may raise UserError.
+          fault: returns another reason not to use a checkpoint, or None; may raise UserError.
+
+        Returns:
+          The state as `orbax_io.read_state` reads it, and its metadata.
 
         Raises:
-          UserError: no step is sound.
+          UserError: no checkpoint is valid.
         """
-        found = multihost.broadcast_from_process0(partial(self._newest, fault))
-        if found is None:
+        newest = multihost.broadcast_from_process0(partial(self._newest, fault))
+        if newest is None:
             return None
-        metadata = CheckpointMetadata(*found)
-        self.last = metadata.step
+        metadata = CheckpointMetadata(*newest)
+        self.last_step = metadata.step
         return orbax_io.read_state(self.path(metadata.step), metadata, like), metadata
 
     def _newest(self, fault: Callable[[CheckpointMetadata], str | None]) -> tuple[Any, ...] | None:
-        """What the newest sound step says of itself; others are named and set aside."""
+        """Returns the metadata of the newest valid checkpoint, and renames the corrupt ones."""
         skipped = {}
         for step in reversed(self.steps()):
             try:
@@ -170,40 +174,40 @@ class CheckpointManager:
         else:
             if not skipped:
                 return None
-            told = '; '.join(f'step {step}: {reason}' for step, reason in skipped.items())
-            raise UserError(f'no checkpoint in {self.folder} can be used ({told}); --overwrite begins anew')
+            reasons = '; '.join(f'step {step}: {reason}' for step, reason in skipped.items())
+            raise UserError(f'no checkpoint in {self.folder} is valid ({reasons}); use --overwrite to start again')
         for other, reason in skipped.items():
             errors.warn(
-                f'the checkpoint of step {other:,} in {self.folder} is skipped for that of step {step:,}: {reason}'
+                f'the checkpoint of step {other:,} in {self.folder} is skipped, and step {step:,} is restored: {reason}'
             )
             with files.writing(self.path(other)):
                 _move(self.path(other), self.folder / f'corrupt-{other}')
         return tuple(metadata)
 
     def save(self, state: TrainState, metadata: CheckpointMetadata) -> None:
-        """Begins to save; returns as soon as the arrays are copied.
+        """Starts a save in the background; returns as soon as the arrays are copied.
 
         Raises:
-          UserError: the disk refuses, now or at the save before.
+          UserError: the files of this save, or of the one before, cannot be written.
         """
         self.wait()
-        if metadata.step == self.last:
+        if metadata.step == self.last_step:
             return
-        unfinished, plain = self.folder / f'.saving-{metadata.step}', manifest.to_orbax_tree(state)
-        size = sum(x.nbytes for x in jax.tree.leaves(plain))
-        with self._saving(metadata.step):
+        unfinished, tree = self.folder / f'.saving-{metadata.step}', manifest.to_orbax_tree(state)
+        size = sum(x.nbytes for x in jax.tree.leaves(tree))
+        with self._user_errors(metadata.step):
             multihost.broadcast_from_process0(lambda: _prepare_folder(unfinished, size))
             ocp = self.quiet.enter_context(orbax_io.quiet_orbax())
             if self.orbax is None:
-                # Else its threads wait for minutes for a folder that cannot be made.
+                # Otherwise its threads wait for minutes for a folder that cannot be created.
                 options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
                 self.orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
                 self.thread = ThreadPoolExecutor(1)
-            self.orbax.save((unfinished / manifest.STATE).resolve(), args=ocp.args.PyTreeSave(plain))
+            self.orbax.save((unfinished / manifest.STATE).resolve(), args=ocp.args.PyTreeSave(tree))
             self.pending = PendingSave(metadata.step, self.thread.submit(self._finish, unfinished, metadata))
 
     def _finish(self, unfinished: Path, metadata: CheckpointMetadata) -> None:
-        """Waits for Orbax, seals the step and gives it its name. In the background."""
+        """Waits for Orbax, writes the metadata and the manifest, and renames the folder; runs in the background."""
         self.orbax.wait_until_finished()
         if multihost.is_process0():
             (unfinished / directory.METADATA).write_text(
@@ -213,71 +217,72 @@ class CheckpointManager:
             os.rename(unfinished, self.path(metadata.step))
             files.sync(self.folder)
             self._prune()
-        self.last = metadata.step
+        self.last_step = metadata.step
 
     @contextlib.contextmanager
-    def _saving(self, step: int) -> Iterator[None]:
-        """Turns what the disk refuses into a sentence."""
+    def _user_errors(self, step: int) -> Iterator[None]:
+        """Context manager that raises UserError instead of a file system error."""
         try:
             yield
-        except Exception as error:  # Orbax raises what tensorstore does, of many kinds
-            reason = _refusal(error)
+        except Exception as error:  # Orbax raises tensorstore's exceptions, of many types
+            reason = _os_error_message(error)
             if reason is None:
                 raise
             with self.quiet:
-                self._end_orbax(told=True)
+                self._close_orbax(has_failed=True)
                 orbax_io.discard(error)
-            kept = 'nothing is saved yet' if self.last is None else f'the run is kept up to step {self.last:,}'
+            saved = 'nothing is saved yet' if self.last_step is None else f'step {self.last_step:,} is saved'
             raise UserError(
-                f'cannot save step {step:,} in {self.folder}: {reason}; {kept}: mend that, and the same command goes on'
+                f'cannot save step {step:,} in {self.folder}: {reason} ({saved}); fix it and run the same command to '
+                'resume'
             ) from error
 
     def raise_if_failed(self) -> None:
-        """Raises UserError where a save has failed until now."""
+        """Raises UserError if the save in the background has failed."""
         if self.pending is not None and self.pending.future.done():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when what was to be saved is; raises UserError where it could not be."""
+        """Waits for the save in the background; raises UserError if it failed."""
         pending, self.pending = self.pending, None
         if pending is not None:
-            with self._saving(pending.step):
+            with self._user_errors(pending.step):
                 pending.future.result()
             self.quiet.close()
 
     def close(self) -> None:
+        """Waits for the save in the background, and ends its threads."""
         with self.quiet:
             try:
                 self.wait()
             finally:
-                self._end_orbax()
+                self._close_orbax()
 
-    def _end_orbax(self, told: bool = False) -> None:
-        """Closes what a first save opened; a next one opens it anew.
+    def _close_orbax(self, has_failed: bool = False) -> None:
+        """Closes Orbax and its thread; the next save opens them again.
 
         Args:
-          told: a save has failed and that is told: Orbax, whose threads may each have met the same full disk, raises
-            in turn what the others have seen.
+          has_failed: a save has failed, so file system errors of Orbax's other threads are ignored.
         """
         if self.orbax is not None:
-            self.thread.shutdown()  # which may still use Orbax
+            self.thread.shutdown()  # its task may still use Orbax
             orbax, self.orbax = self.orbax, None
             try:
                 orbax.close()
-            except Exception as error:  # of many kinds, as in a save
-                if not told or _refusal(error) is None:
+            except Exception as error:  # of many types, as in a save
+                if not has_failed or _os_error_message(error) is None:
                     raise
 
     def _prune(self) -> None:
         steps = self.steps()
-        kept = {*steps[-self.max_to_keep :], self.best_step()}
+        steps_to_keep = {*steps[-self.max_to_keep :], self.best_step()}
         for step in steps:
-            if step not in kept:
+            if step not in steps_to_keep:
                 _move(self.path(step), gone := self.folder / f'.gone-{step}')
                 shutil.rmtree(gone)
 
     def best_step(self) -> int | None:
-        """The step with the best value of the metric; None where none has a finite one."""
+        """Returns the step with the best value of the metric; None if no value is finite."""
         values = {step: value for step in self.steps() if (value := self._value(step)) is not None}
         return min(values, key=lambda step: self.sign * values[step]) if values else None
 
@@ -288,5 +293,5 @@ class CheckpointManager:
             return manifest.parse_metadata(files.read_json(self.path(step) / directory.METADATA)).metrics.get(
                 self.keep_best
             )
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # not sound: nobody's best
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # a corrupt checkpoint is not the best
             return None

@@ -1,4 +1,4 @@
-"""The run directory: its files, its summary, and which run may use it."""
+"""The run directory: its files, its summary, and the check that it belongs to the run."""
 
 import contextlib
 import dataclasses
@@ -22,10 +22,10 @@ METRICS, SUMMARY, CURVE, REPLICAS, CHECKPOINTS = (
     'replicas.npz',
     'checkpoints',
 )
-FILES = (METRICS, SUMMARY, CURVE, REPLICAS)  # what a run leaves in its folder, beside its checkpoints
-METADATA = 'about.json'  # in every checkpoint
-CHECKSUM = 'sha256'  # in summary.json, of all else there
-# Settings that change what is shown, kept or done where, but no number: a run may go on with others of them.
+FILES = (METRICS, SUMMARY, CURVE, REPLICAS)  # files of a run, without its checkpoints
+METADATA = 'about.json'  # file in every checkpoint
+CHECKSUM = 'sha256'  # key in summary.json: checksum of the other keys
+# Flags that do not change results: a run may be resumed with other values.
 NON_SEMANTIC_FLAGS = (
     'workdir',
     'overwrite',
@@ -44,62 +44,63 @@ NON_SEMANTIC_FLAGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """The folder of a run. With path None nothing is kept."""
+    """The directory of a run. If the path is None, no file is written."""
 
     path: Path | None
-    experiment: str = ''  # what is run
-    names: Sequence[str] = FILES  # the files that are ours; nothing else there is touched
+    experiment: str = ''  # name of the experiment
+    names: Sequence[str] = FILES  # files of the run; other files are not touched
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # the run's flags
-    steps: str = 'steps'  # the flag that says how many steps there are: it may grow
+    steps: str = 'steps'  # name of the flag with the number of steps, which may grow
 
     @property
     def writes(self) -> bool:
-        """Whether it is for this process to write."""
+        """True if this process writes the files."""
         return self.path is not None and multihost.is_process0()
 
     def file(self, name: str) -> Path:
+        """Returns the path of a file."""
         return self.path / name
 
     def has(self, name: str) -> bool:
-        """Returns False if there is surely no such file."""
+        """Returns False if the file does not exist."""
         try:
             os.lstat(self.file(name))
         except FileNotFoundError:
             return False
-        except OSError:  # to open it says what is wrong
+        except OSError:  # opening the file reports the error
             return True
         return True
 
     def append_log(self, place: str, name: str) -> AppendLog:
-        """One that is kept beside the checkpoints at `place`."""
+        """Returns an append-only log in the folder `place` of the checkpoints."""
         return AppendLog(self.path / CHECKPOINTS / place / name if self.writes else None)
 
     def metrics_log(self, header: str) -> AppendLog:
-        """metrics.csv, to which rows are added."""
+        """Returns metrics.csv as an append-only log."""
         return AppendLog(self.path / METRICS if self.writes else None, header)
 
     def files(self) -> list[Path]:
-        """Those that runs leave here."""
+        """Returns the files of runs that exist in the directory, and the folder of checkpoints."""
         return [file for name in (*self.names, CHECKPOINTS) if os.path.lexists(file := self.file(name))]
 
     def listing(self) -> str:
-        """For a person: the folder, and what runs left there."""
+        """Returns a line with the directory and its files."""
         names = sorted(file.name + (os.sep if file.is_dir() else '') for file in self.files())
         return f'results: {self.path}{os.sep} {" ".join(names)}'
 
     def reading(self) -> contextlib.AbstractContextManager[None]:
-        """Within, what is wrong with the summary of a finished run becomes a sentence."""
+        """Context manager that raises UserError if the summary of a finished run is invalid."""
         return contextlib.nullcontext() if self.path is None else seqjax_files.reading(self.file(SUMMARY))
 
     def write(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Has a file written whole, where it is for this process to write."""
+        """Writes a file atomically, if this process writes the files."""
         if self.writes:
             target = self.file(name)
             with seqjax_files.writing(target):
                 seqjax_files.replace(target, write)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Writes summary.json with a checksum of all else that it holds."""
+        """Writes summary.json with its checksum."""
         summary = json.loads(json.dumps(summary, allow_nan=False))
         summary.pop(CHECKSUM, None)
 
@@ -110,38 +111,38 @@ class Workdir:
         self.write(SUMMARY, write)
 
     def clear(self) -> None:
-        """Takes away what runs left here."""
+        """Removes the files of runs."""
         for file in self.files():
             if file.is_dir() and not file.is_symlink():
                 shutil.rmtree(file)
             else:
                 file.unlink()
 
-    def check_same_run(self, experiment: str, held: dict[str, Any]) -> None:
-        """Raises UserError where a run with the settings `held` cannot go on, or be shown, as ours."""
+    def check_same_run(self, experiment: str, settings: dict[str, Any]) -> None:
+        """Raises UserError if the directory's run, with these settings, differs in results from this one."""
         if experiment != self.experiment:
             raise UserError(
-                f'{self.path} holds a run of {experiment}, and this one is of {self.experiment}; '
-                'choose another --workdir, or --overwrite to replace it'
+                f'{self.path} contains a run of {experiment}, and this is a run of {self.experiment}; '
+                'choose another --workdir, or use --overwrite to replace it'
             )
-        for name in sorted(held.keys() | self.settings.keys()):
-            old, new = held.get(name), self.settings.get(name)
-            fewer = name == self.steps and isinstance(old, int) and isinstance(new, int)
-            if name in (*NON_SEMANTIC_FLAGS, *([self.steps] if fewer else [])) or old == new:
+        for name in sorted(settings.keys() | self.settings.keys()):
+            old, new = settings.get(name), self.settings.get(name)
+            is_step_count = name == self.steps and isinstance(old, int) and isinstance(new, int)
+            if name in NON_SEMANTIC_FLAGS or is_step_count or old == new:
                 continue
             before, now = (f'without --{name}' if x is None else f'with --{name}={x}' for x in (old, new))
             raise UserError(
-                f'{self.path} holds a run {before}, and this one is {now}; '
-                'choose another --workdir, or --overwrite to replace it'
+                f'{self.path} contains a run {before}, and this run is {now}; '
+                'choose another --workdir, or use --overwrite to replace it'
             )
 
-    def check_steps(self, taken: int) -> None:
-        """Raises UserError where the run has taken more steps than it is now asked for."""
-        asked = self.settings.get(self.steps)
-        if asked is not None and asked < taken:
+    def check_steps(self, steps_taken: int) -> None:
+        """Raises UserError if the run has already taken more steps than it should have in total."""
+        steps = self.settings.get(self.steps)
+        if steps is not None and steps < steps_taken:
             raise UserError(
-                f'{self.path} holds a run that has taken {taken:,} steps, and --{self.steps}={asked} asks for fewer; '
-                'choose another --workdir, or --overwrite to replace it'
+                f'{self.path} contains a run that has taken {steps_taken:,} steps, more than --{self.steps}={steps}; '
+                'choose another --workdir, or use --overwrite to replace it'
             )
 
 
@@ -149,19 +150,20 @@ class Workdir:
 def open_workdir(
     settings: dict[str, Any], experiment: str, *, names: Sequence[str] = FILES, steps: str = 'steps'
 ) -> Iterator[tuple[Workdir, dict[str, Any] | None]]:
-    """Makes the folder of a run ready, and keeps others from writing there.
+    """Context manager that creates and locks a run directory.
 
     Args:
-      settings: the run's flags, as JSON would give them back. 'workdir' is the folder, or None to keep nothing;
-        'overwrite' says whether files of ours that are there may be removed.
-      experiment, names: what is run, and the files that it leaves.
-      steps: the flag that says how many steps the run has; a run that is held may be asked for more.
+      settings: the run's flags, with JSON types. 'workdir' is the directory (None: no file is written); 'overwrite'
+        removes the files of an earlier run.
+      experiment: name of the experiment.
+      names: files of the run.
+      steps: name of the flag with the number of steps; it may be larger than that of an earlier run.
 
     Yields:
-      The folder, and the summary of a finished run with the same settings if it holds one.
+      The directory, and the summary of a finished run with the same settings, or None.
 
     Raises:
-      UserError: it cannot be written, is in use, or holds something else and `overwrite` is not set.
+      UserError: the directory cannot be written, is in use, or contains another run and `overwrite` is not set.
     """
     path, overwrite = settings['workdir'], settings['overwrite']
     if path is None:
@@ -171,7 +173,7 @@ def open_workdir(
     workdir = Workdir(folder, experiment, names, settings, steps)
     with contextlib.ExitStack() as stack:
 
-        def take():
+        def prepare():
             with seqjax_files.writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 read_only = not overwrite and not lock.is_writable(folder) and bool(workdir.files())
@@ -186,11 +188,11 @@ def open_workdir(
                     f'{error.filename or folder} cannot be read: {error.strerror}; choose another --workdir'
                 ) from error
 
-        yield workdir, multihost.broadcast_from_process0(take)
+        yield workdir, multihost.broadcast_from_process0(prepare)
 
 
 def _finished(workdir: Workdir) -> dict[str, Any] | None:
-    """The summary of a finished run with our settings; None where there is something to do."""
+    """Returns the summary of a finished run with the same settings; None if there are steps to train."""
     if not workdir.files():
         return None
     if not workdir.file(SUMMARY).exists() and _has_checkpoints_of(workdir):
@@ -199,57 +201,57 @@ def _finished(workdir: Workdir) -> dict[str, Any] | None:
     workdir.check_same_run(summary['experiment'], summary['flags'])
     if not summary['finished']:
         return None
-    had, asked = summary['flags'].get(workdir.steps), workdir.settings.get(workdir.steps)
-    if had == asked:
+    old_steps = summary['flags'].get(workdir.steps)
+    if old_steps == workdir.settings.get(workdir.steps):
         return summary
-    workdir.check_steps(had)
+    workdir.check_steps(old_steps)
     return None
 
 
 def _metadata_files(workdir: Workdir) -> Iterator[Path]:
-    """What checkpoints say of themselves, of those that can be listed."""
+    """Yields the metadata files of all checkpoints in readable folders."""
     for place, _, names in os.walk(workdir.file(CHECKPOINTS)):
         if METADATA in names:
             yield Path(place, METADATA)
 
 
 def _has_checkpoints_of(workdir: Workdir) -> bool:
-    """Whether there are checkpoints of this run, for each of them knows whose it is; raises UserError for another's."""
+    """Returns True if there are checkpoints of this run; raises UserError if they are of another run."""
     for path in _metadata_files(workdir):
         try:
-            about = seqjax_files.read_json(path)
-            held = str(about['experiment']), dict(about['flags'])
-        except (OSError, ValueError, LookupError, TypeError):  # a damaged one is told when it is to be used
+            metadata = seqjax_files.read_json(path)
+            experiment, settings = str(metadata['experiment']), dict(metadata['flags'])
+        except (OSError, ValueError, LookupError, TypeError):  # reported if it is restored
             continue
-        workdir.check_same_run(*held)
+        workdir.check_same_run(experiment, settings)
         return True
     return False
 
 
 def read_summary(workdir: Workdir) -> dict[str, Any]:
-    """The summary of the run that a folder holds; raises UserError where it cannot be read, or was changed."""
+    """Returns summary.json; raises UserError if it is missing, corrupt or was changed."""
     try:
         summary = seqjax_files.read_json(workdir.file(SUMMARY))
-        held = summary.pop(CHECKSUM, None)
+        stored_checksum = summary.pop(CHECKSUM, None)
         if not (
             isinstance(summary['flags'], dict)
             and isinstance(summary['finished'], bool)
             and isinstance(summary['experiment'], str)
         ):
-            raise ValueError('its flags, finished or experiment are of another type')
-        if held is not None and held != checksum(summary):
-            raise ValueError('it was changed or is damaged: its checksum differs')
+            raise ValueError('its flags, finished or experiment have another type')
+        if stored_checksum is not None and stored_checksum != checksum(summary):
+            raise ValueError('it was changed or is corrupt: its checksum differs')
     except seqjax_files.DAMAGED as error:
-        saved = any(_metadata_files(workdir))
+        has_checkpoints = any(_metadata_files(workdir))
         reason = getattr(error, 'strerror', None) or repr(error)
         raise UserError(
-            f'{workdir.path} holds files whose {SUMMARY} cannot be read ({reason}); '
-            + (f'remove {SUMMARY} to go on from the checkpoints, ' if saved else '')
-            + 'choose another --workdir, or --overwrite to replace them'
+            f'{workdir.path} contains a run whose {SUMMARY} cannot be read ({reason}); '
+            + (f'remove {SUMMARY} to resume from the checkpoints, ' if has_checkpoints else '')
+            + 'choose another --workdir, or use --overwrite to replace it'
         ) from error
     return summary
 
 
 def checksum(summary: dict[str, Any]) -> str:
-    """Returns the sha256 of a summary as JSON gives it, whatever the order of its names."""
+    """Returns the sha256 of a summary as JSON, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()

@@ -15,11 +15,11 @@ try:
 except ImportError:  # not POSIX
     fcntl = None
 LOCK = '.lock'
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # errors of a file system without locks
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether a file can be made there: asked before the training, not after it."""
+    """Returns True if a file can be created in the folder."""
     probe = folder / f'.{os.getpid()}-probe'
     try:
         probe.write_bytes(b'')
@@ -33,46 +33,50 @@ def is_writable(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Holds the folder. The system lets go of it when the process dies, however that happens."""
+    """Context manager that holds the lock of a folder; the system releases it if the process dies."""
     path = folder / LOCK
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            held = _take(handle, path, folder)
+            is_locked = _acquire(handle, folder)
         except BaseException:
             os.close(handle)
             raise
-        if not held or _is_still(path, handle):
+        if not is_locked or _is_file_of(path, handle):
             break
-        os.close(handle)  # whoever held it took it away just now
+        os.close(handle)  # the process that held the lock has just removed the file
     try:
         os.truncate(handle, 0)
         os.write(handle, f'process {os.getpid()} on {socket.gethostname()}'.encode())
         yield
     finally:
-        with contextlib.suppress(OSError):  # somebody removed the folder: there is nothing left to let go of
+        with contextlib.suppress(OSError):  # the folder was removed
             path.unlink()
         os.close(handle)
 
 
-def _take(handle: int, path: Path, folder: Path) -> bool:
-    """Whether the lock could be had; False where the file system has none. Raises UserError where another holds it."""
+def _acquire(handle: int, folder: Path) -> bool:
+    """Returns True if the lock was acquired, and False if the file system has none.
+
+    Raises:
+      UserError: another process holds the lock.
+    """
     if fcntl is None:
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        who = os.pread(handle, 200, 0).decode(errors='replace') or 'another process'
-        raise UserError(f'{folder} is being written by {who}; wait for it, or choose another --workdir') from error
+        owner = os.pread(handle, 200, 0).decode(errors='replace') or 'another process'
+        raise UserError(f'{folder} is in use by {owner}; wait until it ends, or choose another --workdir') from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        errors.warn(f'the file system of {folder} has no locks: take care that no other run writes there')
+        errors.warn(f'the file system of {folder} has no locks: make sure that no other run writes there')
         return False
     return True
 
 
-def _is_still(path: Path, handle: int) -> bool:
+def _is_file_of(path: Path, handle: int) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(handle))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: checksums of its files, and what it is a checkpoint of."""
+"""The manifest of a checkpoint: metadata of its run, and checksums of its files."""
 
 import functools
 import hashlib
@@ -18,47 +18,51 @@ from seqjax.types import TrainState
 
 STATE, MANIFEST = 'state', 'checksums'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-LINE = re.compile(r'([0-9a-f]{64})  (.+)')  # of the seal
-FOOTER = '# {count} files; sha256 of the lines above: {sha256}\n'  # sha256sum takes it for a comment
+LINE = re.compile(r'([0-9a-f]{64})  (.+)')  # a line of the manifest
+FOOTER = '# {count} files; sha256 of the lines above: {sha256}\n'  # a comment to sha256sum
 
 
 class CorruptCheckpointError(Exception):
-    """A step that cannot be used; its message says why."""
+    """Error for a checkpoint that cannot be used; the message gives the reason."""
 
 
 class CheckpointMetadata(NamedTuple):
-    """What a checkpoint says of itself."""
+    """Metadata of a checkpoint, saved as about.json."""
 
     step: int
     experiment: str
     flags: Mapping[str, Any]
-    logs: Mapping[str, LogOffset]  # by name
-    metrics: Mapping[str, float | None]  # at that step; None where not finite
-    leaves: Mapping[str, list[Any]]  # the TrainState's arrays: name -> shape, dtype
+    logs: Mapping[str, LogOffset]  # offset of each append-only log
+    metrics: Mapping[str, float | None]  # values at that step; None if not finite
+    leaves: Mapping[str, list[Any]]  # shape and dtype of each array of the TrainState
     versions: Mapping[str, str]
-    feed: Mapping[str, Any] | None = None  # where the iterator of streamed data stood
+    feed: Mapping[str, Any] | None = None  # state of the iterator of streamed data
 
 
-@functools.cache  # asked at every save, and looked up on the disk
+@functools.cache  # read from disk, and needed at every save
 def versions() -> dict[str, str]:
+    """Returns the installed version of each of PACKAGES."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def describe(state: TrainState) -> dict[str, list[Any]]:
-    """Name -> shape and dtype, of every array of a TrainState.
+    """Returns the shape and dtype of every array of a TrainState, by name.
 
-    Raises UserError where two arrays have one name, here or in Orbax, which joins keys with dots.
+    Raises:
+      UserError: two arrays have the same name, here or in Orbax, which joins keys with dots.
     """
-    found: dict[str, str] = {}
-    for words, _ in parameters.key_paths(state):
-        name, other = '/'.join(words), found.setdefault('.'.join(words), '/'.join(words))
+    orbax_names: dict[str, str] = {}
+    for keys, _ in parameters.key_paths(state):
+        name, other = '/'.join(keys), orbax_names.setdefault('.'.join(keys), '/'.join(keys))
         if name != other:
-            raise UserError(f'a checkpoint cannot keep {other} and {name} apart; rename the key that contains a "."')
+            raise UserError(
+                f'{other} and {name} have the same name in a checkpoint; rename the key that contains a "."'
+            )
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in parameters.flatten_with_names(state).items()}
 
 
 def to_orbax_tree(state: TrainState) -> dict[str, Any]:
-    """Keys as numbers, and nothing in place of arrays without elements, which Orbax refuses."""
+    """Returns the arrays that Orbax saves: PRNG keys as integers, None instead of empty arrays, which it rejects."""
 
     def leaf(x):
         return None if 0 in x.shape else jax.random.key_data(x) if parameters.is_key(x) else x
@@ -67,7 +71,7 @@ def to_orbax_tree(state: TrainState) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Writes the checksums of all files of a folder; afterwards all of it is on the disk."""
+    """Writes the checksums of all files of a folder, and flushes the folder to disk."""
     files = sorted(path for path in folder.rglob('*') if path.is_file() and path.name != MANIFEST)
     lines = []
     for path in files:
@@ -83,14 +87,18 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify_manifest(folder: Path) -> CheckpointMetadata:
-    """Reads every byte of a checkpoint and gives what it says of itself; raises CorruptCheckpointError if damaged."""
+    """Verifies the checksum of every file of a checkpoint, and returns its metadata.
+
+    Raises:
+      CorruptCheckpointError: a file is missing, unreadable or corrupt.
+    """
     name = MANIFEST
     try:
         with seqjax_files.open_file(folder / MANIFEST, 'r', encoding='utf-8') as file:
             text = file.read()
         for name, want in _parse_checksums(text).items():
             if seqjax_files.sha256(folder / name) != want:
-                raise CorruptCheckpointError(f'{name} is damaged')
+                raise CorruptCheckpointError(f'{name} is corrupt')
         name = directory.METADATA
         return parse_metadata(seqjax_files.read_json(folder / directory.METADATA))
     except FileNotFoundError:
@@ -98,13 +106,13 @@ def verify_manifest(folder: Path) -> CheckpointMetadata:
     except OSError as error:
         raise CorruptCheckpointError(f'{name} cannot be read ({error.strerror})') from error
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise CorruptCheckpointError(f'{name} is damaged') from error
+        raise CorruptCheckpointError(f'{name} is corrupt') from error
 
 
-def parse_metadata(held: Any) -> CheckpointMetadata:
-    """What about.json holds; raises ValueError or TypeError where it is of other types."""
+def parse_metadata(content: Any) -> CheckpointMetadata:
+    """Returns the metadata of about.json's content; raises ValueError or TypeError if a value has another type."""
     metadata = CheckpointMetadata(
-        **held | {'logs': {name: LogOffset(*offset) for name, offset in held['logs'].items()}}
+        **content | {'logs': {name: LogOffset(*offset) for name, offset in content['logs'].items()}}
     )
     offsets = metadata.logs.values()
     if not (
@@ -121,7 +129,7 @@ def parse_metadata(held: Any) -> CheckpointMetadata:
 
 
 def _parse_checksums(text: str) -> dict[str, str]:
-    """name -> sha256; raises ValueError where the seal itself is damaged."""
+    """Returns the sha256 of each file; raises ValueError if the manifest itself is corrupt."""
     *lines, last = text.splitlines(keepends=True) or ['']
     above = ''.join(lines)
     if last != FOOTER.format(count=len(lines), sha256=hashlib.sha256(above.encode()).hexdigest()):
@@ -130,4 +138,5 @@ def _parse_checksums(text: str) -> dict[str, str]:
 
 
 def first_line(error: BaseException) -> str:
+    """Returns the type and the first 200 characters of an error."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]

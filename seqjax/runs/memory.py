@@ -1,4 +1,4 @@
-"""Memory that a program needs, estimated from its jaxpr before XLA compiles it, and what this machine has."""
+"""Memory of a program, estimated from its jaxpr before XLA compiles it, and the memory of this machine."""
 
 import contextlib
 import math
@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from seqjax.errors import UserError
 
-# Flags of whole numbers that are no sizes.
+# Flags with integer values that do not change the size of a run.
 NON_SIZE_FLAGS = (
     'seed',
     'draw',
@@ -33,37 +33,37 @@ IN_PLACE = {'dynamic_update_slice', 'scatter', 'scatter-add'}  # the output over
 
 
 def check(settings: Mapping[str, Any], program: ClosedJaxpr) -> None:
-    """Raises UserError where a program needs more memory than this machine has."""
+    """Raises UserError if a program needs more memory than this machine has."""
     check_bytes(named_sizes(settings), peak_bytes(program) // jax.process_count())
 
 
 def check_bytes(sizes: str, needed: int) -> None:
-    """Raises UserError where so many bytes exceed the memory; `sizes` are the flags that decide it."""
+    """Raises UserError if `needed` bytes exceed the memory; `sizes` are the flags that determine it."""
     available = available_bytes()
     if needed > available:
         raise UserError(
             f'{sizes} would need about {needed / 1e9:,.0f} GB of memory and this machine has {available / 1e9:,.0f}; '
-            'choose smaller ones'
+            'use smaller values'
         )
 
 
 def named_sizes(settings: Mapping[str, Any]) -> str:
-    """--length=5 --hidden=32: the settings that are whole numbers, without those that are no sizes."""
+    """Returns the integer settings that are sizes as flags, such as --length=5 --hidden=32."""
     sizes = {name: x for name, x in settings.items() if type(x) is int and name not in NON_SIZE_FLAGS}
     return ' '.join(f'--{name}={x}' for name, x in sizes.items()) or 'this run'
 
 
 def available_bytes() -> int:
-    """Bytes of memory that this process may use: those of the machine, or fewer where its container has a limit."""
+    """Returns the bytes of memory that this process may use: the machine's, or the limit of its container."""
     limits = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
     for path in CGROUP:
-        with contextlib.suppress(OSError, ValueError):  # there is none, or it says 'max'
+        with contextlib.suppress(OSError, ValueError):  # no such file, or no limit ('max')
             limits.append(int(path.read_text()))
     return min(limits)
 
 
 def peak_bytes(program: ClosedJaxpr) -> int:
-    """Bytes that a program has in use at its peak, arguments and results included.
+    """Returns the peak memory of a program in bytes, including arguments and results.
 
     An array lives from the equation that makes it to the last one that reads it, and nothing but `FUSED` is fused.
     """
@@ -72,23 +72,23 @@ def peak_bytes(program: ClosedJaxpr) -> int:
 
 
 def _allocated(jaxpr: Jaxpr) -> int:
-    """Bytes that a jaxpr allocates beyond its arguments, at its peak."""
+    """Returns the peak memory in bytes that a jaxpr allocates in addition to its arguments."""
     last = {var: i for i, eqn in enumerate(jaxpr.eqns) for var in eqn.invars if not isinstance(var, Literal)}
     last |= {var: len(jaxpr.eqns) for var in jaxpr.outvars if not isinstance(var, Literal)}
     sizes: dict[Any, int] = {}
     live = peak = 0
     for i, eqn in enumerate(jaxpr.eqns):
-        name, ours = eqn.primitive.name, {var: _bytes(var) for var in eqn.outvars}
+        name, outputs = eqn.primitive.name, {var: _bytes(var) for var in eqn.outvars}
         if name in FUSED:
-            ours = dict.fromkeys(ours, 0)
+            outputs = dict.fromkeys(outputs, 0)
         if name in IN_PLACE and not isinstance(eqn.invars[0], Literal) and last[eqn.invars[0]] == i:
             live -= sizes.pop(eqn.invars[0], 0)
-        made, within = sum(ours.values()), max(map(_allocated, _jaxprs(eqn.params)), default=0)
+        output_bytes, inner_bytes = sum(outputs.values()), max(map(_allocated, _jaxprs(eqn.params)), default=0)
         if name == 'shard_map':
-            within *= math.prod(eqn.params['mesh'].shape.values())
-        loops = name in ('scan', 'while')
-        peak = max(peak, live + (made + within if loops else max(made, within)))
-        live, sizes = live + made, sizes | ours
+            inner_bytes *= math.prod(eqn.params['mesh'].shape.values())
+        is_loop = name in ('scan', 'while')
+        peak = max(peak, live + (output_bytes + inner_bytes if is_loop else max(output_bytes, inner_bytes)))
+        live, sizes = live + output_bytes, sizes | outputs
         for var in (*eqn.invars, *eqn.outvars):
             if not isinstance(var, Literal) and last.get(var, i) <= i:
                 live -= sizes.pop(var, 0)
@@ -96,9 +96,9 @@ def _allocated(jaxpr: Jaxpr) -> int:
 
 
 def _jaxprs(params: Any) -> list[Jaxpr]:
-    """Those within the parameters of an equation."""
-    found = [x for value in params.values() for x in (value if isinstance(value, tuple | list) else [value])]
-    return [getattr(x, 'jaxpr', x) for x in found if isinstance(x, ClosedJaxpr | Jaxpr)]
+    """Returns the jaxprs among the parameters of an equation."""
+    values = [x for value in params.values() for x in (value if isinstance(value, tuple | list) else [value])]
+    return [getattr(x, 'jaxpr', x) for x in values if isinstance(x, ClosedJaxpr | Jaxpr)]
 
 
 def _bytes(var: Any) -> int:

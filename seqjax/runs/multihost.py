@@ -1,7 +1,7 @@
-"""Several processes, of one machine or of many, that compute one run: `jax.distributed` is the engine.
+"""Runs of several processes, on one machine or on many, by `jax.distributed`.
 
-All of them run the same program; process 0 writes and logs. What is decided by looking at the outside, such as which
-checkpoint is sound, process 0 decides, and the others are told.
+All processes run the same program; process 0 writes and logs. Decisions that depend on files, such as the checkpoint to
+restore, are made by process 0 and broadcast.
 """
 
 import pickle
@@ -21,17 +21,18 @@ OFF, AUTO = 'off', 'auto'
 
 
 class Address(NamedTuple):
-    """One process among others."""
+    """Address of a process of a run."""
 
     coordinator: str  # HOST:PORT of process 0
-    count: int
-    index: int
+    count: int  # number of processes
+    index: int  # index of this process
 
 
 def parse(text: str) -> Address | None:
-    """'off' and 'auto' -> None; HOST:PORT,COUNT,INDEX -> Address.
+    """Returns the Address of HOST:PORT,COUNT,INDEX; None for 'off' and 'auto'.
 
-    Raises ValueError where the text is none of these.
+    Raises:
+      ValueError: the text has another form.
 
     >>> parse('localhost:1234,2,0')
     Address(coordinator='localhost:1234', count=2, index=0)
@@ -40,64 +41,65 @@ def parse(text: str) -> Address | None:
         return None
     match = re.fullmatch(r'([^\s,]+:([0-9]{1,5})),([0-9]{1,6}),([0-9]{1,6})', text, re.ASCII)
     if match is None or not 0 < int(match[2]) < 2**16 or not int(match[4]) < int(match[3]):
-        raise ValueError(
-            'must be off, auto, or HOST:PORT,COUNT,INDEX with INDEX from 0 to below COUNT, such as node1:1234,2,0'
-        )
+        raise ValueError('must be off, auto, or HOST:PORT,COUNT,INDEX with 0 <= INDEX < COUNT, such as node1:1234,2,0')
     return Address(match[1], int(match[3]), int(match[4]))
 
 
 def start(text: str, heartbeat_timeout: int) -> None:
-    """Joins the other processes; JAX must not have begun. See `parse` for the text.
+    """Connects to the other processes; must be called before JAX is initialized.
 
-    After `heartbeat_timeout` seconds a process that is not heard of is taken for dead, and all others end.
+    Args:
+      text: see `parse`.
+      heartbeat_timeout: seconds without a heartbeat after which a process counts as dead, and all others end.
 
     Raises:
-      ValueError: 'auto' finds no cluster.
-      RuntimeError: the others cannot be reached.
-      OSError: the port is taken.
+      ValueError: 'auto' detects no cluster.
+      RuntimeError: the other processes cannot be reached.
+      OSError: the port is in use.
     """
     if text == OFF:
         return
-    address, how = parse(text), {'heartbeat_timeout_seconds': heartbeat_timeout}
+    address, options = parse(text), {'heartbeat_timeout_seconds': heartbeat_timeout}
     if address is None:
-        join = partial(jax.distributed.initialize, **how)
+        connect = partial(jax.distributed.initialize, **options)
     else:
-        join = partial(jax.distributed.initialize, *address, **how)
-        if address.index == 0:  # JAX would end without a word
+        connect = partial(jax.distributed.initialize, *address, **options)
+        if address.index == 0:  # JAX exits without an error message if the port is in use
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(('', int(address.coordinator.rpartition(':')[2])))
-    waiting = ThreadPoolExecutor(1)  # a thread, so that a signal reaches us while the others are waited for
+    executor = ThreadPoolExecutor(1)  # in a thread, so that signals are handled while it waits
     try:
-        waiting.submit(join).result()
+        executor.submit(connect).result()
     finally:
-        waiting.shutdown(wait=False)
+        executor.shutdown(wait=False)
 
 
 def stop() -> None:
-    """Waits for the others; whoever leaves without it is taken for dead by them."""
+    """Disconnects from the other processes, which would otherwise treat this one as dead."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
 
 
 def is_multiprocess() -> bool:
+    """Returns True if the run has more than one process."""
     return jax.process_count() > 1
 
 
 def is_process0() -> bool:
-    """Whether this process writes and logs."""
+    """Returns True for the process that writes and logs."""
     return jax.process_index() == 0
 
 
 def broadcast_from_process0(make: Callable[[], T]) -> T:
-    """What `make` gives, or raises, in process 0; every process must come here."""
+    """Returns the result of `make` in process 0, or raises its exception; every process must call this."""
     if not is_multiprocess():
         return make()
     outcome: tuple[Any, Exception | None] = (None, None)
     if is_process0():
         try:
             outcome = (make(), None)
-        except Exception as error:  # raised below, in all
+        except Exception as error:  # raised below, in every process
             outcome = (None, error)
     value, error = pickle.loads(_broadcast(pickle.dumps(outcome)))
     if error is not None:
@@ -106,7 +108,7 @@ def broadcast_from_process0(make: Callable[[], T]) -> T:
 
 
 def _broadcast(data: bytes) -> bytes:
-    """The bytes of process 0."""
+    """Returns the bytes of process 0."""
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     padded = np.zeros(length, np.uint8)
     if is_process0():
@@ -115,5 +117,5 @@ def _broadcast(data: bytes) -> bytes:
 
 
 def allreduce_max(number: int) -> int:
-    """The largest of what the processes bring; every process must come here."""
+    """Returns the maximum of a number over all processes; every process must call this."""
     return int(np.max(multihost_utils.process_allgather(np.int32(number)))) if is_multiprocess() else number

@@ -1,4 +1,4 @@
-"""Arrays of a checkpoint, written and read by Orbax."""
+"""Reading and writing arrays of a checkpoint with Orbax."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from seqjax.runs import directory, manifest, parameters
 from seqjax.runs.manifest import CheckpointMetadata
 from seqjax.types import TrainState
 
-# A failed call of Orbax closes its event loop over writes that tensorstore goes on with, and others that never begin.
+# A failed call of Orbax closes its event loop while tensorstore is still writing, and before other writes have started.
 LOOP_CLOSED = 'Event loop is closed'
 NEVER_AWAITED = r"coroutine '.*' was never awaited"
-LONGEST_WAIT = 2.0  # seconds for the threads of a failed call, which may wait for what cannot come
+LONGEST_WAIT = 2.0  # seconds to wait for the threads of a failed call, which may never end
 
 
 @contextlib.contextmanager
@@ -67,7 +67,7 @@ def _filtered(name: str, accept: Callable[[logging.LogRecord], bool]) -> Iterato
 
 
 def discard(error: BaseException) -> None:
-    """Ends what a failed call of Orbax left: its threads, and the tasks that the frames of the exception hold."""
+    """Ends the threads of a failed call of Orbax, and the tasks in the frames of its exception."""
     import tensorstore
 
     deadline = time.monotonic() + LONGEST_WAIT
@@ -76,7 +76,7 @@ def discard(error: BaseException) -> None:
             threading.Thread.join(thread, max(0.0, deadline - time.monotonic()))
     writes = [x for x in gc.get_objects() if type(x) is tensorstore.Future]
     while writes:
-        with contextlib.suppress(Exception):  # of the write
+        with contextlib.suppress(Exception):  # errors of the write
             writes.pop().exception(timeout=max(0.0, deadline - time.monotonic()))
     chain: BaseException | None = error
     with warnings.catch_warnings(), _filtered('asyncio', lambda record: False):
@@ -88,50 +88,50 @@ def discard(error: BaseException) -> None:
 
 
 def warm_up() -> None:
-    """Imports Orbax in the background, while something else is compiled."""
+    """Imports Orbax in the background, while programs are compiled."""
     threading.Thread(target=importlib.import_module, args=('orbax.checkpoint',), daemon=True).start()
 
 
 def read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """All arrays of a verified checkpoint by name; keys as the numbers that they are made of.
+    """Returns all arrays of a verified checkpoint by name, with PRNG keys as integers.
 
     Raises:
-      UserError: Orbax cannot read what was written, as its checksums show, without a fault.
+      UserError: this version of Orbax cannot read the checkpoint.
     """
     path = (folder / manifest.STATE).resolve()
     with quiet_orbax() as ocp:
         try:
             with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
                 tree = reader.metadata(path).item_metadata.tree
-                how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
                 return parameters.flatten_with_names(
-                    reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=how))
+                    reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=restore_args))
                 )
-        except Exception as error:  # of no common kind
+        except Exception as error:  # of many types
             discard(error)
-            written = manifest.parse_metadata(files.read_json(folder / directory.METADATA)).versions.get(
-                'orbax-checkpoint', 'of an unknown version'
+            version = manifest.parse_metadata(files.read_json(folder / directory.METADATA)).versions.get(
+                'orbax-checkpoint', '(version unknown)'
             )
             raise UserError(
-                f'{folder} is sound, but Orbax {ocp.__version__} cannot read it ({manifest.first_line(error)}); '
-                f'it was written by Orbax {written}: install that one'
+                f'{folder} is valid, but Orbax {ocp.__version__} cannot read it ({manifest.first_line(error)}); '
+                f'install Orbax {version}, which wrote it'
             ) from error
 
 
 def read_state(folder: Path, metadata: CheckpointMetadata, like: TrainState) -> TrainState:
-    """The TrainState of a verified checkpoint, in the structure of `like`, with arrays of NumPy, and keys as numbers.
+    """Returns the TrainState of a verified checkpoint in the structure of `like`: NumPy arrays, PRNG keys as integers.
 
     Raises:
-      UserError: it is of another model or optimiser; the sentence names an array that differs.
+      UserError: the checkpoint is of another model or optimizer; the message names an array that differs.
     """
-    want = manifest.describe(like)
-    for name in [*want, *metadata.leaves]:
-        held, asked = metadata.leaves.get(name), want.get(name)
-        if held != asked:
-            has, needs = ('no such array' if x is None else f'{x[1]} {x[0]}' for x in (held, asked))
+    expected = manifest.describe(like)
+    for name in [*expected, *metadata.leaves]:
+        leaves = metadata.leaves.get(name), expected.get(name)
+        if leaves[0] != leaves[1]:
+            actual, wanted = ('missing' if x is None else f'{x[1]} {x[0]}' for x in leaves)
             raise UserError(
-                f'{folder} is of another model or optimiser: for {name} it has {has}, and this run has {needs}; '
-                'choose another --workdir, or --overwrite to train again'
+                f'{folder} is of another model or optimizer: {name} is {actual} there and {wanted} in this run; '
+                'choose another --workdir, or use --overwrite to train again'
             )
     arrays = read_arrays(folder)
 
@@ -144,7 +144,7 @@ def read_state(folder: Path, metadata: CheckpointMetadata, like: TrainState) -> 
 
 
 def with_keys(state: TrainState, like: TrainState) -> TrainState:
-    """A TrainState as it was read, with keys for their numbers. For compiled code: where it goes, it may be spread."""
+    """Returns a TrainState from `read_state` with PRNG keys instead of their integers; for compiled code."""
 
     def leaf(x, want):
         return (

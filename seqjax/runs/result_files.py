@@ -1,4 +1,4 @@
-"""The arrays and tables of a run directory."""
+"""Reading and writing the arrays, tables and figures of a run directory."""
 
 import csv
 import math
@@ -16,7 +16,7 @@ from seqjax.runs.directory import Workdir
 
 
 def read_losses(workdir: Workdir, steps: int, num_seeds: int | None) -> np.ndarray:
-    """The losses of a finished run, [steps] or [R, steps]."""
+    """Returns the losses of a finished run, [steps] or [R, steps]."""
     if num_seeds is not None:
         return read_replicas(workdir, 'loss', (num_seeds, steps))
     path = workdir.file(directory.METRICS)
@@ -25,73 +25,80 @@ def read_losses(workdir: Workdir, steps: int, num_seeds: int | None) -> np.ndarr
 
 
 def read_replicas(workdir: Workdir, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """One array of replicas.npz."""
+    """Reads an array of replicas.npz."""
     return read_arrays(workdir.file(directory.REPLICAS), {name: (shape, None)})[name]
 
 
 def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
-    """replicas.npz: arrays with a leading axis R."""
+    """Writes replicas.npz: arrays with a leading axis R."""
     write_arrays(workdir, directory.REPLICAS, **arrays)
 
 
 def write_arrays(workdir: Workdir, name: str, **arrays: np.ndarray) -> None:
-    """A file of arrays by name, as NumPy has it; raises UserError where NumPy cannot keep two names apart."""
-    for other in arrays:
-        if f'{other}.npy' in arrays:
-            raise UserError(f'{name} cannot keep {other} and {other}.npy apart; rename the key that ends in ".npy"')
+    """Writes arrays by name to an .npz file; raises UserError if two names are the same to NumPy."""
+    for array_name in arrays:
+        if f'{array_name}.npy' in arrays:
+            raise UserError(
+                f'{array_name} and {array_name}.npy have the same name in {name}; rename the key that ends in ".npy"'
+            )
     workdir.write(name, lambda path: np.savez(path, **arrays))
 
 
-Expected = tuple[tuple[int | None, ...], Any]  # shape, None for an axis of any length; dtype, None for any real number
+Expected = tuple[tuple[int | None, ...], Any]  # shape, None for an axis of any length; dtype, None for any real dtype
 
 
 def read_arrays(path: Path, expected: Mapping[str, Expected], others: bool = True) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file, whose names, shapes, dtypes and sizes are checked before any of them is read.
+    """Reads arrays of an .npz file, after checking the names, shapes, dtypes and sizes of all of them.
 
-    It may hold others than the expected ones unless `others` is False. Raises UserError where an array is not as
-    expected.
+    Args:
+      path: the file.
+      expected: shape and dtype by name.
+      others: whether the file may have other arrays.
+
+    Raises:
+      UserError: the file cannot be read, or an array is missing or differs from `expected`.
     """
     with files.reading(path), files.open_file(path) as file, zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix('.npy'): info for info in archive.infolist()}
         if len(members) < len(archive.infolist()) or (not others and members.keys() - expected.keys()):
-            raise ValueError('it holds arrays that are not those of the run')
+            raise ValueError('it has arrays that are not of this run')
         for name in expected:
             if name not in members:
-                raise ValueError(f'it is of another run: there is no {name}')
-        sizes = {name: _checked(archive, members[name], name, *want) for name, want in expected.items()}
-        return {name: _array(archive, members[name], head) for name, head in sizes.items()}
+                raise ValueError(f'it is of another run: the array {name} is missing')
+        headers = {name: _read_header(archive, members[name], name, *want) for name, want in expected.items()}
+        return {name: _read_array(archive, members[name], header) for name, header in headers.items()}
 
 
-def _checked(
+def _read_header(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, want_shape: tuple[int | None, ...], want_dtype: Any
 ) -> tuple[Any, ...]:
-    """The header of an array: its own size, shape, order and dtype; raises ValueError if it is not as expected."""
+    """Returns an array's header: header size, shape, order and dtype; raises ValueError if it is not as expected."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in read:
-            raise ValueError(f'{name} is of a version of the format that NumPy did not write here: {version}')
-        shape, fortran, dtype = read[version](file)
+            raise ValueError(f'the format version of {name} is not supported: {version}')
+        shape, is_fortran, dtype = read[version](file)
         begin = file.tell()
     same = len(shape) == len(want_shape) and all(y in (None, x) for x, y in zip(shape, want_shape, strict=True))
     if not same or (dtype != want_dtype if want_dtype is not None else dtype.kind not in 'iuf'):
         kind = 'numbers' if want_dtype is None else want_dtype
-        raise ValueError(f'it is of another run: {name} is {dtype} {shape}, and must be {kind} {want_shape}')
+        raise ValueError(f'it is of another run: {name} is {dtype} {shape} and must be {kind} {want_shape}')
     if member.file_size != begin + math.prod(shape) * dtype.itemsize:
         raise ValueError(f'{name} has {member.file_size:,} bytes, and its header says {shape} of {dtype}')
-    return begin, shape, fortran, dtype
+    return begin, shape, is_fortran, dtype
 
 
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, head: tuple[Any, ...]) -> np.ndarray:
-    begin, shape, fortran, dtype = head
-    content = archive.read(member)  # whose checksum it verifies
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: tuple[Any, ...]) -> np.ndarray:
+    begin, shape, is_fortran, dtype = header
+    content = archive.read(member)  # verifies the checksum
     if len(content) != member.file_size:
-        raise ValueError(f'{member.filename} is cut')
-    return np.frombuffer(content, dtype, offset=begin).reshape(shape, order='F' if fortran else 'C')
+        raise ValueError(f'{member.filename} is truncated')
+    return np.frombuffer(content, dtype, offset=begin).reshape(shape, order='F' if is_fortran else 'C')
 
 
 def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A CSV file with a header."""
+    """Writes a CSV file with a header."""
 
     def write(path):
         with path.open('w', newline='', encoding='utf-8') as file:
@@ -101,4 +108,5 @@ def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Itera
 
 
 def write_figure(workdir: Workdir, figure: Any, name: str = directory.CURVE) -> None:
+    """Writes a figure as a PNG file."""
     workdir.write(name, lambda path: figure.savefig(path, dpi=120))

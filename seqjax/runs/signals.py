@@ -1,4 +1,4 @@
-"""How a run is asked to stop: SIGTERM, as schedulers send it, and SIGINT, which is Ctrl-C."""
+"""Graceful shutdown on SIGTERM, which schedulers send, and SIGINT (Ctrl-C)."""
 
 import contextlib
 import os
@@ -8,12 +8,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-# Of the process. Schedulers start a job again that ends with 75 (EX_TEMPFAIL of sysexits.h), and not one with 0.
+# Schedulers restart a job that ends with 75 (EX_TEMPFAIL of sysexits.h).
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
 class Terminated(SystemExit):
-    """SIGTERM; its message says what was saved."""
+    """Exception for SIGTERM; the message says what was saved."""
 
     def __init__(self, message: str):
         super().__init__(EXIT_CODES[signal.SIGTERM])
@@ -21,7 +21,7 @@ class Terminated(SystemExit):
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT; its message says what was saved."""
+    """Exception for SIGINT; the message says what was saved."""
 
     def __init__(self, message: str):
         super().__init__(message)
@@ -29,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_code(stopped: Terminated | Interrupted) -> int:
-    """The exit code of a process that was stopped so."""
+    """Returns the exit code for a stop exception."""
     return EXIT_CODES[signal.SIGINT if isinstance(stopped, Interrupted) else signal.SIGTERM]
 
 
@@ -38,15 +38,15 @@ def name(number: int) -> str:
 
 
 def stop_exception(number: int, message: str) -> BaseException:
-    """The exception that ends a run which the signal asked to stop."""
+    """Returns the exception that ends a run after a signal."""
     return (Interrupted if number == signal.SIGINT else Terminated)(message)
 
 
 def end_process(code: int) -> NoReturn:
-    """Ends the process at once, with an exit code; the only place that does so.
+    """Ends the process immediately with an exit code; no other function does.
 
-    A command that is done has nothing left to free, and to take the interpreter down costs 0.1 to 0.3 s. In a handler
-    of a signal, an exception would end in whatever is under way, as an import that turns it into another one.
+    A command that is done has nothing left to free, and shutting down the interpreter costs 0.1 to 0.3 s. In a signal
+    handler, an exception could be caught by the interrupted code, such as an import.
     """
     os._exit(code)
 
@@ -57,7 +57,11 @@ def exit_immediately(number: int, frame: Any) -> NoReturn:
 
 
 class ShutdownRequest:
-    """Which signal has asked to stop; None until then. The second one ends the process at once."""
+    """Signal handler that notes the first signal in `number`; the second one ends the process immediately.
+
+    Args:
+      defer: note the first signal instead of raising an exception.
+    """
 
     def __init__(self, defer: bool):
         self.number: int | None = None
@@ -70,14 +74,18 @@ class ShutdownRequest:
         if not self.defer:
             raise stop_exception(
                 number,
-                f'stopped by {name(number)}; the same command goes on from the last checkpoint, or begins anew where '
-                'there is none',
+                f'stopped by {name(number)}; run the same command to resume from the last checkpoint, if there is one',
             )
-        print(f'\n{name(number)}: finishing the chunk and saving; once more ends at once', file=sys.stderr, flush=True)
+        repeat = 'press Ctrl-C again' if number == signal.SIGINT else 'send it again'
+        print(
+            f'\n{name(number)}: finishing the chunk and saving ({repeat} to exit immediately)',
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def restore_python_handlers() -> None:
-    """Takes the signals back from a library that has put its own handlers in the place of Python's."""
+    """Restores Python's signal handlers after a library has replaced them with its own."""
     if threading.current_thread() is threading.main_thread():
         for number in EXIT_CODES:
             signal.signal(number, signal.getsignal(number))
@@ -85,9 +93,9 @@ def restore_python_handlers() -> None:
 
 @contextlib.contextmanager
 def handle_signals(*, defer: bool) -> Iterator[ShutdownRequest]:
-    """Within, a first signal is noted where `defer` is set, and raises at once where it is not.
+    """Context manager that notes the first signal if `defer` is set, and otherwise raises an exception.
 
-    Python takes signals in its main thread only; elsewhere nothing changes.
+    Python handles signals in its main thread only; in other threads it does nothing.
     """
     handler = ShutdownRequest(defer)
     if threading.current_thread() is not threading.main_thread():
@@ -100,4 +108,4 @@ def handle_signals(*, defer: bool) -> Iterator[ShutdownRequest]:
         for number, old in before.items():
             signal.signal(number, signal.SIG_DFL if old is None else old)
             if isinstance(old, ShutdownRequest) and handler.number is not None:
-                old.number = handler.number  # the next one is the second there, too
+                old.number = handler.number  # the outer handler counts this signal, too

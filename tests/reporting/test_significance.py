@@ -85,15 +85,20 @@ def test_items_without_values_change_nothing():
 @pytest.mark.parametrize(
     ('gain', 'words'),
     [
-        (Improvement(0.5, 0.1), '0.5 spots ± 0.1'),
-        (Improvement(0.5, 0.6), '0.5 spots ± 0.6'),
-        (Improvement(-0.5, 0.6), '0.5 spots ± 0.6'),
-        (Improvement(-0.5, 0.1), '0.5 spots ± 0.1'),
+        (Improvement(0.5, 0.1), '0.5 ± 0.1'),
+        (Improvement(0.5, 0.6), '0.5 ± 0.6'),
+        (Improvement(-0.5, 0.6), '0.5 ± 0.6'),
+        (Improvement(-0.5, 0.1), '0.5 ± 0.1'),
     ],
 )
 def test_use_the_baseline_is_an_answer(gain, words):
     sentence = significance.verdict(ERROR, gain, 'lstm', 'AR')
-    assert words in sentence and '95%' in sentence and ('baseline' in sentence) == (gain.mean < gain.half_width)
+    assert (
+        words in sentence
+        and 'spots' in sentence
+        and '95%' in sentence
+        and ('baseline' in sentence) == (gain.mean < gain.half_width)
+    )
 
 
 def test_the_best_baseline_is_the_one_with_the_best_value():

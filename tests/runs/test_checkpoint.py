@@ -195,7 +195,7 @@ def test_every_fault_of_every_file_sends_back_to_the_step_before(faults, at_leas
             assert told.count('\n') == 1 and 'step 10 ' in told and 'step 2' in told
             assert f' {name.as_posix()} ' in told, (name, fault)
             # What was skipped is out of the way of a new save, and not lost.
-            assert CheckpointManager(folder).steps() == [1, 2] and (folder / 'unsound-10').is_dir()
+            assert CheckpointManager(folder).steps() == [1, 2] and (folder / 'corrupt-10').is_dir()
             shutil.rmtree(folder)
     assert count >= at_least
 
@@ -417,9 +417,9 @@ def test_a_disk_that_may_not_be_written_is_told(disk, capfd):
         (1, 'b', [5]),
     ],
 )
-def test_the_newest_and_the_best_stay(max_to_keep, best, want, tmp_path):
+def test_the_newest_and_the_best_stay(max_to_keep, keep_best, want, tmp_path):
     """A value that is not finite, or missing, is nobody's best; of equal ones the earlier stays."""
-    store = CheckpointManager(tmp_path, max_to_keep=max_to_keep, keep_best=best)
+    store = CheckpointManager(tmp_path, max_to_keep=max_to_keep, keep_best=keep_best)
     state = state_of(0)
     for step, a in enumerate((3.0, 1.0, 4.0, 1.0, None), 1):
         store.save(state, about_of(step, state, a=a))
