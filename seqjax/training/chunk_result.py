@@ -9,12 +9,12 @@ from seqjax.types import Mean, Metrics, TrainState
 
 
 class ChunkResult(NamedTuple):
-    """A chunk of training steps of a session."""
+    """Result of a chunk of training steps."""
 
-    step: int  # steps taken before it
-    state: TrainState  # after it; leaves [R, ...] with replicas, including the padding replicas of the last group
-    metrics: Metrics  # leaves [n], or [n, R] without the padding replicas
-    evals: dict[str, Metrics]  # of every split after it, leaves [] or [R]
+    step: int  # number of steps before the chunk
+    state: TrainState  # state after the chunk; leaves [R, ...] with replicas, including padding replicas
+    metrics: Metrics  # training metrics, leaves [n], or [n, R] without padding replicas
+    evals: dict[str, Metrics]  # metrics of every split after the chunk, leaves [] or [R]
 
     @property
     def steps(self) -> int:
@@ -23,17 +23,17 @@ class ChunkResult(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Steps taken after it."""
+        """Number of steps after the chunk."""
         return self.step + self.steps
 
 
 def mean_values(mean: Mean) -> np.ndarray:
-    """Returns total / count as float32, and 0 where nothing was counted."""
+    """Returns total / count as float32, and 0 if the count is 0."""
     return (mean.total / np.maximum(mean.count, 1)).astype(np.float32)
 
 
 def metric_names(programs: CompiledPrograms) -> list[str]:
-    """Returns the names of the metrics of training, and of every split: loss, validation/loss."""
+    """Returns the names of the metrics of training and of every split, such as loss and validation/loss."""
     _, metrics, evals = programs.shapes
     return [*metrics, *(f'{split}/{name}' for split, means in evals.items() for name in means)]
 
@@ -49,6 +49,6 @@ def latest_values(chunk: ChunkResult) -> np.ndarray:
 
 
 def typical_value(values: np.ndarray) -> float | None:
-    """Returns a metric's value for selecting the best checkpoint; with replicas the median of the finite ones."""
+    """Returns a metric's value for selecting the best checkpoint; with replicas the median of the finite values."""
     finite = values[np.isfinite(values)] if values.ndim else values
     return float(np.median(finite)) if finite.size and np.isfinite(finite).all() else None

@@ -1,4 +1,4 @@
-"""Compiles a run: its devices, its groups of replicas, and the programs that they execute."""
+"""Compilation of a run: selection of devices, replica groups, and programs."""
 
 import time
 from functools import partial
@@ -40,17 +40,19 @@ def compile_run(
     """Compiles the programs of a run.
 
     Args:
-      model, task, tx, steps, chunk: see `train`.
-      inputs: those of the predictions; None if there are none.
-      workdir, checkpoints: where the run is kept, and when it saves.
+      model, task, tx: see `train`.
+      inputs: inputs of the predictions; None for no predictions.
+      steps, steps_per_call: see `train`.
+      workdir: run directory.
+      checkpoints: when to save, and which checkpoints to keep.
       devices: the mesh, see `sharding.select_mesh`.
       stream: whether the task's data stay on the host.
-      num_seeds: R, the number of seeds; they are trained in groups of `replicas.group_width`. None: one seed.
-      max_width: most seeds of a group, see `replicas.max_width`.
+      num_seeds: R, the number of seeds, trained in groups of `replicas.group_width`; None: one seed.
+      max_width: maximal number of seeds in a group, see `replicas.max_width`.
 
     Raises:
-      UserError: there is no metric of the name that selects the best checkpoint, the mesh cannot be made, or the
-        training steps need more memory than this machine has.
+      UserError: the metric that selects the best checkpoint does not exist, the mesh is invalid, or the programs need
+        more memory than this machine has.
     """
     start, steps_per_call = time.perf_counter(), min(steps_per_call, steps)
     if workdir.path is not None:
@@ -76,7 +78,7 @@ def compile_run(
         shardings=shardings,
         inspect=partial(memory.check, workdir.settings),
     )
-    manifest.describe(programs.shapes[0])  # refuses names that no checkpoint can hold
+    manifest.describe(programs.shapes[0])  # raises UserError for names that a checkpoint cannot have
     _check_best(checkpoints.keep_best, programs)
     return CompiledRun(
         model,
@@ -95,20 +97,20 @@ def compile_run(
     )
 
 
-def _put(tree: Arrays, where: jax.sharding.Sharding | None) -> Arrays:
-    """The arrays there; keys as the numbers that they are made of, which alone may go to devices of other processes."""
+def _put(tree: Arrays, sharding: jax.sharding.Sharding | None) -> Arrays:
+    """Returns the arrays with a sharding; PRNG keys cannot be moved to devices of other processes, integers can."""
 
     def leaf(x):
         if not parameters.is_key(x):
-            return jax.device_put(x, where)
+            return jax.device_put(x, sharding)
         wrap = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(x))
-        return jax.jit(wrap, out_shardings=where)(jax.device_put(np.asarray(jax.random.key_data(x)), where))
+        return jax.jit(wrap, out_shardings=sharding)(jax.device_put(np.asarray(jax.random.key_data(x)), sharding))
 
     return jax.tree.map(leaf, tree)
 
 
 def _select_mesh(model: nn.Module, task: Task, devices: str | None, replicas: int | None) -> MeshShardings | None:
-    """The devices, printed if there is a choice."""
+    """Selects the mesh, and prints it if there is a choice."""
     rows = None if replicas else types.batch_shapes(task).mask.shape[0]
     pays = partial(sharding.data_parallel_pays, model, task)
     try:
@@ -124,4 +126,4 @@ def _select_mesh(model: nn.Module, task: Task, devices: str | None, replicas: in
 def _check_best(keep_best: str | None, programs: CompiledPrograms) -> None:
     names = chunk_result.metric_names(programs)
     if keep_best is not None and checkpoint_manager.parse_metric(keep_best)[1] not in names:
-        raise UserError(f'--keep_best={keep_best} is no metric of this run; there are {", ".join(names)}')
+        raise UserError(f'--keep_best={keep_best} is not a metric of this run; use one of {", ".join(names)}')

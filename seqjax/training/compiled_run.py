@@ -1,4 +1,4 @@
-"""A compiled run, which all replica groups share, and where each of their sessions starts or resumes."""
+"""A compiled run, shared by all replica groups, and the start of their training sessions."""
 
 import contextlib
 import functools
@@ -28,8 +28,8 @@ from seqjax.types import Arrays, Task, TrainState
 class StateOverride(NamedTuple):
     """Change of a TrainState before its first step."""
 
-    change: Callable[[TrainState, Arrays], TrainState]  # the same function for all groups: it is compiled once
-    values: Arrays  # its second argument, of one group
+    change: Callable[[TrainState, Arrays], TrainState]  # the same function for all groups, so it is compiled once
+    values: Arrays  # second argument of `change` for one group
 
 
 class CompiledRun(NamedTuple):
@@ -45,18 +45,18 @@ class CompiledRun(NamedTuple):
     checkpoints: CheckpointConfig
     shardings: MeshShardings | None  # None on one device
     width: int | None  # replicas computed together, with padding; None for one seed
-    seconds: float  # of compiling
-    host_task: Task | None = None  # the task whose data stay on the host, from where they are streamed
-    allow_divergence: bool = False  # train on if no loss of a group is finite
+    seconds: float  # compilation time
+    host_task: Task | None = None  # the task whose data are streamed from the host
+    allow_divergence: bool = False  # continue training if no loss of a group is finite
     group_width: int | None = None  # replicas of a group; None for one seed
 
     @property
     def replicated(self) -> jax.sharding.Sharding | None:
-        """Sharding of what the host reads."""
+        """Sharding for arrays that the host reads."""
         return None if self.shardings is None else self.shardings.replicated
 
     def groups(self, seeds: np.ndarray) -> Iterator[ReplicaGroup]:
-        """Yields the replica groups of all seeds; without replicas, each seed is one."""
+        """Yields the replica groups of all seeds; without replicas, each seed is a group."""
         return replicas.replica_groups(seeds, self.group_width or 1)
 
     @contextlib.contextmanager
@@ -70,16 +70,16 @@ class CompiledRun(NamedTuple):
     ) -> Iterator[TrainSession]:
         """Context manager that restores a group of seeds and yields its training session.
 
-        It saves at the end, and stops the run there if a signal asked for it.
+        A checkpoint is saved at the end; then the run stops if a signal was received.
 
         Args:
-          group: its seeds, at most the width.
-          logs: append-only logs by name; each is truncated to where the checkpoint left it.
-          subfolder: the folder of its checkpoints, within that of the run's.
-          override: changes the TrainState before the first step, such as its learning rates.
+          group: the seeds, at most `width`.
+          logs: append-only logs by name; each is truncated to its offset in the checkpoint.
+          subfolder: folder of the group within the run's folder of checkpoints.
+          override: change of the TrainState before the first step, such as other learning rates.
 
         Raises:
-          UserError: no checkpoint is valid, it is of another run, or the disk refuses to take one.
+          UserError: no checkpoint is valid, the checkpoint is of another run, or it cannot be saved.
         """
         count = None if self.width is None else len(group.seeds)
         seeds = group.seeds[0] if count is None else replicas.pad_replicas(group.seeds, self.width)
@@ -94,11 +94,11 @@ class CompiledRun(NamedTuple):
         )
         with contextlib.ExitStack() as stack:
             stack.callback(manager.close)
-            found = manager.restore(self._unpadded_shapes(count), partial(self._fault, logs))
-            if found is None:
+            checkpoint = manager.restore(self._unpadded_shapes(count), partial(self._fault, logs))
+            if checkpoint is None:
                 state, step, offsets, feed = self._initial(seeds, override), 0, dict.fromkeys(logs), None
             else:
-                state, metadata = found
+                state, metadata = checkpoint
                 state, step, offsets, feed = self._padded(state), metadata.step, metadata.logs, metadata.feed
                 self.workdir.check_steps(step)
                 _print_other_versions(metadata)
@@ -141,7 +141,7 @@ class CompiledRun(NamedTuple):
         return shapes if count == self.width else jax.eval_shape(_first_replicas(count, None), shapes)
 
     def _padded(self, state: TrainState) -> TrainState:
-        """A state that was restored, padded and sharded."""
+        """Returns a restored state, padded and sharded."""
         if self.width is not None:
             state = jax.tree.map(lambda x: replicas.pad_replicas(x, self.width), state)
         shapes = self.programs.shapes[0]
@@ -164,11 +164,11 @@ def _first_replicas(count: int, sharding: jax.sharding.Sharding | None) -> Calla
 
 
 def _print_other_versions(metadata: CheckpointMetadata) -> None:
-    now = manifest.versions()
-    other = [
-        f'{name} {metadata.versions[name]} (here {now[name]})'
-        for name in now
-        if metadata.versions.get(name) != now[name]
+    installed = manifest.versions()
+    others = [
+        f'{name} {metadata.versions[name]} ({installed[name]} is installed)'
+        for name in installed
+        if metadata.versions.get(name) != installed[name]
     ]
-    if other:
-        print(f'step {metadata.step:,} was saved with {", ".join(other)}: the numbers may differ in their last bits')
+    if others:
+        print(f'Step {metadata.step:,} was saved with {", ".join(others)}: results may differ in the last bits.')

@@ -13,7 +13,7 @@ from seqjax.types import Arrays, Batch, Metrics, Task, TrainState, Variables
 
 
 def apply(model: nn.Module, state: TrainState, inputs: Arrays) -> Arrays:
-    """Returns the model's outputs without dropout; a stateful model starts anew, and the state stays as it is."""
+    """Returns the model's outputs without dropout; a stateful model starts from its initial carry."""
     return model.apply({'params': state.params, **types.without_carry(state.variables)}, inputs)
 
 
@@ -25,11 +25,11 @@ def predict(model: nn.Module, state: TrainState, inputs: Arrays, *, batch_size: 
     counts = sorted({len(x) for x in jax.tree.leaves(inputs)})
     if len(counts) != 1 or batch_size < 1:
         raise ValueError(
-            f'inputs must have one N on axis 0 and have {counts}; batch_size={batch_size} must be at least 1'
+            f'inputs must have the same N on axis 0 and have {counts}; batch_size={batch_size} must be at least 1'
         )
     count, batches = counts[0], max(1, -(-counts[0] // batch_size))
 
-    def split(x):  # padded with zeros, which no other row sees
+    def split(x):  # padded with rows of zeros, which do not change other rows
         x = jnp.pad(jnp.asarray(x), [(0, batches * batch_size - count), *[(0, 0)] * (np.ndim(x) - 1)])
         return x.reshape(batches, batch_size, *x.shape[1:])
 
@@ -48,10 +48,10 @@ def evaluate(model: nn.Module, task: Task, state: TrainState) -> dict[str, Metri
 def evaluate_batches(
     model: nn.Module, state: TrainState, batches: Batch, f: Callable[[Arrays, Batch], Arrays]
 ) -> Arrays:
-    """Returns f(outputs, batch) of one batch after the other (leaves [N, B, ...]), without dropout: leaves [N, ...].
+    """Returns f(outputs, batch) of each batch (leaves [N, B, ...]) without dropout: leaves [N, ...].
 
-    A stateful model starts anew and carries its state from batch to batch: the windows of one stream. Training's carry
-    is neither read nor written; of the state, parameters and variables are.
+    A stateful model starts from its initial carry, and carries its state from batch to batch, as for the windows of one
+    stream. The carry of training is neither read nor changed.
     """
     step = partial(eval_step, model, state, f)
     carry = initial_eval_carry(step, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches))
@@ -61,15 +61,15 @@ def evaluate_batches(
 def eval_step(
     model: nn.Module, state: TrainState, f: Callable[[Arrays, Batch], Arrays], carry: Variables, batch: Batch
 ) -> tuple[Variables, Arrays]:
-    """Returns the carry of a stateful model after a batch, and f(outputs, batch), from the carry before it."""
+    """Returns the carry of a stateful model after a batch, and f(outputs, batch)."""
     fixed = {'params': state.params, **types.without_carry(state.variables)}
     outputs, new = model.apply({**fixed, **carry}, batch.inputs, mutable=[types.CARRY])
     return types.carry_of(new), f(outputs, batch)
 
 
 def initial_eval_carry(step: Callable[[Variables, Batch], tuple[Variables, Arrays]], batch: Batch) -> Variables:
-    """Returns the carry before the first batch, of whose leaves shapes and dtypes are enough.
+    """Returns the carry before the first batch: all zeros, or empty for a model without a carry.
 
-    It is all zeros, a stream that has not begun; for a model without a carry it is empty.
+    The leaves of `batch` may be `jax.ShapeDtypeStruct`.
     """
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, {}, batch)[0])

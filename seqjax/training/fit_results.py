@@ -19,63 +19,73 @@ class FitResult(NamedTuple):
     """Results of the seeds [R] of a run with early stopping."""
 
     seeds: np.ndarray  # [R]
-    metrics: list[str]  # names: those of training since the evaluation before, and of the splits
+    metrics: list[str]  # names of the metrics: training since the previous evaluation, and splits
     evals: np.ndarray  # [R, evaluations, metrics]; NaN after a seed has stopped
     best: Best  # leaves [R, ...], on the host
-    resumed: bool = False  # whether a part of it was done before this process
-    rates: np.ndarray = np.empty(0)  # [evaluations]: the learning rate of the last step before each
+    resumed: bool = False  # whether the run was resumed from a checkpoint
+    rates: np.ndarray = np.empty(0)  # [evaluations]: learning rate of the last step before each
 
     def best_seed(self) -> int:
-        """Returns the index of the seed that is best on validation."""
+        """Returns the index of the seed with the best value on validation."""
         return int(np.argmin(self.best.value))
 
 
-def select_seed(best: Best, place: int) -> Best:
-    """Selects one seed of [R]."""
-    return jax.tree.map(lambda x: x[place], best)
+def select_seed(best: Best, index: int) -> Best:
+    """Returns the best parameters of one seed of [R]."""
+    return jax.tree.map(lambda x: x[index], best)
 
 
-def typical_step(found: FitResult, eval_every: int) -> int:
-    """Returns the step of the evaluation that was best for the median seed."""
-    return eval_every * max(1, round(float(np.median(found.best.step[np.isfinite(found.best.value)])) / eval_every))
+def typical_step(result: FitResult, eval_every: int) -> int:
+    """Returns the step of the best evaluation for the median seed."""
+    return eval_every * max(1, round(float(np.median(result.best.step[np.isfinite(result.best.value)])) / eval_every))
 
 
-def write_evals(folder: Workdir, found: FitResult, eval_every: int) -> None:
+def write_evals(folder: Workdir, result: FitResult, eval_every: int) -> None:
     """Writes evals.csv: a row for every seed and evaluation."""
 
     def rows() -> Iterator[list[Any]]:
-        for seed, evals in zip(found.seeds, found.evals, strict=True):
+        for seed, evals in zip(result.seeds, result.evals, strict=True):
             for i, values in enumerate(evals):
                 if not np.isnan(values).all():
-                    yield [seed, (i + 1) * eval_every, *(f'{x:.9g}' for x in values), found.rates[i]]
+                    yield [seed, (i + 1) * eval_every, *(f'{x:.9g}' for x in values), result.rates[i]]
 
-    result_files.write_table(folder, TABLE, ['seed', 'step', *found.metrics, 'learning_rate'], rows())
+    result_files.write_table(folder, TABLE, ['seed', 'step', *result.metrics, 'learning_rate'], rows())
 
 
-def write_models(folder: Workdir, found: FitResult) -> None:
+def write_models(folder: Workdir, result: FitResult) -> None:
     """Writes models.npz: the best parameters and variables of every seed, leaves [R, ...] by name, and the seeds."""
-    arrays = parameters.flatten_with_names({'params': found.best.params, 'variables': found.best.variables})
-    result_files.write_arrays(folder, MODELS, seeds=found.seeds, value=found.best.value, step=found.best.step, **arrays)
+    arrays = parameters.flatten_with_names({'params': result.best.params, 'variables': result.best.variables})
+    best = result.best
+    result_files.write_arrays(folder, MODELS, seeds=result.seeds, value=best.value, step=best.step, **arrays)
 
 
 def read_models(path: Path, like: Mapping[str, Any], count: int | None = None) -> tuple[np.ndarray, Best]:
-    """Reads the file that `write_models` wrote: the seeds [R], and the best of each, leaves [R, ...].
+    """Reads the file that `write_models` wrote.
 
-    `like` has shapes and dtypes of the model's variables, as `model.init` gives them; `count` is how many seeds there
-    must be. Raises UserError where the file cannot be read, or is of another model.
+    Args:
+      path: the file.
+      like: shapes and dtypes of the model's variables, as `model.init` returns them.
+      count: expected number of seeds; None for any.
+
+    Returns:
+      The seeds [R], and the best parameters of each, leaves [R, ...].
+
+    Raises:
+      UserError: the file cannot be read, or is of another model.
     """
     params, variables = like['params'], {name: x for name, x in like.items() if name not in ('params', types.CARRY)}
     shapes = {'params': params, 'variables': variables}
     seeds = result_files.read_arrays(path, {'seeds': ((count,), np.int64)})['seeds']
     leaves = parameters.flatten_with_names(shapes)
-    own = {'seeds': ((len(seeds),), np.int64), 'value': ((len(seeds),), np.float32), 'step': ((len(seeds),), np.int32)}
-    expected = own | {name: ((len(seeds), *leaf.shape), _stored_dtype(leaf.dtype)) for name, leaf in leaves.items()}
-    held = result_files.read_arrays(path, expected, others=False)
-    learned = [held[name].view(leaf.dtype) for name, leaf in leaves.items()]
-    return seeds, Best(held['value'], held['step'], **jax.tree.unflatten(jax.tree.structure(shapes), learned))
+    n = len(seeds)
+    expected = {'seeds': ((n,), np.int64), 'value': ((n,), np.float32), 'step': ((n,), np.int32)}
+    expected |= {name: ((n, *leaf.shape), _stored_dtype(leaf.dtype)) for name, leaf in leaves.items()}
+    arrays = result_files.read_arrays(path, expected, others=False)
+    learned = [arrays[name].view(leaf.dtype) for name, leaf in leaves.items()]
+    return seeds, Best(arrays['value'], arrays['step'], **jax.tree.unflatten(jax.tree.structure(shapes), learned))
 
 
 def _stored_dtype(dtype: np.dtype) -> np.dtype:
-    """The dtype in a file's header; NumPy has no name for bfloat16 and the like, and writes raw bytes."""
+    """Returns the dtype in a file's header: NumPy writes dtypes that it does not know, such as bfloat16, as bytes."""
     dtype = np.dtype(dtype)
     return np.dtype(f'V{dtype.itemsize}') if dtype.kind == 'V' else dtype

@@ -1,6 +1,6 @@
 """Observers of training: per-step losses, evaluations, early stopping, success criterion, predictions, progress.
 
-Each has one purpose, and all that it keeps of the groups of a run. Its append-only log is what it needs to resume.
+Each observer has one purpose, and collects its results from all replica groups. Its append-only log restores it.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from seqjax.training.session import TrainSession
 from seqjax.training.success_results import SeedResult
 from seqjax.types import Arrays, Mean, TrainState
 
-LOSSES = 'losses.f32'  # of a replica group, [steps, replicas]
-EVALUATIONS = 'evals.f32'  # of a replica group, [evaluations, replicas, metrics]
-REACHED = 'reached.jsonl'  # of a replica group: the seeds that met the success criterion
+LOSSES = 'losses.f32'  # losses of a replica group, [steps, replicas]
+EVALUATIONS = 'evals.f32'  # metrics of a replica group, [evaluations, replicas, metrics]
+REACHED = 'reached.jsonl'  # successful seeds of a replica group
 
 
 class Observer:
     """Base class of observers, which does nothing. See `train_seeds` for the order of calls."""
 
-    log_name: str | None = None  # of its append-only log; None for none
-    should_stop = False  # whether the group has trained enough
+    log_name: str | None = None  # file name of the append-only log; None for no log
+    should_stop = False  # whether the training of the group should stop
 
     def open_log(self, run: CompiledRun, subfolder: str) -> AppendLog:
-        """Returns the log of a group, kept beside its checkpoints."""
+        """Returns the log of a group, in the folder of its checkpoints."""
         return run.workdir.append_log(subfolder, self.log_name)
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
-        """Begins a group, with the restored content of the log."""
+        """Handles the start of a group; `restored` is the content of its log."""
 
     def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
-        """Takes a chunk, and returns what is appended to the log."""
+        """Handles a chunk, and returns the bytes to append to the log."""
         return b''
 
     def on_end(self, session: TrainSession) -> None:
-        """Ends a group."""
+        """Handles the end of a group."""
 
     def status(self) -> str:
-        """Returns a few words for the progress bar."""
+        """Returns the status for the progress bar."""
         return ''
 
 
 class StepLog(Observer):
-    """Loss of every training step of one seed, a row of metrics.csv each."""
+    """Logs the loss of every training step of one seed as a row of metrics.csv."""
 
     log_name = directory.METRICS
 
@@ -77,7 +77,7 @@ class StepLog(Observer):
 
 
 def format_rows(first: int, rates: np.ndarray, *columns: np.ndarray) -> str:
-    """Returns rows of metrics.csv: step, counted from 1; columns; learning rate. Float32 values, without loss."""
+    """Returns rows of metrics.csv: step (counted from 1), columns, learning rate; float32 values are exact."""
     rows = zip(rates, *columns, strict=False)
     return ''.join(
         ','.join([str(first + i), *(f'{x:.9g}' for x in row), str(rate)]) + '\n' for i, (rate, *row) in enumerate(rows)
@@ -85,7 +85,7 @@ def format_rows(first: int, rates: np.ndarray, *columns: np.ndarray) -> str:
 
 
 class ReplicaStepLog(Observer):
-    """Loss of every training step of every seed, [R, steps]."""
+    """Logs the loss of every training step of every seed, [R, steps]."""
 
     log_name = LOSSES
 
@@ -111,13 +111,13 @@ class ReplicaStepLog(Observer):
 
 
 def finite_median(values: np.ndarray) -> float:
-    """Returns the median of the finite values, NaN if there is none."""
+    """Returns the median of the finite values, or NaN if no value is finite."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if finite.size else float('nan')
 
 
 class EvaluationLog(Observer):
-    """Metrics of every seed at every evaluation: means of training since the evaluation before, and of the splits."""
+    """Logs the metrics of every seed at every evaluation: training since the previous evaluation, and splits."""
 
     log_name = EVALUATIONS
 
@@ -126,7 +126,7 @@ class EvaluationLog(Observer):
         self.latest: np.ndarray | None = None  # [n, metrics] float64 after a chunk with an evaluation
         self.groups: list[np.ndarray] = []  # [n, evaluations, metrics] each
         self.rows: list[np.ndarray] = []
-        self.sums: dict[str, Mean] = {}  # of training since the last evaluation
+        self.sums: dict[str, Mean] = {}  # training metrics since the last evaluation
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
         self.rows = list(np.frombuffer(restored, '<f4').reshape(-1, session.num_seeds, len(self.metrics)))
@@ -139,7 +139,7 @@ class EvaluationLog(Observer):
         self.latest = np.stack([*map(_mean, self.sums.values()), *chunk_result.eval_values(chunk)], -1)
         self.sums = {}
         if self.monitor is not None:
-            self.latest[self.monitor.stopped] = np.nan  # trained on beside others of the group
+            self.latest[self.monitor.stopped] = np.nan  # stopped seeds are trained until their group stops
         self.rows.append(self.latest.astype(np.float32))
         return self.rows[-1].astype('<f4').tobytes()
 
@@ -156,24 +156,24 @@ class EvaluationLog(Observer):
 
 
 def _add(before: Mapping[str, Mean], new: Mapping[str, Mean]) -> dict[str, Mean]:
-    """Sums over steps [n, R] in float64, added to those before [R]."""
+    """Returns sums over steps [n, R] in float64, added to the sums before [R]."""
     sums = {name: Mean(*(np.asarray(x, np.float64).sum(0) for x in mean)) for name, mean in new.items()}
     return {name: before[name].merge(mean) if before else mean for name, mean in sums.items()}
 
 
 def _mean(metric: Mean) -> np.ndarray:
-    """[R]; NaN where nothing was counted."""
+    """Returns total / count [R]; NaN if the count is 0."""
     with np.errstate(invalid='ignore', divide='ignore'):
         return np.asarray(metric.total, np.float64) / np.asarray(metric.count, np.float64)
 
 
 class EarlyStoppingMonitor(Observer):
-    """Stops a group once the patience of every seed has run out; keeps the best parameters of each."""
+    """Stops a group when all of its seeds have stopped early; keeps the best parameters of each."""
 
     def __init__(self, run: CompiledRun):
         self.run, self.config = run, run.task.early_stopping
         self.stopped = np.empty(0, bool)  # [n]
-        self.values = np.empty(0, np.float32)  # [n], the best so far
+        self.values = np.empty(0, np.float32)  # [n], best values so far
         self.groups: list = []  # Best of each group, leaves [n, ...], on the host
         config = self.config
         self._read = jax.jit(
@@ -193,7 +193,7 @@ class EarlyStoppingMonitor(Observer):
 
     def on_end(self, session: TrainSession) -> None:
         best = self.run.to_host(self.run.unpadded(session.state, session.num_seeds).best)
-        # Before the first evaluation with a finite value.
+        # Step 0: no evaluation had a finite value.
         self.groups.append(best._replace(value=np.where(best.step == 0, np.inf, best.value)))
 
     def status(self) -> str:
@@ -205,15 +205,17 @@ class EarlyStoppingMonitor(Observer):
 
 
 class SuccessMonitor(Observer):
-    """Tests each seed when it meets the success criterion, or at the end; stops a group once all of its seeds do.
+    """Tests each seed when it meets the success criterion, or at the end; stops a group when all of its seeds succeed.
 
     Args:
-      run, evaluations: from `compile_run`, and the log of evaluations, which comes before it among the observers.
-      criterion: the metric, and what its mean at an evaluation is at most.
-      test, held_out: (state of one seed, held out) -> metrics by name, and its second argument.
-      batch_size: sequences of a training step.
-      train_all_steps: whether training goes on to the last step, and the test is at the end.
-      num_seeds: of all groups.
+      run: from `compile_run`.
+      evaluations: the log of evaluations, which must be an earlier observer.
+      criterion: the metric, and the largest mean at an evaluation that counts as success.
+      test: test(state of one seed, held_out) -> metrics by name.
+      held_out: held-out sequences.
+      batch_size: number of sequences of a training step.
+      train_all_steps: train to the last step, and test at the end.
+      num_seeds: number of seeds of all groups.
     """
 
     log_name = REACHED
@@ -234,8 +236,8 @@ class SuccessMonitor(Observer):
         self.at_most = criterion.at_most
         self.held_out, self.batch_size = held_out, batch_size
         self.train_all_steps, self.num_seeds = train_all_steps, num_seeds
-        self.results: list[SeedResult] = []  # of the groups that ended
-        self.reached: dict[int, SeedResult] = {}  # of this group
+        self.results: list[SeedResult] = []  # results of earlier groups
+        self.successes: dict[int, SeedResult] = {}  # results of the successful seeds of this group
         self.should_stop = False
         self._test = jax.jit(
             lambda states, i, held_out: test(jax.tree.map(lambda x: x[i], states), held_out),
@@ -243,43 +245,43 @@ class SuccessMonitor(Observer):
         )
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
-        self.reached = {seed.seed: seed for seed in success_results.parse_lines(restored)}
+        self.successes = {seed.seed: seed for seed in success_results.parse_lines(restored)}
         self._update(session)
 
     def _update(self, session: TrainSession) -> None:
-        self.should_stop = len(self.reached) == session.num_seeds and not self.train_all_steps
+        self.should_stop = len(self.successes) == session.num_seeds and not self.train_all_steps
 
     def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
         if self.evaluations.latest is None:
             return b''
         solved = np.flatnonzero(self.evaluations.latest[:, self.metric] <= self.at_most)  # NaN is not
-        new = [int(i) for i in solved if int(session.group.seeds[i]) not in self.reached]
+        new = [int(i) for i in solved if int(session.group.seeds[i]) not in self.successes]
         tested = [self.run_test(session, i, chunk.state, chunk.end) for i in new]
-        self.reached |= {seed.seed: seed for seed in tested}
+        self.successes |= {seed.seed: seed for seed in tested}
         self._update(session)
         return success_results.to_lines(tested)
 
     def on_end(self, session: TrainSession) -> None:
         for i, seed in enumerate(session.group.seeds.tolist()):
-            before = self.reached.get(seed)
+            before = self.successes.get(seed)
             if self.train_all_steps or before is None:
                 at_end = self.run_test(session, i, session.state, None)
-                self.reached[seed] = at_end if before is None else at_end._replace(sequences=before.sequences)
-        self.results += [self.reached[seed] for seed in session.group.seeds.tolist()]
+                self.successes[seed] = at_end if before is None else at_end._replace(sequences=before.sequences)
+        self.results += [self.successes[seed] for seed in session.group.seeds.tolist()]
 
     def run_test(self, session: TrainSession, i: int, states: TrainState, steps: int | None) -> SeedResult:
-        """Returns the result of seed i of a group, tested with these states."""
+        """Returns the result of seed i of a group, tested with the given states."""
         metrics = jax.device_get(self._test(states, i, self.held_out))
         values = {name: success_results.to_number(x) for name, x in metrics.items()}
         return SeedResult(int(session.group.seeds[i]), None if steps is None else steps * self.batch_size, values)
 
     def status(self) -> str:
         before = sum(seed.sequences is not None for seed in self.results)
-        return f'{before + len(self.reached)} of {self.num_seeds} at the goal'
+        return f'{before + len(self.successes)} of {self.num_seeds} seeds successful'
 
 
 class Predictions(Observer):
-    """Outputs of the trained model of every seed, and its last state."""
+    """Predicts with the trained model of every seed; keeps the outputs, and the last state."""
 
     def __init__(self, inputs: Arrays):
         self.inputs = inputs
@@ -293,9 +295,12 @@ class Predictions(Observer):
 
 
 class ProgressBar(Observer):
-    """Progress of all groups, with the status of an observer; comes last among the observers.
+    """Shows the progress of all groups; must be the last observer.
 
-    `label` names the group in a message, unless it has all seeds.
+    Args:
+      bar: from `seqjax.training.progress.progress`.
+      observer: observer whose status is shown.
+      label: returns the name of a group for messages; empty if it has all seeds.
     """
 
     def __init__(
@@ -305,7 +310,7 @@ class ProgressBar(Observer):
         label: Callable[[TrainSession], str] = lambda session: session.group.label,
     ):
         self.bar, self.observer, self.label = bar, observer or Observer(), label
-        self.resumed = False  # whether a part of the run was done before this process
+        self.resumed = False  # whether the run was resumed from a checkpoint
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
         run = session.run

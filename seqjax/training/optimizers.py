@@ -1,4 +1,4 @@
-"""The optax transformation that a run asks for."""
+"""Optimizers and learning rate schedules of runs, as Optax transformations."""
 
 from typing import Any
 
@@ -14,34 +14,36 @@ B1, B2 = 0.9, 0.999  # Kingma and Ba 2015, and the default of Keras, PyTorch and
 
 
 def schedule(name: str, learning_rate: float, decay_steps: int | None = None) -> float | optax.Schedule:
-    """The learning rate at a step: constant, or falling to 0 over `decay_steps` as half a cosine.
+    """Returns a constant learning rate, or a cosine decay to 0 over `decay_steps`.
 
-    The steps of the decay are their own number, so that a run that is asked for more steps stays the same until there.
+    The schedule depends on `decay_steps` and not on the steps of the run, so that a run with more steps has the same
+    learning rates.
 
-    Raises ValueError where `name` is no schedule, or `decay_steps` is missing or of no use.
+    Raises:
+      ValueError: `name` is not a schedule, `decay_steps` is missing, or a constant schedule has `decay_steps`.
     """
     if name not in seqjax_config.SCHEDULES:
         raise ValueError(f'schedule={name!r} must be one of {", ".join(seqjax_config.SCHEDULES)}')
     if (decay_steps is None) != (name == 'constant'):
-        raise ValueError(f'schedule={name} {"needs" if decay_steps is None else "has no use for"} decay_steps')
+        raise ValueError(f'schedule={name} {"needs" if decay_steps is None else "does not use"} decay_steps')
     return learning_rate if name == 'constant' else optax.cosine_decay_schedule(learning_rate, decay_steps)
 
 
 def rates_in_state(opt_state: optax.OptState) -> bool:
-    """Whether the learning rate is a number in the optimiser's state, and not a function of the step."""
-    held = optax.tree_utils.tree_get_all_with_path(opt_state, 'learning_rate')
+    """Returns True if the learning rate is a number in the optimizer's state, and not a function of the step."""
+    rates = optax.tree_utils.tree_get_all_with_path(opt_state, 'learning_rate')
     scheduled = optax.tree_utils.tree_get_all_with_path(opt_state, 'hyperparams_states')
-    return len(held) == 1 and not any('learning_rate' in states for _, states in scheduled)
+    return len(rates) == 1 and not any('learning_rate' in states for _, states in scheduled)
 
 
 def with_rates(opt_state: optax.OptState, rates: Any) -> optax.OptState:
-    """The optimiser's state with another learning rate, or with one for each replica [R]."""
+    """Returns the optimizer's state with another learning rate, or with a learning rate for each replica [R]."""
     dtype = optax.tree_utils.tree_get(opt_state, 'learning_rate').dtype
     return optax.tree_utils.tree_set(opt_state, learning_rate=jnp.asarray(rates, dtype))
 
 
 def learning_rates(tx: optax.GradientTransformation, steps: np.ndarray) -> np.ndarray:
-    """The learning rates of training steps [n], counted from 0, as float32 [n]; NaN if the optimiser's state has none.
+    """Returns the learning rates of training steps [n], counted from 0, as float32; NaN if the optimizer has none.
 
     >>> learning_rates(adam(schedule('cosine', 0.5, 8), 1e-7), np.array([0, 4, 8])).round(6).tolist()
     [0.5, 0.25, 0.0]
@@ -53,19 +55,19 @@ def learning_rates(tx: optax.GradientTransformation, steps: np.ndarray) -> np.nd
 
     @jax.jit
     def at(count):
-        # The integers of a state are the steps that were taken.
+        # The integers of a state are step counts.
         state = jax.tree.map(lambda x: count if jnp.issubdtype(x.dtype, jnp.integer) else x, tx.init(param))
         _, state = tx.update(param, state, param)
         named = optax.tree_utils.tree_get_all_with_path(state, 'learning_rate')
-        return [x for _, x in named if isinstance(x, jax.Array)]  # of a schedule there is a state, too
+        return [x for _, x in named if isinstance(x, jax.Array)]  # without the state of a schedule
 
     rates = jax.lax.map(at, jnp.asarray(steps, jnp.int32))
-    # No NaN on the device, where `jax_debug_nans` would stop the run.
+    # NaN is made on the host, because `jax_debug_nans` would stop the run.
     return np.asarray(rates[0], np.float32) if len(rates) == 1 else np.full(len(steps), np.nan, np.float32)
 
 
-class Optimiser(optax.GradientTransformation):
-    """A transformation with its learning rate, a number or a schedule."""
+class OptimizerWithRate(optax.GradientTransformation):
+    """A gradient transformation with its learning rate, a number or a schedule."""
 
     learning_rate: float | optax.Schedule
 
@@ -76,41 +78,49 @@ def adam(
     clip_norm: float | None = None,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba 2015) with epsilon where Keras puts it; gradients beyond `clip_norm` are scaled to it first.
+    """Returns the Adam optimizer with the epsilon of Keras, gradient clipping and decoupled weight decay.
 
     Keras adds epsilon to the square root of the second moment *before* the bias correction (the paper's
     "epsilon hat", section 2), optax after it. The two are the same when optax's is epsilon / sqrt(1 - B2^t) at
-    step t. That matters where gradients are small, as at the end of the notebook's second experiment.
+    step t. The difference matters for small gradients, as at the end of the notebook's second experiment.
 
-    `weight_decay` is decoupled (Loshchilov and Hutter 2019, algorithm 2): each step takes that share, times the
-    learning rate, off every parameter.
-
-    Norms, moments and updates are computed in the widest floating dtype of the parameters, in float32 at least: in
+    Norms, moments and updates are computed in the widest floating dtype of the parameters, and at least in float32: in
     bfloat16 B2 would be 1, and in float16 epsilon 0. Updates have the dtypes of the gradients.
+
+    Args:
+      learning_rate: a number or a schedule.
+      epsilon: added before the bias correction.
+      clip_norm: maximal global norm of the gradients; None for no clipping.
+      weight_decay: fraction of every parameter, times the learning rate, that each step subtracts.
+
+    References:
+      Kingma and Ba 2015, Adam: a method for stochastic optimization.
+      Loshchilov and Hutter 2019, Decoupled weight decay regularization, algorithm 2.
     """
-    how = {
+    hyperparams = {
         'learning_rate': learning_rate,
         'b1': B1,
         'b2': B2,
         'eps': lambda count: epsilon / (1 - B2 ** (count + 1)) ** 0.5,
     }
     if weight_decay:
-        adam = optax.inject_hyperparams(optax.adamw)(**how, weight_decay=weight_decay)
+        adam = optax.inject_hyperparams(optax.adamw)(**hyperparams, weight_decay=weight_decay)
     else:
-        adam = optax.inject_hyperparams(optax.adam)(**how)
-    tx = Optimiser(*_in_wide(adam if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adam)))
+        adam = optax.inject_hyperparams(optax.adam)(**hyperparams)
+    clipped = adam if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adam)
+    tx = OptimizerWithRate(*_in_widest_dtype(clipped))
     tx.learning_rate = learning_rate
     return tx
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """The optimizer of a run; raises ValueError where `schedule` and `decay_steps` do not go together."""
+    """Returns the optimizer of a run; raises ValueError if `schedule` and `decay_steps` contradict each other."""
     rate = schedule(config.schedule, config.learning_rate, config.decay_steps)
     return adam(rate, config.adam_epsilon, config.clip_norm, config.weight_decay)
 
 
-def _in_wide(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Computes in one dtype for all floating parameters: the widest of theirs, float32 at least."""
+def _in_widest_dtype(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Computes a transformation in the widest dtype of all floating parameters, and at least in float32."""
 
     def widen(tree, params):
         dtype = jnp.result_type(jnp.float32, *(x.dtype for x in jax.tree.leaves(params) if _is_floating(x)))

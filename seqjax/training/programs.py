@@ -1,6 +1,6 @@
-"""The compiled programs of a run, for one seed or for replicas, and the one training loop.
+"""The compiled programs of a run, for one seed or for replicas, and the training loop.
 
-The loop is a generator of chunks of training steps; the host is visited between chunks only.
+The loop is a generator that yields to the host between chunks of training steps.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from seqjax.types import Arrays, Metrics, Task, TrainState
 
 TrainChunkFn = Callable[..., tuple[TrainState, Metrics, dict[str, Metrics]]]
 
-MAX_VMAP_SIZE = 65_536  # rows times numbers of the largest weight, up to which replicas are computed by one `vmap`
+MAX_VMAP_SIZE = 65_536  # rows times elements of the largest weight, up to which replicas are computed by one `vmap`
 
 
 def make_train_chunk(
@@ -30,22 +30,22 @@ def make_train_chunk(
 ) -> TrainChunkFn:
     """Returns a compiled train_chunk(data, evals, state, n) -> (state, metrics, evals), n <= `steps_per_call`.
 
-    n is an argument, so that the last and shorter chunk needs no second compilation. The leaves of the metrics are
-    [chunk], of which the first n are set. With `replicas`, the state has a leading axis R, and the metrics are
-    [chunk, R].
+    n is an argument, so that a shorter last chunk needs no second compilation. The leaves of the metrics are
+    [steps_per_call], and the first n values are valid. With `replicas`, the state has a leading axis R, and the metrics
+    are [steps_per_call, R].
     """
     static = task._replace(data=(), evals={})
 
     def train_chunk(data, evals, state, n):
         full = static._replace(data=data, evals=evals)
-        # Its own jit, so that the shapes of the metrics and the loop's body come from a single trace.
+        # A nested jit, so that the shapes of the metrics and the body of the loop share a single trace.
         step = jax.jit(partial(training_step.train_step, model, full, tx))
         metrics = jax.tree.map(lambda x: jnp.zeros((steps_per_call, *x.shape), x.dtype), jax.eval_shape(step, state)[1])
 
         def body(i, carry):
             state, metrics = carry
             state, new = step(state)
-            return state, jax.tree.map(lambda all_steps, one: all_steps.at[i].set(one), metrics, new)
+            return state, jax.tree.map(lambda all_steps, value: all_steps.at[i].set(value), metrics, new)
 
         state, metrics = jax.lax.fori_loop(0, n, body, (state, metrics))
         evals = evaluation.evaluate(model, full, state)
@@ -56,30 +56,30 @@ def make_train_chunk(
 
 
 def _replicated(task: Task, train_chunk: TrainChunkFn) -> TrainChunkFn:
-    """Returns the same for many states, the replicas sharded over the mesh in effect.
+    """Returns `train_chunk` for many states, with the replicas sharded over the current mesh.
 
-    Small replicas are computed by one `vmap`, which costs little more than one of them; products of many larger
-    matrices in a batch are slower than one after the other, so those are mapped.
+    Small replicas are computed by one `vmap`, because an operation on all replicas costs little more than on one.
+    Larger replicas are computed one after the other, because batched products of their matrices are slower.
     """
     rows = max((x.shape[0] for x in jax.tree.leaves(types.batch_shapes(task)) if x.ndim), default=1)
 
     def by_vmap(data, evals, state, n):
         return jax.vmap(train_chunk, in_axes=(None, None, 0, None), out_axes=(0, 1, 0))(data, evals, state, n)
 
-    def in_turn(data, evals, state, n):
-        state, metrics, evals = jax.lax.map(lambda one: train_chunk(data, evals, one, n), state)
+    def by_loop(data, evals, state, n):
+        state, metrics, evals = jax.lax.map(lambda replica: train_chunk(data, evals, replica, n), state)
         return state, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), metrics), evals
 
-    def many(data, evals, state, n):
+    def replicated(data, evals, state, n):
         largest = sharding.largest_size((state.params, state.variables)) // len(state.step)
-        how = by_vmap if rows * largest <= MAX_VMAP_SIZE else in_turn
-        return how(data, evals, state, n)
+        f = by_vmap if rows * largest <= MAX_VMAP_SIZE else by_loop
+        return f(data, evals, state, n)
 
-    return sharding.shard_replicas(many)
+    return sharding.shard_replicas(replicated)
 
 
 def steps_taken(state: TrainState) -> int:
-    """Returns the step count; all replicas have the same, so the local shard is enough."""
+    """Returns the step count, which is the same for all replicas, so the local shard is enough."""
     step = state.step
     return int(np.max(step.addressable_data(0) if isinstance(step, jax.Array) else step))
 
@@ -99,16 +99,18 @@ def train(
     """Trains to step `steps`, and yields at every multiple of `steps_per_call` and at the end.
 
     Args:
-      model, task, tx: called as model(batch.inputs); what it is trained on; the optimizer.
-      state: from `init_state`, or of an earlier session.
-      steps: the step to reach, counted from the run's beginning.
-      steps_per_call: training steps between two visits of the host.
-      train_chunk: from `make_train_chunk` for the same model, task, optimiser and chunk; made here by default.
-      extra_sync_every: the host is visited at every multiple of these, too.
+      model: called as model(batch.inputs).
+      task: data, loss, metrics and splits.
+      tx: the optimizer.
+      state: from `init_state`, or the last state of an earlier session.
+      steps: last step, counted from the start of the run.
+      steps_per_call: maximal number of training steps in a chunk.
+      train_chunk: from `make_train_chunk` for the same arguments; by default it is made here.
+      extra_sync_every: chunks also end at every multiple of these numbers of steps.
       data_fn: data_fn(first_step, num_steps) returns the data for those steps; `task.data` by default.
 
     Yields:
-      The state, the metrics of every step of the chunk (NumPy, [n] or [n, R]), the metrics of every split.
+      The state, the metrics of every step of the chunk (NumPy, [n] or [n, R]), and the metrics of every split.
     """
     if train_chunk is None:
         train_chunk = make_train_chunk(model, task, tx, steps_per_call=steps_per_call)
@@ -123,7 +125,7 @@ def train(
 
 
 class CompiledPrograms(NamedTuple):
-    """Programs of a run, compiled before its first step, so that compiling is timed apart from training."""
+    """Programs of a run, compiled before its first step, so that compilation and training are timed separately."""
 
     init: Callable[..., TrainState]  # seed, uint32 -> TrainState
     train_chunk: TrainChunkFn  # see make_train_chunk
@@ -142,15 +144,15 @@ def compile_programs(
     shardings: MeshShardings | None = None,
     inspect: Callable[[Any], None] = lambda program: None,
 ) -> CompiledPrograms:
-    """Compiles the programs of a run, or with `replicas` those of that many seeds together (leading axis R).
+    """Compiles the programs of a run, for one seed or for `replicas` seeds together (leading axis R).
 
     Args:
       model, task, tx: see `train`.
-      inputs: those of the predictions; None: no program for predictions.
+      inputs: inputs of the predictions; None for no predictions.
       steps_per_call: training steps of a chunk.
       replicas: R, or None for one seed without that axis.
-      shardings: where the state lies; what is for the host is replicated. None: one device.
-      inspect: gets the jaxpr of each program before it is compiled, and may raise.
+      shardings: shardings of the state; arrays for the host are replicated. None: one device.
+      inspect: called with the jaxpr of each program before it is compiled; may raise an exception.
     """
 
     def mapped(f, **axes):
@@ -173,7 +175,7 @@ def compile_programs(
             out_shardings=out_shardings,
         )
         if jax.config.jax_disable_jit or jax.config.jax_debug_nans or jax.config.jax_debug_infs:
-            # Nothing is compiled ahead: JAX runs each operation by itself, or again by itself to find where a NaN is.
+            # Not compiled ahead of time: JAX runs operations one by one, or reruns them to locate a NaN.
             shapes = jax.eval_shape(train_chunk, task.data, task.evals, state, 0)
             init = jax.jit(init, out_shardings=of_state)
             return CompiledPrograms(init, _within(in_effect, train_chunk), predict, shapes)
@@ -189,7 +191,7 @@ def compile_programs(
 
 
 def _within(context: Callable[[], contextlib.AbstractContextManager[Any]], f: TrainChunkFn) -> TrainChunkFn:
-    """Returns f, called within the context."""
+    """Returns f wrapped so that calls enter the context."""
 
     def call(*args):
         with context():

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, a few lines elsewhere, and a warning where the run takes days."""
+"""Progress of a run: a bar on a terminal, a few lines elsewhere, and a warning if the run takes days."""
 
 import contextlib
 import sys
@@ -11,112 +11,125 @@ from typing import Any
 from seqjax import errors
 from seqjax.runs import multihost
 
-PLAIN_LINES = 10  # of progress, where there is no terminal
+PLAIN_LINES = 10  # lines of progress without a terminal
 DAY = 86_400
-MEASURED = 5  # seconds after the first chunk from which on the speed counts
-LONG = 30  # seconds of a first chunk in which what is compiled does not matter
-FIRST = 60  # seconds in which the speed is looked at, and so many chunks at least
-CHUNKS = 5
+MIN_MEASURED = 5  # seconds after the first chunk before the speed is known
+MIN_FIRST_CHUNK = 30  # seconds of a first chunk for which compilation time is negligible
+WARNING_PERIOD = 60  # seconds from the start in which a long run is warned of, and at least so many chunks:
+WARNING_CHUNKS = 5
 
-Draw = Callable[[int, int, str, str], None]  # units done, their total, words, the time left
+Draw = Callable[[int, int, str, str], None]  # units done, total, status, remaining time
 
 
 class Progress:
-    """Units of work, such as steps of all seeds, of groups that follow each other."""
+    """Progress in units of work, such as steps of all seeds, over groups that are trained one after the other."""
 
     def __init__(self, total: int, unit: str, draw: Draw):
         self.total, self.unit, self.draw = total, unit, draw
-        self.ended = 0  # units of the groups that ended
-        self.here = 0  # units of this session
-        self.chunks = 0  # of this session
-        self.words = ''
-        self.start, self.first = time.perf_counter(), (0.0, 0)  # the latter after the first chunk, with its units
-        self.slow = False  # whether the warning was given
-        self.late = threading.Timer(FIRST, self._say)
-        self.resumed: str | None = ''  # what a run resumes from; None once it was told
+        self.finished_units = 0  # units of finished groups
+        self.session_units = 0  # units of this session
+        self.session_chunks = 0  # chunks of this session
+        self.status = ''
+        self.start = time.perf_counter()
+        self.first_chunk = (0.0, 0)  # time after the first chunk, and its units
+        self.has_warned = False
+        self.timer = threading.Timer(WARNING_PERIOD, self._print_warning)
+        self.resume_line: str | None = ''  # line about the resumed step; None after it was printed
 
-    def begin(self, place: str, taken: int, over: bool, folder: Path | None, steps_per_call: int = 0) -> None:
-        """Begins a group (`place`, empty where there is but one), and says once from which step a run resumes.
+    def begin(self, group: str, steps_taken: int, is_done: bool, folder: Path | None, steps_per_call: int = 0) -> None:
+        """Starts a group, and prints once from which step a run resumes.
 
-        It took `taken` steps in earlier sessions; nothing of it is left to do where it is `over`. `steps_per_call`
-        units come before the first call of `show`.
+        Args:
+          group: name of the group; empty if there is only one.
+          steps_taken: steps of earlier sessions.
+          is_done: whether the group has no steps left.
+          folder: run directory, or None.
+          steps_per_call: units before the first call of `show`.
         """
-        if not self.here and not over:
+        if not self.session_units and not is_done:
             self.start = time.perf_counter()
-            self._wait(steps_per_call)
-        if folder is None or self.resumed is None or not (taken or self.resumed):
+            self._start_timer(steps_per_call)
+        if folder is None or self.resume_line is None or not (steps_taken or self.resume_line):
             return
-        self.resumed = f'Resuming from step {taken:,}{place and f" of {place}"} ({folder})'
-        if not over:
-            self._tell()
+        self.resume_line = f'Resuming from step {steps_taken:,}{group and f" of {group}"} ({folder})'
+        if not is_done:
+            self._print_resume_line()
 
-    def _wait(self, steps_per_call: int) -> None:
-        """Warns after a minute without a first chunk, where as many of them as there are take more than a day."""
-        self.late.cancel()
-        least = FIRST * (self.total - self.ended) / max(steps_per_call, 1)
+    def _start_timer(self, steps_per_call: int) -> None:
+        """Starts a timer that warns after a minute without a chunk if at that speed the run takes more than a day."""
+        self.timer.cancel()
+        least = WARNING_PERIOD * (self.total - self.finished_units) / max(steps_per_call, 1)
         if steps_per_call and least > DAY:
-            self.late = threading.Timer(
-                FIRST, self._say, (f'no chunk was done in {FIRST} seconds: all of this run', 'least', least)
+            self.timer = threading.Timer(
+                WARNING_PERIOD,
+                self._print_warning,
+                (f'the first chunk takes more than {WARNING_PERIOD} seconds: this run', 'least', least),
             )
-            self.late.daemon = True
-            self.late.start()
+            self.timer.daemon = True
+            self.timer.start()
 
-    def _tell(self) -> None:
-        if self.resumed:
-            print(self.resumed, flush=True)
-        self.resumed = None
+    def _print_resume_line(self) -> None:
+        if self.resume_line:
+            print(self.resume_line, flush=True)
+        self.resume_line = None
 
-    def show(self, done: int, new: int, words: str = '') -> None:
-        """Shows `done` units of this group, of which `new` came since the last call."""
-        self.late.cancel()
-        self.here, self.chunks, self.words = self.here + new, self.chunks + 1, words
-        now = time.perf_counter()
-        left = (self.total - self.ended - done) / max(self._speed(now), 1e-9)
-        self._draw(done, now, left)
-        if self.chunks == 1:
-            self.first = now, self.here
-        self._warn(now, left)
+    def show(self, done: int, new: int, status: str = '') -> None:
+        """Shows `done` units of this group, of which `new` units are since the last call."""
+        self.timer.cancel()
+        self.session_units, self.session_chunks = self.session_units + new, self.session_chunks + 1
+        self.status, now = status, time.perf_counter()
+        remaining = (self.total - self.finished_units - done) / max(self._speed(now), 1e-9)
+        self._draw(done, now, remaining)
+        if self.session_chunks == 1:
+            self.first_chunk = now, self.session_units
+        self._warn_if_long(now, remaining)
 
     def end(self, done: int, planned: int) -> None:
-        """Ends a group after `done` of the `planned` units: what is left out counts no more."""
-        self.ended += done
+        """Ends a group after `done` of its `planned` units; the others are subtracted from the total."""
+        self.finished_units += done
         self.total -= planned - done
         self._draw(0, time.perf_counter(), 0.0)
 
     def close(self) -> None:
-        """Says what was resumed where nothing was left to do."""
-        self._tell()
+        """Prints from which step the run resumed if no step was left."""
+        self._print_resume_line()
 
-    def _draw(self, done: int, now: float, left: float) -> None:
-        rate = f'  {self.here / max(now - self.start, 1e-9):,.0f} {self.unit}/s' if self.here else ''
-        self.draw(self.ended + done, self.total, self.words + rate, _duration(left) if self.here else '')
+    def _draw(self, done: int, now: float, remaining: float) -> None:
+        units = self.session_units
+        rate = f'  {units / max(now - self.start, 1e-9):,.0f} {self.unit}/s' if units else ''
+        remaining_time = _duration(remaining) if units else ''
+        self.draw(self.finished_units + done, self.total, self.status + rate, remaining_time)
 
     def _speed(self, now: float) -> float:
-        """Units a second; what the first chunk took counts only until there is another."""
-        start, units = self.first if self.chunks > 1 else (self.start, 0)
-        return (self.here - units) / max(now - start, 1e-9)
+        """Returns units per second, without the first chunk if there are more."""
+        start, units = self.first_chunk if self.session_chunks > 1 else (self.start, 0)
+        return (self.session_units - units) / max(now - start, 1e-9)
 
-    def _warn(self, now: float, left: float) -> None:
-        """Says once, early on, that a run takes more than a day."""
-        measured = now - self.first[0] >= MEASURED if self.chunks > 1 else now - self.start >= LONG
-        early = now - self.start < FIRST or self.chunks <= CHUNKS
-        if left > DAY and measured and early:
-            speed = f'{self._speed(now):,.3g} {self.unit}s a second'
-            self._say(f'at the measured speed of {speed} the rest of this run', 'most', left)
+    def _warn_if_long(self, now: float, remaining: float) -> None:
+        """Warns once, early in the run, if it takes more than a day."""
+        if self.session_chunks > 1:
+            is_measured = now - self.first_chunk[0] >= MIN_MEASURED
+        else:
+            is_measured = now - self.start >= MIN_FIRST_CHUNK
+        is_early = now - self.start < WARNING_PERIOD or self.session_chunks <= WARNING_CHUNKS
+        if remaining > DAY and is_measured and is_early:
+            speed = f'{self._speed(now):,.3g} {self.unit}s per second'
+            self._print_warning(f'at the measured speed of {speed}, the rest of this run', 'most', remaining)
 
-    def _say(self, what: str, bound: str, seconds: float) -> None:
-        named = next((name for name in ('epoch', 'step') if name in self.unit), None)  # the flag of the steps
-        if named is None or self.slow or not multihost.is_process0():
+    def _print_warning(self, subject: str, bound: str, seconds: float) -> None:
+        flag = next((name for name in ('epoch', 'step') if name in self.unit), None)  # the flag with the steps
+        if flag is None or self.has_warned or not multihost.is_process0():
             return
-        self.slow = True
+        self.has_warned = True
         errors.warn(
-            f'{what} takes at {bound} {seconds / DAY:,.1f} days; fewer --{named}s or --num_seeds, or a smaller '
-            '--hidden, shorten it'
+            f'{subject} takes at {bound} {seconds / DAY:,.1f} days; '
+            f'reduce --{flag}s, --num_seeds or --hidden to shorten it'
         )
 
 
 def _duration(seconds: float) -> str:
-    """
+    """Returns a duration as text.
+
     >>> _duration(3725.4), _duration(90_000)
     ('1:02:05', '1 d 1 h')
     """
@@ -127,27 +140,27 @@ def _duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def progress(total: int, unit: str) -> Iterator[Progress]:
-    """Shows how far a run of so many units is: a bar on a terminal, at most PLAIN_LINES lines elsewhere."""
+    """Context manager that shows progress: a bar on a terminal, and at most PLAIN_LINES lines elsewhere."""
     with (_bar if sys.stdout.isatty() else _lines)(total, unit) as draw:
         shown = Progress(total, unit, draw)
         try:
             yield shown
             shown.close()
         finally:
-            shown.late.cancel()
+            shown.timer.cancel()
 
 
 @contextlib.contextmanager
 def _lines(total: int, unit: str) -> Iterator[Draw]:
-    tenths, last = 0, None
+    parts, last = 0, None  # PLAIN_LINES parts of the total; the last line
     width = len(f'{total:,}')
 
-    def draw(done, total, words, left):
-        nonlocal tenths, last
-        new = done * PLAIN_LINES // max(total, 1) > tenths
-        if (new or done == total) and last != (done, total):
-            tenths, last = done * PLAIN_LINES // max(total, 1), (done, total)
-            print(f'{unit} {done:>{width},}/{total:,}  {words}'.rstrip(), flush=True)
+    def draw(done, total, status, remaining):
+        nonlocal parts, last
+        is_new = done * PLAIN_LINES // max(total, 1) > parts
+        if (is_new or done == total) and last != (done, total):
+            parts, last = done * PLAIN_LINES // max(total, 1), (done, total)
+            print(f'{unit} {done:>{width},}/{total:,}  {status}'.rstrip(), flush=True)
 
     yield draw
 
@@ -155,22 +168,22 @@ def _lines(total: int, unit: str) -> Iterator[Draw]:
 @contextlib.contextmanager
 def _bar(total: int, unit: str) -> Iterator[Draw]:
     from rich import (
-        progress as rich_progress,  # only a terminal needs it, and it takes a tenth of a second
+        progress as rich_progress,  # used on terminals only; importing it takes a tenth of a second
     )
 
     columns: list[Any] = [
         rich_progress.TextColumn(unit),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
-        rich_progress.TextColumn('{task.fields[words]}'),
-        rich_progress.TextColumn('{task.fields[left]}'),
+        rich_progress.TextColumn('{task.fields[status]}'),
+        rich_progress.TextColumn('{task.fields[remaining]}'),
     ]
-    # A warning goes to the terminal above the bar, or to the file that takes the errors.
+    # A warning is printed above the bar, or to the file to which stderr is redirected.
     with rich_progress.Progress(*columns, redirect_stderr=sys.stderr.isatty()) as bar:
-        task = bar.add_task(unit, total=total, words='', left='')
+        task = bar.add_task(unit, total=total, status='', remaining='')
 
-        def draw(done, total, words, left):
-            left = f'at most {left} left' if left and done < total else ''
-            bar.update(task, completed=done, total=total, words=words, left=left)
+        def draw(done, total, status, remaining):
+            remaining = f'at most {remaining} left' if remaining and done < total else ''
+            bar.update(task, completed=done, total=total, status=status, remaining=remaining)
 
         yield draw

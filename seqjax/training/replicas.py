@@ -1,4 +1,4 @@
-"""Replica groups: many seeds computed together, by `vmap`, in groups that fit."""
+"""Replica groups: seeds that are computed together by `vmap`."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,17 +6,17 @@ from typing import NamedTuple
 import numpy as np
 
 MAX_WIDTH = 256  # replicas of a group, for a model of any size
-# A group costs the host a checkpoint, which takes as long as some hundred replicas of a tiny model. More of those form
-# a group, up to the caches of a CPU; wider than that they are no faster.
-WIDEST, NUMBERS = 1024, 2**21  # replicas, and the float32 numbers of all of them
+# Each group needs its own checkpoints, which cost as much time as some hundred replicas of a tiny model. Groups of tiny
+# models are therefore wider, as long as they fit into the caches of a CPU.
+MAX_TINY_WIDTH, MAX_NUMBERS = 1024, 2**21  # replicas, and float32 numbers of all of them
 
 
 class ReplicaGroup(NamedTuple):
     """Seeds that are trained together."""
 
-    first: int  # index of its first seed among all
+    first: int  # index of the first seed among all seeds
     seeds: np.ndarray  # [n]
-    num_seeds: int  # of all groups
+    num_seeds: int  # number of seeds of all groups
 
     def __str__(self) -> str:
         """Name for a folder: seeds_0_to_249."""
@@ -29,12 +29,12 @@ class ReplicaGroup(NamedTuple):
 
 
 def max_width(numbers: int) -> int:
-    """Returns the most replicas of a group, if a training step of one has so many float32 numbers.
+    """Returns the maximal number of replicas in a group, for a training step with `numbers` float32 numbers.
 
     >>> max_width(1), max_width(5000), max_width(10**6)
     (1024, 419, 256)
     """
-    return min(max(NUMBERS // numbers, MAX_WIDTH), WIDEST)
+    return min(max(MAX_NUMBERS // numbers, MAX_WIDTH), MAX_TINY_WIDTH)
 
 
 def group_width(count: int, max_width: int = MAX_WIDTH) -> int:

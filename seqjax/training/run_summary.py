@@ -1,4 +1,4 @@
-"""What summary.json holds of every run: flags, versions, device, layers; and its losses."""
+"""Content of summary.json that all runs have: flags, versions, device, layers and losses."""
 
 import platform
 from collections.abc import Sequence

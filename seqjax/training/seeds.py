@@ -1,6 +1,7 @@
-"""Training of all seeds of a run, a replica group at a time: the one driver, and what it is used for.
+"""Training of all seeds of a run, one replica group at a time.
 
-Seeds are trained with per-step losses, with early stopping, or until a success criterion is met.
+`train_seeds` is the driver. Its users train with per-step losses, with early stopping, or until a success criterion is
+met.
 """
 
 import time
@@ -37,7 +38,7 @@ from seqjax.training.session import TrainSession
 from seqjax.training.success_results import SuccessResults
 from seqjax.types import Arrays, Batch, Best, Mean, Task, TrainState
 
-# (state of one seed, held out) -> numbers by name; a Mean that counted nothing is NaN.
+# (state of one seed, held-out data) -> metrics by name; a Mean with count 0 becomes NaN.
 TestFn = Callable[[TrainState, Arrays], Mapping[str, jax.Array | Mean]]
 
 
@@ -52,10 +53,14 @@ def train_seeds(
     """Trains every seed to the last step, or until an observer stops its group; resumes each group from its checkpoint.
 
     Args:
-      run, seeds: from `compile_run`; [R], without replicas one.
+      run: from `compile_run`.
+      seeds: [R]; one seed without replicas.
       observers: called in this order at the start of a group, after every chunk, and at the end of a group.
-      subfolder: the folder of a group's checkpoints and logs, within that of the run's; '' for a run of one seed.
-      override: changes the TrainState of a group before its first step.
+      subfolder: returns the folder of a group's checkpoints and logs; not used for a run of one seed.
+      override: returns a change of the TrainState of a group before its first step, or None.
+
+    Raises:
+      UserError: see `CompiledRun.session` and `TrainSession.train`.
     """
     for group in run.groups(np.asarray(seeds)):
         folder = '' if run.width is None else subfolder(group)
@@ -83,55 +88,62 @@ def _train(
     run: CompiledRun,
     seeds: np.ndarray,
     observers: Sequence[Observer],
-    shown: Observer,
+    status_observer: Observer,
     *,
     unit: str = 'seed-step',
     label: Callable[[TrainSession], str] = lambda session: session.group.label,
-    **how: Any,
+    **kwargs: Any,
 ) -> bool:
     """Trains with a progress bar that shows the status of one observer; returns True if the run was resumed."""
     with progress.progress(len(seeds) * run.steps, unit) as bar:
-        last = ProgressBar(bar, shown, label)
-        train_seeds(run, seeds, [*observers, last], **how)
-    return last.resumed
+        bar_observer = ProgressBar(bar, status_observer, label)
+        train_seeds(run, seeds, [*observers, bar_observer], **kwargs)
+    return bar_observer.resumed
 
 
 class RunResult(NamedTuple):
     """Losses of every step, and outputs of the trained models."""
 
     losses: np.ndarray  # [steps], or [R, steps] with replicas
-    outputs: np.ndarray  # of the trained model: [B, ...], or [R, B, ...]
-    state: TrainState  # the last; of the last group with replicas
-    seconds: dict[str, float]  # 'compile' and 'train', of this session
-    resumed: bool = False  # whether a part of it was done before this session
+    outputs: np.ndarray  # outputs of the trained model: [B, ...], or [R, B, ...]
+    state: TrainState  # last state; with replicas, of the last group
+    seconds: dict[str, float]  # time of this session: 'compile' and 'train'
+    resumed: bool = False  # whether the run was resumed from a checkpoint
 
     def timing(self) -> str:
-        """Returns the seconds for a message."""
+        """Returns the compilation and training time as text."""
         text = 'compiled in {compile:.2f} s, trained in {train:.2f} s'.format(**self.seconds)
-        return f'{text} since it was resumed' if self.resumed else text
+        return f'{text} after resuming' if self.resumed else text
 
 
 def train_with_losses(run: CompiledRun, inputs: Arrays, seeds: np.ndarray, *, unit: str = 'epoch') -> RunResult:
     """Trains seeds [R], or one seed without replicas, and logs the loss of every step in metrics.csv.
 
-    With replicas, metrics.csv gets the median loss and its bands, and a replica whose loss is not finite stays in the
-    result as one that diverged. `inputs` are those of the predictions; `unit` names a step in the progress bar. Raises
-    UserError as `train_seeds` does.
+    With replicas, metrics.csv has the median loss and the edges of its bands, and replicas that diverged are included.
+
+    Args:
+      run: from `compile_run`.
+      inputs: inputs of the predictions.
+      seeds: [R].
+      unit: name of a step in the progress bar.
+
+    Raises:
+      UserError: see `train_seeds`.
     """
-    start, many = time.perf_counter(), run.width is not None
+    start, has_replicas = time.perf_counter(), run.width is not None
     rates = optimizers.learning_rates(run.tx, np.arange(run.steps))
-    log = ReplicaStepLog(run.steps, len(seeds)) if many else StepLog(run.steps, rates)
+    log = ReplicaStepLog(run.steps, len(seeds)) if has_replicas else StepLog(run.steps, rates)
     predictions = Predictions(inputs)
-    resumed = _train(run, seeds, [log, predictions], log, unit=f'seed-{unit}' if many else unit)
+    resumed = _train(run, seeds, [log, predictions], log, unit=f'seed-{unit}' if has_replicas else unit)
     seconds = {'compile': run.seconds, 'train': time.perf_counter() - start}
-    if many:
+    if has_replicas:
         _write_bands(run.workdir, log.losses, rates)
-    outputs = np.concatenate(predictions.outputs) if many else predictions.outputs[0]
+    outputs = np.concatenate(predictions.outputs) if has_replicas else predictions.outputs[0]
     return RunResult(log.losses, outputs, predictions.state, seconds, resumed)
 
 
 def _write_bands(workdir: Workdir, losses: np.ndarray, rates: np.ndarray) -> None:
-    """metrics.csv of replicas, whose losses are [R, steps] and rates [steps]."""
+    """Writes metrics.csv of replicas, from losses [R, steps] and learning rates [steps]."""
 
     def write(path: Path) -> None:
         names = ['step', 'loss', *(f'loss_q{q:g}' for q in statistics.BANDS if q != 0.5), 'learning_rate']
@@ -147,9 +159,10 @@ def _write_bands(workdir: Workdir, losses: np.ndarray, rates: np.ndarray) -> Non
 
 
 def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> FitResult:
-    """Trains every seed [R] of a task with early stopping, and keeps the best parameters of each.
+    """Trains every seed [R] of a task with early stopping, and returns the best parameters of each.
 
-    Raises UserError where no seed had a finite value at any evaluation, and as `train_seeds` does.
+    Raises:
+      UserError: see `train_seeds`; or no evaluation had a finite value.
     """
     config, metrics = run.task.early_stopping, chunk_result.metric_names(run.programs)
     monitor = EarlyStoppingMonitor(run)
@@ -158,7 +171,7 @@ def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> FitResult:
     best = jax.tree.map(lambda *parts: np.concatenate(parts), *monitor.groups)
     if not np.isfinite(best.value).any():
         raise UserError(
-            f'{config.split} {config.metric} was never a finite number, for any of {len(seeds)} seeds: try a smaller '
+            f'{config.split} {config.metric} was not finite at any evaluation of {len(seeds)} seeds; use a smaller '
             '--learning_rate, or --clip_norm=1'
         )
     values = log.values()
@@ -166,12 +179,12 @@ def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> FitResult:
 
 
 def _rates(run: CompiledRun, eval_every: int, evaluations: int) -> np.ndarray:
-    """The learning rate of the last step before each evaluation."""
+    """Returns the learning rate of the last step before each evaluation."""
     return optimizers.learning_rates(run.tx, eval_every * np.arange(1, evaluations + 1) - 1)
 
 
 class _LastStates(Observer):
-    """Parameters and variables of every seed after the last step, and the loss of the last chunk."""
+    """Keeps the parameters and variables of every seed after the last step, and the loss of the last chunk."""
 
     def __init__(self) -> None:
         self.groups: list[Any] = []
@@ -191,18 +204,28 @@ class _LastStates(Observer):
 
 
 def retrain(run: CompiledRun, fit: FitResult) -> FitResult:
-    """Trains the same seeds from the beginning for all steps of a run, whose data include the validation split.
+    """Trains the same seeds again for all steps of a run whose training data include the validation split.
 
-    The number of steps was found with that split held out (Goodfellow, Bengio and Courville 2016, algorithm 7.2).
+    The number of steps comes from early stopping on that split (Goodfellow, Bengio and Courville 2016, algorithm 7.2).
+
+    Raises:
+      UserError: see `train_seeds`.
     """
     states = _LastStates()
 
     def label(session: TrainSession) -> str:
-        return ' '.join(['the second training', *(['of', session.group.label] if session.group.label else [])])
+        return ' '.join(['the retraining', *(['of', session.group.label] if session.group.label else [])])
 
-    # The folder has the steps: a run of more steps may find that another number of them is best.
-    how = {'unit': 'seed-step again', 'label': label, 'subfolder': lambda group: f'refit_{run.steps}_{group}'}
-    _train(run, fit.seeds, [states], states, **how)
+    # The folder's name has the steps, because the best number of steps may differ if a run is continued.
+    _train(
+        run,
+        fit.seeds,
+        [states],
+        states,
+        unit='retraining seed-step',
+        label=label,
+        subfolder=lambda group: f'refit_{run.steps}_{group}',
+    )
     params, variables = jax.tree.map(lambda *parts: np.concatenate(parts), *states.groups)
     best = Best(fit.best.value, np.full(len(fit.seeds), run.steps, np.int32), params, types.without_carry(variables))
     return fit._replace(best=best)
@@ -212,7 +235,7 @@ def retrain(run: CompiledRun, fit: FitResult) -> FitResult:
 
 
 def batch_test(model: nn.Module, task: Task, batch_size: int) -> TestFn:
-    """Returns a test: the mean of each metric over a batch [N, ...], computed `batch_size` sequences at a time."""
+    """Returns a test function: the mean of each metric over a batch [N, ...], `batch_size` sequences at a time."""
 
     def test(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
         outputs = evaluation.predict(model, state, batch.inputs, batch_size=batch_size)
@@ -237,12 +260,12 @@ def train_until_solved(
     Args:
       run: from `compile_run`.
       seeds: [R].
-      criterion: the metric, and the value that its mean over the steps since the last evaluation must reach.
+      criterion: the metric, and the largest mean over the steps since the last evaluation that counts as success.
       eval_every: training steps between two evaluations.
-      test: see `TestFn`.
-      held_out: its second argument.
-      batch_size: sequences of a training step.
-      train_all_steps: trains on where the criterion is met, and tests at the end.
+      test: test(state of one seed, held_out) -> metrics by name.
+      held_out: held-out sequences.
+      batch_size: number of sequences of a training step.
+      train_all_steps: train to the last step, and test at the end.
 
     Raises:
       UserError: see `train_seeds`.

@@ -1,4 +1,4 @@
-"""A session of a run: chunks of training, with checkpoints, append-only logs and graceful shutdown in between."""
+"""A session of a run: chunks of training, with checkpoints and graceful shutdown between them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,15 +18,15 @@ from seqjax.types import Arrays, Metrics, TrainState
 
 
 class CheckpointConfig(NamedTuple):
-    """When a run saves, and which checkpoints it keeps."""
+    """Configuration of checkpoints."""
 
-    save_every: int  # training steps; it saves at the end, too
-    max_to_keep: int = 2  # of the newest checkpoints
-    keep_best: str | None = None  # the metric whose best checkpoint is kept as well, see `CheckpointManager`
+    save_every: int  # training steps between checkpoints; there is one at the end as well
+    max_to_keep: int = 2  # number of newest checkpoints that are kept
+    keep_best: str | None = None  # metric whose best checkpoint is kept as well, see `CheckpointManager`
 
 
 class TrainSession:
-    """A resumable stretch of training for one group of seeds. See `CompiledRun.session`."""
+    """Training of one replica group between a restore and the next stop. See `CompiledRun.session`."""
 
     def __init__(
         self,
@@ -44,19 +44,20 @@ class TrainSession:
         self.count = None if run.width is None else len(group.seeds)
         self.data_feed, self.task = data_feed, run.task
         self.state = state
-        self.step = step  # steps taken
-        self.restored = restored  # content of each log at the beginning
-        self.values: dict[str, float | None] = {}  # of the metrics at the last step
+        self.step = step  # number of steps taken
+        self.restored = restored  # content of each log at the start
+        self.values: dict[str, float | None] = {}  # values of the metrics at the last step
 
     @property
     def num_seeds(self) -> int:
-        """Seeds of the group."""
+        """Number of seeds of the group."""
         return len(self.group.seeds)
 
     def train(self) -> Iterator[ChunkResult]:
-        """Trains to the last step; what the caller logs of a chunk is in the checkpoint that follows it.
+        """Trains to the last step, and yields every chunk, which the caller logs before the next checkpoint is saved.
 
-        Raises UserError where the loss is not finite, of a group that of every seed; the last finite state is saved.
+        Raises:
+          UserError: the loss is not finite, for a group of every seed; the last finite state is saved.
         """
         run, save_every = self.run, self.run.checkpoints.save_every
         for state, metrics, evals in programs.train(
@@ -98,21 +99,23 @@ class TrainSession:
         return chunk
 
     def save(self) -> None:
-        """Begins to save the state of the session."""
+        """Starts to save the state of the session in the background."""
         if self.manager is None:
             return
         offsets = {name: log.offset() for name, log in self.logs.items()}
         state, folder = self.run.unpadded(self.state, self.count), self.run.workdir
-        leaves = manifest.describe(state)
-        what = (self.step, folder.experiment, folder.settings, offsets, self.values, leaves, manifest.versions())
-        self.manager.save(state, CheckpointMetadata(*what, feed=self._feed_state()))
+        leaves, versions = manifest.describe(state), manifest.versions()
+        metadata = CheckpointMetadata(
+            self.step, folder.experiment, folder.settings, offsets, self.values, leaves, versions, self._feed_state()
+        )
+        self.manager.save(state, metadata)
 
     def _feed_state(self) -> dict[str, Any] | None:
-        """The feed's position at the session's step, which is not where the feed is if a chunk ended in a NaN."""
+        """Returns the feed's state at the session's step; the feed itself may be ahead if a chunk had a NaN."""
         return None if self.data_feed is None else {**self.data_feed.state, host_streaming.NEXT: self.step}
 
     def check_signals(self) -> None:
-        """Saves and stops the run if a signal has asked for it."""
+        """Saves a checkpoint and stops the run if a signal was received."""
         number = 0 if self.shutdown is None else multihost.allreduce_max(self.shutdown.number or 0)
         if not number:
             return
@@ -121,12 +124,12 @@ class TrainSession:
         name = signals.name(number)
         raise signals.stop_exception(
             number,
-            f'stopped by {name} after step {self.step:,} of {self.run.steps:,}, which is saved in '
-            f'{self.manager.folder}; the same command goes on from there',
+            f'stopped by {name} after step {self.step:,} of {self.run.steps:,}, saved in {self.manager.folder}; run '
+            'the same command to resume',
         )
 
     def _diverged(self, metrics: Metrics, good: int) -> Iterator[ChunkResult]:
-        """The rest of a session whose loss stops being finite after `good` steps of a chunk."""
+        """Saves the last finite state, yields the chunks up to the first loss that is not finite, and raises."""
         first, task = self.step, self.task
         n, state, evals = divergence.last_finite(self.run, task, self.state, good)
         if n:

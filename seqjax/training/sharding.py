@@ -1,8 +1,8 @@
-"""The one place that decides where the arrays of a run lie: a mesh of devices with named axes, by `jax.sharding`.
+"""Shardings of all arrays of a run, on a mesh of devices with named axes, by `jax.sharding`.
 
-The axis 'data' has the rows of a batch, or replicas with `replicas`; 'model' has the columns of the weights. GSPMD adds
-the communication; the numbers are those of one device but for rounding. `seqjax.ops.row_sharding` shards a recurrence
-over the rows of its batch in the mesh that is made here.
+The axis 'data' shards the rows of a batch, or the replicas if there are any; 'model' shards the columns of the weights.
+GSPMD adds the communication; results equal those of one device up to rounding. `seqjax.ops.row_sharding` shards a
+recurrence over the rows of its batch on this mesh.
 """
 
 import contextlib
@@ -22,13 +22,16 @@ from seqjax.ops import row_sharding
 from seqjax.types import Batch, Metrics, Params, Task, TrainState, Variables
 
 DATA, MODEL = row_sharding.ROWS, 'model'
-# Between cores of a CPU: least products of numbers with the largest weight, and most numbers of that weight.
+# For sharding over CPU cores: minimal number of products with the largest weight, and maximal size of that weight.
 MIN_PRODUCTS, MAX_WEIGHT = 4_000_000, 1_200_000
-MIN_PER_DEVICE = 8  # rows or replicas of a device, from which on all devices are used by default
+MIN_PER_DEVICE = 8  # minimal number of rows or replicas per device for which all devices are used by default
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Returns the axes and their sizes; raises ValueError if the text is not of this form.
+    """Returns the axes of a mesh and their sizes.
+
+    Raises:
+      ValueError: the text has another form.
 
     >>> parse_mesh('data:4'), parse_mesh('data:4,model:2')
     ({'data': 4}, {'data': 4, 'model': 2})
@@ -51,7 +54,7 @@ class MeshShardings(NamedTuple):
         return self.mesh.shape[DATA]
 
     def on(self, *axes: str | None) -> NamedSharding:
-        """Returns the sharding of an array whose axes are divided by these mesh axes."""
+        """Returns the sharding of an array by mesh axes, one for each axis of the array."""
         return NamedSharding(self.mesh, P(*axes))
 
     @property
@@ -60,7 +63,7 @@ class MeshShardings(NamedTuple):
         return self.on()
 
     def in_effect(self) -> contextlib.AbstractContextManager[Any]:
-        """Returns the context in which programs are traced, so that their rows, or replicas, are sharded."""
+        """Returns a context manager in which programs must be traced, so that their rows or replicas are sharded."""
         return jax.set_mesh(self.mesh)
 
     def state(self, shapes: TrainState) -> TrainState:
@@ -74,7 +77,7 @@ class MeshShardings(NamedTuple):
         return weights._replace(variables={**weights.variables, **carries})
 
     def _rows(self, x: Any) -> NamedSharding:
-        """Rows that are not divisible are replicated."""
+        """Returns the sharding of rows, which are replicated if their number is not divisible."""
         return self.on(DATA) if x.shape[0] % self.size == 0 else self.replicated
 
     def _weight(self, x: Any) -> NamedSharding:
@@ -83,7 +86,7 @@ class MeshShardings(NamedTuple):
         return self.on(*[None] * (len(x.shape) - 1), MODEL) if divisible else self.replicated
 
     def task(self, task: Task) -> Task:
-        """Returns the same task, the rows of its batches sharded."""
+        """Returns the same task with sharded batches."""
         if self.replicas:
             return task
 
@@ -97,31 +100,35 @@ class MeshShardings(NamedTuple):
 def select_mesh(
     requested: str | None, *, rows: int | None, replicas: int | None, pays: Callable[[int, int], bool] | None = None
 ) -> tuple[MeshShardings | None, str]:
-    """Selects the devices of a run, and describes them in a line, which is empty if there is only one.
+    """Selects the mesh of a run.
 
     Args:
-      requested: such as 'data:4'; None takes all devices if that pays, else one, for which no mesh is returned.
-      rows, replicas: B, or with replicas R, which is divided among the devices.
-      pays: pays(min_products, max_weight) returns True if sharding a batch over CPU cores pays; called only where it
-        decides. See `data_parallel_pays`.
+      requested: a mesh such as 'data:4'; None selects all devices or one, whichever is faster.
+      rows: B, sharded over the devices; not used with replicas.
+      replicas: R, sharded over the devices; None for no replicas.
+      pays: pays(min_products, max_weight) returns True if sharding a batch over CPU cores is faster; see
+        `data_parallel_pays`.
+
+    Returns:
+      The shardings, None for one device; and a line that describes the choice, empty if there is only one device.
 
     Raises:
-      ValueError: there are fewer devices, or the rows are not divisible.
+      ValueError: there are fewer devices than the mesh has, or the rows are not divisible.
     """
-    devices, what = jax.devices(), f'{replicas} replicas' if replicas else f'a batch of {rows}'
+    devices, subject = jax.devices(), f'{replicas} replicas' if replicas else f'a batch of {rows}'
     if requested is None:
-        axes, line = _default(devices, what, rows, replicas, pays)
+        axes, line = _default(devices, subject, rows, replicas, pays)
     else:
-        axes, line = parse_mesh(requested), f'{requested} of {_named(devices)} for {what}'
+        axes, line = parse_mesh(requested), f'{requested} of {_count_devices(devices)} for {subject}'
     count = math.prod(axes.values())
     if count > len(devices):
-        raise ValueError(f'needs {count} devices, and there are {_named(devices)}')
+        raise ValueError(f'needs {count} devices, and there are {_count_devices(devices)}; use a smaller mesh')
     if replicas and axes.get(MODEL, 1) > 1:
-        raise ValueError(f'divides weights by {MODEL}:{axes[MODEL]}, and replicas are divided by {DATA} alone')
+        raise ValueError(f'shards weights, which is not supported with --num_seeds; use {DATA}:{count}')
     if requested is not None and not replicas and rows % axes[DATA]:
-        raise ValueError(f'cannot divide {what} by {axes[DATA]}; choose sizes that divide')
+        raise ValueError(f'needs a batch size divisible by {axes[DATA]}, and it is {rows}')
     if jax.process_count() > 1 and count < len(devices):
-        raise ValueError(f'leaves devices without work, and {jax.process_count()} processes need all of theirs')
+        raise ValueError(f'must use all {len(devices)} devices of the {jax.process_count()} processes')
     if count == 1:
         return None, line
     types = (AxisType.Auto,) * len(axes)
@@ -129,27 +136,27 @@ def select_mesh(
     return MeshShardings(mesh, bool(replicas)), line
 
 
-def _named(devices: list[Any]) -> str:
+def _count_devices(devices: list[Any]) -> str:
     return f'{len(devices)} {devices[0].platform} device{"s" if len(devices) > 1 else ""}'
 
 
 def _default(
-    devices: list[Any], what: str, rows: int | None, replicas: int | None, pays: Callable[[int, int], bool] | None
+    devices: list[Any], subject: str, rows: int | None, replicas: int | None, pays: Callable[[int, int], bool] | None
 ) -> tuple[Mapping[str, int], str]:
-    """All devices if each has enough to do.
+    """Returns a mesh of all devices if that is faster than one device, and a line that describes the choice.
 
-    Cores of a CPU share one memory: whether sharding a batch over them pays depends on the model.
+    CPU cores share their memory, so whether sharding a batch over them is faster depends on the model.
     """
-    count, many = len(devices), replicas or rows
+    count = len(devices)
     if count == 1:
         return {DATA: 1}, ''
-    useful = many >= MIN_PER_DEVICE * count
-    if useful and not replicas:
-        cores = devices[0].platform == 'cpu'
-        useful = pays is not None and pays(MIN_PRODUCTS, MAX_WEIGHT) if cores else rows % count == 0
-    if useful or jax.process_count() > 1:
-        return {DATA: count}, f'{what} on {_named(devices)}'
-    return {DATA: 1}, f'{what} on 1 of {_named(devices)} (--mesh=data:{count} takes them all)'
+    is_faster = (replicas or rows) >= MIN_PER_DEVICE * count
+    if is_faster and not replicas:
+        is_cpu = devices[0].platform == 'cpu'
+        is_faster = pays is not None and pays(MIN_PRODUCTS, MAX_WEIGHT) if is_cpu else rows % count == 0
+    if is_faster or jax.process_count() > 1:
+        return {DATA: count}, f'{subject} on {_count_devices(devices)}'
+    return {DATA: 1}, f'{subject} on 1 of {_count_devices(devices)} (use --mesh=data:{count} for all)'
 
 
 def batch_gradients(
@@ -162,10 +169,10 @@ def batch_gradients(
     *,
     mean: bool = True,
 ) -> tuple[Params, Metrics, Variables]:
-    """Returns gradients of the mean loss (or of its total), metrics, and the variables after the batch; not sharded."""
+    """Returns gradients of the mean loss (or of the total), metrics, and updated variables, without sharding."""
 
     def loss_fn(params):
-        # 'dropout' is the stream that says "training"; whatever else a model draws comes from 'params'.
+        # Models train if there is a 'dropout' key; other random numbers of a model come from the 'params' key.
         rngs = dict(zip(('params', 'dropout'), jax.random.split(key), strict=True))
         outputs, new = model.apply({'params': params, **variables}, batch.inputs, rngs=rngs, mutable=list(variables))
         metrics = task.loss(outputs, batch)
@@ -177,9 +184,9 @@ def batch_gradients(
 
 
 def can_shard(model: nn.Module, task: Task, state: TrainState, batch: Batch, key: jax.Array) -> bool:
-    """Returns True if each device may take its rows of the batch by itself with the numbers of one device.
+    """Returns True if computing the rows of each device separately gives the same results as one device.
 
-    False if the model draws (each device would draw for its own rows), or keeps statistics of all rows.
+    That is not so if the model is stochastic (each device would draw for its own rows) or has statistics of all rows.
     """
     rows = {x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(batch)}
     count = row_sharding.num_shards(min(rows))
@@ -191,7 +198,7 @@ def can_shard(model: nn.Module, task: Task, state: TrainState, batch: Batch, key
 def _is_stochastic(
     model: nn.Module, task: Task, params: Params, variables: Variables, batch: Batch, key: jax.Array
 ) -> bool:
-    """Returns True if the model draws in training; shapes and dtypes of the arguments are enough."""
+    """Returns True if the model uses random numbers in training; arguments may be `jax.ShapeDtypeStruct`."""
     return row_sharding.output_depends_on(
         lambda key, *rest: batch_gradients(model, task, *rest, key), key, params, variables, batch
     )
@@ -200,10 +207,10 @@ def _is_stochastic(
 def data_parallel_pays(model: nn.Module, task: Task, min_products: int, max_weight: int) -> bool:
     """Returns True if sharding a batch over the cores of a CPU is faster than one device with all of them.
 
-    A heuristic, for which nothing is computed. The largest weight must take part in at least `min_products` products of
-    numbers, its size times the steps of all rows: below it, dispatch overhead dominates. It must have no more than
-    `max_weight` numbers: what does not fit into the caches of a core is better read once, by all cores together. And
-    the model must be deterministic, see `can_shard`.
+    A heuristic that computes nothing. The largest weight must take part in at least `min_products` multiplications (its
+    size times the time steps of all rows), because below that, dispatch overhead dominates. It must have at most
+    `max_weight` elements, because a weight that exceeds the caches of a core is better read once for all cores. The
+    model must be deterministic, see `can_shard`.
     """
     key, batch = jax.eval_shape(lambda: jax.random.key(0)), seqjax_types.batch_shapes(task)
     variables = dict(jax.eval_shape(model.init, key, batch.inputs))
@@ -223,9 +230,9 @@ def largest_size(tree: Any) -> int:
 def sharded_gradients(
     model: nn.Module, task: Task, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[Params, Metrics, Variables]:
-    """Returns the same as `batch_gradients`, each device with its rows of the batch and of the carries.
+    """Computes `batch_gradients` with the rows of the batch and of the carries sharded over the devices.
 
-    Totals are added up at the end. Rows that do not count are appended if their number is not divisible.
+    Totals are summed over devices at the end. Masked rows are appended if the number of rows is not divisible.
     """
     count = len(batch.mask)
     more = -count % row_sharding.num_shards(count)
@@ -246,7 +253,7 @@ def sharded_gradients(
 
 
 def shard_replicas(train_chunk: Callable[..., Any]) -> Callable[..., Any]:
-    """Shards train_chunk(data, evals, state [R, ...], n) over the replicas, if a mesh is in effect."""
+    """Returns train_chunk(data, evals, state [R, ...], n) with the replicas sharded over the current mesh."""
     if row_sharding.num_shards(2**31) == 1:
         return train_chunk
     by_replica, by_step = P(DATA), P(None, DATA)

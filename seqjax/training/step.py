@@ -1,6 +1,6 @@
 """The initial training state, one training step, and early stopping, all pure functions of the state.
 
-Step n depends on the seed and on n alone, so the numbers of a run do not depend on the length of its chunks.
+Step n depends on the seed and on n only, so the results of a run do not depend on the length of its chunks.
 """
 
 from functools import partial
@@ -15,14 +15,14 @@ from seqjax import types
 from seqjax.training import sharding
 from seqjax.types import Best, EarlyStopping, Metrics, Params, Task, TrainState, Variables
 
-INIT = 2**32 - 1  # the "step" whose key draws the initial parameters; a real step is an int32
-INITIAL_BEST = float(np.finfo(np.float32).max)  # before the first evaluation; JAX_DEBUG_INFS takes no infinity
+INIT = 2**32 - 1  # folded into the key for the initial parameters; larger than any step, which is an int32
+INITIAL_BEST = float(np.finfo(np.float32).max)  # before the first evaluation; JAX_DEBUG_INFS forbids infinity
 
 
 def init_state(model: nn.Module, task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """Returns the training state before the first step, a function of the key and the shapes of the data alone.
+    """Returns the training state before the first step, which depends on the key and the shapes of the data only.
 
-    The model is called as model(batch.inputs); the key is the run's seed, jax.random.key(seed).
+    The model is called as model(batch.inputs). The key of a run is jax.random.key(seed).
     """
     shapes = types.batch_shapes(task).inputs
 
@@ -43,7 +43,7 @@ def init_state(model: nn.Module, task: Task, tx: optax.GradientTransformation, k
 def train_step(
     model: nn.Module, task: Task, tx: optax.GradientTransformation, state: TrainState
 ) -> tuple[TrainState, Metrics]:
-    """Takes one training step; returns the new state, and the metrics of the parameters before the update."""
+    """Returns the state after one training step, and the metrics of the parameters before the update."""
     grads, metrics, variables = gradients(model, task, state)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -69,14 +69,14 @@ def _max_steps_without_improvement(config: EarlyStopping) -> int:
 
 
 def update_best(config: EarlyStopping, state: TrainState, evals: dict[str, Metrics]) -> TrainState:
-    """Returns the state after an evaluation; once `should_stop` is true, the best parameters stay as they are.
+    """Returns the state after an evaluation, with updated best parameters.
 
-    A seed that has stopped may be trained on beside others of its replica group.
+    Once `should_stop` is true, they are not updated: a stopped seed is trained until its replica group stops.
     """
     mean = evals[config.split][config.metric]
     value = mean.compute().astype(jnp.float32)
     evaluated = (state.step > 0) & (state.step % config.eval_every == 0)
-    # An improvement at the last evaluation that the patience allows still counts, hence <=.
+    # An improvement at the last evaluation within the patience still counts, hence <=.
     waiting = state.step - state.best.step <= _max_steps_without_improvement(config)
     better = evaluated & waiting & (mean.count > 0) & (value < state.best.value)  # NaN is not better
     new = Best(value, state.step, state.params, types.without_carry(state.variables))

@@ -20,8 +20,8 @@ class SeedResult(NamedTuple):
     """Result of one seed."""
 
     seed: int
-    sequences: int | None  # trained on until the success criterion was met; None if it was not
-    test: Mapping[str, float]  # metrics of the test: when the criterion was met, or at the end
+    sequences: int | None  # training sequences until the success criterion was met; None if it was not met
+    test: Mapping[str, float]  # metrics on held-out sequences, when the criterion was met or at the end
 
 
 class SuccessResults(NamedTuple):
@@ -29,67 +29,67 @@ class SuccessResults(NamedTuple):
 
     seeds: list[SeedResult]
     metrics: list[str]
-    evals: np.ndarray  # [R, evaluations, metrics]: means since the evaluation before; NaN after the last
-    resumed: bool = False  # whether a part of it was done before this process
-    rates: np.ndarray = np.empty(0)  # [evaluations]: the learning rate of the last step before each
+    evals: np.ndarray  # [R, evaluations, metrics]: means since the previous evaluation; NaN after the last
+    resumed: bool = False  # whether the run was resumed from a checkpoint
+    rates: np.ndarray = np.empty(0)  # [evaluations]: learning rate of the last step before each
 
 
 def to_number(x: np.ndarray | Mean) -> float:
-    """Returns a metric of a test as a number; NaN for a Mean that counted nothing."""
+    """Returns a test metric as a number; NaN for a Mean with count 0."""
     if not isinstance(x, Mean):
         return float(x)
     return float(np.float32(x.total) / np.float32(x.count)) if x.count > 0 else math.nan
 
 
 def to_json(seed: SeedResult) -> dict[str, Any]:
-    """Returns a result as JSON has it, where a number that is not finite is null."""
+    """Returns a result with JSON types; a number that is not finite becomes null."""
     return seed._asdict() | {'test': {name: x if math.isfinite(x) else None for name, x in seed.test.items()}}
 
 
-def from_json(held: Mapping[str, Any]) -> SeedResult:
-    """Returns the result that `to_json` was called with."""
-    values = {name: math.nan if x is None else float(x) for name, x in held['test'].items()}
-    return SeedResult(int(held['seed']), None if held['sequences'] is None else int(held['sequences']), values)
+def from_json(entry: Mapping[str, Any]) -> SeedResult:
+    """Returns the result of a JSON entry; the inverse of `to_json`."""
+    values = {name: math.nan if x is None else float(x) for name, x in entry['test'].items()}
+    return SeedResult(int(entry['seed']), None if entry['sequences'] is None else int(entry['sequences']), values)
 
 
 def to_lines(seeds: Sequence[SeedResult]) -> bytes:
-    """Returns a line of JSON for each result."""
+    """Returns results as lines of JSON."""
     return ''.join(json.dumps(to_json(seed)) + '\n' for seed in seeds).encode()
 
 
 def parse_lines(lines: bytes) -> list[SeedResult]:
-    """Returns the results that `to_lines` was called with."""
+    """Returns the results of lines of JSON; the inverse of `to_lines`."""
     return [from_json(json.loads(line)) for line in lines.decode().splitlines()]
 
 
-def write_evals(folder: Workdir, outcome: SuccessResults, sequences: int) -> None:
-    """Writes evals.csv: a row for every seed and evaluation; `sequences` are those between two evaluations."""
+def write_evals(folder: Workdir, results: SuccessResults, sequences: int) -> None:
+    """Writes evals.csv, a row for every seed and evaluation; `sequences` is the number between two evaluations."""
 
     def rows() -> Iterator[list[Any]]:
-        for seed, evals in zip(outcome.seeds, outcome.evals, strict=True):
+        for seed, evals in zip(results.seeds, results.evals, strict=True):
             for i, values in enumerate(evals):
                 if not np.isnan(values).all():
-                    yield [seed.seed, (i + 1) * sequences, *(f'{x:.9g}' for x in values), outcome.rates[i]]
+                    yield [seed.seed, (i + 1) * sequences, *(f'{x:.9g}' for x in values), results.rates[i]]
 
-    columns = ['seed', 'sequences', *outcome.metrics, 'learning_rate']
+    columns = ['seed', 'sequences', *results.metrics, 'learning_rate']
     result_files.write_table(folder, TABLE, columns, rows())
 
 
 def read_results(folder: Workdir, summary: Mapping[str, Any], sequences: int) -> SuccessResults:
     """Reads the results of a finished run; raises UserError if they cannot be read."""
     with folder.reading():
-        seeds, metrics = [from_json(held) for held in summary['seeds']], list(summary['metrics'])
-    places, path = {seed.seed: i for i, seed in enumerate(seeds)}, folder.file(TABLE)
+        seeds, metrics = [from_json(entry) for entry in summary['seeds']], list(summary['metrics'])
+    indices, path = {seed.seed: i for i, seed in enumerate(seeds)}, folder.file(TABLE)
     with files.reading(path), files.open_file(path, 'r', newline='', encoding='utf-8') as lines:
         table = csv.reader(lines)
         columns = ['seed', 'sequences', *metrics]
         end = len(columns)
         if next(table, [])[:end] != columns:
             raise ValueError('the columns are not those of the run')
-        rows = [(places[int(row[0])], int(row[1]) // sequences - 1, list(map(float, row[2:end]))) for row in table]
+        rows = [(indices[int(row[0])], int(row[1]) // sequences - 1, list(map(float, row[2:end]))) for row in table]
         evals = np.full((len(seeds), max((row[1] for row in rows), default=-1) + 1, len(metrics)), np.nan, np.float32)
-        for place, look, values in rows:
-            evals[place, look] = values
+        for index, evaluation, values in rows:
+            evals[index, evaluation] = values
         if np.isnan(evals).all((1, 2)).any():
             raise ValueError('a seed has no row')
     return SuccessResults(seeds, metrics, evals)

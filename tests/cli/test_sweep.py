@@ -92,7 +92,7 @@ def test_small_models_lie_side_by_side_in_larger_numbers(monkeypatch):
     widths = [
         experiments_td.STUDY.max_width(setup='many_to_many', length=5, hidden=hidden) for hidden in (5, 10, 100, 1000)
     ]
-    assert widths[0] == replicas.WIDEST > widths[1] > widths[2] == widths[3] == replicas.MAX_WIDTH
+    assert widths[0] == replicas.MAX_TINY_WIDTH > widths[1] > widths[2] == widths[3] == replicas.MAX_WIDTH
     monkeypatch.setattr(replicas, 'WIDEST', 4)
     monkeypatch.setattr(replicas, 'MAX_WIDTH', 2)
     compiled, original = [], training_programs.compile_programs

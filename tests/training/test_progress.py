@@ -128,7 +128,7 @@ def test_one_long_chunk_is_enough_to_measure(clock, capsys):
 @pytest.mark.parametrize(('steps_per_call', 'warned'), [(10, True), (1000, False)])
 def test_a_first_chunk_of_over_a_minute_is_measured_while_it_runs(steps_per_call, warned, monkeypatch, capsys):
     """10,000 chunks of a minute are a week, 100 are not a day."""
-    monkeypatch.setattr(progress, 'FIRST', 0.02)
+    monkeypatch.setattr(progress, 'WARNING_PERIOD', 0.02)
     monkeypatch.setattr(progress, 'DAY', 0.02 * 1440)
     with progress.progress(100_000, 'seed-step') as shown:
         shown.begin('', 0, False, None, steps_per_call)
@@ -138,7 +138,7 @@ def test_a_first_chunk_of_over_a_minute_is_measured_while_it_runs(steps_per_call
 
 
 def test_a_run_that_ends_before_its_first_chunk_does_not_warn_later(monkeypatch, capsys):
-    monkeypatch.setattr(progress, 'FIRST', 0.02)
+    monkeypatch.setattr(progress, 'WARNING_PERIOD', 0.02)
     monkeypatch.setattr(progress, 'DAY', 0.02)
     with progress.progress(100_000, 'seed-step') as shown:
         shown.begin('', 0, False, None, 1)

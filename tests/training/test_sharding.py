@@ -140,7 +140,7 @@ class Device:
     ('platform', 'count', 'rows', 'replicas', 'widest', 'want'),
     [
         ('cpu', 1, 100, 100, None, ({'data': 1}, '')),
-        ('cpu', 2, 64, None, 4 * 8**2, ({'data': 1}, 'a batch on 1 of 2 cpu devices (--mesh=data:2 takes them all)')),
+        ('cpu', 2, 64, None, 4 * 8**2, ({'data': 1}, 'a batch on 1 of 2 cpu devices (use --mesh=data:2 for all)')),
         ('cpu', 2, 640, None, 4 * 8**2, ({'data': 2}, 'a batch on 2 cpu devices')),
         ('cpu', 2, 64, None, 4 * 128**2, ({'data': 2}, 'a batch on 2 cpu devices')),
         (
@@ -149,15 +149,15 @@ class Device:
             64,
             None,
             4 * 1024**2,
-            ({'data': 1}, 'a batch on 1 of 2 cpu devices (--mesh=data:2 takes them all)'),
+            ({'data': 1}, 'a batch on 1 of 2 cpu devices (use --mesh=data:2 for all)'),
         ),
-        ('cpu', 2, 12, None, 4 * 128**2, ({'data': 1}, 'a batch on 1 of 2 cpu devices (--mesh=data:2 takes them all)')),
+        ('cpu', 2, 12, None, 4 * 128**2, ({'data': 1}, 'a batch on 1 of 2 cpu devices (use --mesh=data:2 for all)')),
         ('cpu', 2, 65, None, 4 * 128**2, ({'data': 2}, 'a batch on 2 cpu devices')),
         ('cpu', 2, 64, 16, None, ({'data': 2}, 'a batch on 2 cpu devices')),
-        ('cpu', 2, 64, 15, None, ({'data': 1}, 'a batch on 1 of 2 cpu devices (--mesh=data:2 takes them all)')),
+        ('cpu', 2, 64, 15, None, ({'data': 1}, 'a batch on 1 of 2 cpu devices (use --mesh=data:2 for all)')),
         ('tpu', 4, 64, None, None, ({'data': 4}, 'a batch on 4 tpu devices')),
-        ('tpu', 4, 63, None, None, ({'data': 1}, 'a batch on 1 of 4 tpu devices (--mesh=data:4 takes them all)')),
-        ('gpu', 8, 32, None, None, ({'data': 1}, 'a batch on 1 of 8 gpu devices (--mesh=data:8 takes them all)')),
+        ('tpu', 4, 63, None, None, ({'data': 1}, 'a batch on 1 of 4 tpu devices (use --mesh=data:4 for all)')),
+        ('gpu', 8, 32, None, None, ({'data': 1}, 'a batch on 1 of 8 gpu devices (use --mesh=data:8 for all)')),
     ],
 )
 def test_by_default_all_devices_are_used_where_each_has_enough_to_do(platform, count, rows, replicas, widest, want):
