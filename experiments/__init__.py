@@ -1,1 +1,1 @@
-"""Commands, a module each; `python -m experiments.NAME --help` lists the flags of one."""
+"""Experiments of this repository, one module each; `python -m experiments.NAME --help` lists the flags."""

@@ -1,4 +1,4 @@
-"""Adding and multiplication over long time lags: experiments 4 and 5 of Hochreiter and Schmidhuber (1997).
+"""Add or multiply two numbers over long time lags: experiments 4 and 5 of Hochreiter and Schmidhuber (1997).
 
     python -m experiments.adding --flagfile=experiments/flags/adding_100.flags
     python -m experiments.adding --rule=multiply --cell=gru

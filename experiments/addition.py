@@ -1,9 +1,9 @@
-"""Addition of written numbers by an encoder and a decoder: the example addition_rnn of Keras.
+"""Add numbers written in digits with an encoder and a decoder: the example addition_rnn of Keras.
 
     python -m experiments.addition
     python -m experiments.addition --digits=2 --examples=5000 --noreverse --num_seeds=3
 
-The source has one LSTM of 128 units on each side and 32 questions a step, and reports 99% within 100 epochs of them.
+The source has an LSTM of 128 units on each side and batches of 32 questions, and reports 99% within 100 epochs.
 The task itself is in seqjax/tasks/addition.py.
 """
 

@@ -1,4 +1,4 @@
-"""a^n b^n, whose next symbol is told: after Gers and Schmidhuber (2001).
+"""Predict the next symbol of a^n b^n, after Gers and Schmidhuber (2001).
 
     python -m experiments.anbn
     python -m experiments.anbn --longest=100 --cell=gru

@@ -1,11 +1,11 @@
-"""Published results, run again: what a paper reports beside what comes out here, over seeds, with 95% intervals.
+"""Reproduce published results, with 95% confidence intervals over seeds.
 
     python -m experiments.claims                        # all of them; ./run.sh claims does the same
     python -m experiments.claims --only=parity,anbn
     python -m experiments.claims --quick                # small versions, in minutes
 
-A claim is a flagfile of experiments/flags/ whose header says `Claim`, `Published`, `Measure` and `Quick`, beside the
-command that runs it. One that was stopped goes on where it was, and one that is finished is not run again.
+A claim is a flagfile of experiments/flags/ whose header has the lines `Claim`, `Published`, `Measure`, `Quick` and
+`Command`. A run that was stopped is resumed, and a finished run is not repeated.
 """
 
 from __future__ import annotations
@@ -44,62 +44,64 @@ FLAGS = {
 
 
 class Claim(NamedTuple):
-    """What a flagfile says of itself."""
+    """Header of a flagfile with a published result."""
 
     name: str
-    module: str  # that runs it
+    module: str  # command that runs the claim
     claim: str  # source and setting
-    published: str
-    measure: str
-    quick: list[str]  # flags that make it small
+    published: str  # published result
+    measure: str  # key of MEASURES
+    quick: list[str]  # flags of the small version
 
 
 class ClaimRow(NamedTuple):
-    """A line of the table."""
+    """A row of the table of claims."""
 
     claim: str
     published: str
-    ours: str  # mean and 95% interval over seeds
-    at_goal: str  # seeds
-    sequences: str  # that a seed was trained on
+    ours: str  # mean and 95% confidence interval over seeds
+    successful_seeds: str  # number of seeds that met the success criterion
+    sequences: str  # number of training sequences of a seed
     minutes: str
     device: str
     flagfile: str
 
 
-# --- the flagfiles ---------------------------------------------------------------------------------
+# --- flagfiles -------------------------------------------------------------------------------------
 
 
 def read(path: Path) -> Claim | None:
-    """The claim of a flagfile; None where it makes none.
+    """Returns the claim of a flagfile, or None if it has none.
 
     Raises:
-      UserError: a part of it is missing.
+      UserError: a line of the header is missing or invalid.
     """
     lines = [line[1:] for line in path.read_text(encoding='utf-8').splitlines() if line.startswith('#')]
     fields: dict[str, str] = {}
     for line in lines:
-        found = re.match(r' ([A-Z][a-z]+): +(.*)', line)
-        if found:
-            fields[found[1]] = found[2]
+        match = re.match(r' ([A-Z][a-z]+): +(.*)', line)
+        if match:
+            fields[match[1]] = match[2]
         elif fields and line.startswith('           '):
             fields[next(reversed(fields))] += ' ' + line.strip()
     if 'Claim' not in fields:
         return None
     missing = [name for name in (*FIELDS, 'Command') if name not in fields]
     if missing or fields['Measure'] not in MEASURES:
-        what = f'has no line {missing[0]}' if missing else f'has Measure {fields["Measure"]}, none of {list(MEASURES)}'
-        raise UserError(f'{path} {what}')
+        if missing:
+            raise UserError(f'{path} has no line {missing[0]}; add it')
+        raise UserError(f'{path} has Measure {fields["Measure"]}; use one of {", ".join(MEASURES)}')
     module = re.match(r'(?:python -m experiments\.|seqjax )(\w+) ', fields['Command'])[1]
     return Claim(path.stem, module, *(fields[name] for name in FIELDS[:3]), shlex.split(fields['Quick']))
 
 
 def all_claims() -> dict[str, Claim]:
-    found = [read(path) for path in sorted(command_line.flagfile_folder().glob('*.flags'))]
-    return {claim.name: claim for claim in found if claim is not None}
+    """Returns the claims of all flagfiles by name."""
+    claims = [read(path) for path in sorted(command_line.flagfile_folder().glob('*.flags'))]
+    return {claim.name: claim for claim in claims if claim is not None}
 
 
-# --- what came out ---------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------
 
 
 def _sequences(seeds: Sequence[SeedResult]) -> str:
@@ -115,21 +117,21 @@ def _loss(seeds: Sequence[SeedResult]) -> str:
 
 
 def _excess(seeds: Sequence[SeedResult]) -> str:
-    """How far above the floor, in its own measure: the loss less the excess is what the law itself has there."""
-    over = [seed.test['excess'] / (seed.test['loss'] - seed.test['excess']) for seed in seeds]
-    return f'{text_tables.format_interval(np.array(over), ".2%", ".2%")} above the floor'
+    """Returns the excess loss relative to the entropy floor (the loss minus the excess loss)."""
+    ratios = [seed.test['excess'] / (seed.test['loss'] - seed.test['excess']) for seed in seeds]
+    return f'{text_tables.format_interval(np.array(ratios), ".2%", ".2%")} above the floor'
 
 
 def _exact(seeds: Sequence[SeedResult]) -> str:
-    right = 1 - np.array([seed.test[synthetic.WRONG] for seed in seeds])
-    return f'{text_tables.format_interval(right, ".2%", ".2%")} right'
+    accuracies = 1 - np.array([seed.test[synthetic.WRONG] for seed in seeds])
+    return f'{text_tables.format_interval(accuracies, ".2%", ".2%")} correct'
 
 
 def _lengths(seeds: Sequence[SeedResult]) -> str:
-    """Over all lengths that were tested beyond those trained on, see `seqjax.cli.lengths`."""
-    _, right = lengths.curves(seeds, lengths.BEYOND)
-    mean, solved = text_tables.format_interval(right.mean(1), '.1%', '.1%'), lengths.count_solved(right)
-    return f'mean {mean}, best {right.mean(1).max():.1%}; {solved} of {len(seeds)} at {lengths.SOLVED:.0%}'
+    """Returns the accuracy over all test lengths beyond those of training, see `seqjax.cli.lengths`."""
+    _, accuracies = lengths.curves(seeds, lengths.BEYOND)
+    mean, solved = text_tables.format_interval(accuracies.mean(1), '.1%', '.1%'), lengths.count_solved(accuracies)
+    return f'mean {mean}, best {accuracies.mean(1).max():.1%}; {solved} of {len(seeds)} at {lengths.SOLVED:.0%}'
 
 
 MEASURES: dict[str, Callable[[Sequence[SeedResult]], str]] = {
@@ -142,17 +144,17 @@ MEASURES: dict[str, Callable[[Sequence[SeedResult]], str]] = {
 
 
 def row_of(claim: Claim, summary: Mapping[str, Any]) -> ClaimRow:
-    """A line of the table, from what a finished run left."""
-    seeds, flags = [success_results.from_json(held) for held in summary['seeds']], summary['flags']
-    reached = sum(seed.sequences is not None for seed in seeds)
-    most = flags['steps'] * flags['batch_size']
+    """Returns the row of a claim from the summary of its finished run."""
+    seeds, flags = [success_results.from_json(entry) for entry in summary['seeds']], summary['flags']
+    successful = sum(seed.sequences is not None for seed in seeds)
+    max_sequences = flags['steps'] * flags['batch_size']
     seconds = summary['seconds']
     return ClaimRow(
         claim=claim.claim,
         published=claim.published,
         ours=MEASURES[claim.measure](seeds),
-        at_goal=f'{reached} of {len(seeds)}',
-        sequences=f'at most {most:,}' if claim.measure == 'sequences' else f'{most:,}',
+        successful_seeds=f'{successful} of {len(seeds)}',
+        sequences=f'at most {max_sequences:,}' if claim.measure == 'sequences' else f'{max_sequences:,}',
         minutes='interrupted' if seconds is None else f'{seconds / 60:.1f}',
         device=summary['device'],
         flagfile=claim.name,
@@ -160,8 +162,8 @@ def row_of(claim: Claim, summary: Mapping[str, Any]) -> ClaimRow:
 
 
 def markdown(rows: Sequence[ClaimRow]) -> Iterator[str]:
-    """The table, as README.md holds it."""
-    yield '| claim | published | ours, mean over seeds ± 95% | seeds at the goal | sequences | minutes | device |'
+    """Yields the lines of the table of docs/results.md."""
+    yield '| claim | published | seqjax, mean over seeds ± 95% CI | successful seeds | sequences | minutes | device |'
     yield '|---|---|---|---|---|---|---|'
     for row in rows:
         yield '| ' + ' | '.join((f'{row.claim} (`{row.flagfile}`)', *row[1:-1])) + ' |'
@@ -173,12 +175,12 @@ def markdown(rows: Sequence[ClaimRow]) -> Iterator[str]:
 def run(
     *, only: list[str] | None = None, quick: bool = False, workdir: str | None = None, overwrite: bool = False
 ) -> list[ClaimRow]:
-    """Runs published results again, and prints what came out beside what was published.
+    """Reproduces published results, and prints a table of the published and our results.
 
-    Without `workdir` they are kept in runs/claims.
+    Without `workdir` results are written to runs/claims.
 
     Raises:
-      UserError (a ValueError): there is no such claim, or a run of one is refused.
+      UserError (a ValueError): a claim does not exist, or its run fails.
     """
     defaults = cli_command.default_values(run)
     settings = flag_tables.check(FLAGS, locals(), defaults)
@@ -187,7 +189,7 @@ def run(
         if name not in claims:
             raise UserError(f'--only={name} is no claim; there are {", ".join(claims)}{parsers.nearest(name, claims)}')
     wanted, place = settings.pop('only') or list(claims), settings['workdir'] or default_folder(quick)
-    settings |= {'workdir': place}  # which of them are run may differ from call to call
+    settings |= {'workdir': place}  # without the names, which may differ from call to call
     with directory.open_workdir(settings, NAME, names=(directory.SUMMARY, TABLE, TEXT)) as (folder, _):
         folder.write_summary({'experiment': NAME, 'finished': True, 'flags': settings})
         rows = []
@@ -206,7 +208,7 @@ def default_folder(quick: bool) -> str:
 
 
 def _run_one(claim: Claim, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary of a claim's run."""
+    """Runs a claim and returns its summary."""
     argv = [f'--flagfile={command_line.flagfile_folder() / claim.name}.flags', f'--workdir={folder}']
     argv += [*claim.quick] if settings['quick'] else []
     argv += ['--overwrite'] if settings['overwrite'] else []

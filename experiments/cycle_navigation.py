@@ -1,4 +1,4 @@
-"""Cycle navigation: a regular task of Delétang et al. (2022).
+"""Track a position on a cycle of five states: a regular task of Delétang et al. (2022).
 
     python -m experiments.cycle_navigation
     python -m experiments.cycle_navigation --schedule=cosine --decay_steps=20000

@@ -1,4 +1,4 @@
-"""Balanced brackets, whose next symbol is told: after Skachkova et al. (2018).
+"""Predict the next symbol of balanced brackets, after Skachkova et al. (2018).
 
     python -m experiments.dyck
     python -m experiments.dyck --kinds=1 --deepest=3 --hidden=16

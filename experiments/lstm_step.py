@@ -1,4 +1,4 @@
-"""Prints every number that an LSTM computes in a time step: pre-activations, gates and states.
+"""Print every number that an LSTM computes in a time step: pre-activations, gates and states.
 
     python -m experiments.lstm_step --x=0.2
     python -m experiments.lstm_step --x=0.0,0.2,0.4 --hidden=3 --seed=7

@@ -1,4 +1,4 @@
-"""Modular arithmetic without brackets: a regular task of Delétang et al. (2022).
+"""Evaluate modular arithmetic without brackets: a regular task of Delétang et al. (2022).
 
     python -m experiments.modular_arithmetic
     python -m experiments.modular_arithmetic --modulus=3 --cell=gru

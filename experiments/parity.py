@@ -1,4 +1,4 @@
-"""Parity of strings of bits: a regular task of Delétang et al. (2022).
+"""Compute the parity of bit strings: a regular task of Delétang et al. (2022).
 
     python -m experiments.parity
     python -m experiments.parity --longest=20 --cell=gru --learning_rate=0.01

@@ -1,4 +1,4 @@
-"""Associative recall with many queries (Arora et al. 2023): which value did this key come with?
+"""Recall the values of many keys: associative recall, after Arora et al. (2023).
 
     python -m experiments.recall --pairs=2 --queries=2 --length=16
     python -m experiments.recall --pairs=8 --queries=8 --length=128 --hidden=128 --cell=gru

@@ -1,4 +1,4 @@
-"""A sequence told backwards by an encoder and a decoder, as in Grefenstette et al. (2015).
+"""Reverse a sequence with an encoder and a decoder, as in Grefenstette et al. (2015).
 
     python -m experiments.reversal --longest=10 --hidden=64
     python -m experiments.reversal --longest=20 --symbols=20 --cell=gru --num_seeds=3

@@ -1,4 +1,4 @@
-"""Symbols told from the smallest to the largest by an encoder and a decoder, as in Vinyals et al. (2016).
+"""Sort symbols with an encoder and a decoder, as in Vinyals et al. (2016).
 
     python -m experiments.sorting --longest=10 --hidden=64
     python -m experiments.sorting --longest=20 --symbols=20 --cell=gru --num_seeds=3

@@ -1,4 +1,4 @@
-"""The notebook's three experiments: an LSTM echoes 0.0 0.2 0.4 0.6 0.8.
+"""Run the notebook's three experiments: an LSTM echoes 0.0 0.2 0.4 0.6 0.8.
 
     python -m experiments.td --flagfile=experiments/flags/many_to_many.flags
     python -m experiments.td --setup=many_to_one --num_seeds=100
@@ -30,19 +30,19 @@ from seqjax.types import Arrays, Task
 EPOCHS = {'one_to_one': 1000, 'many_to_one': 500, 'many_to_many': 1000}  # the notebook's
 NOTEBOOK = {'length': 5, 'hidden': 5, 'learning_rate': 1e-3, 'adam_epsilon': 1e-7}
 REFERENCE = Path(__file__).parent / 'reference'
-SHOWN = 10  # numbers of a sequence before the rest is cut
+MAX_SHOWN = 10  # printed numbers of a sequence
 
 
 @dataclasses.dataclass(frozen=True)
 class TdConfig:
-    """The flags of the notebook's experiments alone."""
+    """Flags of the notebook's experiments."""
 
-    setup: str = option('many_to_many', 'how the sequence goes in and comes out', choices=td.SETUPS)
-    length: int = option(5, 'steps in the sequence i / length', (1, None))
-    epochs: int | None = option(None, "training steps; the notebook's by default: 1000, for many_to_one 500", (1, None))
+    setup: str = option('many_to_many', 'shapes of inputs and outputs', choices=td.SETUPS)
+    length: int = option(5, 'length of the sequence i / length', (1, None))
+    epochs: int | None = option(None, 'training steps; by default 1000, and 500 for many_to_one', (1, None))
     recurrent_activation: str = option(
         'sigmoid',
-        "of the gates: Keras 3's is sigmoid, the notebook's was keras2_hard_sigmoid",
+        'activation of the gates: sigmoid (Keras 3) or keras2_hard_sigmoid (the notebook)',
         choices=tuple(activations.RECURRENT_ACTIVATIONS),
     )
 
@@ -54,12 +54,12 @@ class Result:
     metrics: dict[str, np.ndarray]  # 'loss': [epochs] or [R, epochs]
     predictions: np.ndarray  # [length] or [R, length]
     targets: np.ndarray  # [length]
-    summary: dict[str, Any]  # what summary.json holds
-    figure: Any  # matplotlib's, or None
-    state: Any  # seqjax.types.TrainState after the last step; None where a finished run was read back
+    summary: dict[str, Any]  # content of summary.json
+    figure: Any  # Matplotlib figure, or None
+    state: Any  # seqjax.types.TrainState after the last step; None if the results of a finished run were read
 
     def _repr_png_(self) -> bytes | None:
-        """A notebook shows the picture."""
+        """Returns the figure for a Jupyter notebook."""
         if self.figure is None:
             return None
         buffer = io.BytesIO()
@@ -68,12 +68,12 @@ class Result:
 
 
 class TdExperiment(FixedStepsExperiment):
-    """The notebook's experiments; `exact` tells which seeds predict every target to one decimal."""
+    """The notebook's experiments; `exact` is the fraction of seeds that predict every target to one decimal."""
 
     STEPS, measured, panels = 'epochs', 'exact', 2
 
     def complete(self, flags: dict[str, Any]) -> dict[str, Any]:
-        """Fills in the number of epochs of the setup where none is given."""
+        """Fills in the number of epochs of the setup if --epochs is missing."""
         return {**flags, 'epochs': flags['epochs'] or EPOCHS[flags['setup']]}
 
     def task(self, own: TdConfig, train: TrainConfig) -> Task:
@@ -89,7 +89,7 @@ class TdExperiment(FixedStepsExperiment):
         return td.sequence(self.own(settings).length)
 
     def predictions(self, outputs: np.ndarray, settings: Settings) -> np.ndarray:
-        """The outputs, whatever the setup's shape, as [length], or [R, length] with replicas."""
+        """Returns the outputs of any setup as [length], or [R, length] with replicas."""
         length = self.own(settings).length
         return outputs.reshape(length if settings.train.num_seeds is None else (-1, length))
 
@@ -104,17 +104,17 @@ class TdExperiment(FixedStepsExperiment):
         return exact(outputs.reshape(-1, self.own(settings).length), self.targets(settings))
 
     def outcome(self, losses: np.ndarray, outputs: np.ndarray, settings: Settings) -> dict[str, Any]:
-        """With replicas, `predictions` and `exact` are those of the first seed."""
-        targets, right = self.targets(settings), self.measure(outputs, settings)
+        """Returns the results for summary.json; with replicas, `predictions` and `exact` are of the first seed."""
+        targets, is_exact = self.targets(settings), self.measure(outputs, settings)
         first = outputs.reshape(-1, len(targets))[0]
         outcome = {
             'targets': targets.tolist(),
             'predictions': [x if np.isfinite(x) else None for x in first.tolist()],
-            'exact': bool(right[0]),
+            'exact': bool(is_exact[0]),
         }
         if settings.train.num_seeds is None:
             return outcome
-        count, solved = len(right), int(right.sum())
+        count, solved = len(is_exact), int(is_exact.sum())
         outcome['seeds'] = {
             'count': count,
             'exact': solved,
@@ -132,39 +132,40 @@ class TdExperiment(FixedStepsExperiment):
         after = '{0.setup}: after {0.epochs:,} epochs '.format(self.own(run.settings))
         if run.settings.train.num_seeds is None:
             return after + _conclusion_of_one(summary, self.targets(run.settings), run.settings.train.seed)
-        found, quantiles = summary['seeds'], summary['last_loss_quantiles']
-        low, high = found['interval']
+        seeds, quantiles = summary['seeds'], summary['last_loss_quantiles']
+        low, high = seeds['interval']
         text = (
-            f'{after}{found["exact"]:,} of {found["count"]:,} seeds ({found["share"]:.1%}; 95% interval {low:.1%} to '
+            f'{after}{seeds["exact"]:,} of {seeds["count"]:,} seeds ({seeds["share"]:.1%}, 95% CI {low:.1%} to '
             f'{high:.1%}) predict every target to one decimal; the median last loss is {quantiles["0.5"]:.2g} '
             f'(95% of seeds: {quantiles["0.025"]:.2g} to {quantiles["0.975"]:.2g})'
         )
-        if found['diverged']:
-            text += f'; {found["diverged"]:,} seeds diverged'
+        if seeds['diverged']:
+            text += f'; {seeds["diverged"]:,} seeds diverged'
         if 'notebook' in summary:
             inside, epochs = summary['notebook']['inside'], summary['notebook']['epochs']
-            text += f"; the notebook's curve lies within the 95% band at {inside} of its {epochs} epochs"
+            text += f"; the notebook's loss is within the 95% band of the seeds at {inside} of its {epochs} epochs"
         return text + '.'
 
     def title(self, settings: Settings) -> str:
-        return f'{self.own(settings).setup}: echo {_words(self.targets(settings))}'
+        return f'{self.own(settings).setup}: echo {_format_numbers(self.targets(settings))}'
 
     def show(self, run: FinishedRun) -> None:
-        """Targets beside predictions to one decimal; with replicas the first seed's, and the share that is right."""
+        """Prints targets and predictions to one decimal; with replicas of the first seed, and the fraction correct."""
         targets, predictions = self.targets(run.settings), np.asarray(run.predictions)
-        many = predictions.ndim == 2
-        print('target  prediction' + (' of the first seed  right in' if many else ''))
-        for i, target in enumerate(targets[:SHOWN]):
+        has_replicas = predictions.ndim == 2
+        print('target  prediction' + (' (first seed)  correct seeds' if has_replicas else ''))
+        for i, target in enumerate(targets[:MAX_SHOWN]):
             values = predictions[..., i]
-            line = f'{_words(targets[i : i + 1]):>6}  {text_tables.format_tenths(values[0] if many else values):>10}'
-            if many:
-                line += f'{exact(values[:, None], target[None]).mean():>27.1%}'
+            prediction = text_tables.format_tenths(values[0] if has_replicas else values)
+            line = f'{_format_numbers(targets[i : i + 1]):>6}  {prediction:>10}'
+            if has_replicas:
+                line += f'{exact(values[:, None], target[None]).mean():>28.1%}'
             print(line)
-        if len(targets) > SHOWN:
-            print(f'   ... {len(targets) - SHOWN:,} more')
+        if len(targets) > MAX_SHOWN:
+            print(f'   ... {len(targets) - MAX_SHOWN:,} more')
 
     def draw(self, axes: Any, run: FinishedRun) -> None:
-        """The loss curve, the notebook's over it, and the predictions."""
+        """Draws the loss curve with the notebook's, and the predictions."""
         left, right = axes
         plots.draw_loss(left, run.losses)
         reference = read_reference(run.settings)
@@ -181,19 +182,18 @@ class TdExperiment(FixedStepsExperiment):
         return replicas.max_width(_numbers(setup, length, hidden))
 
     def sizes(self, **flags: Any) -> tuple[int, dict[str, Any]]:
-        settings, one = Settings.of(flags), _numbers(flags['setup'], flags['length'], flags['hidden'])
+        settings, step_numbers = Settings.of(flags), _numbers(flags['setup'], flags['length'], flags['hidden'])
         count, steps, length = settings.train.num_seeds, self.own(settings).epochs, self.own(settings).length
-        side_by_side = 1 if count is None else replicas.group_width(count, replicas.max_width(one))
-        numbers = side_by_side * (one + 4 * min(settings.run.steps_per_call, steps)) + (count or 1) * (
-            3 * steps + length
-        )
+        width = 1 if count is None else replicas.group_width(count, replicas.max_width(step_numbers))
+        numbers = width * (step_numbers + 4 * min(settings.run.steps_per_call, steps))
+        numbers += (count or 1) * (3 * steps + length)
         return numbers, {name: flags[name] for name in ('length', 'hidden', 'epochs', 'num_seeds', 'steps_per_call')}
 
 
 def exact(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Returns True where every prediction, rounded to one decimal, is its target: [..., length], [length] -> [...].
+    """Returns True if every prediction, rounded to one decimal, equals its target: [..., length], [length] -> [...].
 
-    For targets that are no multiples of 0.1 (length 4: 0.25), "rounded" means: no further off than 0.05.
+    For targets that are not multiples of 0.1 (such as 0.25 for length 4), the error must be at most 0.05.
 
     >>> exact(np.array([[-0.04, 0.24], [0.06, 0.2]]), np.array([0.0, 0.2])).tolist()
     [True, False]
@@ -202,7 +202,7 @@ def exact(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def read_reference(settings: Settings) -> tuple[np.ndarray, np.ndarray] | None:
-    """The epochs and losses that the notebook printed, where the settings are the notebook's."""
+    """Returns the epochs and losses that the notebook printed, or None if the settings differ from the notebook's."""
     flags = settings.flags
     path = REFERENCE / f'loss_{flags["setup"]}.csv'
     if not path.exists() or any(flags[name] != value for name, value in NOTEBOOK.items()):
@@ -214,39 +214,39 @@ def read_reference(settings: Settings) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def within_band(epochs: np.ndarray, curve: np.ndarray, losses: np.ndarray) -> dict[str, int]:
-    """Counts the `epochs` (from 1) at which the curve lies within the 95% band of losses [R, steps]."""
+    """Counts the `epochs` (from 1) at which the curve is within the 95% band of losses [R, steps]."""
     low, *_, high = statistics.loss_quantiles(losses[:, epochs - 1])
     return {'epochs': len(epochs), 'inside': int(((low <= curve) & (curve <= high)).sum())}
 
 
 def _conclusion_of_one(summary: dict[str, Any], targets: np.ndarray, seed: int) -> str:
-    """The conclusion of a run of one seed."""
+    """Returns the conclusion of a run of one seed."""
     first, last = summary['first_loss'], summary['last_loss']
     predictions = np.array(summary['predictions'], float)
-    right = int(exact(predictions[:, None], targets[:, None]).sum())
-    moved = f'{"fell" if last < first else "rose"} from {first:.3g} to {last:.3g}'
+    correct = int(exact(predictions[:, None], targets[:, None]).sum())
+    change = f'{"fell" if last < first else "rose"} from {first:.3g} to {last:.3g}'
     if last == first:
-        moved = f'stayed at {last:.3g}'
+        change = f'stayed at {last:.3g}'
     return (
-        f'{"all" if summary["exact"] else right} of {len(targets)} predictions equal their targets to one decimal, and '
-        f'the loss {moved}; that is seed {seed} alone, and --num_seeds=100 shows how often it happens.'
+        f'{"all" if summary["exact"] else correct} of {len(targets)} predictions equal their targets to one decimal, '
+        f'and the loss {change}. This is seed {seed} only; use --num_seeds=100 to see how many seeds succeed.'
     )
 
 
-def _words(sequence: np.ndarray) -> str:
-    """The first numbers of a sequence, with the decimals that they have, up to four: 0.0 0.25 0.5."""
+def _format_numbers(sequence: np.ndarray) -> str:
+    """Returns the first numbers of a sequence, with one to four decimals: 0.0 0.25 0.5."""
     words = []
-    for x in sequence[:SHOWN]:
+    for x in sequence[:MAX_SHOWN]:
         short, long = text_tables.format_tenths(x), f'{round(float(x), 4):g}'
         words.append(short if float(short) == float(long) else long)
-    return ' '.join(words) + (f' ... ({len(sequence):,} numbers)' if len(sequence) > SHOWN else '')
+    return ' '.join(words) + (f' ... ({len(sequence):,} numbers)' if len(sequence) > MAX_SHOWN else '')
 
 
 def _numbers(setup: str, length: int, hidden: int) -> int:
-    """About how many float32 numbers a training step has."""
+    """Estimates how many float32 numbers a training step has."""
     outputs = length if setup == 'many_to_one' else 1
     params = 4 * (2 * hidden + hidden**2) + (hidden + 1) * outputs
-    activations = 16 * length * hidden  # gates and states of every step, and their gradients
+    activations = 16 * length * hidden  # gates and states of every time step, and their gradients
     return 8 * params + activations
 
 

@@ -1,4 +1,4 @@
-"""The order of two or three symbols that are far apart: experiments 6a and 6b of Hochreiter and Schmidhuber (1997).
+"""Classify the order of two or three distant symbols: experiments 6a and 6b of Hochreiter and Schmidhuber (1997).
 
     python -m experiments.temporal_order --flagfile=experiments/flags/temporal_order_6a.flags
     python -m experiments.temporal_order --relevant=three --cell=gru

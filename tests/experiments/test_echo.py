@@ -84,7 +84,7 @@ def test_a_flagfiles_claim_holds(feed, least, monkeypatch):
     argv = [f'--flagfile=echo_{feed}', '--num_seeds=4', '--noplot']
     values = command_line.parse(experiments_echo.FLAGS, experiments_echo.STUDY.defaults, argv)
     answers = experiments_echo.run(**values)
-    assert sum(right >= experiments_echo.RIGHT * answers.count for right in answers.right) >= least
+    assert sum(right >= experiments_echo.SUCCESS_ACCURACY * answers.count for right in answers.right) >= least
     untrained = experiments_echo.run(**values | {'steps': 1})
     assert all(right < untrained.count / 3 for right in untrained.right)
 
@@ -108,7 +108,7 @@ def test_ten_steps_are_five_and_a_new_process_and_five(kind, tmp_path):
         done = command(*flags, *own, module='echo')
         assert done.returncode == 0, done.stderr
     assert 'step 5 ' in done.stdout
-    soak.cells(tmp_path / 'parts', tmp_path / 'straight')
+    soak.compare(tmp_path / 'parts', tmp_path / 'straight')
     held, straight = (json.loads((tmp_path / name / 'summary.json').read_text()) for name in ('parts', 'straight'))
     assert held['answers'] == straight['answers'] and held['last_loss'] == straight['last_loss']
 
