@@ -1,13 +1,13 @@
-"""Time and memory beside PyTorch, Flax and Keras, measured in one run on one machine.
+"""Measure time and memory of seqjax, PyTorch, Flax and Keras in one run on one machine.
 
     python -m benchmarks.bench               # about half an hour; ./run.sh bench does the same
     python -m benchmarks.bench --quick       # small versions, under two minutes
     python -m benchmarks.bench --parts=rows --rows=32x100x64x128 --random=0
 
-Each library works in a process of its own, which waits while another is measured. In every round all are visited once,
-in an order drawn anew; what is compared are the two times of one round. Before a row is timed, all libraries must
-compute the same numbers from the same weights. PyTorch is first tried with one thread and with all, with the usual
-allocator and with one that keeps what it had; the best of these goes into the rounds.
+Each library has a process of its own, which is idle while another is measured. In every round each library is measured
+once, in random order, and times of the same round are compared. Before a row is timed, all libraries must compute the
+same results from the same weights. A pilot selects the best setting of PyTorch: one thread or all, and the usual
+allocator or one that keeps freed memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from benchmarks.peers import cases, scores, table
 from benchmarks.peers import client as peers_client
 from benchmarks.peers.cases import Case
 from benchmarks.peers.client import Client
-from benchmarks.peers.scores import Gate, Timing, Timings
+from benchmarks.peers.scores import Check, Timing, Timings
 from benchmarks.peers.table import Memory
 from seqjax import errors, files
 from seqjax.cli import command as cli_command
@@ -53,14 +53,14 @@ TIMINGS, MEMORY, TEXT, PICTURE = 'timings.csv', 'memory.csv', 'bench.md', 'bench
 FILES = (directory.SUMMARY, TIMINGS, MEMORY, TEXT, PICTURE)
 PEERS = (scores.TORCH, scores.FLAX, scores.KERAS)
 PARTS = ('rows', 'streaming', 'replicas', 'start', 'backends', 'growth')
-NOTEBOOK = 'many_to_one'  # whose process is timed as a whole
-# Every array of a step is made of pages anew: huge ones are fewer (as run.sh has it for all experiments), and an
-# allocator that gives nothing back needs none. XLA gains from the first, PyTorch from the second, or from both.
+NOTEBOOK = 'many_to_one'  # setup of the notebook for which the whole process is timed
+# Every step allocates its arrays again. Huge pages (set by run.sh for all experiments) make that faster for XLA;
+# an allocator that keeps freed memory, or both, for PyTorch.
 HUGE = 'glibc.malloc.hugetlb=1'
 KEEPING = 'glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000'
 ON_JAX = {'GLIBC_TUNABLES': HUGE}
-# One small step is over before another thread has heard of it, so `seqjax.cli.predict --stdin` does without one.
-AT_ONCE = {cases.AT_ONCE: '1'}
+# A small step is faster without dispatch to another thread, as in `seqjax.cli.predict --stdin`.
+SYNCHRONOUS = {cases.SYNCHRONOUS: '1'}
 ALLOCATORS = {
     'usual allocator': {},
     'keeping allocator': {'GLIBC_TUNABLES': KEEPING},
@@ -68,20 +68,20 @@ ALLOCATORS = {
 }
 
 
-class Extent(NamedTuple):
-    """How much is measured."""
+class BenchmarkConfig(NamedTuple):
+    """Sizes and numbers of measurements."""
 
-    seconds: float  # of a visit
-    rounds: int  # by default
-    slow_rounds: int | None  # of what takes seconds: starting, compiling; as many as of all else where it is None
+    seconds: float  # time of a visit
+    rounds: int  # default number of rounds
+    slow_rounds: int | None  # rounds of workloads that take seconds (start, compilation); None: as many as `rounds`
     rows: Sequence[Case]
-    random: int
-    flops: float  # of a random row's training step, at most
+    random: int  # default number of random rows
+    flops: float  # maximal FLOPs of a random row's training step
     streams: Sequence[Case]
     replicas: tuple[int, int]  # seeds, epochs
-    backends: Sequence[tuple[str, str, Case]]  # cell, backend, and what it is for
-    growth: dict[str, Sequence[Sequence[int]]]
-    product: int  # the side of the matrices
+    backends: Sequence[tuple[str, str, Case]]  # cell, backend, case
+    growth: dict[str, Sequence[Sequence[int]]]  # sizes of each curve
+    product: int  # side of the matrices
 
 
 def _streams(*units: int) -> tuple[Case, ...]:
@@ -98,17 +98,17 @@ def _growth(steps: Sequence[int], rows: Sequence[int], units: Sequence[int], see
     }
 
 
-CHOSEN = (  # cells, their backends, and what these are chosen for on CPUs
+SELECTED = (  # cell, backend, and a case for which it is selected on CPUs
     ('lstm', 'small', Case(1, 1000, 1, 32)),
     ('lstm', 'narrow', Case(15, 114, 8, 28)),
     ('lstm', 'rows', Case(32, 100, 64, 128)),
-    ('lstm', 'rows', Case(4, 4096, 8, 64)),  # whose sums are made again
+    ('lstm', 'rows', Case(4, 4096, 8, 64)),  # recomputes pre-activations
     ('lstm', 'columns', Case(32, 128, 64, 1024)),
     ('gru', 'rows', Case(32, 100, 64, 128)),
     ('gru', 'rows', Case(64, 64, 128, 512)),
 )
 
-FULL = Extent(
+FULL = BenchmarkConfig(
     seconds=0.2,
     rounds=5,
     slow_rounds=None,
@@ -117,7 +117,7 @@ FULL = Extent(
     flops=cases.FLOPS,
     streams=_streams(32, 128, 512, 1024),
     replicas=(1000, 100),
-    backends=CHOSEN,
+    backends=SELECTED,
     growth=_growth(
         [64, 256, 1024, 2048, 4096, 8192, 16_384],
         [1, 4, 16, 64, 256, 1024, 4096],
@@ -127,7 +127,7 @@ FULL = Extent(
     ),
     product=4096,
 )
-QUICK = Extent(
+QUICK = BenchmarkConfig(
     seconds=0.05,
     rounds=3,
     slow_rounds=1,
@@ -136,14 +136,14 @@ QUICK = Extent(
     flops=cases.QUICK_FLOPS,
     streams=_streams(32, 512),
     replicas=(1000, 20),
-    backends=tuple((cell, name, cases.quick(case)) for cell, name, case in CHOSEN if case.units < 64),
+    backends=tuple((cell, name, cases.quick(case)) for cell, name, case in SELECTED if case.units < 64),
     growth=_growth([256, 1024, 2048, 4096], [4, 64, 512], [32, 128, 512], [250, 1000, 4000], 10),
     product=1024,
 )
 
 
-class Size(flags.ArgumentParser):
-    """The sizes of a row."""
+class SizeParser(flags.ArgumentParser):
+    """Parser for the sizes of a row."""
 
     def parse(self, argument: Any) -> str:
         try:
@@ -151,7 +151,7 @@ class Size(flags.ArgumentParser):
         except (TypeError, ValueError):
             case = None
         if case is None or min(case) < 1 or str(case) != str(argument):
-            raise ValueError('must be BxTxFxH, whole numbers from 1 on, such as 32x100x64x128')
+            raise ValueError('must be BxTxFxH, integers of at least 1, such as 32x100x64x128')
         return str(case)
 
     def flag_type(self) -> str:
@@ -159,17 +159,15 @@ class Size(flags.ArgumentParser):
 
 
 FLAGS = {
-    'quick': Flag(Switch(), 'small versions, which take two minutes and say less'),
+    'quick': Flag(Switch(), 'small versions, in two minutes'),
     'seed': Flag(
-        Whole(0, 2**32 - 1), 'decides the random rows and the order of the visits; drawn, and told, by default'
+        Whole(0, 2**32 - 1), 'seed of the random rows and of the order in a round; random by default, and printed'
     ),
-    'rounds': Flag(
-        Whole(1, 1000), 'how often each library is visited, medians are over them; by default 5, with --quick 3'
-    ),
-    'rows': Flag(Many(Size()), 'sizes of the layers, instead of the usual six'),
-    'random': Flag(Whole(0, 1000), 'how many more rows are drawn; by default 6, with --quick 1, with --rows none'),
-    'peers': Flag(Many(Choice(*PEERS)), 'with whom we are compared'),
-    'parts': Flag(Many(Choice(*PARTS)), 'what is measured'),
+    'rounds': Flag(Whole(1, 1000), 'number of rounds, whose median is reported; by default 5, with --quick 3'),
+    'rows': Flag(Many(SizeParser()), 'sizes of the layers, instead of the default six rows'),
+    'random': Flag(Whole(0, 1000), 'number of random rows; by default 6, with --quick 1, with --rows 0'),
+    'peers': Flag(Many(Choice(*PEERS)), 'libraries to compare with'),
+    'parts': Flag(Many(Choice(*PARTS)), 'parts of the benchmark to run'),
     **{name: flag_tables.SHARED[name] for name in ('workdir', 'overwrite', 'plot')},
 }
 
@@ -186,17 +184,17 @@ def run(
     workdir: str | None = None,
     overwrite: bool = False,
     plot: bool = True,
-) -> list[Gate]:
-    """Measures time and memory beside PyTorch, Flax and Keras.
+) -> list[Check]:
+    """Measures time and memory of seqjax and other libraries.
 
-    Every argument is a flag of the command line, where `FLAGS` explains it. Without `workdir` nothing is kept.
+    Every argument is a flag, described in `FLAGS`. Without `workdir` no file is written.
 
     Returns:
-      The gates; none of a folder's finished run, which is shown again.
+      The checks; an empty list if the folder has a finished run, which is shown again.
 
     Raises:
-      UserError (a ValueError): an argument is refused, the folder holds another run, or a library computes something
-        else than we do.
+      UserError (a ValueError): an argument is invalid, the folder has another run, or the results of a library differ
+        from ours.
     """
     settings = flag_tables.check(FLAGS, locals(), cli_command.default_values(run))
     for row in settings['rows'] or ():
@@ -208,24 +206,26 @@ def run(
             if folder.path is not None:
                 folder.clear()
             return _run(settings, folder)
-        print(f'{folder.path} holds this run, finished: shown again (--overwrite measures anew)\n')
+        print(f'{folder.path} has finished results, which are shown again (use --overwrite to measure again)\n')
         with files.reading(folder.file(TEXT)):
             print(folder.file(TEXT).read_text(encoding='utf-8'))
         return []
 
 
-def _run(settings: dict[str, Any], folder: Workdir) -> list[Gate]:
-    """Measures, and leaves the results in the folder, the timings as they come."""
-    drawn = int.from_bytes(os.urandom(4), 'little') if settings['seed'] is None else settings['seed']
-    print(f'random rows and the order of visits by --seed={drawn}')
+def _run(settings: dict[str, Any], folder: Workdir) -> list[Check]:
+    """Runs the benchmark, and writes its results to the folder."""
+    seed = int.from_bytes(os.urandom(4), 'little') if settings['seed'] is None else settings['seed']
+    print(f'random rows and order of --seed={seed}')
     machine = describe()
     print(machine)
-    summary = {'experiment': 'bench', 'finished': False, 'flags': settings, 'seed': drawn, 'machine': machine}
+    summary = {'experiment': 'bench', 'finished': False, 'flags': settings, 'seed': seed, 'machine': machine}
     folder.write_summary(summary)
-    with Bench(settings, folder, np.random.default_rng(drawn)) as bench:
+    with Bench(settings, folder, np.random.default_rng(seed)) as bench:
         bench.run()
-    words = f'Medians of {bench.rounds()[-1]} rounds, with their quartiles; random rows of seed {drawn}'
-    origin = f'{words}; seqjax {seqjax.__version__}.'
+    origin = (
+        f'Medians of {bench.rounds()[-1]} rounds, with their quartiles; random rows of seed {seed}; '
+        f'seqjax {seqjax.__version__}.'
+    )
     text = table.markdown(bench.timings, bench.memory, machine, origin)
     folder.write(TEXT, lambda path: path.write_text(text + '\n', encoding='utf-8'))
     _write_memory(folder, bench.memory)
@@ -235,7 +235,7 @@ def _run(settings: dict[str, Any], folder: Workdir) -> list[Gate]:
     print('\n' + text)
     if folder.path is not None:
         print('\n' + folder.listing())
-    return scores.gates(bench.timings, bench.memory)
+    return scores.checks(bench.timings, bench.memory)
 
 
 def _write_memory(folder: Workdir, memory: Memory) -> None:
@@ -251,11 +251,11 @@ def _picture(folder: Workdir, timings: Timings) -> None:
     result_files.write_figure(folder, figure, PICTURE)
 
 
-# --- what is measured ------------------------------------------------------------------------------
+# --- measurements ----------------------------------------------------------------------------------
 
 
-class Contender(NamedTuple):
-    """A library with its settings, in a process that waits."""
+class Candidate(NamedTuple):
+    """A library with one of its settings, and its worker process."""
 
     peer: str
     setting: str
@@ -264,11 +264,11 @@ class Contender(NamedTuple):
 
 
 class Bench:
-    """The processes, what was measured so far, and each part of the run; a context."""
+    """The parts of a benchmark run, its worker processes and results; a context manager."""
 
     def __init__(self, settings: dict[str, Any], folder: Workdir, rng: np.random.Generator):
-        self.settings, self.rng, self.extent = settings, rng, QUICK if settings['quick'] else FULL
-        self.peers = present(settings['peers'])
+        self.settings, self.rng, self.config = settings, rng, QUICK if settings['quick'] else FULL
+        self.peers = installed(settings['peers'])
         self.timings, self.memory = Timings(), {}
         self.stack, self.clients = contextlib.ExitStack(), {}
         path = folder.file(TIMINGS) if folder.writes else None
@@ -283,10 +283,10 @@ class Bench:
         self.stack.__exit__(*error)
 
     def run(self) -> None:
-        """All parts that are asked for."""
+        """Runs the parts of --parts."""
         parts = {
             'rows': self.all_rows,
-            'streaming': lambda: self.every(self.extent.streams, (cases.STREAMING,)),
+            'streaming': lambda: self.compare_rows(self.config.streams, (cases.STREAMING,)),
             'replicas': self.replicas,
             'start': self.start,
             'backends': self.backends,
@@ -297,101 +297,105 @@ class Bench:
                 part()
 
     def rounds(self, slow: bool = False) -> range:
-        """Their numbers, from 1."""
-        count = self.settings['rounds'] or self.extent.rounds
-        return range(1, (self.extent.slow_rounds or count if slow else count) + 1)
+        """Returns the numbers of the rounds, from 1."""
+        count = self.settings['rounds'] or self.config.rounds
+        return range(1, (self.config.slow_rounds or count if slow else count) + 1)
 
     def all_rows(self) -> None:
-        """The usual rows, or those that were asked for, and random ones."""
-        asked, count = self.settings['rows'], self.settings['random']
-        rows = list(self.extent.rows) if asked is None else [Case(*cases.sizes(row)) for row in asked]
+        """Measures the default rows or those of --rows, and random rows."""
+        own_rows, count = self.settings['rows'], self.settings['random']
+        rows = list(self.config.rows) if own_rows is None else [Case(*cases.sizes(row)) for row in own_rows]
         if count is None:
-            count = self.extent.random if asked is None else 0
-        rows += cases.draw(self.rng, count, self.extent.flops)
-        self.every(dict.fromkeys(rows), scores.LAYER)
+            count = self.config.random if own_rows is None else 0
+        rows += cases.draw(self.rng, count, self.config.flops)
+        self.compare_rows(dict.fromkeys(rows), scores.LAYER)
 
-    def every(self, rows: Sequence[Case], whats: Sequence[str]) -> None:
-        """Each of these rows by every library."""
+    def compare_rows(self, rows: Sequence[Case], whats: Sequence[str]) -> None:
+        """Measures workloads of several rows in every library."""
         for row in rows:
             self.product()
             for what in whats:
                 self.compare(row, what, [scores.OURS, *self.peers])
 
     def replicas(self) -> None:
-        """The notebook's model for many seeds."""
+        """Measures the notebook's model with many seeds."""
         self.compare(
-            self.extent.replicas, scores.REPLICAS, [scores.OURS, *(peer for peer in self.peers if peer == scores.FLAX)]
+            self.config.replicas, scores.REPLICAS, [scores.OURS, *(peer for peer in self.peers if peer == scores.FLAX)]
         )
 
     def compare(self, sizes: Sequence[int], what: str, peers: Sequence[str]) -> None:
-        """One row by several libraries: the same work, the best settings, then the rounds."""
-        row, contenders = name_of(sizes), self.contenders(peers, what)
+        """Measures a workload in several libraries: checks equal results, selects settings, then runs the rounds."""
+        row, candidates = name_of(sizes), self.candidates(peers, what)
         request = {'do': 'prepare', 'name': what, 'what': what, 'sizes': list(sizes)}
-        for one, reply in peers_client.ask_all({contender.client: request for contender in contenders}).items():
+        for client, reply in peers_client.ask_all({candidate.client: request for candidate in candidates}).items():
             if reply['temporaries'] is not None:
-                self.memory[row, one.peer] = reply['temporaries']
-        if what != scores.REPLICAS:  # which begin with random numbers of their own
-            check_same(contenders, what, row)
-        prepared, contenders = contenders, self.fastest(contenders, row, what)
+                self.memory[row, client.peer] = reply['temporaries']
+        if what != scores.REPLICAS:  # replicas have different initial parameters in each library
+            check_same(candidates, what, row)
+        prepared, candidates = candidates, self.fastest(candidates, row, what)
         for turn in self.rounds():
-            for n in self.rng.permutation(len(contenders)):
-                self.visit(contenders[n], what, row, what, turn)
-        peers_client.ask_all({contender.client: {'do': 'forget'} for contender in prepared})
-        words = [f'{table.NAMES[c.peer]} {table.span(self.timings.median(row, what, c.peer))}' for c in contenders]
-        print(f'{what} {row}: {", ".join(words)}', flush=True)
+            for n in self.rng.permutation(len(candidates)):
+                self.visit(candidates[n], what, row, what, turn)
+        peers_client.ask_all({candidate.client: {'do': 'forget'} for candidate in prepared})
+        times = [f'{table.NAMES[c.peer]} {table.span(self.timings.median(row, what, c.peer))}' for c in candidates]
+        print(f'{what} {row}: {", ".join(times)}', flush=True)
 
-    def contenders(self, peers: Sequence[str], what: str) -> list[Contender]:
-        """PyTorch in each of its settings, the others, all on JAX, with huge pages; streams without a second thread."""
-        found = []
+    def candidates(self, peers: Sequence[str], what: str) -> list[Candidate]:
+        """Returns PyTorch in each of its settings, and the libraries on JAX with huge pages.
+
+        Libraries on JAX measure streams without asynchronous dispatch.
+        """
+        candidates = []
         for peer in peers:
             if peer == scores.TORCH:
-                for words, changes in ALLOCATORS.items():
-                    process = self.client(peer, words, changes)
-                    threads = sorted({1, cores()})
-                    found += [Contender(peer, f'{n} thread{"s" * (n > 1)}, {words}', n, process) for n in threads]
+                for allocator, changes in ALLOCATORS.items():
+                    client = self.client(peer, allocator, changes)
+                    for n in sorted({1, cores()}):
+                        candidates.append(Candidate(peer, f'{n} thread{"s" * (n > 1)}, {allocator}', n, client))
             else:
-                words, changes = ('at once', ON_JAX | AT_ONCE) if what == cases.STREAMING else ('', ON_JAX)
-                found.append(Contender(peer, words, None, self.client(peer, words, changes)))
-        return found
+                setting, changes = ('at once', ON_JAX | SYNCHRONOUS) if what == cases.STREAMING else ('', ON_JAX)
+                candidates.append(Candidate(peer, setting, None, self.client(peer, setting, changes)))
+        return candidates
 
-    def client(self, peer: str, words: str, changes: dict[str, str]) -> Client:
-        """The process of a library, which is started when it is first needed."""
-        if (peer, words) not in self.clients:
-            self.clients[peer, words] = self.stack.enter_context(Client(peer, changes))
-        return self.clients[peer, words]
+    def client(self, peer: str, setting: str, changes: dict[str, str]) -> Client:
+        """Returns the worker process of a library, and starts it at the first call."""
+        if (peer, setting) not in self.clients:
+            self.clients[peer, setting] = self.stack.enter_context(Client(peer, changes))
+        return self.clients[peer, setting]
 
-    def visit(self, contender: Contender, name: str, row: str, what: str, turn: int) -> float:
-        """Measures once, and keeps it."""
-        reply = contender.client.ask('measure', name=name, seconds=self.extent.seconds, threads=contender.threads)
-        self.keep(Timing(row, what, contender.peer, contender.setting, turn, reply['seconds']))
+    def visit(self, candidate: Candidate, name: str, row: str, what: str, turn: int) -> float:
+        """Measures a workload once, and keeps the timing."""
+        reply = candidate.client.ask('measure', name=name, seconds=self.config.seconds, threads=candidate.threads)
+        self.keep(Timing(row, what, candidate.peer, candidate.setting, turn, reply['seconds']))
         return reply['seconds']
 
     def keep(self, timing: Timing) -> None:
-        self.timings.all.append(timing)
+        """Appends a timing to the results and to timings.csv."""
+        self.timings.records.append(timing)
         words = ('"' + str(word) + '"' if ',' in str(word) else str(word) for word in timing)
         self.log.append((','.join(words) + '\n').encode())
 
-    def fastest(self, contenders: Sequence[Contender], row: str, what: str) -> list[Contender]:
-        """A pilot decides with which of its settings a library goes into the rounds."""
-        found = []
-        for peer in dict.fromkeys(contender.peer for contender in contenders):
-            own = [contender for contender in contenders if contender.peer == peer]
+    def fastest(self, candidates: Sequence[Candidate], row: str, what: str) -> list[Candidate]:
+        """Returns each library with its best setting in a pilot."""
+        selected = []
+        for peer in dict.fromkeys(candidate.peer for candidate in candidates):
+            own = [candidate for candidate in candidates if candidate.peer == peer]
             if len(own) > 1:
-                pilot = [(contender.setting, self.visit(contender, what, row, what, 0)) for contender in own]
-                own = [contender for contender in own if contender.setting == scores.best(pilot)]
-            found += own
-        return found
+                pilot = [(candidate.setting, self.visit(candidate, what, row, what, 0)) for candidate in own]
+                own = [candidate for candidate in own if candidate.setting == scores.best(pilot)]
+            selected += own
+        return selected
 
     def product(self) -> None:
-        """The matrix product alone: what the machine can do just now."""
-        (ours,), size = self.contenders([scores.OURS], ''), self.extent.product
+        """Measures a matrix product alone, the current peak rate of the machine."""
+        (ours,), size = self.candidates([scores.OURS], ''), self.config.product
         ours.client.ask('prepare', name=scores.PRODUCT, what=scores.PRODUCT, sizes=[size])
         self.visit(ours, scores.PRODUCT, str(size), scores.PRODUCT, 1)
 
     def growth(self) -> None:
-        """How our times grow; all sizes of a curve are visited in every round."""
-        (ours,) = self.contenders([scores.OURS], '')
-        for what, curve in self.extent.growth.items():
+        """Measures the growth of our times; every round measures all sizes of a curve."""
+        (ours,) = self.candidates([scores.OURS], '')
+        for what, curve in self.config.growth.items():
             work = {'growth over replicas': scores.REPLICAS, scores.COMPILING: 'compiling'}.get(what, cases.TRAINING)
             for sizes in curve:
                 ours.client.ask('prepare', name=name_of(sizes), what=work, sizes=list(sizes))
@@ -402,9 +406,9 @@ class Bench:
             print(f'{what}: exponent {self.timings.exponent(what):.3f}', flush=True)
 
     def backends(self) -> None:
-        """Each of ours beside the plain recurrence, where it is chosen on CPUs."""
-        (ours,) = self.contenders([scores.OURS], '')
-        for (cell, backend, case), (words, what) in itertools.product(self.extent.backends, scores.BACKENDS.items()):
+        """Measures each of our backends and the plain recurrence, for a case for which it is selected on CPUs."""
+        (ours,) = self.candidates([scores.OURS], '')
+        for (cell, backend, case), (words, what) in itertools.product(self.config.backends, scores.BACKENDS.items()):
             row, names = f'{cell} {case}', (scores.PLAIN, backend)
             for name in names:
                 ours.client.ask('prepare', name=name, what='backend', sizes=[what, cell, name, *case])
@@ -412,13 +416,13 @@ class Bench:
                 for name in self.rng.permutation(names):
                     self.visit(ours._replace(peer=str(name)), str(name), row, words, turn)
             ours.client.ask('forget')
-            found = [f'{name} {table.span(self.timings.median(row, words, name))}' for name in names]
-            print(f'{words} {row}: {", ".join(found)}', flush=True)
+            times = [f'{name} {table.span(self.timings.median(row, words, name))}' for name in names]
+            print(f'{words} {row}: {", ".join(times)}', flush=True)
 
     def start(self) -> None:
-        """The notebook's training as a whole process, beside Keras's."""
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
+        """Measures the notebook's training as a whole process, here and in Keras."""
+        with tempfile.TemporaryDirectory() as directory_name:
+            folder = Path(directory_name)
             commands = start_commands(folder, scores.KERAS in self.peers)
             commands[scores.OURS, (scores.WARM,)](0)  # fills the cache
             for turn in self.rounds(slow=True):
@@ -435,23 +439,23 @@ def name_of(sizes: Sequence[int]) -> str:
     return 'x'.join(map(str, sizes))
 
 
-def check_same(contenders: Sequence[Contender], what: str, row: str) -> None:
-    """Raises UserError where two libraries do not compute the same numbers."""
+def check_same(candidates: Sequence[Candidate], what: str, row: str) -> None:
+    """Raises UserError if the results of two libraries differ."""
     saved: dict[str, dict[str, np.ndarray]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        paths = {one.peer: (one.client, str(Path(folder) / f'{one.peer}.npz')) for one in contenders}
-        peers_client.ask_all({one: {'do': 'save', 'name': what, 'path': path} for one, path in paths.values()})
+        paths = {c.peer: (c.client, str(Path(folder) / f'{c.peer}.npz')) for c in candidates}
+        peers_client.ask_all({client: {'do': 'save', 'name': what, 'path': path} for client, path in paths.values()})
         for peer, (_, path) in paths.items():
-            with np.load(path) as held:
-                saved[peer] = dict(held)
+            with np.load(path) as results:
+                saved[peer] = dict(results)
     for peer, arrays in saved.items():
         cases.check_equal(saved[scores.OURS], arrays, peer, f'{what} {row}')
 
 
 def start_commands(folder: Path, keras: bool) -> dict[tuple[str, tuple[str, ...]], Callable[[int], Any]]:
-    """Peer and what is measured -> starts the process of a round and waits for it.
+    """Returns a function for each (library, workloads) that runs the process of a round.
 
-    Keras keeps no compiled programs: one start of it is both.
+    Keras has no compilation cache, so one process is both a warm and a cold start.
     """
     ours = [sys.executable, '-m', 'experiments.td', f'--flagfile={NOTEBOOK}', '--noplot', '--overwrite']
 
@@ -459,8 +463,10 @@ def start_commands(folder: Path, keras: bool) -> dict[tuple[str, tuple[str, ...]
         changes = peers_client.environment(XDG_CACHE_HOME=str(folder / cache))
         done = subprocess.run(command, env=changes, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or ['nothing'])[-1]
-            raise UserError(f'{" ".join(command)} ended with {done.returncode} and said {said!r}; run it by hand')
+            error = (done.stderr.strip().splitlines() or ['no message'])[-1]
+            raise UserError(
+                f'{" ".join(command)} ended with exit code {done.returncode} ({error}); run it by itself to see more'
+            )
 
     commands = {
         (scores.OURS, (scores.WARM,)): lambda turn: start([*ours, f'--workdir={folder / "run"}'], 'warm'),
@@ -473,35 +479,36 @@ def start_commands(folder: Path, keras: bool) -> dict[tuple[str, tuple[str, ...]
 
 
 def seconds_of(command: Callable[[int], Any], turn: int) -> float:
+    """Returns the time of a command."""
     start = time.perf_counter()
     command(turn)
     return time.perf_counter() - start
 
 
-# --- the machine -----------------------------------------------------------------------------------
+# --- machine ---------------------------------------------------------------------------------------
 
 
-def present(peers: Sequence[str]) -> list[str]:
-    """Those that are installed; of the others it is told that they are not."""
-    found = []
+def installed(peers: Sequence[str]) -> list[str]:
+    """Returns the libraries that are installed, and warns of the others."""
+    available = []
     for peer in peers:
         if importlib.util.find_spec(peer) is None:
             errors.warn(
-                f'{table.NAMES[peer]} is not installed: its columns are left out, and what is judged by it is not; '
+                f'{table.NAMES[peer]} is not installed: its columns are missing, and its checks are not measured; '
                 'pip install "seqjax[bench]"'
             )
         else:
-            found.append(peer)
-    return found
+            available.append(peer)
+    return available
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def describe() -> str:
-    """The machine and the versions, in a sentence."""
+    """Returns the machine and the versions as a sentence."""
     versions = ', '.join(_versions(('jax', 'jaxlib', 'flax', 'torch', 'keras', 'numpy')))
     return f'{_processor()}, {cores()} core{"s" * (cores() > 1)}, Python {platform.python_version()}, {versions}.'
 

@@ -1,9 +1,9 @@
-"""Kills runs at random moments, again and again, and sees whether they end as if nothing had happened.
+"""Kill runs at random moments, and compare their results with those of undisturbed runs.
 
     python -m benchmarks.soak --kills=100
 
-Each run is killed by SIGKILL while it starts, trains or saves, and started again by the same command with another
---steps_per_call, until it ends. Its metrics.csv and every array of its last checkpoint must then equal those of an
+Each run is killed by SIGKILL while it starts, trains or saves, and resumed by the same command with another
+--steps_per_call, until it finishes. Its metrics.csv and every array of its last checkpoint must then equal those of an
 undisturbed run, byte for byte. The runs use truncated backpropagation or shuffled epochs, two layers with dropout, a
 learning rate schedule and gradient clipping, with one seed or several.
 """
@@ -39,26 +39,26 @@ RUNS = {
     'stream': ('--feed=stream', *COMMON),
     'shuffle': ('--feed=shuffle', '--num_seeds=3', *COMMON),
 }
-STARTING = 0.25  # the share of kills that may come while a run starts; the others wait for its first rows
+START_FRACTION = 0.25  # fraction of kills that may happen while a run starts; the others wait for its first rows
 
-CHUNKS = (30, 77)  # steps between two visits of the host: few, so that their programs stay compiled
+CHUNKS = (30, 77)  # values of --steps_per_call: few, so that their programs are in the compilation cache
 
 FLAGS = {
-    'kills': Flag(Whole(1), 'how many times a run is killed'),
-    'runs': Flag(Many(Choice(*RUNS)), 'which runs, in turn'),
+    'kills': Flag(Whole(1), 'number of kills'),
+    'runs': Flag(Many(Choice(*RUNS)), 'runs to kill, one after the other'),
     'steps': Flag(Whole(10, (2**31 - 1) // 2), 'training steps of each run'),
-    'checkpoint_every': Flag(Whole(1), 'steps between two checkpoints'),
-    'seconds': Flag(Whole(1), 'that a run may train at most until it is killed'),
+    'checkpoint_every': Flag(Whole(1), 'training steps between two checkpoints'),
+    'seconds': Flag(Whole(1), 'maximal training time before a kill, in seconds'),
     **{name: flag_tables.SHARED[name] for name in ('seed', 'workdir', 'overwrite')},
 }
 
 
-class SoakOutcome(NamedTuple):
-    """What became of the runs."""
+class SoakResult(NamedTuple):
+    """Counts of kills and runs."""
 
     kills: int
-    finished: int  # runs that came to their end
-    training: int  # kills that came after a run's first rows
+    finished: int  # runs that finished
+    training: int  # kills after a run's first rows
 
 
 def run(
@@ -71,27 +71,27 @@ def run(
     seed: int = 0,
     workdir: str | None = None,
     overwrite: bool = False,
-) -> SoakOutcome:
-    """Kills runs of experiments.echo at random moments, and compares how they end with an undisturbed run.
+) -> SoakResult:
+    """Kills runs of experiments.echo at random moments, and compares their results with an undisturbed run.
 
-    Every argument is a flag of the command line, where `FLAGS` explains it; `seed` decides the moments.
+    Every argument is a flag, described in `FLAGS`; `seed` is for the random moments.
 
     Raises:
-      UserError (a ValueError): an argument is refused, or a run did not end as the undisturbed one did.
+      UserError (a ValueError): an argument is invalid, or a run differs from the undisturbed run.
     """
     settings = flag_tables.check(FLAGS, locals(), cli_command.default_values(run))
     if settings['workdir'] is None:
-        raise UserError('--workdir is missing: a folder for the runs')
+        raise UserError('--workdir is missing; pass a folder for the runs')
     with directory.open_workdir(settings, 'soak', names=tuple(RUNS)) as (folder, _):
         folder.clear()
         soak = Soak(folder.path, settings, np.random.default_rng(settings['seed']))
-        outcome = soak.run()
+        result = soak.run()
     print(
-        f'\n{outcome.kills:,} kills, {outcome.training:,} of them after the first rows of a run: all of '
-        f'{outcome.finished:,} runs ended as the undisturbed ones did, metrics.csv and every array of the last '
-        'checkpoint byte for byte.'
+        f'\n{result.kills:,} kills, {result.training:,} of them after the first rows of a run: metrics.csv and every '
+        f'array of the last checkpoint of all {result.finished:,} runs equal those of the undisturbed runs, byte for '
+        'byte.'
     )
-    return outcome
+    return result
 
 
 class Soak:
@@ -101,75 +101,75 @@ class Soak:
         self.folder, self.settings, self.rng = folder, settings, rng
         self.kills = self.training = self.finished = 0
 
-    def run(self) -> SoakOutcome:
+    def run(self) -> SoakResult:
         for name in self.settings['runs']:
             print(f'{name}: an undisturbed run')
             self.start(self.folder / name / 'undisturbed', RUNS[name]).communicate()
-        with progress.progress(self.settings['kills'], 'kill') as shown:
+        with progress.progress(self.settings['kills'], 'kill') as bar:
             while self.kills < self.settings['kills']:
                 name = self.settings['runs'][self.finished % len(self.settings['runs'])]
-                self.disturb(self.folder / name / 'killed', RUNS[name], shown)
+                self.disturb(self.folder / name / 'killed', RUNS[name], bar)
                 compare(self.folder / name / 'killed', self.folder / name / 'undisturbed')
                 shutil.rmtree(self.folder / name / 'killed')
                 self.finished += 1
-        return SoakOutcome(self.kills, self.finished, self.training)
+        return SoakResult(self.kills, self.finished, self.training)
 
-    def disturb(self, folder: Path, flags: Sequence[str], shown: Progress) -> None:
-        """One run, killed until it ends, or until there were enough kills."""
+    def disturb(self, folder: Path, flags: Sequence[str], bar: Progress) -> None:
+        """Kills and resumes a run until it finishes, or until there were enough kills."""
         while True:
-            before = _rows(folder)
+            before = _log_bytes(folder)
             process = self.start(folder, flags)
-            spare = self.kills == self.settings['kills']
-            if not spare and self.rng.random() >= STARTING:
-                while process.poll() is None and _rows(folder) == before:
+            is_last = self.kills == self.settings['kills']
+            if not is_last and self.rng.random() >= START_FRACTION:
+                while process.poll() is None and _log_bytes(folder) == before:
                     time.sleep(0.01)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(None if spare else self.rng.uniform(0, self.settings['seconds']))
+                process.wait(None if is_last else self.rng.uniform(0, self.settings['seconds']))
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 self.kills += 1
-                self.training += _rows(folder) != before
-                shown.show(self.kills, 1, f'{self.finished} runs ended')
-            _, said = process.communicate()
+                self.training += _log_bytes(folder) != before
+                bar.show(self.kills, 1, f'{self.finished} runs finished')
+            _, stderr = process.communicate()
             if process.returncode not in (0, -signal.SIGKILL):
-                raise UserError(f'a run in {folder} ended with {process.returncode}: {said.strip()}')
+                raise UserError(f'a run in {folder} ended with exit code {process.returncode}: {stderr.strip()}')
             if process.returncode == 0:
                 return
 
     def start(self, folder: Path, flags: Sequence[str]) -> subprocess.Popen[str]:
-        """The same command each time, but for the flag that changes no number."""
+        """Starts a run with a random --steps_per_call, which does not change results."""
         steps, chunk = self.settings['steps'], int(self.rng.choice(CHUNKS))
-        own = [f'--{name}={self.settings[name]}' for name in ('steps', 'checkpoint_every')]
-        own += [f'--decay_steps={2 * steps}', f'--steps_per_call={chunk}', f'--workdir={folder}']
-        command = [sys.executable, '-m', 'experiments.echo', *flags, *own]
+        run_flags = [f'--{name}={self.settings[name]}' for name in ('steps', 'checkpoint_every')]
+        run_flags += [f'--decay_steps={2 * steps}', f'--steps_per_call={chunk}', f'--workdir={folder}']
+        command = [sys.executable, '-m', 'experiments.echo', *flags, *run_flags]
         path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')])
-        how = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'text': True}
-        return subprocess.Popen(command, env=os.environ | {'PYTHONPATH': path}, **how)
+        pipes = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'text': True}
+        return subprocess.Popen(command, env=os.environ | {'PYTHONPATH': path}, **pipes)
 
 
-def _rows(folder: Path) -> int:
-    """How much of a run's log there is, in bytes."""
+def _log_bytes(folder: Path) -> int:
+    """Returns the size of a run's logs in bytes."""
     logs = [folder / directory.METRICS, *folder.glob(f'{directory.CHECKPOINTS}/*/losses.f32')]
     return sum(log.stat().st_size for log in logs if log.exists())
 
 
 def compare(folder: Path, other: Path) -> None:
-    """Raises UserError where two runs did not end alike."""
+    """Raises UserError if the results of two runs differ."""
     if (folder / directory.METRICS).read_bytes() != (other / directory.METRICS).read_bytes():
-        raise UserError(f'{folder / directory.METRICS} is not {other / directory.METRICS}')
+        raise UserError(f'{folder / directory.METRICS} differs from {other / directory.METRICS}')
     ends = []
     for top in (folder, other):
-        found = {
+        managers = {
             path.relative_to(top): CheckpointManager(path, writes=False)
             for path in checkpoint_manager.checkpoint_folders(top / directory.CHECKPOINTS)
         }
-        ends.append({path: orbax_io.read_arrays(store.path(store.steps()[-1])) for path, store in found.items()})
+        ends.append({path: orbax_io.read_arrays(x.path(x.steps()[-1])) for path, x in managers.items()})
     if ends[0].keys() != ends[1].keys():
-        raise UserError(f'{folder} and {other} have other groups of seeds')
+        raise UserError(f'{folder} and {other} have different replica groups')
     for path, arrays in ends[0].items():
         for name, array in arrays.items():
             if array.tobytes() != ends[1][path][name].tobytes():
-                raise UserError(f'{name} of {folder / path} is not that of {other / path}')
+                raise UserError(f'{name} of {folder / path} differs from that of {other / path}')
 
 
 DEFAULTS = cli_command.default_values(run)

@@ -1,11 +1,11 @@
-"""What `benchmarks.bench` measures: the same work here and in other libraries, each in a process of its own.
+"""Workloads of `benchmarks.bench` in seqjax and in other libraries (peers), each in a process of its own.
 
-cases       the sizes of a layer, its arrays, sizes drawn at random
-ours, flaxes, kerases, torches   the work, a file a library, one class with the same methods each
-jaxes       what the three share that run on JAX
-worker      the process that does the work, a request a line
-client      the end of the line that asks
-scores      ratios and their spread, exponents, the gates
-table       the scores for a person: Markdown, a picture
-keras_td    a run of the notebook's as a Keras script
+cases       sizes of a layer, its arrays, random sizes
+ours, flaxes, kerases, torches   the workloads of a library, one class with the same methods each
+jaxes       common code of the libraries on JAX
+worker      process that runs workloads, one request per line
+client      starts a worker and sends requests
+scores      ratios and their quartiles, exponents, checks
+table       results as Markdown and as a figure
+keras_td    training of the notebook as a Keras script
 """

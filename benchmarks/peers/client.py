@@ -1,4 +1,4 @@
-"""The end of the line that asks: processes of workers, and what becomes of one that fails."""
+"""Client of a worker process: starts it, sends requests, and reports its failure."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ from typing import Any
 from seqjax.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
-NOT_THEIRS = ('JAX_COMPILATION_CACHE_DIR', 'JAX_NUM_CPU_DEVICES', 'GLIBC_TUNABLES', 'OMP_NUM_THREADS', 'XLA_FLAGS')
+REMOVED_VARIABLES = (
+    'JAX_COMPILATION_CACHE_DIR',
+    'JAX_NUM_CPU_DEVICES',
+    'GLIBC_TUNABLES',
+    'OMP_NUM_THREADS',
+    'XLA_FLAGS',
+)
 
-PLAIN_ERRORS = {'JAX_TRACEBACK_FILTERING': 'off'}  # the last line of a traceback is then what went wrong
+PLAIN_ERRORS = {'JAX_TRACEBACK_FILTERING': 'off'}  # the last line of a traceback is then the error
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """That of a process to be measured: what this one was told about caches, devices and threads does not reach it."""
+    """Returns the environment of a process, without this process's settings of caches, devices and threads."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', '')]))
-    kept = {name: value for name, value in os.environ.items() if name not in NOT_THEIRS}
-    return kept | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu', **PLAIN_ERRORS} | changes
+    inherited = {name: value for name, value in os.environ.items() if name not in REMOVED_VARIABLES}
+    return inherited | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu', **PLAIN_ERRORS} | changes
 
 
 class Client:
-    """A worker's process, as a context."""
+    """A worker process; a context manager that ends it."""
 
     def __init__(self, peer: str, changes: Mapping[str, str]):
         self.peer, self.errors = peer, tempfile.TemporaryFile('w+')  # noqa: SIM115
@@ -49,14 +55,14 @@ class Client:
             self.process.stdin.close()
         try:
             self.process.wait(5)
-        except subprocess.TimeoutExpired:  # in a long call
+        except subprocess.TimeoutExpired:  # the worker is in a long call
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
         self.errors.close()
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """The reply to a request; the worker does nothing when it has come.
+        """Sends a request and returns the reply, after which the worker is idle.
 
         Raises:
           UserError: the process has ended.
@@ -65,25 +71,25 @@ class Client:
         return self.reply()
 
     def send(self, do: str, **request: Any) -> None:
-        """A request alone, so that several workers may be busy at once."""
-        with contextlib.suppress(BrokenPipeError):  # `reply` tells its last words
+        """Sends a request without waiting, so that several workers may be busy at the same time."""
+        with contextlib.suppress(BrokenPipeError):  # `reply` raises the error
             self.process.stdin.write(json.dumps({'do': do, **request}) + '\n')
             self.process.stdin.flush()
 
     def reply(self) -> dict[str, Any]:
-        """What came of the request that was sent; waits for it. Raises UserError where the process has ended."""
+        """Waits for the reply to a request and returns it; raises UserError if the process has ended."""
         line = self.process.stdout.readline()
         if line:
             return json.loads(line)
         code = self.process.wait()
         self.errors.seek(0)
-        words = self.errors.read().split('\n')
-        said = next((line for line in reversed(words) if line.strip()), 'nothing')
-        raise UserError(f'the process of {self.peer} ended with {code} and said {said!r}; leave it out with --peers')
+        lines = self.errors.read().split('\n')
+        error = next((line for line in reversed(lines) if line.strip()), 'no message')
+        raise UserError(f'the process of {self.peer} ended with exit code {code} ({error}); exclude it with --peers')
 
 
 def ask_all(requests: Mapping[Client, Mapping[str, Any]]) -> dict[Client, dict[str, Any]]:
-    """The replies of several workers that are busy at once: nothing that is timed."""
-    for one, request in requests.items():
-        one.send(**request)
-    return {one: one.reply() for one in requests}
+    """Sends requests to several workers at the same time and returns their replies; not for timing."""
+    for client, request in requests.items():
+        client.send(**request)
+    return {client: client.reply() for client in requests}

@@ -1,4 +1,4 @@
-"""The work by Flax Linen: its RNN and the faster of its LSTM cells, through `jax.jit`."""
+"""Workloads in Flax Linen: its RNN with the faster of its LSTM cells, under `jax.jit`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Flax(JaxPeer):
         )
 
     def replicas(self, count: int, epochs: int) -> Work:
-        """So many epochs of the notebook's many-to-many model for that many seeds: a training step under `jax.vmap`."""
+        """Returns `epochs` training steps of the notebook's many-to-many model for `count` seeds, under `jax.vmap`."""
         model, tx, data = Notebook(), optax.adam(1e-3, eps=1e-7), td.td('many_to_many').data
 
         def init(key):
@@ -64,12 +64,12 @@ class Notebook(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """inputs [B, T, 1] -> outputs [B, T, 1]."""
+        """Returns outputs [B, T, 1] for inputs [B, T, 1]."""
         return nn.Dense(1)(nn.RNN(nn.OptimizedLSTMCell(5))(inputs))
 
 
 def from_shared(weights: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Flax has a kernel for each gate, and its only bias beside the recurrent one."""
+    """Returns Flax's parameters: a kernel for each gate, and the bias in the recurrent part."""
     blocks = {name: np.split(array, 4, axis=-1) for name, array in weights.items()}
     inner = {f'i{gate}': {'kernel': blocks['kernel'][n]} for n, gate in enumerate(GATES)}
     outer = {
@@ -79,6 +79,8 @@ def from_shared(weights: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.nda
 
 
 def to_shared(params: Mapping[str, Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
+    """Returns Flax's parameters in the shapes of `cases.Arrays.weights`."""
+
     def joined(side, name):
         return jnp.concatenate([params[f'{side}{gate}'][name] for gate in GATES], axis=-1)
 

@@ -1,4 +1,4 @@
-"""What the peers on JAX share: all but the layer itself, and where its arrays lie."""
+"""Workloads of libraries on JAX, given the layer of the library."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 from benchmarks.peers import cases
 from benchmarks.peers.cases import Arrays, Case
 
-if cases.AT_ONCE in os.environ:  # JAX has no variable of its own for it
+if cases.SYNCHRONOUS in os.environ:  # JAX has no environment variable for this setting
     jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
 class Work(NamedTuple):
-    """Something to be measured, compiled and warm."""
+    """A compiled workload."""
 
-    call: Callable[[], Any]  # returns when it is done
-    results: Callable[[], Mapping[str, Any]]  # by the names and in the shapes that all libraries share
-    temporaries: int | None = None  # bytes of memory beside arguments and results; None where that is not known
+    call: Callable[[], Any]  # runs the workload and waits for its results
+    results: Callable[[], Mapping[str, Any]]  # returns the results with the names and shapes of all libraries
+    temporaries: int | None = None  # bytes of temporary memory; None if unknown
 
 
 class JaxLayer(NamedTuple):
@@ -31,47 +31,47 @@ class JaxLayer(NamedTuple):
     params: Any
     apply: Callable[[Any, jax.Array], jax.Array]  # params, inputs [B, T, F] -> outputs [B, T, H]
     step: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]  # params, carry, [B, F] -> carry, outputs [B, H]
-    carry: Any  # with which a stream begins
-    shared: Callable[[Any], Mapping[str, Any]]  # parameters or their gradients -> as `cases.Arrays.weights` has them
+    carry: Any  # initial carry of a stream
+    shared: Callable[[Any], Mapping[str, Any]]  # parameters or gradients -> in the shapes of `cases.Arrays.weights`
 
 
 class JaxPeer:
-    """A library on JAX; `layer` is what tells one from another."""
+    """Base class of libraries on JAX, which implement `layer`."""
 
     def layer(self, case: Case, weights: Mapping[str, np.ndarray]) -> JaxLayer:
-        """The layer of a case with these weights."""
+        """Returns the layer of a case with these weights."""
         raise NotImplementedError
 
-    def lowered_forward(self, case: Case, layer: JaxLayer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
-        """The forward pass, traced and lowered, and its arguments."""
+    def lowered_forward(self, case: Case, layer: JaxLayer, arrays: Arrays) -> tuple[Any, tuple[Any, ...]]:
+        """Returns the lowered forward pass and its arguments."""
         del case
-        arguments = jax.device_put((layer.params, given.inputs))
+        arguments = jax.device_put((layer.params, arrays.inputs))
         return jax.jit(layer.apply).lower(*arguments), arguments
 
-    def lowered(self, case: Case, layer: JaxLayer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
-        """The training step, traced and lowered, and its arguments."""
+    def lowered(self, case: Case, layer: JaxLayer, arrays: Arrays) -> tuple[Any, tuple[Any, ...]]:
+        """Returns the lowered training step and its arguments."""
 
         def loss(params, inputs, targets):
             return jnp.mean((layer.apply(params, inputs) - targets) ** 2)
 
-        arguments = jax.device_put((layer.params, given.inputs, given.targets))
+        arguments = jax.device_put((layer.params, arrays.inputs, arrays.targets))
         return jax.jit(jax.value_and_grad(loss)).lower(*arguments), arguments
 
     def forward(self, *sizes: int) -> Work:
-        """All outputs of a case."""
+        """Returns the forward pass of a case."""
         case = Case(*sizes)
-        given = cases.arrays(case)
-        lowered, arguments = self.lowered_forward(case, self.layer(case, given.weights), given)
+        arrays = cases.arrays(case)
+        lowered, arguments = self.lowered_forward(case, self.layer(case, arrays.weights), arrays)
         program = lowered.compile()
         return Work(lambda: jax.block_until_ready(program(*arguments)), lambda: {'outputs': program(*arguments)})
 
     def _training(self, case: Case) -> tuple[JaxLayer, Any, tuple[Any, ...]]:
-        given = cases.arrays(case)
-        layer = self.layer(case, given.weights)
-        return layer, *self.lowered(case, layer, given)
+        arrays = cases.arrays(case)
+        layer = self.layer(case, arrays.weights)
+        return layer, *self.lowered(case, layer, arrays)
 
     def training(self, *sizes: int) -> Work:
-        """Forward, backward, and the gradients of the weights, of the mean squared error over all steps of a case."""
+        """Returns loss and gradients of the weights, for the mean squared error over all time steps of a case."""
         layer, lowered, arguments = self._training(Case(*sizes))
         program = lowered.compile()
 
@@ -84,11 +84,11 @@ class JaxPeer:
         return Work(lambda: jax.block_until_ready(program(*arguments)), results, memory)
 
     def streaming(self, *sizes: int) -> Work:
-        """One step of a stream, whose carry goes into the next."""
+        """Returns one time step of a stream; each call continues with the carry of the one before."""
         case = Case(*sizes)
-        given = cases.arrays(case)
-        layer = self.layer(case, given.weights)
-        params, carry, inputs = first = jax.device_put((layer.params, layer.carry, given.inputs[:, 0]))
+        arrays = cases.arrays(case)
+        layer = self.layer(case, arrays.weights)
+        params, carry, inputs = first = jax.device_put((layer.params, layer.carry, arrays.inputs[:, 0]))
         program = jax.jit(layer.step).lower(*first).compile()
 
         def call():
@@ -103,7 +103,7 @@ class JaxPeer:
         return Work(call, results)
 
     def compiling(self, *sizes: int) -> Work:
-        """What is done before the first training step of a case: its arrays are made, its program traced, compiled."""
+        """Returns the work before the first training step of a case: arrays, tracing and compilation."""
 
         def call():
             jax.clear_caches()
@@ -112,7 +112,7 @@ class JaxPeer:
         return Work(call, dict)
 
     def product(self, size: int) -> Work:
-        """A matrix product of size x size, for which a CPU is as fast as it can be."""
+        """Returns a matrix product of size x size, to measure the peak rate of the CPU."""
         factor = jnp.asarray(np.random.default_rng(cases.SEED).standard_normal((size, size), np.float32))
         program = jax.jit(jnp.matmul).lower(factor, factor).compile()
         return Work(

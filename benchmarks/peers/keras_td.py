@@ -1,4 +1,4 @@
-"""The notebook's many-to-one training as a Keras 3 script, which `benchmarks.bench` starts as a whole process."""
+"""Trains the notebook's many-to-one model with Keras 3; `benchmarks.bench` measures the whole process."""
 
 import os
 

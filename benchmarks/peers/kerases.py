@@ -1,6 +1,6 @@
-"""The work by Keras 3 on its JAX backend: its LSTM as a pure function, through `jax.jit`, as its own trainer has it.
+"""Workloads in Keras 3 on its JAX backend: its LSTM as a pure function under `jax.jit`, as in its own trainer.
 
-Keras is imported where the class is made, which its worker alone does.
+Keras is imported when the class is instantiated, in its worker only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Keras(JaxPeer):
     def layer(self, case: Case, weights: Mapping[str, np.ndarray]) -> JaxLayer:
         lstm = self.keras.layers.LSTM(case.units, return_sequences=True)
         lstm.build((case.batch, case.steps, case.features))
-        # Seeds of dropout, of which there is none.
+        # State of the dropout seeds, which are not used.
         others, seeds = ([x.value for x in part.non_trainable_variables] for part in (lstm, lstm.cell))
         zeros = jnp.zeros((case.batch, case.units))
 

@@ -1,4 +1,4 @@
-"""The work by seqjax, on all cores as its runs are."""
+"""Workloads in seqjax, on all CPU cores."""
 
 from __future__ import annotations
 
@@ -30,31 +30,33 @@ from seqjax.training.step import gradients
 from seqjax.types import Batch, Task, TrainState
 
 
-def place(model: nn.Module, task: Task, rows: int | None, replicas: int | None = None) -> MeshShardings | None:
-    """Returns the shardings of a run of the task with so many rows, or replicas."""
+def select_shardings(
+    model: nn.Module, task: Task, rows: int | None, replicas: int | None = None
+) -> MeshShardings | None:
+    """Returns the shardings of a run with the given number of rows, or replicas."""
     pays = partial(sharding.data_parallel_pays, model, task)
     return sharding.select_mesh(None, rows=rows, replicas=replicas, pays=pays)[0]
 
 
-class Where(NamedTuple):
-    """Where the arrays of a program lie, and what it is traced in."""
+class Placement(NamedTuple):
+    """Shardings of a program's arrays, and the context in which it is traced."""
 
-    rows: Any
-    whole: Any
+    rows: Any  # sharding of arrays with rows
+    replicated: Any  # sharding of other arrays
     tracing: contextlib.AbstractContextManager[Any]
 
     @classmethod
-    def of(cls, model: nn.Module, task: Task, rows: int) -> Where:
-        layout = place(model, task, rows)
-        if layout is None:
+    def of(cls, model: nn.Module, task: Task, rows: int) -> Placement:
+        shardings = select_shardings(model, task, rows)
+        if shardings is None:
             return cls(None, None, contextlib.nullcontext())
-        divided = layout.on(sharding.DATA) if rows % layout.size == 0 else layout.replicated
-        return cls(divided, layout.replicated, layout.in_effect())
+        by_rows = shardings.on(sharding.DATA) if rows % shardings.size == 0 else shardings.replicated
+        return cls(by_rows, shardings.replicated, shardings.in_effect())
 
 
-def _task(case: Case, given: Arrays) -> tuple[nn.Module, Task]:
-    """The layer alone as a model, and the mean squared error over all steps."""
-    data = Batch(given.inputs, given.targets, np.ones((case.batch, case.steps), bool))
+def _task(case: Case, arrays: Arrays) -> tuple[nn.Module, Task]:
+    """Returns the layer as a model, and the task with the mean squared error over all time steps."""
+    data = Batch(arrays.inputs, arrays.targets, np.ones((case.batch, case.steps), bool))
     return nn_rnn.RNN(LSTMCell(case.units)), Task(nn_losses.mean_squared_error, lambda data, key, step: data, data)
 
 
@@ -75,44 +77,44 @@ class Ours(JaxPeer):
             shared=lambda params: params['cell'],
         )
 
-    def lowered_forward(self, case: Case, layer: JaxLayer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
-        """Where a run would evaluate."""
-        where = Where.of(*_task(case, given), case.batch)
-        arguments = (jax.device_put(layer.params, where.whole), jax.device_put(given.inputs, where.rows))
-        with where.tracing:
+    def lowered_forward(self, case: Case, layer: JaxLayer, arrays: Arrays) -> tuple[Any, tuple[Any, ...]]:
+        """Returns the lowered forward pass and its arguments, with the shardings of a run."""
+        placement = Placement.of(*_task(case, arrays), case.batch)
+        arguments = (jax.device_put(layer.params, placement.replicated), jax.device_put(arrays.inputs, placement.rows))
+        with placement.tracing:
             return jax.jit(layer.apply).lower(*arguments), arguments
 
-    def lowered(self, case: Case, layer: JaxLayer, given: Arrays) -> tuple[Any, tuple[Any, ...]]:
-        """The step of a run (`training.gradients`), where a run would take it."""
-        model, task = _task(case, given)
-        where = Where.of(model, task, case.batch)
+    def lowered(self, case: Case, layer: JaxLayer, arrays: Arrays) -> tuple[Any, tuple[Any, ...]]:
+        """Returns the lowered training step (`training.gradients`) and its arguments, with the shardings of a run."""
+        model, task = _task(case, arrays)
+        placement = Placement.of(model, task, case.batch)
 
         def loss_and_gradients(params, data):
             state = TrainState(jnp.int32(0), jax.random.key(0), params, {}, ())
             grads, metrics, _ = gradients(model, task._replace(data=data), state)
             return metrics['loss'].compute(), grads
 
-        arguments = (jax.device_put(layer.params, where.whole), jax.device_put(task.data, where.rows))
-        with where.tracing:
+        arguments = (jax.device_put(layer.params, placement.replicated), jax.device_put(task.data, placement.rows))
+        with placement.tracing:
             return jax.jit(loss_and_gradients).lower(*arguments), arguments
 
     def backend(self, what: str, cell: str, name: str, *sizes: int) -> Work:
-        """A case by one of our backends, on one device."""
+        """Returns a forward pass or training step with a given backend, on one device."""
         case = Case(*sizes)
-        given, rnn = cases.arrays(case), nn_rnn.RNN(models.CELLS[cell](case.units), backend=name)
-        variables = rnn.init(jax.random.key(cases.SEED), given.inputs[:1, :1])
+        arrays, rnn = cases.arrays(case), nn_rnn.RNN(models.CELLS[cell](case.units), backend=name)
+        variables = rnn.init(jax.random.key(cases.SEED), arrays.inputs[:1, :1])
         layer = JaxLayer(variables, rnn.apply, step=None, carry=None, shared=None)
         lower = super().lowered_forward if what == cases.FORWARD else super().lowered
-        lowered, arguments = lower(case, layer, given)
+        lowered, arguments = lower(case, layer, arrays)
         program = lowered.compile()
         return Work(lambda: jax.block_until_ready(program(*arguments)), dict)
 
     def replicas(self, count: int, epochs: int) -> Work:
-        """So many epochs of the notebook's many-to-many run for that many seeds, in the groups of a run."""
+        """Returns `epochs` training steps of the notebook's many-to-many model for `count` seeds, in replica groups."""
         task, width = td.td('many_to_many'), training_replicas.group_width(count)
         model = build_model(task.spec, ModelConfig(hidden=5))
-        layout, tx = place(model, task, None, width), optimizers.adam(1e-3, 1e-7)
-        programs = compile_programs(model, task, tx, None, steps_per_call=epochs, replicas=width, shardings=layout)
+        shardings, tx = select_shardings(model, task, None, width), optimizers.adam(1e-3, 1e-7)
+        programs = compile_programs(model, task, tx, None, steps_per_call=epochs, replicas=width, shardings=shardings)
         groups = training_replicas.replica_groups(np.arange(count, dtype=np.uint32), width)
         states = [programs.init(jnp.asarray(training_replicas.pad_replicas(group.seeds, width))) for group in groups]
         losses = [None] * len(states)
@@ -120,7 +122,7 @@ class Ours(JaxPeer):
         def call():
             for i, state in enumerate(states):
                 states[i], metrics, _ = programs.train_chunk(task.data, task.evals, state, epochs)
-                losses[i] = jax.block_until_ready(metrics['loss'])  # as a run, which looks at it before it goes on
+                losses[i] = jax.block_until_ready(metrics['loss'])  # a run waits for the loss of each chunk as well
             return states, losses
 
         return Work(call, lambda: {'loss': jnp.concatenate([loss.compute()[-1] for loss in losses])[:count]})

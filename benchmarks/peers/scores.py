@@ -1,4 +1,4 @@
-"""From seconds to a verdict: ratios with their spread, exponents of growth, the gates."""
+"""Scores of timings: ratios with quartiles, exponents of growth, and checks."""
 
 from __future__ import annotations
 
@@ -12,110 +12,110 @@ from benchmarks.peers.cases import Case
 
 OURS, FLAX, KERAS, TORCH = 'ours', 'flax', 'keras', 'torch'
 PRODUCT, REPLICAS = 'product', 'replicas'
-LAYER = (cases.FORWARD, cases.TRAINING)  # what is measured of every row
+LAYER = (cases.FORWARD, cases.TRAINING)  # workloads of every row
 PLAIN = 'plain'
-BACKENDS = {f'{what} by a backend': what for what in LAYER}  # of ours, whose name is in the place of a peer's
+BACKENDS = {f'{what} by a backend': what for what in LAYER}  # workloads of a backend, whose name is in column `peer`
 WARM, COLD = 'start, warm', 'start, cold'
 COMPILING = 'compiling over T'
-# What grows, and which of a row's numbers it grows with.
+# Index of the number of a row that grows.
 GROWTH = {'growth over T': 1, 'growth over B': 0, 'growth over H': 3, 'growth over replicas': 0, COMPILING: 1}
-LINEAR = ('growth over T', 'growth over replicas')  # whose exponents must be 1
+LINEAR = ('growth over T', 'growth over replicas')  # workloads whose exponent must be 1
 
 FLAX_SHARE, EXPONENT = 0.65, (0.95, 1.05)
-AIMS = dict(zip(cases.ROWS, (0.85, 0.80, 0.55, 0.95, 0.70, 0.20), strict=True))  # of PyTorch's training step
+AIMS = dict(zip(cases.ROWS, (0.85, 0.80, 0.55, 0.95, 0.70, 0.20), strict=True))  # time relative to PyTorch's
 QUARTILES = (0.25, 0.5, 0.75)
-UPPER = 16  # the exponent is of sizes from the largest / UPPER on, where what does not grow is small
+UPPER = 16  # exponents are fitted to sizes from the largest / UPPER on, where constant time is negligible
 
 
 class Timing(NamedTuple):
-    """A line of timings.csv."""
+    """A row of timings.csv."""
 
-    row: str  # sizes: BxTxFxH, for a backend behind its cell; seeds x epochs of replicas; the side of a matrix product
-    what: str
-    peer: str
+    row: str  # sizes: BxTxFxH, for a backend after its cell; seeds x epochs of replicas; the side of a matrix product
+    what: str  # workload
+    peer: str  # library
     setting: str  # threads and allocator of PyTorch
-    round: int  # from 1; 0 is the pilot, which chooses the setting
-    seconds: float  # a call, the median of those of one visit
+    round: int  # from 1; 0 is the pilot, which selects the setting
+    seconds: float  # time of a call, the median of a visit
 
 
 class Ratio(NamedTuple):
-    """Our time / a peer's over rounds: the median, and the quartiles, which no single disturbed round moves far."""
+    """Ratio of our time to a peer's over rounds: median and quartiles, which are robust to single slow rounds."""
 
     low: float
     median: float
     high: float
 
 
-class Gate(NamedTuple):
-    """A condition, whether it holds (None: it could not be judged), and what fails it."""
+class Check(NamedTuple):
+    """A condition on the results."""
 
     text: str
-    holds: bool | None
-    failing: tuple[str, ...] = ()
+    holds: bool | None  # None if it was not measured
+    failing: tuple[str, ...] = ()  # rows that violate the condition
 
     def __str__(self) -> str:
-        word = {True: 'holds', False: 'FAILS', None: 'not judged'}[self.holds]
+        word = {True: 'holds', False: 'FAILS', None: 'not measured'}[self.holds]
         return f'{word}: {self.text}' + (f' -- {"; ".join(self.failing)}' if self.failing else '')
 
 
 class Timings:
-    """All that was timed, and questions about it."""
+    """All timings, and statistics of them."""
 
     def __init__(self, timings: Iterable[Timing] = ()):
-        self.all = list(timings)
+        self.records = list(timings)
 
     def seconds(self, row: str, what: str, peer: str) -> np.ndarray:
-        """Of each round, in their order; the pilot is not among them."""
-        found = [t for t in self.all if (t.row, t.what, t.peer) == (row, what, peer) and t.round > 0]
-        return np.array([t.seconds for t in sorted(found, key=lambda t: t.round)])
+        """Returns the time of each round, in their order, without the pilot."""
+        timings = [t for t in self.records if (t.row, t.what, t.peer) == (row, what, peer) and t.round > 0]
+        return np.array([t.seconds for t in sorted(timings, key=lambda t: t.round)])
 
     def median(self, row: str, what: str, peer: str) -> float:
-        """Over the rounds of what was measured."""
+        """Returns the median time over rounds."""
         return float(np.median(self.seconds(row, what, peer)))
 
     def ratio(self, row: str, what: str, peer: str, ours: str = OURS) -> Ratio | None:
-        """Round by round, so that what slows a machine for a while slows both."""
+        """Returns the ratio of times of the same round, so that a slow machine affects both."""
         ours, theirs = self.seconds(row, what, ours), self.seconds(row, what, peer)
         rounds = min(len(ours), len(theirs))
         return Ratio(*map(float, np.quantile(ours[:rounds] / theirs[:rounds], QUARTILES))) if rounds else None
 
     def rows(self, *whats: str) -> list[tuple[str, str]]:
-        """(row, what) in the order in which they were measured."""
-        return list(dict.fromkeys((t.row, t.what) for t in self.all if t.what in whats))
+        """Returns (row, workload) in the order of measurement."""
+        return list(dict.fromkeys((t.row, t.what) for t in self.records if t.what in whats))
 
     def peers(self, row: str, what: str) -> list[str]:
-        """By whom it was measured."""
-        return list(dict.fromkeys(t.peer for t in self.all if (t.row, t.what) == (row, what)))
+        """Returns the libraries with timings of a row and workload."""
+        return list(dict.fromkeys(t.peer for t in self.records if (t.row, t.what) == (row, what)))
 
     def setting(self, row: str, what: str, peer: str) -> str:
-        """That of the rounds that count."""
-        settings = (t.setting for t in self.all if (t.row, t.what, t.peer) == (row, what, peer) and t.round > 0)
+        """Returns the setting of a library after the pilot."""
+        settings = (t.setting for t in self.records if (t.row, t.what, t.peer) == (row, what, peer) and t.round > 0)
         return next(settings, '')
 
     def rate(self) -> float | None:
-        """Floating-point operations a second of the matrix product, the median of its rounds."""
-        rates = [2 * cases.sizes(t.row)[0] ** 3 / t.seconds for t in self.all if t.what == PRODUCT]
+        """Returns the median floating-point operations per second of the matrix product."""
+        rates = [2 * cases.sizes(t.row)[0] ** 3 / t.seconds for t in self.records if t.what == PRODUCT]
         return float(np.median(rates)) if rates else None
 
     def curve(self, what: str) -> tuple[np.ndarray, np.ndarray]:
-        """Sizes and median seconds of a growth, in the order of the sizes."""
+        """Returns sizes and median times, in the order of the sizes."""
         points = [(cases.sizes(row)[GROWTH[what]], self.median(row, what, OURS)) for row, _ in self.rows(what)]
         return tuple(np.array(sorted(points), float).reshape(-1, 2).T)
 
     def exponent(self, what: str) -> float | None:
-        """Of the growth, by its upper points; None where there are fewer than two."""
+        """Returns the exponent of the growth at its upper sizes; None for fewer than two sizes."""
         sizes, seconds = upper(*self.curve(what))
         return exponent(sizes, seconds) if len(sizes) > 1 else None
 
 
 def upper(sizes: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points from a sixteenth of the largest size on."""
-    kept = sizes * UPPER >= sizes.max(initial=0)
-    return sizes[kept], seconds[kept]
+    """Returns the points from a sixteenth of the largest size on."""
+    is_upper = sizes * UPPER >= sizes.max(initial=0)
+    return sizes[is_upper], seconds[is_upper]
 
 
 def exponent(sizes: np.ndarray, seconds: np.ndarray) -> float:
-    """k of seconds ~ sizes^k, by least squares on logarithms.
+    """Returns k of seconds ~ sizes^k, by least squares on logarithms.
 
     >>> round(exponent(np.array([1.0, 2.0, 4.0]), np.array([3.0, 12.0, 48.0])), 6)
     2.0
@@ -123,90 +123,92 @@ def exponent(sizes: np.ndarray, seconds: np.ndarray) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-# --- the gates -------------------------------------------------------------------------------------
+# --- checks ----------------------------------------------------------------------------------------
 
 
-def gates(timings: Timings, memory: Mapping[tuple[str, str], int]) -> list[Gate]:
-    """The four; memory is bytes by row and peer."""
+def checks(timings: Timings, memory: Mapping[tuple[str, str], int]) -> list[Check]:
+    """Returns the four checks; `memory` has bytes by row and peer."""
     return [not_slower(timings), faster_than_flax(timings), less_memory(memory), linear(timings)]
 
 
 def losses(timings: Timings, peer: str) -> list[str]:
-    """Where we are slower than a peer beyond the spread: even the lower quartile of the ratio is over 1."""
-    found = []
+    """Returns the rows in which we are slower than a peer: the lower quartile of the ratio is above 1."""
+    slower = []
     for row, what in timings.rows(*LAYER, cases.STREAMING, REPLICAS, WARM, COLD):
         ratio = timings.ratio(row, what, peer)
         if ratio is not None and ratio.low > 1:
-            found.append(f'{row} {what} {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})')
-    return found
+            slower.append(f'{row} {what} {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})')
+    return slower
 
 
-def not_slower(timings: Timings) -> Gate:
-    """Against PyTorch at its best setting."""
-    text = 'no row slower than the best of PyTorch beyond the spread of the rounds'
-    judged = [timings.ratio(row, what, TORCH) for row, what in timings.rows(*LAYER, cases.STREAMING)]
-    if not any(judged):
-        return Gate(text, None)
+def not_slower(timings: Timings) -> Check:
+    """Checks that no row is slower than PyTorch at its best setting."""
+    text = 'in no row is the lower quartile of the time above that of PyTorch at its best setting'
+    ratios = [timings.ratio(row, what, TORCH) for row, what in timings.rows(*LAYER, cases.STREAMING)]
+    if not any(ratios):
+        return Check(text, None)
     failing = losses(timings, TORCH)
-    return Gate(text, not failing, tuple(failing))
+    return Check(text, not failing, tuple(failing))
 
 
-def faster_than_flax(timings: Timings) -> Gate:
-    """Over rows, for the forward pass and the training step each."""
-    text, failing, judged = f"the median row at most {FLAX_SHARE} of Flax's time", [], False
+def faster_than_flax(timings: Timings) -> Check:
+    """Checks the median over rows of the time relative to Flax, for the forward pass and the training step."""
+    text, failing, is_measured = f"the median row takes at most {FLAX_SHARE} of Flax's time", [], False
     for what in LAYER:
         ratios = {row: timings.ratio(row, what, FLAX) for row, _ in timings.rows(what)}
         medians = {row: ratio.median for row, ratio in ratios.items() if ratio is not None}
         if not medians:
             continue
-        judged, median = True, float(np.median(list(medians.values())))
+        is_measured, median = True, float(np.median(list(medians.values())))
         text += f'; {what}: {median:.2f}'
         if median > FLAX_SHARE:
             failing += [f'{row} {what} {share:.2f}' for row, share in medians.items() if share > FLAX_SHARE]
-    return Gate(text, not failing if judged else None, tuple(failing))
+    return Check(text, not failing if is_measured else None, tuple(failing))
 
 
-def less_memory(memory: Mapping[tuple[str, str], int]) -> Gate:
-    """Of the temporaries of the training step."""
-    text = "temporaries of the training step at most Flax's in every row"
+def less_memory(memory: Mapping[tuple[str, str], int]) -> Check:
+    """Checks that the training step needs at most as much temporary memory as Flax's."""
+    text = "temporaries of the training step are at most Flax's in every row"
     rows = [row for row, peer in memory if peer == FLAX and (row, OURS) in memory]
     shares = {row: (memory[row, OURS], memory[row, FLAX]) for row in rows}
     failing = [
-        f'{row} {ours / 1e6:,.3g} MB for {flax / 1e6:,.3g}' for row, (ours, flax) in shares.items() if ours > flax
+        f'{row} {ours / 1e6:,.3g} MB instead of {flax / 1e6:,.3g} MB'
+        for row, (ours, flax) in shares.items()
+        if ours > flax
     ]
-    return Gate(text, not failing if rows else None, tuple(failing))
+    return Check(text, not failing if rows else None, tuple(failing))
 
 
-def linear(timings: Timings) -> Gate:
-    """Over T and over replicas."""
+def linear(timings: Timings) -> Check:
+    """Checks that times grow linearly over T and over replicas."""
     low, high = EXPONENT
-    text, failing, judged = f'exponents from {low} to {high}', [], 0
+    text, failing, measured = f'exponents are from {low} to {high}', [], 0
     for what in LINEAR:
-        found = timings.exponent(what)
-        if found is None:
+        value = timings.exponent(what)
+        if value is None:
             continue
-        judged += 1
-        text += f'; {what}: {found:.3f}'
-        if not low <= found <= high:
-            failing.append(f'{what} {found:.3f}')
-    return Gate(text, not failing if failing or judged == len(LINEAR) else None, tuple(failing))
+        measured += 1
+        text += f'; {what}: {value:.3f}'
+        if not low <= value <= high:
+            failing.append(f'{what} {value:.3f}')
+    return Check(text, not failing if failing or measured == len(LINEAR) else None, tuple(failing))
 
 
 def aims(timings: Timings) -> list[str]:
-    """For each of the rows that has an aim, the training step beside PyTorch's, in words."""
-    found = []
+    """Returns the time of the training step relative to PyTorch's, for each row with an aim, as text."""
+    lines = []
     for case, aim in AIMS.items():
         ratio = timings.ratio(str(case), cases.TRAINING, TORCH)
         if ratio is not None:
-            found.append(f'{case} {ratio.median:.2f} of {aim:.2f}{"" if ratio.median <= aim else " (missed)"}')
-    return found
+            lines.append(f'{case} {ratio.median:.2f} of {aim:.2f}{"" if ratio.median <= aim else " (missed)"}')
+    return lines
 
 
 def least_seconds(row: str, what: str, rate: float) -> float:
-    """What the matrix products of a row take at that rate."""
+    """Returns the time of the matrix products of a row at a given rate."""
     return Case(*cases.sizes(row)).flops(what) / rate
 
 
 def best(pilot: Sequence[tuple[str, float]]) -> str:
-    """The setting of the fewest seconds."""
+    """Returns the fastest setting."""
     return min(pilot, key=lambda point: point[1])[0]

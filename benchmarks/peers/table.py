@@ -1,4 +1,4 @@
-"""The scores for a person: Markdown that the README can hold, and a picture."""
+"""Scores as Markdown and as a figure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Memory = Mapping[tuple[str, str], int]
 
 
 def markdown(timings: Timings, memory: Memory, machine: str, origin: str) -> str:
-    """All tables, the verdicts, and where we lose."""
+    """Returns all tables, the checks, and the rows in which we are slower."""
     parts = [
         f'{machine} {origin}',
         _seconds(timings, (*scores.LAYER, cases.STREAMING), 'Time of one LSTM layer, B x T x F x H'),
@@ -31,7 +31,7 @@ def markdown(timings: Timings, memory: Memory, machine: str, origin: str) -> str
 
 
 def _lines(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; nothing where it has no rows."""
+    """Returns a table, or '' if it has no rows."""
     if not rows:
         return ''
     lines = [' | '.join(row) for row in (head, ['---'] * len(head), *rows)]
@@ -39,7 +39,7 @@ def _lines(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def _seconds(timings: Timings, whats: Sequence[str], title: str) -> str:
-    """A line for each row: our time, the ratios to those of the peers, and the ratio to the matrix products alone."""
+    """Returns a table with our time, and its ratios to the peers and to the matrix products, for each row."""
     rows, rate = timings.rows(*whats), timings.rate()
     peers = [
         peer for peer in (scores.TORCH, scores.FLAX, scores.KERAS) if any(timings.ratio(*row, peer) for row in rows)
@@ -55,7 +55,7 @@ def _seconds(timings: Timings, whats: Sequence[str], title: str) -> str:
         lines.append(line + [timings.setting(row, what, scores.TORCH)] * (scores.TORCH in peers))
     text = _lines(title, head, lines)
     if limits and text:
-        text += f'\n\nA matrix product alone makes {rate / 1e9:,.0f} GFlop/s here.'
+        text += f'\n\nA matrix product alone reaches {rate / 1e9:,.0f} GFLOP/s.'
     return text
 
 
@@ -80,36 +80,36 @@ def _backends(timings: Timings) -> str:
                 ratio = _ratio(timings.ratio(row, what, scores.PLAIN, name))
                 lines.append([*row.split(), scores.BACKENDS[what], name, span(timings.median(row, what, name)), ratio])
     head = ['', 'B x T x F x H', 'what', 'backend', 'time', '/ plain']
-    return _lines('Our backends on one device, beside the plain recurrence', head, lines)
+    return _lines('Our backends on one device, relative to the plain recurrence', head, lines)
 
 
 def _growth(timings: Timings) -> str:
     lines = []
     for what in scores.GROWTH:
         sizes, seconds = timings.curve(what)
-        found = timings.exponent(what)
-        if found is not None:
+        exponent = timings.exponent(what)
+        if exponent is not None:
             fitted = scores.upper(sizes, seconds)[0]
             line = [what, f'{sizes[0]:,.0f} to {sizes[-1]:,.0f}', f'{span(seconds[0])} to {span(seconds[-1])}']
-            lines.append([*line, f'{found:.3f}', ' '.join(f'{size:,.0f}' for size in fitted)])
+            lines.append([*line, f'{exponent:.3f}', ' '.join(f'{size:,.0f}' for size in fitted)])
     return _lines('Growth', ['', 'sizes', 'time', 'exponent', 'fitted to'], lines)
 
 
 def _verdict(timings: Timings, memory: Memory) -> str:
-    """The gates, the aims, and where we lose."""
-    lines = [f'- {gate}' for gate in scores.gates(timings, memory)]
+    """Returns the checks, the aims, and the rows in which we are slower."""
+    lines = [f'- {check}' for check in scores.checks(timings, memory)]
     aims = scores.aims(timings)
     if aims:
-        lines.append(f'- aims for the training step, as shares of PyTorch: {"; ".join(aims)}')
+        lines.append(f"- aims for the training step, relative to PyTorch's time: {'; '.join(aims)}")
     for peer in (scores.TORCH, scores.FLAX, scores.KERAS):
-        lost = scores.losses(timings, peer)
-        if lost:
-            lines.append(f'- slower than {NAMES[peer]}: {"; ".join(lost)}')
+        slower = scores.losses(timings, peer)
+        if slower:
+            lines.append(f'- slower than {NAMES[peer]}: {"; ".join(slower)}')
     return '\n'.join(lines)
 
 
 def span(seconds: float) -> str:
-    """Seconds in the unit that suits them.
+    """Returns a duration with a suitable unit.
 
     >>> span(2.345), span(0.01234), span(1.5e-05)
     ('2.35 s', '12.3 ms', '15 µs')
@@ -120,16 +120,16 @@ def span(seconds: float) -> str:
     return f'{seconds / size:,.3g} {unit}'
 
 
-# --- the picture -----------------------------------------------------------------------------------
+# --- figure ----------------------------------------------------------------------------------------
 
 
 def draw(timings: Timings) -> Any:
-    """A figure: ratios of the forward pass and of the training step, and how times grow.
+    """Returns a figure: ratios of the forward pass and of the training step, and growth of times.
 
     Raises:
       ImportError: matplotlib is not installed.
     """
-    figure, (left, middle, right) = plots.new_figure(3, "seqjax's time as a share of others', and how it grows")
+    figure, (left, middle, right) = plots.new_figure(3, "Time of seqjax relative to others', and its growth")
     figure.subplots_adjust(left=0.07, wspace=0.32)
     _draw_ratios(left, timings, cases.FORWARD)
     _draw_ratios(middle, timings, cases.TRAINING)
@@ -138,16 +138,16 @@ def draw(timings: Timings) -> Any:
 
 
 def _draw_ratios(axis: Any, timings: Timings, what: str) -> None:
-    """A dot with its spread for every row and peer; left of 1 we are faster."""
+    """Draws the ratio to each peer with its quartiles, for every row; left of 1 we are faster."""
     rows = [row for row, _ in timings.rows(what)]
-    colours = {scores.TORCH: plots.ORANGE, scores.FLAX: plots.BLUE, scores.KERAS: plots.GREY}
-    for n, (peer, colour) in enumerate(colours.items()):
-        found = [(i + 0.2 * (n - 1), timings.ratio(row, what, peer)) for i, row in enumerate(rows)]
-        found = [(y, ratio) for y, ratio in found if ratio is not None]
-        if found:
-            places, (lows, medians, highs) = [y for y, _ in found], np.array([ratio for _, ratio in found]).T
-            axis.hlines(places, lows, highs, color=colour, lw=2, alpha=0.5)
-            axis.plot(medians, places, 'o', color=colour, markersize=4, label=NAMES[peer])
+    colors = {scores.TORCH: plots.ORANGE, scores.FLAX: plots.BLUE, scores.KERAS: plots.GREY}
+    for n, (peer, color) in enumerate(colors.items()):
+        points = [(i + 0.2 * (n - 1), timings.ratio(row, what, peer)) for i, row in enumerate(rows)]
+        points = [(y, ratio) for y, ratio in points if ratio is not None]
+        if points:
+            ys, (lows, medians, highs) = [y for y, _ in points], np.array([ratio for _, ratio in points]).T
+            axis.hlines(ys, lows, highs, color=color, lw=2, alpha=0.5)
+            axis.plot(medians, ys, 'o', color=color, markersize=4, label=NAMES[peer])
     axis.axvline(1, color=plots.GREY, lw=1, ls=':')
     axis.set(xlabel=f'{what}: our time / theirs', ylim=(len(rows) - 0.4, -0.6))
     axis.set_xscale('log', base=2)
@@ -158,7 +158,7 @@ def _draw_ratios(axis: Any, timings: Timings, what: str) -> None:
 
 
 def _draw_growth(axis: Any, timings: Timings) -> None:
-    """Times against sizes."""
+    """Draws times against sizes."""
     shown = [what for what in scores.GROWTH if timings.exponent(what) is not None]
     for i, what in enumerate(shown):
         sizes, seconds = timings.curve(what)

@@ -1,6 +1,6 @@
-"""The work by PyTorch: nn.LSTM and autograd.
+"""Workloads in PyTorch: nn.LSTM and autograd.
 
-PyTorch is imported where the class is made, which its worker alone does.
+PyTorch is imported when the class is instantiated, in its worker only.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Torch:
                 getattr(module, name).copy_(self.torch.from_numpy(array))
 
     def forward(self, *sizes: int) -> Work:
-        """All outputs of a case."""
-        torch, given = self.torch, cases.arrays(Case(*sizes))
-        lstm, inputs = self._layer(Case(*sizes), given.weights), torch.from_numpy(given.inputs)
+        """Returns the forward pass of a case."""
+        torch, arrays = self.torch, cases.arrays(Case(*sizes))
+        lstm, inputs = self._layer(Case(*sizes), arrays.weights), torch.from_numpy(arrays.inputs)
 
         @torch.inference_mode()
         def call():
@@ -45,10 +45,10 @@ class Torch:
         return Work(call, lambda: {'outputs': call()})
 
     def training(self, *sizes: int) -> Work:
-        """Forward, backward, and the gradients of the weights, of the mean squared error over all steps of a case."""
-        torch, given = self.torch, cases.arrays(Case(*sizes))
-        lstm = self._layer(Case(*sizes), given.weights)
-        inputs, targets = torch.from_numpy(given.inputs), torch.from_numpy(given.targets)
+        """Returns loss and gradients of the weights, for the mean squared error over all time steps of a case."""
+        torch, arrays = self.torch, cases.arrays(Case(*sizes))
+        lstm = self._layer(Case(*sizes), arrays.weights)
+        inputs, targets = torch.from_numpy(arrays.inputs), torch.from_numpy(arrays.targets)
 
         def call():
             lstm.zero_grad(set_to_none=True)
@@ -63,11 +63,11 @@ class Torch:
         return Work(call, results)
 
     def streaming(self, *sizes: int) -> Work:
-        """One step of a stream, whose carry goes into the next."""
+        """Returns one time step of a stream; each call continues with the carry of the one before."""
         case = Case(*sizes)
-        torch, given = self.torch, cases.arrays(case)
-        cell, inputs = torch.nn.LSTMCell(case.features, case.units), torch.from_numpy(given.inputs[:, 0])
-        self._set(cell, {name.removesuffix('_l0'): array for name, array in from_shared(given.weights).items()})
+        torch, arrays = self.torch, cases.arrays(case)
+        cell, inputs = torch.nn.LSTMCell(case.features, case.units), torch.from_numpy(arrays.inputs[:, 0])
+        self._set(cell, {name.removesuffix('_l0'): array for name, array in from_shared(arrays.weights).items()})
         carry = None
 
         @torch.inference_mode()
@@ -84,7 +84,7 @@ class Torch:
 
 
 def from_shared(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """PyTorch has its kernels transposed, and two biases, of which one is 0 here."""
+    """Returns PyTorch's parameters: transposed kernels, and two biases, one of which is 0."""
     return {
         'weight_ih_l0': weights['kernel'].T.copy(),
         'weight_hh_l0': weights['recurrent_kernel'].T.copy(),
@@ -94,7 +94,7 @@ def from_shared(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def to_shared(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Of parameters' gradients; both biases have the same."""
+    """Returns gradients in the shapes of `cases.Arrays.weights`; both biases have the same gradient."""
     return {
         'kernel': params['weight_ih_l0'].T,
         'recurrent_kernel': params['weight_hh_l0'].T,

@@ -1,11 +1,11 @@
-"""The process that does the work of one library: a JSON request a line comes in, a JSON reply a line goes out.
+"""Worker process that runs the workloads of a library: reads JSON requests and writes JSON replies, one per line.
 
     {"do": "prepare", "name": "a", "what": "training", "sizes": [5, 5, 1, 5]}  -> {"temporaries": 12345}
     {"do": "measure", "name": "a", "seconds": 0.2, "threads": null}                -> {"seconds": 0.000123}
     {"do": "save", "name": "a", "path": "/tmp/a.npz"}                              -> {}
     {"do": "forget"}                                                               -> {}
 
-It ends where its input ends. Between two requests it waits for the next, and takes no time from the others.
+The process ends with its input. Between requests it is idle, so that other workers are not slowed down.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ PEERS = {
 
 
 class Worker:
-    """What a process has prepared; the methods are the requests."""
+    """Prepared workloads of a process; the methods are the requests."""
 
     def __init__(self, peer: Any):
         self.peer, self.works = peer, {}
 
     def prepare(self, name: str, what: str, sizes: list[int]) -> dict[str, Any]:
-        """Compiles, and calls once, so that what is measured is warm."""
+        """Compiles a workload and runs it once."""
         self.works[name] = work = getattr(self.peer, what)(*sizes)
         work.call()
         gc.collect()
-        gc.freeze()  # so that `measure` has little to look through
+        gc.freeze()  # so that garbage collection in `measure` is fast
         return {'temporaries': work.temporaries}
 
     def measure(self, name: str, seconds: float, threads: int | None) -> dict[str, Any]:
-        """The median of as many calls as `seconds` have, but at least one."""
+        """Returns the median time of the calls within `seconds`, and at least of one call."""
         if threads is not None:
             use_threads(threads)
         gc.collect()
@@ -55,12 +55,12 @@ class Worker:
             gc.enable()
 
     def save(self, name: str, path: str) -> dict[str, Any]:
-        """Writes what the work computes, for a comparison."""
+        """Writes the results of a workload to an .npz file."""
         np.savez(path, **{name: np.asarray(value) for name, value in self.works[name].results().items()})
         return {}
 
     def forget(self) -> dict[str, Any]:
-        """Lets go of all that was prepared."""
+        """Frees all workloads."""
         self.works.clear()
         gc.unfreeze()
         gc.collect()
@@ -68,7 +68,7 @@ class Worker:
 
 
 def timed(call: Any, seconds: float) -> list[float]:
-    """The seconds of each call, until they add up to `seconds`."""
+    """Returns the time of each call, until the sum reaches `seconds`."""
     times: list[float] = []
     while not times or sum(times) < seconds:
         start = time.perf_counter()
@@ -78,7 +78,7 @@ def timed(call: Any, seconds: float) -> list[float]:
 
 
 def use_threads(count: int) -> None:
-    """Of PyTorch alone, which may have fewer than there are cores."""
+    """Sets the number of PyTorch's threads."""
     import torch
 
     if torch.get_num_threads() != count:
@@ -86,13 +86,14 @@ def use_threads(count: int) -> None:
 
 
 def take_output() -> TextIO:
-    """The pipe of the replies; what libraries print goes to stderr from now on."""
+    """Returns stdout for replies, and redirects what libraries print to stderr."""
     replies = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
     return replies
 
 
 def main(name: str) -> None:
+    """Runs the worker of a library."""
     replies = take_output()
     module, kind = PEERS[name]
     worker = Worker(getattr(importlib.import_module(module), kind)())

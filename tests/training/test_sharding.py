@@ -94,14 +94,14 @@ def test_the_layout_divides_what_it_says():
 import jax, json, numpy as np
 from experiments import echo
 from seqjax import training
-from seqjax.runs.parameters import named
+from seqjax.runs.parameters import flatten_with_names
 flags = {**echo.STUDY.defaults, 'batch_size': 8, 'hidden': 4}
 model, task, tx = echo.STUDY.make_model(flags), echo.STUDY.make_task(flags), echo.STUDY.make_optimiser(flags)
 shapes = jax.eval_shape(lambda: training.init_state(model, task, tx, jax.random.key(0)))
 found = {}
 for asked, replicas in (('data:4,model:2', None), ('data:8', None), ('data:8', 16)):
     layout, _ = training.select_mesh(asked, rows=8, replicas=replicas)
-    found[f'{asked} {replicas}'] = {name: str(x.spec) for name, x in named(layout.state(shapes)).items()}
+    found[f'{asked} {replicas}'] = {name: str(x.spec) for name, x in flatten_with_names(layout.state(shapes)).items()}
 print(json.dumps(found))
 """
     env = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '8'}
