@@ -41,7 +41,7 @@ from seqjax.cli import command as cli_command
 from seqjax.cli import default_workdir, flag_tables
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import Flag, FlagTable
-from seqjax.cli.parsers import Choice, Many, Switch, Whole
+from seqjax.cli.parsers import BoolParser, ChoiceParser, IntParser, ListParser
 from seqjax.errors import UserError
 from seqjax.reporting import plots
 from seqjax.runs import directory, result_files
@@ -159,15 +159,17 @@ class SizeParser(flags.ArgumentParser):
 
 
 FLAGS = {
-    'quick': Flag(Switch(), 'small versions, in two minutes'),
+    'quick': Flag(BoolParser(), 'small versions, which take two minutes and say less'),
     'seed': Flag(
-        Whole(0, 2**32 - 1), 'seed of the random rows and of the order in a round; random by default, and printed'
+        IntParser(0, 2**32 - 1), 'decides the random rows and the order of the visits; drawn, and told, by default'
     ),
-    'rounds': Flag(Whole(1, 1000), 'number of rounds, whose median is reported; by default 5, with --quick 3'),
-    'rows': Flag(Many(SizeParser()), 'sizes of the layers, instead of the default six rows'),
-    'random': Flag(Whole(0, 1000), 'number of random rows; by default 6, with --quick 1, with --rows 0'),
-    'peers': Flag(Many(Choice(*PEERS)), 'libraries to compare with'),
-    'parts': Flag(Many(Choice(*PARTS)), 'parts of the benchmark to run'),
+    'rounds': Flag(
+        IntParser(1, 1000), 'how often each library is visited, medians are over them; by default 5, with --quick 3'
+    ),
+    'rows': Flag(ListParser(Size()), 'sizes of the layers, instead of the usual six'),
+    'random': Flag(IntParser(0, 1000), 'how many more rows are drawn; by default 6, with --quick 1, with --rows none'),
+    'peers': Flag(ListParser(ChoiceParser(*PEERS)), 'with whom we are compared'),
+    'parts': Flag(ListParser(ChoiceParser(*PARTS)), 'what is measured'),
     **{name: flag_tables.SHARED[name] for name in ('workdir', 'overwrite', 'plot')},
 }
 

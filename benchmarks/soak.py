@@ -27,7 +27,7 @@ from seqjax.cli import command as cli_command
 from seqjax.cli import default_workdir, flag_tables
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import Flag, FlagTable
-from seqjax.cli.parsers import Choice, Many, Whole
+from seqjax.cli.parsers import ChoiceParser, IntParser, ListParser
 from seqjax.errors import UserError
 from seqjax.runs import checkpoint_manager, directory, orbax_io
 from seqjax.runs.checkpoint_manager import CheckpointManager
@@ -44,11 +44,11 @@ START_FRACTION = 0.25  # fraction of kills that may happen while a run starts; t
 CHUNKS = (30, 77)  # values of --steps_per_call: few, so that their programs are in the compilation cache
 
 FLAGS = {
-    'kills': Flag(Whole(1), 'number of kills'),
-    'runs': Flag(Many(Choice(*RUNS)), 'runs to kill, one after the other'),
-    'steps': Flag(Whole(10, (2**31 - 1) // 2), 'training steps of each run'),
-    'checkpoint_every': Flag(Whole(1), 'training steps between two checkpoints'),
-    'seconds': Flag(Whole(1), 'maximal training time before a kill, in seconds'),
+    'kills': Flag(IntParser(1), 'how many times a run is killed'),
+    'runs': Flag(ListParser(ChoiceParser(*RUNS)), 'which runs, in turn'),
+    'steps': Flag(IntParser(10, (2**31 - 1) // 2), 'training steps of each run'),
+    'checkpoint_every': Flag(IntParser(1), 'steps between two checkpoints'),
+    'seconds': Flag(IntParser(1), 'that a run may train at most until it is killed'),
     **{name: flag_tables.SHARED[name] for name in ('seed', 'workdir', 'overwrite')},
 }
 

@@ -10,9 +10,9 @@ The task itself is in seqjax/tasks/addition.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import addition
 
-STUDY = TaskExperiment(addition.addition)
-COMMAND = STUDY.command(__doc__)
-FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
+EXPERIMENT = TaskExperiment(addition.addition)
+COMMAND = EXPERIMENT.command(__doc__)
+FLAGS, run, main = EXPERIMENT.FLAGS, EXPERIMENT.run, COMMAND.main
 
 if __name__ == '__main__':
     COMMAND.execute()

@@ -9,9 +9,9 @@ The task itself is in seqjax/tasks/counting.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import counting
 
-STUDY = TaskExperiment(counting.anbn)
-COMMAND = STUDY.command(__doc__)
-FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
+EXPERIMENT = TaskExperiment(counting.anbn)
+COMMAND = EXPERIMENT.command(__doc__)
+FLAGS, run, main = EXPERIMENT.FLAGS, EXPERIMENT.run, COMMAND.main
 
 if __name__ == '__main__':
     COMMAND.execute()

@@ -1,7 +1,7 @@
 """Reproduce published results, with 95% confidence intervals over seeds.
 
     python -m experiments.claims                        # all of them; ./run.sh claims does the same
-    python -m experiments.claims --only=parity,anbn
+    python -m experiments.claims --names=parity,anbn
     python -m experiments.claims --quick                # small versions, in minutes
 
 A claim is a flagfile of experiments/flags/ whose header has the lines `Claim`, `Published`, `Measure`, `Quick` and
@@ -25,7 +25,7 @@ from seqjax.cli import command as cli_command
 from seqjax.cli import command_line, flag_tables, lengths, parsers, registry
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import Flag, FlagTable
-from seqjax.cli.parsers import Many, Name, Switch
+from seqjax.cli.parsers import BoolParser, ListParser, NameParser
 from seqjax.errors import UserError
 from seqjax.reporting import text_tables
 from seqjax.runs import directory, result_files
@@ -36,8 +36,10 @@ from seqjax.training.success_results import SeedResult
 NAME, TABLE, TEXT = 'claims', 'claims.csv', 'claims.md'
 FIELDS = ('Claim', 'Published', 'Measure', 'Quick')
 FLAGS = {
-    'only': Flag(Many(Name()), 'the claims that are run, by the names of their flagfiles; all of them by default'),
-    'quick': Flag(Switch(), 'small versions, which take minutes and prove less'),
+    'names': Flag(
+        ListParser(NameParser()), 'the claims that are run, by the names of their flagfiles; all of them by default'
+    ),
+    'quick': Flag(BoolParser(), 'small versions, which take minutes and prove less'),
     'workdir': flag_tables.SHARED['workdir'],
     'overwrite': flag_tables.SHARED['overwrite'],
 }
@@ -185,11 +187,11 @@ def run(
     defaults = cli_command.default_values(run)
     settings = flag_tables.check(FLAGS, locals(), defaults)
     claims = all_claims()
-    for name in settings['only'] or ():
+    for name in settings['names'] or ():
         if name not in claims:
-            raise UserError(f'--only={name} is no claim; there are {", ".join(claims)}{parsers.nearest(name, claims)}')
-    wanted, place = settings.pop('only') or list(claims), settings['workdir'] or default_folder(quick)
-    settings |= {'workdir': place}  # without the names, which may differ from call to call
+            raise UserError(f'--names={name} is no claim; there are {", ".join(claims)}{parsers.nearest(name, claims)}')
+    wanted, place = settings.pop('names') or list(claims), settings['workdir'] or default_folder(quick)
+    settings |= {'workdir': place}  # which of them are run may differ from call to call
     with directory.open_workdir(settings, NAME, names=(directory.SUMMARY, TABLE, TEXT)) as (folder, _):
         folder.write_summary({'experiment': NAME, 'finished': True, 'flags': settings})
         rows = []

@@ -9,9 +9,9 @@ The task itself is in seqjax/tasks/copy_memory.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import copy_memory
 
-STUDY = TaskExperiment(copy_memory.copy_memory)
-COMMAND = STUDY.command(__doc__)
-FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
+EXPERIMENT = TaskExperiment(copy_memory.copy_memory)
+COMMAND = EXPERIMENT.command(__doc__)
+FLAGS, run, main = EXPERIMENT.FLAGS, EXPERIMENT.run, COMMAND.main
 
 if __name__ == '__main__':
     COMMAND.execute()

@@ -132,7 +132,7 @@ class EchoExperiment(FixedStepsExperiment):
         return numbers, {name: flags[name] for name in names}
 
 
-STUDY = EchoExperiment(
+EXPERIMENT = EchoExperiment(
     'echo',
     EchoConfig,
     (
@@ -143,8 +143,8 @@ STUDY = EchoExperiment(
     learning_rate=1e-2,
     num_seeds=None,
 )
-COMMAND = STUDY.command(__doc__)
-FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
+COMMAND = EXPERIMENT.command(__doc__)
+FLAGS, run, main = EXPERIMENT.FLAGS, EXPERIMENT.run, COMMAND.main
 
 if __name__ == '__main__':
     COMMAND.execute()

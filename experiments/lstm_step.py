@@ -20,7 +20,7 @@ from seqjax import files
 from seqjax.cli import command, flag_tables
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import Flag, FlagTable
-from seqjax.cli.parsers import Choice, Many, Number, Place, Whole
+from seqjax.cli.parsers import ChoiceParser, FloatParser, IntParser, ListParser, PathParser
 from seqjax.errors import UserError
 from seqjax.nn import activations
 from seqjax.nn.cells.lstm_cell import LSTMCell
@@ -32,11 +32,13 @@ MAX_UNITS = 10  # columns that fit a line
 WEIGHTS = ('kernel', 'recurrent_kernel', 'bias')
 
 FLAGS = {
-    'x': Flag(Many(Number(), distinct=False), 'inputs, separated by commas, one for each time step'),
-    'hidden': Flag(Whole(1, MAX_UNITS), 'units of the LSTM'),
-    'recurrent_activation': Flag(Choice(*activations.RECURRENT_ACTIVATIONS), 'activation of the gates i, f and o'),
+    'x': Flag(ListParser(FloatParser(), distinct=False), 'inputs, separated by commas, one for each time step'),
+    'hidden': Flag(IntParser(1, MAX_UNITS), 'units of the LSTM'),
+    'recurrent_activation': Flag(
+        ChoiceParser(*activations.RECURRENT_ACTIVATIONS), 'activation of the gates i, f and o'
+    ),
     'seed': Flag(flag_tables.SHARED['seed'].parser, 'seed of the initial weights'),
-    'workdir': Flag(Place(), 'run directory of one seed of experiments.td: use its trained weights'),
+    'workdir': Flag(PathParser(), 'run directory of one seed of experiments.td: use its trained weights'),
 }
 
 

@@ -9,9 +9,9 @@ The task itself is in seqjax/tasks/regular.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import regular
 
-STUDY = TaskExperiment(regular.parity)
-COMMAND = STUDY.command(__doc__)
-FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
+EXPERIMENT = TaskExperiment(regular.parity)
+COMMAND = EXPERIMENT.command(__doc__)
+FLAGS, run, main = EXPERIMENT.FLAGS, EXPERIMENT.run, COMMAND.main
 
 if __name__ == '__main__':
     COMMAND.execute()

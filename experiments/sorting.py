@@ -9,9 +9,9 @@ The task itself is in seqjax/tasks/reorder.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import reorder
 
-STUDY = TaskExperiment(reorder.sorting)
-COMMAND = STUDY.command(__doc__)
-FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
+EXPERIMENT = TaskExperiment(reorder.sorting)
+COMMAND = EXPERIMENT.command(__doc__)
+FLAGS, run, main = EXPERIMENT.FLAGS, EXPERIMENT.run, COMMAND.main
 
 if __name__ == '__main__':
     COMMAND.execute()

@@ -250,7 +250,7 @@ def _numbers(setup: str, length: int, hidden: int) -> int:
     return 8 * params + activations
 
 
-STUDY = TdExperiment(
+EXPERIMENT = TdExperiment(
     'td',
     TdConfig,
     ('setup', 'length', 'hidden', 'epochs', 'recurrent_activation'),
@@ -259,8 +259,8 @@ STUDY = TdExperiment(
     num_seeds=None,
     checkpoint_every=100_000,
 )
-COMMAND = STUDY.command(__doc__)
-FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
+COMMAND = EXPERIMENT.command(__doc__)
+FLAGS, run, main = EXPERIMENT.FLAGS, EXPERIMENT.run, COMMAND.main
 
 if __name__ == '__main__':
     COMMAND.execute()

@@ -9,9 +9,9 @@ The task itself is in seqjax/tasks/temporal_order.py.
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.tasks import temporal_order
 
-STUDY = TaskExperiment(temporal_order.temporal_order)
-COMMAND = STUDY.command(__doc__)
-FLAGS, run, main = STUDY.FLAGS, STUDY.run, COMMAND.main
+EXPERIMENT = TaskExperiment(temporal_order.temporal_order)
+COMMAND = EXPERIMENT.command(__doc__)
+FLAGS, run, main = EXPERIMENT.FLAGS, EXPERIMENT.run, COMMAND.main
 
 if __name__ == '__main__':
     COMMAND.execute()

@@ -136,5 +136,5 @@ def compiled_td():
 def in_tmp(tmp_path, monkeypatch):
     """An empty folder to be in; what is compiled there is not kept for other runs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('seqjax.cli.compilation_cache.keep_compiled', lambda _: None)
+    monkeypatch.setattr('seqjax.cli.compilation_cache.enable_cache', lambda _: None)
     return tmp_path

@@ -92,7 +92,7 @@ def test_a_flagfiles_claim_holds(name, low, high):
 
     An untrained model makes none of them right.
     """
-    values = command_line.parse(td.FLAGS, td.STUDY.defaults, [f'--flagfile={name}'])
+    values = command_line.parse(td.FLAGS, td.EXPERIMENT.defaults, [f'--flagfile={name}'])
     result = td.run(**{**values, 'num_seeds': 200, 'plot': False})
     ours = result.summary['seeds']['interval']
     assert ours[0] <= high and low <= ours[1]

@@ -76,8 +76,8 @@ def test_its_test_and_its_doctest_pass_and_can_fail(followed):
 @pytest.mark.parametrize(
     'words',
     [
-        ['lengths', '--task=majority', '--up_to=60', '--points=5', '--count=16'],
-        ['compare', '--tasks=majority', '--cells=gru,mingru'],
+        ['lengths', '--task=majority', '--max_test_length=60', '--num_lengths=5', '--sequences_per_length=16'],
+        ['cells', '--tasks=majority', '--cells=gru,mingru'],
         ['run', '--task=majority'],
         ['run', '--task=seqjax.tasks.majority:majority'],
         ['sweep', '--experiment=majority', '--grid=hidden:4,8'],

@@ -1,4 +1,4 @@
-"""Commands, a module each, and what they share; the only place that knows flags."""
+"""The command-line interface: a module for each command, and their shared flags and parsers."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The command line: flags, flagfiles and help, with absl."""
+"""Parsing of the command line and of flagfiles with absl."""
 
 import contextlib
 from collections.abc import Iterable, Mapping
@@ -10,90 +10,96 @@ from absl import flags
 from seqjax import files as seqjax_files
 from seqjax.cli import flag_tables, registry
 from seqjax.cli.flag_tables import Flag
-from seqjax.cli.parsers import Grid, Place, Switch
+from seqjax.cli.parsers import BoolParser, GridParser, PathParser
 from seqjax.errors import UserError
 
-LONGEST = 1000  # characters of a sentence
+MAX_MESSAGE = 1000  # characters
 
 
 def flagfile_folder() -> Path:
-    """Returns the folder of the repository's flagfiles, which a wheel has not."""
+    """Returns the folder of the flagfiles of the repository; a wheel does not contain it."""
     return next(iter(registry.folders('experiments')), Path('experiments')) / 'flags'
 
 
 def define(table: Mapping[str, Flag], defaults: Mapping[str, Any]) -> flags.FlagValues:
-    """The flags of an experiment, on values of its own: nothing global."""
+    """Returns the flags of a table as absl flag values, independent of the global flags."""
     values = flags.FlagValues()
     for name, flag in table.items():
-        if isinstance(flag.parser, Grid):
+        if isinstance(flag.parser, GridParser):
             flags.DEFINE_multi(flag.parser, flags.ArgumentSerializer(), name, None, flag.help, flag_values=values)
-        elif isinstance(flag.parser, Switch):
+        elif isinstance(flag.parser, BoolParser):
             flags.DEFINE_boolean(name, defaults[name], flag.help, flag_values=values)
-            values[name].parser = flag.parser  # absl's own has no sentence for what it refuses
+            values[name].parser = flag.parser  # absl's own parser has no error message
         else:
             flags.DEFINE(flag.parser, name, defaults[name], flag.help, flag_values=values)
     return values
 
 
 def parse(table: Mapping[str, Flag], defaults: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
-    """argv (without the program) -> the value of every flag; raises UserError if a flag or a flagfile is wrong."""
+    """Returns the value of every flag; raises UserError if a flag or a flagfile is invalid.
+
+    `argv` does not include the name of the program.
+    """
     try:
         values = define(table, defaults)
         values.set_gnu_getopt(True)
-        rest = values(['', *find_flagfiles(argv)])[1:]
-        if len(rest) == 1 and 'data' in table and values['data'].value is None:
-            values['data'].value = table['data'].parser.parse(rest.pop())
+        words = values(['', *expand_flagfiles(argv)])[1:]
+        if len(words) == 1 and 'data' in table and values['data'].value is None:
+            values['data'].value = table['data'].parser.parse(words.pop())
     except flags.UnrecognizedFlagError as error:
-        raise UserError(flag_tables.unknown(error.flagname, table)) from error
+        raise UserError(flag_tables.unknown_flag(error.flagname, table)) from error
     except flags.IllegalFlagValueError as error:
         raise UserError(_plain(str(error))) from error
     except (flags.Error, ValueError) as error:  # a ValueError: --noplot=true
         raise UserError(f'{_plain(str(error))}; --help lists the flags') from error
-    if rest:
-        raise UserError(f'{rest[0]!r} is no flag: {_way_to_say(rest[0], table)}; --help lists them')
+    if words:
+        raise UserError(f'{words[0]!r} is not a flag; {_suggestion(words[0], table)}')
     return {name: values[name].value for name in table}
 
 
-def _way_to_say(word: str, table: Mapping[str, Flag]) -> str:
-    """How what stands alone is said by a flag."""
+def _suggestion(word: str, table: Mapping[str, Flag]) -> str:
+    """Returns how to pass a word that is not a flag."""
     if word.endswith('.flags'):
-        return f'a file of flags is read with --flagfile={word}'
-    files = [name for name, flag in table.items() if isinstance(flag.parser, Place) and flag.parser.kind == 'file']
-    known = [name for name in files if name == 'data'] or files
-    said = f'a file is given with {" or ".join(f"--{name}=FILE" for name in known)}, and ' if known else ''
-    return f'{said}flags are written --name=value'
+        return f'use --flagfile={word} to read a flagfile'
+    files = [name for name, flag in table.items() if isinstance(flag.parser, PathParser) and flag.parser.kind == 'file']
+    names = [name for name in files if name == 'data'] or files
+    usage = f'use {" or ".join(f"--{name}=FILE" for name in names)} for a file, and ' if names else 'use '
+    return f'{usage}--NAME=VALUE for a flag (--help lists the flags)'
 
 
 def _plain(message: str) -> str:
-    """One line, without absl's lead."""
+    """Returns an error message of absl as one line, without its prefix."""
     return ' '.join(message.split()).removeprefix('flag ').replace(': must be', ' must be')
 
 
-def find_flagfiles(argv: Iterable[str], within: tuple[Path, ...] = ()) -> list[str]:
-    """Puts the lines of a flagfile in its place; it may name one that comes with the package, or another flagfile."""
-    found = []
+def expand_flagfiles(argv: Iterable[str], parents: tuple[Path, ...] = ()) -> list[str]:
+    """Replaces each --flagfile by the lines of the file, recursively.
+
+    The file may be a path or the name of a flagfile of the repository.
+    """
+    expanded = []
     words = iter(argv)
     for word in words:
         name, equals, path = word.partition('=')
         if name not in ('--flagfile', '-flagfile'):
-            found.append(word)
+            expanded.append(word)
             continue
         if not equals:
             path = next(words, '')
-        file = _find_flagfile(path, within)
-        if file in within:
-            raise UserError(f'flagfile {path!r} reads itself; take that line out')
+        file = _find_flagfile(path, parents)
+        if file in parents:
+            raise UserError(f'flagfile {path!r} includes itself; remove that line')
         lines = [line.strip() for line in _read_flagfile(path, file).split('\n')]
         lines = [line for line in lines if line and not line.startswith(('#', '//'))]
-        found += find_flagfiles(lines, (*within, file))
-    return found
+        expanded += expand_flagfiles(lines, (*parents, file))
+    return expanded
 
 
 def peek(argv: Iterable[str], name: str, default: str) -> str:
-    """The last value of a flag that decides which others there are; what is wrong is told when all are parsed."""
+    """Returns the last value of a flag before all flags are parsed; errors are reported by `parse`."""
     value, words = default, []
     with contextlib.suppress(UserError):
-        words = find_flagfiles(argv)
+        words = expand_flagfiles(argv)
     for word, following in zip(words, [*words, default][1:], strict=True):
         flag, equals, text = word.partition('=')
         if flag in (f'--{name}', f'-{name}'):
@@ -102,33 +108,34 @@ def peek(argv: Iterable[str], name: str, default: str) -> str:
 
 
 def _read_flagfile(path: str, file: Path) -> str:
-    """The text of a flagfile; raises UserError where it cannot be read, or is not UTF-8."""
+    """Returns the text of a flagfile; raises UserError if it cannot be read or is not UTF-8."""
     try:
-        text = file.read_text(encoding='utf-8-sig')  # some editors begin with a byte-order mark
+        text = file.read_text(encoding='utf-8-sig')  # some editors write a byte-order mark
     except OSError as error:
         raise UserError(f'flagfile {path!r} cannot be read: {error.strerror or error}') from error
     except UnicodeDecodeError:
         text = '\0'
-    if '\0' in text:  # as UTF-16 has, with a byte-order mark or without
-        raise UserError(f'flagfile {path!r} is not UTF-8 text; save it as UTF-8, with one --name=value a line')
+    if '\0' in text:  # UTF-16 text contains null bytes
+        raise UserError(f'flagfile {path!r} is not UTF-8 text; save it as UTF-8 with one --NAME=VALUE per line')
     return text
 
 
-def _find_flagfile(path: str, within: tuple[Path, ...] = ()) -> Path:
+def _find_flagfile(path: str, parents: tuple[Path, ...] = ()) -> Path:
+    """Returns the file; raises UserError if there is none."""
     name = Path(path).name
     candidates = [seqjax_files.expand('flagfile', path)]
-    candidates += [file.parent / path for file in within[-1:]]  # beside the flagfile that names it
-    if Path(path).parent in (Path('.'), Path('experiments/flags')):  # a path to elsewhere means that place alone
+    candidates += [file.parent / path for file in parents[-1:]]  # relative to the flagfile that includes it
+    if Path(path).parent in (Path('.'), Path('experiments/flags')):  # not for a path to another folder
         candidates += [flagfile_folder() / name, flagfile_folder() / f'{name}.flags']
     for candidate in candidates:
-        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        with contextlib.suppress(OSError, ValueError):  # the name may not be a valid file name
             if candidate.is_file():
                 return candidate
     known = ', '.join(sorted(file.name for file in flagfile_folder().glob('*.flags')))
-    raise UserError(f'flagfile {path!r} is not a file' + (f'; those of the repository: {known}' if known else ''))
+    raise UserError(f'flagfile {path!r} does not exist' + (f'; flagfiles of the repository: {known}' if known else ''))
 
 
 def one_line(sentence: str) -> str:
-    """As a terminal can show it: what is not printable escaped, and values of more than a few lines cut."""
+    """Returns a message for the terminal: unprintable characters are escaped, and a long message is shortened."""
     plain = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in sentence)
-    return plain if len(plain) <= LONGEST else f'{plain[: LONGEST // 2]} ... {plain[-LONGEST // 2 :]}'
+    return plain if len(plain) <= MAX_MESSAGE else f'{plain[: MAX_MESSAGE // 2]} ... {plain[-MAX_MESSAGE // 2 :]}'

@@ -1,4 +1,4 @@
-"""Several runs side by side, each in a folder within that of their comparison."""
+"""Comparisons of several runs, each in a folder below that of the comparison."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -19,18 +19,27 @@ def compare_runs(
     write: Callable[[Workdir, Sequence[R]], None],
     show: Callable[[Workdir, Sequence[R]], None],
 ) -> list[R]:
-    """Runs what is compared, one after the other, in folders within that of the comparison, and leaves a table.
+    """Trains the entries of a comparison one after the other and writes a table of their results.
 
-    `train` takes an entry and the folder of the comparison; `write` leaves the table of what came out, and `show`
-    prints it. `names` are the files and folders that the comparison leaves.
+    Args:
+      flags: flags of the comparison.
+      name: name of the comparison.
+      names: files and folders that the comparison writes.
+      entries: compared models.
+      train: trains an entry in a folder below the given one and returns its result.
+      write: writes the table of results.
+      show: prints the table of results.
+
+    Returns:
+      The result of each entry.
     """
     with directory.open_workdir(dict(flags), name, names=names) as (folder, _):
         summary = {'experiment': name, 'finished': False, 'flags': dict(flags)}
         folder.write_summary(summary)
-        found = [train(entry, folder) for entry in entries]
-        write(folder, found)
+        results = [train(entry, folder) for entry in entries]
+        write(folder, results)
         folder.write_summary(summary | {'finished': True})
-        show(folder, found)
+        show(folder, results)
         if folder.path is not None:
             print('\n' + folder.listing())
-        return found
+        return results

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept between runs: a second start is seconds faster."""
+"""Persistent cache of compiled programs, which makes later starts seconds faster."""
 
 import contextlib
 import os
@@ -11,85 +11,89 @@ from seqjax import errors, files
 from seqjax.errors import UserError
 
 OFF = 'off'
-MOST = 10**9  # bytes of programs in the user's cache; the next look takes the oldest of more away
-SWEPT, DAY = '.swept', 86_400  # touched by a look, and the seconds between two of them
-FULL = b'\0' * 4096  # a disk that has no room for it is full
+MAX_BYTES = 10**9  # size of the user's cache above which the oldest programs are deleted
+SWEPT, DAY = '.swept', 86_400  # file touched by a sweep; seconds between two sweeps
+PROBE = b'\0' * 4096  # written to check that the disk is not full
 
 
-def keep_compiled(asked: str | None = None) -> None:
-    """Keeps compiled programs, by JAX's persistent compilation cache.
+def enable_cache(path: str | None = None) -> None:
+    """Enables JAX's persistent compilation cache.
 
-    `asked` is a folder, or OFF; by default what JAX was told in the environment, or else a folder of the user's cache,
-    where no more than MOST bytes stay. A folder that was asked for and cannot be written raises UserError; the user's
-    cache, where that cannot be, is done without.
+    Args:
+      path: folder of the cache, or OFF. By default JAX_COMPILATION_CACHE_DIR of the environment, or else a folder in
+        the user's cache, which is limited to MAX_BYTES.
+
+    Raises:
+      UserError: `path` cannot be written. If the default folder cannot be written, a warning is issued instead.
     """
-    if asked == OFF:
+    if path == OFF:
         jax.config.update('jax_enable_compilation_cache', False)
         return
-    if asked is None and jax.config.jax_compilation_cache_dir is not None:
-        _keep_short_ones()
+    if path is None and jax.config.jax_compilation_cache_dir is not None:
+        _cache_short_compilations()
         return
     try:
-        folder = _users_cache() if asked is None else files.expand('compilation_cache', asked).absolute()
+        folder = _user_cache() if path is None else files.expand('compilation_cache', path).absolute()
         _check_writable(folder)
-        if asked is None:
+        if path is None:
             _sweep(folder)
-    except (OSError, RuntimeError) as error:  # a RuntimeError: nobody knows where the user's home is
-        why = getattr(error, 'strerror', None) or str(error)
-        if asked is not None:
+    except (OSError, RuntimeError) as error:  # a RuntimeError: the user's home is unknown
+        reason = getattr(error, 'strerror', None) or str(error)
+        if path is not None:
             raise UserError(
-                f'--compilation_cache={asked} cannot be written: {why}; choose another folder, or {OFF}'
+                f'--compilation_cache={path} cannot be written: {reason}; use another folder, or {OFF}'
             ) from error
         errors.warn(
-            f'no compiled program is kept for the next run ({getattr(error, "filename", None) or "cache"}: {why}); '
-            f'--compilation_cache=FOLDER keeps them elsewhere, and --compilation_cache={OFF} does without'
+            f'the compilation cache cannot be written ({getattr(error, "filename", None) or "cache"}: {reason}); '
+            f'use --compilation_cache=FOLDER, or --compilation_cache={OFF} to disable it'
         )
         return
     jax.config.update('jax_compilation_cache_dir', str(folder))
-    _keep_short_ones()
+    _cache_short_compilations()
 
 
-def _keep_short_ones() -> None:
-    """Also what compiles in less than a second, which JAX does not keep by itself."""
+def _cache_short_compilations() -> None:
+    """Caches programs that compile in less than a second, too, which JAX skips by default."""
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
-def _users_cache() -> Path:
-    """By the XDG base directory specification 0.8, which has a relative path ignored."""
-    told = os.environ.get('XDG_CACHE_HOME', '')
-    return (Path(told) if os.path.isabs(told) else Path.home() / '.cache') / 'seqjax' / 'jax'
+def _user_cache() -> Path:
+    """Returns the user's cache folder; a relative XDG_CACHE_HOME is ignored (XDG base directory specification 0.8)."""
+    path = os.environ.get('XDG_CACHE_HOME', '')
+    return (Path(path) if os.path.isabs(path) else Path.home() / '.cache') / 'seqjax' / 'jax'
 
 
 def _check_writable(folder: Path) -> None:
-    """Makes the folder; raises OSError where it cannot be written."""
+    """Creates the folder; raises OSError if it cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f'.{os.getpid()}-probe'
     try:
-        probe.write_bytes(FULL)
+        probe.write_bytes(PROBE)
     finally:
         probe.unlink(missing_ok=True)
 
 
 def _sweep(folder: Path) -> None:
-    """Once a day, takes away the programs that were used the longest ago, until MOST bytes are left.
+    """Deletes the least recently used programs once a day, until at most MAX_BYTES are left.
 
-    JAX's own bound (jax_compilation_cache_max_size) needs another package, and reads the whole folder at every write.
+    JAX's own limit (jax_compilation_cache_max_size) needs another package, reads the whole folder at every write, and
+    stops caching if one of its bookkeeping files is missing.
     """
     now, swept = time.time(), folder / SWEPT
     if swept.exists() and 0 <= now - swept.stat().st_mtime < DAY:
         return
     swept.touch()
-    size, found = 0, []
+    size, programs = 0, []
     with os.scandir(folder) as entries:
         for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # another run may be doing the same
-                known = entry.stat()
+            with contextlib.suppress(FileNotFoundError):  # another run may sweep at the same time
+                status = entry.stat()
                 if entry.name.endswith('-cache'):
-                    found.append((max(known.st_atime, known.st_mtime), known.st_size, entry.path))
-                    size += known.st_size
-    for _, bytes_of_one, path in sorted(found):
-        if size <= MOST:
+                    programs.append((max(status.st_atime, status.st_mtime), status.st_size, entry.path))
+                    size += status.st_size
+    for _, program_size, path in sorted(programs):
+        if size <= MAX_BYTES:
             break
         Path(path).unlink(missing_ok=True)
-        size -= bytes_of_one
+        size -= program_size

@@ -1,9 +1,9 @@
-"""The experiment on a dataset: trains seeds with early stopping, tests them once, compares with baselines.
+"""Experiments on datasets: train seeds with early stopping, evaluate the test split once, compare with baselines.
 
-    KIND = Classify()                                   # in seqjax/cli/classify.py, beside its COMMAND
+    EXPERIMENT = Classify()                              # in seqjax/cli/classify.py
     classify.run(data='x.ts', cell='gru', num_seeds=3)   # from Python
 
-What the files of a kind are, and how they are split, is the kind's; all else is here.
+Subclasses define how files are read, split and evaluated.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from seqjax.cli import default_workdir as cli_default_workdir
 from seqjax.cli.command import Command
 from seqjax.cli.dataset_report import CellResult
 from seqjax.cli.flag_tables import Flag, FlagTable
-from seqjax.cli.parsers import CellName, Many, Place, Whole
+from seqjax.cli.parsers import CellParser, IntParser, ListParser, PathParser
 from seqjax.cli.settings import Settings
 from seqjax.config import ModelConfig, RunConfig, TrainConfig
 from seqjax.datasets.dataset import Answers, Dataset, OnlinePredictor, Unseen
@@ -41,10 +41,10 @@ from seqjax.types import Best, EarlyStopping, ModelSpec, Task
 
 STEPS = 'steps'
 FILES = (directory.SUMMARY, fit_results.TABLE, fit_results.MODELS, dataset_report.PREDICTIONS, directory.CURVE)
-MOST_EVERY = 500  # steps between two looks, where an epoch has more
+MAX_EVAL_EVERY = 500  # training steps; used if an epoch has more
 
-# Fields of the configurations that are of no use to a dataset.
-OTHERS = (
+# Configuration fields that do not apply to datasets.
+UNUSED = (
     'attention',
     'scheduled_sampling',
     'success_threshold',
@@ -53,40 +53,42 @@ OTHERS = (
     'keep_best',
     'steps_per_call',
 )
-MODEL = flag_tables.flags_of(ModelConfig, without=OTHERS)
-COMPARE = {'cells': Flag(Many(CellName()), 'train each of these cells, and put them in one table')}
-TRAINING = flag_tables.flags_of(TrainConfig, RunConfig, without=OTHERS)
+MODEL = flag_tables.flags_of(ModelConfig, without=UNUSED)
+COMPARE = {
+    'cells': Flag(ListParser(CellParser()), 'cells to compare, instead of --cell: each is trained on the same seeds')
+}
+TRAINING = flag_tables.flags_of(TrainConfig, RunConfig, without=UNUSED)
 LIMITS = {
-    'max_columns': Flag(Whole(1), 'columns or channels that a file may have'),
-    'max_bytes': Flag(Whole(1, 2**63 - 1), 'bytes that a file may have, after it is decompressed'),
+    'max_columns': Flag(IntParser(1), 'maximal number of columns or channels of a file'),
+    'max_bytes': Flag(IntParser(1, 2**63 - 1), 'maximal size of a file in bytes, after decompression'),
 }
 DEFAULTS = {f'max_{name}': value for name, value in Bounds()._asdict().items()} | {'cells': None}
 DEFAULTS |= flag_tables.defaults_of(
     ModelConfig(hidden=64),
     TrainConfig(batch_size=32, steps=10_000, clip_norm=1.0, num_seeds=5),
     RunConfig(),
-    without=OTHERS,
+    without=UNUSED,
 )
 
 
 class Sampling(NamedTuple):
-    """How texts go on from a prompt."""
+    """Configuration of text generation."""
 
-    length: int  # tokens
+    max_new_tokens: int
     temperature: float
-    samples: int  # texts
-    seed: int  # of what is drawn
+    num_samples: int  # texts
+    seed: int  # random seed
 
 
 class TrainedModel(NamedTuple):
-    """A trained model, and what it was trained for."""
+    """Trained model of a run."""
 
-    kind: Any  # the DatasetExperiment
-    settings: Settings  # of the run
-    recipe: Mapping[str, Any]
+    experiment: Any  # the DatasetExperiment
+    settings: Settings
+    recipe: Mapping[str, Any]  # preprocessing
     model: nn.Module
     seed: int
-    best: Best
+    best: Best  # best parameters of the seed
 
 
 def bounds_of(options: Mapping[str, Any]) -> Bounds:
@@ -95,100 +97,105 @@ def bounds_of(options: Mapping[str, Any]) -> Bounds:
 
 
 class DatasetExperiment:
-    """A kind of data, of which a module of this folder makes its experiment: KIND = Classify().
+    """Base class of experiments on datasets.
 
-    The methods before `__init__` are a kind's own. They raise UserError where a file or a setting is wrong.
-    `settings.options` has the kind's own flags; `recipe` is what `dataset` left for predictions.
+    Subclasses override the methods before `__init__`, which raise UserError if a file or a flag is invalid.
+    `settings.options` contains the flags of the subclass; `recipe` is the preprocessing that `dataset` has fitted.
     """
 
     STEPS = STEPS
-    name: str  # of the module, and of the folder in runs/
-    OWN: Mapping[str, Flag]  # its own flags, beside those that every kind has
-    own_defaults: Mapping[str, Any]  # theirs; and of other flags, where those of this kind differ
+    name: str  # name of the module and of the folder in runs/
+    OWN: Mapping[str, Flag]  # flags of the subclass
+    own_defaults: Mapping[str, Any]  # their defaults, and other defaults of common flags
 
     def dataset(self, settings: Settings) -> Dataset:
-        """Reads --data, and splits it."""
+        """Reads and splits --data."""
         raise NotImplementedError
 
     def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
-        """Of the models of a run, as its recipe has it; that of `dataset`."""
+        """Returns the model spec of a run, as in `dataset`."""
         raise NotImplementedError
 
     def answers(self, recipe: Mapping[str, Any]) -> Answers:
-        """What the host is given of outputs; that of `dataset`."""
+        """Returns the function from outputs to predictions, as in `dataset`."""
         raise NotImplementedError
 
     def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
-        """Returns the recipe of a run that was read from a file; raises UserError if it is invalid."""
+        """Returns the preprocessing that was read from a run directory; raises UserError if it is invalid."""
         return recipe
 
-    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
-        """A file to predict, through the same preprocessing; refuses unknown labels and other columns by name."""
+    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
+        """Reads a file, or one split of it, for predictions; raises UserError if labels or columns are unknown."""
         raise NotImplementedError
 
     def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> OnlinePredictor:
-        """Observations from --stdin."""
+        """Returns the online predictor for --stdin."""
         raise NotImplementedError
 
-    def write(self, found: TrainedModel, prompt: str, how: Sampling) -> list[str]:
-        """Texts that go on from a prompt."""
-        raise UserError(f'--prompt is for a model of text, and this one is of {self.name}')
+    def write(self, trained: TrainedModel, prompt: str, sampling: Sampling) -> list[str]:
+        """Returns texts that continue a prompt."""
+        raise UserError(f'--prompt needs a language model, but --workdir contains a run of {self.name}')
 
     def __init__(self):
-        data = Flag(Place('file'), self.data_help)
+        data = Flag(PathParser('file'), self.data_help)
         self.FLAGS = {'data': data, **self.OWN, **LIMITS, **MODEL, **COMPARE, **TRAINING}
         self.defaults = {'data': None, **DEFAULTS, **self.own_defaults}
 
-    data_help = 'the file; or PACKAGE:PATH, a file that an installed package has'
-    suffix = ''  # the usual one of --data
+    data_help = 'file; or PACKAGE:PATH, a file of an installed package'
+    suffix = ''  # usual suffix of --data
 
     def check(self, values: Mapping[str, Any]) -> Settings:
-        """Plain values -> all settings; raises UserError where one is refused or two do not go together."""
+        """Returns the validated settings; raises UserError if values are invalid or incompatible."""
         flag_tables.check_known(values, self.FLAGS)
         settings = Settings.of(flag_tables.check(self.FLAGS, {**self.defaults, **values}, self.defaults))
         if settings.options['data'] is None:
-            raise UserError(f'--data is missing: {self.data_help}')
+            raise UserError(f'--data is missing; pass the {self.data_help}')
         flag_tables.check_seeds(settings.train.seed, settings.train.num_seeds)
         task_setup.make_optimizer(settings.train)
         flag_tables.check_memory(*self.sizes(settings))
         return settings
 
     def sizes(self, settings: Settings) -> tuple[int, dict[str, Any]]:
-        """About how many float32 numbers a run holds at least, whatever its data, and the flags that decide it."""
+        """Returns a lower bound of the float32 numbers that a run needs, and the flags that decide it."""
         names, model = ('hidden', 'layers', 'batch_size', 'eval_every', 'num_seeds'), settings.model
         hidden, rows, seeds = model.hidden, settings.train.batch_size, settings.train.num_seeds
-        wide, width = model.layers * (1 + model.bidirectional), training_replicas.group_width(seeds)
+        num_layers, width = model.layers * (1 + model.bidirectional), training_replicas.group_width(seeds)
         gates = min(map(task_setup.gates, settings.options['cells'] or [model.cell]))
-        weights, kept = wide * gates * hidden * hidden, wide * (gates + 2) * rows * hidden
-        at_once = width if rows * gates * hidden**2 <= programs.MAX_VMAP_SIZE else 1
-        numbers = 6 * width * weights + at_once * kept + 4 * width * (settings.train.eval_every or 1)
-        numbers += seeds * (2 * weights + 50)  # what is kept of a seed on the host
+        weights, residuals = num_layers * gates * hidden * hidden, num_layers * (gates + 2) * rows * hidden
+        parallel_replicas = width if rows * gates * hidden**2 <= programs.MAX_VMAP_SIZE else 1
+        numbers = 6 * width * weights + parallel_replicas * residuals + 4 * width * (settings.train.eval_every or 1)
+        numbers += seeds * (2 * weights + 50)  # results of a seed on the host
         return numbers, {name: settings.flags[name] for name in names}
 
     def run(self, **values: Any) -> list[CellResult]:
-        """Learns from a file, and says whether that was worth it.
+        """Trains on a file, evaluates the test split and compares with baselines.
 
-        Every argument is a flag of the command line. Without `workdir` nothing is kept.
+        Every argument is a flag of the command line. Without `workdir`, no files are written.
+
+        Returns:
+          A result for each cell.
 
         Raises:
-          UserError (a ValueError): an argument or the file is refused, the folder holds another run, or no loss is
+          UserError (a ValueError): an argument or the file is invalid, the folder contains another run, or no loss is
             finite.
         """
         settings, start = self.check(values), time.perf_counter()
         dataset = self.dataset(settings)
-        # Resolved: a run that is asked for more steps must keep it.
-        eval_every = settings.train.eval_every or min(dataset.epoch, MOST_EVERY)
+        # Stored in the run: it must not change if the run is extended.
+        eval_every = settings.train.eval_every or min(dataset.epoch, MAX_EVAL_EVERY)
         settings = settings.replace(eval_every=min(eval_every, settings.train.steps))
-        dataset = dataset._replace(baselines={name: functools.cache(one) for name, one in dataset.baselines.items()})
+        dataset = dataset._replace(
+            baselines={name: functools.cache(score) for name, score in dataset.baselines.items()}
+        )
         cells = settings.options['cells']
         for cell in cells or [settings.model.cell]:
             task_setup.make_model(dataset.spec, settings.replace(cell=cell).model)
-        look = [*dataset.look, *dataset_test.first_scores(dataset)]
-        print('\n  '.join([dataset.name, *look]))
-        print(f'  read and looked at in {time.perf_counter() - start:.1f} s\n', flush=True)
+        print('\n  '.join([dataset.name, *dataset.look, *dataset_test.validation_lines(dataset)]))
+        print(f'  read in {time.perf_counter() - start:.1f} s\n', flush=True)
         return [self._run_one(dataset, settings)] if cells is None else self._run_several(dataset, settings)
 
     def _run_one(self, dataset: Dataset, settings: Settings) -> CellResult:
+        """Trains and tests one cell, and prints its results."""
         with directory.open_workdir(settings.flags, self.name, names=FILES) as (folder, summary):
             result = self._result(dataset, settings, folder, summary)
             print('\n'.join(['', *result.tell, '', *dataset_report.table_lines(dataset.measure, [result])]))
@@ -198,15 +205,15 @@ class DatasetExperiment:
             return result
 
     def _run_several(self, dataset: Dataset, settings: Settings) -> list[CellResult]:
-        """Each cell in a folder of its own, within that of the comparison."""
+        """Trains and tests each cell of --cells in a folder of its own, and prints the comparison."""
         cells, measure = settings.options['cells'], dataset.measure
         shared = {name: value for name, value in settings.flags.items() if name not in ('cells', 'cell')}
 
         def train(cell: str, folder: Workdir) -> CellResult:
             path = None if folder.path is None else str(folder.path / cli_default_workdir.safe_name(cell))
-            one = settings.replace(cell=cell, cells=None, workdir=path)
-            with directory.open_workdir(one.flags, self.name, names=FILES) as (inner, summary):
-                result = self._result(dataset, one, inner, summary)
+            cell_settings = settings.replace(cell=cell, cells=None, workdir=path)
+            with directory.open_workdir(cell_settings.flags, self.name, names=FILES) as (inner, summary):
+                result = self._result(dataset, cell_settings, inner, summary)
             print()
             return result
 
@@ -228,33 +235,33 @@ class DatasetExperiment:
         folder: Workdir,
         summary: Mapping[str, Any] | None,
     ) -> CellResult:
-        """Trains and tests, and leaves everything in the folder; or reads what it holds."""
+        """Trains, tests and writes the results; or reads them if the run is finished."""
         data = dataset_test.fingerprint(dataset)
         if summary is not None:
-            dataset_test.refuse_other_data(folder, summary, data)
-            print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)')
+            dataset_test.check_same_data(folder, summary, data)
+            print(f'{folder.path} contains this run, finished; showing its results (use --overwrite to retrain)')
             with folder.reading():
-                return dataset_report.result_of(summary['result'])
+                return dataset_report.from_json(summary['result'])
         if folder.path is not None and folder.file(directory.SUMMARY).exists():
-            dataset_test.refuse_other_data(folder, directory.read_summary(folder), data)
+            dataset_test.check_same_data(folder, directory.read_summary(folder), data)
         model, start = task_setup.make_model(dataset.spec, settings.model), time.perf_counter()
         layers = text_tables.model_layers(model, jax.tree.map(lambda x: x[0], dataset.validation.inputs))
         summary = run_summary.new_summary(self.name, settings.flags, layers) | {'data': data, 'recipe': dataset.recipe}
         print(text_tables.format_table(layers) + '\n')
         folder.write_summary(summary)
         with flag_tables.matmul_precision(settings.train.matmul_precision):
-            found, eval_every = self._fit(dataset, model, settings, folder)
-            result = _tested(dataset, model, settings, found, summary['params'], folder)
-        fit_results.write_evals(folder, found, eval_every)
-        fit_results.write_models(folder, found)
-        seconds = None if found.resumed else time.perf_counter() - start
+            fit, eval_every = self._fit(dataset, model, settings, folder)
+            result = _test(dataset, model, settings, fit, summary['params'], folder)
+        fit_results.write_evals(folder, fit, eval_every)
+        fit_results.write_models(folder, fit)
+        seconds = None if fit.resumed else time.perf_counter() - start
         models_sha256 = files.sha256(folder.file(fit_results.MODELS)) if folder.writes else None
-        ended = {'seconds': seconds, 'result': dataset_report.plain(result), 'models': models_sha256}
-        folder.write_summary(summary | {'finished': True} | ended)
+        end = {'seconds': seconds, 'result': dataset_report.to_json(result), 'models': models_sha256}
+        folder.write_summary(summary | {'finished': True} | end)
         return result
 
-    def _fit(self, dataset: Dataset, model: nn.Module, settings: Settings, folder: Workdir) -> tuple[FitResult, int]:
-        """Trains every seed, and tells the steps between two looks."""
+    def _fit(self, dataset: Dataset, model: nn.Module, settings: Settings, folder: Workdir) -> tuple[Fit, int]:
+        """Trains all seeds; returns the fit and the training steps between evaluations."""
         eval_every = settings.train.eval_every
         steps = settings.train.steps // eval_every * eval_every
         stopping = EarlyStopping(eval_every, settings.train.patience)
@@ -262,77 +269,80 @@ class DatasetExperiment:
         task = Task(dataset.loss_fn, dataset.batch, dataset.data, evals, stopping)
         run = _compile(model, task, settings, folder, steps)
         train = settings.train
-        cut = '' if steps == train.steps else f' (--steps={train.steps} cut to a multiple of --eval_every={eval_every})'
+        rounded = (
+            ''
+            if steps == train.steps
+            else f' (--steps={train.steps}, rounded down to a multiple of --eval_every={eval_every})'
+        )
         print(
-            f'at most {steps:,} training steps{cut} of {train.batch_size} rows, evaluated every {eval_every:,}; early '
-            f'stopping with patience {train.patience}'
+            f'At most {steps:,} training steps{rounded}, batch size {train.batch_size}, evaluation every '
+            f'{eval_every:,} steps, early stopping with patience {train.patience}'
         )
         seeds = np.arange(train.seed, train.seed + train.num_seeds)
-        found = training.train_with_early_stopping(run._replace(allow_divergence=True), seeds)
+        fit = training.train_with_early_stopping(run._replace(allow_divergence=True), seeds)
         if settings.train.refit:
-            steps = fit_results.typical_step(found, eval_every)
-            print(f'and {steps:,} steps anew, with the validation part in what is trained on')
+            steps = fit_results.typical_step(fit, eval_every)
+            print(f'Retraining for {steps:,} steps on the training and validation splits')
             task = task._replace(data=dataset.both(), evals={}, early_stopping=None)
-            found = training.retrain(_compile(model, task, settings, folder, steps), found)
-        return found, eval_every
+            fit = training.retrain(_compile(model, task, settings, folder, steps), fit)
+        return fit, eval_every
 
     def command(self, doc: str) -> Command:
-        """The command of the module whose docstring this is."""
+        """Returns the command of a module with the given docstring."""
         return Command(self.name, doc, self.run, FlagTable(self.FLAGS, self.defaults), self.default_workdir)
 
     def default_workdir(self, values: dict[str, Any]) -> dict[str, Any]:
-        what = 'compare' if values['cells'] else values['cell']
-        # Few steps decide --eval_every.
-        eval_every = min(values['eval_every'] or MOST_EVERY, values['steps'])
-        found = cli_default_workdir.default_workdir(
+        """Returns the flags with the default --workdir."""
+        cell_name = 'cells' if values['cells'] else values['cell']
+        # As in `run`: --steps limits --eval_every.
+        eval_every = min(values['eval_every'] or MAX_EVAL_EVERY, values['steps'])
+        completed = cli_default_workdir.default_workdir(
             values | {'eval_every': eval_every},
-            self.defaults | {'eval_every': MOST_EVERY},
-            *(self.name, what),
-            named=('cell', 'cells'),
+            self.defaults | {'eval_every': MAX_EVAL_EVERY},
+            *(self.name, cell_name),
+            excluded=('cell', 'cells'),
             suffix=self.suffix,
         )
-        return values | {'workdir': found['workdir']}
+        return values | {'workdir': completed['workdir']}
 
 
 def _compile(model: nn.Module, task: Task, settings: Settings, folder: Workdir, steps: int) -> CompiledRun:
-    """Compiles a run whose replicas share all cores, unless --mesh says otherwise."""
+    """Compiles a run; by default its replicas are distributed over all devices."""
     run = dataclasses.replace(settings.run, mesh=settings.run.mesh or _devices(settings.train.num_seeds))
     return task_setup.compile_seeds(model, task, settings.train, run, folder, steps)
 
 
 def _devices(num_seeds: int) -> str | None:
-    """A model that learns from a file has enough to do for a core: seeds share all of them."""
+    """Returns the default --mesh: seeds are distributed over all devices; None for one device or several processes."""
     count = min(num_seeds, len(jax.devices()))
     return f'{sharding.DATA}:{count}' if count > 1 and not multihost.is_multiprocess() else None
 
 
-def _tested(
-    dataset: Dataset, model: nn.Module, settings: Settings, found: FitResult, params: int, folder: Workdir
-) -> CellResult:
-    """The one look at the test part."""
-    program, items, chosen = dataset_test.answering(model, dataset.answers), [], found.best_seed()
-    for i in range(len(found.seeds)):
-        answers = program(fit_results.select_seed(found.best, i), dataset.test.batches)
+def _test(dataset: Dataset, model: nn.Module, settings: Settings, fit: Fit, params: int, folder: Workdir) -> CellResult:
+    """Evaluates all seeds on the test split, and writes the predictions of the best seed and the figure."""
+    predict, items, best_index = dataset_test.make_predictor(model, dataset.answers), [], fit.chosen()
+    for i in range(len(fit.seeds)):
+        answers = predict(fit_results.of_seed(fit.best, i), dataset.test.batches)
         items.append(dataset.items(answers))
-        if i == chosen:
-            of_chosen = answers
-    theirs = {name: score('test') for name, score in dataset.baselines.items()}
-    gains = {name: significance.improvement(dataset.measure, items, its) for name, its in theirs.items()}
-    values = np.array([dataset_test.measure_value(dataset.measure, one) for one in items])
-    baselines = {name: dataset_test.measure_value(dataset.measure, its) for name, its in theirs.items()}
+        if i == best_index:
+            best_answers = answers
+    baseline_items = {name: score('test') for name, score in dataset.baselines.items()}
+    gains = {name: significance.gain(dataset.measure, items, scores) for name, scores in baseline_items.items()}
+    values = np.array([dataset_test.measure_value(dataset.measure, scores) for scores in items])
+    baselines = {name: dataset_test.measure_value(dataset.measure, scores) for name, scores in baseline_items.items()}
     result = CellResult(
         settings.model.cell,
         settings.model.hidden,
         params,
-        found.seeds.tolist(),
+        fit.seeds.tolist(),
         values,
         baselines,
         gains,
-        int(found.seeds[chosen]),
-        list(dataset.tell(of_chosen)),
-        significance.best_name(dataset.measure, dataset_test.validation_values(dataset)),
+        int(fit.seeds[best_index]),
+        list(dataset.tell(best_answers)),
+        significance.best(dataset.measure, dataset_test.validation_values(dataset)),
     )
-    result_files.write_table(folder, dataset_report.PREDICTIONS, *dataset.test.table(of_chosen))
+    result_files.write_table(folder, dataset_report.PREDICTIONS, *dataset.test.table(best_answers))
     if settings.run.plot:
-        dataset_report.picture(folder, dataset, found, result, of_chosen, settings)
+        dataset_report.plot(folder, dataset, fit, result, best_answers)
     return result

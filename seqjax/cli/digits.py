@@ -1,10 +1,10 @@
-"""Classes of images that are read as sequences, row by row or pixel by pixel (Le et al. 2015).
+"""Classify images that are read as sequences, row by row or pixel by pixel (Le et al. 2015).
 
     seqjax digits --data=digits
-    seqjax digits --data=train-images-idx3-ubyte.gz --order=pixels --permute
+    seqjax digits --data=train-images-idx3-ubyte.gz --scan_order=pixels --permute
 
-The first is of scikit-learn's 1,797 digits of 8 x 8 pixels. Any file in the format of MNIST is taken; its labels, and
-t10k-images-... for the test, are found beside it.
+`--data=digits` are scikit-learn's 1,797 digits of 8 x 8 pixels. Any file in the format of MNIST (idx) is read, with its
+labels and its test split (t10k-images-...) from the same folder.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from typing import Any
 from seqjax.cli import dataset_experiment
 from seqjax.cli.dataset_experiment import DatasetExperiment
 from seqjax.cli.flag_tables import Flag
-from seqjax.cli.parsers import Choice, Place, Share, Switch, Whole
+from seqjax.cli.parsers import BoolParser, ChoiceParser, IntParser, PathParser, PositiveFractionParser
 from seqjax.cli.settings import Settings
 from seqjax.datasets import classification, sequential_images
 from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
@@ -26,67 +26,71 @@ from seqjax.errors import UserError
 
 
 class Digits(DatasetExperiment):
-    """Images of one size, in bytes."""
+    """Experiment on the classification of images of one size, in bytes."""
 
     name = 'digits'
     data_help = (
-        f"{readers_images.DIGITS} for scikit-learn's images of 8 x 8; or a file of images in the format of MNIST "
-        '(idx), also gzipped'
+        f"{readers_images.DIGITS} for scikit-learn's 8 x 8 images; or a file of images in the format of MNIST (idx), "
+        'optionally gzipped'
     )
     OWN = {
-        'labels': Flag(Place('file'), 'the idx file of their labels; by default the one beside it that MNIST has'),
-        'test_data': Flag(Place('file'), 'the images for the test; by default t10k-... beside train-...'),
-        'test_labels': Flag(Place('file'), 'the labels of --test_data; by default the file beside it that MNIST has'),
-        'test': Flag(Whole(1), 'how many images are held out for the test, without such a file: the last ones'),
-        'validation': Flag(Share(), 'share of the other images that is held out for validation: the last ones'),
-        'order': Flag(Choice('rows', 'pixels'), 'what a step is: a row of an image, or a pixel'),
-        'permute': Flag(Switch(), 'have the pixels in another order, that is drawn once and the same for all images'),
+        'labels': Flag(PathParser('file'), 'idx file of the labels; by default that of MNIST in the same folder'),
+        'test_data': Flag(
+            PathParser('file'), 'idx file of the test images; by default t10k-... if --data is train-...'
+        ),
+        'test_labels': Flag(
+            PathParser('file'), 'idx file of the test labels; by default that of MNIST in the same folder'
+        ),
+        'test_size': Flag(IntParser(1), 'number of test images, the last ones, if there is no test file'),
+        'validation_fraction': Flag(
+            PositiveFractionParser(), 'fraction of the remaining images in the validation split, the last ones'
+        ),
+        'scan_order': Flag(ChoiceParser('rows', 'pixels'), 'time steps: the rows of an image, or its pixels'),
+        'permute': Flag(BoolParser(), 'permute the pixels, with one fixed random permutation for all images'),
     }
     own_defaults = {
-        **{'labels': None, 'test_data': None, 'test_labels': None, 'test': 297, 'validation': 0.1},
-        **{'order': 'rows', 'permute': False},
+        **{'labels': None, 'test_data': None, 'test_labels': None, 'test_size': 297, 'validation_fraction': 0.1},
+        **{'scan_order': 'rows', 'permute': False},
     }
 
     def dataset(self, settings: Settings) -> Dataset:
         options = settings.options
         return sequential_images.dataset(
             *_read(options['data'], options['labels'], dataset_experiment.bounds_of(options)),
-            _test(options),
-            test_count=options['test'],
-            validation_share=options['validation'],
-            order=options['order'],
+            _read_test(options),
+            test_count=options['test_size'],
+            validation_share=options['validation_fraction'],
+            order=options['scan_order'],
             permute=options['permute'],
             batch_size=settings.train.batch_size,
             seed=settings.train.seed,
         )
 
     def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
-        return sequential_images.check_recipe(recipe, settings.options['order'], settings.options['permute'])
+        return sequential_images.check_recipe(recipe, settings.options['scan_order'], settings.options['permute'])
 
     spec = staticmethod(sequential_images.spec)
     answers = staticmethod(lambda recipe: classification.answers)
 
-    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
+    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
         options = settings.options
-        known = {options['data']: options['labels'], options['test_data']: options['test_labels']}
-        name, images = _read(path, known.get(path), dataset_experiment.bounds_of(options))
-        if options['part'] == 'all':
+        labels = {options['data']: options['labels'], options['test_data']: options['test_labels']}
+        name, images = _read(path, labels.get(path), dataset_experiment.bounds_of(options))
+        if split == 'all':
             return sequential_images.unseen(name, images, recipe)
-        here = {**options, 'data': path}
-        parts = sequential_images.split(name, images, _test(here), here['test'], here['validation'])
-        return sequential_images.unseen(f'the {here["part"]} part of {name}', getattr(parts, here['part']), recipe)
+        test = _read_test({**options, 'data': path})
+        splits = sequential_images.split(name, images, test, options['test_size'], options['validation_fraction'])
+        return sequential_images.unseen(f'the {split} split of {name}', getattr(splits, split), recipe)
 
     def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> OnlinePredictor:
         return sequential_images.stream(recipe)
 
 
 def _read(path: str, labels: str | None, bounds: Bounds) -> tuple[str, Images]:
-    """A name, and the images."""
+    """Returns the name of a file and its images."""
     if path == readers_images.DIGITS:
         if labels is not None:
-            raise UserError(
-                f'--data={readers_images.DIGITS} comes with labels of its own, and {labels} has no use; leave it out'
-            )
+            raise UserError(f'--labels={labels} has no effect with --data={readers_images.DIGITS}; remove it')
         return readers_images.DIGITS, readers_images.read_images(readers_images.DIGITS)
     file = optional_packages.locate(path)
     return file.name, readers_images.read_images(
@@ -94,18 +98,18 @@ def _read(path: str, labels: str | None, bounds: Bounds) -> tuple[str, Images]:
     )
 
 
-def _test(settings: Mapping[str, Any]) -> tuple[str, Images] | None:
-    """What the test is of; None where it is a part of --data."""
+def _read_test(settings: Mapping[str, Any]) -> tuple[str, Images] | None:
+    """Returns the name and the images of the test file; None if the test split is taken from --data."""
     path, labels = settings['test_data'], settings['test_labels']
     if path is None and settings['data'] != readers_images.DIGITS:
         path = readers_images.beside_of(Path(optional_packages.locate(settings['data'])), 'train', 't10k')
     if path is not None:
         return _read(str(path), labels, dataset_experiment.bounds_of(settings))
     if labels is not None:
-        raise UserError(f'--test_labels={labels} needs --test_data, the images that they are of')
+        raise UserError(f'--test_labels={labels} needs --test_data; pass the test images')
     return None
 
 
-KIND = Digits()
-COMMAND = KIND.command(__doc__)
-FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
+EXPERIMENT = Digits()
+COMMAND = EXPERIMENT.command(__doc__)
+FLAGS, run, main = EXPERIMENT.FLAGS, EXPERIMENT.run, COMMAND.main

@@ -1,7 +1,7 @@
-"""The experiment that trains seeds for a fixed number of steps and logs the loss of every step.
+"""Experiments that train seeds for a fixed number of steps and log the loss of every step.
 
-experiments/td.py and experiments/echo.py have subclasses. The flags are fields of the configurations of
-`seqjax.config` and of a dataclass of the task's own.
+The subclasses are in experiments/td.py and experiments/echo.py. The flags are the fields of the configurations of
+`seqjax.config` and of a dataclass of the task.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from seqjax.types import Arrays, Task, TrainState
 
 
 class FinishedRun(NamedTuple):
-    """A run that was trained, or read back from its folder."""
+    """Run that was trained, or read from its run directory."""
 
     settings: Settings
     summary: dict[str, Any]  # content of summary.json
@@ -43,19 +43,19 @@ class FinishedRun(NamedTuple):
 class FixedStepsExperiment(abc.ABC):
     """Base class of experiments that train seeds for a fixed number of steps.
 
-    Subclasses define `task`, `test_inputs`, `measure`, `outcome`, `conclusion`, `draw`, `sizes` and `result`.
+    Subclasses define the abstract methods.
 
     Args:
-      name: of the experiment, and of its folder in runs/.
-      config: the frozen dataclass of the task's own flags.
-      flags: names of the flags that are not in `flag_tables.SHARED`, in their order; the first is in the name of the
-        run directory.
-      defaults: of fields of the configurations, which replace theirs.
+      name: name of the experiment and of its folder in runs/.
+      config: frozen dataclass of the task's flags.
+      flags: names of the flags that are not in `flag_tables.SHARED`, in order; the value of the first is part of the
+        name of the run directory.
+      **defaults: default values that replace those of the configurations.
     """
 
-    STEPS = 'steps'  # the flag of the training steps
-    measured: str  # the name of what `measure` returns
-    panels = 1  # of the picture
+    STEPS = 'steps'  # flag of the number of training steps
+    measured: str  # name of the metric that `measure` returns
+    panels = 1  # of the figure
 
     def __init__(self, name: str, config: type, flags: Iterable[str], **defaults: Any):
         configs = (config, *seqjax_config.CONFIGS)
@@ -65,52 +65,54 @@ class FixedStepsExperiment(abc.ABC):
         self.defaults = {name: (values | defaults)[name] for name in names}
 
     def own(self, settings: Settings) -> Any:
-        """The task's own flags, an instance of `config`."""
+        """Returns the task's flags, an instance of `config`."""
         return self.config(**settings.options)
 
     def make_task(self, flags: Mapping[str, Any]) -> Task:
-        """The task that the flags ask for; raises UserError where it cannot be."""
+        """Returns the task for the flags; raises UserError if they are invalid."""
         settings = Settings.of(flags)
         try:
             return self.task(self.own(settings), settings.train)
         except ValueError as error:
-            raise UserError(f'{task_setup.named(settings.options, settings.options)}: {error}') from error
+            raise UserError(f'{task_setup.format_flags(settings.options, settings.options)}: {error}') from error
 
     def make_model(self, flags: Mapping[str, Any], task: Task | None = None) -> nn.Module:
+        """Returns the model for the flags."""
         settings = Settings.of(flags)
         config = self.model_config(settings.model, self.own(settings))
         return task_setup.make_model((task or self.make_task(flags)).spec, config)
 
-    def make_optimiser(self, flags: Mapping[str, Any]) -> optax.GradientTransformation:
+    def make_optimizer(self, flags: Mapping[str, Any]) -> optax.GradientTransformation:
+        """Returns the optimizer for the flags."""
         return task_setup.make_optimizer(Settings.of(flags).train)
 
     @abc.abstractmethod
     def task(self, own: Any, train: TrainConfig) -> Task:
-        """The task, with its spec; raises ValueError where flags do not go together."""
+        """Returns the task with its spec; raises ValueError if flags are incompatible."""
 
     @abc.abstractmethod
     def test_inputs(self, task: Task, settings: Settings) -> Arrays:
-        """Inputs of the predictions of the trained model."""
+        """Returns the inputs for the predictions of the trained model."""
 
     @abc.abstractmethod
     def measure(self, outputs: np.ndarray, settings: Settings) -> np.ndarray:
-        """One number a seed, of the outputs for the test inputs: [R, B, ...] -> [R]."""
+        """Returns a metric of each seed [R] from its outputs for the test inputs [R, B, ...]."""
 
     @abc.abstractmethod
     def outcome(self, losses: np.ndarray, outputs: np.ndarray, settings: Settings) -> dict[str, Any]:
-        """The task's own part of summary.json."""
+        """Returns the task-specific part of summary.json."""
 
     @abc.abstractmethod
     def conclusion(self, run: FinishedRun) -> str:
-        """The last line: in words, what was reached."""
+        """Returns the last line of the output, a summary of the results."""
 
     @abc.abstractmethod
     def title(self, settings: Settings) -> str:
-        """The title of the picture."""
+        """Returns the title of the figure."""
 
     @abc.abstractmethod
     def draw(self, axes: Any, run: FinishedRun) -> None:
-        """Draws the picture, which is kept as curve.png."""
+        """Draws the figure of curve.png."""
 
     @abc.abstractmethod
     def result(self, run: FinishedRun, figure: Any) -> Any:
@@ -118,33 +120,33 @@ class FixedStepsExperiment(abc.ABC):
 
     @abc.abstractmethod
     def sizes(self, **flags: Any) -> tuple[int, dict[str, Any]]:
-        """About how many float32 numbers a run holds at once, and the flags that decide it."""
+        """Returns an estimate of the float32 numbers that a run needs, and the flags that decide it."""
 
     def max_width(self, **flags: Any) -> int:
-        """The most replicas of a group."""
+        """Returns the maximal number of replicas per group."""
         return replicas.MAX_WIDTH
 
     def complete(self, flags: dict[str, Any]) -> dict[str, Any]:
-        """Fills in flags whose default depends on others."""
+        """Returns the flags with defaults that depend on other flags."""
         return flags
 
     def model_config(self, model: ModelConfig, own: Any) -> ModelConfig:
-        """The configuration of the model where a flag of the task's own decides a part of it."""
+        """Returns the model configuration, which may depend on the task's flags."""
         return model
 
     def predictions(self, outputs: np.ndarray, settings: Settings) -> np.ndarray | None:
-        """Predictions that replicas.npz keeps; None for none."""
+        """Returns the predictions to store in replicas.npz; None for none."""
         return None
 
     def read_predictions(self, folder: Workdir, summary: dict[str, Any], settings: Settings) -> np.ndarray | None:
-        """Reads the predictions of a finished run."""
+        """Reads the predictions of a finished run; None if there are none."""
         return None
 
     def show(self, run: FinishedRun) -> None:  # noqa: B027
-        """Prints a table of the predictions, where there is one."""
+        """Prints a table of the predictions; by default nothing."""
 
     def check(self, values: Mapping[str, Any]) -> Settings:
-        """Plain values -> all settings; raises UserError where one is refused or a run of them cannot fit."""
+        """Returns the validated settings; raises UserError if values are invalid or exceed the memory."""
         flag_tables.check_known(values, self.FLAGS)
         flags = self.complete(flag_tables.check(self.FLAGS, {**self.defaults, **values}, self.defaults))
         settings = Settings.of(flags)
@@ -153,23 +155,23 @@ class FixedStepsExperiment(abc.ABC):
         return settings
 
     def run(self, **values: Any) -> Any:
-        """Trains seeds for all steps, and shows the model, the training, the outcome and the loss curve.
+        """Trains seeds for all steps, and prints and plots the results.
 
-        Every argument is a flag of the command line. Without `workdir` nothing is kept.
+        Every argument is a flag of the command line. Without `workdir`, no files are written.
 
         Raises:
-          UserError (a ValueError): an argument is refused, the folder holds another run, or the loss is not finite.
+          UserError (a ValueError): an argument is invalid, the folder contains another run, or the loss is not finite.
         """
         settings = self.check(values)
         task = self.make_task(settings.flags)
-        model, tx = self.make_model(settings.flags, task), self.make_optimiser(settings.flags)
+        model, tx = self.make_model(settings.flags, task), self.make_optimizer(settings.flags)
         with directory.open_workdir(settings.flags, self.name, steps=self.STEPS) as (folder, summary):
             print(f'{self.title(settings)}\n')
             if summary is None:
                 with flag_tables.matmul_precision(settings.train.matmul_precision):
                     run = self.train(model, task, tx, settings, folder)
             else:
-                print(f'{folder.path} holds this run, finished: shown again (--overwrite trains anew)\n')
+                print(f'{folder.path} contains this run, finished; showing its results (use --overwrite to retrain)\n')
                 run = self.read(folder, summary, settings)
             with folder.reading():
                 conclusion = self.conclusion(run)
@@ -183,30 +185,30 @@ class FixedStepsExperiment(abc.ABC):
     def train(
         self, model: nn.Module, task: Task, tx: optax.GradientTransformation, settings: Settings, folder: Workdir
     ) -> FinishedRun:
-        """Trains, and leaves everything but the picture in the folder."""
+        """Trains all seeds and writes the results, except for the figure."""
         inputs, config, steps = self.test_inputs(task, settings), settings.train, settings.flags[self.STEPS]
         summary = run_summary.new_summary(self.name, settings.flags, text_tables.model_layers(model, inputs))
         print(_table(summary))
         folder.write_summary(summary)
-        how = {
+        run_options = {
             'steps': steps,
             'steps_per_call': settings.run.steps_per_call,
             'workdir': folder,
             'num_seeds': config.num_seeds,
-        }
-        how |= {
             'max_width': self.max_width(**settings.flags),
             'stream': settings.options.get('stream_from_host', False),
         }
-        compiled = training.compile_run(model, task, tx, inputs, **how, **flag_tables.keeping(vars(settings.run)))
+        compiled = training.compile_run(
+            model, task, tx, inputs, **run_options, **flag_tables.checkpoint_kwargs(vars(settings.run))
+        )
         seeds = np.arange(config.seed, config.seed + (config.num_seeds or 1))
-        which = f', seed {seeds[0]}' if config.num_seeds is None else f' of seeds {seeds[0]} to {seeds[-1]}'
-        print(f'{steps:,} {self.STEPS}{which}, on {summary["device"]}')
+        seed_text = f', seed {seeds[0]}' if config.num_seeds is None else f' of seeds {seeds[0]} to {seeds[-1]}'
+        print(f'{steps:,} {self.STEPS}{seed_text}, on {summary["device"]}')
         record = training.train_with_losses(compiled, inputs, seeds, unit=self.STEPS.removesuffix('s'))
         predictions = self.predictions(record.outputs, settings)
         if config.num_seeds is not None:
-            kept = {} if predictions is None else {'predictions': predictions}
-            result_files.write_replicas(folder, loss=record.losses, **kept)
+            arrays = {} if predictions is None else {'predictions': predictions}
+            result_files.write_replicas(folder, loss=record.losses, **arrays)
         print(record.timing() + '\n')
         seconds = None if record.resumed else record.seconds
         summary |= {'finished': True, 'seconds': seconds, **run_summary.loss_summary(record.losses)}
@@ -215,14 +217,14 @@ class FixedStepsExperiment(abc.ABC):
         return FinishedRun(settings, summary, record.losses, predictions, record.state)
 
     def read(self, folder: Workdir, summary: dict[str, Any], settings: Settings) -> FinishedRun:
-        """Reads what a finished run left."""
+        """Reads the results of a finished run."""
         with folder.reading():
             print(_table(summary))
         losses = result_files.read_losses(folder, settings.flags[self.STEPS], settings.train.num_seeds)
         return FinishedRun(settings, summary, losses, self.read_predictions(folder, summary, settings))
 
-    def picture(self, folder: Workdir, run: FinishedRun) -> Any:
-        """The figure; None where Matplotlib is missing."""
+    def plot(self, folder: Workdir, run: FinishedRun) -> Any:
+        """Writes and returns the figure; None if Matplotlib is not installed."""
         try:
             figure, axes = plots.new_figure(self.panels, self.title(run.settings))
         except ImportError:
@@ -233,12 +235,12 @@ class FixedStepsExperiment(abc.ABC):
         return figure
 
     def command(self, doc: str) -> Command:
-        """The command of the module whose docstring this is."""
+        """Returns the command of a module with the given docstring."""
         first = next(iter(self.FLAGS))
 
         def complete(values: dict[str, Any]) -> dict[str, Any]:
             return default_workdir.default_workdir(
-                values, self.defaults, self.name, values[first], named=[first], steps=self.STEPS
+                values, self.defaults, self.name, values[first], excluded=[first], steps=self.STEPS
             )
 
         return Command(self.name, doc, self.run, FlagTable(self.FLAGS, self.defaults), complete)

@@ -1,6 +1,6 @@
-"""Tables of flags, made of configurations, and checks of their values.
+"""Tables of flags, built from configurations, and validation of their values.
 
-Values go through the parsers from either side: the command line by `Command.main`, Python and notebooks by `check`.
+The parsers validate values from the command line (`Command.main`) and from Python (`check`).
 """
 
 import contextlib
@@ -15,18 +15,18 @@ from absl import flags
 from seqjax import config as seqjax_config
 from seqjax import options
 from seqjax.cli.parsers import (
-    Cache,
-    CellName,
-    Choice,
-    Fraction,
+    BoolParser,
+    CacheParser,
+    CellParser,
+    ChoiceParser,
+    FloatParser,
+    FractionParser,
+    IntParser,
     MeshParser,
-    Name,
-    Number,
-    Others,
-    Place,
-    Positive,
-    Switch,
-    Whole,
+    NameParser,
+    PathParser,
+    PositiveParser,
+    ProcessesParser,
 )
 from seqjax.config import RunConfig, TrainConfig
 from seqjax.errors import UserError
@@ -37,7 +37,7 @@ from seqjax.training.session import CheckpointConfig
 class Flag(NamedTuple):
     parser: flags.ArgumentParser
     help: str
-    group: str = ''  # of --help; the command's own flags have none
+    group: str = ''  # heading in --help; empty for the command's own flags
 
 
 class FlagTable(NamedTuple):
@@ -47,85 +47,89 @@ class FlagTable(NamedTuple):
     defaults: Mapping[str, Any]
 
 
-PARSERS = {  # of fields that their type and bounds alone do not tell
-    'cell': CellName(),
+PARSERS = {  # fields whose parser does not follow from type and bounds
+    'cell': CellParser(),
     'mesh': MeshParser(),
-    'keep_best': Name(),
+    'keep_best': NameParser(),
 }
 
 
 def flags_of(*configs: type, without: Iterable[str] = ()) -> dict[str, Flag]:
-    """The flags of the fields of configurations, see `seqjax.config`; those of a task's own class have no group."""
-    found = {}
+    """Returns the flags of the fields of configurations, see `seqjax.config`; a task's own class has no group."""
+    table = {}
     for config in configs:
         group = config.__name__.removesuffix('Config').lower() if config in seqjax_config.CONFIGS else ''
         for field in dataclasses.fields(config):
             if field.name not in without:
                 parser = PARSERS.get(field.name) or _parser_of(field)
-                found[field.name] = Flag(parser, field.metadata['help'], group)
-    return found
+                table[field.name] = Flag(parser, field.metadata['help'], group)
+    return table
 
 
 def _parser_of(field: dataclasses.Field) -> flags.ArgumentParser:
-    """By the type, the bounds and the choices of a field."""
+    """Returns the parser for the type, bounds and choices of a field."""
     bounds, choices = field.metadata['bounds'], field.metadata['choices']
     if choices:
-        return Choice(*choices)
+        return ChoiceParser(*choices)
     kind = field.type.removesuffix(' | None')
     if kind == 'int':
-        least, most = bounds
-        return Whole(least) if most is None else Whole(least, most)
+        minimum, maximum = bounds
+        return IntParser(minimum) if maximum is None else IntParser(minimum, maximum)
     if kind == 'float':
-        return {None: Number, seqjax_config.FRACTION: Fraction, seqjax_config.POSITIVE: Positive}[bounds]()
-    return {'bool': Switch, 'str': Place}[kind]()
+        return {None: FloatParser, seqjax_config.FRACTION: FractionParser, seqjax_config.POSITIVE: PositiveParser}[
+            bounds
+        ]()
+    return {'bool': BoolParser, 'str': PathParser}[kind]()
 
 
 def defaults_of(*configs: Any, without: Iterable[str] = ()) -> dict[str, Any]:
-    """The values of configurations, by the names of their flags."""
+    """Returns the values of configurations by the names of their flags."""
     values = {name: value for config in configs for name, value in vars(config).items()}
     return {name: value for name, value in values.items() if name not in without}
 
 
-def as_flags(sentence: Any, names: Iterable[str]) -> str:
-    """A sentence of the library, which names arguments, as one that names flags.
+def as_flags(message: Any, names: Iterable[str]) -> str:
+    """Returns an error message of the library with its arguments written as flags.
 
     >>> as_flags('dropout=0.5 does nothing with layers=1', ['dropout', 'layers'])
     '--dropout=0.5 does nothing with --layers=1'
     """
-    return re.sub(rf'(?<![\w-])({"|".join(map(re.escape, names))})=', r'--\1=', str(sentence))
+    return re.sub(rf'(?<![\w-])({"|".join(map(re.escape, names))})=', r'--\1=', str(message))
 
 
-# In the order of their help.
+# In the order of --help.
 SHARED = flags_of(TrainConfig, RunConfig)
 SHARED = {name: SHARED[name] for name in list(SHARED)[list(SHARED).index('learning_rate') :]}
 
 
-# Of the command line alone, which JAX must know before it begins.
-TOGETHER = {
+# On the command line only: JAX needs them before it is initialized.
+DISTRIBUTED_FLAGS = {
     'distributed': Flag(
-        Others(),
-        'the processes that compute the run together: HOST:PORT of process 0, how many there are, and which this one '
-        'is; auto asks SLURM, Kubernetes, Cloud TPU or Open MPI',
+        ProcessesParser(),
+        'processes of a distributed run: HOST:PORT of process 0, number of processes, and index of this one; auto '
+        'detects SLURM, Kubernetes, Cloud TPU or Open MPI',
         'process',
     ),
-    'heartbeat_timeout': Flag(Whole(1), 'seconds after which a process that is not heard of ends the run', 'process'),
+    'heartbeat_timeout': Flag(
+        IntParser(1), 'heartbeat timeout in seconds: the run ends if a process does not respond for so long', 'process'
+    ),
 }
-ALONE = {'distributed': multihost.OFF, 'heartbeat_timeout': 100}
-KEPT = {
+DISTRIBUTED_DEFAULTS = {'distributed': multihost.OFF, 'heartbeat_timeout': 100}
+CACHE_FLAGS = {
     'compilation_cache': Flag(
-        Cache(),
-        'where compiled programs stay, so that the next start need not compile; off keeps none. By default '
-        'JAX_COMPILATION_CACHE_DIR of the environment, or seqjax/jax in the cache of the user (XDG_CACHE_HOME, '
-        '~/.cache), which is kept below 1 GB',
+        CacheParser(),
+        'folder of the persistent compilation cache; off disables it. By default JAX_COMPILATION_CACHE_DIR, or '
+        'seqjax/jax in the user cache (XDG_CACHE_HOME, ~/.cache), limited to 1 GB',
         'process',
     ),
 }
 
 
 def check(table: Mapping[str, Flag], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values through the parsers; None stays None where it is the default.
+    """Returns the parsed values; None is kept if it is the default.
 
-    Raises UserError where a value is refused; the sentence names the flag and the value.
+    Raises:
+      UserError: a value is invalid. The message names the flag and the value.
     """
     checked = {}
     for name, flag in table.items():
@@ -138,46 +142,47 @@ def check(table: Mapping[str, Flag], values: Mapping[str, Any], defaults: Mappin
 
 
 def check_known(values: Mapping[str, Any], table: Mapping[str, Flag]) -> None:
-    """Raises UserError where a value is of no flag."""
+    """Raises UserError if a value has no flag."""
     for name in values:
         if name not in table:
-            raise UserError(unknown(name, table))
+            raise UserError(unknown_flag(name, table))
 
 
-def keeping(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns when a run saves and where it is computed, for `compile_run`, as its flags say."""
+def checkpoint_kwargs(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `compile_run` for checkpoints and devices."""
     checkpoints = CheckpointConfig(settings['checkpoint_every'], settings['max_to_keep'], settings['keep_best'])
     return {'checkpoints': checkpoints, 'devices': settings['mesh']}
 
 
 def matmul_precision(word: str) -> contextlib.AbstractContextManager[None]:
-    """What is traced within has products of that precision; 'default' leaves JAX's own setting as it is."""
+    """Context manager that sets the precision of matrix products; 'default' keeps JAX's setting."""
     return contextlib.nullcontext() if word == 'default' else jax.default_matmul_precision(word)
 
 
-def check_seeds(seed: int, num_seeds: int | None, sets: int = 1) -> None:
-    """Raises UserError where the last of the seeds is no 32-bit number."""
-    last = seed + sets * (num_seeds or 1) - 1
+def check_seeds(seed: int, num_seeds: int | None, num_sets: int = 1) -> None:
+    """Raises UserError if the last seed exceeds 32 bits."""
+    last = seed + num_sets * (num_seeds or 1) - 1
     if last >= 2**32:
         raise UserError(
-            f'--seed={seed} with --num_seeds={num_seeds} ends at seed {last}; the last must be below {2**32}'
+            f'--seed={seed} with --num_seeds={num_seeds}: the last seed is {last}, which must be below {2**32}'
         )
 
 
-def check_every(eval_every: int, name: str, steps: int) -> None:
-    """Raises UserError where nothing would ever be looked at."""
+def check_eval_every(eval_every: int, name: str, steps: int) -> None:
+    """Raises UserError if a run would end before its first evaluation."""
     if eval_every > steps:
         raise UserError(
-            f'--eval_every={eval_every} is more than --{name}={steps}, so nothing would be looked at; choose fewer'
+            f'--eval_every={eval_every} is greater than --{name}={steps}: the run would have no evaluation; decrease it'
         )
 
 
 def check_memory(numbers: int, sizes: Mapping[str, Any]) -> None:
-    """Raises UserError where a run of so many float32 numbers cannot fit this machine's memory."""
+    """Raises UserError if so many float32 numbers exceed the memory of this machine."""
     memory.check_bytes(memory.named_sizes(sizes), 4 * numbers)
 
 
-def unknown(name: str, table: Mapping[str, Flag]) -> str:
+def unknown_flag(name: str, table: Mapping[str, Flag]) -> str:
+    """Returns the message for an unknown flag, with the nearest known one."""
     words = (name, name.removeprefix('no'))
-    near = next(filter(None, (options.nearest(word, table, '--{}'.format) for word in words)), '')
-    return f'unknown flag --{name}{near or "; --help lists the flags"}'
+    suggestion = next(filter(None, (options.nearest(word, table, '--{}'.format) for word in words)), '')
+    return f'unknown flag --{name}{suggestion or "; --help lists the flags"}'

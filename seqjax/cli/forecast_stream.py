@@ -1,4 +1,4 @@
-"""Forecasts of a stream of observations."""
+"""Online forecasts of a stream of rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,42 +17,49 @@ from seqjax.types import Batch
 
 
 class _State(NamedTuple):
-    """What is kept of a series from line to line."""
+    """State of a series between two lines."""
 
-    stamp: Stamp | None  # of the last row
-    past: np.ndarray  # [lag, C] of the targets in units of the training part, as `Ready.past`
-    scale: np.ndarray  # [2, C]
+    stamp: Stamp | None  # timestamp of the last row
+    past: np.ndarray  # [lag, C] targets of the last rows, standardized, as `Ready.past`
+    scale: np.ndarray  # [2, C] mean and standard deviation
 
 
-class Following:
-    """Rows that come one at a time: a series for each id."""
+class ForecastStream:
+    """Online forecasts of rows, with a state for each series id.
+
+    Args:
+      options: flags of the run.
+      recipe: preprocessing of the run.
+    """
 
     def __init__(self, options: Mapping[str, Any], recipe: Mapping[str, Any]):
         self.recipe, self.read = recipe, forecast_heads.answers(recipe)
         self.dates = forecast_preprocessing.format_of(recipe)
         columns = forecast_preprocessing.columns_of(recipe)
-        how = numbers.format_of(options['decimal'], options['thousands'])
-        self.numbers = dict.fromkeys(columns.numbers, how) | forecast_preprocessing.number_formats(recipe)
+        number_format = numbers.format_of(options['decimal'], options['thousands'])
+        self.numbers = dict.fromkeys(columns.numbers, number_format) | forecast_preprocessing.number_formats(recipe)
         separator = recipe.get('separator', options['separator'])
         self.lines = LineReader(recipe.get('header'), columns.all, separator, self._is_value)
         self.answer = jax.jit(self._answer)
         self.restart()
 
     def restart(self) -> None:
-        """All series begin anew."""
+        """Resets all series."""
         self.series, self.states = None, {}
 
     @property
     def columns(self) -> list[str]:
-        """For each target and step ahead the forecast, and the bounds of its intervals."""
-        ends = ['', *(f' {name}' for name in forecast_report.interval_columns(self.recipe)[0])]
+        """Names of the output columns: for each target and step ahead, the forecast and the bounds of its intervals."""
+        suffixes = ['', *(f' {name}' for name in forecast_report.interval_columns(self.recipe)[0])]
         steps = range(1, self.recipe['horizon'] + 1)
-        return [f'{target}+{step}{end}' for target in self.recipe['targets'] for step in steps for end in ends]
+        return [
+            f'{target}+{step}{suffix}' for target in self.recipe['targets'] for step in steps for suffix in suffixes
+        ]
 
     def parse(self, line: str) -> np.ndarray | None:
-        """[F] of a row; None for a line that begins all series anew: a header line, or an empty one.
+        """Returns the inputs [F] of a row; None for a header line or an empty line, which resets all series.
 
-        An empty line is a missing value where a line is one value and values may be missing.
+        An empty line is a missing value if the file has one column and the run has --missing=mask.
         """
         if not line.strip() and not (self.lines.single and self.recipe['mask']):
             return None
@@ -61,23 +68,23 @@ class Following:
             return None
         self.series = None if self.recipe['id'] is None else words[self.recipe['id']]
         if self.series == '':
-            raise UserError(f'column {self.recipe["id"]!r} has no id; give it one')
+            raise UserError(f'column {self.recipe["id"]!r} has no id; every row needs one')
         state = self.states.get(self.series)
         values = np.array([[self._number(name, words[name]) for name in self.numbers]])
         stamp = self._stamp(words, state and state.stamp)
         date = None if stamp is None else np.array([stamp.local])
         offset = None if stamp is None or stamp.offset is None else np.array([stamp.offset])
-        found = forecast_preprocessing.ready(
+        prepared = forecast_preprocessing.ready(
             'the line', Series(self.series, values, np.array([1]), date, offset), self.recipe
         )
         past = np.zeros((self.recipe['lag'] or 1, len(self.recipe['targets'])), np.float32)
         past = past if state is None else state.past
-        now = np.where(found.real[0], found.values[0], past[0])
-        self.states[self.series] = _State(stamp, np.concatenate([past[1:], now[None]]), found.scale)
-        return found.inputs[0]
+        now = np.where(prepared.real[0], prepared.values[0], past[0])
+        self.states[self.series] = _State(stamp, np.concatenate([past[1:], now[None]]), prepared.scale)
+        return prepared.inputs[0]
 
     def _is_value(self, name: str, word: str) -> bool:
-        """Returns True if a word may be a value of a column."""
+        """Returns True if a word can be a value of a column."""
         try:
             if name in self.numbers:
                 numbers.parse_number(word, self.numbers[name])
@@ -93,27 +100,28 @@ class Following:
         except UserError as error:
             raise UserError(f'column {name!r}: {error}') from error
         if np.isnan(value) and not self.recipe['mask']:
-            raise UserError(f'column {name!r} has no value, and the run has --missing=refuse; fill it in')
+            raise UserError(f'column {name!r} has no value, and the run has --missing=refuse; pass a value')
         return value
 
     def _stamp(self, words: Mapping[str, str], before: Stamp | None) -> Stamp | None:
-        """The date of a row, which must be after the one before it."""
+        """Returns the timestamp of a row, which must be after the one before it."""
         name = self.recipe['date']
         if name is None:
             return None
-        found = date_columns.parse(words[name], self.dates, before, name)
-        if before is not None and found.instant <= before.instant:
+        stamp = date_columns.parse(words[name], self.dates, before, name)
+        if before is not None and stamp.instant <= before.instant:
             last = date_formats.write_one(before, self.dates)
             raise UserError(f'column {name!r} holds {words[name]!r}, which is not after {last}; sort the rows by date')
-        return found
+        return stamp
 
     def _answer(self, outputs: jax.Array, past: jax.Array) -> jax.Array:
         known = past[None] if self.recipe['lag'] else None
         return self.read(outputs[None, None], Batch((), Ahead((), (), known), ()))[0, 0]
 
     def values(self, outputs: np.ndarray, parsed: np.ndarray) -> Sequence[Any]:
+        """Returns the values of `columns` for the last row."""
         state = self.states[self.series]
-        told = np.asarray(self.answer(outputs, state.past), np.float64)  # [H, C, K]
-        told = told * state.scale[1][:, None] + state.scale[0][:, None]
+        forecasts = np.asarray(self.answer(outputs, state.past), np.float64)  # [H, C, K]
+        forecasts = forecasts * state.scale[1][:, None] + state.scale[0][:, None]
         order = forecast_report.interval_columns(self.recipe)[1]
-        return told[..., order].swapaxes(0, 1).reshape(-1).tolist()
+        return forecasts[..., order].swapaxes(0, 1).reshape(-1).tolist()

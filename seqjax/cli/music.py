@@ -1,11 +1,11 @@
-"""Piano rolls: the notes of the next frame, from all frames before it.
+"""Predict the notes of the next frame of piano rolls.
 
     seqjax music --data=JSB_Chorales.mat --flagfile=experiments/flags/jsb.flags --workdir=runs/jsb
-    seqjax predict --workdir=runs/jsb --data=JSB_Chorales.mat --part=test --out=frames.csv
+    seqjax predict --workdir=runs/jsb --data=JSB_Chorales.mat --split=test --out=frames.csv
 
 The file has three cell arrays of pieces [T, 88], 0 or 1 for each key of a piano: traindata, validdata, testdata. The
-score is the negative log-likelihood in nats of a frame, the sum over its 88 notes; the mean is over the frames t = 2..T
-of all pieces of a part, so that a long piece counts for more than a short one.
+metric is the negative log-likelihood of a frame in nats, summed over its 88 notes and averaged over the frames t = 2..T
+of all pieces of a split, so a long piece counts more than a short one.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from typing import Any
 from seqjax.cli import dataset_experiment
 from seqjax.cli.dataset_experiment import DatasetExperiment
 from seqjax.cli.flag_tables import Flag
-from seqjax.cli.parsers import Whole
+from seqjax.cli.parsers import IntParser
 from seqjax.cli.settings import Settings
 from seqjax.datasets import polyphonic_music, recipes
 from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
@@ -23,36 +23,36 @@ from seqjax.datasets.readers import piano_rolls
 
 
 class Music(DatasetExperiment):
-    """Piano rolls in a .mat file, whose training, validation and test pieces are in cell arrays of their own."""
+    """Experiment on piano rolls of a .mat file with separate training, validation and test pieces."""
 
     name = 'music'
     suffix = '.mat'
     OWN = {
-        'window': Flag(Whole(1), 'frames of a training window, which may begin and end anywhere'),
+        'window': Flag(IntParser(1), 'frames of a training window, which starts anywhere in a piece'),
         'transpose': Flag(
-            Whole(0, piano_rolls.NOTES - 1),
-            'training moves pieces by up to so many semitones; no published figure has that',
+            IntParser(0, piano_rolls.NOTES - 1),
+            'augmentation: maximal transposition of training pieces in semitones; published results use 0',
         ),
     }
     own_defaults = {
         **{'window': 64, 'transpose': 0, 'batch_size': 16, 'hidden': 150, 'eval_every': 100, 'patience': 8},
-        # Chosen for an LSTM on the validation part of JSB Chorales.
+        # Tuned for an LSTM on the validation split of JSB Chorales.
         **{'input_dropout': 0.2, 'output_dropout': 0.5, 'weight_decay': 0.01},
     }
 
     def sizes(self, settings: Settings) -> tuple[int, dict[str, Any]]:
-        numbers, named = super().sizes(settings)
+        numbers, flags = super().sizes(settings)
         frame = 2 * piano_rolls.NOTES + settings.model.hidden
         numbers += settings.train.batch_size * settings.options['window'] * frame
-        return numbers, {'window': settings.options['window'], **named}
+        return numbers, {'window': settings.options['window'], **flags}
 
     def dataset(self, settings: Settings) -> Dataset:
         path = settings.options['data']
-        chosen = {name: settings.flags[name] for name in ('batch_size', 'window', 'transpose', 'seed')}
+        arguments = {name: settings.flags[name] for name in ('batch_size', 'window', 'transpose', 'seed')}
         return polyphonic_music.music(
             Path(path).name,
             piano_rolls.read_rolls(path, piano_rolls.KEYS, dataset_experiment.bounds_of(settings.options)),
-            **chosen,
+            **arguments,
         )
 
     def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
@@ -61,10 +61,9 @@ class Music(DatasetExperiment):
     spec = staticmethod(lambda recipe: polyphonic_music.spec())
     answers = staticmethod(lambda recipe: polyphonic_music.answers)
 
-    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
-        part = settings.options['part']
+    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
         rolls = piano_rolls.read_rolls(
-            path, [] if part == 'all' else [part], dataset_experiment.bounds_of(settings.options)
+            path, [] if split == 'all' else [split], dataset_experiment.bounds_of(settings.options)
         )
         return polyphonic_music.unseen(rolls, recipe['steps'])
 
@@ -72,6 +71,6 @@ class Music(DatasetExperiment):
         return polyphonic_music.stream()
 
 
-KIND = Music()
-COMMAND = KIND.command(__doc__)
-FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
+EXPERIMENT = Music()
+COMMAND = EXPERIMENT.command(__doc__)
+FLAGS, run, main = EXPERIMENT.FLAGS, EXPERIMENT.run, COMMAND.main

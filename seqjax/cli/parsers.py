@@ -22,15 +22,15 @@ from seqjax.training import sharding
 
 
 def _plain_number(argument: Any) -> Any:
-    """Python's numbers may hold underscores and the digits of every script, and bool is one; a flag's are plain."""
-    odd = isinstance(argument, str) and (not argument.isascii() or '_' in argument)
-    if odd or isinstance(argument, bool | np.bool_):
+    """Rejects numbers that Python accepts but a flag does not: underscores, non-ASCII digits and booleans."""
+    is_unusual = isinstance(argument, str) and (not argument.isascii() or '_' in argument)
+    if is_unusual or isinstance(argument, bool | np.bool_):
         raise ValueError
     return argument
 
 
 class Parser(flags.ArgumentParser):
-    """Parser of a flag; `kind` stands in the help."""
+    """Base class of flag parsers; `kind` is the type of the value in --help."""
 
     kind: str
 
@@ -38,10 +38,10 @@ class Parser(flags.ArgumentParser):
         return self.kind
 
 
-class Whole(Parser):
-    """A whole number from `minimum` to `maximum`."""
+class IntParser(Parser):
+    """Parser of an integer from `minimum` to `maximum`."""
 
-    kind = 'whole number'
+    kind = 'integer'
 
     def __init__(self, minimum: int, maximum: int = 2**31 - 1):
         self.minimum, self.maximum = minimum, maximum
@@ -53,40 +53,44 @@ class Whole(Parser):
         except (TypeError, ValueError):
             value = None
         if value is None or not self.minimum <= value <= self.maximum:
-            raise ValueError(f'must be a whole number from {self.minimum} to {self.maximum}')
+            raise ValueError(f'must be an integer from {self.minimum} to {self.maximum}')
         return value
 
 
-class Real(Parser):
-    """A number for which `holds` is true; NaN, which stands for what is no number, never is one."""
+class RangeParser(Parser):
+    """Parser of a number in a range: `is_valid` must return True, and False for NaN."""
 
-    def __init__(self, kind: str, words: str, holds: Callable[[float], bool]):
-        self.kind, self.words, self.holds = kind, words, holds
+    def __init__(self, kind: str, requirement: str, is_valid: Callable[[float], bool]):
+        self.kind, self.requirement, self.is_valid = kind, requirement, is_valid
 
     def parse(self, argument: Any) -> float:
         try:
             value = float(_plain_number(argument))
         except (TypeError, ValueError, OverflowError):
             value = math.nan
-        if not self.holds(value):
-            raise ValueError(self.words)
+        if not self.is_valid(value):
+            raise ValueError(self.requirement)
         return value
 
 
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-Positive = partial(
-    Real,
+PositiveParser = partial(
+    RangeParser,
     'positive number',
     f'must be a positive and finite number, from {SMALLEST:.1e} to {LARGEST:.1e}',
     lambda value: SMALLEST <= value <= LARGEST,
 )
-Number = partial(Real, 'number', 'must be a finite number', lambda value: abs(value) <= LARGEST)
-Share = partial(Real, 'share', 'must be a number over 0 and at most 1', lambda value: 0 < value <= 1)
-Fraction = partial(Real, 'fraction', 'must be a number from 0 to below 1', lambda value: 0 <= value < 1)
+FloatParser = partial(RangeParser, 'number', 'must be a finite number', lambda value: abs(value) <= LARGEST)
+PositiveFractionParser = partial(
+    RangeParser, 'fraction', 'must be a number above 0 and at most 1', lambda value: 0 < value <= 1
+)
+FractionParser = partial(
+    RangeParser, 'fraction', 'must be a number from 0 to less than 1', lambda value: 0 <= value < 1
+)
 
 
-class Choice(Parser):
-    """One of a few words."""
+class ChoiceParser(Parser):
+    """Parser of one of a few words."""
 
     def __init__(self, *words: str):
         self.words, self.kind = words, ' | '.join(words)
@@ -97,8 +101,8 @@ class Choice(Parser):
         return argument
 
 
-class Many(Parser):
-    """Values that another parser takes, separated by commas."""
+class ListParser(Parser):
+    """Parser of a comma-separated list, whose values another parser parses."""
 
     def __init__(self, parser: flags.ArgumentParser, distinct: bool = True):
         self.parser, self.distinct, self.kind = parser, distinct, f'{parser.flag_type()},...'
@@ -111,13 +115,13 @@ class Many(Parser):
         except TypeError:
             parsed = []
         if not parsed or (self.distinct and len(set(parsed)) < len(parsed)):
-            different = ', all different' if self.distinct else ''
-            raise ValueError(f'must be one or more values{different}, separated by commas')
+            distinct = ' distinct' if self.distinct else ''
+            raise ValueError(f'must be one or more{distinct} values, separated by commas')
         return parsed
 
 
 def _split(text: str) -> list[str]:
-    """At commas, but for those in parentheses.
+    """Splits a text at commas outside of parentheses.
 
     >>> _split('lstm(peepholes=True,forget=none),gru')
     ['lstm(peepholes=True,forget=none)', 'gru']
@@ -125,38 +129,36 @@ def _split(text: str) -> list[str]:
     return re.split(r',(?![^(]*\))', text)
 
 
-LONGEST_PATH, LONGEST_NAME = 3000, 255  # bytes; Linux takes 4095 and 255, and a run adds names of its own
+MAX_PATH, MAX_NAME = 3000, 255  # bytes; the limits of Linux are 4095 and 255, and a run appends names
 
 
-class Place(Parser):
-    """The path of a folder, or of a file."""
+class PathParser(Parser):
+    """Parser of the path of a folder or file."""
 
     def __init__(self, kind: str = 'folder'):
         self.kind = kind
 
     def parse(self, argument: Any) -> str:
         text = os.fspath(argument) if isinstance(argument, str | os.PathLike) else ''
-        # Half a surrogate pair stands for a byte that the locale cannot decode; Orbax takes no such folder.
-        known = _is_path(text) if self.kind == 'file' else validation.is_encodable(text)
-        if not text.strip() or '\0' in text or not known:
+        # A lone surrogate stands for a byte that the locale cannot decode; Orbax rejects such a folder.
+        is_valid = _is_path(text) if self.kind == 'file' else validation.is_encodable(text)
+        if not text.strip() or '\0' in text or not is_valid:
             raise ValueError(f'must be the path of a {self.kind}')
         path = os.fsencode(text)
-        if len(path) > LONGEST_PATH or max(map(len, path.split(os.fsencode(os.sep)))) > LONGEST_NAME:
-            raise ValueError(
-                f'must be a path of at most {LONGEST_PATH} bytes, with names of at most {LONGEST_NAME}; choose another'
-            )
+        if len(path) > MAX_PATH or max(map(len, path.split(os.fsencode(os.sep)))) > MAX_NAME:
+            raise ValueError(f'must have at most {MAX_PATH} bytes, and each name at most {MAX_NAME}; use another path')
         return text
 
 
-class Cache(Place):
-    """A folder, or none."""
+class CacheParser(PathParser):
+    """Parser of the folder of the compilation cache, or `off`."""
 
     def flag_type(self) -> str:
         return f'{self.kind} | {compilation_cache.OFF}'
 
 
-class Name(Parser):
-    """A word that the run must know."""
+class NameParser(Parser):
+    """Parser of a name, which the command validates."""
 
     kind = 'name'
 
@@ -166,8 +168,8 @@ class Name(Parser):
         return argument
 
 
-class Sign(Parser):
-    """One character, or the word tab."""
+class CharacterParser(Parser):
+    """Parser of one punctuation character, or the word tab."""
 
     kind = 'character'
 
@@ -181,12 +183,12 @@ class Sign(Parser):
             or argument.isalnum()
             or argument in '"\r\n\0'
         ):
-            raise ValueError('must be one character that is no letter and no digit, or tab')
+            raise ValueError('must be one ASCII punctuation character, or tab')
         return argument
 
 
-class Checked(Name):
-    """A text that a function of `seqjax.datasets.readers.date_formats` takes."""
+class CheckedParser(NameParser):
+    """Parser of a name that a function checks."""
 
     def __init__(self, check: Callable[[str], str], kind: str):
         self.check, self.kind = check, kind
@@ -195,8 +197,8 @@ class Checked(Name):
         return self.check(super().parse(argument))
 
 
-class Thousands(Choice):
-    """The name of a thousands sign, or one of its characters."""
+class ThousandsParser(ChoiceParser):
+    """Parser of the name of a thousands separator, or of one of its characters."""
 
     def parse(self, argument: Any) -> str:
         names = {sign: name for name, signs in numbers.THOUSANDS.items() for sign in signs}
@@ -204,7 +206,7 @@ class Thousands(Choice):
 
 
 class TextParser(Parser):
-    """Any text that is not empty."""
+    """Parser of any text that is not empty."""
 
     kind = 'text'
 
@@ -215,7 +217,7 @@ class TextParser(Parser):
 
 
 def _is_path(text: str) -> bool:
-    """Returns True if the system can be given the text as a path."""
+    """Returns True if the text can be encoded as a path."""
     try:
         return bool(os.fsencode(text))
     except UnicodeEncodeError:
@@ -223,7 +225,7 @@ def _is_path(text: str) -> bool:
 
 
 class MeshParser(Parser):
-    """A mesh of devices."""
+    """Parser of a device mesh."""
 
     kind = 'data:N[,model:M]'
 
@@ -232,8 +234,8 @@ class MeshParser(Parser):
         return argument
 
 
-class Others(Parser):
-    """How a process finds those that it works with."""
+class ProcessesParser(Parser):
+    """Parser of --distributed."""
 
     kind = 'off | auto | HOST:PORT,COUNT,INDEX'
 
@@ -242,8 +244,8 @@ class Others(Parser):
         return argument
 
 
-class Grid(Parser):
-    """A flag and the values that it takes in turn; the flag may be repeated."""
+class GridParser(Parser):
+    """Parser of a flag and its values in a sweep; the flag may be repeated."""
 
     kind = 'NAME:VALUE,...'
 
@@ -254,8 +256,8 @@ class Grid(Parser):
         return name, values.split(',')
 
 
-class Switch(flags.BooleanParser):
-    """True or false."""
+class BoolParser(flags.BooleanParser):
+    """Parser of a boolean."""
 
     def parse(self, argument: Any) -> bool:
         try:
@@ -264,15 +266,15 @@ class Switch(flags.BooleanParser):
             raise ValueError('must be true or false') from None
 
 
-class CellName(Parser):
-    """A cell by its name or as MODULE:CLASS, with options in parentheses behind it."""
+class CellParser(Parser):
+    """Parser of a cell: its name or MODULE:CLASS, optionally followed by options in parentheses."""
 
     kind = f'{" | ".join(models.CELLS)} | MODULE:CLASS'
 
     def parse(self, argument: Any) -> str:
         text = argument if isinstance(argument, str) and validation.is_encodable(argument) else ''
         if ':' in text:
-            import_from_here()
+            import_from_cwd()
         try:
             models.find_cell(text)
         except ValueError as error:
@@ -280,7 +282,7 @@ class CellName(Parser):
         return text
 
 
-def import_from_here() -> None:
-    """Modules of the folder where the command was given are found, too."""
+def import_from_cwd() -> None:
+    """Adds the current directory to the module search path."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

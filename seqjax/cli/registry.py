@@ -1,4 +1,4 @@
-"""The commands and the tasks that there are: modules are read for them, not imported."""
+"""Registry of the commands and tasks, found by parsing the modules instead of importing them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = 'seqjax.cli'
-RESEARCH = ('experiments', 'benchmarks')  # of a clone, run as python -m PACKAGE.NAME
+RESEARCH = ('experiments', 'benchmarks')  # packages of a clone, run as python -m PACKAGE.NAME
 TASKS = 'seqjax.tasks'
 
 
 def folders(package: str) -> list[Path]:
-    """Returns the folders of a package; none if there is no such package here."""
+    """Returns the folders of a package; empty if it is not installed."""
     spec = importlib.util.find_spec(package)
     return [] if spec is None else list(map(Path, spec.submodule_search_locations or ()))
 
 
 @functools.cache
 def modules(package: str = PACKAGE) -> dict[str, Path]:
-    """Returns the file of each command of a package, by its name; none if there is no such package here."""
+    """Returns {name: file} of the commands of a package; empty if it is not installed."""
     files = sorted((path for folder in folders(package) for path in folder.glob('*.py')), key=lambda path: path.stem)
     return {
         path.stem: path
@@ -34,7 +34,7 @@ def modules(package: str = PACKAGE) -> dict[str, Path]:
 
 @functools.cache
 def tasks() -> dict[str, str]:
-    """Returns the module of each task of the library, by its name: public functions that return a SyntheticTask."""
+    """Returns {name: module} of the tasks of the library: the public functions that return a SyntheticTask."""
     return {
         node.name: f'{TASKS}.{path.stem}'
         for folder in folders(TASKS)
@@ -47,24 +47,24 @@ def tasks() -> dict[str, str]:
     }
 
 
-def called(name: str) -> str:
-    """Returns how a command is run: seqjax NAME, or python -m experiments.NAME in a clone."""
+def invocation(name: str) -> str:
+    """Returns how a command is invoked: seqjax NAME, or python -m experiments.NAME in a clone."""
     packages = [package for package in RESEARCH if name not in modules() and name in modules(package)]
     return f'python -m {packages[0]}.{name}' if packages else f'seqjax {name}'
 
 
 def summary(name: str) -> str:
-    """Returns the first line of the docstring of a command's module."""
+    """Returns the summary of a command: the first line of its module's docstring."""
     doc = ast.get_docstring(ast.parse(modules()[name].read_text(encoding='utf-8')))
     return (doc or '').partition('\n')[0]
 
 
 def module(name: str) -> Any:
-    """Imports the module of a command."""
+    """Imports and returns the module of a command."""
     package = next(package for package in (PACKAGE, *RESEARCH) if name in modules(package))
     return importlib.import_module(f'{package}.{name}')
 
 
 def find(name: str) -> Any:
-    """Returns a command by its name: the `seqjax.cli.command.Command` of its module."""
+    """Returns the `seqjax.cli.command.Command` of a name."""
     return module(name).COMMAND

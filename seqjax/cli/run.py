@@ -1,9 +1,9 @@
-"""Any task: one of those here, or a function of your own that returns a SyntheticTask.
+"""Train on a synthetic task: one of the library, or a function of your own.
 
     seqjax run --task=parity --cell=gru
     seqjax run --task=my_module:my_task --flagfile=my.flags
 
-`docs/tasks.md` walks through a task of your own.
+`docs/tasks.md` explains how to add a task.
 """
 
 from seqjax.cli import task_registry

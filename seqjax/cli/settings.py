@@ -1,4 +1,4 @@
-"""All that a run was asked for."""
+"""Settings of a run: its flags, grouped into configurations."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from seqjax.config import ModelConfig, RunConfig, TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All that a run was asked for: what `flags` holds flat, by what it is about."""
+    """Settings of a run: all flags in `flags`, and the same values grouped by configuration."""
 
-    flags: Mapping[str, Any]  # every flag of the command, in its order: what a run directory keeps
+    flags: Mapping[str, Any]  # all flags of the command, in order; stored in the run directory
     model: ModelConfig
     train: TrainConfig
     run: RunConfig
-    options: Mapping[str, Any]  # the other flags: those of the task or the dataset
+    options: Mapping[str, Any]  # the remaining flags: those of the task or dataset
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> Settings:
-        """Every flag at its place; what there is no flag of is at the default of its class."""
+        """Returns the settings for the given flags; configuration fields without a flag keep their defaults."""
         names = [{field.name for field in dataclasses.fields(config)} for config in seqjax_config.CONFIGS]
-        parts = [
-            config(**{name: value for name, value in flags.items() if name in known})
-            for config, known in zip(seqjax_config.CONFIGS, names, strict=True)
+        configs = [
+            config(**{name: value for name, value in flags.items() if name in fields})
+            for config, fields in zip(seqjax_config.CONFIGS, names, strict=True)
         ]
-        options = {name: value for name, value in flags.items() if not any(name in known for known in names)}
-        return cls(dict(flags), *parts, options)
+        options = {name: value for name, value in flags.items() if not any(name in fields for fields in names)}
+        return cls(dict(flags), *configs, options)
 
     def replace(self, **values: Any) -> Settings:
-        """Other values of some flags."""
+        """Returns a copy with other values of some flags."""
         return Settings.of({**self.flags, **values})

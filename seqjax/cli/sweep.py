@@ -1,11 +1,11 @@
-"""One experiment under many settings, each with many seeds: a tidy table, and a figure with intervals.
+"""Run one experiment with every combination of a grid of settings, each with many seeds.
 
     seqjax sweep --experiment=td --flagfile=many_to_many --grid=learning_rate:1e-3,3e-3 --num_seeds=50
     seqjax sweep --experiment=td --epochs=65 --eval_every=5 --grid=learning_rate:1e-3,0.01,0.1 --metric=exact
     seqjax sweep --experiment=echo --grid=cell:lstm,gru --grid=delay:2,4,8
 
-Every flag of the experiment is one of the sweep. Settings that differ in their learning rates alone share a program and
-run side by side; the others follow each other. A sweep that was stopped goes on where it was.
+The command has all flags of the experiment. Settings that differ only in their learning rate share a compiled program
+and run together; the others run one after the other. A sweep that was stopped resumes when it is rerun.
 """
 
 import csv
@@ -36,15 +36,15 @@ from seqjax.types import TrainState
 
 NAME, TABLE, VALUES = 'sweep', 'sweep.csv', 'values.f32'
 FILES = (directory.SUMMARY, TABLE, directory.CURVE)
-LOOKS = 20  # at the metrics, by default
-Measure = Callable[[TrainSession, TrainState], np.ndarray]  # a metric of each seed of a group [n], of its outputs
-ROW = 100  # float32 numbers that the rows of a look at a run take, at least
+NUM_EVALS = 20  # default number of evaluations
+MetricFn = Callable[[TrainSession, TrainState], np.ndarray]  # metric of each seed of a replica group [n]
+ROW_SIZE = 100  # lower bound of the float32 numbers that the rows of an evaluation take
 
 
 class SweepRow(NamedTuple):
-    """A value of a metric; in sweep.csv the flags of the grid stand before it."""
+    """Value of a metric; sweep.csv has the flags of the grid in the first columns."""
 
-    setting: tuple[Any, ...]  # the values of the grid's flags
+    setting: tuple[Any, ...]  # values of the grid's flags
     seed: int
     step: int
     metric: str
@@ -52,106 +52,112 @@ class SweepRow(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """An experiment under many settings."""
+    """Sweep of an experiment."""
 
-    settings: dict[str, Any]  # the flags of the sweep
-    every_setting: dict[tuple[Any, ...], dict[str, Any]]  # the values of the grid's flags -> all of the experiment
+    settings: dict[str, Any]  # flags of the sweep
+    every_setting: dict[tuple[Any, ...], dict[str, Any]]  # values of the grid's flags -> all flags of the experiment
     programs: Programs
-    module: Any
+    experiment: Any
 
 
 class SweepRun(NamedTuple):
-    """One run of a sweep."""
+    """Run of a sweep."""
 
     setting: tuple[Any, ...]
     seed: int
-    rate: float
+    rate: float  # learning rate
 
 
 def run(**values: Any) -> list[SweepRow]:
-    """Runs one experiment under many settings, each with many seeds.
+    """Runs one experiment with every combination of a grid of settings, each with many seeds.
 
-    Arguments are the flags of the sweep (`OWN`) and those of the experiment; `grid` is a dictionary of lists, or a list
-    of NAME:VALUE,VALUE. Without `workdir` nothing is kept.
+    Arguments are the flags of the sweep (`OWN`) and of the experiment; `grid` is a dictionary of lists, or a list of
+    NAME:VALUE,VALUE. Without `workdir`, no files are written.
 
-    Raises UserError (a ValueError) where an argument is refused, or the folder holds another sweep.
+    Raises:
+      UserError (a ValueError): an argument is invalid, or the folder contains another sweep.
     """
-    first = {'experiment': sweep_grid.OWN['experiment']}  # it decides which other flags there are
+    first = {'experiment': sweep_grid.OWN['experiment']}  # the other flags depend on it
     table, defaults = sweep_grid.table_of(
         flag_tables.check(first, sweep_grid.OWN_DEFAULTS | values, sweep_grid.OWN_DEFAULTS)['experiment']
     )
     flag_tables.check_known(values, table)
-    given = defaults | values
-    axes = sweep_grid.grid_axes(given.pop('grid'), table)
+    flags = defaults | values
+    axes = sweep_grid.grid_axes(flags.pop('grid'), table)
     table = {name: flag for name, flag in table.items() if name != 'grid'}
-    settings = flag_tables.check(table, given, defaults)
-    settings['grid'] = [[name, list(found)] for name, found in axes.items()]
-    module = sweep_grid.module_of(settings['experiment'])
+    settings = flag_tables.check(table, flags, defaults)
+    settings['grid'] = [[name, list(axis)] for name, axis in axes.items()]
+    experiment = sweep_grid.find_experiment(settings['experiment'])
     flag_tables.check_seeds(settings['seed'], settings['num_seeds'])
-    every_setting = sweep_grid.combine(settings, axes, module)
-    steps = {one[module.STEPS] for one in every_setting.values()}
-    if module.STEPS in axes:
-        raise UserError(f'--grid={module.STEPS}:... is of no use: the table has every step up to --{module.STEPS}')
-    settings[module.STEPS] = max(steps)
-    settings['eval_every'] = settings['eval_every'] or max(1, min(steps) // LOOKS)
-    flag_tables.check_every(settings['eval_every'], module.STEPS, min(steps))
-    sweep = Sweep(settings, every_setting, list(sweep_grid.programs(every_setting, module)), module)
+    every_setting = sweep_grid.combine(settings, axes, experiment)
+    steps = {flags[experiment.STEPS] for flags in every_setting.values()}
+    if experiment.STEPS in axes:
+        name = experiment.STEPS
+        raise UserError(f'--grid={name} has no effect: the table has all evaluations up to --{name}; remove it')
+    settings[experiment.STEPS] = max(steps)
+    settings['eval_every'] = settings['eval_every'] or max(1, min(steps) // NUM_EVALS)
+    flag_tables.check_eval_every(settings['eval_every'], experiment.STEPS, min(steps))
+    sweep = Sweep(settings, every_setting, list(sweep_grid.programs(every_setting, experiment)), experiment)
     _check_sizes(sweep)
-    with directory.open_workdir(settings, NAME, names=FILES, steps=module.STEPS) as (folder, summary):
+    with directory.open_workdir(settings, NAME, names=FILES, steps=experiment.STEPS) as (folder, summary):
         return _run(sweep, folder, summary)
 
 
 def _check_sizes(sweep: Sweep) -> None:
-    """Raises UserError where a program, or the table of all values, exceeds the memory."""
-    settings, _, programs, module = sweep
+    """Raises UserError if a program or the table of all values exceeds the memory."""
+    settings, _, programs, experiment = sweep
     num_seeds, eval_every = settings['num_seeds'], settings['eval_every']
-    looks = sum(shared[module.STEPS] // eval_every * len(several) for _, shared, several in programs)
-    sizes = {'num_seeds': num_seeds, module.STEPS: settings[module.STEPS], 'eval_every': eval_every}
-    flag_tables.check_memory(ROW * looks * num_seeds, sizes)
-    for _, shared, several in programs:
-        chunks = {'num_seeds': len(several) * num_seeds, 'eval_every': eval_every, 'steps_per_call': eval_every}
-        numbers, named = module.sizes(**shared | chunks)
-        flag_tables.check_memory(numbers, named | {'steps_per_call': None} | sizes)
+    num_evals = sum(shared[experiment.STEPS] // eval_every * len(group) for _, shared, group in programs)
+    sizes = {'num_seeds': num_seeds, experiment.STEPS: settings[experiment.STEPS], 'eval_every': eval_every}
+    flag_tables.check_memory(ROW_SIZE * num_evals * num_seeds, sizes)
+    for _, shared, group in programs:
+        chunks = {'num_seeds': len(group) * num_seeds, 'eval_every': eval_every, 'steps_per_call': eval_every}
+        numbers, flags = experiment.sizes(**shared | chunks)
+        flag_tables.check_memory(numbers, flags | {'steps_per_call': None} | sizes)
 
 
 def _run(sweep: Sweep, folder: Workdir, summary: dict[str, Any] | None) -> list[SweepRow]:
-    """Runs what there is to run, or reads it, and shows it."""
+    """Trains all settings, or reads the results of a finished sweep, and prints and plots them."""
     settings = sweep.settings
     names = [name for name, _ in settings['grid']]
     if summary is None:
         with flag_tables.matmul_precision(settings['matmul_precision']):
             rows = _train(sweep, folder)
     else:
-        print(f'{folder.path} holds this sweep, finished: shown again (--overwrite does it anew)\n')
+        print(f'{folder.path} contains this sweep, finished; showing its results (use --overwrite to rerun it)\n')
         rows = _read(folder, settings['grid'])
     _check_metric(settings['metric'], dict.fromkeys(row.metric for row in rows))
-    shown = [row for row in rows if row.metric == settings['metric']]
-    print('\n'.join(_lines(names, shown, settings)))
+    metric_rows = [row for row in rows if row.metric == settings['metric']]
+    print('\n'.join(_lines(names, metric_rows, settings)))
     if settings['plot']:
-        _picture(folder, names, shown, settings)
+        _plot(folder, names, metric_rows, settings)
     if folder.path is not None:
         print('\n' + folder.listing())
     return rows
 
 
 def _check_metric(metric: str, names: Iterable[str]) -> None:
+    """Raises UserError if the sweep does not have the metric."""
     if metric not in names:
-        raise UserError(f'--metric={metric} is no metric of this sweep; there are {", ".join(names)}')
+        raise UserError(f'--metric={metric} must be one of {", ".join(names)}')
 
 
 def _train(sweep: Sweep, folder: Workdir) -> list[SweepRow]:
-    settings, every_setting, programs, module = sweep
+    """Trains all settings and writes the table."""
+    settings, every_setting, programs, experiment = sweep
     summary = run_summary.new_summary(NAME, settings, [])
     folder.write_summary(summary)
     seeds = range(settings['seed'], settings['seed'] + settings['num_seeds'])
     rows = []
-    total = sum(one[module.STEPS] * len(seeds) for one in every_setting.values())
-    with progress.progress(total, 'seed-step') as shown:
-        for place, shared, several in programs:
-            runs = [SweepRun(setting, seed, one[sweep_grid.RATE]) for setting, one in several.items() for seed in seeds]
-            rows += SharedProgram(settings, shared, module, folder, len(runs)).rows(place, runs, shown)
-    places = {setting: i for i, setting in enumerate(every_setting)}
-    rows.sort(key=lambda row: (places[row.setting], row.seed, row.step))
+    total = sum(flags[experiment.STEPS] * len(seeds) for flags in every_setting.values())
+    with progress.progress(total, 'seed-step') as bar:
+        for place, shared, group in programs:
+            runs = [
+                SweepRun(setting, seed, flags[sweep_grid.RATE]) for setting, flags in group.items() for seed in seeds
+            ]
+            rows += SharedProgram(settings, shared, experiment, folder, len(runs)).rows(place, runs, bar)
+    order = {setting: i for i, setting in enumerate(every_setting)}
+    rows.sort(key=lambda row: (order[row.setting], row.seed, row.step))
     names = [name for name, _ in settings['grid']]
     lines = ([*row.setting, row.seed, row.step, row.metric, float(row.value)] for row in rows)
     result_files.write_table(folder, TABLE, [*names, *SweepRow._fields[1:]], lines)
@@ -160,34 +166,33 @@ def _train(sweep: Sweep, folder: Workdir) -> list[SweepRow]:
 
 
 class SharedProgram(NamedTuple):
-    """Settings that share a program."""
+    """Settings that share a compiled program."""
 
-    settings: dict[str, Any]  # the sweep's
-    shared: dict[str, Any]  # the experiment's, of one of them
-    module: Any
+    settings: dict[str, Any]  # flags of the sweep
+    shared: dict[str, Any]  # flags of the experiment, for one of the settings
+    experiment: Any
     folder: Workdir
-    count: int  # of runs
+    count: int  # number of runs
 
     def rows(self, place: str, runs: Sequence[SweepRun], bar: Progress) -> list[SweepRow]:
-        """Returns all values of all runs."""
-        (compiled, measure), free = self.compile(), sweep_grid.rate_is_free(self.shared, self.module)
+        """Trains all runs and returns their rows."""
+        (compiled, metric_fn), has_own_rates = self.compile(), sweep_grid.rate_is_in_state(self.shared, self.experiment)
         names = chunk_result.metric_names(compiled.programs)
-        measured = [self.module.measured] if hasattr(self.module, 'measured') else []
+        measured = [self.experiment.measured] if hasattr(self.experiment, 'measured') else []
         _check_metric(self.settings['metric'], [*names, *measured, sweep_grid.RATE])
-        if measure is not None:  # the logs of such a sweep have one value more
+        if metric_fn is not None:  # the logs of such a sweep have an additional value
             names, place = [*names, *measured], f'{place}_{measured[0]}'
-        values = MetricLog(len(names), self.settings['eval_every'], measure)
-        # Where not every run has the rate of the program, and then also in a group of one rate.
-        own = np.array([run.rate for run in runs], np.float32)
+        values = MetricLog(len(names), self.settings['eval_every'], metric_fn)
+        rates = np.array([run.rate for run in runs], np.float32)
 
         def folder(group: ReplicaGroup) -> str:
             return f'{place}/lanes_{group.first}_to_{group.first + len(group.seeds) - 1}'
 
         def override(group: ReplicaGroup) -> StateOverride | None:
-            rates = own[group.first : group.first + len(group.seeds)]
-            if (rates == np.float32(self.shared[sweep_grid.RATE])).all():
+            group_rates = rates[group.first : group.first + len(group.seeds)]
+            if (group_rates == np.float32(self.shared[sweep_grid.RATE])).all():
                 return None
-            return StateOverride(_with_rates, training_replicas.pad_replicas(rates, compiled.width))
+            return StateOverride(_with_rates, training_replicas.pad_replicas(group_rates, compiled.width))
 
         training.train_seeds(
             compiled,
@@ -196,31 +201,31 @@ class SharedProgram(NamedTuple):
             subfolder=folder,
             override=override,
         )
-        return list(self._rows(runs, names, values.groups, compiled, free))
+        return list(self._rows(runs, names, values.groups, compiled, has_own_rates))
 
-    def compile(self) -> tuple[CompiledRun, Measure | None]:
-        """Returns the run, and what measures its seeds where the metric that is asked for is measured on outputs."""
-        model, task = self.module.make_model(self.shared), self.module.make_task(self.shared)
-        inputs, measure = None, None
-        if self.settings['metric'] == getattr(self.module, 'measured', None):
+    def compile(self) -> tuple[CompiledRun, MetricFn | None]:
+        """Returns the compiled run, and the function of a metric that is measured on outputs, or None."""
+        model, task = self.experiment.make_model(self.shared), self.experiment.make_task(self.shared)
+        inputs, metric_fn = None, None
+        if self.settings['metric'] == getattr(self.experiment, 'measured', None):
             settings = Settings.of(self.shared)
-            inputs = self.module.test_inputs(task, settings)
+            inputs = self.experiment.test_inputs(task, settings)
 
-            def measure(session: TrainSession, state: TrainState) -> np.ndarray:
+            def metric_fn(session: TrainSession, state: TrainState) -> np.ndarray:
                 outputs = np.asarray(session.run.programs.predict(state, inputs))
-                return self.module.measure(outputs[: session.num_seeds], settings)
+                return self.experiment.measure(outputs[: session.num_seeds], settings)
 
-        how = {
-            'steps': self.shared[self.module.STEPS],
+        options = {
+            'steps': self.shared[self.experiment.STEPS],
             'steps_per_call': self.settings['eval_every'],
             'num_seeds': self.count,
         }
-        if hasattr(self.module, 'max_width'):
-            how['max_width'] = self.module.max_width(**self.shared)
-        how |= flag_tables.keeping(self.settings | {'keep_best': None})
-        tx = self.module.make_optimiser(self.shared)
-        compiled = training.compile_run(model, task, tx, inputs, **how, workdir=self.folder)
-        return compiled._replace(allow_divergence=True), measure
+        if hasattr(self.experiment, 'max_width'):
+            options['max_width'] = self.experiment.max_width(**self.shared)
+        options |= flag_tables.checkpoint_kwargs(self.settings | {'keep_best': None})
+        tx = self.experiment.make_optimizer(self.shared)
+        compiled = training.compile_run(model, task, tx, inputs, **options, workdir=self.folder)
+        return compiled._replace(allow_divergence=True), metric_fn
 
     def _rows(
         self,
@@ -228,145 +233,151 @@ class SharedProgram(NamedTuple):
         names: Sequence[str],
         groups: Sequence[np.ndarray],
         compiled: CompiledRun,
-        free: bool,
+        has_own_rates: bool,
     ) -> Iterator[SweepRow]:
+        """Yields the rows of all runs."""
         steps = self.settings['eval_every'] * np.arange(1, len(groups[0]) + 1)
         rates = optimizers.learning_rates(compiled.tx, steps - 1)
         for i, run in enumerate(runs):
             values = groups[i // compiled.group_width][:, :, i % compiled.group_width]
             for evaluation, step in enumerate(steps.tolist()):
-                found = [*values[evaluation], run.rate if free else rates[evaluation]]
-                for metric, value in zip([*names, sweep_grid.RATE], found, strict=True):
+                metrics = [*values[evaluation], run.rate if has_own_rates else rates[evaluation]]
+                for metric, value in zip([*names, sweep_grid.RATE], metrics, strict=True):
                     yield SweepRow(run.setting, run.seed, step, metric, float(value))
 
 
 class MetricLog(Observer):
-    """Metrics of the last step before every evaluation, [evaluations, metrics, n] of each group.
+    """Log of the metrics of the last step before every evaluation, [evaluations, metrics, n] of each group.
 
     Args:
-      metrics: how many there are, with what is measured.
+      num_metrics: number of metrics, including that of `metric_fn`.
       eval_every: training steps between two evaluations.
-      measure: gives a further metric, after the step; None for none.
+      metric_fn: computes an additional metric from the state; None for none.
     """
 
     log_name = VALUES
 
-    def __init__(self, metrics: int, eval_every: int, measure: Measure | None = None):
-        self.metrics, self.eval_every, self.measure = metrics, eval_every, measure
+    def __init__(self, num_metrics: int, eval_every: int, metric_fn: MetricFn | None = None):
+        self.num_metrics, self.eval_every, self.metric_fn = num_metrics, eval_every, metric_fn
         self.groups: list[np.ndarray] = []
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
-        self.groups.append(np.frombuffer(restored, '<f4').reshape(-1, self.metrics, session.num_seeds))
+        self.groups.append(np.frombuffer(restored, '<f4').reshape(-1, self.num_metrics, session.num_seeds))
 
     def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
         if chunk.end % self.eval_every:
             return b''
         values = chunk_result.latest_values(chunk).astype('<f4')
-        if self.measure is not None:
-            values = np.concatenate([values, self.measure(session, chunk.state)[None].astype('<f4')])
+        if self.metric_fn is not None:
+            values = np.concatenate([values, self.metric_fn(session, chunk.state)[None].astype('<f4')])
         self.groups[-1] = np.concatenate([self.groups[-1], values[None]])
         return values.tobytes()
 
 
 def _with_rates(state: TrainState, rates: np.ndarray) -> TrainState:
+    """Returns the state with other learning rates."""
     return state._replace(opt_state=optimizers.with_rates(state.opt_state, rates))
 
 
-def _words(names: Sequence[str], setting: Sequence[Any]) -> str:
-    return ' '.join(f'{name}={value}' for name, value in zip(names, setting, strict=True)) or 'the one setting'
+def _label(names: Sequence[str], setting: Sequence[Any]) -> str:
+    """Returns a setting in words."""
+    return ' '.join(f'{name}={value}' for name, value in zip(names, setting, strict=True)) or 'without a grid'
 
 
 def _lines(names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, Any]) -> Iterator[str]:
-    """A table: each setting with the median of its seeds at the end, or their share, and its 95% interval."""
+    """Yields the table: the final median over seeds, or fraction of seeds, of each setting with its 95% CI."""
     end = max(row.step for row in rows)
-    words = {setting: _words(names, setting) for setting in dict.fromkeys(row.setting for row in rows)}
-    width = max(map(len, words.values()))
-    seeds, few = settings['num_seeds'], settings['num_seeds'] < statistics.MIN_MEDIAN_COUNT
-    if _is_share(rows):
-        yield f'{settings["metric"]} at step {end:,}: the share of {seeds:,} seeds and its 95% interval\n'
-        for setting, said in words.items():
+    labels = {setting: _label(names, setting) for setting in dict.fromkeys(row.setting for row in rows)}
+    width = max(map(len, labels.values()))
+    seeds = settings['num_seeds']
+    if _is_fraction(rows):
+        yield f'{settings["metric"]} at step {end:,}: fraction of {seeds:,} seeds with 95% CI\n'
+        for setting, label in labels.items():
             count = sum(int(row.value) for row in rows if row.setting == setting and row.step == end)
-            low, high = statistics.wilson_interval(count, seeds)
-            yield f'{said:<{width}}  {count:>6,} of {seeds:,}  {count / seeds:.1%} ({low:.1%} to {high:.1%})'
+            low, high = statistics.share_interval(count, seeds)
+            yield f'{label:<{width}}  {count:>6,} of {seeds:,}  {count / seeds:.1%} ({low:.1%} to {high:.1%})'
         return
-    interval = 'their range' if few else 'its 95% interval'
-    yield f'{settings["metric"]} at step {end:,}: the median of {seeds:,} seed{"s" * (seeds > 1)} and {interval}\n'
-    for setting, said in words.items():
+    interval = 'range' if seeds < statistics.FEWEST else '95% CI'
+    yield f'{settings["metric"]} at step {end:,}: median of {seeds:,} seed{"s" * (seeds > 1)} with {interval}\n'
+    for setting, label in labels.items():
         values = np.array([row.value for row in rows if row.setting == setting and row.step == end])
         low, median, high = statistics.median_interval(values)
         failed = int((~np.isfinite(values)).sum())
-        yield f'{said:<{width}}  {median:>10.4g}  ({low:.4g} to {high:.4g})' + (
+        yield f'{label:<{width}}  {median:>10.4g}  ({low:.4g} to {high:.4g})' + (
             f'  {failed} diverged' if failed else ''
         )
 
 
-def _is_share(rows: Sequence[SweepRow]) -> bool:
-    """Returns True if every value of the metric is 0 or 1, so that its mean over seeds is a share of them."""
+def _is_fraction(rows: Sequence[SweepRow]) -> bool:
+    """Returns True if every value of the metric is 0 or 1, so that its mean is a fraction of seeds."""
     return all(row.value in (0, 1) for row in rows)
 
 
-def _picture(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, Any]) -> None:
-    """The metric against the step: for each setting the median or the share of seeds, with its 95% interval."""
-    what = 'share' if _is_share(rows) else 'median'
+def _plot(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, Any]) -> None:
+    """Writes the figure: median over seeds, or fraction of seeds, with 95% CI against the training step."""
+    statistic = 'fraction' if _is_fraction(rows) else 'median'
     try:
-        figure, (axis,) = plots.new_figure(1, f'{settings["experiment"]}: {what} of {settings["num_seeds"]:,} seeds', 8)
+        figure, (axis,) = plots.new_figure(
+            1, f'{settings["experiment"]}: {statistic} of {settings["num_seeds"]:,} seeds', 8
+        )
     except ImportError:
         print('\n' + plots.NO_MATPLOTLIB)
         return
-    found = list(dict.fromkeys(row.setting for row in rows))
-    for i, setting in enumerate(found):
-        steps, curve = _curve([row for row in rows if row.setting == setting], what == 'share')
-        plots.draw_band(axis, steps, curve, i, len(found), _words(names, setting))
+    all_settings = list(dict.fromkeys(row.setting for row in rows))
+    for i, setting in enumerate(all_settings):
+        steps, curve = _curve([row for row in rows if row.setting == setting], statistic == 'fraction')
+        plots.draw_band(axis, steps, curve, i, len(all_settings), _label(names, setting))
     positive = all(row.value > 0 for row in rows if np.isfinite(row.value))
     axis.set(
         xlabel='training step',
-        ylabel=f'{settings["metric"]}, {what} and 95% interval',
+        ylabel=f'{settings["metric"]}, {statistic} with 95% CI',
         yscale='log' if positive else 'linear',
     )
-    if len(found) <= 12:
+    if len(all_settings) <= 12:
         plots.add_legend(axis)
     result_files.write_figure(folder, figure)
 
 
-def _curve(rows: Sequence[SweepRow], share: bool) -> tuple[list[int], np.ndarray]:
-    """The steps, and at each the median or the share with its interval, [steps, 3]."""
+def _curve(rows: Sequence[SweepRow], is_fraction: bool) -> tuple[list[int], np.ndarray]:
+    """Returns the steps, and [steps, 3] of the lower bound, median or fraction, and upper bound."""
     by_step: dict[int, list[float]] = {}
     for row in rows:
         by_step.setdefault(row.step, []).append(row.value)
-    if share:
-        intervals = [(statistics.wilson_interval(int(sum(x)), len(x)), sum(x) / len(x)) for x in by_step.values()]
+    if is_fraction:
+        intervals = [(statistics.share_interval(int(sum(x)), len(x)), sum(x) / len(x)) for x in by_step.values()]
         return list(by_step), np.array([(low, middle, high) for (low, high), middle in intervals])
     return list(by_step), np.array([statistics.median_interval(np.array(values)) for values in by_step.values()])
 
 
 def _read(folder: Workdir, grid: Sequence[Sequence[Any]]) -> list[SweepRow]:
-    path, known = folder.file(TABLE), [{str(value): value for value in values} for _, values in grid]
+    """Reads the table of a finished sweep."""
+    path, grid_values = folder.file(TABLE), [{str(value): value for value in values} for _, values in grid]
     with files.reading(path), files.open_file(path, 'r', newline='', encoding='utf-8') as lines:
         table = csv.reader(lines)
         if next(table, []) != [*(name for name, _ in grid), *SweepRow._fields[1:]]:
-            raise ValueError('the columns are not those of the run')
+            raise ValueError('its columns do not match the run')
         rows = []
         for *setting, seed, step, metric, value in table:
-            found = tuple(values[word] for values, word in zip(known, setting, strict=True))
-            rows.append(SweepRow(found, int(seed), int(step), metric, float(value)))
+            values_of_setting = tuple(values[word] for values, word in zip(grid_values, setting, strict=True))
+            rows.append(SweepRow(values_of_setting, int(seed), int(step), metric, float(value)))
         if not rows:
             raise ValueError('it has no rows')
         return rows
 
 
 def table_for(argv: Sequence[str]) -> FlagTable:
-    """The flags of a sweep of the experiment that is asked for."""
+    """Returns the flags of a sweep for the experiment on the command line."""
     experiment = command_line.peek(argv, 'experiment', sweep_grid.OWN_DEFAULTS['experiment'])
     return FlagTable(*sweep_grid.table_of(experiment))
 
 
 def with_workdir(values: dict[str, Any]) -> dict[str, Any]:
-    """The flags with the default --workdir."""
-    # The steps decide --eval_every where that is not given.
-    steps = 'eval_every' if values['eval_every'] is None else sweep_grid.module_of(values['experiment']).STEPS
+    """Returns the flags with the default --workdir."""
+    # The default of --eval_every depends on the steps.
+    steps = 'eval_every' if values['eval_every'] is None else sweep_grid.find_experiment(values['experiment']).STEPS
     _, defaults = sweep_grid.table_of(values['experiment'])
     return default_workdir.default_workdir(
-        values, defaults, NAME, values['experiment'], named=['experiment'], steps=steps
+        values, defaults, NAME, values['experiment'], excluded=['experiment'], steps=steps
     )
 
 

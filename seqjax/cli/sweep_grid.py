@@ -1,4 +1,4 @@
-"""The grid of a sweep: its flags, their values, and the settings that share a program."""
+"""Grid of a sweep: its flags, their values, and the settings that share a compiled program."""
 
 import importlib
 import itertools
@@ -13,84 +13,90 @@ import numpy as np
 from seqjax import options
 from seqjax.cli import command, flag_tables, parsers, task_registry
 from seqjax.cli.flag_tables import Flag
-from seqjax.cli.parsers import Grid, Name, Whole
+from seqjax.cli.parsers import GridParser, IntParser, NameParser
 from seqjax.errors import UserError
 from seqjax.training import optimizers
 
-CONTRACT = ('make_model', 'make_task', 'make_optimiser', 'sizes', 'FLAGS', 'STEPS')  # of a module that is swept
-MOST_SETTINGS = 10_000
+REQUIRED = (
+    'make_model',
+    'make_task',
+    'make_optimizer',
+    'sizes',
+    'FLAGS',
+    'STEPS',
+)  # attributes of an experiment that can be swept
+MAX_SETTINGS = 10_000
 RATE = 'learning_rate'
-# Flags of an experiment that a sweep has itself, or has no use for.
-NOT_OURS = ('seed', 'num_seeds', 'workdir', 'overwrite', 'plot', 'steps_per_call', 'eval_every', 'keep_best')
-NOT_OURS += ('success_threshold', 'train_all_steps', 'split')
+# Flags of an experiment that a sweep replaces or does not support.
+EXCLUDED = ('seed', 'num_seeds', 'workdir', 'overwrite', 'plot', 'steps_per_call', 'eval_every', 'keep_best')
+EXCLUDED += ('success_threshold', 'train_all_steps', 'split')
 
 OWN = {
     'experiment': Flag(
-        Name(),
-        f'what is run: one of {", ".join(task_registry.NAMES)}; MODULE:FUNCTION, a task of your own; or MODULE, one '
-        'with make_model, make_task, make_optimiser and sizes, such as experiments.td, or td for short',
+        NameParser(),
+        f'experiment: one of {", ".join(task_registry.NAMES)}; MODULE:FUNCTION, a task of your own; or MODULE with '
+        'make_model, make_task, make_optimizer and sizes, such as experiments.td (td for short)',
     ),
-    'grid': Flag(Grid(), "a flag of the experiment, and its values; repeated, every value of one with every other's"),
-    'eval_every': Flag(Whole(1), 'steps between two looks at the metrics; a twentieth of the steps by default'),
-    'metric': Flag(
-        Name(), 'the metric of the figure; exact of td and right of echo are there where they are asked for'
-    ),
+    'grid': Flag(GridParser(), 'flag of the experiment and its values; repeat it for a grid of all combinations'),
+    'eval_every': Flag(IntParser(1), 'training steps between evaluations; by default a twentieth of the steps'),
+    'metric': Flag(NameParser(), 'metric of the table and figure; td also has exact, and echo has right'),
     **{name: flag_tables.SHARED[name] for name in ('seed', 'num_seeds', 'workdir', 'overwrite', 'plot')},
 }
 OWN_DEFAULTS = {'experiment': 'td', 'grid': None, 'eval_every': None, 'metric': 'loss', 'seed': 0, 'num_seeds': 10}
 OWN_DEFAULTS |= {'workdir': None, 'overwrite': False, 'plot': True}
 
 
-# Settings that share a program: the place of their checkpoints, the flags of one of them, and those of all.
+# Settings that share a program: folder of their checkpoints, flags of the first one, {setting: flags}.
 Program = tuple[str, dict[str, Any], dict[tuple[Any, ...], dict[str, Any]]]
 Programs = Sequence[Program]
 
 
-def module_of(experiment: str) -> Any:
-    """Returns what has make_model, make_task, make_optimiser, sizes and the flags: a module, or a task's experiment."""
+def find_experiment(experiment: str) -> Any:
+    """Returns the experiment of a name: the experiment of a task, or a module with the attributes `REQUIRED`."""
     if experiment in task_registry.NAMES or ':' in experiment:
         return task_registry.find(experiment, 'experiment')
-    parsers.import_from_here()
+    parsers.import_from_cwd()
     for name in (experiment, f'experiments.{experiment}') if re.fullmatch(r'\w+(\.\w+)*', experiment) else ():
         try:
             module = importlib.import_module(name)
-        except Exception as error:  # code of the user
+        except Exception as error:  # user code can raise any exception
             if isinstance(error, ModuleNotFoundError) and f'{name}.'.startswith(f'{error.name}.'):
-                continue  # there is no such module
+                continue  # the module does not exist
             raise UserError(
                 f'--experiment={experiment} cannot be imported ({type(error).__name__}: {error})'
             ) from error
-        found = getattr(module, 'STUDY', module)
-        if all(hasattr(found, part) for part in CONTRACT):
-            return found
-    near = options.nearest(experiment, ('td', 'echo', *task_registry.NAMES), str)
+        candidate = getattr(module, 'EXPERIMENT', module)
+        if all(hasattr(candidate, attribute) for attribute in REQUIRED):
+            return candidate
+    suggestion = options.nearest(experiment, ('td', 'echo', *task_registry.NAMES), str)
     raise UserError(
         f'--experiment={experiment} must be one of td, echo, {", ".join(task_registry.NAMES)}; MODULE:FUNCTION; or a '
-        f'MODULE with {", ".join(CONTRACT)}{near}'
+        f'MODULE with {", ".join(REQUIRED)}{suggestion}'
     )
 
 
-def _defaults(module: Any) -> dict[str, Any]:
-    return module.defaults if hasattr(module, 'defaults') else command.default_values(module.run)
+def _defaults(experiment: Any) -> dict[str, Any]:
+    """Returns the default values of the flags of an experiment."""
+    return experiment.defaults if hasattr(experiment, 'defaults') else command.default_values(experiment.run)
 
 
-def table_of(experiment: str) -> tuple[dict[str, Flag], dict[str, Any]]:
-    """The flags of a sweep of that experiment, and their defaults."""
-    module = module_of(experiment)
-    defaults = _defaults(module)
-    theirs = {name: flag for name, flag in module.FLAGS.items() if name not in NOT_OURS}
-    return OWN | theirs, OWN_DEFAULTS | {name: defaults[name] for name in theirs}
+def table_of(name: str) -> tuple[dict[str, Flag], dict[str, Any]]:
+    """Returns the flags of a sweep of an experiment, and their defaults."""
+    experiment = find_experiment(name)
+    defaults = _defaults(experiment)
+    table = {flag_name: flag for flag_name, flag in experiment.FLAGS.items() if flag_name not in EXCLUDED}
+    return OWN | table, OWN_DEFAULTS | {flag_name: defaults[flag_name] for flag_name in table}
 
 
 def grid_axes(grid: Any, table: Mapping[str, Flag]) -> dict[str, list[Any]]:
-    """The flags of the grid with their parsed values."""
+    """Returns the flags of the grid with their parsed values."""
     pairs = grid.items() if isinstance(grid, Mapping) else [_pair(item) for item in grid or ()]
     axes: dict[str, list[Any]] = {}
     for name, values in pairs:
         if name not in table or name in OWN or name in axes:
-            why = 'twice in the grid' if name in axes else 'no flag of the experiment that a grid can vary'
-            near = options.nearest(name, sorted(set(table) - set(OWN)), str)
-            raise UserError(f'--grid={name} is {why}{near}')
+            reason = 'is repeated' if name in axes else 'is not a flag that a grid can vary'
+            suggestion = options.nearest(name, sorted(set(table) - set(OWN)), str)
+            raise UserError(f'--grid={name} {reason}{suggestion}')
         axes[name] = []
         for value in values:
             try:
@@ -98,44 +104,46 @@ def grid_axes(grid: Any, table: Mapping[str, Flag]) -> dict[str, list[Any]]:
             except ValueError as error:
                 raise UserError(f'--grid={name}:{value} {error}') from error
         if not axes[name] or len(set(map(repr, axes[name]))) < len(axes[name]):
-            raise UserError(f'--grid={name} must have one or more values, all different')
+            raise UserError(f'--grid={name} must have one or more distinct values')
     return axes
 
 
 def _pair(item: Any) -> tuple[str, Sequence[Any]]:
-    """A tuple is what the command line has parsed already."""
+    """Returns a flag and its values; a tuple is already parsed."""
     try:
-        return item if isinstance(item, tuple) else Grid().parse(item)
+        return item if isinstance(item, tuple) else GridParser().parse(item)
     except ValueError as error:
         raise UserError(f'--grid={item} {error}') from error
 
 
-def combine(settings: dict[str, Any], axes: dict[str, list[Any]], module: Any) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """The values of the grid's flags -> all flags of the experiment."""
-    defaults, found = _defaults(module), {}
+def combine(
+    settings: dict[str, Any], axes: dict[str, list[Any]], experiment: Any
+) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Returns {values of the grid's flags: all flags of the experiment}."""
+    defaults, every_setting = _defaults(experiment), {}
     count = math.prod(map(len, axes.values()))
-    if count > MOST_SETTINGS:
-        named = ' '.join(f'--grid={name} of {len(values)} values' for name, values in axes.items())
-        raise UserError(f'{named} makes {count:,} settings; choose values that make at most {MOST_SETTINGS:,}')
+    if count > MAX_SETTINGS:
+        grid = ' '.join(f'--grid={name} of {len(values)} values' for name, values in axes.items())
+        raise UserError(f'{grid} has {count:,} settings, more than {MAX_SETTINGS:,}; use fewer values')
     for setting in itertools.product(*axes.values()):
-        one = defaults | {name: settings[name] for name in module.FLAGS if name in settings}
-        one |= dict(zip(axes, setting, strict=True))
-        found[setting] = getattr(module, 'complete', dict)(one)
-    return found
+        flags = defaults | {name: settings[name] for name in experiment.FLAGS if name in settings}
+        flags |= dict(zip(axes, setting, strict=True))
+        every_setting[setting] = getattr(experiment, 'complete', dict)(flags)
+    return every_setting
 
 
-def programs(every_setting: dict[tuple[Any, ...], dict[str, Any]], module: Any) -> Iterator[Program]:
-    """Settings that share a program: where their checkpoints lie, the flags of one of them, and those of all."""
+def programs(every_setting: dict[tuple[Any, ...], dict[str, Any]], experiment: Any) -> Iterator[Program]:
+    """Yields the groups of settings that share a program."""
     shared: dict[str, tuple[str, dict[tuple[Any, ...], dict[str, Any]]]] = {}
-    for i, (setting, one) in enumerate(every_setting.items()):
-        others = {name: value for name, value in one.items() if name != RATE}
-        same = repr(others) if rate_is_free(one, module) else str(i)
-        shared.setdefault(same, (f'setting_{i}', {}))[1][setting] = one
-    for place, several in shared.values():
-        yield place, next(iter(several.values())), several
+    for i, (setting, flags) in enumerate(every_setting.items()):
+        other_flags = {name: value for name, value in flags.items() if name != RATE}
+        key = repr(other_flags) if rate_is_in_state(flags, experiment) else str(i)
+        shared.setdefault(key, (f'setting_{i}', {}))[1][setting] = flags
+    for place, group in shared.values():
+        yield place, next(iter(group.values())), group
 
 
-def rate_is_free(one: dict[str, Any], module: Any) -> bool:
-    """Whether the optimiser takes its learning rate from its state, where each run may have its own."""
-    tx = module.make_optimiser(one)
+def rate_is_in_state(flags: dict[str, Any], experiment: Any) -> bool:
+    """Returns True if the optimizer reads the learning rate from its state, so that each run may have its own."""
+    tx = experiment.make_optimizer(flags)
     return optimizers.rates_in_state(jax.eval_shape(tx.init, {'x': jax.ShapeDtypeStruct((1,), np.float32)}))

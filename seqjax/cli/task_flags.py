@@ -1,4 +1,4 @@
-"""The flags of a synthetic task: the arguments of the function that makes it."""
+"""Flags of a synthetic task: the arguments of the function that makes it."""
 
 import inspect
 import re
@@ -11,57 +11,59 @@ from absl import flags
 from seqjax import config
 from seqjax.cli import flag_tables
 from seqjax.cli.flag_tables import Flag
-from seqjax.cli.parsers import Choice, Number, Switch, Whole
+from seqjax.cli.parsers import BoolParser, ChoiceParser, FloatParser, IntParser
 from seqjax.config import ModelConfig, RunConfig, TrainConfig
 from seqjax.errors import UserError
 from seqjax.tasks.synthetic import SyntheticTask
 
-# Fields of the configurations that are of no use to a synthetic task.
-OTHERS = ('input_dropout', 'output_dropout', 'recurrent_dropout', 'drop_connect', 'patience', 'refit', 'weight_decay')
-OTHERS += ('steps_per_call',)
-FLAGS = flag_tables.flags_of(*config.CONFIGS, without=OTHERS)
-DEFAULTS = flag_tables.defaults_of(ModelConfig(), TrainConfig(), RunConfig(), without=OTHERS)
-# Names of flags that every command has, and of absl's own.
-RESERVED = {'task', *flag_tables.flags_of(*config.CONFIGS), *flag_tables.TOGETHER, *flag_tables.KEPT}
+# Configuration fields that do not apply to synthetic tasks.
+UNUSED = ('input_dropout', 'output_dropout', 'recurrent_dropout', 'drop_connect', 'patience', 'refit', 'weight_decay')
+UNUSED += ('steps_per_call',)
+FLAGS = flag_tables.flags_of(*config.CONFIGS, without=UNUSED)
+DEFAULTS = flag_tables.defaults_of(ModelConfig(), TrainConfig(), RunConfig(), without=UNUSED)
+# Names of the flags of every command, and of absl's flags.
+RESERVED = {'task', *flag_tables.flags_of(*config.CONFIGS), *flag_tables.DISTRIBUTED_FLAGS, *flag_tables.CACHE_FLAGS}
 RESERVED |= {'flagfile', 'undefok', 'help', 'helpfull', 'helpshort', 'h'}
 
 
 def options_of(make: Callable[..., SyntheticTask]) -> tuple[dict[str, Flag], dict[str, Any]]:
-    """The flags of a problem and their defaults.
+    """Returns the flags of a task and their defaults.
 
-    Raises UserError where an argument has no default, a type that no flag has, or the name of a flag of the command.
+    Raises:
+      UserError: an argument has no default, an unsupported type, or the name of another flag.
     """
     table, defaults, types = {}, {}, typing.get_type_hints(make)
     for name, parameter in inspect.signature(make).parameters.items():
-        who = f'{getattr(make, "__qualname__", make)}({name}=...)'
+        argument = f'{getattr(make, "__qualname__", make)}({name}=...)'
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise UserError(f'{who} cannot be passed by its name: its arguments are flags')
+            raise UserError(f'{argument} must be a keyword argument, because it becomes a flag')
         if parameter.default is parameter.empty:
-            raise UserError(f'{who} needs a default: its arguments are flags')
+            raise UserError(f'{argument} needs a default, because it becomes a flag')
         if name in RESERVED:
-            raise UserError(f'{who} is the name of a flag of every task: its arguments are flags')
+            raise UserError(f'{argument} has the name of a flag of every task; rename it')
         parser = _parser(types.get(name))
         if parser is None:
             raise UserError(
-                f'{who} of type {types.get(name, "none")} is no flag: its arguments are int, float, bool or Literal of '
-                'texts'
+                f'{argument} has the unsupported type {types.get(name, "none")}; use int, float, bool or '
+                'Literal of strings'
             )
         try:
             default = parser.parse(parameter.default)
         except ValueError as error:
-            raise UserError(f'{who}: its default {parameter.default!r} {error}') from error
+            raise UserError(f'{argument}: its default {parameter.default!r} {error}') from error
         table[name], defaults[name] = Flag(parser, _help(make, name)), default
     return table, defaults
 
 
 def _parser(kind: Any) -> flags.ArgumentParser | None:
+    """Returns the parser of a type; None if it is not supported."""
     words = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
     if words:
-        return Choice(*words) if all(isinstance(word, str) for word in words) else None
-    return {int: Whole(0), float: Number(), bool: Switch()}.get(kind) if isinstance(kind, type) else None
+        return ChoiceParser(*words) if all(isinstance(word, str) for word in words) else None
+    return {int: IntParser(0), float: FloatParser(), bool: BoolParser()}.get(kind) if isinstance(kind, type) else None
 
 
 def _help(make: Callable[..., SyntheticTask], name: str) -> str:
-    """What the docstring says of an argument."""
-    found = re.search(rf'^( +){name}: (.+(?:\n\1 +.+)*)', inspect.getdoc(make) or '', re.MULTILINE)
-    return ' '.join(found[2].split()).rstrip('.') if found else 'of the task'
+    """Returns the help of an argument, from the docstring of the function."""
+    match = re.search(rf'^( +){name}: (.+(?:\n\1 +.+)*)', inspect.getdoc(make) or '', re.MULTILINE)
+    return ' '.join(match[2].split()).rstrip('.') if match else 'argument of the task'

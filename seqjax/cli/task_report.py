@@ -11,58 +11,58 @@ from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask
 from seqjax.training.success_results import SuccessResults
 
 
-def goal_of(problem: SyntheticTask, settings: Settings) -> SuccessCriterion:
+def success_criterion(task: SyntheticTask, settings: Settings) -> SuccessCriterion:
+    """Returns the success criterion of a task, with --success_threshold if it is set."""
     return (
-        problem.success
+        task.success
         if settings.train.success_threshold is None
-        else problem.success._replace(at_most=settings.train.success_threshold)
+        else task.success._replace(at_most=settings.train.success_threshold)
     )
 
 
-def goal_words(goal: SuccessCriterion) -> str:
-    if goal.metric == synthetic.WRONG:
-        share = f'at least {1 - goal.at_most:.4g} of them' if goal.at_most > 0 else 'every sequence'
-        return f'answer {share} rightly'
-    return f'bring {goal.metric} to at most {goal.at_most:.4g}'
+def criterion_text(criterion: SuccessCriterion) -> str:
+    """Returns a success criterion in words."""
+    if criterion.metric == synthetic.WRONG:
+        return f'error rate of at most {criterion.at_most:.4g}' if criterion.at_most > 0 else 'no error'
+    return f'{criterion.metric} of at most {criterion.at_most:.4g}'
 
 
-def to_the_goal(problem: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
-    """How many seeds came to it, and after how many sequences."""
-    needed, count = [seed.sequences for seed in outcome.seeds if seed.sequences is not None], len(outcome.seeds)
-    low, high = statistics.wilson_interval(len(needed), count)
-    window, most = (
-        settings.train.eval_every * settings.train.batch_size,
-        settings.train.steps * settings.train.batch_size,
-    )
+def success_summary(task: SyntheticTask, outcome: Outcome, settings: Settings) -> str:
+    """Returns the number of successful seeds, and the number of sequences that they needed."""
+    sequences, count = [seed.sequences for seed in outcome.seeds if seed.sequences is not None], len(outcome.seeds)
+    low, high = statistics.share_interval(len(sequences), count)
+    train = settings.train
+    window, maximum = train.eval_every * train.batch_size, train.steps * train.batch_size
     text = (
-        f'{len(needed):,} of {count:,} seeds ({len(needed) / count:.1%}; 95% interval {low:.1%} to {high:.1%}) '
-        f'{goal_words(goal_of(problem, settings))} of the last {window:,} within {most:,}'
+        f'{len(sequences):,} of {count:,} seeds ({len(sequences) / count:.1%}, 95% CI {low:.1%} to {high:.1%}) '
+        f'succeeded within {maximum:,} sequences ({criterion_text(success_criterion(task, settings))} '
+        f'over {window:,} sequences)'
     )
-    if needed:
-        mean = text_tables.format_interval(np.array(needed, float), ',.0f', ',.0f')
-        text += f', after {min(needed):,} to {max(needed):,} (mean {mean})'
+    if sequences:
+        mean = text_tables.format_interval(np.array(sequences, float), ',.0f', ',.0f')
+        text += f', after {min(sequences):,} to {max(sequences):,} (mean {mean})'
     return text
 
 
-def draw_seeds(axis: Any, problem: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
-    """The metric of the goal, a line for each seed."""
-    goal, window = goal_of(problem, settings), settings.train.eval_every * settings.train.batch_size
-    curves = outcome.evals[:, :, outcome.metrics.index(goal.metric)]
+def draw_metric(axis: Any, task: SyntheticTask, outcome: Outcome, settings: Settings) -> None:
+    """Draws the metric of the success criterion, a line for each seed."""
+    criterion, window = success_criterion(task, settings), settings.train.eval_every * settings.train.batch_size
+    curves = outcome.looks[:, :, outcome.metrics.index(criterion.metric)]
     sequences = window * np.arange(1, curves.shape[1] + 1)
     for i, curve in enumerate(curves):
-        axis.plot(sequences, curve, color=plots.curve_color(i / max(len(curves) - 1, 1)), lw=0.8)
-    what = 'fraction of wrong answers' if goal.metric == synthetic.WRONG else goal.metric
-    axis.set(xlabel='training sequences', ylabel=f'{what}, each seed')
-    if goal.metric == 'loss':
-        for name, value in problem.reference_losses.items():
+        axis.plot(sequences, curve, color=plots.shade(i / max(len(curves) - 1, 1)), lw=0.8)
+    label = 'fraction of wrong answers' if criterion.metric == synthetic.WRONG else criterion.metric
+    axis.set(xlabel='training sequences', ylabel=f'{label}, each seed')
+    if criterion.metric == 'loss':
+        for name, value in task.reference_losses.items():
             axis.axhline(value, color=plots.GREY, lw=1, ls=':')
             axis.annotate(name, (sequences[-1], value), fontsize=8, ha='right', va='bottom', color=plots.GREY)
 
 
-def draw_shares(axis: Any, outcome: SuccessResults, settings: Settings) -> None:
-    """The share of seeds at the goal."""
-    end = settings.train.eval_every * settings.train.batch_size * outcome.evals.shape[1]
-    needed = sorted(seed.sequences for seed in outcome.seeds if seed.sequences is not None)
-    shares = np.arange(len(needed) + 1) / len(outcome.seeds)
-    axis.step([0, *needed, end], [*shares, shares[-1]], where='post', color=plots.BLUE)
+def draw_success(axis: Any, outcome: Outcome, settings: Settings) -> None:
+    """Draws the fraction of successful seeds."""
+    end = settings.train.eval_every * settings.train.batch_size * outcome.looks.shape[1]
+    sequences = sorted(seed.sequences for seed in outcome.seeds if seed.sequences is not None)
+    fractions = np.arange(len(sequences) + 1) / len(outcome.seeds)
+    axis.step([0, *sequences, end], [*fractions, fractions[-1]], where='post', color=plots.BLUE)
     axis.set(xlabel='training sequences', ylabel='fraction of successful seeds', ylim=(0, 1.02))

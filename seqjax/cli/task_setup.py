@@ -1,4 +1,4 @@
-"""What the flags of an experiment ask for: model, optimizer, compiled run; task and held-out sequences."""
+"""Construction of models, optimizers, compiled runs, training tasks and test data from settings."""
 
 from __future__ import annotations
 
@@ -24,42 +24,41 @@ from seqjax.training import optimizers
 from seqjax.training.compiled_run import CompiledRun
 from seqjax.types import Arrays, Batch, ModelSpec, Task
 
-# Hochreiter and Schmidhuber (1997) test on as many sequences, and look back at 2,000.
-HELD_OUT = 2560
-SPLITS = {'validation': 2**32 - 1, 'test': 2**32 - 2}  # seeds of their draws, which no run has
-TESTED = 256  # sequences at a time
-GATES = {'lstm': 4, 'gru': 3}  # of the recurrent kernel; other cells have at least one
+NUM_EVAL_SEQUENCES = 2560  # of a test, as in Hochreiter and Schmidhuber (1997)
+SPLITS = {'validation': 2**32 - 1, 'test': 2**32 - 2}  # random seeds of the splits, which no run uses
+TEST_BATCH_SIZE = 256
+GATES = {'lstm': 4, 'gru': 3}  # gates of the recurrent kernel; other cells have at least one
 
 
-def named(settings: Mapping[str, Any], names: Iterable[str]) -> str:
-    """--length=5 --rule=add, for a sentence."""
+def format_flags(settings: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Returns flags as on the command line: --length=5 --rule=add."""
     return ' '.join(f'--{name}={settings[name]}' for name in names)
 
 
 def gates(cell: str) -> int:
-    """How many gates lie side by side in the recurrent kernel of a cell, at least."""
+    """Returns a lower bound of the number of gates in the recurrent kernel of a cell."""
     return GATES.get(cell.partition('(')[0], 1)
 
 
 def make_model(spec: ModelSpec, config: ModelConfig, inputs: Arrays | None = None) -> nn.Module:
-    """The model that the flags ask for; raises UserError where it cannot be."""
+    """Returns the model of a configuration; raises UserError if it is invalid."""
     try:
         return build.build_model(spec, config, inputs)
     except ValueError as error:
-        sentence = flag_tables.as_flags(error, flag_tables.flags_of(ModelConfig))
-        if not sentence.startswith('--'):
+        message = flag_tables.as_flags(error, flag_tables.flags_of(ModelConfig))
+        if not message.startswith('--'):
             names = dict.fromkeys(['cell', *seqjax_config.changed(config)])
-            together = ' do not go together' if len(names) > 1 else ''
-            sentence = f'{named(vars(config), names)}{together}: {sentence}'
-        raise UserError(sentence) from error
+            conflict = ' are incompatible' if len(names) > 1 else ''
+            message = f'{format_flags(vars(config), names)}{conflict}: {message}'
+        raise UserError(message) from error
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """The optimizer that the flags ask for; raises UserError where it cannot be."""
+    """Returns the optimizer of a configuration; raises UserError if it is invalid."""
     try:
         return optimizers.make_optimizer(config)
     except ValueError as error:
-        raise UserError(f'{named(vars(config), ("schedule", "decay_steps"))}: {error}') from error
+        raise UserError(f'{format_flags(vars(config), ("schedule", "decay_steps"))}: {error}') from error
 
 
 def compile_seeds(
@@ -67,32 +66,34 @@ def compile_seeds(
 ) -> CompiledRun:
     """Compiles a run of replicas that is evaluated every `config.eval_every` steps.
 
-    A checkpoint stands at an evaluation, so that the metrics since the last one need no place in it.
+    Checkpoints are saved at evaluations, so they do not contain the metrics since the last evaluation.
     """
     eval_every = config.eval_every
-    saved = dataclasses.replace(run, checkpoint_every=-(-run.checkpoint_every // eval_every) * eval_every)
-    how = {'steps': steps, 'steps_per_call': eval_every, 'num_seeds': config.num_seeds, 'workdir': folder}
-    return training.compile_run(model, task, make_optimizer(config), None, **how, **flag_tables.keeping(vars(saved)))
+    run = dataclasses.replace(run, checkpoint_every=-(-run.checkpoint_every // eval_every) * eval_every)
+    options = {'steps': steps, 'steps_per_call': eval_every, 'num_seeds': config.num_seeds, 'workdir': folder}
+    return training.compile_run(
+        model, task, make_optimizer(config), None, **options, **flag_tables.checkpoint_kwargs(vars(run))
+    )
 
 
-def task_of(problem: SyntheticTask, settings: Settings) -> Task:
-    """Returns the task: fresh sequences at every step, or the problem's examples in an order of their own."""
+def make_training_task(task: SyntheticTask, settings: Settings) -> Task:
+    """Returns the training task: new sequences at every step, or the examples of the task in random order."""
     batch_size = settings.train.batch_size
-    if problem.examples is None:
-        return Task(problem.loss_fn, lambda data, key, step: problem.sample(key, batch_size))
-    examples = problem.examples().train
+    if task.examples is None:
+        return Task(task.loss_fn, lambda data, key, step: task.sample(key, batch_size))
+    examples = task.examples().train
 
     def batch(data: tuple[jax.Array, Batch], key: jax.Array, step: jax.Array) -> Batch:
         order, examples = data
-        rows, real = windows.epoch_rows(order, step, len(examples.mask), batch_size)
-        part = jax.tree.map(lambda x: x[rows], examples)
-        return part._replace(mask=part.mask & real.reshape(-1, *[1] * (part.mask.ndim - 1)))
+        rows, valid = windows.epoch_rows(order, step, len(examples.mask), batch_size)
+        batch = jax.tree.map(lambda x: x[rows], examples)
+        return batch._replace(mask=batch.mask & valid.reshape(-1, *[1] * (batch.mask.ndim - 1)))
 
-    return Task(problem.loss_fn, batch, (jax.random.key(settings.train.seed), examples))
+    return Task(task.loss_fn, batch, (jax.random.key(settings.train.seed), examples))
 
 
-def unseen(problem: SyntheticTask, split: str) -> Batch:
-    """The sequences of a split [N, ...], which no training step draws."""
-    if problem.examples is not None:
-        return getattr(problem.examples(), split)
-    return jax.jit(lambda: problem.sample(jax.random.key(SPLITS[split]), HELD_OUT))()
+def held_out_batch(task: SyntheticTask, split: str) -> Batch:
+    """Returns the sequences of a split [N, ...], which no training step uses."""
+    if task.examples is not None:
+        return getattr(task.examples(), split)
+    return jax.jit(lambda: task.sample(jax.random.key(SPLITS[split]), NUM_EVAL_SEQUENCES))()

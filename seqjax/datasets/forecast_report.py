@@ -191,7 +191,7 @@ def _part_line(part: str, parts: Sequence[Ready], splits: Sequence[Split], form:
 
 def interval_columns(recipe: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     """The names of the bounds of intervals, and the quantiles that a forecast is told by: the middle and the bounds."""
-    if recipe['head'] == 'point':
+    if recipe['likelihood'] == 'point':
         return [], [0]
     bounds = [f'{side} {name}' for name in INTERVALS for side in ('lower', 'upper')]
     return bounds, [2, *(place for pair in INTERVALS.values() for place in pair)]
@@ -258,7 +258,7 @@ def tell(told: Mapping[str, Sequence[Told]], parts: Sequence[Ready], recipe: Map
             if not np.isnan(those).all()
         ]
         lines.append(f'{step:>7}' + ''.join(f'{f"{root:.4g}  {mean:.4g}":>24}' for root, mean in values))
-    if recipe['head'] != 'point':
+    if recipe['likelihood'] != 'point':
         shares = ', '.join(
             f'{name} intervals hold {share:.1%}' for name, share in coverage(told['network'], parts).items()
         )

@@ -122,7 +122,7 @@ SCHEMA = {
     'horizon': recipes.whole(1),
     'window': recipes.whole(1),
     'strategy': recipes.choice('direct', 'recursive'),
-    'head': recipes.choice(*forecast_heads.NUMBERS),
+    'likelihood': recipes.choice(*forecast_heads.NUMBERS),
     'cycles': recipes.several(recipes.choice(*forecast_preprocessing.CYCLES), distinct=True),
     'own': recipes.SWITCH,
 }
@@ -136,12 +136,12 @@ PACES = {'months': 12_000, 'ends of months': 12_000, 'weekdays': 1, 'microsecond
 
 def check_recipe(recipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns a recipe that was read from a file; raises UserError if it is invalid or not that of the settings."""
-    copied = ('date', 'id', 'horizon', 'window', 'strategy', 'head', 'calendar')
+    copied = ('date', 'id', 'horizon', 'window', 'strategy', 'likelihood', 'calendar')
     implied = {'covariates': list(settings['covariates'] or ()), 'mask': settings['missing'] == 'mask'}
     recipes.check(recipe, SCHEMA, {name: settings[name] for name in copied} | implied)
     recipes.check(recipe, {name: rule for name, rule in LATER.items() if name in recipe})
-    lag = {'last': recipe['lag'] == 1, 'nothing': recipe['lag'] is None, 'season': (recipe['lag'] or 0) > 1}
-    recipes.require(lag[settings['relative_to']], f'lag={recipe["lag"]} with --relative_to={settings["relative_to"]}')
+    lag = {'last': recipe['lag'] == 1, 'none': recipe['lag'] is None, 'season': (recipe['lag'] or 0) > 1}
+    recipes.require(lag[settings['residual']], f'lag={recipe["lag"]} with --residual={settings["residual"]}')
     columns, scales, found = len(recipe['targets']) + len(recipe['covariates']), *map(recipe.get, ('scales', 'pace'))
     recipes.require(settings['target'] in (None, recipe['targets']), f'targets={recipe["targets"]}')
     recipes.require(
@@ -287,7 +287,7 @@ def _seasons(name: str, table: SeriesTable, splits: Sequence[Split], recipe: Map
     season = forecast_seasons.best(seasons, scaled, splits, recipe['horizon'])
     if recipe['lag'] == 'season' and season is None:
         raise UserError(
-            f'--relative_to=season: the dates of {name} have no usual season that is short enough; pass --season'
+            f'--residual=season: the dates of {name} have no usual season that is short enough; pass --season'
         )
     found = {'seasons': seasons, 'seasons_too_long': sorted(known - set(seasons)), 'season': season}
     return found | {'lag': season if recipe['lag'] == 'season' else recipe['lag']}
@@ -315,7 +315,7 @@ def _check_parts(name: str, series: Series, split: Split, recipe: Mapping[str, A
         if count < recipe['horizon']:
             raise Unusable(
                 f'{who} has {max(count, 0)} rows for {part}, and --horizon={recipe["horizon"]} needs as many; use a '
-                f'shorter horizon, or a larger --{part}'
+                f'shorter horizon, or a larger --{part}_fraction'
             )
 
 

@@ -101,14 +101,14 @@ SCHEMA = {
     'maximum': recipes.whole(1, 255),
     'height': SIDE,
     'width': SIDE,
-    'order': recipes.choice('rows', 'pixels'),
+    'scan_order': recipes.choice('rows', 'pixels'),
     'permutation': recipes.optional(recipes.several(recipes.whole(0))),
 }
 
 
 def check_recipe(recipe: Any, order: str, permute: bool) -> Recipe:
     """Returns a recipe that was read from a file; raises UserError if it is invalid."""
-    recipes.check(recipe, SCHEMA, {'order': order})
+    recipes.check(recipe, SCHEMA, {'scan_order': order})
     labels, pixels = list(map(int, recipe['classes'])), recipe['height'] * recipe['width']
     recipes.require(labels == sorted(labels), f'classes that do not ascend: {labels}')
     recipes.require(pixels <= recipes.MOST_STEPS, f'images of {pixels:,} pixels')
@@ -163,13 +163,13 @@ def split(
             raise UserError(f'{given} needs labels, and has none beside it; pass --{flag}, their file')
     count = len(images.values)
     if test is None and test_count >= count:
-        raise UserError(f'--test={test_count} leaves none of the {count:,} images of {name}; choose fewer')
+        raise UserError(f'--test_size={test_count} leaves none of the {count:,} images of {name}; choose fewer')
     first = count - (0 if test is not None else test_count)
     kept = first - round(validation_share * first)
     if not 0 < kept < first:
         raise UserError(
-            f'--validation={validation_share:g} of {first:,} images leaves none to train on or none to validate with; '
-            'choose another share, or more images'
+            f'--validation_fraction={validation_share:g} of {first:,} images leaves an empty training or '
+            'validation split; use another fraction, or more images'
         )
     held_out = test[1] if test is not None else _cut(images, first, count)
     if held_out.values.shape[1:] != images.values.shape[1:]:
@@ -205,7 +205,7 @@ def _recipe(name: str, train: Images, classes: list[int], order: str, permute: b
         'maximum': maximum,
         'height': height,
         'width': width,
-        'order': order,
+        'scan_order': order,
         'permutation': drawn,
     }
 
@@ -213,7 +213,7 @@ def _recipe(name: str, train: Images, classes: list[int], order: str, permute: b
 def _shape(recipe: Recipe) -> tuple[int, int]:
     """T and F."""
     height, width = recipe['height'], recipe['width']
-    return (height, width) if recipe['order'] == 'rows' else (height * width, 1)
+    return (height, width) if recipe['scan_order'] == 'rows' else (height * width, 1)
 
 
 def _steps(values: np.ndarray, recipe: Recipe) -> np.ndarray:

@@ -194,7 +194,7 @@ def split(
 def _check_some(name: str, rows: np.ndarray, flag: str, share: float) -> None:
     if not len(rows):
         raise UserError(
-            f'--{flag}={share:g} of each class of {name} is no series at all; choose a larger share, or more data'
+            f'--{flag}_fraction={share:g} of each class of {name} is empty; use a larger fraction, or more data'
         )
 
 

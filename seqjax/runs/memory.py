@@ -15,7 +15,7 @@ from seqjax.errors import UserError
 # Flags with integer values that do not change the size of a run.
 NON_SIZE_FLAGS = (
     'seed',
-    'draw',
+    'sample_seed',
     'max_to_keep',
     'checkpoint_every',
     'decay_steps',

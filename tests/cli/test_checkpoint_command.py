@@ -44,7 +44,7 @@ def test_it_lists_verifies_and_exports(one, capsys):
     assert set(got) == PARAMS
     state = td.run(setup='many_to_one', epochs=9, plot=False).state
     np.testing.assert_array_equal(got['params/rnn/cell/kernel'], state.params['rnn']['cell']['kernel'])
-    assert checkpoint.main([f'--workdir={one}', f'--export={target}', '--step=4', '--everything']) == 0
+    assert checkpoint.main([f'--workdir={one}', f'--export={target}', '--step=4', '--full_state']) == 0
     got = np.load(target)
     assert set(got) > PARAMS | {'step', 'key'} and got['step'] == 4
 
@@ -83,7 +83,7 @@ def test_groups_of_seeds_are_exported_as_one(tmp_path, monkeypatch, capsys):
         (['--workdir=nowhere'], 'nowhere/checkpoints'),
         (['--workdir=one', '--export=w.txt'], '--export=w.txt'),
         (['--workdir=one', '--export=/dev/null/w.npz'], '--export=/dev/null/w.npz'),
-        (['--workdir=one', '--place=x'], 'one'),
+        (['--workdir=one', '--replica_group=x'], 'one'),
     ],
 )
 def test_what_a_person_can_get_wrong(flags, told, one, tmp_path, monkeypatch, capsys):

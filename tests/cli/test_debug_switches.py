@@ -65,7 +65,9 @@ def test_a_study_finishes(switch):
 @pytest.mark.parametrize('switch', ['jax_debug_nans'], indirect=True)
 def test_a_length_without_a_sequence_makes_no_nan_on_the_device(switch):
     """Of one symbol there is no a^n b^n."""
-    outcome = lengths.run(task='anbn', **SHORT | {'longest': 4}, up_to=8, points=2, count=2)
+    outcome = lengths.run(
+        task='anbn', **SHORT | {'longest': 4}, max_test_length=8, num_lengths=2, sequences_per_length=2
+    )
     assert [name for name, value in outcome.seeds[0].test.items() if np.isnan(value)] == ['within/1']
 
 
@@ -73,7 +75,9 @@ def test_a_length_without_a_sequence_makes_no_nan_on_the_device(switch):
 @pytest.mark.parametrize('switch', ['jax_debug_infs', 'jax_enable_x64'], indirect=True)
 def test_a_run_on_a_file_finishes(switch, tmp_path):
     (tmp_path / 'data').write_text('40')
-    kinds.KIND.run(data=str(tmp_path / 'data'), steps=1, num_seeds=1, hidden=1, plot=False, workdir=str(tmp_path / 'w'))
+    kinds.EXPERIMENT.run(
+        data=str(tmp_path / 'data'), steps=1, num_seeds=1, hidden=1, plot=False, workdir=str(tmp_path / 'w')
+    )
     assert (
         directory.read_summary(Workdir(tmp_path / 'w'))['finished'] and (tmp_path / 'w' / fit_results.MODELS).is_file()
     )

@@ -18,7 +18,7 @@ from seqjax.runs import directory
 from seqjax.runs.directory import Workdir
 from seqjax.types import Task
 from tests.helpers import kinds
-from tests.helpers.kinds import COMMAND, KIND
+from tests.helpers.kinds import COMMAND, EXPERIMENT
 
 QUICK = {'data': 'data', 'patience': 2, 'steps': 40, 'num_seeds': 2, 'plot': False}
 
@@ -35,7 +35,7 @@ def data(in_tmp, monkeypatch):
 def held(tmp_path_factory):
     folder = tmp_path_factory.mktemp('held')
     (folder / 'data').write_text('60')
-    KIND.run(**QUICK | {'data': str(folder / 'data')}, workdir=str(folder / 'w'))
+    EXPERIMENT.run(**QUICK | {'data': str(folder / 'data')}, workdir=str(folder / 'w'))
     return folder
 
 
@@ -74,18 +74,18 @@ def test_a_run_looks_learns_and_judges(data, capsys):
 def test_the_test_part_is_asked_once_for_each_seed_and_only_at_the_end(data, monkeypatch):
     """And what trained knows nothing of it."""
     asked = []
-    real = dataset_test.answering
+    real = dataset_test.make_predictor
 
     def counting(model, read):
         program = real(model, read)
         return lambda best, batches: asked.append(best) or program(best, batches)
 
-    monkeypatch.setattr(dataset_test, 'answering', counting)
-    one = KIND.run(**QUICK)[0]
+    monkeypatch.setattr(dataset_test, 'make_predictor', counting)
+    one = EXPERIMENT.run(**QUICK)[0]
     assert len(asked) == 2
     x, y = kinds.series('data', 0.0)
     monkeypatch.setattr(kinds, 'series', lambda path, noise: (x, np.concatenate([1 - y[:12], y[12:]])))
-    other = KIND.run(**QUICK)[0]
+    other = EXPERIMENT.run(**QUICK)[0]
     np.testing.assert_allclose(other.values, 1 - one.values)
 
 
@@ -103,18 +103,20 @@ def test_a_file_that_changed_since_is_no_run_to_go_on_with(trained, finished, mo
         Workdir(trained / 'w').write_summary(summary | {'finished': False})
     (trained / 'data').write_text('61')
     with pytest.raises(UserError, match='--work'):
-        KIND.run(**QUICK, workdir='w')
-    assert KIND.run(**QUICK, workdir='w', overwrite=True)
+        EXPERIMENT.run(**QUICK, workdir='w')
+    assert EXPERIMENT.run(**QUICK, workdir='w', overwrite=True)
 
 
 @pytest.mark.representative(every=2)
 @pytest.mark.parametrize(('steps', 'eval_every', 'looks'), [(11, 4, [4, 8]), (3, 50, [3]), (9, None, [4, 8])])
 def test_no_more_steps_are_taken_than_were_asked_for(data, steps, eval_every, looks):
     """The kind of the tests has an epoch of 4."""
-    KIND.run(**QUICK | {'steps': steps, 'eval_every': eval_every, 'num_seeds': 1}, workdir='w')
+    EXPERIMENT.run(**QUICK | {'steps': steps, 'eval_every': eval_every, 'num_seeds': 1}, workdir='w')
     header, *rows = rows_of('w/evals.csv')
     assert [int(row[1]) for row in rows] == looks
-    assert header[-1] == 'learning_rate' and {row[-1] for row in rows} == {str(np.float32(KIND.defaults[header[-1]]))}
+    assert header[-1] == 'learning_rate' and {row[-1] for row in rows} == {
+        str(np.float32(EXPERIMENT.defaults[header[-1]]))
+    }
 
 
 def test_cells_are_compared_over_the_same_seeds(data, capsys):
@@ -127,7 +129,7 @@ def test_cells_are_compared_over_the_same_seeds(data, capsys):
         ('lstm', '0'), ('lstm', '1'), ('gru', '0'), ('gru', '1'), ('always 1', ''),
     ]  # fmt: skip
     assert 'gru - lstm' in text and text.splitlines()[-1].startswith('gru(4) ')
-    alone = KIND.run(**QUICK | {'steps': 8}, cell='gru')[0]
+    alone = EXPERIMENT.run(**QUICK | {'steps': 8}, cell='gru')[0]
     assert [float(row['accuracy']) for row in rows[2:4]] == pytest.approx(alone.values.tolist())
     assert COMMAND.main(argv_of(settings | {'cells': 'lstm,gru,mingru'})) == 0  # goes on with what is there
 
@@ -161,12 +163,12 @@ def test_without_data_it_says_what_is_missing(in_tmp, capsys):
 @pytest.mark.representative(every=2)
 @pytest.mark.parametrize('drop', ['input_dropout', 'output_dropout', 'recurrent_dropout', 'drop_connect'])
 def test_dropout_acts_in_training_alone(data, drop):
-    settings = KIND.check(QUICK | {drop: 0.5})
-    spec = KIND.spec({})
+    settings = EXPERIMENT.check(QUICK | {drop: 0.5})
+    spec = EXPERIMENT.spec({})
     model = task_setup.make_model(spec, settings.model)
     x = jax.random.normal(jax.random.key(1), (2, 6, 1))
     variables = model.init(jax.random.key(0), x)
-    plain = task_setup.make_model(spec, KIND.check(QUICK).model)
+    plain = task_setup.make_model(spec, EXPERIMENT.check(QUICK).model)
     np.testing.assert_array_equal(model.apply(variables, x), plain.apply(variables, x))
     one, other = (model.apply(variables, x, rngs={'dropout': jax.random.key(i)}) for i in (2, 3))
     assert not jnp.allclose(one, other)
@@ -174,12 +176,12 @@ def test_dropout_acts_in_training_alone(data, drop):
 
 def test_refit_is_training_anew_on_both_parts_for_the_steps_of_the_median_seed(data):
     """By the plain loop, seed by seed."""
-    KIND.run(**QUICK | {'steps': 60}, workdir='w')
-    KIND.run(**QUICK | {'steps': 60}, refit=True, workdir='r')
+    EXPERIMENT.run(**QUICK | {'steps': 60}, workdir='w')
+    EXPERIMENT.run(**QUICK | {'steps': 60}, refit=True, workdir='r')
     with np.load('w/models.npz') as held:
         steps = 4 * round(np.median(held['step']) / 4)  # an epoch of this kind has 4
-    settings = KIND.check(QUICK)
-    dataset = KIND.dataset(settings)
+    settings = EXPERIMENT.check(QUICK)
+    dataset = EXPERIMENT.dataset(settings)
     model = task_setup.make_model(dataset.spec, settings.model)
     assert len(dataset.both()[1]) == len(dataset.data[1]) + 12
     task, tx = Task(dataset.loss_fn, dataset.batch, dataset.both()), task_setup.make_optimizer(settings.train)
@@ -236,7 +238,7 @@ def test_a_stream_traces_two_programs_however_long_it_is(trained, monkeypatch):
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(type(found.model), '__call__', counted)
-    assert len(list(predict.answers_to(found, found.kind.stream({}, {}), ['1', '2', '', *['3'] * 20]))) == 22
+    assert len(list(predict.predictions_of(found, found.experiment.stream({}, {}), ['1', '2', '', *['3'] * 20]))) == 22
     assert len(traces) == 2
 
 

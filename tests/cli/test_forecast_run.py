@@ -45,8 +45,11 @@ def predicted(capsys, monkeypatch, workdir, *lines):
 @pytest.mark.parametrize(
     ('changes', 'chunk'),
     [
-        ({'covariates': ['z'], 'calendar': True, 'head': 'quantile', 'relative_to': 'season', 'missing': 'mask'}, 4096),
-        ({'head': 'gaussian', 'strategy': 'recursive', 'calendar': True}, 16),
+        (
+            {'covariates': ['z'], 'calendar': True, 'likelihood': 'quantile', 'residual': 'season', 'missing': 'mask'},
+            4096,
+        ),
+        ({'likelihood': 'gaussian', 'strategy': 'recursive', 'calendar': True}, 16),
     ],
 )
 def test_a_run_predicts_what_its_test_said_bit_for_bit(in_tmp, capsys, monkeypatch, changes, chunk):
@@ -64,7 +67,7 @@ def test_a_run_predicts_what_its_test_said_bit_for_bit(in_tmp, capsys, monkeypat
     ] + ['actual']
     assert len(own) == 2 * (9 - 3 + 1) * 3
     predict.run(workdir='run', data='x.csv', out='all.csv')
-    predict.run(workdir='run', data='x.csv', out='test.csv', part='test')
+    predict.run(workdir='run', data='x.csv', out='test.csv', split='test')
     _, *rows = rows_of(in_tmp / 'all.csv')
     assert [header, *own] == rows_of(in_tmp / 'test.csv')
     assert len(rows) == 2 * 60 * 3 and set(map(tuple, own)) <= set(map(tuple, rows))
@@ -160,7 +163,7 @@ def test_months_with_thousands_signs_and_a_time_zone_are_the_same_in_a_file_in_a
 
 def test_lines_that_are_no_row_are_refused(finished):
     found = predict.load(str(finished / 'run'))
-    parse = found.kind.stream(found.settings, found.recipe).parse
+    parse = found.experiment.stream(found.settings, found.recipe).parse
     assert parse('0,5;0,5').shape == (2,)
     for line, words in {
         '1,0': "1 values, and 2 are expected: 'x', 'z'",
@@ -181,7 +184,7 @@ def test_other_columns_are_refused_by_name(finished, in_tmp):
     predict.run(workdir=str(finished / 'run'), data='y.csv', out='out.csv')  # one row is enough to look ahead of it
     assert [row[:2] for row in rows_of(in_tmp / 'out.csv')[1:]] == [['1', '2'], ['1', '3'], ['1', '4']]
     with pytest.raises(UserError, match='--validation_from=41'):
-        predict.run(workdir=str(finished / 'run'), data='y.csv', out='o.csv', part='test')
+        predict.run(workdir=str(finished / 'run'), data='y.csv', out='o.csv', split='test')
 
 
 @pytest.mark.representative(every=2)
@@ -226,12 +229,12 @@ def test_an_id_that_was_not_trained_on_is_refused(in_tmp, capsys, monkeypatch):
     ('changes', 'words'),
     [
         ({'calendar': True, 'date': None}, '--calendar'),
-        ({'relative_to': 'season', 'season': None, 'date': None}, '--relative_to=season.*--season'),
+        ({'residual': 'season', 'season': None, 'date': None}, '--residual=season.*--season'),
         ({'strategy': 'recursive', 'covariates': ['z']}, '--covariates'),
-        ({'strategy': 'recursive', 'head': 'quantile'}, '--head=quantile'),
+        ({'strategy': 'recursive', 'likelihood': 'quantile'}, '--likelihood=quantile'),
         ({'test_from': '2020-02-20'}, '--test_from'),
-        ({'test': 0.0}, '--test=0'),
-        ({'test': 0.6, 'validation': 0.5}, '--test=0.6'),
+        ({'test_fraction': 0.0}, '--test_fraction=0'),
+        ({'test_fraction': 0.6, 'validation_fraction': 0.5}, '--test_fraction=0.6'),
         ({'validation_from': '2020-02-20', 'test_from': '2020-02-10'}, '--test_from=2020-02-10'),
         ({'validation_from': 'soon', 'test_from': '2020-02-10'}, '--validation_from=soon'),
         ({'validation_from': '2019', 'test_from': '2020-02-10'}, '2019'),

@@ -15,7 +15,7 @@ from seqjax.cli import (
     task_flags,
     task_registry,
 )
-from seqjax.cli.parsers import Many, Name, Place
+from seqjax.cli.parsers import ListParser, NameParser, PathParser
 from seqjax.runs import multihost
 from seqjax.training import compilation
 from tests.helpers import kinds
@@ -85,7 +85,7 @@ PLACES = [
         'sys:exit()',
     ),
 ]
-NAMING = (Place, Name, Many)
+NAMING = (PathParser, NameParser, ListParser)
 
 
 OWN = {
@@ -119,14 +119,14 @@ def flags_of(name):
             'flagfile',
             'unknown',
         ]
-    if hasattr(module, 'KIND'):
-        return ['data', *module.KIND.OWN, 'unknown']
+    if isinstance(getattr(module, 'EXPERIMENT', None), dataset_experiment.DatasetExperiment):
+        return ['data', *module.EXPERIMENT.OWN, 'unknown']
     table = sweep_grid.table_of('td')[0] if name == 'sweep' else module.FLAGS
     if name in task_registry.NAMES and name != 'adding':
-        return module.STUDY.own
+        return module.EXPERIMENT.own_flags
     if name in OWN:
         return OWN[name]
-    return [*table, *(flag_tables.TOGETHER if 'mesh' in table else []), 'flagfile', 'unknown']
+    return [*table, *(flag_tables.DISTRIBUTED_FLAGS if 'mesh' in table else []), 'flagfile', 'unknown']
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def stopped(monkeypatch, tmp_path):
         raise Reached
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compilation_cache, 'keep_compiled', lambda _: None)
+    monkeypatch.setattr(compilation_cache, 'enable_cache', lambda _: None)
     monkeypatch.setattr(compilation, 'compile_run', stop)
     monkeypatch.setattr('seqjax.runs.multihost.start', lambda text, _: None if text == multihost.OFF else stop())
     monkeypatch.setattr('seqjax.cli.command.use_cores', lambda *_: None)
@@ -151,7 +151,7 @@ def test_no_value_of_a_flag_ends_in_a_traceback(name, flag, stopped, capsys):
     module, accepted = module_of(name), 0
     default = {'checkpoint': ['--workdir=nowhere'], 'begin': ['--data=data']}
     Path('data').write_text('40')
-    parser = (getattr(module, 'FLAGS', {}) | flag_tables.KEPT).get(flag, (None,))[0]
+    parser = (getattr(module, 'FLAGS', {}) | flag_tables.CACHE_FLAGS).get(flag, (None,))[0]
     values = [*VALUES, *(PLACES if flag == 'flagfile' or isinstance(parser, NAMING) else [])]
     for value in values:
         try:
@@ -165,4 +165,4 @@ def test_no_value_of_a_flag_ends_in_a_traceback(name, flag, stopped, capsys):
         else:
             assert code in (None, 0) and err == '', (value, code, err)
             accepted += 1
-    assert accepted < len(values) / 2 or flag in ('workdir', 'place', 'export', 'keep_best', 'metric', 'prompt')
+    assert accepted < len(values) / 2 or flag in ('workdir', 'replica_group', 'export', 'keep_best', 'metric', 'prompt')

@@ -22,9 +22,9 @@ from seqjax.cli import command as cli_command
 from seqjax.errors import UserError
 from seqjax.runs import directory
 
-KEEP_COMPILED = compilation_cache.keep_compiled  # tests put another in its place
+ENABLE_CACHE = compilation_cache.enable_cache  # tests put another in its place
 ROOT = Path(__file__).parent.parent.parent
-DEFAULTS = td.STUDY.defaults
+DEFAULTS = td.EXPERIMENT.defaults
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def asked(tmp_path, monkeypatch):
         seen.append(values)
 
     monkeypatch.setattr(td, 'main', dataclasses.replace(td.COMMAND, run=run).main)
-    monkeypatch.setattr(compilation_cache, 'keep_compiled', lambda _: None)
+    monkeypatch.setattr(compilation_cache, 'enable_cache', lambda _: None)
     monkeypatch.chdir(tmp_path)
     return seen
 
@@ -315,7 +315,7 @@ def test_no_flag_is_defined_for_everybody():
 
 @pytest.mark.parametrize('module', [checkpoint, claims, echo, lstm_step, soak, td])
 def test_every_argument_is_a_flag_with_a_help(module):
-    known = module.STUDY.defaults if hasattr(module, 'STUDY') else inspect.signature(module.run).parameters
+    known = module.EXPERIMENT.defaults if hasattr(module, 'EXPERIMENT') else inspect.signature(module.run).parameters
     assert list(known) == list(module.FLAGS)
     text = cli_command.help_text(module.COMMAND, 'name', module.COMMAND.table_for([]), full=True)
     places = [text.index(f'--{name}=(' if f'--{name}=(' in text else f'--[no]{name}') for name in module.FLAGS]
@@ -488,7 +488,7 @@ def test_a_cache_that_cannot_be_written_breaks_no_run_that_did_not_ask_for_it(ke
 
 
 def test_a_cache_that_was_asked_for_and_cannot_be_written_is_refused(told, asked, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compilation_cache, 'keep_compiled', KEEP_COMPILED)
+    monkeypatch.setattr(compilation_cache, 'enable_cache', ENABLE_CACHE)
     (tmp_path / 'file').write_text('in the way')
     for place in ('file', 'file/below'):
         assert f'--compilation_cache={place}' in refused([f'--compilation_cache={place}'], asked, capsys)
@@ -499,7 +499,7 @@ def test_the_users_cache_loses_what_was_not_used_for_longest(told, tmp_path, mon
     """Once a day, and programs alone."""
     folder = tmp_path / 'cache/seqjax/jax'
     folder.mkdir(parents=True)
-    monkeypatch.setattr(compilation_cache, 'MOST', 25)
+    monkeypatch.setattr(compilation_cache, 'MAX_BYTES', 25)
     for i, name in enumerate(['c-cache', 'a-cache', 'b-cache', 'other']):
         (folder / name).write_bytes(bytes(10))
         os.utime(folder / name, (1000 + i, 1000 + i))
@@ -508,13 +508,13 @@ def test_the_users_cache_loses_what_was_not_used_for_longest(told, tmp_path, mon
     def programs():
         return sorted(path.name for path in folder.iterdir() if path.name != compilation_cache.SWEPT)
 
-    compilation_cache.keep_compiled()
+    compilation_cache.enable_cache()
     assert programs() == ['b-cache', 'c-cache', 'other']
     (folder / 'd-cache').write_bytes(bytes(10))
-    compilation_cache.keep_compiled()
+    compilation_cache.enable_cache()
     assert len(programs()) == 4
     os.utime(folder / compilation_cache.SWEPT, (0, 0))
-    compilation_cache.keep_compiled()
+    compilation_cache.enable_cache()
     assert programs() == ['c-cache', 'd-cache', 'other']
 
 
@@ -581,7 +581,12 @@ def test_help_tells_own_flags_in_full_and_common_ones_in_groups(capsys):
     short = capsys.readouterr().out
     assert temporal_order.main(['--helpfull']) == 0
     full = capsys.readouterr().out
-    assert short.index('  --length=') < short.index('model:') < short.index('  --cell=') < short.index('train:')
+    assert (
+        short.index('  --length=')
+        < short.index('Model flags:')
+        < short.index('  --cell=')
+        < short.index('Training flags:')
+    )
     assert 'python -m experiments.temporal_order' in short and len(short) < len(full)
 
 

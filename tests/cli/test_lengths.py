@@ -13,29 +13,29 @@ from seqjax.cli.lengths import Lengths
 from seqjax.training.success_results import SeedResult, SuccessResults
 
 SHORT = {'longest': 4, 'hidden': 4, 'batch_size': 8, 'steps': 4, 'eval_every': 2, 'num_seeds': 2, 'plot': False}
-SHORT |= {'up_to': 40, 'points': 5, 'count': 32}
+SHORT |= {'max_test_length': 40, 'num_lengths': 5, 'sequences_per_length': 32}
 
 
 @pytest.mark.representative(every=3)
 @pytest.mark.parametrize('task', ['parity', 'modular_arithmetic', 'anbn'])
 def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     """By hand: the parameters at the end, on sequences without any padding but their own."""
-    study = Lengths(task_registry.find(task))
+    experiment = Lengths(task_registry.find(task))
     outcome = lengths.run(task=task, **SHORT, success_threshold=1.0)  # at the goal from the first look on
-    assert outcome.evals.shape[1] == 2 and all(seed.sequences == 16 for seed in outcome.seeds)
-    settings = study.check(SHORT)
+    assert outcome.looks.shape[1] == 2 and all(seed.sequences == 16 for seed in outcome.seeds)
+    settings = experiment.check(SHORT)
     problem, model, built = (
-        study.problem(settings.options),
-        study.make_model(settings.flags),
-        study.make_task(settings.flags),
+        experiment.synthetic_task(settings.options),
+        experiment.make_model(settings.flags),
+        experiment.make_task(settings.flags),
     )
-    tx = study.make_optimiser(settings.flags)
+    tx = experiment.make_optimizer(settings.flags)
     state = training.init_state(model, built, tx, jax.random.key(1))
     for state, _, _ in training.train(model, built, tx, state, steps=4, steps_per_call=2):
         pass
     tested, right = lengths.curves(outcome.seeds)
     # Of one symbol there is no a^n b^n.
-    assert tested.tolist() == lengths.lengths_of(problem, settings)[task == 'anbn' :] and right.shape == (
+    assert tested.tolist() == lengths.select_lengths(problem, settings)[task == 'anbn' :] and right.shape == (
         2,
         len(tested),
     )
@@ -49,11 +49,14 @@ def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
 
 
 def test_lengths_cover_what_is_trained_on_and_beyond():
-    study = Lengths(task_registry.find('parity'))
-    settings = study.check({'longest': 40, 'up_to': 500, 'points': 10})
-    found = lengths.lengths_of(study.problem(settings.options), settings)
+    experiment = Lengths(task_registry.find('parity'))
+    settings = experiment.check({'longest': 40, 'max_test_length': 500, 'num_lengths': 10})
+    found = lengths.select_lengths(experiment.synthetic_task(settings.options), settings)
     assert found[0] == 1 and found[-1] == 500 and {40, 41} <= set(found) and found == sorted(set(found))
-    assert study.check({'longest': 7}).options['up_to'] == 70 and lengths.trained(study.problem(settings.options)) == 40
+    assert (
+        experiment.check({'longest': 7}).options['max_test_length'] == 70
+        and lengths.training_length(experiment.synthetic_task(settings.options)) == 40
+    )
 
 
 def test_few_shapes_hold_many_lengths():
@@ -65,15 +68,15 @@ def test_few_shapes_hold_many_lengths():
 
 
 def test_the_last_line_is_about_lengths_beyond_those_trained_on():
-    study = Lengths(task_registry.find('parity'))
-    settings = study.check({'longest': 4, 'up_to': 8, 'points': 3})
+    experiment = Lengths(task_registry.find('parity'))
+    settings = experiment.check({'longest': 4, 'max_test_length': 8, 'num_lengths': 3})
     within = {'within/1': 0.5, 'within/4': 0.5}
     seeds = [
         SeedResult(i, None, within | {'beyond/5': a, 'beyond/8': b})
         for i, (a, b) in enumerate([(0.0, 0.01), (0.0, 0.02)])
     ]
-    said = study.conclusion(
-        study.problem(settings.options), SuccessResults(seeds, ['loss', 'wrong'], np.zeros((2, 1, 2))), settings
+    said = experiment.conclusion(
+        experiment.synthetic_task(settings.options), Outcome(seeds, ['loss', 'wrong'], np.zeros((2, 1, 2))), settings
     )
     assert all(part in said for part in ('5 to 8', '99.2% ± ', '99.5%', '1 of 2'))
 
@@ -81,7 +84,15 @@ def test_the_last_line_is_about_lengths_beyond_those_trained_on():
 @pytest.mark.slow
 def test_a_model_that_learned_the_rule_generalises_and_an_untrained_one_does_not(capsys, optimized):
     """Even pairs in some hundred steps, from 10 to 100."""
-    how = {'longest': 10, 'up_to': 100, 'points': 4, 'count': 64, 'hidden': 16, 'batch_size': 64, 'plot': False}
+    how = {
+        'longest': 10,
+        'max_test_length': 100,
+        'num_lengths': 4,
+        'sequences_per_length': 64,
+        'hidden': 16,
+        'batch_size': 64,
+        'plot': False,
+    }
     good = lengths.run(task='even_pairs', **how, steps=600, eval_every=100, num_seeds=2, learning_rate=0.01)
     assert '2 of 2 seeds' in capsys.readouterr().out.splitlines()[-1]
     bad = lengths.run(task='even_pairs', **how, steps=1, eval_every=1, num_seeds=2)
@@ -97,16 +108,16 @@ def test_a_finished_run_is_shown_again_with_its_curve(in_tmp, capsys):
     assert lengths.main([*argv, '--task=parity']) == 0
     again = capsys.readouterr().out
     assert again.splitlines()[-1] == out.splitlines()[-1]
-    assert lengths.main([*argv, '--task=parity', '--points=6']) == 2
-    assert '--points=5' in capsys.readouterr().err
+    assert lengths.main([*argv, '--task=parity', '--num_lengths=6']) == 2
+    assert '--num_lengths=5' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ('flags', 'words'),
     [
         (['--task=adding'], '--task=adding'),
-        (['--longest=40', '--up_to=40'], '--up_to=40'),
-        (['--points=1'], '--points=1'),
+        (['--longest=40', '--max_test_length=40'], '--max_test_length=40'),
+        (['--num_lengths=1'], '--num_lengths=1'),
         (['--task=parityy'], '--task=parityy'),
         (['--train_all_steps'], '--train_all_steps'),
     ],
@@ -114,4 +125,4 @@ def test_a_finished_run_is_shown_again_with_its_curve(in_tmp, capsys):
 def test_a_mistake_ends_in_a_sentence(flags, words, in_tmp, capsys):
     assert lengths.main([*flags, '--noplot']) == 2
     err = capsys.readouterr().err
-    assert words in err.replace('flag --points', '--points') and err.count('\n') == 1
+    assert words in err.replace('flag --num_lengths', '--num_lengths') and err.count('\n') == 1

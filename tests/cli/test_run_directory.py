@@ -15,7 +15,7 @@ HASH = '-[0-9a-f]{6}$'
 def directory(module, *argv):
     """The --workdir that a command line gets; nothing is run."""
     command = module.COMMAND
-    values = command.complete(command_line.parse(*command.whole_table(argv), list(argv)))
+    values = command.complete(command_line.parse(*command.full_table(argv), list(argv)))
     return values['workdir'].replace(os.sep, '/')
 
 
@@ -53,8 +53,8 @@ PAIRS = [
     (parity, [], ['--hidden=8']),
     (parity, [], ['--steps=20']),  # which decide --eval_every
     (parity, ['--longest=10'], ['--longest=11']),
-    (lengths, ['--up_to=500'], ['--up_to=600']),
-    (compare, ['--params=5000'], ['--params=6000']),
+    (lengths, ['--max_test_length=500'], ['--max_test_length=600']),
+    (compare, ['--max_params=5000'], ['--max_params=6000']),
     (compare, [], ['--steps=20']),
     (sweep, ['--grid=hidden:8,16'], ['--grid=hidden:8,32']),
     (sweep, ['--epochs=100'], ['--epochs=200']),

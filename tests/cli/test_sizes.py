@@ -70,10 +70,14 @@ def stopped(in_tmp, monkeypatch):
         ('sorting', '--symbols=1000000000', '--symbols=1000000000'),
         ('sorting', '--longest=100000', '--longest=100000'),
         ('temporal_order', '--length=1000000000', '--length=1000000000'),
-        ('lengths', '--up_to=1000000000', '--up_to=1000000000'),
-        ('lengths', '--task=dyck --up_to=1000000', '--up_to=1000000'),
-        ('lengths', '--up_to=100000 --count=100000', '--up_to=100000 --count=100000'),
-        ('lengths', '--points=1000000000', '--points=1000000000'),
+        ('lengths', '--max_test_length=1000000000', '--max_test_length=1000000000'),
+        ('lengths', '--task=dyck --max_test_length=1000000', '--max_test_length=1000000'),
+        (
+            'lengths',
+            '--max_test_length=100000 --sequences_per_length=100000',
+            '--max_test_length=100000 --sequences_per_length=100000',
+        ),
+        ('lengths', '--num_lengths=1000000000', '--num_lengths=1000000000'),
         ('lengths', '--task=adding', '--task=adding'),
         ('compare', '--hidden=1000000 --tasks=parity', '--hidden=1000000'),
         ('sweep', '--num_seeds=2147483647', '--num_seeds=2147483647'),
@@ -179,7 +183,7 @@ def test_the_estimate_of_a_study_is_that_of_xla(name, settings):
     one = task_registry.find(name)
     flags = one.check(settings).flags
     estimate, real = measured(
-        one.make_model(flags), one.make_task(flags), one.make_optimiser(flags), flags['eval_every'], 2
+        one.make_model(flags), one.make_task(flags), one.make_optimizer(flags), flags['eval_every'], 2
     )
     settings = flags
     assert real / 4 < estimate < 4 * real
@@ -187,9 +191,9 @@ def test_the_estimate_of_a_study_is_that_of_xla(name, settings):
 
 
 def test_the_estimate_of_the_first_experiment_is_that_of_xla():
-    settings = td.STUDY.complete(td.STUDY.defaults) | {'length': 100, 'hidden': 50, 'num_seeds': 50}
-    one = td.STUDY
-    estimate, real = measured(one.make_model(settings), one.make_task(settings), one.make_optimiser(settings), 100, 50)
+    settings = td.EXPERIMENT.complete(td.EXPERIMENT.defaults) | {'length': 100, 'hidden': 50, 'num_seeds': 50}
+    one = td.EXPERIMENT
+    estimate, real = measured(one.make_model(settings), one.make_task(settings), one.make_optimizer(settings), 100, 50)
     assert real / 4 < estimate < 4 * real
     assert real / 4 < 4 * one.sizes(**settings)[0] < 4 * real
 
@@ -230,14 +234,14 @@ def test_a_container_with_less_memory_than_the_machine(tmp_path, monkeypatch):
 @pytest.mark.representative(every=2)
 @pytest.mark.parametrize(('length', 'samples'), [(10, 10**9), (10**9, 1), (10**5, 10**5), (2**31 - 1, 2**31 - 1)])
 def test_texts_that_no_memory_holds_are_refused(length, samples):
-    kind = text.KIND
-    recipe = {'tokens': 'characters', 'known': 'ab', 'window': 4}
+    kind = text.EXPERIMENT
+    recipe = {'tokenizer': 'characters', 'known': 'ab', 'window': 4}
     spec = kind.spec(recipe)
     how = {'cell': 'lstm', 'features': 4, 'vocabulary': spec.vocabulary, 'stateful': True}
     model = models.sequence_model(spec.output, spec.outputs, **how)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
     trained = TrainedModel(kind, Settings.of({'hidden': 4}), recipe, model, 0, Best(0.0, 0, params, {}))
-    with pytest.raises(UserError, match=f'--samples={samples} --length={length}'):
+    with pytest.raises(UserError, match=f'--num_samples={samples} --max_new_tokens={length}'):
         kind.write(trained, 'ab', Sampling(length, 1.0, samples, 0))
     assert len(kind.write(trained, 'ab', Sampling(3, 1.0, 2, 0))) == 2
 

@@ -24,7 +24,7 @@ def table(path, rows, *, dates=True, gap='D', ids=()):
     path.write_text('\n'.join(lines) + '\n')
 
 
-def run(kind, flags, part='all'):
+def run(kind, flags, split='all'):
     """All of a run and of a prediction but the training: of a model only shapes are computed."""
     settings = kind.check({'num_seeds': 1, 'hidden': 2, **flags})
     data = kind.dataset(settings)
@@ -50,7 +50,7 @@ def run(kind, flags, part='all'):
     assert all(len(row) == len(columns) for row in rows)
     recipe = json.loads(json.dumps(dict(data.recipe)))
     kind.spec(recipe)
-    unseen = kind.unseen(settings.replace(part=part), recipe, settings.options['data'])
+    unseen = kind.unseen(settings, recipe, settings.options['data'], split)
     columns, rows = unseen.table(answers_to(unseen.batches))
     assert all(len(row) == len(columns) for row in rows)
     return data
@@ -60,13 +60,13 @@ BASE = {'target': 'x', 'window': 4, 'horizon': 1, 'batch_size': 1}
 FORECAST = [
     {'date': 'day', 'calendar': True},
     {'date': 'day', 'calendar': True, 'strategy': 'recursive'},
-    {'date': 'day', 'calendar': True, 'head': 'quantile', 'covariates': 'z'},
+    {'date': 'day', 'calendar': True, 'likelihood': 'quantile', 'covariates': 'z'},
     {'strategy': 'recursive'},
-    {'strategy': 'recursive', 'head': 'gaussian', 'date': 'day', 'calendar': True, 'target': ['x', 'z']},
-    {'head': 'gaussian'},
-    {'relative_to': 'nothing'},
-    {'relative_to': 'season', 'season': 2},
-    {'relative_to': 'season', 'date': 'day'},
+    {'strategy': 'recursive', 'likelihood': 'gaussian', 'date': 'day', 'calendar': True, 'target': ['x', 'z']},
+    {'likelihood': 'gaussian'},
+    {'residual': 'none'},
+    {'residual': 'season', 'season': 2},
+    {'residual': 'season', 'date': 'day'},
     {'season': 27},
     {'season': [2, 3, 27]},
     {'ar_order': 1},
@@ -77,7 +77,7 @@ FORECAST = [
     {'validation_from': '38', 'test_from': '39'},
     {'validation_from': '6', 'test_from': '40'},
     {'date': 'day', 'validation_from': '2020-02-07', 'test_from': '2020-02-08', 'calendar': True},
-    {'validation': 0.02, 'test': 0.02},
+    {'validation_fraction': 0.02, 'test_fraction': 0.02},
     {'layers': 2, 'dropout': 0.5, 'cell': 'gru'},
 ]
 
@@ -88,7 +88,7 @@ FORECAST = [
 )
 def test_a_forecast_of_one_step(in_tmp, flags):
     table(in_tmp / 'x.csv', 40)
-    data = run(registry.module('forecast').KIND, {**BASE, **flags, 'data': 'x.csv'}, 'test')
+    data = run(registry.module('forecast').EXPERIMENT, {**BASE, **flags, 'data': 'x.csv'}, 'test')
     assert data.spec.outputs >= 1
 
 
@@ -97,7 +97,7 @@ def test_a_forecast_of_one_step(in_tmp, flags):
 @pytest.mark.parametrize('flags', [{}, {'date': 'day', 'calendar': True}, {'validation_from': '5', 'test_from': '6'}])
 def test_a_forecast_of_a_few_rows_works_or_ends_in_one_sentence(in_tmp, rows, flags):
     table(in_tmp / 'x.csv', rows)
-    kind = registry.module('forecast').KIND
+    kind = registry.module('forecast').EXPERIMENT
     flags = {**BASE, **flags, 'window': 1, 'data': 'x.csv'}
     if rows >= 6:
         assert run(kind, flags, 'test').recipe['window'] == 1
@@ -122,7 +122,7 @@ def test_a_forecast_of_a_few_rows_works_or_ends_in_one_sentence(in_tmp, rows, fl
 )
 def test_a_forecast_of_one_series_or_one_column(in_tmp, content, flags):
     table(in_tmp / 'x.csv', 40, **content)
-    run(registry.module('forecast').KIND, {**BASE, **flags, 'data': 'x.csv'})
+    run(registry.module('forecast').EXPERIMENT, {**BASE, **flags, 'data': 'x.csv'})
 
 
 OTHERS = {
@@ -131,14 +131,18 @@ OTHERS = {
         'cats.txt',
         kinds.text,
         [
-            {'window': 1, 'held_out': 400},
+            {'window': 1, 'max_eval_tokens': 400},
             {'window': 16, 'batch_size': 1},
-            {'tokens': 'words', 'window': 1},
-            {'tokens': 'bytes'},
+            {'tokenizer': 'words', 'window': 1},
+            {'tokenizer': 'bytes'},
         ],
     ),
     'music': ('songs.mat', kinds.rolls, [{'window': 1}, {'batch_size': 1}, {'window': 1000}]),
-    'digits': ('digits', None, [{'test': 1}, {'test': 100, 'order': 'pixels'}, {'permute': True}, {'batch_size': 1}]),
+    'digits': (
+        'digits',
+        None,
+        [{'test_size': 1}, {'test_size': 100, 'scan_order': 'pixels'}, {'permute': True}, {'batch_size': 1}],
+    ),
 }
 
 
@@ -149,6 +153,6 @@ def test_other_kinds_with_the_smallest_settings(in_tmp, name, flags):
     if make is not None:
         make(in_tmp / file)
     try:
-        run(registry.module(name).KIND, {**flags, 'data': file})
+        run(registry.module(name).EXPERIMENT, {**flags, 'data': file})
     except UserError as error:
         assert '\n' not in str(error) and '--' in str(error)

@@ -108,23 +108,23 @@ def test_an_argument_that_cannot_be_a_flag_is_refused(make, words):
 
 
 def test_a_study_gives_both_doors_the_same(in_tmp):
-    study = TaskExperiment(first_bit, eval_every=2)
-    one = study.run(longest=3, steps=4, num_seeds=2, workdir='a', plot=False)
-    assert study.command('').main(['--longest=3', '--steps=4', '--num_seeds=2', '--workdir=b', '--noplot']) == 0
+    experiment = TaskExperiment(first_bit, eval_every=2)
+    one = experiment.run(longest=3, steps=4, num_seeds=2, workdir='a', plot=False)
+    assert experiment.command('').main(['--longest=3', '--steps=4', '--num_seeds=2', '--workdir=b', '--noplot']) == 0
     assert (in_tmp / 'a/evals.csv').read_bytes() == (in_tmp / 'b/evals.csv').read_bytes()
     assert one.evals.shape == (2, 2, 2) and one.metrics == ['loss', 'wrong']
 
 
 @pytest.mark.parametrize('name', task_registry.NAMES)
 def test_every_study_has_help_for_each_of_its_flags(name, capsys):
-    study = task_registry.find(name)
+    experiment = task_registry.find(name)
     module = importlib.import_module(f'experiments.{name}')
     assert module.main(['--helpfull']) == 0
     text = capsys.readouterr().out
-    for flag, (_, words, _) in study.FLAGS.items():
+    for flag, (_, words, _) in experiment.FLAGS.items():
         assert f'--{flag}=(' in text or f'--[no]{flag}' in text
         assert words != 'of the task' and words.split()[0] in text, flag
-    assert study.name == name and f'experiments.{name} ' in module.__doc__
+    assert experiment.name == name and f'experiments.{name} ' in module.__doc__
 
 
 @pytest.mark.representative(every=17)
@@ -132,13 +132,13 @@ def test_every_study_has_help_for_each_of_its_flags(name, capsys):
 @pytest.mark.parametrize('name', task_registry.NAMES)
 def test_every_task_takes_every_cell(name, cell):
     """In two layers, in both directions where that is no cheat, with dropout, clipping and a schedule."""
-    study = task_registry.find(name)
-    problem = study.problem(study.defaults)
+    experiment = task_registry.find(name)
+    problem = experiment.synthetic_task(experiment.defaults)
     flags = {'cell': cell, 'hidden': 4, 'layers': 2, 'dropout': 0.5, 'bidirectional': not problem.spec.causal}
-    settings = study.check(flags | {'clip_norm': 1.0, 'schedule': 'cosine', 'decay_steps': 10})
-    task = study.make_task(settings.flags)
+    settings = experiment.check(flags | {'clip_norm': 1.0, 'schedule': 'cosine', 'decay_steps': 10})
+    task = experiment.make_task(settings.flags)
     inputs = types.batch_shapes(task).inputs
-    model = study.make_model(settings.flags)
+    model = experiment.make_model(settings.flags)
     outputs = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], inputs)
     assert outputs.shape[0] == settings.train.batch_size and outputs.shape[-1] == problem.spec.outputs
 
@@ -147,9 +147,9 @@ def test_every_task_takes_every_cell(name, cell):
 @pytest.mark.parametrize('name', task_registry.NAMES)
 def test_every_task_trains_and_is_tested(name, capsys):
     """Two steps of a small model; the scores of what it never saw are numbers."""
-    study = task_registry.find(name)
-    outcome = study.run(hidden=4, batch_size=4, steps=2, eval_every=1, num_seeds=1, plot=False)
-    assert outcome.evals.shape == (1, 2, len(outcome.metrics)) and np.isfinite(outcome.evals).all()
+    experiment = task_registry.find(name)
+    outcome = experiment.run(hidden=4, batch_size=4, steps=2, eval_every=1, num_seeds=1, plot=False)
+    assert outcome.looks.shape == (1, 2, len(outcome.metrics)) and np.isfinite(outcome.looks).all()
     assert set(outcome.seeds[0].test) == set(outcome.metrics) >= {'loss', 'wrong'}
     assert all(np.isfinite(x) for x in outcome.seeds[0].test.values())
     assert '1 seed' in capsys.readouterr().out.splitlines()[-1]
@@ -159,9 +159,9 @@ def test_every_task_trains_and_is_tested(name, capsys):
 @pytest.mark.parametrize('forget_bias_init', ['default', *initializers.GATE_BIASES])
 def test_every_cell_is_made_or_refused_in_a_sentence(cell, forget_bias_init):
     """Those without a gate that keeps have no bias of it; the others have it."""
-    study = temporal_order.STUDY
-    settings = study.defaults | {'cell': cell, 'hidden': 4, 'length': 20, 'forget_bias_init': forget_bias_init}
-    spec, config = study.problem(settings).spec, Settings.of(settings).model
+    experiment = temporal_order.EXPERIMENT
+    settings = experiment.defaults | {'cell': cell, 'hidden': 4, 'length': 20, 'forget_bias_init': forget_bias_init}
+    spec, config = experiment.synthetic_task(settings).spec, Settings.of(settings).model
     if forget_bias_init != 'default' and cell in ('simple', 'lru', 'rglru'):
         with pytest.raises(UserError, match=f'--hidden=4 --forget_bias_init={forget_bias_init}'):
             task_setup.make_model(spec, config)
@@ -231,11 +231,13 @@ def straight(tmp_path_factory):
 
 def test_a_run_by_hand_gives_the_same(in_tmp):
     """The looks, of each seed by itself through `training.train`; and the test, on the sequences of its split."""
-    study = temporal_order.STUDY
-    outcome = study.run(**SHORT, seed=7, split='test')
-    settings = study.defaults | SHORT
-    model, task, tx = study.make_model(settings), study.make_task(settings), optimizers.adam(3e-3, 1e-7)
-    batch = study.problem(settings).sample(jax.random.key(task_setup.SPLITS['test']), task_setup.HELD_OUT)
+    experiment = temporal_order.EXPERIMENT
+    outcome = experiment.run(**SHORT, seed=7, split='test')
+    settings = experiment.defaults | SHORT
+    model, task, tx = experiment.make_model(settings), experiment.make_task(settings), optimizers.adam(3e-3, 1e-7)
+    batch = experiment.synthetic_task(settings).sample(
+        jax.random.key(task_setup.SPLITS['test']), task_setup.NUM_EVAL_SEQUENCES
+    )
     for i, seed in enumerate(outcome.seeds):
         state, looks = training.init_state(model, task, tx, jax.random.key(7 + i)), []
         for state, metrics, _ in training.train(model, task, tx, state, steps=6, steps_per_call=3):
@@ -306,9 +308,9 @@ def test_a_goal_may_be_of_another_metric():
 
 def test_examples_are_read_in_epochs_and_the_split_is_never_trained_on():
     """Each epoch has every example once; the last batch of one counts what is there."""
-    study = TaskExperiment(first_bit)
-    settings = study.defaults | {'noise': 1.0, 'batch_size': 8}
-    task, examples = study.make_task(settings), first_bit(noise=1.0).examples()
+    experiment = TaskExperiment(first_bit)
+    settings = experiment.defaults | {'noise': 1.0, 'batch_size': 8}
+    task, examples = experiment.make_task(settings), first_bit(noise=1.0).examples()
     for epoch in range(2):
         rows = []
         for step in range(4 * epoch, 4 * epoch + 4):
@@ -318,7 +320,7 @@ def test_examples_are_read_in_epochs_and_the_split_is_never_trained_on():
             np.testing.assert_array_equal(batch.mask, real)
             rows += np.asarray(want)[np.asarray(real)].tolist()
         assert sorted(rows) == list(range(30))
-    outcome = study.run(noise=1.0, batch_size=8, steps=4, eval_every=4, num_seeds=1, split='test', plot=False)
+    outcome = experiment.run(noise=1.0, batch_size=8, steps=4, eval_every=4, num_seeds=1, split='test', plot=False)
     assert round(outcome.seeds[0].test['wrong'] * 5, 4) in range(6)
 
 

@@ -90,7 +90,8 @@ def test_group_width_splits_into_the_fewest_and_narrowest_groups(max_width):
 def test_small_models_lie_side_by_side_in_larger_numbers(monkeypatch):
     """The notebook's are a thousand, and no model's group is narrower than it always was."""
     widths = [
-        experiments_td.STUDY.max_width(setup='many_to_many', length=5, hidden=hidden) for hidden in (5, 10, 100, 1000)
+        experiments_td.EXPERIMENT.max_width(setup='many_to_many', length=5, hidden=hidden)
+        for hidden in (5, 10, 100, 1000)
     ]
     assert widths[0] == replicas.MAX_TINY_WIDTH > widths[1] > widths[2] == widths[3] == replicas.MAX_WIDTH
     monkeypatch.setattr(replicas, 'WIDEST', 4)

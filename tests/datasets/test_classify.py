@@ -256,8 +256,8 @@ def test_what_cannot_be_learned_from_is_refused():
         ("'left'", lambda: make(relabel(series, labels=series.labels * 0))),
         ('@classLabel', lambda: make(relabel(series, labels=series.labels * 0 + ts_format.UNKNOWN, classes=()))),
         ('series 7', lambda: make(relabel(series, labels=unknown))),
-        ('--validation=0.01', lambda: make(series, validation_share=0.01)),
-        ('--test=0.01', lambda: make(series, test_share=0.01)),
+        ('--validation_fraction=0.01', lambda: make(series, validation_share=0.01)),
+        ('--test_fraction=0.01', lambda: make(series, test_share=0.01)),
         ('y.ts', lambda: make(series, ('y.ts', relabel(series, labels=unknown)))),
         (
             "'up'",
@@ -436,7 +436,7 @@ def test_steps_that_come_one_at_a_time_end_where_the_whole_series_does(trained, 
         (['--data=none:none.ts'], 'none'),
         (['--data=x.ts', '--missing=fill'], '--missing=fill'),
         (['--data=x.ts', '--test_data=cut.ts'], 'cut.ts'),
-        (['--data=x.ts', '--validation=0'], '--validation=0'),
+        (['--data=x.ts', '--validation_fraction=0'], '--validation_fraction=0'),
     ],
 )
 def test_mistakes_end_with_one_sentence(in_tmp, capsys, flags, words):

@@ -214,7 +214,7 @@ def test_a_later_file_is_read_in_the_format_of_the_run(read, learned, later, for
 def ready_to_predict(table, pace):
     """Returns what `unseen` says of a file, for a run on dates of that pace."""
     recipe = {'targets': ['v'], 'covariates': [], 'date': 'day', 'id': None, 'mask': False, 'lag': 1, 'horizon': 1}
-    recipe |= {'window': 4, 'head': 'point', 'cycles': [], 'strategy': 'direct', 'scales': {'': [[0, 1]]}}
+    recipe |= {'window': 4, 'likelihood': 'point', 'cycles': [], 'strategy': 'direct', 'scales': {'': [[0, 1]]}}
     return forecasting.unseen('y.csv', table, recipe | {'pace': list(pace)}, batch_size=1)
 
 
@@ -465,14 +465,14 @@ def test_a_split_is_at_a_date_of_the_file(read, days, text, place):
     table = read(days.map(str))
     (series,) = table.series
     flags = {'validation_from': series.dates[1].astype(str), 'test_from': text}
-    assert forecast.split('x.csv', series, flags, table.dates).test == place
+    assert forecast.split_series('x.csv', series, flags, table.dates).test == place
 
 
 def test_a_split_by_a_date_with_an_offset_needs_such_dates(read):
     table = read(DAYS.strftime('%Y-%m-%d'))
     flags = {'validation_from': '2021-01-10', 'test_from': '2021-01-20T00:00Z'}
     with pytest.raises(UserError, match='--test_from=2021-01-20T00:00Z'):
-        forecast.split('x.csv', table.series[0], flags, table.dates)
+        forecast.split_series('x.csv', table.series[0], flags, table.dates)
 
 
 def test_the_calendar_goes_by_the_local_time(read):

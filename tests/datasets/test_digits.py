@@ -125,9 +125,9 @@ def test_what_cannot_be_learned_from_is_refused():
             '--test_labels',
             lambda: make(images, ('y', images._replace(labels=None))),
         ),
-        ('--test=50', lambda: make(images, test_count=50)),
-        ('--validation=0.001', lambda: make(images, validation_share=0.001)),
-        ('--validation=1', lambda: make(images, validation_share=1.0)),
+        ('--test_size=50', lambda: make(images, test_count=50)),
+        ('--validation_fraction=0.001', lambda: make(images, validation_share=0.001)),
+        ('--validation_fraction=1', lambda: make(images, validation_share=1.0)),
         ('3 x 5', lambda: make(images, ('y', images._replace(values=images.values[:, :3])))),
         (
             '3 x 5',
@@ -191,10 +191,10 @@ def test_labels_that_the_run_was_told_of_are_those_of_its_files_in_predictions(t
     for file in ('a', 'b'):
         (folder / file).write_bytes(idx(draw(60, seed=4).values))
     (folder / 'c').write_bytes(idx(draw(60, seed=4).labels))
-    flags = {'data': str(folder / 'a'), 'labels': str(folder / 'c'), 'part': 'all'}
-    settings = Settings.of(digits.KIND.defaults | flags)
+    flags = {'data': str(folder / 'a'), 'labels': str(folder / 'c')}
+    settings = Settings.of(digits.EXPERIMENT.defaults | flags)
     recipe = json.loads((folder / 'out' / 'summary.json').read_text())['recipe']
-    found = [digits.KIND.unseen(settings, recipe, str(folder / file)).batches.mask.sum() for file in ('a', 'b')]
+    found = [digits.EXPERIMENT.unseen(settings, recipe, str(folder / file)).batches.mask.sum() for file in ('a', 'b')]
     assert found == [60, 0]
 
 
@@ -218,7 +218,7 @@ def test_rows_that_come_one_at_a_time_end_where_the_whole_image_does(trained, mo
         (['--data=x', '--test_labels=x'], '--test_data'),
         (['--data=x'], '--labels'),
         (['--data=x', '--labels=x'], '00 00 08 01'),
-        (['--data=x', '--order=columns'], '--order=columns'),
+        (['--data=x', '--scan_order=columns'], '--scan_order=columns'),
     ],
 )
 def test_mistakes_end_with_one_sentence(in_tmp, capsys, flags, words):

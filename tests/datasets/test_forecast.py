@@ -51,7 +51,7 @@ def make(table=None, splits=SPLITTING, **changes):
         'horizon': HORIZON,
         'window': WINDOW,
         'strategy': 'direct',
-        'head': 'point',
+        'likelihood': 'point',
         'calendar': False,
         'skip_short': False,
     }
@@ -280,7 +280,7 @@ def test_the_intervals_of_a_right_gaussian_hold_their_share():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(4000, 1)) * 3 + 8
     table = SeriesTable(Columns(['x']), [Series(None, values, np.arange(4000), None)])
-    made = make(table, [Split(1000, 1500)], covariates=[], date=None, id=None, lag=None, head='gaussian')
+    made = make(table, [Split(1000, 1500)], covariates=[], date=None, id=None, lag=None, likelihood='gaussian')
     answers = outputs_of(made, made.test.batches)
     assert answers.shape[-1] == 5 and '%' in made.tell(answers)[-1]
     told = list(

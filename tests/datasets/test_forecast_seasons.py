@@ -25,7 +25,7 @@ from seqjax.reporting.significance import Improvement
 from tests.datasets.test_forecast import outputs_of
 
 RECIPE = {'covariates': [], 'date': 'day', 'id': None, 'mask': False, 'seasons': None, 'lag': 1, 'horizon': 1}
-RECIPE |= {'window': 4, 'strategy': 'direct', 'head': 'point', 'calendar': False, 'skip_short': False}
+RECIPE |= {'window': 4, 'strategy': 'direct', 'likelihood': 'point', 'calendar': False, 'skip_short': False}
 HOUR = np.timedelta64(1, 'h')
 
 
@@ -150,7 +150,7 @@ def test_relative_to_a_season_is_relative_to_the_one_that_is_best_on_validation(
     assert made.recipe['lag'] == 168
     mine = made.items(outputs_of(made, made.test.batches))
     np.testing.assert_allclose(mine.totals, made.baselines['168 steps before']('test').totals, rtol=1e-4)
-    with pytest.raises(UserError, match='--relative_to=season.*--season'):
+    with pytest.raises(UserError, match='--residual=season.*--season'):
         make(week(30), lag='season')
     assert make(week(600), gap=None, lag='season', seasons=[24]).recipe['lag'] == 24
 
@@ -181,7 +181,7 @@ def test_the_verdict_is_about_the_baseline_that_is_best_on_validation_and_names_
     assert 'AR(2)' not in dataset_report.conclusion(Measure('RMSE', root=True), result)
     assert dataset_report.conclusion(Measure('RMSE', root=True), result._replace(baseline=None)).count('AR(2)') == 1
     gains['persistence'] = Improvement(3.0, np.inf)
-    again = dataset_report.result_of(json.loads(json.dumps(dataset_report.plain(result), allow_nan=False)))
+    again = dataset_report.from_json(json.loads(json.dumps(dataset_report.to_json(result), allow_nan=False)))
     assert again.baseline == '24 steps before' and again.gains == gains
 
 

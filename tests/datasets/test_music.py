@@ -144,7 +144,7 @@ def trained(parts):
     variables = jax.tree.map(lambda x: 3 * x, variables)
 
     best = Best(jnp.float32(0), jnp.int32(0), variables['params'], {})
-    answer = partial(dataset_test.answering(model, polyphonic_music.answers), best)
+    answer = partial(dataset_test.make_predictor(model, polyphonic_music.answers), best)
     return jax.jit(lambda inputs: model.apply(variables, inputs)), answer
 
 
@@ -263,24 +263,24 @@ def test_the_kind_reads_a_file_and_predicts_a_part_of_it(parts, tmp_path):
         held[key][0] = parts[part]
     path = str(tmp_path / 'rolls.mat')
     io.savemat(path, held)
-    flags = flag_tables.check(music.KIND.OWN, music.KIND.own_defaults, music.KIND.own_defaults)
-    data = music.KIND.dataset(Settings.of({**flags, 'data': path, 'batch_size': 2, 'seed': 3}))
-    assert data.name == 'rolls.mat' and data.spec == music.KIND.spec(data.recipe)
+    flags = flag_tables.check(music.EXPERIMENT.OWN, music.EXPERIMENT.own_defaults, music.EXPERIMENT.own_defaults)
+    data = music.EXPERIMENT.dataset(Settings.of({**flags, 'data': path, 'batch_size': 2, 'seed': 3}))
+    assert data.name == 'rolls.mat' and data.spec == music.EXPERIMENT.spec(data.recipe)
     for part, count in (('test', 1), ('validation', 1), ('all', 3)):
-        batches = music.KIND.unseen(Settings.of({'part': part}), data.recipe, path).batches
+        batches = music.EXPERIMENT.unseen(Settings.of({}), data.recipe, path, part).batches
         assert len(batches.mask) == count
     assert (batches.targets[-1] == data.test.batches.targets[0]).all()
     io.savemat(path, {'validdata': held['validdata']})
-    assert len(music.KIND.unseen(Settings.of({'part': 'all'}), data.recipe, path).batches.mask) == 1
+    assert len(music.EXPERIMENT.unseen(Settings.of({}), data.recipe, path).batches.mask) == 1
     with pytest.raises(UserError, match='testdata'):
-        music.KIND.unseen(Settings.of({'part': 'test'}), data.recipe, path)
+        music.EXPERIMENT.unseen(Settings.of({}), data.recipe, path, 'test')
     with pytest.raises(UserError, match='traindata'):
-        music.KIND.dataset(Settings.of({**flags, 'data': path, 'batch_size': 2, 'seed': 3}))
+        music.EXPERIMENT.dataset(Settings.of({**flags, 'data': path, 'batch_size': 2, 'seed': 3}))
 
 
 def test_a_window_that_no_memory_holds_is_refused():
     with pytest.raises(UserError, match='--window=2000000000'):
-        music.KIND.run(data='rolls.mat', window=2_000_000_000)
+        music.EXPERIMENT.run(data='rolls.mat', window=2_000_000_000)
 
 
 def test_published_pieces_are_looked_at_and_fill_most_of_their_rows():
@@ -288,7 +288,7 @@ def test_published_pieces_are_looked_at_and_fill_most_of_their_rows():
     if not path.exists():
         pytest.skip(f'{path} is not here')
     pytest.importorskip('scipy.io', reason='.mat files need SciPy: pip install "seqjax[data]"')
-    data = music.KIND.dataset(
+    data = music.EXPERIMENT.dataset(
         Settings.of({'data': str(path), 'batch_size': 16, 'window': 64, 'transpose': 0, 'seed': 0})
     )
     assert re.findall(r'[\d,]+\d', data.look[0]) == ['694', '40', '1,788', '255', '175,867']

@@ -242,7 +242,9 @@ def finished(tmp_path_factory):
     file.write_text(SONG[:-9] + 'é' + SONG[-8:], encoding='utf-8')
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        result = cli_text.KIND.run(data=str(file), workdir=str(folder / 'run'), test=0.1, ngram_order=3, **SMALL)[0]
+        result = cli_text.EXPERIMENT.run(
+            data=str(file), workdir=str(folder / 'run'), test_fraction=0.1, ngram_order=3, **SMALL
+        )[0]
     return file, folder / 'run', result, out.getvalue()
 
 
@@ -266,7 +268,7 @@ def predicted(capsys, *flags):
 
 def test_the_part_that_was_tested_on_is_scored_as_it_was_bit_for_bit(finished, in_tmp, capsys):
     file, folder, result, _ = finished
-    rows, told = predicted(capsys, f'--workdir={folder}', f'--data={file}', '--part=test')
+    rows, told = predicted(capsys, f'--workdir={folder}', f'--data={file}', '--split=test')
     with (folder / 'predictions.csv').open(newline='', encoding='utf-8') as table:
         assert rows == list(csv.DictReader(table)) and len(rows) == 233
     chosen = result.values[result.seeds.index(result.chosen)]
@@ -286,19 +288,19 @@ def test_a_new_text_is_scored_whole(finished, in_tmp, capsys):
     (in_tmp / 'new.txt').write_text('o', encoding='utf-8')
     with pytest.raises(UserError, match='new.txt'):
         predict.run(workdir=str(folder), data='new.txt')
-    with pytest.raises(UserError, match='--part=validation'):
-        predict.run(workdir=str(folder), data='new.txt', part='validation')
+    with pytest.raises(UserError, match='--split=validation'):
+        predict.run(workdir=str(folder), data='new.txt', split='validation')
 
 
 def test_a_run_writes_on_from_a_prompt(finished, in_tmp, capsys):
     _, folder, _, _ = finished
-    how = {'workdir': str(folder), 'prompt': 'old mac', 'length': 20, 'samples': 2}
+    how = {'workdir': str(folder), 'prompt': 'old mac', 'max_new_tokens': 20, 'num_samples': 2}
     predict.run(**how)
     first = capsys.readouterr().out
     predict.run(**how)
     assert capsys.readouterr().out == first and first.startswith('old mac')
     assert len(first) == 2 * (len('old mac') + 20 + 2) and set(first) <= set(SONG)
-    predict.run(**how, draw=1)
+    predict.run(**how, sample_seed=1)
     assert capsys.readouterr().out != first
     with pytest.raises(UserError, match="--prompt.*'Ö', 'É'"):
         predict.run(workdir=str(folder), prompt='ÖÉÖ')
@@ -308,29 +310,31 @@ def test_a_run_writes_on_from_a_prompt(finished, in_tmp, capsys):
     ('content', 'values', 'sentence'),
     [
         (SONG, {'batch_size': 100, 'window': 64}, '--window=64'),
-        (SONG[:40], {'batch_size': 1, 'window': 1, 'test': 0.01}, '--test=0.01'),
-        (SONG, {'validation': 0.5, 'test': 0.5}, '--validation=0.5.*--test=0.5'),
+        (SONG[:40], {'batch_size': 1, 'window': 1, 'test_fraction': 0.01}, '--test_fraction=0.01'),
+        (SONG, {'validation_fraction': 0.5, 'test_fraction': 0.5}, '--validation_fraction=0.5.*--test_fraction=0.5'),
         ('a\0b', {}, 'byte 1'),
-        (SONG, {'tokens': 'letters'}, '--tokens=letters'),
+        (SONG, {'tokenizer': 'letters'}, '--tokenizer=letters'),
         (SONG, {'bidirectional': True}, 'bidirectional'),
     ],
 )
 def test_what_cannot_be_learned_from_is_refused(in_tmp, content, values, sentence):
     (in_tmp / 'x.txt').write_text(content, encoding='utf-8')
     with pytest.raises(UserError, match=sentence) as refused:
-        cli_text.KIND.run(data='x.txt', **values)
+        cli_text.EXPERIMENT.run(data='x.txt', **values)
     assert '\n' not in str(refused.value)
 
 
-@pytest.mark.parametrize(('tokens', 'unit'), [('bytes', 'byte'), ('words', 'word')])
+@pytest.mark.parametrize(('tokenizer', 'unit'), [('bytes', 'byte'), ('words', 'word')])
 def test_bytes_and_words_are_looked_at_in_their_own_units(in_tmp, tokens, unit):
     (in_tmp / 'x.txt').write_text(SONG, encoding='utf-8')
-    values = cli_text.KIND.check({'data': 'x.txt', 'tokens': tokens, 'batch_size': 2, 'window': 8, 'ngram_tokens': 500})
-    found = cli_text.KIND.dataset(values.replace(vocabulary=6))
-    assert found.measure.name == f'bits per {unit}' and found.spec == cli_text.KIND.spec(found.recipe)
+    values = cli_text.EXPERIMENT.check(
+        {'data': 'x.txt', 'tokenizer': tokens, 'batch_size': 2, 'window': 8, 'max_ngram_tokens': 500}
+    )
+    found = cli_text.EXPERIMENT.dataset(values.replace(vocabulary_size=6))
+    assert found.measure.name == f'bits per {unit}' and found.spec == cli_text.EXPERIMENT.spec(found.recipe)
     assert f'500 {tokens}' in found.look[-1]
     assert found.spec.vocabulary == {'bytes': 256, 'words': 7}[tokens]
     assert json.loads(json.dumps(found.recipe)) == found.recipe
-    again = cli_text.KIND.unseen(values.replace(part='test'), found.recipe, 'x.txt')
+    again = cli_text.EXPERIMENT.unseen(values, found.recipe, 'x.txt', 'test')
     for ours, theirs in zip(jax.tree.leaves(again.batches), jax.tree.leaves(found.test.batches), strict=True):
         assert ours.tobytes() == theirs.tobytes() and ours.dtype == theirs.dtype

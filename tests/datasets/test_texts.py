@@ -137,8 +137,8 @@ def test_whatever_a_file_holds_it_is_read_or_refused_in_a_sentence(tmp_path_fact
     [
         (b'', 'text.txt'),
         (b'\xef\xbb\xbf', 'text.txt'),
-        (b'abc\0def', 'byte 3.*--tokens=bytes'),
-        (b'caf\xe9 au lait', 'byte 3.*0xe9.*--tokens=bytes'),
+        (b'abc\0def', 'byte 3.*--tokenizer=bytes'),
+        (b'caf\xe9 au lait', 'byte 3.*0xe9.*--tokenizer=bytes'),
         (b'\xef\xbb\xbfcaf\xe9 ', 'byte 6 is 0xe9'),
         ('中文'.encode()[:-1], 'byte 3 is 0xe6'),
         ('text'.encode('utf-16'), 'UTF-16'),

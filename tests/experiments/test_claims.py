@@ -47,7 +47,7 @@ def test_the_small_version_of_every_claim_reaches_its_goal(tmp_path, optimized, 
         assert reached == count, (name, row)
     text = (tmp_path / 'w/claims.md').read_text()
     assert text.count('\n') == len(CLAIMS) + 2 and text in capsys.readouterr().out
-    again = claims.run(quick=True, workdir=str(tmp_path / 'w'), only=['parity'])
+    again = claims.run(quick=True, workdir=str(tmp_path / 'w'), names=['parity'])
     assert len(again) == 1
 
 
@@ -80,9 +80,9 @@ def test_a_header_is_read_with_its_continuations(tmp_path):
 
 
 def test_an_unknown_claim_is_refused(capsys, monkeypatch):
-    monkeypatch.setattr(compilation_cache, 'keep_compiled', lambda _: None)
-    assert claims.main(['--only=parit']) == 2
-    assert '--only=parit' in capsys.readouterr().err
+    monkeypatch.setattr(compilation_cache, 'enable_cache', lambda _: None)
+    assert claims.main(['--names=parit']) == 2
+    assert '--names=parit' in capsys.readouterr().err
 
 
 def test_every_flagfile_of_a_study_is_accepted():

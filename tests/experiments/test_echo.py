@@ -82,7 +82,7 @@ def test_a_task_without_an_answer_is_refused(feed, options, told):
 def test_a_flagfiles_claim_holds(feed, least, monkeypatch):
     """A short version: of four seeds at least so many echo, and after one step none names a third rightly."""
     argv = [f'--flagfile=echo_{feed}', '--num_seeds=4', '--noplot']
-    values = command_line.parse(experiments_echo.FLAGS, experiments_echo.STUDY.defaults, argv)
+    values = command_line.parse(experiments_echo.FLAGS, experiments_echo.EXPERIMENT.defaults, argv)
     answers = experiments_echo.run(**values)
     assert sum(right >= experiments_echo.SUCCESS_ACCURACY * answers.count for right in answers.right) >= least
     untrained = experiments_echo.run(**values | {'steps': 1})
@@ -126,6 +126,6 @@ def test_the_carry_of_a_stream_is_part_of_what_is_saved(tmp_path):
     """The State holds it, so that a run that goes on remembers what lies before its window."""
     task = echo.echo('stream', delay=DELAY, window=WINDOW, batch_size=2, length=24)
     model = build_model(task.spec, ModelConfig(hidden=4))
-    tx = experiments_echo.STUDY.make_optimiser(experiments_echo.STUDY.defaults)
+    tx = experiments_echo.EXPERIMENT.make_optimizer(experiments_echo.EXPERIMENT.defaults)
     state = training.init_state(model, task, tx, jax.random.key(0))
     assert len(jax.tree.leaves(state.variables['carry'])) >= 2

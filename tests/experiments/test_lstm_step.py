@@ -57,7 +57,7 @@ def test_every_number_of_every_step_is_the_references(activation, capsys):
     ],
 )
 def test_a_mistake_ends_in_a_sentence_and_exit_code_2(flag, words, capsys, monkeypatch):
-    monkeypatch.setattr('seqjax.cli.compilation_cache.keep_compiled', lambda _: None)
+    monkeypatch.setattr('seqjax.cli.compilation_cache.enable_cache', lambda _: None)
     assert lstm_step.main([flag]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count('\n') == 1
@@ -65,7 +65,7 @@ def test_a_mistake_ends_in_a_sentence_and_exit_code_2(flag, words, capsys, monke
 
 def test_the_command_prints_the_notebooks_step(capsys, monkeypatch):
     """An input may come twice; extreme ones print numbers too."""
-    monkeypatch.setattr('seqjax.cli.compilation_cache.keep_compiled', lambda _: None)
+    monkeypatch.setattr('seqjax.cli.compilation_cache.enable_cache', lambda _: None)
     assert lstm_step.main(['--x=0.2,0.2,-3e38', '--hidden=5']) == 0
     out = capsys.readouterr().out
     assert '4 ((1 + 1) 5 + 5^2) = 140 weights' in out and out.count('\nstep ') == 3 and 'nan' not in out

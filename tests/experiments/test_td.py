@@ -16,6 +16,7 @@ import pytest
 from experiments import td
 from seqjax.cli import command as cli_command
 from seqjax.cli import command_line, registry
+from seqjax.cli.dataset_experiment import DatasetExperiment
 from seqjax.cli.settings import Settings
 from seqjax.runs.directory import Workdir
 from seqjax.training import seeds
@@ -317,7 +318,7 @@ def test_replicas_leave_their_curves_and_the_right_shares(in_tmp, capsys):
 
 
 def test_the_notebook_is_compared_at_its_own_settings_alone():
-    defaults = Settings.of({**td.STUDY.defaults, 'epochs': 1000})
+    defaults = Settings.of({**td.EXPERIMENT.defaults, 'epochs': 1000})
     assert td.read_reference(defaults) is not None
     assert td.read_reference(defaults.replace(setup='one_to_one')) is None  # it printed no curve of that
     for name, value in (('hidden', 6), ('length', 4), ('learning_rate', 0.01), ('adam_epsilon', 1e-8)):
@@ -350,7 +351,7 @@ def test_help_lists_every_flag_and_exits_with_0(capsys):
 
 
 def test_a_later_flag_wins_and_a_packaged_flagfile_is_found_from_anywhere(in_tmp):
-    defaults = td.STUDY.defaults
+    defaults = td.EXPERIMENT.defaults
     values = command_line.parse(td.FLAGS, defaults, ['--epochs=3', '--flagfile=many_to_one', '--hidden=9', '--noplot'])
     assert (values['setup'], values['epochs'], values['hidden'], values['plot']) == ('many_to_one', 500, 9, False)
     (in_tmp / 'mine.flags').write_text('# a comment\n--hidden=7\n--flagfile=inner.flags\n')
@@ -367,10 +368,10 @@ def test_every_flagfile_opens_with_a_claim_whose_command_parses():
         words = next(line for line in header if 'Command:' in line).split('Command:')[1].split()
         command, argv = (' '.join(words[:3]), words[3:]) if words[0] == 'python' else (' '.join(words[:2]), words[2:])
         name = re.split(r'[ .]', command)[-1]
-        assert command == registry.called(name) and argv[0] == f'--flagfile=experiments/flags/{path.name}'
+        assert command == registry.invocation(name) and argv[0] == f'--flagfile=experiments/flags/{path.name}'
         module = registry.module(name)
         values = module.COMMAND.parse(argv)
-        assert values['num_seeds'] >= (5 if hasattr(module, 'KIND') else 10)
+        assert values['num_seeds'] >= (5 if isinstance(getattr(module, 'EXPERIMENT', None), DatasetExperiment) else 10)
 
 
 def test_output_into_a_pipe_that_closes_ends_without_a_traceback(in_tmp):

@@ -9,7 +9,7 @@ import pytest
 
 from seqjax.cli.dataset_experiment import DatasetExperiment
 from seqjax.cli.flag_tables import Flag
-from seqjax.cli.parsers import Number, Whole
+from seqjax.cli.parsers import FloatParser, IntParser
 from seqjax.datasets.dataset import Dataset, ForecastCurve, Items, Measure, OnlinePredictor, Unseen
 from seqjax.errors import UserError
 from seqjax.ops import windows
@@ -40,7 +40,7 @@ def batches(x, y):
 
 class Begin(DatasetExperiment):
     name = 'begin'
-    OWN = {'noise': Flag(Number(), 'hides the answer'), 'held_out': Flag(Whole(1), 'series to test on')}
+    OWN = {'noise': Flag(FloatParser(), 'hides the answer'), 'held_out': Flag(IntParser(1), 'series to test on')}
     own_defaults = {'noise': 0.0, 'held_out': 12, 'hidden': 4, 'batch_size': ROWS, 'learning_rate': 0.03}
 
     def spec(self, recipe):
@@ -100,9 +100,9 @@ class Begin(DatasetExperiment):
         return OnlinePredictor(parse, ['log odds'], lambda outputs, observed: [f'{outputs[1] - outputs[0]:.9g}'])
 
 
-KIND = Begin()
-COMMAND = KIND.command(__doc__)
-FLAGS, run, main = KIND.FLAGS, KIND.run, COMMAND.main
+EXPERIMENT = Begin()
+COMMAND = EXPERIMENT.command(__doc__)
+FLAGS, run, main = EXPERIMENT.FLAGS, EXPERIMENT.run, COMMAND.main
 
 
 # --- what the tests of several kinds ask ------------------------------------------------------------

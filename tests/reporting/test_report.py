@@ -99,10 +99,10 @@ def test_the_table_of_a_sequence_model_is_complete(cell, options, inputs):
 
 @pytest.mark.parametrize('name', [name for name in task_registry.NAMES if name != 'echo'])
 def test_the_table_of_every_task_is_complete(name):
-    study = task_registry.find(name)
-    problem = study.problem(study.defaults)
+    experiment = task_registry.find(name)
+    problem = experiment.synthetic_task(experiment.defaults)
     assert_complete(
-        task_setup.make_model(problem.spec, Settings.of(study.defaults).model), synthetic.input_shapes(problem)
+        task_setup.make_model(problem.spec, Settings.of(experiment.defaults).model), synthetic.input_shapes(problem)
     )
 
 

@@ -44,16 +44,26 @@ def images(path):
 
 
 KINDS = {  # the kind, its file and who writes it, and its flags
-    'forecast': (forecast.KIND, 'x.csv', kinds.table, {'target': 'wave', 'covariates': 'day', 'window': 8}),
+    'forecast': (forecast.EXPERIMENT, 'x.csv', kinds.table, {'target': 'wave', 'covariates': 'day', 'window': 8}),
     'recursive': (
-        *(forecast.KIND, 'x.csv', kinds.table),
-        {'target': 'wave,day', 'window': 8, 'strategy': 'recursive', 'horizon': 3, 'head': 'gaussian'},
+        *(forecast.EXPERIMENT, 'x.csv', kinds.table),
+        {'target': 'wave,day', 'window': 8, 'strategy': 'recursive', 'horizon': 3, 'likelihood': 'gaussian'},
     ),
-    'classify': (classify.KIND, 'x.ts', kinds.archive, {}),
-    'text': (text.KIND, 'x.txt', kinds.text, {'window': 8, 'hidden': 4, 'ngram_order': 2, 'held_out': 200}),
-    'words': (text.KIND, 'x.txt', kinds.text, {'window': 8, 'tokens': 'words', 'ngram_order': 2, 'held_out': 200}),
-    'music': (music.KIND, 'x.mat', kinds.rolls, {'window': 8}),
-    'digits': (digits.KIND, 'images-idx3-ubyte', images, {'test': 10, 'permute': True}),
+    'classify': (classify.EXPERIMENT, 'x.ts', kinds.archive, {}),
+    'text': (
+        text.EXPERIMENT,
+        'x.txt',
+        kinds.text,
+        {'window': 8, 'hidden': 4, 'ngram_order': 2, 'max_eval_tokens': 200},
+    ),
+    'words': (
+        text.EXPERIMENT,
+        'x.txt',
+        kinds.text,
+        {'window': 8, 'tokenizer': 'words', 'ngram_order': 2, 'max_eval_tokens': 200},
+    ),
+    'music': (music.EXPERIMENT, 'x.mat', kinds.rolls, {'window': 8}),
+    'digits': (digits.EXPERIMENT, 'images-idx3-ubyte', images, {'test_size': 10, 'permute': True}),
 }
 
 

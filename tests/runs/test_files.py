@@ -232,7 +232,7 @@ def done(tmp_path_factory):
     """A finished run of each kind."""
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.setattr('seqjax.cli.compilation_cache.keep_compiled', lambda _: None)
+        patch.setattr('seqjax.cli.compilation_cache.enable_cache', lambda _: None)
         for kind, folder in folders.items():
             assert td.main([f'--workdir={folder}', *FLAGS, *KINDS[kind]]) == 0
     return folders

@@ -188,7 +188,7 @@ def test_what_cannot_be_is_refused(options, words):
 
 
 def test_arguments_are_flags():
-    study = experiments_addition.STUDY
-    assert study.own == ('digits', 'examples', 'reverse') and addition.addition is study.make
-    problem = study.problem(study.defaults | {'digits': 2, 'examples': 50})
+    experiment = experiments_addition.EXPERIMENT
+    assert experiment.own_flags == ('digits', 'examples', 'reverse') and addition.addition is experiment.make
+    problem = experiment.synthetic_task(experiment.defaults | {'digits': 2, 'examples': 50})
     assert '2' in problem.name

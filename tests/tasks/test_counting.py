@@ -378,6 +378,6 @@ def test_what_cannot_be_is_refused(make, options, words):
 @pytest.mark.parametrize('experiment', [anbn, dyck])
 def test_an_experiment_takes_its_defaults(experiment):
     """Of the name of its file, with all flags that it has accepted as they are."""
-    study = experiment.STUDY
-    assert experiment.__name__ == f'experiments.{study.name}'
-    assert study.check({}).train.batch_size == 64 and 'longest' in study.FLAGS
+    task_experiment = experiment.EXPERIMENT
+    assert experiment.__name__ == f'experiments.{task_experiment.name}'
+    assert task_experiment.check({}).train.batch_size == 64 and 'longest' in task_experiment.FLAGS

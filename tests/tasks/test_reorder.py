@@ -154,7 +154,7 @@ def test_what_cannot_be_is_refused(make, options, words):
 
 @pytest.mark.parametrize('experiment', [reversal, sorting])
 def test_arguments_are_flags(experiment):
-    study = experiment.STUDY
-    assert study.own == ('longest', 'symbols')
-    problem = study.problem(study.defaults | {'longest': 3, 'symbols': 2})
+    experiment = experiment.EXPERIMENT
+    assert experiment.own_flags == ('longest', 'symbols')
+    problem = experiment.synthetic_task(experiment.defaults | {'longest': 3, 'symbols': 2})
     assert re.findall(r'\d+', problem.name) == ['1', '3', '2'] and problem.success.at_most == 0.01

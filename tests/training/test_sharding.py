@@ -94,9 +94,10 @@ def test_the_layout_divides_what_it_says():
 import jax, json, numpy as np
 from experiments import echo
 from seqjax import training
-from seqjax.runs.parameters import flatten_with_names
-flags = {**echo.STUDY.defaults, 'batch_size': 8, 'hidden': 4}
-model, task, tx = echo.STUDY.make_model(flags), echo.STUDY.make_task(flags), echo.STUDY.make_optimiser(flags)
+from seqjax.runs.parameters import named
+flags = {**echo.EXPERIMENT.defaults, 'batch_size': 8, 'hidden': 4}
+experiment = echo.EXPERIMENT
+model, task, tx = experiment.make_model(flags), experiment.make_task(flags), experiment.make_optimizer(flags)
 shapes = jax.eval_shape(lambda: training.init_state(model, task, tx, jax.random.key(0)))
 found = {}
 for asked, replicas in (('data:4,model:2', None), ('data:8', None), ('data:8', 16)):
@@ -169,8 +170,10 @@ def test_by_default_all_devices_are_used_where_each_has_enough_to_do(platform, c
 
 def test_cores_divide_what_is_work_and_neither_too_wide_nor_drawn():
     def worth(work, widest, **options):
-        flags = {**echo.STUDY.defaults, 'batch_size': 8, 'window': 10, 'hidden': 4, **options}
-        return sharding.data_parallel_pays(echo.STUDY.make_model(flags), echo.STUDY.make_task(flags), work, widest)
+        flags = {**echo.EXPERIMENT.defaults, 'batch_size': 8, 'window': 10, 'hidden': 4, **options}
+        return sharding.data_parallel_pays(
+            echo.EXPERIMENT.make_model(flags), echo.EXPERIMENT.make_task(flags), work, widest
+        )
 
     largest = 4 * 4 * 4  # the recurrent kernel of the LSTM, beside one input
     assert worth(8 * 10 * largest, largest, cell='lstm')

@@ -216,14 +216,14 @@ def _decode(file: Path, decoder: codecs.IncrementalDecoder, piece: bytes, place:
     zero = piece.find(b'\0')
     if zero >= 0:
         raise UserError(
-            f'{file} is no text: byte {place + zero:,} is 0; name a text in UTF-8, or read it with --tokens=bytes'
+            f'{file} is no text: byte {place + zero:,} is 0; name a text in UTF-8, or read it with --tokenizer=bytes'
         )
     try:
         return decoder.decode(piece, final)
     except UnicodeDecodeError as error:
         raise UserError(
             f'{file} is no UTF-8: byte {before + error.start:,} is 0x{error.object[error.start]:02x}; '
-            'save it as UTF-8, or read it with --tokens=bytes'
+            'save it as UTF-8, or read it with --tokenizer=bytes'
         ) from error
 
 
