@@ -175,7 +175,7 @@ def markdown(rows: Sequence[ClaimRow]) -> Iterator[str]:
 
 
 def run(
-    *, only: list[str] | None = None, quick: bool = False, workdir: str | None = None, overwrite: bool = False
+    *, names: list[str] | None = None, quick: bool = False, workdir: str | None = None, overwrite: bool = False
 ) -> list[ClaimRow]:
     """Reproduces published results, and prints a table of the published and our results.
 

@@ -77,7 +77,7 @@ def test_its_test_and_its_doctest_pass_and_can_fail(followed):
     'words',
     [
         ['lengths', '--task=majority', '--max_test_length=60', '--num_lengths=5', '--sequences_per_length=16'],
-        ['cells', '--tasks=majority', '--cells=gru,mingru'],
+        ['compare', '--tasks=majority', '--cells=gru,mingru'],
         ['run', '--task=majority'],
         ['run', '--task=seqjax.tasks.majority:majority'],
         ['sweep', '--experiment=majority', '--grid=hidden:4,8'],

@@ -293,7 +293,7 @@ class DatasetExperiment:
 
     def default_workdir(self, values: dict[str, Any]) -> dict[str, Any]:
         """Returns the flags with the default --workdir."""
-        cell_name = 'cells' if values['cells'] else values['cell']
+        cell_name = 'compare' if values['cells'] else values['cell']
         # As in `run`: --steps limits --eval_every.
         eval_every = min(values['eval_every'] or MAX_EVAL_EVERY, values['steps'])
         completed = cli_default_workdir.default_workdir(

@@ -37,7 +37,7 @@ def test_it_lists_verifies_and_exports(one, capsys):
     target = one / 'out' / 'w.npz'
     assert checkpoint.main([f'--workdir={one}', f'--export={target}']) == 0
     out = capsys.readouterr().out
-    lines = [line for line in out.splitlines() if 'sound' in line]
+    lines = [line for line in out.splitlines() if 'valid' in line]
     assert [int(line.split()[0]) for line in lines] == [4, 8, 9] and all(', loss 0.' in line for line in lines)
     assert re.search(rf'{re.escape(str(target))}\b.*\b5 .*\b9\b', out)
     got = np.load(target)

@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+from seqjax.cli.compare import Entry
 
 from seqjax.cli import compare, task_registry
 from seqjax.cli.compare import Entry
@@ -53,11 +54,11 @@ def test_differences_are_paired():
     entries = [Entry('t', cell, 1, 1, {}, None) for cell in ('a', 'b')]
     (line,) = list(compare.difference_lines(list(zip(entries, (one, other), strict=True))))[1:]
     mean, half = statistics.mean_interval(np.array([0.1, 0.1, 0.11]))
-    assert f'loss {mean:+.4g} ± {half:.2g}' in line and 'clear' not in line
+    assert f'loss {mean:+.4g} ± {half:.2g}' in line and 'significant' not in line
     (line,) = list(compare.difference_lines([(entries[0], one), (entries[1], outcome_of((1, 0.1), (1, 0), (6, 1)))]))[
         1:
     ]
-    assert 'clear' in line
+    assert 'not statistically significant' in line
 
 
 def test_a_seed_that_diverged_is_told_and_left_out():

@@ -187,7 +187,7 @@ def test_the_last_seed_may_be_the_last_that_there_is():
     [
         ('--lenght=4', '--length'),
         ('--learning-rate=1', '--learning_rate'),
-        ('--replica=4', '--num_seeds'),
+        ('--num_seed=4', '--num_seeds'),
         ('--nooverwrit', '--overwrite'),
         ('--setup=many_to_meny', 'many_to_many'),
         ('--setup=one_to_on', 'one_to_one'),
@@ -212,7 +212,7 @@ def test_a_word_that_is_no_flag(argv, asked, capsys):
     ('content', 'words'),
     [
         (b'--lenght=5\n', ['--lenght', '--length']),
-        (b'# many\n--epochs=3\n--epochs=0\n', ['--epochs=0', 'whole number']),
+        (b'# many\n--epochs=3\n--epochs=0\n', ['--epochs=0', 'integer']),
         (b'\x7fELF\x80\xff\x00', ['mine.flags']),
         (b'--flagfile=inner.flags\n', ['inner.flags']),
         (b'word\n', ["'word'"]),

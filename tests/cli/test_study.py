@@ -123,7 +123,7 @@ def test_every_study_has_help_for_each_of_its_flags(name, capsys):
     text = capsys.readouterr().out
     for flag, (_, words, _) in experiment.FLAGS.items():
         assert f'--{flag}=(' in text or f'--[no]{flag}' in text
-        assert words != 'of the task' and words.split()[0] in text, flag
+        assert words != 'argument of the task' and words.split()[0] in text, flag
     assert experiment.name == name and f'experiments.{name} ' in module.__doc__
 
 
