@@ -4,7 +4,6 @@ import csv
 
 import numpy as np
 import pytest
-from seqjax.cli.compare import Entry
 
 from seqjax.cli import compare, task_registry
 from seqjax.cli.compare import Entry
