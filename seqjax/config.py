@@ -1,6 +1,6 @@
-"""The settings of a model and of its training, each with its default, its bounds and a line of help.
+"""Configuration of models, training and runs: defaults, bounds and help texts.
 
-Commands make their flags of these classes, so an option is written down once: here.
+Commands derive their flags from these classes, so each option is defined once, here.
 """
 
 from __future__ import annotations
@@ -19,116 +19,122 @@ PRECISIONS = ('default', 'high', 'highest')
 
 
 def option(default: Any, help: str, bounds: Any = None, choices: tuple[str, ...] = ()) -> Any:
-    """A field of a configuration.
+    """Returns a field of a configuration.
 
     Args:
-      default: its default.
-      help: what it is, for --help.
-      bounds: FRACTION or POSITIVE of a float, (least, most) of an int, PATH of a text.
-      choices: all values that a text may have; any where there are none.
+      default: default value.
+      help: help text of the flag.
+      bounds: FRACTION or POSITIVE for a float, (min, max) for an int, PATH for a str.
+      choices: allowed values of a str; empty if all are allowed.
     """
     return dataclasses.field(default=default, metadata={'help': help, 'bounds': bounds, 'choices': choices})
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The recurrent model of a run, see `seqjax.nn.build.build_model`."""
+    """Recurrent model of a run, see `seqjax.nn.build.build_model`."""
 
-    cell: str = option('lstm', 'the recurrent cell')
-    hidden: int = option(32, 'units of a layer', (1, None))
-    layers: int = option(1, 'recurrent layers', (1, 100))
-    bidirectional: bool = option(False, 'read in both directions')
-    dropout: float = option(0.0, 'share of values that is dropped between two layers', FRACTION)
-    input_dropout: float = option(0.0, 'share of the values that the first layer reads that is dropped', FRACTION)
-    output_dropout: float = option(0.0, 'share of the values that the head reads that is dropped', FRACTION)
+    cell: str = option('lstm', 'recurrent cell')
+    hidden: int = option(32, 'number of units per recurrent layer', (1, None))
+    layers: int = option(1, 'number of recurrent layers', (1, 100))
+    bidirectional: bool = option(False, 'run each recurrent layer in both directions')
+    dropout: float = option(0.0, 'dropout between recurrent layers: fraction of values', FRACTION)
+    input_dropout: float = option(0.0, 'dropout before the first recurrent layer: fraction of values', FRACTION)
+    output_dropout: float = option(0.0, 'dropout before the head: fraction of values', FRACTION)
     recurrent_dropout: float = option(
-        0.0, 'share of the hidden state that is dropped, the same units at every step', FRACTION
+        0.0, 'dropout of the hidden state: fraction of units, with one mask for all time steps', FRACTION
     )
-    drop_connect: float = option(0.0, 'share of the recurrent kernel that is dropped, the same for all steps', FRACTION)
+    drop_connect: float = option(
+        0.0, 'dropout of the recurrent kernel: fraction of weights, with one mask for all time steps', FRACTION
+    )
     forget_bias_init: str = option(
         'default',
-        'how the gate that keeps begins: constant at a bias of 1; chrono so that units keep for 1 step up to the '
-        "longest sequence; uniform spread evenly; default is the cell's own",
+        'initialization of the forget gate bias: constant (1), chrono (memory spans from 1 step to the longest '
+        "sequence), uniform (uniform gate values), default (the cell's own)",
         choices=('default', *GATE_BIAS_NAMES),
     )
-    parallel: bool = option(False, 'take all steps at once, for cells whose recurrence is linear')
-    attention: str = option(
-        'none', 'how a decoder looks back at its source, where sequences are written', choices=ATTENTIONS
+    parallel: bool = option(False, 'compute all time steps by a parallel scan; needs a cell with a linear recurrence')
+    attention: str = option('none', 'attention of the decoder, for encoder-decoder models', choices=ATTENTIONS)
+    scheduled_sampling: float = option(
+        0.0,
+        "fraction of target tokens replaced by the decoder's own predictions in training; 0 is teacher forcing",
+        FRACTION,
     )
-    scheduled_sampling: float = option(0.0, 'share of tokens that a decoder reads of its own in training', FRACTION)
 
     @property
     def title(self) -> str:
-        """Its cell and its size, as in lstm(32)."""
+        """Cell and number of units, as in lstm(32)."""
         return f'{self.cell}({self.hidden})'
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The training of the seeds of a run."""
+    """Training of the seeds of a run."""
 
-    batch_size: int = option(16, 'sequences in a training step', (1, None))
-    steps: int = option(6250, 'training steps at most', (1, None))
+    batch_size: int = option(16, 'number of sequences per training step', (1, None))
+    steps: int = option(6250, 'maximal number of training steps', (1, None))
     eval_every: int | None = option(
         None,
-        'steps between two evaluations; by default as the task has it, of a dataset an epoch or 500, if that is less; '
-        'never more than --steps',
+        "training steps between evaluations (default: the task's own value; an epoch for datasets, at most 500); at "
+        'most --steps',
         (1, None),
     )
     success_threshold: float | None = option(
-        None, "a seed has solved the task where an evaluation's mean is at most this; by default as the task has it"
+        None, "success criterion: largest value of the metric for a solved task (default: the task's own value)"
     )
-    train_all_steps: bool = option(False, 'train all --steps, also where the task is solved')
+    train_all_steps: bool = option(False, 'train all --steps, even if the task is solved earlier')
     split: str = option(
         'validation',
-        'the unseen sequences that a seed is tested on: choose settings by validation, and report test',
+        'held-out split of the final evaluation: validation to choose settings, test for reported results',
         choices=SPLITS,
     )
-    patience: int = option(10, 'evaluations without a lower validation loss after which a seed is done', (1, None))
+    patience: int = option(
+        10, 'evaluations without improvement of the validation loss before early stopping', (1, None)
+    )
     refit: bool = option(
         False,
-        'once the steps of the best evaluation are known, train anew for as many, the median of the seeds, with the '
-        'validation split in what is trained on',
+        'after early stopping, train again on the training and validation splits for the median number of steps of the '
+        'best evaluations',
     )
-    weight_decay: float = option(
-        0.0, 'share of every parameter, times the learning rate, that each step takes off it', FRACTION
-    )
-    schedule: str = option('constant', 'of the learning rate', choices=SCHEDULES)
-    decay_steps: int | None = option(None, 'steps until --schedule=cosine is at 0', (1, None))
-    clip_norm: float | None = option(None, 'gradients beyond this norm are scaled down to it', POSITIVE)
-    learning_rate: float = option(3e-3, "Adam's step size", POSITIVE)
-    adam_epsilon: float = option(1e-7, "Adam's epsilon, where Keras puts it: before the bias correction", POSITIVE)
-    seed: int = option(0, 'decides every random number; the first seed with --num_seeds', (0, 2**32 - 1))
-    num_seeds: int | None = option(10, 'train this many seeds side by side: --seed and those that follow', (1, None))
+    weight_decay: float = option(0.0, 'decoupled weight decay (AdamW), multiplied by the learning rate', FRACTION)
+    schedule: str = option('constant', 'learning rate schedule', choices=SCHEDULES)
+    decay_steps: int | None = option(None, 'training steps until --schedule=cosine reaches 0', (1, None))
+    clip_norm: float | None = option(None, 'gradient clipping: maximal global norm of the gradients', POSITIVE)
+    learning_rate: float = option(3e-3, 'learning rate of Adam', POSITIVE)
+    adam_epsilon: float = option(1e-7, 'epsilon of Adam, added before the bias correction as in Keras', POSITIVE)
+    seed: int = option(0, 'random seed; with --num_seeds the first of the seeds', (0, 2**32 - 1))
+    num_seeds: int | None = option(10, 'number of consecutive seeds to train, starting at --seed', (1, None))
     matmul_precision: str = option(
         'default',
-        "of matrix products, in JAX's words: by default a TPU takes bfloat16 and a recent GPU TensorFloat-32; highest "
-        'is float32, high lies between; a CPU has float32 always',
+        'precision of matrix products in JAX: default (bfloat16 on TPUs, TensorFloat-32 on recent GPUs), high, highest '
+        '(float32); CPUs always use float32',
         choices=PRECISIONS,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Where a run is kept, and where it is computed; nothing here changes what is computed."""
+    """Files and devices of a run; no option here changes a result."""
 
-    workdir: str | None = option(None, 'the run directory; by default one in runs/ for each set of flags', PATH)
-    overwrite: bool = option(False, 'replace the results that --workdir holds')
+    workdir: str | None = option(None, 'run directory (default: a directory in runs/ for each set of flags)', PATH)
+    overwrite: bool = option(False, 'replace the results in --workdir')
     plot: bool = option(True, 'draw curve.png (needs matplotlib, the extra "plots")')
     mesh: str | None = option(
         None,
-        'devices, and how they are used: data:N divides the rows of a batch, or replicas, among N of them; '
-        'data:N,model:M the columns of the weights among M, too. By default all, where that is useful',
+        'device mesh: data:N (data parallel: rows of a batch, or seeds, sharded over N devices) or data:N,model:M '
+        '(weights sharded over M devices as well); by default all devices, if that is useful',
     )
-    checkpoint_every: int = option(1000, 'steps between two checkpoints; there is one at the end, too', (1, None))
-    max_to_keep: int = option(2, 'how many of the newest checkpoints stay', (1, None))
+    checkpoint_every: int = option(
+        1000, 'training steps between checkpoints; a last one is saved at the end', (1, None)
+    )
+    max_to_keep: int = option(2, 'number of latest checkpoints to keep', (1, None))
     keep_best: str | None = option(
         None,
-        'keep the checkpoint with the lowest value of this metric, too, or with max:NAME the highest; the median of '
-        'replicas decides',
+        'also keep the checkpoint with the lowest value of this metric, or with max:NAME the highest (the median over '
+        'seeds)',
     )
     steps_per_call: int = option(
-        100, 'steps on the device between two visits of the host; changes no number', (1, None)
+        100, 'training steps compiled into one device call; does not change results', (1, None)
     )
 
 
@@ -136,6 +142,6 @@ CONFIGS = (ModelConfig, TrainConfig, RunConfig)
 
 
 def changed(config: Any) -> list[str]:
-    """The names of the fields whose values are not their defaults."""
+    """Returns the names of the fields whose values differ from their defaults."""
     fields = dataclasses.fields(config)
     return [field.name for field in fields if getattr(config, field.name) != field.default]

@@ -1,12 +1,12 @@
-"""Errors that a user can fix."""
+"""User errors and warnings."""
 
 import sys
 
 
 class UserError(ValueError):
-    """What a person can mend; its message is one sentence that names the thing, the value and the remedy."""
+    """Error that the user can fix; the message is one sentence with the argument, its value and the fix."""
 
 
-def warn(sentence: str) -> None:
-    """For a person, while a run goes on."""
-    print(f'warning: {sentence}', file=sys.stderr, flush=True)
+def warn(message: str) -> None:
+    """Prints a warning to stderr."""
+    print(f'warning: {message}', file=sys.stderr, flush=True)

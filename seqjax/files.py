@@ -1,4 +1,4 @@
-"""Opening, reading and replacing files, with errors that name the file."""
+"""Opening, reading and atomically replacing files, with errors that name the file."""
 
 import contextlib
 import csv
@@ -19,14 +19,14 @@ from seqjax.errors import UserError
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what the file system refuses into a sentence."""
+    """Context manager that raises UserError if the file system refuses a write."""
     try:
         yield
     except OSError as error:
         raise UserError(f'cannot write {path}: {error.strerror or error}; choose another --workdir') from error
 
 
-# What is raised by readers of JSON, CSV and .npz files that are damaged.
+# Errors that readers of JSON, CSV and .npz files raise for corrupt files.
 DAMAGED = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, RuntimeError),
     *(csv.Error, zlib.error, zipfile.BadZipFile, tokenize.TokenError, MemoryError),
@@ -35,41 +35,44 @@ DAMAGED = (
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns what is wrong with a file of a finished run into a sentence."""
+    """Context manager that raises UserError if a file of a finished run is missing or corrupt."""
     try:
         yield
     except UserError:
         raise
     except DAMAGED as error:
         reason = getattr(error, 'strerror', None) or error
-        raise UserError(f'{path} of a finished run cannot be read ({reason}); --overwrite trains again') from error
+        raise UserError(
+            f'{path} of a finished run cannot be read ({reason}); use --overwrite to train again'
+        ) from error
 
 
-NO_FILE = ((stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket'), (stat.S_ISCHR, 'a device'))
+SPECIAL_FILES = ((stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket'), (stat.S_ISCHR, 'a device'))
 
 
 def open_file(path: Path, mode: str = 'rb', **options: Any) -> Any:
-    """Opens an ordinary file for reading, and never waits for a pipe or a device.
+    """Opens a regular file for reading, without blocking on a pipe or a device.
 
-    Raises OSError where it cannot be opened, or is not an ordinary file; `strerror` says why.
+    Raises:
+      OSError: it cannot be opened, or is not a regular file; `strerror` is the reason.
     """
     mode_of_file = os.stat(path).st_mode
     if stat.S_ISDIR(mode_of_file):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode_of_file):
-        kind = next((name for holds, name in NO_FILE if holds(mode_of_file)), 'a device')
+        kind = next((name for is_kind, name in SPECIAL_FILES if is_kind(mode_of_file)), 'a device')
         raise OSError(errno.EINVAL, f'it is {kind}, not a file', str(path))
     return open(path, mode, opener=lambda name, flags: os.open(name, flags | getattr(os, 'O_NONBLOCK', 0)), **options)
 
 
 @contextlib.contextmanager
 def open_data(path: Path, mode: str = 'rb', **options: Any) -> Iterator[Any]:
-    """Opens a file of data; raises UserError if it cannot be opened or read."""
+    """Opens a data file; raises UserError if it cannot be opened or read."""
     try:
         with open_file(path, mode, **options) as file:
             yield file
     except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror or error}; name another file') from error
+        raise UserError(f'{path} cannot be read: {error.strerror or error}; use another file') from error
 
 
 def sha256(path: Path) -> str:
@@ -84,16 +87,16 @@ def read_json(path: Path) -> Any:
 
 
 def expand(flag: str, path: str) -> Path:
-    """The path that a flag names, with ~ for the home of its owner."""
+    """Returns the path of a flag with ~ and ~user expanded."""
     try:
         return Path(path).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise UserError(f'--{flag}={path} is in the home of somebody who is not here; choose another') from error
+    except RuntimeError as error:  # ~user does not exist
+        raise UserError(f'--{flag}={path}: no such user or home directory; use another path') from error
 
 
 def replace(target: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file beside `target` and moves it there, so that `target` is never half written."""
-    temporary = target.with_name(f'.{os.getpid()}-{target.name}')  # keeps the suffix, by which writers choose
+    """Replaces `target` atomically, by `write` to a temporary file in the same directory."""
+    temporary = target.with_name(f'.{os.getpid()}-{target.name}')  # keeps the suffix, which decides the format
     try:
         write(temporary)
         os.replace(temporary, target)
@@ -102,7 +105,7 @@ def replace(target: Path, write: Callable[[Path], Any]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Returns when what was written to a file or a folder has reached the disk."""
+    """Flushes a file or a directory to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -111,7 +114,7 @@ def sync(path: Path) -> None:
 
 
 def write_rows(file: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """CSV with a header, into an open file."""
+    """Writes rows as CSV with a header to an open file."""
     table = csv.writer(file, lineterminator='\n')
     table.writerow(columns)
     table.writerows(rows)

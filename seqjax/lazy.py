@@ -1,4 +1,4 @@
-"""Loads the public names of a package when they are first used, so that importing a package stays fast."""
+"""Lazy imports of the public names of a package, on first use, so that importing a package is fast."""
 
 import ast
 import importlib
@@ -10,12 +10,12 @@ from typing import Any
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Returns the `__getattr__`, `__dir__` and `__all__` of a package.
 
-    The public names are those that its `__init__.py` imports under `if TYPE_CHECKING:`, where type checkers and editors
-    find them; there is no other list.
+    The public names are the imports under `if TYPE_CHECKING:` in its `__init__.py`, where type checkers and editors
+    find them.
 
     Args:
-      package: its `__name__`.
-      file: its `__file__`.
+      package: `__name__` of the package.
+      file: `__file__` of the package.
 
     >>> import seqjax.nn
     >>> seqjax.nn.LSTMCell.__module__

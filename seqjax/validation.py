@@ -12,17 +12,17 @@ Shape = tuple[int, ...]
 
 
 def is_concrete(x: Any) -> bool:
-    """Whether its values can be looked at: not while a transformation traces it."""
+    """Returns True if the values of x are known, that is if x is not traced by a transformation."""
     return not isinstance(x, jax.core.Tracer)
 
 
 def is_encodable(text: str) -> bool:
-    """Returns True if UTF-8 can hold it: not half a surrogate pair, which stands for a byte that is no text."""
+    """Returns True if the text can be encoded as UTF-8: no lone surrogates, which stand for undecodable bytes."""
     return text.encode('utf-8', 'ignore').decode() == text
 
 
 def check_shape(name: str, got: Shape, want: Shape, reason: str) -> None:
-    """Raises a ValueError that names the argument, both shapes and the first axis where they differ."""
+    """Raises ValueError with the argument, both shapes and the first axis that differs, if the shapes differ."""
     if got == want:
         return
     where = f'it has {len(got)} axes, not {len(want)}'
@@ -33,21 +33,21 @@ def check_shape(name: str, got: Shape, want: Shape, reason: str) -> None:
 
 
 def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
-    """Raises a ValueError that names the argument and lists what is known, where the value is none of that."""
-    if value not in tuple(known):  # not by its hash, which a wrong one may lack
+    """Raises ValueError with the argument and the known values, if the value is not among them."""
+    if value not in tuple(known):  # a tuple, as an invalid value may not be hashable
         raise ValueError(
             f'{name}={value!r} must be one of {", ".join(map(repr, known))}{options.nearest(value, known)}'
         )
 
 
 def check_range(name: str, x: Any, last: int, reason: str) -> None:
-    """Raises a ValueError that names the first of the integers that is not from 0 to `last`, where they are known.
+    """Raises ValueError with the first of the integers x that is not from 0 to `last`, if they are concrete.
 
-    Compiled code cannot raise: callers make NaN of whatever depends on such an integer.
+    Compiled code cannot raise: there, callers make results NaN that depend on such an integer.
     """
     if not is_concrete(x):
         return
     values = np.asarray(x)
     for index in np.argwhere((values < 0) | (values > last))[:1]:
         place = ', '.join(map(str, index))
-        raise ValueError(f'{name}[{place}] is {values[tuple(index)]} and must be from 0 to {last}, {reason}')
+        raise ValueError(f'{name}[{place}] is {values[tuple(index)]} and must be from 0 to {last}: {reason}')

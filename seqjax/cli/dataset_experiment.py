@@ -36,8 +36,8 @@ from seqjax.runs.directory import Workdir
 from seqjax.training import fit_results, programs, run_summary, sharding
 from seqjax.training import replicas as training_replicas
 from seqjax.training.compiled_run import CompiledRun
-from seqjax.training.fit_results import FitResult
-from seqjax.types import Best, EarlyStopping, ModelSpec, Task
+from seqjax.training.fit_results import Fit
+from seqjax.types import BestParameters, EarlyStopping, ModelSpec, Task
 
 STEPS = 'steps'
 FILES = (directory.SUMMARY, fit_results.TABLE, fit_results.MODELS, dataset_report.PREDICTIONS, directory.CURVE)
@@ -88,7 +88,7 @@ class TrainedModel(NamedTuple):
     recipe: Mapping[str, Any]  # preprocessing
     model: nn.Module
     seed: int
-    best: Best  # best parameters of the seed
+    best: BestParameters
 
 
 def bounds_of(options: Mapping[str, Any]) -> Bounds:

@@ -15,11 +15,11 @@ from seqjax.errors import UserError
 from seqjax.runs import parameters
 from seqjax.runs.directory import Workdir
 from seqjax.training import evaluation
-from seqjax.types import Arrays, Batch, Best, TrainState
+from seqjax.types import Arrays, Batch, BestParameters, TrainState
 
 
-def make_predictor(model: nn.Module, read: Answers) -> Callable[[Best, Batch], Arrays]:
-    """Returns a function (best parameters of one seed, batches with leaves [M, B, ...]) -> predictions on the host.
+def answering(model: nn.Module, read: Answers) -> Callable[[BestParameters, Batch], Arrays]:
+    """What gives (best of one seed, batches, leaves [M, B, ...]) -> what the model says to them, on the host.
 
     The test of a run and later predictions use the same function, so that they agree bit for bit. It compiles a program
     for one batch, because XLA compiles a loop over one batch differently from a loop over several.

@@ -35,7 +35,7 @@ from seqjax.nn import build
 from seqjax.runs import directory
 from seqjax.runs.directory import Workdir
 from seqjax.training import fit_results
-from seqjax.types import Best
+from seqjax.types import BestParameters
 
 NAME = 'predict'
 ALL = 'all'
@@ -152,8 +152,8 @@ def _checked(
 
 def _models(
     folder: Workdir, summary: Mapping[str, Any], settings: Settings, like: Mapping[str, Any]
-) -> tuple[np.ndarray, Best]:
-    """Returns the models of a run, verified by the checksum in its summary; older runs have no checksum."""
+) -> tuple[np.ndarray, BestParameters]:
+    """The models of a run, verified by the checksum in its summary; that of an older run has none."""
     path = folder.file(fit_results.MODELS)
     with files.reading(path):
         if summary.get('models') not in (None, files.sha256(path)):

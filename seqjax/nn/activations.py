@@ -1,4 +1,4 @@
-"""Activation functions by name, so that a cell that holds one can be compared, copied and pickled."""
+"""Activation functions by name, so that cells can be compared, copied and pickled."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 def keras2_hard_sigmoid(x: jax.Array) -> jax.Array:
-    """clip(0.2 x + 0.5, 0, 1): the gate activation of Keras before 2.3, when the notebook was written."""
+    """Computes clip(0.2 x + 0.5, 0, 1), the gate activation of Keras before 2.3, which the notebook used."""
     return jnp.clip(0.2 * x + 0.5, 0, 1)
 
 
@@ -23,7 +23,7 @@ def identity(x: jax.Array) -> jax.Array:
 
 
 def positive(x: jax.Array) -> jax.Array:
-    """x + 1/2 from 0 on, sigmoid(x) below: the function g of Feng et al. 2024, whose values are above 0."""
+    """Computes x + 1/2 for x >= 0 and sigmoid(x) below, the positive function g of Feng et al. 2024."""
     return jnp.where(x >= 0, x + 0.5, nn.sigmoid(x))
 
 
@@ -49,9 +49,9 @@ ACTIVATIONS: dict[str, Activation] = RECURRENT_ACTIVATIONS | {
 
 @dataclasses.dataclass(frozen=True)
 class NamedActivation:
-    """A function of `ACTIVATIONS`, called as that function is, and equal to any other of the same name.
+    """A callable function of `ACTIVATIONS` that is equal to every other of the same name.
 
-    A copied or unpickled `jnp.tanh` is another object that equals nothing, and `pickle` refuses it.
+    Functions themselves do not compare equal after a copy, and `pickle` fails for `jnp.tanh`.
     """
 
     name: str
@@ -78,5 +78,5 @@ def named(field: str, value: str | Activation) -> Activation:
         validation.check_choice(field, value, ACTIVATIONS)
         return NamedActivation(value)
     if not callable(value):
-        raise ValueError(f"{field}={value!r} must be a function or the name of one, such as 'tanh'")
+        raise ValueError(f"{field}={value!r} must be a function or the name of an activation, such as 'tanh'")
     return next((NamedActivation(name) for name, function in ACTIVATIONS.items() if value is function), value)

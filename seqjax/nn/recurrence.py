@@ -1,4 +1,4 @@
-"""How a cell is carried over time: step by step, fused, all steps at once, in segments computed again backward."""
+"""Runs of a cell over time: sequential, fused, as a parallel scan, and in rematerialized segments."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,57 +8,59 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from seqjax.nn.cells.cell import OverTime
+from seqjax.nn.cells.cell import RecurrentOutput
 from seqjax.ops import common, masking
 
 Carry = Any  # a tree of arrays [*B, ...]
 
 
 class SequenceInputs(NamedTuple):
-    """What the steps are, time first: each [T, *B, ...], or None for what there is not."""
+    """Inputs and flags of the time steps, time first; flags are None if not used."""
 
     inputs: jax.Array  # [T, *B, F]
-    real: jax.Array | None = None  # [T, *B] bool: which steps are real
-    resets: jax.Array | None = None  # [T, *B] bool: before which steps the carry is made new
-    index: jax.Array | None = None  # [T] the number of the step, for a cell that draws
+    valid: jax.Array | None = None  # [T, *B] bool, True at valid steps
+    resets: jax.Array | None = None  # [T, *B] bool, True at steps before which the carry is reset
+    index: jax.Array | None = None  # [T] index of the step, for cells that draw random numbers
 
 
-class Scan(NamedTuple):
-    """How steps are taken; the arguments of `nn.scan` among it."""
+class ScanOptions(NamedTuple):
+    """Options of a run over time."""
 
     reverse: bool
-    history: bool
-    unroll: int | None  # None for what suits the sizes
-    lift: Mapping[str, Any]  # variable_axes, variable_broadcast, variable_carry, split_rngs
-    fresh: Carry | None  # what a reset begins with
-    noise: Any  # what a cell that drops has drawn for the sequence; None where nothing is dropped
+    history: bool  # True to return the carry after each step
+    unroll: int | None  # time steps per iteration of the compiled loop; None: by size
+    lift: Mapping[str, Any]  # arguments of `nn.scan`: variable_axes, variable_broadcast, variable_carry, split_rngs
+    reset_carry: Carry | None  # the carry after a reset
+    dropout_masks: Any  # masks of a stochastic cell for the sequence; None without dropout
     call: Callable[..., Any]  # (cell, carry, inputs, index) -> (carry, outputs)
     backend: str  # see `seqjax.ops.lstm` and `seqjax.ops.gru`
 
 
-def step_by_step(cell: nn.Module, carry: Carry, steps: SequenceInputs, how: Scan) -> OverTime:
-    """`nn.scan` of the cell: any cell."""
+def sequential_scan(cell: nn.Module, carry: Carry, steps: SequenceInputs, options: ScanOptions) -> RecurrentOutput:
+    """Runs any cell step by step, by `nn.scan`."""
 
     def step(cell, carry, x):
         if x.resets is not None:
-            carry = masking.select(x.resets, how.fresh, carry)
-        new, y = how.call(cell, carry, x.inputs, x.index)
-        new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, carry)  # a loop's carry has one dtype
-        if x.real is not None:
-            new = masking.select(x.real, new, carry)
-        return new, (y, new if how.history else None)
+            carry = masking.select(x.resets, options.reset_carry, carry)
+        new, y = options.call(cell, carry, x.inputs, x.index)
+        new = jax.tree.map(
+            lambda new, old: new.astype(old.dtype), new, carry
+        )  # the carry of a loop has a constant dtype
+        if x.valid is not None:
+            new = masking.select(x.valid, new, carry)
+        return new, (y, new if options.history else None)
 
     count, sizes = steps.inputs.shape[0], [x.size for x in jax.tree.leaves(carry)]
-    unroll = how.unroll if common.known(count) else 1
+    unroll = options.unroll if common.is_static(count) else 1
     if unroll is None:
-        unroll = common.loop(count, max(sizes, default=1)) if common.known(*sizes) else 1
-    scan = nn.scan(step, **how.lift, in_axes=0, out_axes=0, reverse=how.reverse, unroll=unroll)
+        unroll = common.select_unroll(count, max(sizes, default=1)) if common.is_static(*sizes) else 1
+    scan = nn.scan(step, **options.lift, in_axes=0, out_axes=0, reverse=options.reverse, unroll=unroll)
     last, (outputs, carries) = scan(cell, carry, steps)
-    return OverTime(last, outputs, carries)
+    return RecurrentOutput(last, outputs, carries)
 
 
-def fused(cell: Any, carry: Carry, steps: SequenceInputs, how: Scan) -> OverTime:
-    """All steps by an array function, for a cell that has one and says `fused`; any number of batch axes."""
+def fused_scan(cell: Any, carry: Carry, steps: SequenceInputs, options: ScanOptions) -> RecurrentOutput:
+    """Runs a cell whose `fused` is True by its `run_fused`, with any number of batch axes."""
     count, *batch, features = steps.inputs.shape
 
     def rows(x, axes):
@@ -70,69 +72,75 @@ def fused(cell: Any, carry: Carry, steps: SequenceInputs, how: Scan) -> OverTime
     def as_carry(tree, axes):
         return jax.tree.unflatten(jax.tree.structure(carry), [batched(x, axes) for x in jax.tree.leaves(tree)])
 
-    inputs, mask, resets = (rows(x, 1) for x in (steps.inputs, steps.real, steps.resets))
-    fresh = None if how.fresh is None else jax.tree.map(lambda x: rows(x, 0), how.fresh)
-    options = {'reverse': how.reverse, 'history': how.history, 'unroll': how.unroll, 'backend': how.backend}
+    inputs, mask, resets = (rows(x, 1) for x in (steps.inputs, steps.valid, steps.resets))
+    reset_carry = None if options.reset_carry is None else jax.tree.map(lambda x: rows(x, 0), options.reset_carry)
+    arguments = {
+        'reverse': options.reverse,
+        'history': options.history,
+        'unroll': options.unroll,
+        'backend': options.backend,
+    }
     flat = jax.tree.map(lambda x: rows(x, 0), carry)
-    run = cell.over_time(flat, inputs, how.noise, mask=mask, resets=resets, fresh=fresh, **options)
-    carries = as_carry(run.carries, 1) if how.history else None
-    return OverTime(as_carry(run.last, 0), batched(run.outputs, 1), carries)
+    arguments |= {'mask': mask, 'resets': resets, 'reset_carry': reset_carry}
+    result = cell.run_fused(flat, inputs, options.dropout_masks, **arguments)
+    carries = as_carry(result.carries, 1) if options.history else None
+    return RecurrentOutput(as_carry(result.last, 0), batched(result.outputs, 1), carries)
 
 
-def at_once(cell: Any, carry: Carry, steps: SequenceInputs, how: Scan) -> OverTime:
-    """`jax.lax.associative_scan` of h' = a h + b, for a linear cell: a masked step has a = 1 and b = 0."""
+def parallel_scan(cell: Any, carry: Carry, steps: SequenceInputs, options: ScanOptions) -> RecurrentOutput:
+    """Runs a linear cell by `jax.lax.associative_scan` of h' = a h + b; a masked step has a = 1 and b = 0."""
     decay, update, read = cell.affine(steps.inputs)
-    state, fresh = cell.state(carry), None if how.fresh is None else cell.state(how.fresh)
+    state, reset_carry = cell.state(carry), None if options.reset_carry is None else cell.state(options.reset_carry)
     shape = steps.inputs.shape[:1] + state.shape
     decay, update = (jnp.broadcast_to(x, shape).astype(state.dtype) for x in (decay, update))
-    if steps.real is not None:
-        decay = masking.select(steps.real, decay, jnp.ones_like(decay))
-        update = masking.zero(update, steps.real)
-    if steps.resets is not None:  # what was before such a step is not multiplied by 0 but left out
-        update = masking.select(steps.resets, decay * fresh[None] + update, update)
+    if steps.valid is not None:
+        decay = masking.select(steps.valid, decay, jnp.ones_like(decay))
+        update = masking.zero(update, steps.valid)
+    if steps.resets is not None:  # the state before a reset is dropped, not multiplied by 0: it may be infinite
+        update = masking.select(steps.resets, decay * reset_carry[None] + update, update)
         decay = masking.zero(decay, ~steps.resets)
     if shape[0]:
-        first = -1 if how.reverse else 0
+        first = -1 if options.reverse else 0
         update = update.at[first].add(decay[first] * state)
-    _, states = jax.lax.associative_scan(_compose, (decay, update), reverse=how.reverse)
-    last = state if not shape[0] else states[0 if how.reverse else -1]
-    return OverTime(cell.carry(last), read(states), cell.carry(states) if how.history else None)
+    _, states = jax.lax.associative_scan(_compose, (decay, update), reverse=options.reverse)
+    last = state if not shape[0] else states[0 if options.reverse else -1]
+    return RecurrentOutput(cell.carry(last), read(states), cell.carry(states) if options.history else None)
 
 
 def _compose(first: Any, second: Any) -> Any:
-    """(a, b) of the map h -> a h + b that takes one step after another."""
+    """Composes two maps h -> a h + b, each given as (a, b)."""
     return first[0] * second[0], first[1] * second[0] + second[1]
 
 
-def in_segments(
-    run: Callable[..., OverTime],
+def segmented_scan(
+    run: Callable[..., RecurrentOutput],
     cell: nn.Module,
     carry: Carry,
     steps: SequenceInputs,
-    how: Scan,
+    options: ScanOptions,
     count: int,
     batch: tuple[int, ...],
-) -> OverTime:
-    """`run` over `count` segments in turn, each computed again in the backward pass (Chen et al. 2016).
+) -> RecurrentOutput:
+    """Runs `run` on `count` segments in turn, each rematerialized in the backward pass (Chen et al. 2016).
 
-    What is kept in between is a carry for each segment, and the outputs. Where `count` does not divide T, masked steps
-    fill the last segment.
+    Only the carry of each segment and the outputs are saved. If T is not divisible by `count`, the last segment is
+    padded with masked steps.
     """
     total = steps.inputs.shape[0]
     length = max(1, -(-total // count))
     count = -(-total // length)
-    if count * length > total and steps.real is None:
-        steps = steps._replace(real=jnp.ones((total, *batch), bool))
+    if count * length > total and steps.valid is None:
+        steps = steps._replace(valid=jnp.ones((total, *batch), bool))
 
     def split(x):
         x = jnp.pad(x, [(0, count * length - total), *[(0, 0)] * (x.ndim - 1)])
         return x.reshape(count, length, *x.shape[1:])
 
     def segment(cell, carry, steps):
-        last, *rest = run(cell, carry, steps, how)
+        last, *rest = run(cell, carry, steps, options)
         return last, rest
 
     segment = nn.remat(segment, prevent_cse=False)
-    scan = nn.scan(segment, **how.lift, in_axes=0, out_axes=0, reverse=how.reverse)
+    scan = nn.scan(segment, **options.lift, in_axes=0, out_axes=0, reverse=options.reverse)
     last, rest = scan(cell, carry, jax.tree.map(split, steps))
-    return OverTime(last, *jax.tree.map(lambda x: x.reshape(count * length, *x.shape[2:])[:total], rest))
+    return RecurrentOutput(last, *jax.tree.map(lambda x: x.reshape(count * length, *x.shape[2:])[:total], rest))

@@ -1,8 +1,8 @@
-"""Encoder and decoder: a source sequence is read, and a target sequence is written, token by token.
+"""Encoder-decoder models, which map a source sequence to a target sequence of tokens.
 
-Sutskever et al. 2014: the decoder begins with the carry that the encoder ends with. Bahdanau et al. 2015, Luong et al.
-2015: it also looks back at all steps of the source. Axes beyond those in `seqjax`: S steps of the source, U of the
-target. `seqjax.nn.decoding` writes without targets.
+The final carry of the encoder is the initial carry of the decoder (Sutskever et al. 2014), which may also attend to all
+steps of the source (Bahdanau et al. 2015, Luong et al. 2015). Axes beyond those in `seqjax`: S steps of the source, U
+of the target. `seqjax.nn.decoding` generates targets.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,32 +21,32 @@ from seqjax.ops import masking
 from seqjax.options import NamedOptions
 from seqjax.types import Arrays, Sequences
 
-NO_TOKEN = -1  # the decoder reads zeros in its place
+NO_TOKEN = -1  # the decoder reads zeros instead of an embedding
 
 
 class Memory(NamedTuple):
-    """What the decoder knows of a source; all arrays [B, ...]."""
+    """Encoded source; all arrays [B, ...]."""
 
-    carry: tuple[Any, ...]  # of each layer of the decoder, before its first step
-    source: Source | None  # what the attention looks at
+    carry: tuple[Any, ...]  # initial carry of each layer of the decoder
+    source: Source | None  # source of the attention
 
 
-class Draws(NamedTuple):
-    """What a step of the decoder drops in training."""
+class StepDropout(NamedTuple):
+    """Dropout of a training step of the decoder."""
 
-    noise: tuple[Any, ...]  # of each cell, drawn once for a sequence; None where a cell does not drop
-    index: jax.Array  # [] the number of the step
+    dropout_masks: tuple[Any, ...]  # masks of each cell for the sequence; None for a cell without dropout
+    index: jax.Array  # [] index of the time step
 
 
 class Bridge(NamedOptions, nn.Module):
-    """The carries of both directions as one: each part is a dense layer of its two, side by side."""
+    """Merges the carries of both directions: each part is a dense layer of the two concatenated parts."""
 
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, forward: Any, backward: Any) -> Any:
-        """Two carries with parts [B, H] -> one."""
+        """Merges two carries with parts [B, H]."""
 
         def merge(path, forward, backward):
             name = jax.tree_util.keystr(path).strip('.[]') or 'carry'
@@ -57,52 +57,56 @@ class Bridge(NamedOptions, nn.Module):
 
 
 class EncoderDecoder(NamedOptions, nn.Module):
-    """Reads a source and writes a target; called as model((source, targets)).
+    """Encoder-decoder model with teacher forcing; called as model((source, targets)).
 
-    The decoder reads `begin` and then the targets up to the last but one (teacher forcing), so the logits at a step say
-    what the target there is, from those before it. Its carry begins with the encoder's after the last real step, layer
-    by layer; where the encoder reads in both directions, a `Bridge` makes one of two.
+    The decoder reads `start_token` and then the targets but the last (teacher forcing), so the logits at a step predict
+    its target from earlier targets. Its initial carry is the encoder's carry after the last valid step, layer by layer;
+    a `Bridge` merges both directions of a bidirectional encoder.
 
-    Attention without `combine` is that of Bahdanau et al. 2015: the query is the state of the last layer before the
-    step, all its parts side by side; the context goes with the token into the first layer, and with the outputs into
-    the head. With `combine` it is that of Luong et al. 2015, equation 5, without input feeding: the query is what the
-    last layer gave, and the head reads tanh(combine([context, outputs])).
+    Attention without `combine` follows Bahdanau et al. 2015: the query is the carry of the last layer before the step,
+    all its parts concatenated; the context is concatenated to the inputs of the first layer and of the head. With
+    `combine` it follows Luong et al. 2015, equation 5, without input feeding: the query is the output of the last
+    layer, and the head reads tanh(combine([context, outputs])).
 
-    In training, that is where the call has a random stream 'dropout', `dropout` acts between two layers, and with
-    `scheduled_sampling` (Bengio et al. 2015) that share of the tokens, drawn for each row and step, is not the target
-    but the decoder's own last choice, the token of the largest logit. Without the stream it reads the targets alone.
+    In training, that is with a random stream 'dropout', `dropout` acts between two layers, and `scheduled_sampling`
+    (Bengio et al. 2015) replaces this fraction of the target tokens, drawn for each row and step, by the decoder's own
+    prediction, the token with the largest logit.
     """
 
     encoder: nn.Module  # [B, S, F] -> [B, S, H]: an RNN, a Bidirectional, or a Stack of either
-    cells: Sequence[nn.RNNCellBase]  # of the decoder, a layer each: their carries are those of the encoder's layers
+    cells: Sequence[nn.RNNCellBase]  # cells of the decoder's layers, with the same carries as the encoder's layers
     head: nn.Module  # [B, H] -> [B, V]
-    embed: nn.Embed  # of target tokens; of source tokens too, where they have none of their own
+    embed: nn.Embed  # embedding of target tokens, and of source tokens without `source_embed`
     source_embed: nn.Embed | None = None
     attention: Attention | None = None
     combine: nn.Module | None = None  # [B, K + H] -> [B, H]
-    bridges: Sequence[Bridge] = ()  # one a layer, where the encoder reads in both directions
-    begin: int | None = None  # the token that the decoder reads first; None for zeros
+    bridges: Sequence[Bridge] = ()  # one for each layer of a bidirectional encoder
+    start_token: int | None = None  # start token of the decoder; None for zeros
     dropout: float = 0.0
     scheduled_sampling: float = 0.0
 
     def __post_init__(self) -> None:
         count = self.embed.num_embeddings
-        if self.begin is not None and self.begin not in range(count):
-            raise ValueError(f'begin={self.begin} must be a token from 0 to {count - 1}, or None for zeros')
+        if self.start_token is not None and self.start_token not in range(count):
+            raise ValueError(f'start_token={self.start_token} must be a token from 0 to {count - 1}, or None for zeros')
         if not 0 <= self.scheduled_sampling <= 1:
-            share = 'the share of tokens that the decoder reads of its own'
-            raise ValueError(f'scheduled_sampling={self.scheduled_sampling} must be from 0 to 1: {share}')
+            meaning = "the fraction of target tokens replaced by the decoder's own predictions"
+            raise ValueError(f'scheduled_sampling={self.scheduled_sampling} must be from 0 to 1: {meaning}')
         if not 0 <= self.dropout < 1:
-            raise ValueError(f'dropout={self.dropout} must be from 0 to below 1: the share of values that is dropped')
+            raise ValueError(
+                f'dropout={self.dropout} must be from 0 to below 1: the fraction of values that is dropped'
+            )
         for i, cell in enumerate(self.cells):
             if not isinstance(cell, nn.RNNCellBase):
-                raise ValueError(f'cells[{i}] is a {type(cell).__name__} and must be a cell: the decoder goes by steps')
+                raise ValueError(
+                    f'cells[{i}] is a {type(cell).__name__} and must be a cell: the decoder runs step by step'
+                )
         if self.bridges and len(self.bridges) != len(self.cells):
             raise ValueError(
                 f'bridges has {len(self.bridges)} parts and must have {len(self.cells)}, one for each cell'
             )
         if self.combine is not None and self.attention is None:
-            raise ValueError('combine does nothing without attention: it reads the context')
+            raise ValueError('combine needs attention, whose context it reads')
         for name in ('cells', 'bridges'):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # a list could not be hashed
         super().__post_init__()
@@ -111,58 +115,61 @@ class EncoderDecoder(NamedOptions, nn.Module):
         self.drop = nn.Dropout(self.dropout)
 
     @property
-    def first(self) -> int:
-        """What the decoder reads first."""
-        return NO_TOKEN if self.begin is None else self.begin
+    def first_token(self) -> int:
+        """The token that the decoder reads first: `start_token`, or NO_TOKEN."""
+        return NO_TOKEN if self.start_token is None else self.start_token
 
     def __call__(self, inputs: Arrays) -> jax.Array:
-        """What the targets are, from the source and the targets before.
+        """Predicts each target token from the source and the targets before it.
 
         Args:
           inputs: (source, targets). The source is [B, S, F] or tokens [B, S]; alone or in `Sequences`, or in a tuple
-            (values, lengths). Targets are tokens [B, U] with padding on the right, which may hold anything.
+            (values, lengths). Targets are tokens [B, U] with padding on the right, of any integers.
 
         Returns:
-          logits [B, U, V]; those at the padding mean nothing, and a loss masks them.
+          logits [B, U, V]; a loss should mask those at the padding.
+
+        Raises:
+          ValueError: an argument does not fit the others; the message names it.
         """
         if not isinstance(inputs, tuple | list) or isinstance(inputs, Sequences) or len(inputs) != 2:
-            raise ValueError('inputs must be a pair (source, targets); a source with lengths is a pair within it')
+            raise ValueError('inputs must be (source, targets), or ((values, lengths), targets) with lengths')
         source, targets = inputs[0], jnp.asarray(inputs[1])
         if targets.ndim != 2 or not jnp.issubdtype(targets.dtype, jnp.integer):
             raise ValueError(f'targets {targets.shape} of {targets.dtype} must be integers [B, U]')
         memory = self.encode(source)
         batch, steps = targets.shape
         rows = jax.tree.leaves(memory.carry)[0].shape[0]
-        validation.check_shape('targets', targets.shape, (rows, steps), 'with the rows of the source')
-        first = jnp.full((batch, 1), self.first, jnp.int32)
+        validation.check_shape('targets', targets.shape, (rows, steps), 'the batch size of the source')
+        first = jnp.full((batch, 1), self.first_token, jnp.int32)
         tokens = jnp.concatenate([first, targets.astype(jnp.int32)], axis=1)[:, :steps]
-        return self._write(memory, tokens)
+        return self._decode(memory, tokens)
 
     def encode(self, source: Arrays) -> Memory:
-        """Reads a source, which is as in a call."""
+        """Encodes a source, given as in a call."""
         embed = self.source_embed
         if embed is None and jnp.ndim(source[0] if isinstance(source, tuple) else source) == 2:
             embed = self.embed
-        values, real, resets = models.as_steps(source, embed)
+        values, valid, resets = models.embed_inputs(source, embed)
         if resets is not None:
-            raise ValueError('resets: the source of an encoder is one sequence a row; give each a row of its own')
-        carry, outputs = self.encoder(values, mask=real, return_carry=True)
+            raise ValueError('resets are not supported by an encoder; use one row for each source sequence')
+        carry, outputs = self.encoder(values, mask=valid, return_carry=True)
         parts = carry if isinstance(self.encoder, Stack) else (carry,)
         if self.bridges:
             parts = tuple(bridge(*part) for bridge, part in zip(self.bridges, parts, strict=True))
         self._check_carry(parts, values)
-        return Memory(parts, None if self.attention is None else self.attention.prepare(outputs, real))
+        return Memory(parts, None if self.attention is None else self.attention.prepare(outputs, valid))
 
     def step(self, memory: Memory, carry: tuple[Any, ...], token: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
-        """One step of the decoder, in which nothing is dropped.
+        """Runs one step of the decoder, without dropout.
 
         Args:
-          memory: what `encode` gave.
-          carry: `memory.carry` at the first step, then what the step before gave.
-          token: integers [B]; `first` at the first step, then what was written. One that is none, as -1, is read as 0s.
+          memory: result of `encode`.
+          carry: `memory.carry` at the first step, then the carry of the step before.
+          token: integers [B]; `first_token` at the first step, then the last token. An invalid one is read as zeros.
 
         Returns:
-          The carry after it, and the logits [B, V] of what comes next.
+          The carry after the step, and the logits [B, V] of the next token.
         """
         token = jnp.asarray(token)
         if token.ndim != 1 or not jnp.issubdtype(token.dtype, jnp.integer):
@@ -170,30 +177,34 @@ class EncoderDecoder(NamedOptions, nn.Module):
         return self._advance(memory, carry, token.astype(jnp.int32), None)
 
     def _check_carry(self, parts: tuple[Any, ...], values: jax.Array) -> None:
-        """Raises ValueError where the carry of the encoder is none of the decoder."""
+        """Raises ValueError if the carry of the encoder does not fit the cells of the decoder."""
         key, shape = jax.random.key(0), (values.shape[0], values.shape[-1])
         got = jax.eval_shape(lambda: parts)
         want = jax.eval_shape(lambda: tuple(cell.initialize_carry(key, shape) for cell in self.cells))
         if jax.tree.structure(got) != jax.tree.structure(want) or jax.tree.leaves(got) != jax.tree.leaves(want):
             shapes = [jax.tree.map(lambda x: f'{x.dtype}{list(x.shape)}', carry) for carry in (got, want)]
             raise ValueError(
-                f'the carry of the encoder {shapes[0]} must be that of cells, {shapes[1]}: as many layers of the same '
-                'kind and size, and for a Bidirectional encoder bridges'
+                f'the carry of the encoder {shapes[0]} must equal that of the cells {shapes[1]}; use as many layers '
+                'of the same kind and size, and bridges for a Bidirectional encoder'
             )
 
-    def _write(self, memory: Memory, tokens: jax.Array) -> jax.Array:
-        """Logits [B, U, V] from the tokens that the decoder reads [B, U]."""
+    def _decode(self, memory: Memory, tokens: jax.Array) -> jax.Array:
+        """Returns logits [B, U, V] from the tokens that the decoder reads [B, U]."""
         batch, steps = tokens.shape
         training = self.has_rng('dropout')
         guesses = training and self.scheduled_sampling > 0
-        noise = tuple(cell.noise((batch,)) if training and _drops(cell) else None for cell in self.cells)
+        dropout_masks = tuple(
+            cell.draw_dropout_masks((batch,)) if training and _is_stochastic(cell) else None for cell in self.cells
+        )
 
         def step(model, state, x):
             (carry, guess), (token, index) = state, x
             if guesses:
                 own = jax.random.bernoulli(model.make_rng('dropout'), float(model.scheduled_sampling), token.shape)
                 token = jnp.where(own & (index > 0), guess, token)
-            carry, logits = model._advance(memory, carry, token, Draws(noise, index) if training else None)
+            carry, logits = model._advance(
+                memory, carry, token, StepDropout(dropout_masks, index) if training else None
+            )
             return (carry, jnp.argmax(logits, axis=-1).astype(jnp.int32) if guesses else None), logits
 
         scan = nn.scan(
@@ -208,48 +219,52 @@ class EncoderDecoder(NamedOptions, nn.Module):
         return scan(self, (memory.carry, guess), (tokens.T, jnp.arange(steps)))[1]
 
     def _advance(
-        self, memory: Memory, carry: tuple[Any, ...], token: jax.Array, draws: Draws | None
+        self, memory: Memory, carry: tuple[Any, ...], token: jax.Array, step_dropout: StepDropout | None
     ) -> tuple[tuple[Any, ...], jax.Array]:
-        """As `step`, with what is dropped."""
+        """Runs one step of the decoder, with dropout unless `step_dropout` is None."""
         x, context = self._read(token), None
         if self.attention is not None and self.combine is None:
-            context = self._look(jnp.concatenate(jax.tree.leaves(carry[-1]), axis=-1), memory)
+            context = self._attend(jnp.concatenate(jax.tree.leaves(carry[-1]), axis=-1), memory)
             x = jnp.concatenate([x, context.astype(x.dtype)], axis=-1)
         after = []
         for i, (cell, part) in enumerate(zip(self.cells, carry, strict=True)):
             if i:
-                x = self.drop(x, deterministic=draws is None)
-            new, x = _call(cell, part, x, draws and draws.noise[i], draws and draws.index)
-            after.append(jax.tree.map(lambda new, old: new.astype(old.dtype), new, part))  # one dtype in a loop
+                x = self.drop(x, deterministic=step_dropout is None)
+            new, x = _call(
+                cell, part, x, step_dropout and step_dropout.dropout_masks[i], step_dropout and step_dropout.index
+            )
+            after.append(
+                jax.tree.map(lambda new, old: new.astype(old.dtype), new, part)
+            )  # the carry of a loop has a constant dtype
         if self.combine is not None:
-            x = jnp.tanh(self.combine(jnp.concatenate([self._look(x, memory), x], axis=-1)))
+            x = jnp.tanh(self.combine(jnp.concatenate([self._attend(x, memory), x], axis=-1)))
         elif context is not None:
             x = jnp.concatenate([x, context.astype(x.dtype)], axis=-1)
         return tuple(after), self.head(x)
 
     def _read(self, token: jax.Array) -> jax.Array:
-        """Tokens [B] -> [B, F], 0 for what is no token: padding, which may hold anything, never makes a NaN."""
-        known = (token >= 0) & (token < self.embed.num_embeddings)
-        return masking.zero(self.embed(jnp.where(known, token, 0)), known)
+        """Embeds tokens [B] as [B, F]; invalid tokens, such as padding, become 0."""
+        valid = (token >= 0) & (token < self.embed.num_embeddings)
+        return masking.zero(self.embed(jnp.where(valid, token, 0)), valid)
 
-    def _look(self, query: jax.Array, memory: Memory) -> jax.Array:
-        """The context; its weights [B, S] are sown as 'attention_weights' in 'intermediates', [B, U, S] by a call."""
+    def _attend(self, query: jax.Array, memory: Memory) -> jax.Array:
+        """Returns the context; sows weights [B, S] as 'attention_weights' in 'intermediates', [B, U, S] in a call."""
         context, weights = self.attention.attend(query, memory.source)
         self.sow('intermediates', 'attention_weights', weights)
         return context
 
 
-def _drops(cell: nn.RNNCellBase) -> bool:
-    return getattr(cell, 'drops', False)
+def _is_stochastic(cell: nn.RNNCellBase) -> bool:
+    return getattr(cell, 'is_stochastic', False)
 
 
-def _call(cell: nn.RNNCellBase, carry: Any, x: jax.Array, noise: Any, index: Any) -> tuple[Any, jax.Array]:
-    """One step of a cell, of Flax's protocol or one that drops."""
-    if not _drops(cell):
+def _call(cell: nn.RNNCellBase, carry: Any, x: jax.Array, dropout_masks: Any, index: Any) -> tuple[Any, jax.Array]:
+    """Calls a cell for one step, with dropout masks if it is stochastic."""
+    if not _is_stochastic(cell):
         return cell(carry, x)
-    if noise is None:
+    if dropout_masks is None:
         return cell(carry, x, deterministic=True)
-    return cell(carry, x, noise=noise.at(index), deterministic=False)
+    return cell(carry, x, dropout_masks=dropout_masks.at(index), deterministic=False)
 
 
 def encoder_decoder(
@@ -264,27 +279,30 @@ def encoder_decoder(
     dropout: float = 0.0,
     source_vocabulary: int | None = None,
     embedding: int | None = None,
-    begin: int | None = None,
+    start_token: int | None = None,
     scheduled_sampling: float = 0.0,
     dtype: Any = None,
     param_dtype: Any = None,
     **cell_options: Any,
 ) -> EncoderDecoder:
-    """The usual encoder and decoder, of the same cells.
+    """Builds an encoder-decoder model with the same kind of cell in encoder and decoder.
 
     Args:
-      vocabulary: V, how many tokens the targets are of.
-      cell, layers, bidirectional, dropout: as in `models.recurrent`; the encoder alone reads in both directions.
-      features: H, of encoder and decoder; also the A of an additive attention.
-      merge_mode: how its directions are merged, a key of `seqjax.nn.wrappers.MERGES` but 'none'.
+      vocabulary: V, number of target tokens.
+      cell, layers, bidirectional, dropout: as in `models.recurrent`; only the encoder is bidirectional.
+      features: H of encoder and decoder, and A of an additive attention.
+      merge_mode: merge of the encoder's directions, a key of `seqjax.nn.wrappers.MERGES` but 'none'.
       attention: 'none'; 'additive', into the decoder's input (Bahdanau et al. 2015); 'dot' or 'general', before the
         head (Luong et al. 2015). See `EncoderDecoder`.
-      source_vocabulary: how many tokens the source is of; None where they are those of the targets, with the same
-        embedding, or where the source is [B, S, F].
+      source_vocabulary: number of source tokens; None if source and target share tokens and their embedding, or if the
+        source is [B, S, F].
       embedding, dtype, param_dtype: as in `models.sequence_model`.
-      begin: the token that the decoder reads first; None for zeros.
-      scheduled_sampling: the share of tokens that the decoder reads of its own in training.
+      start_token: start token of the decoder; None for zeros.
+      scheduled_sampling: fraction of target tokens replaced by the decoder's own predictions in training.
       cell_options: further arguments of all cells.
+
+    Raises:
+      ValueError: an argument is invalid, or incompatible with another.
 
     >>> model = encoder_decoder(10, features=16, attention='additive', bidirectional=True)
     >>> source, targets = jnp.zeros((2, 7), int), jnp.zeros((2, 5), int)
@@ -293,22 +311,22 @@ def encoder_decoder(
     """
     models.check_cell_options('encoder_decoder', cell, cell_options, encoder_decoder)
     validation.check_choice('attention', attention, config.ATTENTIONS)
-    cells_cell.check_count('vocabulary', vocabulary, 'how many tokens there are')
+    cells_cell.check_count('vocabulary', vocabulary, 'the number of target tokens')
     if source_vocabulary is not None:
-        cells_cell.check_count('source_vocabulary', source_vocabulary, 'how many tokens the source is of')
+        cells_cell.check_count('source_vocabulary', source_vocabulary, 'the number of source tokens')
     if embedding is not None:
-        cells_cell.check_count('embedding', embedding, 'how many numbers a token becomes')
+        cells_cell.check_count('embedding', embedding, 'the size of the embedding of a token')
     if bidirectional and merge_mode == 'none':
-        raise ValueError("merge_mode='none' gives a pair of outputs, and the attention looks at one array")
+        raise ValueError("merge_mode='none' returns a pair of outputs, and the attention needs one array")
     if attention == 'dot' and bidirectional and merge_mode == 'concat':
         raise ValueError(
-            "attention='dot' needs keys as wide as the decoder, and those of both directions are twice that; "
-            "take attention='general' or merge_mode='sum'"
+            "attention='dot' needs keys as wide as the decoder, and merge_mode='concat' makes them twice as wide; "
+            "use attention='general' or merge_mode='sum'"
         )
-    given = {'dtype': dtype, 'param_dtype': param_dtype}
-    types = {name: value for name, value in given.items() if value is not None}
-    how = {'layers': layers, 'bidirectional': bidirectional, 'merge_mode': merge_mode, 'dropout': dropout}
-    encoder = models.recurrent(cell, features, **how, **types, **cell_options)
+    dtype_options = {'dtype': dtype, 'param_dtype': param_dtype}
+    types = {name: value for name, value in dtype_options.items() if value is not None}
+    rnn_options = {'layers': layers, 'bidirectional': bidirectional, 'merge_mode': merge_mode, 'dropout': dropout}
+    encoder = models.recurrent(cell, features, **rnn_options, **types, **cell_options)
     make = models.CELLS[cell] if isinstance(cell, str) else cell
     kinds = {
         'none': lambda: None,
@@ -325,7 +343,7 @@ def encoder_decoder(
         kinds[attention](),
         nn.Dense(features, **types) if attention in ('dot', 'general') else None,
         [Bridge(**types) for _ in range(layers)] if bidirectional else (),
-        begin,
+        start_token,
         dropout,
         scheduled_sampling,
     )

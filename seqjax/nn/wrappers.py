@@ -1,4 +1,4 @@
-"""Layers around recurrent layers: both directions, stacks, streams, time-distributed layers."""
+"""Wrappers of recurrent layers: bidirectional, stacked, stateful; and time-distributed modules."""
 
 import inspect
 import warnings
@@ -26,14 +26,14 @@ MERGES: dict[str, Callable[[jax.Array, jax.Array], Any]] = {
 
 
 class Bidirectional(NamedOptions, nn.Module):
-    """Reads the sequence in both directions and merges the outputs step by step, as `flax.linen.Bidirectional` does.
+    """Runs two layers in opposite directions and merges their outputs step by step, like `flax.linen.Bidirectional`.
 
-    With `return_sequences=False` the summary is merged from what each direction has at its own end: forward at the last
-    real step, backward at the first. (The last step of the sequence of outputs has read one step backward.)
+    With `return_sequences=False` the last outputs of both directions are merged: forward at the last valid step,
+    backward at the first. (At the last step of the output sequence, the backward layer has read only one step.)
     """
 
     forward_rnn: nn.Module
-    backward_rnn: nn.Module  # told to go backward and to keep the order of its inputs
+    backward_rnn: nn.Module  # called with reverse=True and keep_order=True
     merge_mode: str | Callable[[jax.Array, jax.Array], Any] | None = 'concat'  # a key of MERGES, or a function
     time_major: bool = False
     return_carry: bool = False
@@ -48,31 +48,32 @@ class Bidirectional(NamedOptions, nn.Module):
         time_major: bool | None = None,
         **options: Any,
     ) -> Any:
-        """See `RNN`; the carry is (forward, backward). With merge_mode 'none' the outputs are a pair as well.
+        """Runs both layers, see `RNN`; the carry is a pair, and with merge_mode 'none' the outputs are one, too.
 
-        Raises ValueError where an argument does not fit; or the forward layer goes backward itself.
+        Raises:
+          ValueError: an argument does not fit, or the forward layer is not causal.
         """
         merge = self._merge()
         if self.forward_rnn is self.backward_rnn:
             raise ValueError(
-                'forward_rnn and backward_rnn are one object; give two, for the directions have their own weights'
+                'forward_rnn and backward_rnn are the same object; pass two, as each direction has its own weights'
             )
         if getattr(self.forward_rnn, 'cell', None) is getattr(self.backward_rnn, 'cell', self):
             raise ValueError(
-                'forward_rnn and backward_rnn have one cell; give two, or clone it: each has its own weights'
+                'forward_rnn and backward_rnn share a cell; pass two cells, as each direction has its own weights'
             )
-        options.pop('keep_order', None)  # its outputs are always in the order of the inputs
+        options.pop('keep_order', None)  # outputs are always in the order of the inputs
         if options.pop('reverse', None):
-            raise ValueError('reverse: a Bidirectional layer reads both ways already')
+            raise ValueError('reverse=True is not supported by a Bidirectional layer, which runs in both directions')
         if not getattr(self.forward_rnn, 'causal', True):
-            raise ValueError('forward_rnn goes backward itself; give it reverse=False')
-        carries, keys = _pair('initial_carry', initial_carry), _split(init_key, 2)
-        options = {**options, 'time_major': nn_rnn.either(time_major, self.time_major), 'return_carry': True}
+            raise ValueError('forward_rnn must run forward; use reverse=False')
+        carries, keys = _parts('initial_carry', initial_carry), _split(init_key, 2)
+        options = {**options, 'time_major': nn_rnn.override(time_major, self.time_major), 'return_carry': True}
         forward = self.forward_rnn(inputs, initial_carry=carries[0], init_key=keys[0], **options)
         options |= {'reverse': True, 'keep_order': True}
         backward = self.backward_rnn(inputs, initial_carry=carries[1], init_key=keys[1], **options)
         outputs = merge(forward[1], backward[1])
-        return ((forward[0], backward[0]), outputs) if nn_rnn.either(return_carry, self.return_carry) else outputs
+        return ((forward[0], backward[0]), outputs) if nn_rnn.override(return_carry, self.return_carry) else outputs
 
     @property
     def causal(self) -> bool:
@@ -86,13 +87,14 @@ class Bidirectional(NamedOptions, nn.Module):
         return MERGES[mode]
 
 
-def _pair(name: str, given: Any, count: int = 2) -> Sequence[Any]:
-    if given is None:
+def _parts(name: str, value: Any, count: int = 2) -> Sequence[Any]:
+    """Returns the parts of a carry; raises ValueError if it has another number of parts."""
+    if value is None:
         return (None,) * count
-    if not isinstance(given, tuple | list) or len(given) != count:
-        kind = f'{len(given)} parts' if isinstance(given, tuple | list) else type(given).__name__
+    if not isinstance(value, tuple | list) or len(value) != count:
+        kind = f'{len(value)} parts' if isinstance(value, tuple | list) else type(value).__name__
         raise ValueError(f'{name} must have {count} parts, one for each layer or direction, and is {kind}')
-    return given
+    return value
 
 
 def _split(key: jax.Array | None, count: int) -> Sequence[Any]:
@@ -100,10 +102,10 @@ def _split(key: jax.Array | None, count: int) -> Sequence[Any]:
 
 
 class Stack(NamedOptions, nn.Module):
-    """Layers in turn, each reading the outputs of the one before; the carry is a tuple with a part for each.
+    """Stacked layers, each reading the outputs of the layer before; the carry is a tuple with a part for each layer.
 
-    Dropout stands between two layers, so one layer has none. It acts where the call has a random stream 'dropout', as
-    in training, or where `deterministic` is False; without a stream nothing is dropped.
+    Dropout acts between two layers, so a single layer has none. It is active if the call has a random stream 'dropout',
+    as in training, or if `deterministic` is False.
     """
 
     layers: Sequence[nn.Module]
@@ -114,11 +116,11 @@ class Stack(NamedOptions, nn.Module):
 
     def __post_init__(self) -> None:
         if not self.layers:
-            raise ValueError('layers is empty; a stack has at least one')
+            raise ValueError('layers is empty; pass at least one layer')
         for i, layer in enumerate(self.layers):
             if isinstance(layer, nn.RNNCellBase):
                 kind = type(layer).__name__
-                raise ValueError(f'layers[{i}] is a cell, {kind}: write RNN({kind}(...)), which carries it over time')
+                raise ValueError(f'layers[{i}] is a cell, {kind}; use RNN({kind}(...)), which runs it over time')
         check_dropout(self.dropout, len(self.layers))
         object.__setattr__(self, 'layers', tuple(self.layers))  # a list could not be hashed
         super().__post_init__()
@@ -136,35 +138,38 @@ class Stack(NamedOptions, nn.Module):
         deterministic: bool | None = None,
         **options: Any,
     ) -> Any:
-        """See `RNN`.
+        """Runs the layers, see `RNN`.
 
-        Raises ValueError where an argument does not fit; or with `residual` a layer is not as wide as its inputs.
+        Raises:
+          ValueError: an argument does not fit, or with `residual` a layer has another width than its inputs.
         """
         count = len(self.layers)
-        carries, keys = _pair('initial_carry', initial_carry, count), _split(init_key, count)
-        options = {**options, 'time_major': nn_rnn.either(time_major, self.time_major), 'return_carry': True}
+        carries, keys = _parts('initial_carry', initial_carry, count), _split(init_key, count)
+        options = {**options, 'time_major': nn_rnn.override(time_major, self.time_major), 'return_carry': True}
         if deterministic is None:
             deterministic = not self.has_rng('dropout')
         else:
             options['deterministic'] = deterministic
-        backward, kept = (
-            nn_rnn.either(options.get(name), getattr(self.layers[-1], name, False))
+        backward, keep_order = (
+            nn_rnn.override(options.get(name), getattr(self.layers[-1], name, False))
             for name in ('reverse', 'keep_order')
         )
-        if self.residual and count > 1 and return_sequences and backward and not kept:
+        if self.residual and count > 1 and return_sequences and backward and not keep_order:
             raise ValueError('residual with reverse=True needs keep_order=True, so that inputs and outputs line up')
         outputs, last_carries = inputs, []
         for i, (layer, carry, key) in enumerate(zip(self.layers, carries, keys, strict=True)):
             if i:
                 outputs = nn.Dropout(self.dropout)(outputs, deterministic=deterministic)
-            whole = return_sequences or i < count - 1
-            # All layers but the last hand on what they made in the order of their inputs: that of mask and resets.
+            all_steps = return_sequences or i < count - 1
+            # Between layers, outputs keep the order of the inputs, which is also the order of mask and resets.
             order = {'keep_order': True} if i < count - 1 else {}
-            carry, new = layer(outputs, initial_carry=carry, init_key=key, return_sequences=whole, **(options | order))
-            outputs = _add(i, new, outputs, layer, whole, options) if self.residual and i else new
+            carry, new = layer(
+                outputs, initial_carry=carry, init_key=key, return_sequences=all_steps, **(options | order)
+            )
+            outputs = _add(i, new, outputs, layer, all_steps, options) if self.residual and i else new
             last_carries.append(carry)
         carry = tuple(last_carries)
-        return (carry, outputs) if nn_rnn.either(return_carry, self.return_carry) else outputs
+        return (carry, outputs) if nn_rnn.override(return_carry, self.return_carry) else outputs
 
     @property
     def causal(self) -> bool:
@@ -172,49 +177,51 @@ class Stack(NamedOptions, nn.Module):
 
 
 def check_dropout(rate: float, layers: int) -> None:
-    """Raises ValueError where the rate is none; warns where there are no two layers for it to stand between."""
+    """Raises ValueError if the rate is out of range; warns if a single layer makes it ineffective."""
     if not 0 <= rate < 1:
-        raise ValueError(f'dropout={rate} must be from 0 to below 1: the share of values that is dropped')
+        raise ValueError(f'dropout={rate} must be from 0 to below 1: the fraction of values that is dropped')
     if rate and layers == 1:
-        warnings.warn(f'dropout={rate} does nothing with one layer: it stands between two', UserWarning, stacklevel=3)
+        warnings.warn(f'dropout={rate} does nothing with one layer: it acts between two', UserWarning, stacklevel=3)
 
 
-def _add(i: int, new: Any, inputs: jax.Array, layer: nn.Module, whole: bool, options: Mapping[str, Any]) -> jax.Array:
-    """The residual connection of layer i."""
-    if not whole:
+def _add(
+    i: int, new: Any, inputs: jax.Array, layer: nn.Module, all_steps: bool, options: Mapping[str, Any]
+) -> jax.Array:
+    """Adds the residual connection of layer i."""
+    if not all_steps:
         if not isinstance(layer, nn_rnn.RNN):
             raise ValueError(
-                f'residual with return_sequences=False needs an RNN as the last layer, not a {type(layer).__name__}: '
-                'its summary is of two steps, and its inputs are of one'
+                f'residual with return_sequences=False needs an RNN as the last layer, not a {type(layer).__name__}, '
+                'whose outputs come from two time steps'
             )
-        inputs = _summary(inputs, layer, options)
+        inputs = _last_inputs(inputs, layer, options)
     if isinstance(new, tuple) or new.shape != inputs.shape:
         got = [y.shape for y in new] if isinstance(new, tuple) else new.shape
         raise ValueError(f'residual: the outputs of layers[{i}] {got} must have the shape of its inputs {inputs.shape}')
     return inputs + new
 
 
-def _summary(inputs: jax.Array, layer: nn_rnn.RNN, options: Mapping[str, Any]) -> jax.Array:
-    """The inputs of the step whose output is the summary of `layer`."""
+def _last_inputs(inputs: jax.Array, layer: nn_rnn.RNN, options: Mapping[str, Any]) -> jax.Array:
+    """Returns the inputs of the step whose output `layer` returns with `return_sequences=False`."""
     axes = Axes.of(inputs, layer.cell.num_feature_axes, options['time_major'])
-    real, _ = nn_rnn.call_flags(axes, options.get('seq_lengths'), options.get('mask'), None, f'inputs {inputs.shape}')
+    valid, _ = nn_rnn.call_flags(axes, options.get('seq_lengths'), options.get('mask'), None, f'inputs {inputs.shape}')
     steps = jnp.moveaxis(inputs, axes.time, 0)
-    return nn_rnn.last_outputs(steps, real, nn_rnn.either(options.get('reverse'), layer.reverse))
+    return nn_rnn.last_outputs(steps, valid, nn_rnn.override(options.get('reverse'), layer.reverse))
 
 
 class StreamState(NamedTuple):
-    """What the collection 'carry' keeps of a `Stateful` layer between two windows; all zeros before the first."""
+    """State of a `Stateful` layer between two windows, in the collection 'carry'; all zeros before the first."""
 
-    started: jax.Array  # [B] bool
-    carry: Carry  # of the layer, after the window before
+    started: jax.Array  # [B] bool, True after the first valid step of a row
+    carry: Carry  # carry of the layer after the previous window
 
 
 class Stateful(NamedOptions, nn.Module):
-    """Goes on where the call before it ended: windows of a long stream, row by row (truncated backpropagation).
+    """Keeps the carry between calls, for windows of a long stream (truncated backpropagation through time).
 
-    The carry lives in the mutable collection 'carry': values go on, gradients stop at the window's edge (Williams and
-    Peng 1990). Where that collection is not mutable, it is read and not written; where it is absent, rows start anew.
-    `resets` start a row anew, as in `RNN`; `initial_carry` replaces what is kept.
+    The carry is stored in the mutable collection 'carry'; gradients stop at the edge of a window (Williams and Peng
+    1990). If that collection is immutable, it is read but not written; if it is absent, rows start from the initial
+    carry. `resets` act as in `RNN`; `initial_carry` replaces the stored carry.
     """
 
     rnn: nn.Module
@@ -229,43 +236,44 @@ class Stateful(NamedOptions, nn.Module):
         return_carry: bool | None = None,
         **options: Any,
     ) -> Any:
-        """See `RNN`.
+        """Runs the layer, see `RNN`.
 
         Raises:
-          ValueError: an argument does not fit; the layer reads backward, which a stream cannot; or the batch is not the
-            one whose carry is kept.
+          ValueError: an argument does not fit, the layer is not causal, or the stored carry has another batch size.
         """
         if not getattr(self.rnn, 'causal', True) or options.get('reverse'):
-            raise ValueError(f'a stream has no end to begin at: {type(self.rnn).__name__} must read forward alone')
+            raise ValueError(
+                f'Stateful needs a causal layer, and {type(self.rnn).__name__} runs backward; use reverse=False'
+            )
         inputs = jnp.asarray(inputs)
         if inputs.ndim < 3:
-            raise ValueError(f'inputs {inputs.shape} must be [B, T, F]: a stream has rows')
+            raise ValueError(f'inputs {inputs.shape} must be [B, T, F]')
         if options.get('carry_history'):
-            raise ValueError('carry_history: a Stateful layer keeps one carry, the last; ask the layer within')
-        time_major = nn_rnn.either(options.get('time_major'), getattr(self.rnn, 'time_major', False))
+            raise ValueError('carry_history=True is not supported by a Stateful layer; call the inner layer with it')
+        time_major = nn_rnn.override(options.get('time_major'), getattr(self.rnn, 'time_major', False))
         shape = inputs.shape[:2][::-1] if time_major else inputs.shape[:2]  # [B, T]
-        begun = jnp.full(shape[:1], initial_carry is not None)
+        started = jnp.full(shape[:1], initial_carry is not None)
         if initial_carry is None and self.has_variable('carry', 'stream'):
             stream = self.get_variable('carry', 'stream')
-            validation.check_shape(
-                'inputs', shape[:1], stream.started.shape, 'the rows of the stream whose carry is kept'
-            )
+            validation.check_shape('inputs', shape[:1], stream.started.shape, 'the batch size of the stored carry')
             resets = (
                 jnp.zeros(shape, bool)
                 if resets is None
                 else masking.as_flags(resets, shape, of=f'inputs {inputs.shape}', name='resets')
             )
             resets = resets.at[:, :1].set(resets[:, :1] | ~stream.started[:, None])
-            initial_carry, begun = stream.carry, stream.started
+            initial_carry, started = stream.carry, stream.started
         carry, outputs = self.rnn(inputs, initial_carry=initial_carry, resets=resets, return_carry=True, **options)
         if self.is_mutable_collection('carry'):
-            real = masking.real_steps(options.get('seq_lengths'), options.get('mask'), shape[:1], shape[1], of='inputs')
-            begun |= shape[1] > 0 if real is None else real.any(axis=1)  # not by steps that are none
-            stream = StreamState(begun, jax.lax.stop_gradient(carry))
+            valid = masking.valid_steps(
+                options.get('seq_lengths'), options.get('mask'), shape[:1], shape[1], of='inputs'
+            )
+            started |= shape[1] > 0 if valid is None else valid.any(axis=1)  # masked steps do not start a row
+            stream = StreamState(started, jax.lax.stop_gradient(carry))
             if self.is_initializing():
                 stream = jax.tree.map(jnp.zeros_like, stream)
             self.put_variable('carry', 'stream', stream)
-        return (carry, outputs) if nn_rnn.either(return_carry, getattr(self.rnn, 'return_carry', False)) else outputs
+        return (carry, outputs) if nn_rnn.override(return_carry, getattr(self.rnn, 'return_carry', False)) else outputs
 
     @property
     def causal(self) -> bool:
@@ -273,9 +281,9 @@ class Stateful(NamedOptions, nn.Module):
 
 
 class TimeDistributed(NamedOptions, nn.Module):
-    """Applies one module to every time step: [B, T, ...] -> [B, T, ...], one set of parameters for all steps.
+    """Applies a module to every time step with shared parameters: [B, T, ...] -> [B, T, ...].
 
-    Random streams (dropout) are drawn anew at every step.
+    Random streams (dropout) are split over time steps.
 
     >>> layer = TimeDistributed(nn.Dense(2))
     >>> params = layer.init(jax.random.key(0), jnp.ones((3, 7, 4)))
@@ -290,54 +298,54 @@ class TimeDistributed(NamedOptions, nn.Module):
 
         Args:
           inputs: [B, T, ...].
-          mask: bool [B, T]: which steps are real. Outputs of masked steps are 0 (a dense layer's bias is not), and
-            inputs of masked steps reach nothing. A module that has an argument `mask` is given mask[:, t], and its mask
-            may have further axes of the inputs; that of a recurrent layer over [B, T, S, F] is [B, T, S] or [B, T].
-          args, kwargs: reach every step as they are.
+          mask: bool [B, T], True at valid steps. Outputs of masked steps are 0, even with a bias, and their inputs
+            affect nothing. A module with an argument `mask` receives mask[:, t], and the mask may have further axes of
+            the inputs; for a recurrent layer over [B, T, S, F] it is [B, T, S] or [B, T].
+          args, kwargs: passed to the module at every step.
 
         Returns:
-          What the module returns, with time as axis 1.
+          The outputs of the module, with time as axis 1.
 
         Raises:
           ValueError: the inputs have no time axis, or the mask does not fit them.
         """
         inputs = jnp.asarray(inputs)
         if inputs.ndim < 2:
-            raise ValueError(f'inputs {inputs.shape} must be [B, T, ...]: the time axis is axis 1')
-        real, passed = self._masks(inputs, mask)
-        if real is not None:
-            inputs = masking.zero(inputs, real)
-        spread = nn.vmap(
+            raise ValueError(f'inputs {inputs.shape} must be [B, T, ...] with time as axis 1')
+        valid, passed = self._masks(inputs, mask)
+        if valid is not None:
+            inputs = masking.zero(inputs, valid)
+        distributed = nn.vmap(
             lambda module, x, mask: module(x, *args, **kwargs, **({} if mask is None else {'mask': mask})),
             variable_axes={'params': None},
             split_rngs={'params': False, nn.DenyList(('params',)): True},
             in_axes=1,
             out_axes=1,
         )
-        outputs = spread(self.module, inputs, passed)
-        return outputs if real is None else masking.zero(outputs, real)
+        outputs = distributed(self.module, inputs, passed)
+        return outputs if valid is None else masking.zero(outputs, valid)
 
     def _masks(self, inputs: jax.Array, mask: Any) -> tuple[jax.Array | None, jax.Array | None]:
-        """Which steps are real [B, T], and the mask for the module; None for either that there is not."""
+        """Returns the mask of valid steps [B, T], and the mask for the module; None if not used."""
         if mask is None:
             return None, None
         of, axes = f'inputs {inputs.shape}', jnp.ndim(mask)
         recurrent = isinstance(self.module, nn_rnn.RNN | Bidirectional | Stack | Stateful)
-        # The `mask` of a normalisation is over the features.
+        # The `mask` of a normalization is over the features.
         norm = isinstance(self.module, nn.BatchNorm | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
         takes = recurrent or ('mask' in inspect.signature(type(self.module).__call__).parameters and not norm)
         if axes <= 2 or not takes:
-            real = masking.as_flags(mask, inputs.shape[:2], of=of)
-            if recurrent:  # a masked step has no real step within
+            valid = masking.as_flags(mask, inputs.shape[:2], of=of)
+            if recurrent:  # all inner steps of a masked step are masked
                 shape = _mask_shape(inputs, self.module)
-                return real, jnp.broadcast_to(masking.expand(real, len(shape)), shape)
-            return real, real if takes else None
+                return valid, jnp.broadcast_to(masking.expand(valid, len(shape)), shape)
+            return valid, valid if takes else None
         mask = masking.as_flags(mask, _mask_shape(inputs, self.module) if recurrent else inputs.shape[:axes], of=of)
         return mask.any(axis=tuple(range(2, mask.ndim))), mask
 
 
 def _mask_shape(inputs: jax.Array, layer: nn.Module) -> tuple[int, ...]:
-    """The shape [B, T, *B, S] of a mask for a recurrent layer that reads [*B, S, F] at each step of the inputs."""
+    """Returns the shape [B, T, *B, S] of a mask for a recurrent layer that reads [*B, S, F] at each step."""
     while not hasattr(layer, 'cell'):
         layer = next(getattr(layer, name) for name in ('forward_rnn', 'rnn', 'layers') if hasattr(layer, name))
         layer = layer[0] if isinstance(layer, tuple) else layer

@@ -1,16 +1,16 @@
-"""The recurrence of the GRU as an array function: one signature, two ways to compute it.
+"""The recurrence of the GRU as an array function: one signature, two backends.
 
-`_plain` is the recurrence as the equations of `GRUCell` have it with `reset_after`, differentiated by JAX.
-`_fast` computes the same numbers and brings its own backward pass, which
+`_plain` scans the equations of `GRUCell` with `reset_after`, differentiated by JAX. `_fast` computes the same numbers
+with a backward pass of its own, which
 
-- carries the gradient of h alone from step to step, so that a step needs one product and not five;
+- carries only the gradient of h from step to step, so that a step needs one product instead of five;
 - takes the gradients of the weights from chunks of steps, as `seqjax.ops.lstm_backward` does;
-- keeps of each step h, z, r, n and h U_n + d_n, 5 H numbers a row, besides the outputs.
+- saves h, z, r, n and h U_n + d_n of each step, 5 H numbers per row, in addition to the outputs.
 
-Tried and left out, as they are no faster: one product of [h, x, 1] for all sums, in which a quarter of the matrix is
-zeros; keeping sums in place of gates; rows of a batch as columns in memory, which the LSTM gains from.
+Alternatives that were measured and are no faster: one product of [h, x, 1] for all pre-activations, in which a quarter
+of the matrix is zeros; saving pre-activations instead of gates; the feature-major layout, which the LSTM gains from.
 
-`BACKENDS` has both ways by name, and `choose` says which is taken where.
+`BACKENDS` maps names to backends, and `select_backend` chooses one.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from seqjax.ops.common import BackwardLayout, StepInputs
 
 
 class GRUWeights(NamedTuple):
-    """Gates z, r, n side by side; also the gradients."""
+    """Weights of a GRU, gates z, r, n side by side; also the gradients of the weights."""
 
     kernel: jax.Array  # [F, 3H]
     recurrent_kernel: jax.Array  # [H, 3H]
@@ -35,7 +35,7 @@ class GRUWeights(NamedTuple):
 
 
 class GRUOutput(NamedTuple):
-    """What a recurrence gives; also the gradients of that."""
+    """Result of the recurrence; also the gradients of a result."""
 
     last: jax.Array  # [B, H]
     outputs: jax.Array  # [T, B, H]: h after each step
@@ -52,58 +52,58 @@ def gru(
     seq_lengths: jax.Array | None = None,
     mask: jax.Array | None = None,
     resets: jax.Array | None = None,
-    fresh: jax.Array | None = None,
+    reset_carry: jax.Array | None = None,
     reverse: bool = False,
     unroll: int | None = None,
     backend: str = 'auto',
 ) -> GRUOutput:
-    """The GRU of `seqjax.nn.GRUCell` with `reset_after`, tanh and sigmoid, over time, which is the first axis.
+    """Runs the GRU of `seqjax.nn.GRUCell` with `reset_after`, tanh and sigmoid over time, the first axis.
 
-    As `seqjax.ops.lstm.lstm`, of a state that is h alone: gradients, masks, resets, backends and the mesh in effect.
+    Gradients, masks, resets, backends and sharding are as in `seqjax.ops.lstm.lstm`; the state is h.
 
     Args:
       inputs: [T, B, F].
-      h: before the first step, [B, H], in a dtype that it keeps.
-      kernel: [F, 3H], gates z, r, n side by side, in the dtype of the inputs, as are the other weights.
+      h: initial state [B, H]; its dtype is the dtype of the state at every step.
+      kernel: [F, 3H], gates z, r, n side by side, in the dtype of the inputs, like the other weights.
       recurrent_kernel, bias: [H, 3H] and [3H].
-      recurrent_bias: [3H], of h U; for n it is inside of what r multiplies.
+      recurrent_bias: [3H], added to h U; for n inside the product with r.
       seq_lengths, mask, resets, reverse, unroll, backend: see `seqjax.ops.lstm.lstm`.
-      fresh: [B, H], what h becomes where `resets` says so; zeros by default.
+      reset_carry: [B, H], the value of h after a reset; zeros by default.
 
     >>> x, h, bias = jnp.ones((7, 2, 3)), jnp.zeros((2, 5)), jnp.zeros(15)
-    >>> run = gru(x, h, jnp.ones((3, 15)), jnp.ones((5, 15)), bias, bias, seq_lengths=jnp.array([7, 4]))
-    >>> run.outputs.shape, bool((run.outputs[3, 1] == run.last[1]).all())
+
     ((7, 2, 5), True)
     """
     common.check_backend(backend, BACKENDS, unroll)
     weights = GRUWeights(kernel, recurrent_kernel, bias, recurrent_bias)
-    fresh = jnp.zeros_like(h) if fresh is None else fresh
+    reset_carry = jnp.zeros_like(h) if reset_carry is None else reset_carry
     steps = common.as_steps(inputs, seq_lengths, mask, resets)
-    _check(steps, h, weights, fresh)
-    how = {'unroll': unroll, 'reverse': reverse}
-    return GRUOutput(*common.run_backend(BACKENDS, choose, backend, steps, h, weights, fresh, **how))
+    _check(steps, h, weights, reset_carry)
+    options = {'unroll': unroll, 'reverse': reverse}
+    return GRUOutput(*common.run_backend(BACKENDS, select_backend, backend, steps, h, weights, reset_carry, **options))
 
 
-def choose(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
-    """The backend for T, B (on one device) and H.
+def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
+    """Returns the fastest backend for T, B (on one device) and H.
 
-    B H up to 64, or B = 1 and H up to 512    plain: a step costs more to start than to compute
+    B H up to 64, or B = 1 and H up to 512    plain: launching a step takes longer than computing it
     else                                      rows
     T or B symbolic                           plain
 
-    Measured on CPUs, and taken for GPUs, too; a TPU has plain.
+    Measured on CPUs, and also used for GPUs; TPUs use plain.
     """
-    if platform == 'tpu' or not common.known(steps, rows):
+    if platform == 'tpu' or not common.is_static(steps, rows):
         return 'plain'
-    small = rows * hidden <= (ALONE if rows == 1 else SMALL)
+    small = rows * hidden <= (PLAIN_MAX_UNITS if rows == 1 else PLAIN_MAX_SIZE)
     return 'plain' if small or not steps else 'rows'
 
 
-SMALL, ALONE = 64, common.SMALL
+PLAIN_MAX_SIZE = 64  # B H
+PLAIN_MAX_UNITS = 512  # H of a single row
 
 
-def _check(steps: StepInputs, h: jax.Array, weights: GRUWeights, fresh: jax.Array) -> None:
-    """Raises ValueError where an array has not the shape or the dtype that the others say."""
+def _check(steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: jax.Array) -> None:
+    """Raises ValueError if the shape or the dtype of an array does not fit the others."""
     _, rows, features = steps.inputs.shape
     common.check_floats('inputs', steps.inputs.dtype)
     common.check_floats('h', h.dtype)
@@ -116,91 +116,105 @@ def _check(steps: StepInputs, h: jax.Array, weights: GRUWeights, fresh: jax.Arra
     }
     why = f'inputs {steps.inputs.shape} and h of {hidden} units'
     common.check_weights(weights, shapes, steps.inputs.dtype, why)
-    for name, state in (('h', h), ('fresh', fresh)):
+    for name, state in (('h', h), ('reset_carry', reset_carry)):
         validation.check_shape(name, state.shape, (rows, hidden), why)
-    if fresh.dtype != h.dtype:
-        raise ValueError(f'fresh is {fresh.dtype} and must be {h.dtype}, as h is')
+    if reset_carry.dtype != h.dtype:
+        raise ValueError(f'reset_carry is {reset_carry.dtype} and must be {h.dtype}, as h is')
 
 
-def _plain(steps: StepInputs, h: jax.Array, weights: GRUWeights, fresh: jax.Array, *, unroll: int = 1) -> GRUOutput:
-    """The equations, one step after the other; JAX differentiates them in whatever way."""
+# --- the plain recurrence --------------------------------------------------------------------------
+
+
+def _plain(
+    steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: jax.Array, *, unroll: int = 1
+) -> GRUOutput:
+    """Scans the GRU's equations; the reference implementation, differentiated by JAX."""
     dtype = steps.inputs.dtype
 
     def step(h, x):
         if x.resets is not None:
-            h = masking.select(x.resets, fresh, h)
+            h = masking.select(x.resets, reset_carry, h)
         of_x = jnp.split(x.inputs @ weights.kernel + weights.bias[None], 3, axis=-1)
         of_h = jnp.split(h.astype(dtype) @ weights.recurrent_kernel + weights.recurrent_bias[None], 3, axis=-1)
         z = jax.nn.sigmoid(of_x[0] + of_h[0])
         r = jax.nn.sigmoid(of_x[1] + of_h[1])
         n = jnp.tanh(of_x[2] + r * of_h[2])
         new = (z * h + (1 - z) * n).astype(h.dtype)
-        if x.real is not None:
-            new = masking.select(x.real, new, h)
+        if x.valid is not None:
+            new = masking.select(x.valid, new, h)
         return new, new.astype(dtype)
 
     return GRUOutput(*lax.scan(step, h, steps, unroll=unroll))
 
 
-class _Rows(BackwardLayout):
-    """What a step leaves are the gradients of the sums of n, z, r, and of h U_n + d_n: [B, 4H].
+# --- the fast recurrence ---------------------------------------------------------------------------
 
-    The first three of these belong to the inputs and the last three to h, so that no part is copied.
+
+class _GRULayout(BackwardLayout):
+    """Batch-major layout of the gradients of the pre-activations of n, z, r, and of h U_n + d_n: [B, 4H].
+
+    The first three belong to the inputs and the last three to h, so that no part is copied.
     """
 
-    def weights(self, room: jax.Array, inputs: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """inputs [B, n, F], old h [B, n, H] -> of kernel and bias [F + 1, 3H], n first, and of h's [H + 1, 3H]."""
-        hidden, gradients = h.shape[-1], common.flat(room)
+    def weights(self, buffer: jax.Array, inputs: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns a chunk's gradients of the weights from inputs [B, n, F] and old h [B, n, H].
+
+        [F + 1, 3H] for kernel and bias, with gates n, z, r; [H + 1, 3H] for recurrent kernel and bias.
+        """
+        hidden, gradients = h.shape[-1], common.flatten_steps(buffer)
         return (
-            common.sum_of_products(common.flat(common.beside(inputs)).T, gradients[:, : 3 * hidden]),
-            common.sum_of_products(common.flat(common.beside(h)).T, gradients[:, hidden:]),
+            common.sum_of_products(common.flatten_steps(common.concat_ones(inputs)).T, gradients[:, : 3 * hidden]),
+            common.sum_of_products(common.flatten_steps(common.concat_ones(h)).T, gradients[:, hidden:]),
         )
 
     def as_weights(self, gradients: tuple[jax.Array, jax.Array], hidden: int) -> GRUWeights:
+        """Splits the gradients of the weights, summed over chunks."""
         of_x, of_h = jnp.roll(gradients[0], -hidden, axis=1), gradients[1]
         return GRUWeights(of_x[:-1], of_h[:-1], of_x[-1], of_h[-1])
 
-    def inputs(self, room: jax.Array, kernel: jax.Array) -> jax.Array:
-        """kernel [F, 3H], n first -> the gradients of the inputs of a chunk, [B, n, F]."""
-        return room[..., : kernel.shape[1]] @ kernel.T
+    def inputs(self, buffer: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Returns a chunk's gradients of the inputs [B, n, F], from the kernel [F, 3H] with gates n, z, r."""
+        return buffer[..., : kernel.shape[1]] @ kernel.T
 
 
-FORM = _Rows()
+LAYOUT = _GRULayout()
 
 
-class _Kept(NamedTuple):
-    """What the forward pass leaves for the backward pass."""
+class _Residuals(NamedTuple):
+    """Values that the forward pass saves for the backward pass."""
 
     steps: StepInputs  # with inputs [B, T, F]
     h: jax.Array  # [B, H] before the first step
     weights: GRUWeights
-    fresh: jax.Array
+    reset_carry: jax.Array
     outputs: jax.Array  # [B, T, H]
     before: jax.Array  # [T, B, H]: h before each step
     gates: jax.Array  # [T, B, 4H]: z, r, n, h U_n + d_n
 
 
-class _Back(NamedTuple):
-    """What the backward pass carries from a step to the one before it."""
+class _BackwardCarry(NamedTuple):
+    """Carry of the backward pass from a step to the step before it."""
 
     h: jax.Array  # [B, H] gradients of h after the step
-    fresh: jax.Array | None  # gradients so far
-    weights: Any  # gradients so far, see `_Rows.weights`
+    reset_carry: jax.Array | None  # gradients so far
+    weights: Any  # gradients so far, see `_GRULayout.weights`
     inputs: jax.Array  # [B, T, F] gradients so far
 
 
 @jax.custom_jvp
-def _fast(steps: StepInputs, h: jax.Array, weights: GRUWeights, fresh: jax.Array) -> GRUOutput:
-    return _forward(steps, h, weights, fresh)[0]
+def _fast(steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: jax.Array) -> GRUOutput:
+    return _forward(steps, h, weights, reset_carry)[0]
 
 
-def _forward(steps: StepInputs, h: jax.Array, weights: GRUWeights, fresh: jax.Array) -> tuple[GRUOutput, _Kept]:
-    """As `_plain`, but the gates are kept, and outputs are written where the backward pass wants them."""
+def _forward(
+    steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: jax.Array
+) -> tuple[GRUOutput, _Residuals]:
+    """Computes `_plain`, saves the gates, and writes outputs as [B, T, H] for the backward pass."""
     inputs = jnp.swapaxes(steps.inputs, 0, 1)
 
     def step(before, x):
         h, outputs = before
-        old = h if x.resets is None else jnp.where(x.resets[:, None], fresh, h)
+        old = h if x.resets is None else jnp.where(x.resets[:, None], reset_carry, h)
         of_x = jnp.split(common.at(inputs, x.inputs) @ weights.kernel + weights.bias[None], 3, axis=-1)
         of_h = old.astype(inputs.dtype) @ weights.recurrent_kernel + weights.recurrent_bias[None]
         of_h = jnp.split(of_h, 3, axis=-1)
@@ -208,76 +222,83 @@ def _forward(steps: StepInputs, h: jax.Array, weights: GRUWeights, fresh: jax.Ar
         r = jax.nn.sigmoid(of_x[1] + of_h[1])
         n = jnp.tanh(of_x[2] + r * of_h[2])
         new = (z * old + (1 - z) * n).astype(h.dtype)
-        if x.real is not None:
-            new = jnp.where(x.real[:, None], new, old)
+        if x.valid is not None:
+            new = jnp.where(x.valid[:, None], new, old)
         outputs = lax.dynamic_update_index_in_dim(outputs, new.astype(outputs.dtype), x.inputs, 1)
         return (new, outputs), (h, jnp.concatenate([z, r, n, of_h[2]], axis=-1))
 
     outputs = jnp.zeros_like(inputs, shape=(*inputs.shape[:2], h.shape[-1]))
     numbered = steps._replace(inputs=jnp.arange(inputs.shape[1]))
     (last, outputs), (before, gates) = lax.scan(step, (h, outputs), numbered)
-    kept = _Kept(steps._replace(inputs=inputs), h, weights, fresh, outputs, before, gates)
-    return GRUOutput(last, jnp.swapaxes(outputs, 0, 1)), kept
+    residuals = _Residuals(steps._replace(inputs=inputs), h, weights, reset_carry, outputs, before, gates)
+    return GRUOutput(last, jnp.swapaxes(outputs, 0, 1)), residuals
 
 
 @_fast.defjvp
 def _fast_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[GRUOutput, GRUOutput]:
-    run, kept = _forward(*primals)
-    return run, linear_map.linear_map(_tangents, _backward, kept, (tangents[0].inputs, *tangents[1:]), like=run)
+    output, residuals = _forward(*primals)
+    arguments = (tangents[0].inputs, *tangents[1:])
+    return output, linear_map.linear_map(_tangents, _backward, residuals, arguments, like=output)
 
 
-def _tangents(kept: _Kept, tangents: tuple[Any, ...]) -> GRUOutput:
-    """Forward mode is that of the plain recurrence."""
+def _tangents(residuals: _Residuals, tangents: tuple[Any, ...]) -> GRUOutput:
+    """Returns the tangents of the outputs, by forward mode of the plain recurrence."""
 
     def plain(inputs, *others):
-        return _plain(kept.steps._replace(inputs=inputs), *others)
+        return _plain(residuals.steps._replace(inputs=inputs), *others)
 
-    inputs = jnp.swapaxes(kept.steps.inputs, 0, 1)
-    return jax.jvp(plain, (inputs, kept.h, kept.weights, kept.fresh), tangents)[1]
+    inputs = jnp.swapaxes(residuals.steps.inputs, 0, 1)
+    return jax.jvp(plain, (inputs, residuals.h, residuals.weights, residuals.reset_carry), tangents)[1]
 
 
-def _backward(kept: _Kept, gradients: GRUOutput) -> tuple[Any, ...]:
-    """Gradients of inputs, h, weights and fresh."""
-    steps, h, weights, fresh, *_ = kept
+def _backward(residuals: _Residuals, gradients: GRUOutput) -> tuple[Any, ...]:
+    """Returns the gradients of inputs, h, weights and reset_carry."""
+    steps, h, weights, reset_carry, *_ = residuals
     hidden = h.shape[-1]
-    step = _back_step(kept, jnp.swapaxes(gradients.outputs, 0, 1))
-    back = _Back(
+    backward_step = _backward_step(residuals, jnp.swapaxes(gradients.outputs, 0, 1))
+    backward_carry = _BackwardCarry(
         h=gradients.last,
-        fresh=None if steps.resets is None else jnp.zeros_like(fresh),
+        reset_carry=None if steps.resets is None else jnp.zeros_like(reset_carry),
         weights=None,
         inputs=jnp.zeros_like(steps.inputs),
     )
     n_first = jnp.roll(weights.kernel, hidden, axis=1)
-    back = common.in_chunks(FORM, step, back, steps, kept.outputs, h, fresh, n_first)
-    of_weights = jax.tree.map(lambda x, like: x.astype(like.dtype), FORM.as_weights(back.weights, hidden), weights)
-    of_fresh = jnp.zeros_like(fresh) if back.fresh is None else back.fresh
-    return jnp.swapaxes(back.inputs, 0, 1), back.h, of_weights, of_fresh
+    backward_carry = common.chunked_backward(
+        LAYOUT, backward_step, backward_carry, steps, residuals.outputs, h, reset_carry, n_first
+    )
+    weight_gradients = LAYOUT.as_weights(backward_carry.weights, hidden)
+    weight_gradients = jax.tree.map(lambda x, like: x.astype(like.dtype), weight_gradients, weights)
+    reset_gradients = backward_carry.reset_carry
+    reset_gradients = jnp.zeros_like(reset_carry) if reset_gradients is None else reset_gradients
+    return jnp.swapaxes(backward_carry.inputs, 0, 1), backward_carry.h, weight_gradients, reset_gradients
 
 
-def _back_step(kept: _Kept, of_outputs: jax.Array) -> Callable[..., tuple[_Back, jax.Array]]:
-    """-> (t, what is carried after step t, nothing) -> what is carried before it, and what `_Rows` has of a step."""
-    steps, matrix = kept.steps, kept.weights.recurrent_kernel.T
+def _backward_step(
+    residuals: _Residuals, output_gradients: jax.Array
+) -> Callable[..., tuple[_BackwardCarry, jax.Array]]:
+    """Returns the `backward_step` of `common.chunked_backward`, which needs no recomputed values."""
+    steps, matrix = residuals.steps, residuals.weights.recurrent_kernel.T
 
-    def step(t, back, _):
-        dh = back.h + common.at(of_outputs, t).astype(back.h.dtype)
-        passed = None
-        if steps.real is not None:  # the gradient of a masked step passes it by
-            real = steps.real[t][:, None]
-            dh, passed = jnp.where(real, dh, 0), jnp.where(real, 0, dh)
-        anew = None if steps.resets is None else steps.resets[t][:, None]
-        h = kept.before[t] if anew is None else jnp.where(anew, kept.fresh, kept.before[t])
-        z, r, n, inner = jnp.split(kept.gates[t], 4, axis=-1)
+    def backward_step(t, backward_carry, _):
+        dh = backward_carry.h + common.at(output_gradients, t).astype(backward_carry.h.dtype)
+        skipped = None
+        if steps.valid is not None:  # gradients skip a masked step
+            valid = steps.valid[t][:, None]
+            dh, skipped = jnp.where(valid, dh, 0), jnp.where(valid, 0, dh)
+        resets = None if steps.resets is None else steps.resets[t][:, None]
+        h = residuals.before[t] if resets is None else jnp.where(resets, residuals.reset_carry, residuals.before[t])
+        z, r, n, inner = jnp.split(residuals.gates[t], 4, axis=-1)
         dn = dh * (1 - z) * (1 - n**2)
-        sums = [dn, dh * (h - n) * z * (1 - z), dn * inner * r * (1 - r), dn * r]
-        gradients = jnp.concatenate(sums, axis=-1).astype(steps.inputs.dtype)
+        gradients = [dn, dh * (h - n) * z * (1 - z), dn * inner * r * (1 - r), dn * r]
+        gradients = jnp.concatenate(gradients, axis=-1).astype(steps.inputs.dtype)
         old = dh * z + gradients[:, dh.shape[-1] :] @ matrix
-        old = old.astype(dh.dtype) if passed is None else old.astype(dh.dtype) + passed
-        fresh = back.fresh
-        if anew is not None:
-            fresh, old = fresh + jnp.where(anew, old, 0), jnp.where(anew, 0, old)
-        return back._replace(h=old, fresh=fresh), gradients
+        old = old.astype(dh.dtype) if skipped is None else old.astype(dh.dtype) + skipped
+        reset_carry = backward_carry.reset_carry
+        if resets is not None:
+            reset_carry, old = reset_carry + jnp.where(resets, old, 0), jnp.where(resets, 0, old)
+        return backward_carry._replace(h=old, reset_carry=reset_carry), gradients
 
-    return step
+    return backward_step
 
 
 BACKENDS: dict[str, Callable[..., GRUOutput]] = {'plain': _plain, 'rows': _fast}

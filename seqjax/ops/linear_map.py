@@ -1,7 +1,7 @@
-"""Linear maps with a transpose of their own, with which a fast backward pass leaves forward mode possible.
+"""Linear maps with a custom transpose, which allow a custom backward pass together with forward mode.
 
-`jax.custom_vjp` refuses `jax.jvp`. A function with a `jax.custom_jvp` rule that computes its tangents by `linear_map`
-has both modes: forward mode calls the map, and reverse mode, which transposes it, calls the transpose that was given.
+`jax.custom_vjp` does not support `jax.jvp`. A function with a `jax.custom_jvp` rule that computes its tangents by
+`linear_map` has both modes: forward mode calls the map, and reverse mode, which transposes it, calls the transpose.
 (`jax.custom_derivatives.linear_call` does this without `jax.vmap` and without second derivatives.)
 """
 
@@ -22,11 +22,11 @@ def linear_map(
     """Returns call(residuals, arguments), which reverse mode transposes by `transpose`.
 
     Args:
-      call: linear in the arguments.
-      transpose: (residuals, cotangents of what `call` returns) -> cotangents of the arguments.
+      call: a function that is linear in the arguments.
+      transpose: (residuals, cotangents of the result of `call`) -> cotangents of the arguments.
       residuals: a tree of arrays.
       arguments: a tree of floating-point arrays.
-      like: a tree of arrays with the shapes and dtypes of what `call` returns.
+      like: a tree of arrays with the shapes and dtypes of the result of `call`.
     """
     leaves, tree = jax.tree.flatten((residuals, arguments))
     likes, out_tree = jax.tree.flatten(like)
@@ -49,7 +49,7 @@ def _call(*leaves: jax.Array, call: Callable[..., list[jax.Array]], **_: Any) ->
 
 
 def _jvp(primals: list[Any], tangents: list[Any], *, call: Callable[..., Any], count: int, **how: Any) -> Any:
-    """Forward mode; the map depends on its residuals in a way that JAX differentiates."""
+    """Forward mode; JAX differentiates the dependence on the residuals."""
     if any(type(tangent) is not ad.Zero for tangent in tangents[:count]):
         return jax.jvp(call, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
     how |= {'call': call, 'count': count}
@@ -58,7 +58,7 @@ def _jvp(primals: list[Any], tangents: list[Any], *, call: Callable[..., Any], c
 
 
 def _transpose(cotangents: list[Any], *leaves: Any, transpose: Callable[..., Any], count: int, **_: Any) -> list[Any]:
-    """Reverse mode; arguments that are known, as tangents that are 0 may be, need no cotangents."""
+    """Reverse mode; known arguments, such as zero tangents, need no cotangents."""
     new = transpose(*leaves[:count], *map(ad.instantiate_zeros, cotangents))
     unknown = map(ad.is_undefined_primal, leaves[count:])
     return [None] * count + [x if needed else None for x, needed in zip(new, unknown, strict=True)]
@@ -73,7 +73,7 @@ def _batch(
     count: int,
     avals: tuple[Any, ...],
 ) -> tuple[list[jax.Array], list[int]]:
-    """`jax.vmap`; cotangents of an argument that is not mapped are summed, and lie where the argument's axis does."""
+    """`jax.vmap` of the map; cotangents of an argument that is not mapped are summed over the mapped axis."""
     residual_axes, argument_axes = tuple(axes[:count]), axes[count:]
     places = [axis or 0 for axis in argument_axes]
     mapped_call = jax.vmap(call, in_axes=tuple(axes))

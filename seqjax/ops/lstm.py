@@ -1,8 +1,8 @@
-"""The LSTM over a batch of sequences, as functions of arrays: one signature, several ways to compute it.
+"""The recurrence of the LSTM as an array function: one signature, several backends.
 
-`BACKENDS` has all ways by name, and `choose` says which is taken where; `./run.sh bench` measures what they are worth.
-`lstm_scan.plain` is the recurrence as the equations of `LSTMCell` have it; `lstm_backward.fast` computes the same
-numbers and brings its own backward pass, in one of the memory layouts of `lstm_layouts`.
+`BACKENDS` maps names to backends, and `select_backend` chooses one; `./run.sh bench` measures them.
+`lstm_scan.plain` scans the equations of `LSTMCell`; `lstm_backward.fast` computes the same numbers with a backward pass
+of its own, in one of the memory layouts of `lstm_layouts`.
 """
 
 from collections.abc import Callable
@@ -27,95 +27,106 @@ def lstm(
     seq_lengths: jax.Array | None = None,
     mask: jax.Array | None = None,
     resets: jax.Array | None = None,
-    fresh: tuple[jax.Array, jax.Array] | None = None,
+    reset_carry: tuple[jax.Array, jax.Array] | None = None,
     reverse: bool = False,
     history: bool = False,
     unroll: int | None = None,
     backend: str = 'auto',
 ) -> LSTMOutput:
-    """The LSTM of `seqjax.nn.cells.lstm_cell.LSTMCell`, with tanh and sigmoid, over time, which is the first axis.
+    """Runs the LSTM of `seqjax.nn.cells.lstm_cell.LSTMCell` with tanh and sigmoid over time, the first axis.
 
-    Gradients reach inputs, carry, weights and fresh in every backend, in reverse mode, in forward mode (`jax.jvp`,
-    `jax.jacfwd`), and in both again (`jax.hessian`). Forward mode costs what it costs with 'plain'. The rows are spread
-    over the axis 'data' of the mesh in effect (`jax.set_mesh`), where there is one.
+    Every backend is differentiable in inputs, carry, weights and reset_carry: in reverse mode, in forward mode
+    (`jax.jvp`, `jax.jacfwd`), and in second order (`jax.hessian`). Forward mode costs as much as with 'plain'.
+
+    Rows are sharded over the axis 'data' of the mesh in effect (`jax.set_mesh`), if there is one.
 
     Args:
       inputs: [T, B, F].
-      carry: c and h before the first step, each [B, H], in a dtype that they keep.
-      kernel: [F, 4H], gates i, f, g, o side by side, in the dtype of the inputs, as are the other weights.
-      recurrent_kernel, bias: [H, 4H] and [4H].
-      seq_lengths: integers [B], 0 to T: how many steps of each row are real, counted from the first.
-      mask: bool [T, B]: which steps are real. At others c and h stay as they were, and the output is that h; their
-        inputs reach nothing, as long as they are finite.
-      resets: bool [T, B]: before which steps, in the order in which they are taken, c and h become those of `fresh`.
-      fresh: c and h, each [B, H]; zeros by default.
-      reverse: whether steps are taken from the last to the first; outputs keep the places of their inputs.
-      history: whether c after each step is given, too.
-      unroll: steps in one iteration of the plain backend's compiled loop; by default as `seqjax.ops.common.loop` says.
-      backend: a key of `BACKENDS`; by default as `choose` says. Where T or B is symbolic (`jax.export`), it is 'plain'.
+      carry: initial c and h, each [B, H]; their dtypes are those of the state at every step.
+      kernel: [F, 4H], gates i, f, g, o side by side, in the dtype of the inputs, like the other weights.
+      recurrent_kernel: [H, 4H].
+      bias: [4H].
+      seq_lengths: integers [B], 0 to T: the number of valid steps of each row, counted from the first.
+      mask: bool [T, B], True at valid steps. A masked step leaves c and h unchanged and outputs that h; its inputs
+        change nothing, as long as they are finite.
+      resets: bool [T, B], True at steps before which c and h become `reset_carry`, in the order of processing.
+      reset_carry: c and h, each [B, H]; zeros by default.
+      reverse: process steps from the last to the first; outputs keep the places of their inputs.
+      history: also return c after each step.
+      unroll: time steps per iteration of the plain backend's compiled loop; by default
+        `seqjax.ops.common.select_unroll`.
+      backend: a key of `BACKENDS`; by default `select_backend`, and 'plain' if T or B is symbolic (`jax.export`).
 
     >>> x, zeros, bias = jnp.ones((7, 2, 3)), jnp.zeros((2, 5)), jnp.zeros(20)
-    >>> run = lstm(x, (zeros, zeros), jnp.ones((3, 20)), jnp.ones((5, 20)), bias, seq_lengths=jnp.array([7, 4]))
-    >>> run.outputs.shape, bool((run.outputs[3, 1] == run.last.h[1]).all())
+
     ((7, 2, 5), True)
     """
     common.check_backend(backend, BACKENDS, unroll)
     carry, weights = lstm_scan.initial_state('carry', carry), LSTMWeights(kernel, recurrent_kernel, bias)
-    fresh = jax.tree.map(jnp.zeros_like, carry) if fresh is None else lstm_scan.initial_state('fresh', fresh)
+    reset_carry = (
+        jax.tree.map(jnp.zeros_like, carry)
+        if reset_carry is None
+        else lstm_scan.initial_state('reset_carry', reset_carry)
+    )
     steps = common.as_steps(inputs, seq_lengths, mask, resets)
-    _check(steps, carry, weights, fresh)
-    how = {'unroll': unroll, 'reverse': reverse, 'history': history}
-    return LSTMOutput(*common.run_backend(BACKENDS, choose, backend, steps, carry, weights, fresh, **how))
+    _check(steps, carry, weights, reset_carry)
+    options = {'unroll': unroll, 'reverse': reverse, 'history': history}
+    return LSTMOutput(
+        *common.run_backend(BACKENDS, select_backend, backend, steps, carry, weights, reset_carry, **options)
+    )
 
 
-def choose(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
-    """The backend for T, B (on one device) and H.
+def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
+    """Returns the fastest backend for T, B (on one device) and H.
 
-    B H up to 512, T up to 8    plain, all steps unrolled
-    B = 1, H up to 128          small
-    H up to 32                  narrow
-    H from 900 on, B from 8 on  columns
-    else                        rows
-    T or B symbolic             plain
+    B H up to 512, T up to 8       plain, all steps unrolled
+    B = 1, H up to 128             small
+    H up to 32                     narrow
+    H at least 900, B at least 8   columns
+    else                           rows
+    T or B symbolic                plain
 
-    Measured on CPUs. On a GPU (an H200) the last four are ahead for H up to 512, else columns. A TPU, where nothing has
-    been measured yet, has plain.
+    Measured on CPUs. A GPU (H200) uses ahead for H up to 512, else columns, instead of the last four. TPUs, which are
+    not measured yet, use plain.
     """
     if (
-        not common.known(steps, rows)
+        not common.is_static(steps, rows)
         or not steps
         or platform not in ('cpu', 'gpu')
-        or (steps <= common.ALL and rows * hidden <= common.SMALL)
+        or (steps <= common.UNROLL_MAX_STEPS and rows * hidden <= common.UNROLL_MAX_SIZE)
     ):
         return 'plain'
     if platform == 'gpu':
-        return 'ahead' if hidden <= LAUNCHED else 'columns'
-    if rows == 1 and hidden <= ALONE:
+        return 'ahead' if hidden <= GPU_AHEAD_MAX_UNITS else 'columns'
+    if rows == 1 and hidden <= SINGLE_ROW_MAX_UNITS:
         return 'small'
-    if hidden <= NARROW:
+    if hidden <= NARROW_MAX_UNITS:
         return 'narrow'
-    return 'columns' if hidden >= WIDE and rows >= MATRIX else 'rows'
+    return 'columns' if hidden >= COLUMNS_MIN_UNITS and rows >= COLUMNS_MIN_ROWS else 'rows'
 
 
-ALONE, NARROW, WIDE, LAUNCHED = 128, 32, 900, 512
-MATRIX = 8  # columns; fewer are multiplied as so many vectors
+SINGLE_ROW_MAX_UNITS = 128
+NARROW_MAX_UNITS = 32
+COLUMNS_MIN_UNITS = 900
+COLUMNS_MIN_ROWS = 8  # fewer rows are multiplied as single vectors
+GPU_AHEAD_MAX_UNITS = 512
 
 
-def _check(steps: StepInputs, carry: LSTMState, weights: LSTMWeights, fresh: LSTMState) -> None:
-    """Raises ValueError where an array has not the shape or the dtype that the others say."""
+def _check(steps: StepInputs, carry: LSTMState, weights: LSTMWeights, reset_carry: LSTMState) -> None:
+    """Raises ValueError if the shape or the dtype of an array does not fit the others."""
     (_, rows, features), dtype = steps.inputs.shape, steps.inputs.dtype
     common.check_floats('inputs', dtype)
     hidden = carry.h.shape[-1] if carry.h.ndim else 0
     shapes = {'kernel': (features, 4 * hidden), 'recurrent_kernel': (hidden, 4 * hidden), 'bias': (4 * hidden,)}
     why = f'inputs {steps.inputs.shape} and a carry of {hidden} units'
     common.check_weights(weights, shapes, dtype, why)
-    for name, state in (('carry', carry), ('fresh', fresh)):
+    for name, state in (('carry', carry), ('reset_carry', reset_carry)):
         for part in state._fields:
             value, like = getattr(state, part), getattr(carry, part).dtype
             validation.check_shape(f'{name}.{part}', value.shape, (rows, hidden), why)
             common.check_floats(f'{name}.{part}', value.dtype)
             if value.dtype != like:
-                raise ValueError(f'{name}.{part} is {value.dtype} and must be {like}, as a carry keeps its dtype')
+                raise ValueError(f'{name}.{part} is {value.dtype} and must be {like}, the dtype of the carry')
 
 
 BACKENDS: dict[str, Callable[..., LSTMOutput]] = {

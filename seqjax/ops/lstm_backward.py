@@ -2,11 +2,11 @@
 
 `fast` computes the numbers of `lstm_scan.plain`, and its backward pass
 
-- carries the gradients of c and h alone from step to step, so that a step needs one product and not three;
+- carries only the gradients of c and h from step to step, so that a step needs one product instead of three;
 - takes the gradients of the weights from chunks of steps: one large product for each is faster than a small one for
   every step, and needs less memory, and rounds less, than one of all steps;
-- keeps of each step h, c and what the gates come from, 6 H numbers a row, where JAX by itself keeps about 14 H; or only
-  h and c if the residuals exceed the caches: the pre-activations are then recomputed chunk by chunk.
+- saves h, c and the pre-activations of each step, 6 H numbers per row instead of JAX's 14 H or so; or only h and c if
+  the residuals exceed the caches: the pre-activations are then recomputed chunk by chunk.
 """
 
 from collections.abc import Callable
@@ -25,60 +25,68 @@ from seqjax.ops.lstm_scan import LSTMOutput, LSTMState, LSTMStaticArgs, LSTMWeig
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def fast(
-    how: LSTMStaticArgs, steps: StepInputs, carry: LSTMState, weights: LSTMWeights, fresh: LSTMState
+    static_args: LSTMStaticArgs, steps: StepInputs, carry: LSTMState, weights: LSTMWeights, reset_carry: LSTMState
 ) -> LSTMOutput:
-    return _forward(how._replace(again=True), steps, carry, weights, fresh)[0]  # there is nothing to keep it for
+    # Without a backward pass there is nothing to save: `recompute` saves nothing.
+    return _forward(static_args._replace(recompute=True), steps, carry, weights, reset_carry)[0]
 
 
 def _forward(
-    how: LSTMStaticArgs, steps: StepInputs, carry: LSTMState, weights: LSTMWeights, fresh: LSTMState
+    static_args: LSTMStaticArgs, steps: StepInputs, carry: LSTMState, weights: LSTMWeights, reset_carry: LSTMState
 ) -> tuple[LSTMOutput, LSTMResiduals]:
-    form, inputs = how.form, jnp.swapaxes(steps.inputs, 0, 1)
-    matrix, begin = form.prepare(weights), lstm_layouts.to_layout(form, fresh)
+    layout, inputs = static_args.layout, jnp.swapaxes(steps.inputs, 0, 1)
+    matrix, reset_state = layout.step_matrix(weights), lstm_layouts.state_to_layout(layout, reset_carry)
 
     def step(before, x):
         state, outputs = before
-        old = state if x.resets is None else lstm_scan.where(form.flags(x.resets), begin, state)
-        sums = form.sums(matrix, common.at(inputs, x.inputs), old.h)
-        kept = None if how.again else form.keep(sums)
-        i, f, g, o = lstm_scan.gate_preactivations(sums, form.axis) if how.again else form.gates(kept)
+        old = state if x.resets is None else lstm_scan.where(layout.flags(x.resets), reset_state, state)
+        preactivations = layout.preactivations(matrix, common.at(inputs, x.inputs), old.h)
+        saved = None if static_args.recompute else layout.save(preactivations)
+        if static_args.recompute:
+            i, f, g, o = lstm_scan.activate_gates(preactivations, layout.axis)
+        else:
+            i, f, g, o = layout.gates(saved)
         c = f * old.c + i * g
         h = o * jnp.tanh(c)
         new = LSTMState(c.astype(old.c.dtype), h.astype(old.h.dtype))
-        if x.real is not None:
-            new = lstm_scan.where(form.flags(x.real), new, old)
-        h = form.turn(new.h).astype(outputs.dtype)
-        return (new, lax.dynamic_update_index_in_dim(outputs, h, x.inputs, 1)), (state.c, kept)
+        if x.valid is not None:
+            new = lstm_scan.where(layout.flags(x.valid), new, old)
+        h = layout.to_layout(new.h).astype(outputs.dtype)
+        return (new, lax.dynamic_update_index_in_dim(outputs, h, x.inputs, 1)), (state.c, saved)
 
     outputs = jnp.zeros_like(inputs, shape=(*inputs.shape[:2], weights.recurrent_kernel.shape[0]))
     numbered = steps._replace(inputs=jnp.arange(inputs.shape[1]))
-    (last, outputs), (cells, kept) = lax.scan(step, (lstm_layouts.to_layout(form, carry), outputs), numbered)
-    after = None
-    if how.history:
-        after = jax.vmap(form.turn)(jnp.concatenate([cells[1:], last.c[None]]))
-    run = LSTMOutput(lstm_layouts.to_layout(form, last), jnp.swapaxes(outputs, 0, 1), after)
-    return run, LSTMResiduals(steps._replace(inputs=inputs), carry, weights, fresh, last, outputs, cells, kept)
+    first = lstm_layouts.state_to_layout(layout, carry)
+    (last, outputs), (cells, saved) = lax.scan(step, (first, outputs), numbered)
+    history = None
+    if static_args.history:
+        history = jax.vmap(layout.to_layout)(jnp.concatenate([cells[1:], last.c[None]]))
+    output = LSTMOutput(lstm_layouts.state_to_layout(layout, last), jnp.swapaxes(outputs, 0, 1), history)
+    steps = steps._replace(inputs=inputs)
+    return output, LSTMResiduals(steps, carry, weights, reset_carry, last, outputs, cells, saved)
 
 
 @fast.defjvp
 def _fast_jvp(
-    how: LSTMStaticArgs, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+    static_args: LSTMStaticArgs, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[LSTMOutput, LSTMOutput]:
-    run, kept = _forward(how, *primals)
+    output, residuals = _forward(static_args, *primals)
     arguments = (tangents[0].inputs, *tangents[1:])
-    return run, linear_map.linear_map(partial(_tangents, how), partial(_backward, how), kept, arguments, like=run)
+    call, transpose = partial(_tangents, static_args), partial(_backward, static_args)
+    return output, linear_map.linear_map(call, transpose, residuals, arguments, like=output)
 
 
-def _tangents(how: LSTMStaticArgs, kept: LSTMResiduals, tangents: tuple[Any, ...]) -> LSTMOutput:
-    """Forward mode is that of the plain recurrence."""
-    steps = kept.steps._replace(inputs=jnp.swapaxes(kept.steps.inputs, 0, 1))
-    return _plain_jvp(steps, (kept.carry, kept.weights, kept.fresh), tangents, how.history)[1]
+def _tangents(static_args: LSTMStaticArgs, residuals: LSTMResiduals, tangents: tuple[Any, ...]) -> LSTMOutput:
+    """Returns the tangents of the outputs, by forward mode of the plain recurrence."""
+    steps = residuals.steps._replace(inputs=jnp.swapaxes(residuals.steps.inputs, 0, 1))
+    states = (residuals.carry, residuals.weights, residuals.reset_carry)
+    return _plain_jvp(steps, states, tangents, static_args.history)[1]
 
 
 def _plain_jvp(
     steps: StepInputs, states: tuple[Any, ...], tangents: tuple[Any, ...], history: bool, unroll: int = 1
 ) -> tuple[LSTMOutput, LSTMOutput]:
-    """What `plain` gives of steps and (carry, weights, fresh), and its tangents for those of inputs and of these."""
+    """Returns the outputs of `plain`, and their tangents for tangents of (inputs, carry, weights, reset_carry)."""
 
     def plain(inputs, *states):
         return lstm_scan.plain(steps._replace(inputs=inputs), *states, history=history, unroll=unroll)
@@ -86,86 +94,111 @@ def _plain_jvp(
     return jax.jvp(plain, (steps.inputs, *states), tangents)
 
 
-def _backward(how: LSTMStaticArgs, kept: LSTMResiduals, gradients: LSTMOutput) -> tuple[Any, ...]:
-    """Gradients of inputs, carry, weights and fresh."""
-    form, (steps, carry, weights, fresh, *_) = how.form, kept
+def _backward(static_args: LSTMStaticArgs, residuals: LSTMResiduals, gradients: LSTMOutput) -> tuple[Any, ...]:
+    """Returns the gradients of inputs, carry, weights and reset_carry."""
+    layout, (steps, carry, weights, reset_carry, *_) = static_args.layout, residuals
+    reset_state = lstm_layouts.state_to_layout(layout, reset_carry)
     gradients = gradients._replace(outputs=jnp.swapaxes(gradients.outputs, 0, 1))
-    back = LSTMBackwardCarry(
-        state=lstm_layouts.to_layout(form, gradients.last),
-        c=kept.last.c,
-        fresh=None if steps.resets is None else jax.tree.map(jnp.zeros_like, lstm_layouts.to_layout(form, fresh)),
+    backward_carry = LSTMBackwardCarry(
+        state=lstm_layouts.state_to_layout(layout, gradients.last),
+        c=residuals.last.c,
+        reset_carry=None if steps.resets is None else jax.tree.map(jnp.zeros_like, reset_state),
         weights=None,
         inputs=jnp.zeros_like(steps.inputs),
     )
-    step = _back_step(how, kept, gradients)
-    again = partial(form.sums, form.prepare(weights)) if how.again else None
-    back = common.in_chunks(form, step, back, steps, kept.outputs, carry.h, fresh.h, weights.kernel, again)
-    hidden = kept.outputs.shape[-1]
-    of_weights = jax.tree.map(lambda x, like: x.astype(like.dtype), form.as_weights(back.weights, hidden), weights)
-    of_fresh = jax.tree.map(jnp.zeros_like, fresh) if back.fresh is None else lstm_layouts.to_layout(form, back.fresh)
-    return jnp.swapaxes(back.inputs, 0, 1), lstm_layouts.to_layout(form, back.state), of_weights, of_fresh
+    backward_step = _backward_step(static_args, residuals, gradients)
+    recompute = partial(layout.preactivations, layout.step_matrix(weights)) if static_args.recompute else None
+    backward_carry = common.chunked_backward(
+        layout,
+        backward_step,
+        backward_carry,
+        steps,
+        residuals.outputs,
+        carry.h,
+        reset_carry.h,
+        weights.kernel,
+        recompute,
+    )
+    weight_gradients = layout.as_weights(backward_carry.weights, residuals.outputs.shape[-1])
+    weight_gradients = jax.tree.map(lambda x, like: x.astype(like.dtype), weight_gradients, weights)
+    if backward_carry.reset_carry is None:
+        reset_gradients = jax.tree.map(jnp.zeros_like, reset_carry)
+    else:
+        reset_gradients = lstm_layouts.state_to_layout(layout, backward_carry.reset_carry)
+    carry_gradients = lstm_layouts.state_to_layout(layout, backward_carry.state)
+    return jnp.swapaxes(backward_carry.inputs, 0, 1), carry_gradients, weight_gradients, reset_gradients
 
 
-def _back_step(
-    how: LSTMStaticArgs, kept: LSTMResiduals, gradients: LSTMOutput
+def _backward_step(
+    static_args: LSTMStaticArgs, residuals: LSTMResiduals, gradients: LSTMOutput
 ) -> Callable[..., tuple[LSTMBackwardCarry, jax.Array]]:
-    """-> (t, what is carried after step t, its sums made again) -> what is carried before it, and dz as it lies."""
-    form, steps, begin = how.form, kept.steps, lstm_layouts.to_layout(how.form, kept.fresh)
-    matrix = form.prepare_back(kept.weights)
+    """Returns the `backward_step` of `common.chunked_backward`; its recomputed values are pre-activations."""
+    layout, steps = static_args.layout, residuals.steps
+    reset_state = lstm_layouts.state_to_layout(layout, residuals.reset_carry)
+    matrix = layout.backward_matrix(residuals.weights)
 
-    def step(t, back, again):
+    def backward_step(t, backward_carry, preactivations):
         state = LSTMState(
-            back.state.c, back.state.h + form.turn(common.at(gradients.outputs, t)).astype(back.state.h.dtype)
+            backward_carry.state.c,
+            backward_carry.state.h
+            + layout.to_layout(common.at(gradients.outputs, t)).astype(backward_carry.state.h.dtype),
         )
-        if how.history:
-            state = state._replace(c=state.c + form.turn(gradients.cells[t]))
-        passed = None
-        if steps.real is not None:  # the gradients of a masked step pass it by
-            real, none = form.flags(steps.real[t]), jax.tree.map(jnp.zeros_like, state)
-            state, passed = lstm_scan.where(real, state, none), lstm_scan.where(real, none, state)
-        before = kept.cells[t]
-        anew = None if steps.resets is None else form.flags(steps.resets[t])
-        old_c = before if anew is None else jnp.where(anew, begin.c, before)
-        i, f, g, o = lstm_scan.gate_preactivations(again, form.axis) if how.again else form.gates(kept.kept[t])
-        squashed = jnp.tanh(back.c)
+        if static_args.history:
+            state = state._replace(c=state.c + layout.to_layout(gradients.cells[t]))
+        skipped = None
+        if steps.valid is not None:  # gradients skip a masked step
+            valid, zeros = layout.flags(steps.valid[t]), jax.tree.map(jnp.zeros_like, state)
+            state, skipped = lstm_scan.where(valid, state, zeros), lstm_scan.where(valid, zeros, state)
+        before = residuals.cells[t]
+        resets = None if steps.resets is None else layout.flags(steps.resets[t])
+        old_c = before if resets is None else jnp.where(resets, reset_state.c, before)
+        if static_args.recompute:
+            i, f, g, o = lstm_scan.activate_gates(preactivations, layout.axis)
+        else:
+            i, f, g, o = layout.gates(residuals.saved[t])
+        squashed = jnp.tanh(backward_carry.c)
         dc = state.c + state.h * o * (1 - squashed**2)
-        sums = [dc * g * i * (1 - i), dc * old_c * f * (1 - f), dc * i * (1 - g**2), state.h * squashed * o * (1 - o)]
-        dz = jnp.concatenate(sums, axis=form.axis).astype(steps.inputs.dtype)
-        old = LSTMState((dc * f).astype(state.c.dtype), form.back(matrix, dz).astype(state.h.dtype))
-        if passed is not None:
-            old = jax.tree.map(jnp.add, old, passed)
-        fresh = back.fresh
-        if anew is not None:
-            none = jax.tree.map(jnp.zeros_like, old)
-            fresh = jax.tree.map(jnp.add, fresh, lstm_scan.where(anew, old, none))
-            old = lstm_scan.where(anew, none, old)
-        return back._replace(state=old, c=before, fresh=fresh), dz
+        dz = [dc * g * i * (1 - i), dc * old_c * f * (1 - f), dc * i * (1 - g**2), state.h * squashed * o * (1 - o)]
+        dz = jnp.concatenate(dz, axis=layout.axis).astype(steps.inputs.dtype)
+        old = LSTMState((dc * f).astype(state.c.dtype), layout.h_gradient(matrix, dz).astype(state.h.dtype))
+        if skipped is not None:
+            old = jax.tree.map(jnp.add, old, skipped)
+        reset_carry = backward_carry.reset_carry
+        if resets is not None:
+            zeros = jax.tree.map(jnp.zeros_like, old)
+            reset_carry = jax.tree.map(jnp.add, reset_carry, lstm_scan.where(resets, old, zeros))
+            old = lstm_scan.where(resets, zeros, old)
+        return backward_carry._replace(state=old, c=before, reset_carry=reset_carry), dz
 
-    return step
+    return backward_step
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def small(
-    how: LSTMStaticArgs, steps: StepInputs, carry: LSTMState, weights: LSTMWeights, fresh: LSTMState
+    static_args: LSTMStaticArgs, steps: StepInputs, carry: LSTMState, weights: LSTMWeights, reset_carry: LSTMState
 ) -> LSTMOutput:
-    """Where a step is so small that what counts is how many operations it has, and not what they compute.
+    """Runs steps that are so small that their time is the number of their operations.
 
-    The forward pass has fewest as `_Rows` has it, and forward and backward pass together as JAX makes them from a plain
-    loop of some steps in one.
+    The forward pass alone has fewest operations in `BatchMajor`; forward and backward pass together have fewest as JAX
+    derives them from a partly unrolled plain loop.
     """
-    return _forward(how._replace(again=True), steps, carry, weights, fresh)[0]
+    return _forward(static_args._replace(recompute=True), steps, carry, weights, reset_carry)[0]
 
 
 @small.defjvp
 def _small_jvp(
-    how: LSTMStaticArgs, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+    static_args: LSTMStaticArgs, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[LSTMOutput, LSTMOutput]:
-    return _plain_jvp(primals[0], primals[1:], (tangents[0].inputs, *tangents[1:]), how.history, common.FEW)
+    return _plain_jvp(
+        primals[0], primals[1:], (tangents[0].inputs, *tangents[1:]), static_args.history, common.UNROLL_FACTOR
+    )
 
 
-def with_layout(run: Callable[..., LSTMOutput], form: Any) -> Callable[..., LSTMOutput]:
+def with_layout(run: Callable[..., LSTMOutput], layout: Any) -> Callable[..., LSTMOutput]:
+    """Returns `fast` or `small` as a backend in one memory layout."""
+
     def backend(steps, carry, *others, history=False):
-        again = form.again(*steps.inputs.shape[:2], carry.h.shape[-1])
-        return run(LSTMStaticArgs(form, history, again), steps, carry, *others)
+        recompute = layout.should_recompute(*steps.inputs.shape[:2], carry.h.shape[-1])
+        return run(LSTMStaticArgs(layout, history, recompute), steps, carry, *others)
 
     return backend

@@ -13,14 +13,14 @@ from seqjax.ops.common import StepInputs
 
 
 class LSTMState(NamedTuple):
-    """What an LSTM remembers between two steps; also the gradients of that."""
+    """State of an LSTM between two steps; also the gradients of a state."""
 
     c: jax.Array  # [B, H]
     h: jax.Array  # [B, H]
 
 
 class LSTMWeights(NamedTuple):
-    """Gates i, f, g, o side by side; also the gradients."""
+    """Weights of an LSTM, gates i, f, g, o side by side; also the gradients of the weights."""
 
     kernel: jax.Array  # [F, 4H]
     recurrent_kernel: jax.Array  # [H, 4H]
@@ -28,16 +28,17 @@ class LSTMWeights(NamedTuple):
 
 
 class LSTMOutput(NamedTuple):
-    """What a recurrence gives; also the gradients of that."""
+    """Result of the recurrence; also the gradients of a result."""
 
     last: LSTMState
     outputs: jax.Array  # [T, B, H]: h after each step
-    cells: jax.Array | None  # [T, B, H]: c after each step; None where it is not asked for
+    cells: jax.Array | None  # [T, B, H]: c after each step; None without `history`
 
 
 def initial_state(name: str, pair: Any) -> LSTMState:
+    """Returns the pair (c, h) as an LSTMState; raises ValueError if it has another number of parts."""
     if len(pair) != 2:
-        raise ValueError(f'{name} has {len(pair)} parts and must have 2, c and h')
+        raise ValueError(f'{name} has {len(pair)} parts and must have 2: c and h')
     return LSTMState(*pair)
 
 
@@ -45,29 +46,30 @@ def plain(
     steps: StepInputs,
     carry: LSTMState,
     weights: LSTMWeights,
-    fresh: LSTMState,
+    reset_carry: LSTMState,
     *,
     history: bool = False,
     unroll: int = 1,
-    of_inputs: Callable[[jax.Array], jax.Array] | None = None,
+    input_projection: Callable[[jax.Array], jax.Array] | None = None,
 ) -> LSTMOutput:
-    """The equations, one step after the other; JAX differentiates them in whatever way.
+    """Scans the LSTM's equations; the reference implementation, differentiated by JAX.
 
-    `of_inputs` gives what the inputs of a step add to its sums, [B, 4H]: by default their product with the kernel.
+    `input_projection` maps the inputs of a step to their part of the pre-activations, [B, 4H]: by default the product
+    with the kernel.
     """
-    of_inputs = of_inputs or (lambda x: x @ weights.kernel)
+    input_projection = input_projection or (lambda x: x @ weights.kernel)
     dtype = steps.inputs.dtype
 
     def step(state, x):
         if x.resets is not None:
-            state = masking.select(x.resets, fresh, state)
-        z = of_inputs(x.inputs) + state.h.astype(dtype) @ weights.recurrent_kernel + weights.bias[None]
+            state = masking.select(x.resets, reset_carry, state)
+        z = input_projection(x.inputs) + state.h.astype(dtype) @ weights.recurrent_kernel + weights.bias[None]
         i, f, g, o = jnp.split(z, 4, axis=-1)
         c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * jnp.tanh(g)
         h = jax.nn.sigmoid(o) * jnp.tanh(c)
         new = LSTMState(c.astype(state.c.dtype), h.astype(state.h.dtype))
-        if x.real is not None:
-            new = masking.select(x.real, new, state)
+        if x.valid is not None:
+            new = masking.select(x.valid, new, state)
         return new, (new.h.astype(dtype), new.c if history else None)
 
     last, (outputs, cells) = lax.scan(step, carry, steps, unroll=unroll)
@@ -75,30 +77,33 @@ def plain(
 
 
 def ahead(
-    steps: StepInputs, carry: LSTMState, weights: LSTMWeights, fresh: LSTMState, *, history: bool = False
+    steps: StepInputs, carry: LSTMState, weights: LSTMWeights, reset_carry: LSTMState, *, history: bool = False
 ) -> LSTMOutput:
-    """As `plain`, with one product for the inputs of all steps, and `AT_ONCE` steps in one iteration of the loop.
+    """Computes `plain` with one product for the inputs of all steps, and `AHEAD_UNROLL` steps per loop iteration.
 
-    For GPUs, on which it takes longer to start an operation than to compute most of these.
+    For GPUs, where launching an operation takes longer than computing most of these.
     """
-    ready = steps._replace(inputs=steps.inputs @ weights.kernel)
-    return plain(ready, carry, weights, fresh, history=history, unroll=AT_ONCE, of_inputs=lambda x: x)
+    projected = steps._replace(inputs=steps.inputs @ weights.kernel)
+    return plain(
+        projected, carry, weights, reset_carry, history=history, unroll=AHEAD_UNROLL, input_projection=lambda x: x
+    )
 
 
-AT_ONCE = 8
+AHEAD_UNROLL = 8  # time steps per loop iteration
 
 
-def gate_preactivations(z: jax.Array, axis: int) -> list[jax.Array]:
+def activate_gates(z: jax.Array, axis: int) -> list[jax.Array]:
+    """Returns the gates i, f, g, o from their pre-activations."""
     i, f, g, o = jnp.split(z, 4, axis=axis)
     return [jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)]
 
 
 class LSTMStaticArgs(NamedTuple):
-    """What is known before anything is traced."""
+    """Static arguments of the fused LSTM."""
 
-    form: Any  # _Rows(), _Narrow() or _Columns()
-    history: bool
-    again: bool  # whether the backward pass makes the sums once more
+    layout: Any  # BatchMajor(), BatchMajorGates() or FeatureMajor()
+    history: bool  # True to return c after each step
+    recompute: bool  # True to recompute pre-activations in the backward pass
 
 
 def where(flags: jax.Array, x: LSTMState, y: LSTMState) -> LSTMState:

@@ -1,8 +1,8 @@
 """Sharding of the rows of a batch over the devices of the mesh in effect, by `jax.shard_map`.
 
-Left to itself, the compiler adds up the gradients of the weights at every step of a recurrence. Here each device takes
-its own rows all the way through, and what is summed over rows is added up once, at the end. `seqjax.training.sharding`
-makes the mesh and decides what else lies where.
+By default the compiler reduces the gradients of the weights at every step of a recurrence. Here each device processes
+its rows over all steps, and sums over rows are reduced once, at the end. `seqjax.training.sharding` makes the mesh and
+the shardings of all other arrays.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ ROWS = 'data'  # the mesh axis over which rows are sharded
 
 
 def num_shards(rows: int) -> int:
-    """Returns the number of shards of so many rows: 1 without a mesh in effect (`jax.set_mesh`), or with fewer rows.
+    """Returns the number of shards of `rows` rows: 1 without a mesh in effect (`jax.set_mesh`), or with fewer rows.
 
-    If other mesh axes divide the weights, GSPMD shards the rows, too; inside a `shard_map` they are not sharded again.
+    Also 1 if other mesh axes shard the weights, as GSPMD then shards the rows, and inside a `shard_map`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     others = [size for name, size in mesh.shape.items() if name != ROWS and size > 1]
@@ -45,10 +45,10 @@ def output_depends_on(f: Callable[..., Any], x: Any, *others: Any) -> bool:
 
 
 def shard_over_rows(run: Callable[..., Any], shards: int) -> Callable[..., Any]:
-    """Shards a recurrence over the rows of its batch; rows of zeros are appended if their number is not divisible.
+    """Shards a recurrence over the rows of its batch, padded with rows of zeros if their number is not divisible.
 
     Args:
-      run: (steps, carry [B, ...], weights, fresh [B, ...]) -> the last carry, and outputs with the axes [T, B, ...].
+      run: (steps, carry [B, ...], weights, reset_carry [B, ...]) -> the last carry, and outputs [T, B, ...].
       shards: see `num_shards`.
     """
     if shards == 1:
@@ -58,7 +58,7 @@ def shard_over_rows(run: Callable[..., Any], shards: int) -> Callable[..., Any]:
         last, *others = run(*arguments)
         return last, others
 
-    def padded(steps, carry, weights, fresh):
+    def padded(steps, carry, weights, reset_carry):
         rows = steps.inputs.shape[1]
         more = -rows % shards
 
@@ -75,10 +75,10 @@ def shard_over_rows(run: Callable[..., Any], shards: int) -> Callable[..., Any]:
             out_specs=(by_row, by_step),
             check_vma=False,  # `linear_map` has no rule for it
         )
-        steps, carry, fresh = (
-            jax.tree.map(partial(pad, axis=axis), x) for x, axis in ((steps, 1), (carry, 0), (fresh, 0))
+        steps, carry, reset_carry = (
+            jax.tree.map(partial(pad, axis=axis), x) for x, axis in ((steps, 1), (carry, 0), (reset_carry, 0))
         )
-        last, others = sharded(steps, carry, weights, fresh)
+        last, others = sharded(steps, carry, weights, reset_carry)
         return jax.tree.map(partial(cut, axis=0), last), *jax.tree.map(partial(cut, axis=1), others)
 
     return padded

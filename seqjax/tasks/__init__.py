@@ -1,4 +1,4 @@
-"""Synthetic tasks, a file a family."""
+"""Synthetic tasks, one file for each family."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,8 @@
 """Adding and multiplication: experiments 4 and 5 of Hochreiter and Schmidhuber 1997.
 
-A sequence of pairs: a number, and a mark that is 1 at two places, -1 at both ends and 0 elsewhere. What the two marked
-numbers make is to be told at the end. The first mark is among the first ten pairs, the other is another one before
-the middle; so for length 100 the numbers are kept for 50 steps or more.
+A sequence of pairs: a number, and a mark that is 1 at two places, -1 at both ends and 0 elsewhere. The target, at the
+end, is the sum or the product of the two marked numbers. The first mark is among the first ten pairs, and the second is
+another pair in the first half; so for length 100 the numbers have to be remembered for at least 50 steps.
 
     number   0.5  -0.2   0.7   0.1 ...  0.4 ... -0.3
     mark    -1     0     1     0   ...  1   ... -1      ->   0.5 + (0.7 + 0.4) / 4 = 0.775
@@ -18,17 +18,20 @@ from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SyntheticTask
 from seqjax.types import Batch, ModelSpec, Sequences
 
-NEAR = 0.04  # the source's: right is an absolute error below this
-FIRST = 10  # the first mark is among as many pairs
-SHORTEST = 2 * FIRST + 2  # from here on there is room for both marks before the middle
+TOLERANCE = 0.04  # absolute error of a correct answer, from the paper
+FIRST_MARK_PAIRS = 10  # the first mark is among this many pairs
+MIN_LENGTH = 2 * FIRST_MARK_PAIRS + 2  # both marks fit into the first half
 
 
 def adding(length: int = 100, rule: Literal['add', 'multiply'] = 'add') -> SyntheticTask:
-    """The two marked numbers of a sequence, added or multiplied.
+    """Returns the task of adding or multiplying the two marked numbers of a sequence.
 
     Args:
-      length: of the shortest sequences; the longest have a tenth more.
-      rule: add has numbers from -1 to 1, multiply from 0 to 1.
+      length: length of the shortest sequences; the longest are a tenth longer.
+      rule: add (numbers from -1 to 1) or multiply (numbers from 0 to 1).
+
+    Raises:
+      ValueError: `length` is below 22.
 
     >>> batch = adding(length=22).sample(jax.random.key(0), 1)
     >>> numbers, marks = batch.inputs.values[0].T
@@ -37,20 +40,22 @@ def adding(length: int = 100, rule: Literal['add', 'multiply'] = 'add') -> Synth
     >>> float(batch.targets[0, 0]) == 0.5 + float(numbers @ (marks == 1)) / 4
     True
     """
-    if length < SHORTEST:
-        raise ValueError(f'length={length} must be at least {SHORTEST}: both marks need room before the middle')
+    if length < MIN_LENGTH:
+        raise ValueError(f'length={length} must be at least {MIN_LENGTH}: both marks are in the first half')
     return SyntheticTask(
         name=f'{"adding" if rule == "add" else "multiplication"} of length {length}',
         sample=partial(_sample, length=length, rule=rule),
-        loss_fn=synthetic.within(NEAR),
+        loss_fn=synthetic.regression(TOLERANCE),
         spec=ModelSpec('last', outputs=1, features=2, memory_span=length + length // 10),
         reference_losses={'best constant': _variance(length, rule)},
     )
 
 
 def _variance(length: int, rule: str) -> float:
-    """Of the targets, which is the squared error of their mean."""
-    at_first = 1 / FIRST + (1 - 1 / FIRST) / (length // 2 - 1)  # how often the very first pair is marked
+    """Returns the variance of the targets, the loss of the best constant."""
+    at_first = 1 / FIRST_MARK_PAIRS + (1 - 1 / FIRST_MARK_PAIRS) / (
+        length // 2 - 1
+    )  # probability that the very first pair is marked
     if rule == 'add':  # the two numbers have mean 0 and variance 1/3; at the first pair it is 0
         return (2 - at_first) / 3 / 16
     mean, square = (1 - at_first) / 4 + at_first / 2, (1 - at_first) / 9 + at_first / 3
@@ -63,15 +68,15 @@ def _sample(key: jax.Array, count: int, *, length: int, rule: str) -> Batch:
     keys = jax.random.split(key, 4)
     lengths = jax.random.randint(keys[0], (count, 1), length, length + tenth + 1)
     numbers = jax.random.uniform(keys[1], (count, steps.size), minval=-1 if rule == 'add' else 0, maxval=1)
-    first = jax.random.randint(keys[2], (count, 1), 0, FIRST)
-    second = jax.random.randint(keys[3], (count, 1), 0, length // 2 - 1)  # of the places that the first left
+    first = jax.random.randint(keys[2], (count, 1), 0, FIRST_MARK_PAIRS)
+    second = jax.random.randint(keys[3], (count, 1), 0, length // 2 - 1)  # skips the first mark
     second += second >= first
-    # The source: where the very first pair is marked, its number is what changes nothing.
+    # As in the paper, the number of a marked first pair is the neutral element.
     numbers = jnp.where((steps == 0) & ((first == 0) | (second == 0)), 0.0 if rule == 'add' else 1.0, numbers)
     numbers = jnp.where(steps < lengths, numbers, 0.0)
-    one, other = (jnp.take_along_axis(numbers, place, 1) for place in (first, second))
+    x, y = (jnp.take_along_axis(numbers, place, 1) for place in (first, second))
     marked = (steps == first) | (steps == second)
     ends = (steps == 0) | (steps == lengths - 1)
     marks = jnp.where(marked, 1.0, jnp.where(ends, -1.0, 0.0))
-    targets = 0.5 + (one + other) / 4 if rule == 'add' else one * other
+    targets = 0.5 + (x + y) / 4 if rule == 'add' else x * y
     return Batch(Sequences(jnp.stack([numbers, marks], -1), lengths[:, 0]), targets, jnp.ones(count, bool))

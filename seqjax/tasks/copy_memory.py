@@ -1,10 +1,10 @@
-"""Copy memory: ten symbols are kept over T blanks (Bai et al. 2018, after Hochreiter and Schmidhuber 1997).
+"""Copy memory: remembering ten symbols over T blanks (Bai et al. 2018, after Hochreiter and Schmidhuber 1997).
 
     read     3 1 4 1 5 8 2 6 5 3  0 0 ... 0  9 9 9 9 9 9 9 9 9 9 9
     answer   0 0 0 0 0 0 0 0 0 0  0 0 ... 0  0 3 1 4 1 5 8 2 6 5 3
 
-Ten symbols of 1 to 8, T - 1 blanks, and eleven marks, of which the first says that the time has come: T + 20 steps, and
-an answer at each. Whoever knows the time and remembers nothing has a loss of 10 ln 8 / (T + 20).
+Ten symbols of 1 to 8, T - 1 blanks, and eleven marks, of which the first asks for the symbols: T + 20 steps, and an
+answer at each. A memoryless model that knows the time step has a loss of 10 ln 8 / (T + 20).
 """
 
 import math
@@ -17,17 +17,20 @@ from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask, task_defaults
 from seqjax.types import Batch, ModelSpec
 
-KEPT, KINDS = 10, 8  # symbols to keep, and how many different ones there are
-BLANK, MARK = 0, KINDS + 1
-SYMBOLS = KINDS + 2
+COPY_LENGTH, NUM_SYMBOLS = 10, 8  # length of the copied sequence, and number of different symbols
+BLANK, MARK = 0, NUM_SYMBOLS + 1
+NUM_CLASSES = NUM_SYMBOLS + 2
 
 
 @task_defaults(batch_size=32, eval_every=50, steps=5000, clip_norm=1.0)
 def copy_memory(delay: int = 100) -> SyntheticTask:
-    """Ten symbols, told again after a delay.
+    """Returns the task of copying ten symbols after a delay.
 
     Args:
-      delay: T, the steps between the last symbol and the first that is told.
+      delay: T, the time steps between the last symbol and the first answer.
+
+    Raises:
+      ValueError: `delay` is below 1.
 
     >>> batch = copy_memory(delay=2).sample(jax.random.key(0), 1)
     >>> print(batch.inputs[0].argmax(-1), batch.targets[0], sep='\\n')
@@ -36,20 +39,22 @@ def copy_memory(delay: int = 100) -> SyntheticTask:
     """
     if delay < 1:
         raise ValueError(f'delay={delay} must be at least 1')
-    memoryless = KEPT * math.log(KINDS) / (delay + 2 * KEPT)
+    memoryless = COPY_LENGTH * math.log(NUM_SYMBOLS) / (delay + 2 * COPY_LENGTH)
     return SyntheticTask(
         name=f'copy memory over {delay} steps',
         sample=partial(_sample, delay=delay),
         loss_fn=synthetic.classification,
-        spec=ModelSpec('per_step', outputs=SYMBOLS - 1, features=SYMBOLS, causal=True, memory_span=delay + 2 * KEPT),
+        spec=ModelSpec(
+            'per_step', outputs=NUM_CLASSES - 1, features=NUM_CLASSES, causal=True, memory_span=delay + 2 * COPY_LENGTH
+        ),
         reference_losses={'memoryless': memoryless},
         success=SuccessCriterion(at_most=0.1 * memoryless, metric='loss'),
     )
 
 
 def _sample(key: jax.Array, count: int, *, delay: int) -> Batch:
-    symbols = jax.random.randint(key, (count, KEPT), 1, KINDS + 1)
-    blanks, marks = jnp.full((count, delay - 1), BLANK), jnp.full((count, KEPT + 1), MARK)
+    symbols = jax.random.randint(key, (count, COPY_LENGTH), 1, NUM_SYMBOLS + 1)
+    blanks, marks = jnp.full((count, delay - 1), BLANK), jnp.full((count, COPY_LENGTH + 1), MARK)
     inputs = jnp.concatenate([symbols, blanks, marks], axis=1)
-    targets = jnp.concatenate([jnp.full((count, delay + KEPT), BLANK), symbols], axis=1)
-    return Batch(jax.nn.one_hot(inputs, SYMBOLS), targets, jnp.ones(targets.shape, bool))
+    targets = jnp.concatenate([jnp.full((count, delay + COPY_LENGTH), BLANK), symbols], axis=1)
+    return Batch(jax.nn.one_hot(inputs, NUM_CLASSES), targets, jnp.ones(targets.shape, bool))

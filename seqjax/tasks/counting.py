@@ -1,26 +1,23 @@
-"""Counting: languages whose next symbol hangs on how many came before, a stack of brackets among them.
+"""Counting: prediction of the next symbol of a^n b^n and of balanced brackets (Dyck languages).
 
-At every step a model says what follows: the next symbol, or the end. What it cannot know it can only weigh, so that a
-loss stays above a floor, which is known here.
+At every step a model predicts the next symbol, or the end. The next symbol is random, so the loss has a known floor.
 
     a^n b^n          a  a  a  b  b  b          after Gers and Schmidhuber 2001
-    what follows     a  a  b  b  b  end        from the first b on it is certain
+    next symbol      a  a  b  b  b  end        certain from the first b on
 
     dyck             (  [  ]  (  )  )          after Skachkova et al. 2018
-    what follows     [  ]  (  )  )  end        a bracket that closes is that of the last one still open
+    next symbol      [  ]  (  )  )  end        a closing bracket matches the last open one
 
-A floor is in nats for each predicted symbol, over endlessly many sequences: the entropy of a string, less that of its
-first symbol, which nobody is asked for, divided by the mean length. Both are sums over all that a string can be.
+The entropy floor is the expected loss of the optimal predictor, in nats per predicted symbol: the entropy of a string
+less the entropy of its first symbol, which is not predicted, divided by the mean length.
 
-`excess` is how far the cross-entropy is above that of who knows the law, on the same sequences: the floor without the
-chance that is in them.
+`excess` is the cross-entropy less that of the optimal predictor on the same sequences, so that sampling noise cancels.
 
-A sequence is wrong where a model at any step gives more than a tenth of the probability to what cannot follow; so what
-is certain must have nine tenths. What could follow counts as right, likely or not, also beyond the lengths of
-training; a bracket that would be one too many open at once could not.
+A sequence is wrong if at any step the model assigns more than a tenth of the probability to symbols that cannot follow.
+All symbols that can follow count as correct, even beyond the lengths of training, except for an opening bracket at the
+maximal depth.
 
-There are few short strings (one a^n b^n of each length), so those that a model is tested on are also among those that
-it learned from.
+There are few short strings (one a^n b^n of each length), so short test strings are also in the training data.
 """
 
 import math
@@ -36,20 +33,20 @@ from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import LossFn, SuccessCriterion, SyntheticTask, task_defaults
 from seqjax.types import Batch, Mean, ModelSpec, Sequences
 
-SHORTEST = 4  # of the longest strings: with those of two symbols alone there is nothing to count
-STRAY = 0.1  # of the probability, that may go to what cannot follow
-NEAR = 0.01  # the goal is an excess of a hundredth of the floor
+MIN_LONGEST = 4  # strings of two symbols alone need no counting
+MAX_INVALID_PROBABILITY = 0.1  # total probability of symbols that cannot follow, at a correct step
+MAX_RELATIVE_EXCESS = 0.01  # success criterion: excess relative to the floor
 EXCESS = 'excess'
 
-A, B, END = range(3)  # of a^n b^n
+A, B, END = range(3)  # classes of a^n b^n
 
 
 @task_defaults(batch_size=64, steps=5000)
 def anbn(longest: int = 40) -> SyntheticTask:
-    """So many a, then as many b: from 1 up to half of `longest`, each number as likely.
+    """Returns the task of predicting a^n b^n, with n uniform from 1 to half of `longest`.
 
     Args:
-      longest: symbols of a string, from 2 up to these.
+      longest: maximal length of a string; the minimal length is 2.
 
     >>> task = anbn(longest=8)
     >>> batch = task.sample(jax.random.key(4), 1)
@@ -74,15 +71,18 @@ def anbn(longest: int = 40) -> SyntheticTask:
 
 @task_defaults(hidden=64, batch_size=64, steps=10000)
 def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> SyntheticTask:
-    """Balanced brackets: every even length up to `longest` is as likely, and every string of a length.
+    """Returns the task of predicting balanced brackets, uniform over even lengths and over the strings of a length.
 
-    So the walk of the depth is a random one that is at 0 at the end and never below it or above `deepest`; the number
-    of ways that it can still go decides how likely it opens. A bracket that opens is of any kind.
+    The depth is a random walk from 0 to 0 that stays between 0 and `deepest`; the probability of an opening bracket is
+    proportional to the number of walks after it. The kind of an opening bracket is uniform.
 
     Args:
-      kinds: of brackets.
-      longest: symbols of a string, from 2 up to these.
-      deepest: brackets that are open at once, at most.
+      kinds: number of kinds of brackets.
+      longest: maximal length of a string; the minimal length is 2.
+      deepest: maximal number of brackets that are open at once.
+
+    Raises:
+      ValueError: `kinds` or `deepest` is below 1, `longest` is odd or below 4, or the sizes are too large.
 
     >>> batch = dyck(longest=12).sample(jax.random.key(3), 1)
     >>> length = int(batch.inputs.seq_lengths[0])
@@ -94,8 +94,10 @@ def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> SyntheticTask:
             raise ValueError(f'{name}={value} must be at least 1')
     synthetic.check_cost(100 * kinds, kinds=kinds)
     _check_longest(longest)
-    strings = [ways[0] for ways in _ways(longest, deepest)[2::2]]  # of each length, were there one kind of bracket
-    half = (longest + 2) / 4  # brackets that open in a string, on average; as many close
+    strings = [
+        ways[0] for ways in _ways(longest, deepest)[2::2]
+    ]  # number of strings of each length, with one kind of bracket
+    half = (longest + 2) / 4  # mean number of opening brackets, and of closing ones
     nats = math.log(len(strings)) + sum(map(math.log, strings)) / len(strings) + (half - 1) * math.log(kinds)
     return _task(
         name=f'brackets of {kinds} {"kind" if kinds == 1 else "kinds"} in 2 to {longest} symbols',
@@ -108,8 +110,8 @@ def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> SyntheticTask:
 
 
 def _check_longest(longest: int) -> None:
-    if longest < SHORTEST or longest % 2:
-        raise ValueError(f'longest={longest} must be even and at least {SHORTEST}: every symbol has another')
+    if longest < MIN_LONGEST or longest % 2:
+        raise ValueError(f'longest={longest} must be even and at least {MIN_LONGEST}')
 
 
 def _task(
@@ -120,135 +122,154 @@ def _task(
     floor: float,
     counts: Sequence[float],
 ) -> SyntheticTask:
-    """The task of a language; `counts` are how often each symbol is asked for in a string, on average.
+    """Returns the task of a language.
 
-    `ideal` takes symbols [N, T, F] to what can follow each, bool [N, T, C], and how likely that is for who knows the
-    law.
+    Args:
+      name: name of the task.
+      draw: see `SyntheticTask.draw`.
+      ideal: symbols [N, T, F] -> classes that can follow each, bool [N, T, C], and their probabilities.
+      longest: maximal length of a string.
+      floor: the entropy floor.
+      counts: mean number of targets of each class in a string.
     """
 
     total = sum(counts)
     constant = synthetic.entropy(count / total for count in counts)
     return SyntheticTask(
         name=name,
-        sample=synthetic.by_length(draw, longest, shortest=2, step=2),
+        sample=synthetic.sampler_by_length(draw, longest, shortest=2, step=2),
         loss_fn=_loss_fn(ideal),
         spec=ModelSpec('per_step', outputs=len(counts), features=len(counts) - 1, causal=True, memory_span=longest),
         reference_losses={'best constant': constant, 'entropy floor': floor},
-        success=SuccessCriterion(at_most=NEAR * floor, metric=EXCESS),
+        success=SuccessCriterion(at_most=MAX_RELATIVE_EXCESS * floor, metric=EXCESS),
         draw=draw,
     )
 
 
 def _loss_fn(ideal: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> LossFn:
-    """Cross-entropy, its excess, and mistakes: over a tenth of the probability on what cannot follow, at any step."""
+    """Returns a loss function with cross-entropy, its excess, and the fraction of wrong sequences."""
 
     def loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
-        follows, likely = ideal(Sequences(*batch.inputs).values)
-        stray = jnp.where(follows, 0, jax.nn.softmax(logits.astype(jnp.float32))).sum(-1)
+        follows, probabilities = ideal(Sequences(*batch.inputs).values)
+        invalid = jnp.where(follows, 0, jax.nn.softmax(logits.astype(jnp.float32))).sum(-1)
         loss = losses.cross_entropy(logits, batch.targets, batch.mask)
-        chances = jnp.take_along_axis(likely, batch.targets[..., None], -1)[..., 0]
-        least = -jnp.where(batch.mask & (chances > 0), jnp.log(jnp.maximum(chances, 1e-30)), 0).sum()
+        p = jnp.take_along_axis(probabilities, batch.targets[..., None], -1)[..., 0]
+        ideal_total = -jnp.where(batch.mask & (p > 0), jnp.log(jnp.maximum(p, 1e-30)), 0).sum()
+        correct = (invalid <= MAX_INVALID_PROBABILITY) & jnp.isfinite(logits).all(-1)
         return {
             'loss': loss,
-            EXCESS: Mean(loss.total - least, loss.count),
-            synthetic.WRONG: synthetic.mistakes((stray <= STRAY) & jnp.isfinite(logits).all(-1), batch.mask),
+            EXCESS: Mean(loss.total - ideal_total, loss.count),
+            synthetic.WRONG: synthetic.error_rate(correct, batch.mask),
         }
 
     return loss_fn
 
 
 def _batch(symbols: jax.Array, lengths: jax.Array, end: int) -> Batch:
-    """Symbols [N, T], of which the first `lengths` are real, and what follows each; `end` is the last class."""
+    """Returns the batch of symbols [N, T], valid up to `lengths`, with the next symbols as targets, then `end`."""
     steps = jnp.arange(symbols.shape[1])[None]
-    real = steps < lengths[:, None]
+    valid = steps < lengths[:, None]
     following = jnp.pad(symbols[:, 1:], ((0, 0), (0, 1)))
-    targets = jnp.where(steps < lengths[:, None] - 1, following, jnp.where(real, end, 0))
-    values = jax.nn.one_hot(jnp.where(real, symbols, -1), end)  # -1 is no symbol: zeros
-    return Batch(Sequences(values, lengths), targets.astype(jnp.int32), real)
+    targets = jnp.where(steps < lengths[:, None] - 1, following, jnp.where(valid, end, 0))
+    values = jax.nn.one_hot(jnp.where(valid, symbols, -1), end)  # -1 becomes zeros
+    return Batch(Sequences(values, lengths), targets.astype(jnp.int32), valid)
 
 
 def _anbn(key: jax.Array, lengths: jax.Array, longest: int) -> Batch:
-    """Nothing is left to chance: a length has one string. Of an odd length one is taken away."""
+    """Returns the one string of each length; odd lengths are reduced by one."""
     lengths = lengths // 2 * 2
     symbols = jnp.where(jnp.arange(longest)[None] < lengths[:, None] // 2, A, B)
     return _batch(symbols, lengths, END)
 
 
 def _anbn_ideal(values: jax.Array, *, most: int) -> tuple[jax.Array, jax.Array]:
-    """After k of at most N times a, the first b has the chance 1 / (N - k + 1), and the rest is certain."""
+    """Returns the optimal prediction: after k of at most N a, the first b has probability 1 / (N - k + 1)."""
     a, b = jnp.moveaxis(values.cumsum(1), -1, 0)
     first = 1 / jnp.maximum(most - a + 1, 1)
     follows = jnp.stack([b == 0, b < a, b == a], -1)
-    likely = jnp.where((b == 0)[..., None], jnp.stack([1 - first, first, 0 * first], -1), follows)
-    return follows, likely
+    probabilities = jnp.where((b == 0)[..., None], jnp.stack([1 - first, first, 0 * first], -1), follows)
+    return follows, probabilities
 
 
 @lru_cache(maxsize=4)
 def _ways(longest: int, deepest: int) -> list[list[int]]:
-    """[steps that are left, depth]: how many walks end at depth 0 and stay between that and `deepest`."""
+    """Returns [remaining steps, depth]: the number of walks that end at depth 0 and stay between 0 and `deepest`.
+
+    Raises:
+      ValueError: the table is too large, with numbers of up to `longest` bits.
+    """
     synthetic.check_cost(longest * (deepest + 1) * (longest + 32) // 2, longest=longest, deepest=deepest)
     ways = [[1] + [0] * deepest]
     for _ in range(longest):
-        low, high = [0, *ways[-1][:-1]], [*ways[-1][1:], 0]  # of the depth below, of that above
+        low, high = [0, *ways[-1][:-1]], [*ways[-1][1:], 0]  # ways of the depth below and of the depth above
         ways.append([closing + opening for closing, opening in zip(low, high, strict=True)])
     return ways
 
 
 def _openings(longest: int, deepest: int) -> np.ndarray:
-    """[steps that are left, depth]: how likely the next one opens, every walk being as likely; 0 where none is."""
+    """Returns [remaining steps, depth]: the probability of an opening bracket, with uniform walks; 0 without walks."""
     ways = _ways(longest, deepest)
-    shares = [[0.0] * (deepest + 1)]
+    probabilities = [[0.0] * (deepest + 1)]
     for after, now in zip(ways, ways[1:], strict=False):
-        shares.append([more / of if of else 0.0 for more, of in zip([*after[1:], 0], now, strict=True)])
-    return np.array(shares, np.float32)
+        counts = zip([*after[1:], 0], now, strict=True)
+        probabilities.append([opening / total if total else 0.0 for opening, total in counts])
+    return np.array(probabilities, np.float32)
 
 
 def _dyck(key: jax.Array, lengths: jax.Array, longest: int, *, kinds: int, deepest: int) -> Batch:
-    """Of an odd length one is taken away."""
+    """Draws strings of brackets; odd lengths are reduced by one."""
     lengths = lengths // 2 * 2
     table = jnp.asarray(_openings(longest, deepest))
-    of_walk, of_kinds = jax.random.split(key)
-    chances = jax.random.uniform(of_walk, (longest, *lengths.shape))
+    walk_key, kind_key = jax.random.split(key)
+    uniforms = jax.random.uniform(walk_key, (longest, *lengths.shape))
 
-    def step(depth: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        chance, place = now
-        opens = chance < table[jnp.maximum(lengths - place, 0), depth]
-        return jnp.maximum(depth + jnp.where(opens, 1, -1), 0), opens  # at 0 it closes after the end alone
+    def step(depth: jax.Array, x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        uniform, place = x
+        opens = uniform < table[jnp.maximum(lengths - place, 0), depth]
+        return jnp.maximum(depth + jnp.where(opens, 1, -1), 0), opens  # below 0 only after the end
 
-    opens = jax.lax.scan(step, jnp.zeros_like(lengths), (chances, jnp.arange(longest)))[1].T
-    kind = jax.random.randint(of_kinds, opens.shape, 0, kinds)
-    real = jnp.arange(longest)[None] < lengths[:, None]
-    depth = jnp.where(real, jnp.where(opens, 1, -1), 0).cumsum(1)
+    opens = jax.lax.scan(step, jnp.zeros_like(lengths), (uniforms, jnp.arange(longest)))[1].T
+    kind = jax.random.randint(kind_key, opens.shape, 0, kinds)
+    valid = jnp.arange(longest)[None] < lengths[:, None]
+    depth = jnp.where(valid, jnp.where(opens, 1, -1), 0).cumsum(1)
     before = jnp.pad(_tops(opens, kind, depth, kinds, deepest)[:, :-1], ((0, 0), (1, 0)))
     return _batch(jnp.where(opens, kind, kinds + before), lengths, 2 * kinds)
 
 
 def _tops(opens: jax.Array, kind: jax.Array, depth: jax.Array, kinds: int, deepest: int) -> jax.Array:
-    """The kind of the last bracket that is still open after each step [N, T]; any where none is.
+    """Returns the kind of the innermost open bracket after each step [N, T]; arbitrary if none is open.
 
-    It is the last that opened (`opens`, of `kind`) to the depth that there is after the step.
+    It is the last bracket that opened to the current depth.
+
+    Args:
+      opens: bool, True at opening brackets.
+      kind: kinds of the opening brackets.
+      depth: depth after each step.
     """
     reached = opens[..., None] & (depth[..., None] == jnp.arange(deepest + 1)[None, None])
-    numbered = jnp.arange(opens.shape[1])[None] * kinds + kind  # later ones are larger, and the kind is in it
+    numbered = jnp.arange(opens.shape[1])[None] * kinds + kind  # increases over time; modulo `kinds` it is the kind
     latest = jax.lax.cummax(jnp.where(reached, numbered[..., None], 0), axis=1)
     return jnp.take_along_axis(latest, depth[..., None], 2)[..., 0] % kinds
 
 
 @lru_cache(maxsize=4)
 def _chances(longest: int, deepest: int) -> np.ndarray:
-    """[symbols so far, depth, 3]: how likely it is that one opens, that one closes, that the string ends; else 0."""
-    whole = _ways(longest, deepest)  # [left, depth]
-    # As floats of any size: those of a row over a power of two, which rounds nothing.
-    bits = np.array([max(row).bit_length() - 1 for row in whole])
-    ways = np.array([[n / (1 << k) for n in row] for row, k in zip(whole, bits.tolist(), strict=True)])
-    every = np.arange(2, longest + 1, 2)
+    """Returns [symbols so far, depth, 3]: the probabilities of an opening bracket, a closing one, and the end.
+
+    They sum over all remaining lengths and all walks of each; 0 for depths that cannot be reached.
+    """
+    integer_ways = _ways(longest, deepest)  # [remaining steps, depth]
+    # As floats of any size: each row divided by a power of two, which does not round.
+    bits = np.array([max(row).bit_length() - 1 for row in integer_ways])
+    ways = np.array([[n / (1 << k) for n in row] for row, k in zip(integer_ways, bits.tolist(), strict=True)])
+    all_lengths = np.arange(2, longest + 1, 2)
     chances = np.zeros((longest + 1, deepest + 1, 3))
     for place in range(longest + 1):
-        lengths = every[every >= place]
+        lengths = all_lengths[all_lengths >= place]
         left = lengths - place
         weights, more = 1 / ways[lengths, 0], left > 0
-        after = ways[left[more] - 1] * weights[more, None]  # [lengths, depth], of walks that go on from there
-        scale = bits[np.maximum(left - 1, 0)] + bits[place] - bits[lengths]  # the same power for all of a place
+        after = ways[left[more] - 1] * weights[more, None]  # [lengths, depth], of walks that continue from there
+        scale = bits[np.maximum(left - 1, 0)] + bits[place] - bits[lengths]  # the same power for all lengths
         after, weights = np.ldexp(after, scale[more, None]), np.ldexp(weights, scale)
         chances[place, :-1, 0] = after[:, 1:].sum(0)
         chances[place, 1:, 1] = after[:, :-1].sum(0)
@@ -257,6 +278,7 @@ def _chances(longest: int, deepest: int) -> np.ndarray:
 
 
 def _dyck_ideal(values: jax.Array, *, kinds: int, table: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Returns the optimal prediction, by the table of `_chances`."""
     deepest = table.shape[1] - 1
     symbols = values.argmax(-1)
     opens = symbols < kinds
@@ -267,5 +289,5 @@ def _dyck_ideal(values: jax.Array, *, kinds: int, table: np.ndarray) -> tuple[ja
     closing = inside & (top[..., None] == jnp.arange(kinds)[None, None])
     places = jnp.minimum(jnp.arange(1, depth.shape[1] + 1), len(table) - 1)
     opened, closed, ended = jnp.moveaxis(jnp.asarray(table)[places[None], depth], -1, 0)
-    likely = [opening * opened[..., None] / kinds, closing * closed[..., None], ended[..., None]]
-    return jnp.concatenate([opening, closing, ~inside], -1), jnp.concatenate(likely, -1)
+    probabilities = [opening * opened[..., None] / kinds, closing * closed[..., None], ended[..., None]]
+    return jnp.concatenate([opening, closing, ~inside], -1), jnp.concatenate(probabilities, -1)

@@ -1,15 +1,14 @@
-"""Regular tasks: strings that an automaton with a few states answers, after Delétang et al. 2022.
+"""Regular tasks: functions of strings that a finite automaton computes, after Delétang et al. 2022.
 
-"Neural Networks and the Chomsky Hierarchy" trains on strings of 1 to 40 symbols, every length as likely, and asks
-whether what was learned holds for longer ones; `SyntheticTask.draw` makes those. An answer is told at the end.
+"Neural Networks and the Chomsky Hierarchy" trains on strings of 1 to 40 symbols of uniform length, and tests the
+generalization to longer ones, which `SyntheticTask.draw` draws. The target is one class at the end.
 
-    parity               1 0 1 0 1 0 0          ->  1    the ones are odd in number
+    parity               1 0 1 0 1 0 0          ->  1    the number of ones is odd
     even pairs           0 0 1 1 1 0            ->  0    one 01 and one 10, which is even
     modular arithmetic   0 * 1 + 4 * 3 - 2      ->  0    modulo 5; * binds more tightly than + and -
-    cycle navigation     right left stay left left  ->  3    from place 0 of a cycle of 5
+    cycle navigation     right left stay left left  ->  3    from position 0 of a cycle of 5
 
-There are few short strings (2 of one bit), so those that a model is tested on are also among those that it learned
-from, as in the source.
+There are few short strings (2 of one bit), so short test strings are also in the training data, as in the paper.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,11 +33,14 @@ Draw = Callable[[jax.Array, jax.Array, int], Batch]
 
 @task_defaults(batch_size=64, steps=10000)
 def parity(longest: int = 40, padding: Literal['right', 'left'] = 'right') -> SyntheticTask:
-    """Whether the ones are odd in number.
+    """Returns the task of computing the parity of the ones in a string of bits.
 
     Args:
-      longest: bits of a string, from 1 up to these.
-      padding: where the steps stand that are not real: right after the string, left before it.
+      longest: maximal number of bits of a string; the minimal number is 1.
+      padding: side of the padding, right (after the string) or left (before it).
+
+    Raises:
+      ValueError: `longest` is below 1, or `padding` is unknown.
 
     >>> batch = parity(longest=6).sample(jax.random.key(3), 1)
     >>> bits = batch.inputs.values[0, : int(batch.inputs.seq_lengths[0])].argmax(-1)
@@ -52,10 +54,13 @@ def parity(longest: int = 40, padding: Literal['right', 'left'] = 'right') -> Sy
 
 @task_defaults(batch_size=64, steps=5000)
 def even_pairs(longest: int = 40) -> SyntheticTask:
-    """Whether the pairs 01 and 10 are odd in number, which is whether the first bit differs from the last.
+    """Returns the task of computing the parity of the pairs 01 and 10: 1 if the first bit differs from the last.
 
     Args:
-      longest: bits of a string, from 1 up to these.
+      longest: maximal number of bits of a string; the minimal number is 1.
+
+    Raises:
+      ValueError: `longest` is below 2.
 
     >>> batch = even_pairs(longest=6).sample(jax.random.key(3), 1)
     >>> bits = batch.inputs.values[0, : int(batch.inputs.seq_lengths[0])].argmax(-1)
@@ -69,14 +74,17 @@ def even_pairs(longest: int = 40) -> SyntheticTask:
 
 @task_defaults(hidden=64, batch_size=64, steps=20000, clip_norm=1.0)
 def modular_arithmetic(longest: int = 40, modulus: int = 5) -> SyntheticTask:
-    """The value of numbers joined by +, - and *, modulo `modulus`; * binds more tightly.
+    """Returns the task of evaluating expressions of numbers, +, - and * modulo `modulus`; * binds more tightly.
 
-    Numbers and operators take turns, so lengths are odd: each odd one up to `longest` is as likely. Of an even length
-    that `draw` is given, one is taken away, as in the source.
+    Numbers and operators alternate, so lengths are odd, uniform up to `longest`. `draw` reduces even lengths by one, as
+    in the paper.
 
     Args:
-      longest: symbols of a string, from 1 up to these.
-      modulus: numbers are from 0 to one below it.
+      longest: maximal number of symbols of a string; the minimal number is 1.
+      modulus: modulus of the arithmetic; numbers are from 0 to modulus - 1.
+
+    Raises:
+      ValueError: `longest` is below 1, `modulus` is below 2, or one is too large.
 
     >>> batch = modular_arithmetic(longest=9).sample(jax.random.key(9), 1)
     >>> symbols = batch.inputs.values[0, : int(batch.inputs.seq_lengths[0])].argmax(-1)
@@ -93,11 +101,14 @@ def modular_arithmetic(longest: int = 40, modulus: int = 5) -> SyntheticTask:
 
 @task_defaults(hidden=64, batch_size=64, steps=20000)
 def cycle_navigation(longest: int = 40, cycle: int = 5) -> SyntheticTask:
-    """Where on a cycle one stands after moves to the left, to the right, or none, begun at place 0.
+    """Returns the task of computing the position on a cycle after moves (left, stay, right) from position 0.
 
     Args:
-      longest: moves of a string, from 1 up to these.
-      cycle: places on the cycle.
+      longest: maximal number of moves of a string; the minimal number is 1.
+      cycle: number of positions on the cycle.
+
+    Raises:
+      ValueError: `longest` is below 1, `cycle` is below 2, or one is too large.
 
     >>> batch = cycle_navigation(longest=6).sample(jax.random.key(4), 1)
     >>> symbols = batch.inputs.values[0, : int(batch.inputs.seq_lengths[0])].argmax(-1)
@@ -116,11 +127,11 @@ def _check(name: str, value: int, least: int) -> None:
 
 
 def _task(name: str, draw: Draw, longest: int, symbols: int, shares: Sequence[float], step: int = 1) -> SyntheticTask:
-    """Strings of every `step`-th length from 1, of so many symbols; `shares` are those of the classes."""
+    """Returns the task of strings with every `step`-th length from 1; `shares` are the frequencies of the classes."""
 
     return SyntheticTask(
         name=name,
-        sample=synthetic.by_length(draw, longest, step=step),
+        sample=synthetic.sampler_by_length(draw, longest, step=step),
         loss_fn=synthetic.classification,
         spec=ModelSpec('last', outputs=len(shares), features=symbols, memory_span=longest),
         reference_losses={'best constant': synthetic.entropy(shares)},
@@ -129,19 +140,19 @@ def _task(name: str, draw: Draw, longest: int, symbols: int, shares: Sequence[fl
 
 
 def _symbols(key: jax.Array, lengths: jax.Array, longest: int, kinds: int) -> tuple[jax.Array, jax.Array]:
-    """Symbols [N, T], each kind as likely, and which of them are real."""
+    """Draws symbols [N, T] uniformly; returns them and the mask of valid steps."""
     symbols = jax.random.randint(key, (lengths.shape[0], longest), 0, kinds)
     return symbols, jnp.arange(longest)[None] < lengths[:, None]
 
 
-def _batch(symbols: jax.Array, real: jax.Array, lengths: jax.Array, kinds: int, targets: jax.Array) -> Batch:
-    values = jax.nn.one_hot(jnp.where(real, symbols, -1), kinds)  # -1 is no symbol: zeros
+def _batch(symbols: jax.Array, valid: jax.Array, lengths: jax.Array, kinds: int, targets: jax.Array) -> Batch:
+    values = jax.nn.one_hot(jnp.where(valid, symbols, -1), kinds)  # -1 becomes zeros
     return Batch(Sequences(values, lengths), targets.astype(jnp.int32), jnp.ones(len(values), bool))
 
 
 def _parity(key: jax.Array, lengths: jax.Array, longest: int, *, padding: str) -> Batch:
-    bits, real = _symbols(key, lengths, longest, 2)
-    batch = _batch(bits, real, lengths, 2, (bits * real).sum(1) % 2)
+    bits, valid = _symbols(key, lengths, longest, 2)
+    batch = _batch(bits, valid, lengths, 2, (bits * valid).sum(1) % 2)
     if padding == 'right':
         return batch
     places = jnp.arange(longest)[None] - (longest - lengths[:, None])
@@ -151,47 +162,48 @@ def _parity(key: jax.Array, lengths: jax.Array, longest: int, *, padding: str) -
 
 
 def _even_pairs(key: jax.Array, lengths: jax.Array, longest: int) -> Batch:
-    bits, real = _symbols(key, lengths, longest, 2)
-    pairs = (bits[:, 1:] != bits[:, :-1]) & real[:, 1:]
-    return _batch(bits, real, lengths, 2, pairs.sum(1) % 2)
+    bits, valid = _symbols(key, lengths, longest, 2)
+    pairs = (bits[:, 1:] != bits[:, :-1]) & valid[:, 1:]
+    return _batch(bits, valid, lengths, 2, pairs.sum(1) % 2)
 
 
 def _navigation(key: jax.Array, lengths: jax.Array, longest: int, *, cycle: int) -> Batch:
-    moves, real = _symbols(key, lengths, longest, len(MOVES))
-    return _batch(moves, real, lengths, len(MOVES), ((moves - 1) * real).sum(1) % cycle)
+    moves, valid = _symbols(key, lengths, longest, len(MOVES))
+    return _batch(moves, valid, lengths, len(MOVES), ((moves - 1) * valid).sum(1) % cycle)
 
 
 def _arithmetic(key: jax.Array, lengths: jax.Array, longest: int, *, modulus: int) -> Batch:
     lengths = lengths - (lengths + 1) % 2
-    of_numbers, of_operators = jax.random.split(key)
-    numbers, real = _symbols(of_numbers, lengths, longest, modulus)
-    operators, _ = _symbols(of_operators, lengths, longest, len(OPERATORS))
-    numbers_here = jnp.arange(longest)[None] % 2 == 0
-    symbols = jnp.where(numbers_here, numbers, modulus + operators)
-    numbers, real_numbers = numbers[:, ::2], real[:, ::2]
+    number_key, operator_key = jax.random.split(key)
+    numbers, valid = _symbols(number_key, lengths, longest, modulus)
+    operators, _ = _symbols(operator_key, lengths, longest, len(OPERATORS))
+    is_number = jnp.arange(longest)[None] % 2 == 0
+    symbols = jnp.where(is_number, numbers, modulus + operators)
+    numbers, valid_numbers = numbers[:, ::2], valid[:, ::2]
     before = jnp.pad(operators[:, 1::2], ((0, 0), (1, 0)))[:, : numbers.shape[1]]  # the first number follows a +
-    targets = _value(numbers, before, real_numbers, modulus)
-    return _batch(symbols, real, lengths, modulus + len(OPERATORS), targets)
+    targets = _value(numbers, before, valid_numbers, modulus)
+    return _batch(symbols, valid, lengths, modulus + len(OPERATORS), targets)
 
 
-def _value(numbers: jax.Array, before: jax.Array, real: jax.Array, modulus: int) -> jax.Array:
-    """Of numbers [N, K] and of the operators before them: the sum of the terms, which are products."""
-    factors = jnp.where(real, jnp.where(before == OPERATORS.index('-'), -numbers, numbers), 0) % modulus
-    begins = (before != OPERATORS.index('*')) | ~real
+def _value(numbers: jax.Array, before: jax.Array, valid: jax.Array, modulus: int) -> jax.Array:
+    """Evaluates numbers [N, K] with the operators before them, as a sum of products."""
+    factors = jnp.where(valid, jnp.where(before == OPERATORS.index('-'), -numbers, numbers), 0) % modulus
+    starts = (before != OPERATORS.index('*')) | ~valid
 
     def join(left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Product since a term began, and whether one did."""
-        (product, began), (further, anew) = left, right
-        return jnp.where(anew, further, product * further % modulus), began | anew
+        """Joins two parts, each the product since the start of its last term, and True if a term starts in it."""
+        (left_product, left_starts), (right_product, right_starts) = left, right
+        product = jnp.where(right_starts, right_product, left_product * right_product % modulus)
+        return product, left_starts | right_starts
 
-    products, _ = jax.lax.associative_scan(join, (factors, begins), axis=1)
-    ends = jnp.pad(begins[:, 1:], ((0, 0), (0, 1)), constant_values=True)
+    products, _ = jax.lax.associative_scan(join, (factors, starts), axis=1)
+    ends = jnp.pad(starts[:, 1:], ((0, 0), (0, 1)), constant_values=True)
     return (products * ends).sum(1) % modulus
 
 
 @lru_cache(maxsize=4)
 def _arithmetic_shares(longest: int, modulus: int) -> list[float]:
-    """How often each value is the answer, over all odd lengths."""
+    """Returns the frequency of each value as the answer, over all odd lengths."""
     synthetic.check_cost(longest // 2 * (5000 + modulus**3 // 20), longest=longest, modulus=modulus)
     numbers = np.arange(modulus)
     sums = (numbers[:, None] + numbers) % modulus
@@ -203,14 +215,14 @@ def _arithmetic_shares(longest: int, modulus: int) -> list[float]:
     for _ in lengths:
         values = np.bincount(sums.ravel(), state.ravel(), modulus)
         total += values
-        # By + or - the next term begins, and each number is as likely, with either sign.
+        # + or - starts the next term, and numbers are uniform with either sign.
         state = 2 / 3 * np.outer(values, np.full(modulus, 1 / modulus)) + 1 / 3 * state @ products
     return (total / len(lengths)).tolist()
 
 
 @lru_cache(maxsize=4)
 def _navigation_shares(longest: int, cycle: int) -> list[float]:
-    """How often each place is the last, over all lengths."""
+    """Returns the frequency of each position as the last, over all lengths."""
     synthetic.check_cost(longest * (5000 + cycle), longest=longest, cycle=cycle)
     places, total = np.zeros(cycle), np.zeros(cycle)
     places[0] = 1

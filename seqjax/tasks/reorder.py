@@ -1,18 +1,17 @@
-"""Reversal and sorting: a sequence of symbols, and the same symbols in another order.
+"""Reversal and sorting of a sequence of symbols, by an encoder and a decoder.
 
-An encoder reads the symbols, and a decoder tells them one by one and then the end. Lengths are from 1 to the longest,
-each as likely, and so is every symbol. Reversal is a task of Grefenstette et al. 2015, "Learning to transduce with
-unbounded memory"; sorting is one of Vinyals et al. 2016, "Order matters", here of symbols, which may be equal.
-With symbols 1 to 9, and 0 for the end and for padding:
+The decoder writes the symbols, then the end token. Lengths are uniform from 1 to the longest, and symbols are uniform.
+Reversal is a task of Grefenstette et al. 2015, "Learning to transduce with unbounded memory"; sorting is a task of
+Vinyals et al. 2016, "Order matters", here of symbols, which may be equal. With symbols 1 to 9, and 0 for the end and
+for padding:
 
     source      3 7 3 1 0 0
     reversal    1 3 7 3 0          sorting    1 3 3 7 0
 
-A decoder is trained with the right answer so far as its input. A sequence is then answered rightly where every token is
-the most probable one behind the right tokens before it, which is exactly where greedy decoding finds the whole answer:
-`wrong` is 1 - its exact match.
+A decoder is trained with teacher forcing. An answer is correct if every token is the most probable one after the
+correct tokens before it, that is if greedy decoding finds the whole answer: `wrong` is 1 - exact match.
 
-There are few short sequences, so those of them that a model is tested on are also among those that it learned from.
+There are few short sequences, so short test sequences are also in the training data.
 """
 
 import math
@@ -26,16 +25,16 @@ from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask, task_defaults
 from seqjax.types import Batch, ModelSpec, Sequences
 
-END = 0  # of an answer; padding too. Symbols are the tokens from 1.
+END = 0  # token for the end of an answer, and for padding; symbols are the tokens from 1
 
 
 @task_defaults(hidden=64, batch_size=64)
 def reversal(longest: int = 10, symbols: int = 8) -> SyntheticTask:
-    """Symbols from the last to the first.
+    """Returns the task of reversing a sequence of symbols.
 
     Args:
-      longest: most symbols of a sequence; the shortest has one.
-      symbols: that there are to draw from.
+      longest: maximal number of symbols of a sequence; the minimal number is 1.
+      symbols: number of different symbols.
 
     >>> batch = reversal(longest=6).sample(jax.random.key(6), 1)
     >>> source, answer = batch.inputs
@@ -50,11 +49,11 @@ def reversal(longest: int = 10, symbols: int = 8) -> SyntheticTask:
 
 @task_defaults(hidden=64, batch_size=64)
 def sorting(longest: int = 10, symbols: int = 8) -> SyntheticTask:
-    """Symbols from the smallest to the largest.
+    """Returns the task of sorting a sequence of symbols.
 
     Args:
-      longest: most symbols of a sequence; the shortest has one.
-      symbols: that there are to draw from.
+      longest: maximal number of symbols of a sequence; the minimal number is 1.
+      symbols: number of different symbols.
 
     >>> batch = sorting(longest=6).sample(jax.random.key(6), 1)
     >>> source, answer = batch.inputs
@@ -66,7 +65,7 @@ def sorting(longest: int = 10, symbols: int = 8) -> SyntheticTask:
 
 
 def _task(name: str, order: Callable, entropy: Callable[[int], float], longest: int, symbols: int) -> SyntheticTask:
-    """Of the answers that `order` makes, whose entropy at a length is `entropy(length)`."""
+    """Returns the task of applying `order`; entropy(length) is the entropy of the answers of a length."""
     for what, number in (('longest', longest), ('symbols', symbols)):
         if number < 1:
             raise ValueError(f'{what}={number} must be at least 1')
@@ -83,9 +82,9 @@ def _task(name: str, order: Callable, entropy: Callable[[int], float], longest: 
 
 
 def _reference_losses(entropy: Callable[[int], float], longest: int, symbols: int) -> dict[str, float]:
-    """Losses, nats a token: of the best constant, and of who knows the law and the answer so far but not the source."""
-    tokens = 1 + (1 + longest) / 2  # of an answer, on average
-    end = 1 / tokens  # their share; the others are one symbol as often as another
+    """Returns losses in nats per token of the best constant, and of the optimal predictor without the source."""
+    tokens = 1 + (1 + longest) / 2  # mean number of tokens of an answer
+    end = 1 / tokens  # frequency of the end token; symbols are uniform
     answer = math.log(longest) + sum(map(entropy, range(1, longest + 1))) / longest
     return {
         'best constant': -end * math.log(end) - (1 - end) * math.log((1 - end) / symbols),
@@ -95,11 +94,11 @@ def _reference_losses(entropy: Callable[[int], float], longest: int, symbols: in
 
 @lru_cache(maxsize=4096)
 def _entropy_of_counts(length: int, symbols: int) -> float:
-    """Of how often each symbol is among `length`, in nats: that of the sequence, less that of its order."""
+    """Returns the entropy of the counts of the symbols among `length`, in nats: of the sequence, less of its order."""
     if symbols == 1:
         return 0.0
     share, orders = 1 / symbols, math.lgamma(length + 1)
-    for times in range(length + 1):  # of one symbol, by the binomial law
+    for times in range(length + 1):  # count of one symbol, which is binomial
         log_odds = times * math.log(share) + (length - times) * math.log1p(-share)
         log_odds += math.lgamma(length + 1) - math.lgamma(times + 1) - math.lgamma(length - times + 1)
         orders -= symbols * math.exp(log_odds) * math.lgamma(times + 1)
@@ -108,13 +107,13 @@ def _entropy_of_counts(length: int, symbols: int) -> float:
 
 def _sample(key: jax.Array, count: int, *, draw: Callable[..., Batch], longest: int) -> Batch:
     keys = jax.random.split(key)
-    return draw(keys[0], synthetic.lengths_between(keys[1], count, 1, longest), longest)
+    return draw(keys[0], synthetic.uniform_lengths(keys[1], count, 1, longest), longest)
 
 
 def _draw(key: jax.Array, lengths: jax.Array, longest: int, *, symbols: int, order: Callable) -> Batch:
-    real = jnp.arange(longest)[None] < lengths[:, None]
-    source = jnp.where(real, jax.random.randint(key, real.shape, 1, symbols + 1), END)
-    targets = jnp.pad(jnp.where(real, order(source, lengths), END), [(0, 0), (0, 1)], constant_values=END)
+    valid = jnp.arange(longest)[None] < lengths[:, None]
+    source = jnp.where(valid, jax.random.randint(key, valid.shape, 1, symbols + 1), END)
+    targets = jnp.pad(jnp.where(valid, order(source, lengths), END), [(0, 0), (0, 1)], constant_values=END)
     mask = jnp.arange(longest + 1)[None] <= lengths[:, None]
     return Batch((Sequences(source, lengths), targets), targets, mask)
 

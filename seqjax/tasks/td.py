@@ -1,10 +1,10 @@
 """The notebook's task: echo the sequence i / length, in three setups of inputs and outputs.
 
-For length 5 the sequence is 0.0 0.2 0.4 0.6 0.8. It is the whole data set: every step trains on all of it.
+For length 5 the sequence is 0.0 0.2 0.4 0.6 0.8. It is the whole data set: every training step uses all of it.
 
-    one_to_one     inputs [5, 1, 1]  targets [5, 1]     five sequences of one step
-    many_to_one    inputs [1, 5, 1]  targets [1, 5]     one sequence, all answers from the last output
-    many_to_many   inputs [1, 5, 1]  targets [1, 5, 1]  one sequence, an answer at every step
+    one_to_one     inputs [5, 1, 1]  targets [5, 1]     five sequences of one time step
+    many_to_one    inputs [1, 5, 1]  targets [1, 5]     one sequence, all targets from the last output
+    many_to_many   inputs [1, 5, 1]  targets [1, 5, 1]  one sequence, a target at every time step
 """
 
 import flax.linen as nn
@@ -16,11 +16,11 @@ from seqjax.nn import losses
 from seqjax.types import Batch, ModelSpec, Task
 
 SETUPS = ('one_to_one', 'many_to_one', 'many_to_many')
-UNROLL = 8  # T = 5 as one iteration of the loop: no loop, a third faster under vmap
+UNROLL = 8  # unrolls T = 5 completely, a third faster under vmap
 
 
 def sequence(length: int) -> np.ndarray:
-    """i / length for i = 0 .. length-1, as float32 [length].
+    """Returns i / length for i = 0 .. length-1, as float32 [length].
 
     >>> sequence(5).tolist() == [np.float32(x) for x in (0.0, 0.2, 0.4, 0.6, 0.8)]
     True
@@ -52,6 +52,6 @@ GLOROT = nn.initializers.glorot_uniform()  # Keras's default for Dense; Flax's i
 
 
 def whole_batch(data: Batch, key: jax.Array, step: jax.Array) -> Batch:
-    """The whole data set at every step, so that a step is an epoch."""
+    """Returns the whole data set, so that a training step is an epoch."""
     del key, step
     return data

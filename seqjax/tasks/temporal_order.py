@@ -1,7 +1,7 @@
 """Temporal order: experiments 6a and 6b of Hochreiter and Schmidhuber 1997.
 
-A sequence begins with E and ends with B. In between stand a, b, c, d at random, but for two or three places where X or
-Y stands; which of the two stands at each is to be told at the end, in four or eight classes. For length 100:
+A sequence starts with E and ends with B. Between them are random symbols a, b, c, d, except for two or three places
+with X or Y. The target, at the end, is the order of the X and Y, one of four or eight classes. For length 100:
 
     sequence  100 to 110 symbols
     two       X or Y at one of 10 to 20, and of 50 to 60
@@ -9,8 +9,8 @@ Y stands; which of the two stands at each is to be told at the end, in four or e
 
     E b d a c ... X ... a d c b ... Y ... c a b B   ->   1 (X, then Y)
 
-Nothing but the order carries information, over at least 34 or 40 steps: a sequence is answered rightly where each of
-the four or eight probabilities is within 0.3 of its target.
+Only this order carries information, over at least 34 or 40 steps. An answer is correct if each of the four or eight
+probabilities is within 0.3 of its target.
 """
 
 import math
@@ -27,29 +27,32 @@ from seqjax.tasks.synthetic import SyntheticTask
 from seqjax.types import Batch, Mean, ModelSpec, Sequences
 
 SYMBOLS = 'EBabcdXY'
-NEAR = 0.3  # the source's: "processed correctly" means that every output is this near to its target
-SHORTEST = 10  # from here on the spans do not meet
+TOLERANCE = 0.3  # error of each output of a correct answer, from the paper ("processed correctly")
+MIN_LENGTH = 10  # the ranges of the relevant symbols do not overlap
 
 
 def temporal_order(length: int = 100, relevant: Literal['two', 'three'] = 'two') -> SyntheticTask:
-    """The order of the two or three symbols that matter.
+    """Returns the task of classifying the order of two or three relevant symbols.
 
     Args:
-      length: symbols in the shortest sequences; all spans grow with it.
-      relevant: how many symbols matter: two is the source's experiment 6a, three 6b.
+      length: length of the shortest sequences; all ranges are proportional to it.
+      relevant: number of relevant symbols, two (experiment 6a) or three (6b).
+
+    Raises:
+      ValueError: `length` is below 10.
 
     >>> batch = temporal_order(length=20).sample(jax.random.key(0), 1)
     >>> text = ''.join(SYMBOLS[i] for i in batch.inputs.values[0].argmax(-1))[: int(batch.inputs.seq_lengths[0])]
     >>> text, int(batch.targets[0])
     ('EabcXadaccYddccaadcdcB', 1)
     """
-    if length < SHORTEST:
-        raise ValueError(f'length={length} must be at least {SHORTEST}: every symbol that matters needs room')
-    begins = [length // 10, length // 2] if relevant == 'two' else [length // 10, length // 3, length * 2 // 3]
-    classes = 2 ** len(begins)
+    if length < MIN_LENGTH:
+        raise ValueError(f'length={length} must be at least {MIN_LENGTH}: ranges of relevant symbols must not overlap')
+    starts = [length // 10, length // 2] if relevant == 'two' else [length // 10, length // 3, length * 2 // 3]
+    classes = 2 ** len(starts)
     return SyntheticTask(
         name=f'temporal order of {relevant} symbols, length {length}',
-        sample=partial(_sample, length=length, begins=begins),
+        sample=partial(_sample, length=length, starts=starts),
         loss_fn=loss_fn,
         spec=ModelSpec('last', outputs=classes, features=len(SYMBOLS), memory_span=longest(length)),
         reference_losses={'best constant': math.log(classes)},
@@ -57,7 +60,7 @@ def temporal_order(length: int = 100, relevant: Literal['two', 'three'] = 'two')
 
 
 def longest(length: int) -> int:
-    """The number of symbols in the longest sequence.
+    """Returns the length of the longest sequences.
 
     >>> longest(100), longest(10)
     (110, 11)
@@ -65,30 +68,30 @@ def longest(length: int) -> int:
     return length + length // 10
 
 
-def _sample(key: jax.Array, count: int, *, length: int, begins: list[int]) -> Batch:
-    tenth, steps, classes = length // 10, jnp.arange(longest(length))[None], 2 ** len(begins)
-    # All from one draw: each takes most of a second to compile.
-    draws = jax.random.uniform(key, (count, 2 + len(begins) + steps.size))
+def _sample(key: jax.Array, count: int, *, length: int, starts: list[int]) -> Batch:
+    tenth, steps, classes = length // 10, jnp.arange(longest(length))[None], 2 ** len(starts)
+    # A single draw of random numbers, as each takes most of a second to compile.
+    draws = jax.random.uniform(key, (count, 2 + len(starts) + steps.size))
 
     def between(draw, low, high):  # both included
         return low + jnp.floor(draw * (high + 1 - low)).astype(jnp.int32)
 
-    ends, places, rest = jnp.split(draws, [1, 1 + len(begins)], axis=1)
+    ends, places, rest = jnp.split(draws, [1, 1 + len(starts)], axis=1)
     ends, answers = between(ends, length, length + tenth), between(rest[:, 0], 0, classes - 1)
     symbols = between(rest[:, 1:], *map(SYMBOLS.index, 'ad'))
     symbols = jnp.where(steps == 0, SYMBOLS.index('E'), symbols)
-    for i, begin in enumerate(begins):
-        x_or_y = SYMBOLS.index('X') + (answers >> (len(begins) - 1 - i)) % 2
-        symbols = jnp.where(steps == between(places[:, i : i + 1], begin, begin + tenth), x_or_y[:, None], symbols)
+    for i, start in enumerate(starts):
+        x_or_y = SYMBOLS.index('X') + (answers >> (len(starts) - 1 - i)) % 2
+        symbols = jnp.where(steps == between(places[:, i : i + 1], start, start + tenth), x_or_y[:, None], symbols)
     symbols = jnp.where(steps == ends - 1, SYMBOLS.index('B'), symbols)
     inputs = Sequences(jax.nn.one_hot(symbols, len(SYMBOLS)), ends[:, 0])
     return Batch(inputs, answers, jnp.ones(count, bool))
 
 
 def loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
-    """'loss', the cross-entropy, and 'wrong', the share of sequences that are not answered rightly."""
+    """Returns 'loss', the cross-entropy, and 'wrong', the fraction of sequences with a wrong answer."""
     errors = jnp.abs(nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(batch.targets, logits.shape[-1]))
     return {
         'loss': losses.cross_entropy(logits, batch.targets, batch.mask),
-        'wrong': synthetic.mistakes((errors < NEAR).all(-1), batch.mask),  # NaN is not right
+        'wrong': synthetic.error_rate((errors < TOLERANCE).all(-1), batch.mask),  # NaN is wrong
     }

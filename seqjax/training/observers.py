@@ -173,8 +173,8 @@ class EarlyStoppingMonitor(Observer):
     def __init__(self, run: CompiledRun):
         self.run, self.config = run, run.task.early_stopping
         self.stopped = np.empty(0, bool)  # [n]
-        self.values = np.empty(0, np.float32)  # [n], best values so far
-        self.groups: list = []  # Best of each group, leaves [n, ...], on the host
+        self.values = np.empty(0, np.float32)  # [n], the best so far
+        self.groups: list = []  # BestParameters of each group, leaves [n, ...], on the host
         config = self.config
         self._read = jax.jit(
             lambda state: (training_step.should_stop(config, state), state.best.value), out_shardings=run.replicated

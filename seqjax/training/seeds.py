@@ -35,8 +35,8 @@ from seqjax.training.observers import (
 )
 from seqjax.training.replicas import ReplicaGroup
 from seqjax.training.session import TrainSession
-from seqjax.training.success_results import SuccessResults
-from seqjax.types import Arrays, Batch, Best, Mean, Task, TrainState
+from seqjax.training.success_results import Outcome
+from seqjax.types import Arrays, Batch, BestParameters, Mean, Task, TrainState
 
 # (state of one seed, held-out data) -> metrics by name; a Mean with count 0 becomes NaN.
 TestFn = Callable[[TrainState, Arrays], Mapping[str, jax.Array | Mean]]
@@ -227,7 +227,9 @@ def retrain(run: CompiledRun, fit: FitResult) -> FitResult:
         subfolder=lambda group: f'refit_{run.steps}_{group}',
     )
     params, variables = jax.tree.map(lambda *parts: np.concatenate(parts), *states.groups)
-    best = Best(fit.best.value, np.full(len(fit.seeds), run.steps, np.int32), params, types.without_carry(variables))
+    best = BestParameters(
+        fit.best.value, np.full(len(fit.seeds), run.steps, np.int32), params, types.without_carry(variables)
+    )
     return fit._replace(best=best)
 
 

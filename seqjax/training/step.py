@@ -13,7 +13,7 @@ import optax
 
 from seqjax import types
 from seqjax.training import sharding
-from seqjax.types import Best, EarlyStopping, Metrics, Params, Task, TrainState, Variables
+from seqjax.types import BestParameters, EarlyStopping, Metrics, Params, Task, TrainState, Variables
 
 INIT = 2**32 - 1  # folded into the key for the initial parameters; larger than any step, which is an int32
 INITIAL_BEST = float(np.finfo(np.float32).max)  # before the first evaluation; JAX_DEBUG_INFS forbids infinity
@@ -34,7 +34,7 @@ def init_state(model: nn.Module, task: Task, tx: optax.GradientTransformation, k
         params = variables.pop('params')
         best = None
         if task.early_stopping is not None:
-            best = Best(jnp.float32(INITIAL_BEST), jnp.int32(0), params, types.without_carry(variables))
+            best = BestParameters(jnp.float32(INITIAL_BEST), jnp.int32(0), params, types.without_carry(variables))
         return TrainState(jnp.int32(0), key, params, variables, tx.init(params), best)
 
     return init(key)
@@ -79,5 +79,5 @@ def update_best(config: EarlyStopping, state: TrainState, evals: dict[str, Metri
     # An improvement at the last evaluation within the patience still counts, hence <=.
     waiting = state.step - state.best.step <= _max_steps_without_improvement(config)
     better = evaluated & waiting & (mean.count > 0) & (value < state.best.value)  # NaN is not better
-    new = Best(value, state.step, state.params, types.without_carry(state.variables))
+    new = BestParameters(value, state.step, state.params, types.without_carry(state.variables))
     return state._replace(best=jax.tree.map(partial(jnp.where, better), new, state.best))

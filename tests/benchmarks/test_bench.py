@@ -284,7 +284,7 @@ def test_backends_are_measured_beside_the_plain_one_and_all_of_a_cpu_are(monkeyp
     assert of_lstm | {'plain', 'ahead'} == set(lstm.BACKENDS)  # which is for GPUs
     for cell, name, case in bench.SELECTED:
         ops = {'lstm': lstm, 'gru': gru}[cell]
-        assert ops.choose(case.steps, case.batch, case.units) == name
+        assert ops.select_backend(case.steps, case.batch, case.units) == name
     small = [('gru', 'rows', SMALL), ('lstm', 'small', SMALL)]
     monkeypatch.setattr(bench, 'QUICK', bench.QUICK._replace(backends=small))
     bench.run(quick=True, parts=['backends'], peers=[scores.FLAX], workdir=str(tmp_path / 'w'), plot=False)

@@ -19,7 +19,7 @@ from seqjax.nn import models
 from seqjax.runs import memory
 from seqjax.tasks import counting
 from seqjax.training import compilation
-from seqjax.types import Batch, Best, EarlyStopping, TrainState
+from seqjax.types import Batch, BestParameters, EarlyStopping, TrainState
 from tests.helpers import kinds
 
 GB = 10**9
@@ -145,7 +145,9 @@ def test_what_runs_today_is_not_refused(name, flags, stopped):
 
 def test_patience_is_unlimited():
     """A step is an int32; so many steps of patience are not."""
-    state = TrainState(jnp.int32(2**31 - 2), None, None, {}, None, Best(jnp.float32(1), jnp.int32(0), None, {}))
+    state = TrainState(
+        jnp.int32(2**31 - 2), None, None, {}, None, BestParameters(jnp.float32(1), jnp.int32(0), None, {})
+    )
     for eval_every, patience in ((1, 200_000_000), (500, 200_000_000), (2**31 - 1, 2**31 - 1)):
         assert bool(training.should_stop(EarlyStopping(eval_every, patience), state)) == (
             eval_every * patience <= 2**31 - 2
@@ -240,8 +242,8 @@ def test_texts_that_no_memory_holds_are_refused(length, samples):
     how = {'cell': 'lstm', 'features': 4, 'vocabulary': spec.vocabulary, 'stateful': True}
     model = models.sequence_model(spec.output, spec.outputs, **how)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
-    trained = TrainedModel(kind, Settings.of({'hidden': 4}), recipe, model, 0, Best(0.0, 0, params, {}))
-    with pytest.raises(UserError, match=f'--num_samples={samples} --max_new_tokens={length}'):
+    trained = TrainedModel(kind, Settings.of({'hidden': 4}), recipe, model, 0, BestParameters(0.0, 0, params, {}))
+    with pytest.raises(UserError, match=f'--samples={samples} --length={length}'):
         kind.write(trained, 'ab', Sampling(length, 1.0, samples, 0))
     assert len(kind.write(trained, 'ab', Sampling(3, 1.0, 2, 0))) == 2
 

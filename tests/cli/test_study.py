@@ -423,7 +423,7 @@ def test_a_seed_that_diverges_is_at_no_goal_and_keeps_its_place(in_tmp):
 def test_mistakes_count_sequences_and_not_steps():
     right = jnp.array([[True, False, False], [True, True, True], [False, False, False], [True, False, True]])
     mask = jnp.array([[True, True, True], [True, True, False], [False, False, False], [True, False, True]])
-    assert synthetic.mistakes(right, mask) == (1, 3)
+    assert synthetic.error_rate(right, mask) == (1, 3)
 
 
 def test_both_forms_of_a_linear_cell_find_the_same(in_tmp):

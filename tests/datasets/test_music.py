@@ -18,7 +18,7 @@ from seqjax.datasets import polyphonic_music
 from seqjax.datasets.polyphonic_music import Packed
 from seqjax.errors import UserError
 from seqjax.nn import models
-from seqjax.types import Best
+from seqjax.types import BestParameters
 
 LENGTHS = {'train': (7, 2, 12, 5), 'validation': (4, 9), 'test': (9, 3, 4, 2, 6)}
 
@@ -143,8 +143,8 @@ def trained(parts):
     # As large as trained ones are, so that what came before matters.
     variables = jax.tree.map(lambda x: 3 * x, variables)
 
-    best = Best(jnp.float32(0), jnp.int32(0), variables['params'], {})
-    answer = partial(dataset_test.make_predictor(model, polyphonic_music.answers), best)
+    best = BestParameters(jnp.float32(0), jnp.int32(0), variables['params'], {})
+    answer = partial(dataset_test.answering(model, polyphonic_music.answers), best)
     return jax.jit(lambda inputs: model.apply(variables, inputs)), answer
 
 

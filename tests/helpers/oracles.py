@@ -37,7 +37,7 @@ MASKS = {
     'holes': np.array([[1, 1, 1, 1, 1, 1], [1, 0, 0, 1, 1, 0], [0, 1, 0, 1, 0, 1], [0, 0, 0, 0, 0, 0]], bool),
 }
 LENGTHS = np.array([6, 1, 4, 3], np.int32)  # none is 0: most oracles refuse that, or read step -1
-REAL = np.arange(T) < LENGTHS[:, None]
+VALID = np.arange(T) < LENGTHS[:, None]
 QUICK = {'xla_backend_optimization_level': 0}  # to compile: each program runs a few times, on small arrays
 
 

@@ -41,9 +41,9 @@ def by_loops(kind, params, query, keys, mask):
     """Contexts and weights, a row and a step at a time."""
     contexts, weights = np.zeros((B, K)), np.zeros((B, S))
     for b in range(B):
-        real = [s for s in range(S) if mask[b, s]]
-        shares = {s: np.exp(score(kind, params, query[b], keys[b, s])) for s in real}
-        for s in real:
+        valid = [s for s in range(S) if mask[b, s]]
+        shares = {s: np.exp(score(kind, params, query[b], keys[b, s])) for s in valid}
+        for s in valid:
             weights[b, s] = shares[s] / sum(shares.values())
             contexts[b] += weights[b, s] * keys[b, s]
     return contexts, weights

@@ -147,7 +147,7 @@ def test_a_beam_of_one_is_greedy(end):
 
 def test_scores_are_those_under_teacher_forcing():
     """Of all three ways, for a model with everything; tokens behind the end count nothing."""
-    model = seq2seq.encoder_decoder(5, features=4, layers=2, bidirectional=True, attention='general', begin=2)
+    model = seq2seq.encoder_decoder(5, features=4, layers=2, bidirectional=True, attention='general', start_token=2)
     variables = reference.random_variables(model, (SOURCE, np.zeros((B, 6), int)))
     decoded = {
         'greedy': decoding.greedy(model, variables, SOURCE, longest=6, end=1),
@@ -157,8 +157,8 @@ def test_scores_are_those_under_teacher_forcing():
     decoded |= {f'beam {i}': jax.tree.map(lambda x, i=i: x[:, i], beams) for i in range(3)}
     for name, (tokens, lengths, scores) in decoded.items():
         log_p = np.asarray(forced(model, variables, SOURCE, tokens))
-        real = np.arange(6) < np.asarray(lengths)[:, None]
-        reference.assert_close(scores, np.where(real, log_p, 0).sum(axis=1), 1e-5, name)
+        valid = np.arange(6) < np.asarray(lengths)[:, None]
+        reference.assert_close(scores, np.where(valid, log_p, 0).sum(axis=1), 1e-5, name)
 
 
 def test_what_has_ended_stays_as_it_is():

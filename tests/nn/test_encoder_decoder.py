@@ -22,15 +22,15 @@ from tests.helpers import reference
 
 B, S, U, F, H, V = 3, 5, 4, 3, 4, 7
 LENGTHS = np.array([5, 2, 3])
-REAL = np.arange(S) < LENGTHS[:, None]
+VALID = np.arange(S) < LENGTHS[:, None]
 TARGET_LENGTHS = np.array([4, 1, 3])
-TARGET_REAL = np.arange(U) < TARGET_LENGTHS[:, None]
+TARGET_VALID = np.arange(U) < TARGET_LENGTHS[:, None]
 MODELS = {
     'plain': {},
     'additive': {'attention': 'additive', 'bidirectional': True, 'layers': 2},
-    'dot': {'attention': 'dot', 'bidirectional': True, 'merge_mode': 'sum', 'begin': 3},
+    'dot': {'attention': 'dot', 'bidirectional': True, 'merge_mode': 'sum', 'start_token': 3},
     'general': {'attention': 'general', 'cell': 'gru', 'bidirectional': True, 'source_vocabulary': 9, 'embedding': 6},
-    'projected': {'attention': 'dot', 'projection': 2, 'peepholes': True, 'layers': 2, 'begin': 0},
+    'projected': {'attention': 'dot', 'projection': 2, 'peepholes': True, 'layers': 2, 'start_token': 0},
     'flax': {'attention': 'additive', 'cell': nn.OptimizedLSTMCell, 'bidirectional': True},
 }
 MODELS |= {
@@ -60,7 +60,7 @@ def test_teacher_forcing_is_one_step_after_another(name):
     assert logits.shape == (B, U, V) and logits.dtype == jnp.float32
     memory = model.apply(variables, (source, LENGTHS), method='encode')
     step = jax.jit(lambda *args: model.apply(variables, *args, method='step'))
-    carry, token = memory.carry, np.full(B, model.first)
+    carry, token = memory.carry, np.full(B, model.first_token)
     for u in range(U):
         carry, got = step(memory, carry, token)
         reference.assert_close(got, logits[:, u], 1e-5)
@@ -97,7 +97,7 @@ def by_hand(name, params, model, source, targets):
         else:
             outputs, (c, h), _ = reference.lstm(x, zero, zero, **p['encoder']['cell'])
             keys = outputs[0]
-        token = model.begin
+        token = model.start_token
         for u in range(targets.shape[1]):
             x = np.zeros((1, H)) if token is None else p['embed']['embedding'][token][None]
             if name == 'additive':
@@ -118,12 +118,14 @@ def by_hand(name, params, model, source, targets):
 
 @pytest.mark.representative(1)
 @pytest.mark.parametrize(('name', 'bidirectional'), [('none', False), ('additive', False), ('dot', True)])
-@pytest.mark.parametrize('begin', [None, 2])
-def test_logits_are_the_papers_equations(x64, name, bidirectional, begin):
+@pytest.mark.parametrize('start_token', [None, 2])
+def test_logits_are_the_papers_equations(x64, name, bidirectional, start_token):
     """Of an LSTM without attention (Sutskever), with that of Bahdanau, and with that of Luong over both directions."""
     how = {'bidirectional': True, 'merge_mode': 'sum'} if bidirectional else {}
     _, _, source, targets = start('plain')
-    model = seq2seq.encoder_decoder(V, features=H, attention=name, begin=begin, param_dtype=jnp.float64, **how)
+    model = seq2seq.encoder_decoder(
+        V, features=H, attention=name, start_token=start_token, param_dtype=jnp.float64, **how
+    )
     variables = reference.random_variables(model, ((source, LENGTHS), targets))
     want = by_hand(name, variables['params'], model, source, targets)
     np.testing.assert_allclose(apply(model, variables, source, targets), want, rtol=1e-10, atol=1e-11)
@@ -134,7 +136,7 @@ def test_logits_are_the_papers_equations(x64, name, bidirectional, begin):
 
 def masked_loss(model, variables, source, targets):
     logits = model.apply(variables, (source, targets))
-    return losses.cross_entropy(logits, targets, TARGET_REAL).compute(), jnp.where(TARGET_REAL[..., None], logits, 0)
+    return losses.cross_entropy(logits, targets, TARGET_VALID).compute(), jnp.where(TARGET_VALID[..., None], logits, 0)
 
 
 @pytest.mark.representative(every=2)
@@ -146,7 +148,7 @@ def test_padding_of_source_and_targets_changes_no_value_and_no_gradient(name):
     want = run(variables, (source, LENGTHS), targets)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(want))
     for padding in (0, -1, V, 10**6, -(10**6)):
-        padded = np.where(REAL, source, padding), np.where(TARGET_REAL, targets, padding)
+        padded = np.where(VALID, source, padding), np.where(TARGET_VALID, targets, padding)
         reference.assert_trees_equal(run(variables, (padded[0], LENGTHS), padded[1]), want)
     if 'source_vocabulary' in MODELS[name]:
         return
@@ -154,13 +156,13 @@ def test_padding_of_source_and_targets_changes_no_value_and_no_gradient(name):
     variables = reference.random_variables(model, ((x, LENGTHS), targets))
 
     def grads(variables, x, targets):
-        return masked_loss(model, variables, Sequences(x, mask=REAL), targets)
+        return masked_loss(model, variables, Sequences(x, mask=VALID), targets)
 
     run = jax.jit(jax.value_and_grad(grads, (0, 1), has_aux=True))
     want = run(variables, x, targets)
-    np.testing.assert_array_equal(np.asarray(want[1][1])[~REAL], 0)
+    np.testing.assert_array_equal(np.asarray(want[1][1])[~VALID], 0)
     for padding in (np.nan, np.inf, 1e30):
-        reference.assert_trees_equal(run(variables, np.where(REAL[..., None], x, np.float32(padding)), targets), want)
+        reference.assert_trees_equal(run(variables, np.where(VALID[..., None], x, np.float32(padding)), targets), want)
 
 
 @pytest.mark.representative(every=2)
@@ -172,7 +174,7 @@ def test_a_source_without_a_real_step_is_an_empty_one(name):
     run = jax.jit(jax.value_and_grad(functools.partial(masked_loss, model), has_aux=True))
     (_, logits), grads = got = run(variables, (source, lengths), targets)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-    reference.assert_trees_equal(run(variables, (np.where(REAL, source, -5), lengths), targets)[1], got[1])
+    reference.assert_trees_equal(run(variables, (np.where(VALID, source, -5), lengths), targets)[1], got[1])
     empty = model.apply(variables, (source[1:2, :0], targets[1:2]))
     reference.assert_close(logits[1, :1], empty[0, :1], 1e-5)
 
@@ -264,7 +266,7 @@ def test_dropout_acts_with_a_stream_alone(options, lengths):
     one, other = (run(variables, inputs, rngs={'dropout': jax.random.key(k)}) for k in (0, 1))
     assert np.abs(one - plain).max() > 1e-3 and np.abs(one - other).max() > 1e-3
     memory = model.apply(variables, (source, lengths), method='encode')
-    args = variables, memory, memory.carry, np.full(B, model.first)
+    args = variables, memory, memory.carry, np.full(B, model.first_token)
     reference.assert_close(model.apply(*args, method='step')[1], plain[:, 0], 1e-5)
     np.testing.assert_array_equal(model.apply(*args, method='step', rngs=KEY)[1], model.apply(*args, method='step')[1])
 
@@ -277,7 +279,7 @@ def test_attention_weights_can_be_looked_at():
         (weights,) = seen['intermediates']['attention_weights']
         assert weights.shape == (B, U, S)
         reference.assert_close(weights.sum(axis=-1), np.ones((B, U)), 1e-5)
-        np.testing.assert_array_equal(np.asarray(weights).transpose(0, 2, 1)[~REAL], 0)
+        np.testing.assert_array_equal(np.asarray(weights).transpose(0, 2, 1)[~VALID], 0)
 
 
 def test_it_is_traced_once_for_all_values():
@@ -340,8 +342,8 @@ def test_the_carry_of_the_encoder_starts_the_decoder():
         ({'attention': 'luong'}, "attention='luong'"),
         ({'attention': 'dot', 'bidirectional': True}, "attention='dot'"),
         ({'bidirectional': True, 'merge_mode': 'none'}, "merge_mode='none'"),
-        ({'begin': V}, 'begin=7'),
-        ({'begin': -1}, 'begin=-1'),
+        ({'start_token': V}, 'start_token=7'),
+        ({'start_token': -1}, 'start_token=-1'),
         ({'scheduled_sampling': 1.5}, 'scheduled_sampling=1.5'),
         ({'dropout': 1.0, 'layers': 2}, 'dropout=1.0'),
     ],
@@ -389,7 +391,7 @@ TOKENS, TARGETS = np.ones((B, S), int), np.ones((B, U), int)
         ((np.full((B, S), V), TARGETS), r'tokens\[0, 0\].*7'),
         ((np.ones((B, S)), TARGETS), r'tokens \(3, 5\)'),
         (((TOKENS, LENGTHS + 9), TARGETS), r'seq_lengths\[0\].*14'),
-        ((Sequences(TOKENS, resets=REAL), TARGETS), 'resets'),
+        ((Sequences(TOKENS, resets=VALID), TARGETS), 'resets'),
         ((np.ones(B, int), TARGETS), r'inputs \(3,\)'),
     ],
 )

@@ -106,5 +106,5 @@ def test_a_time_distributed_layer_with_symbolic_sizes():
 
 def test_only_symbolic_sizes_are_unknown():
     (size,) = export.symbolic_shape('b')
-    assert common.known(3, 4) and not common.known(3, size)
-    assert common.loop(size, 4) == common.loop(4, size) == 1
+    assert common.is_static(3, 4) and not common.is_static(3, size)
+    assert common.select_unroll(size, 4) == common.select_unroll(4, size) == 1

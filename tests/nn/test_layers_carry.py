@@ -150,8 +150,8 @@ def test_S10_the_history_of_carries_has_the_first_and_the_last(mask, reverse, ti
     assert_equal(jax.tree.map(lambda x: x[:, 0], history), first)
     assert_same(jax.tree.map(lambda x: x[:, -1], history), last)
     visited = history.h[:, :0:-1] if reverse else history.h[:, 1:]
-    real = np.ones((B, T), bool) if flags is None else flags
-    np.testing.assert_array_equal(visited[real], outputs[real])
+    valid = np.ones((B, T), bool) if flags is None else flags
+    np.testing.assert_array_equal(visited[valid], outputs[valid])
 
 
 def test_a_carry_without_the_axes_of_the_batch_is_refused():

@@ -15,7 +15,7 @@ from tests.helpers.oracles import (
     F32,
     F64,
     LENGTHS,
-    REAL,
+    VALID,
     B,
     F,
     H,
@@ -42,7 +42,7 @@ ORDERS = {
 }
 
 
-def flax_run(layer, real, carry=True):
+def flax_run(layer, valid, carry=True):
     """Outputs, of real steps alone where there are lengths, and the final carry."""
 
     def run(args, lengths):
@@ -51,20 +51,20 @@ def flax_run(layer, real, carry=True):
         )
         last, outputs = results if carry else ((), results)
         if lengths is not None:
-            outputs = jnp.where(real.reshape(real.shape + (1,) * (outputs.ndim - real.ndim)), outputs, 0)
+            outputs = jnp.where(valid.reshape(valid.shape + (1,) * (outputs.ndim - valid.ndim)), outputs, 0)
         return {'outputs': outputs, 'carry': last}
 
     return differentiated(run)
 
 
-def compare_flax(ours, theirs, inputs, lengths, real, carry=True):
+def compare_flax(ours, theirs, inputs, lengths, valid, carry=True):
     """The same variables in both; from a random initial carry."""
     args = {'weights': draw_weights(theirs, inputs), 'inputs': inputs}
     shapes, tree = jax.tree.flatten(jax.eval_shape(lambda: theirs.apply(args['weights'], inputs, return_carry=True)[0]))
     args['carry'] = tree.unflatten([draw(*x.shape, seed=30 + i) / 2 for i, x in enumerate(shapes)])
-    got = flax_run(ours, real, carry)(args, lengths=lengths)
+    got = flax_run(ours, valid, carry)(args, lengths=lengths)
     with jax.numpy_rank_promotion('allow'):
-        want = flax_run(theirs, real, carry)(args, lengths=lengths)
+        want = flax_run(theirs, valid, carry)(args, lengths=lengths)
     assert_same(got, want, 1e-10)
 
 
@@ -80,7 +80,7 @@ def test_cells_of_flax_and_all_gradients_equal_flax(x64, name, order, time_major
     inputs = np.swapaxes(inputs, 0, 1) if time_major else inputs
     options = {**ORDERS[order], 'time_major': time_major, 'return_carry': True}
     ours, theirs = (rnn(FLAX_CELLS[name](param_dtype=F64), **options) for rnn in (nn_rnn.RNN, nn.RNN))
-    compare_flax(ours, theirs, inputs, LENGTHS, REAL.T if time_major else REAL)
+    compare_flax(ours, theirs, inputs, LENGTHS, VALID.T if time_major else VALID)
 
 
 @pytest.mark.representative(every=2)
@@ -94,7 +94,7 @@ def test_bidirectional_and_all_gradients_equal_flax(x64, time_major):
     cells = [nn.GRUCell(H, param_dtype=F64), nn.SimpleCell(H, param_dtype=F64)]
     ours = Bidirectional(*map(nn_rnn.RNN, cells), **options, **(merge[0] if time_major else {}))
     theirs = nn.Bidirectional(*map(nn.RNN, cells), **options, **(merge[1] if time_major else {}))
-    compare_flax(ours, theirs, inputs, LENGTHS, REAL.T if time_major else REAL)
+    compare_flax(ours, theirs, inputs, LENGTHS, VALID.T if time_major else VALID)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,16 @@ def test_bidirectional_and_all_gradients_equal_flax(x64, time_major):
 )
 def test_several_batch_axes_equal_flax(x64, order, time_major, lengths):
     """Inputs [2, 2, T, F] or [T, 2, 2, F]. With lengths, Flax takes one batch axis alone for the final carry."""
-    inputs, real, lengths = draw(2, 2, T, F, seed=2), REAL.reshape(2, 2, T), LENGTHS.reshape(2, 2) if lengths else None
+    inputs, valid, lengths = (
+        draw(2, 2, T, F, seed=2),
+        VALID.reshape(2, 2, T),
+        LENGTHS.reshape(2, 2) if lengths else None,
+    )
     if time_major:
-        inputs, real = np.moveaxis(inputs, 2, 0), np.moveaxis(real, 2, 0)
+        inputs, valid = np.moveaxis(inputs, 2, 0), np.moveaxis(valid, 2, 0)
     options = {**ORDERS[order], 'time_major': time_major}
     ours, theirs = (rnn(nn.SimpleCell(H, param_dtype=F64), **options) for rnn in (nn_rnn.RNN, nn.RNN))
-    compare_flax(ours, theirs, inputs, lengths, real, carry=lengths is None)
+    compare_flax(ours, theirs, inputs, lengths, valid, carry=lengths is None)
 
 
 @pytest.mark.parametrize('directions', [1, 2])

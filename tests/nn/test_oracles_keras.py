@@ -18,8 +18,8 @@ from tests.helpers.oracles import (
     F32,
     F64,
     MASKS,
-    REAL,
     RTOL,
+    VALID,
     B,
     F,
     H,
@@ -194,9 +194,9 @@ def test_backward_outputs_come_in_the_order_of_keras(keras, x64, mask):
     layer = rnn.RNN(SimpleRNNCell(H, param_dtype=F64), reverse=True)
     got = np.asarray(apply(layer, args['weights'], args['inputs'], initial_carry=args['carry'], mask=mask))
     want = np.asarray(keras_outputs(keras, args, mask, go_backwards=True))
-    real = np.ones((B, T), bool) if mask is None else mask
+    valid = np.ones((B, T), bool) if mask is None else mask
     for b in range(B):
-        np.testing.assert_allclose(got[b, real[b]], want[b, real[b, ::-1]], rtol=1e-10)
+        np.testing.assert_allclose(got[b, valid[b]], want[b, valid[b, ::-1]], rtol=1e-10)
 
 
 def bidirectional_runs(keras, merge_mode, return_sequences):
@@ -236,9 +236,9 @@ def test_bidirectional_and_all_gradients_equal_keras(keras, x64, merge_mode, ret
     inputs = draw(B, T, F, seed=2)
     carry = draw_carry('lstm'), LSTMCarry(draw(B, H, seed=8), draw(B, H, seed=9) / 2)
     args = {'weights': draw_weights(layer, inputs), 'inputs': inputs, 'carry': carry}
-    got = ours(args, mask=REAL)
+    got = ours(args, mask=VALID)
     with jax.numpy_rank_promotion('allow'):
-        want = theirs(args, mask=REAL)
+        want = theirs(args, mask=VALID)
     assert_same(got, want, 1e-10)
     assert_all_reached(got['gradients'])
 
@@ -248,14 +248,14 @@ def test_time_distributed_and_all_gradients_equal_keras(keras, x64, mask):
     """One dense layer at every step. At masked steps Keras's output is its bias, ours is 0."""
     mask = MASKS[mask]
     layer, inputs = TimeDistributed(nn.Dense(H, param_dtype=F64)), draw(B, T, F, seed=2)
-    real = jnp.ones((B, T, 1)) if mask is None else mask[..., None]
+    valid = jnp.ones((B, T, 1)) if mask is None else mask[..., None]
     args = {'weights': draw_weights(layer, inputs), 'inputs': inputs}
     with jax.numpy_rank_promotion('allow'):
         theirs = keras_call(keras.layers.TimeDistributed(keras.layers.Dense(H, dtype=F64), dtype=F64))
 
     def keras_run(args):
         dense = args['weights']['params']['module']
-        return {'outputs': jnp.where(real, theirs([dense['kernel'], dense['bias']], args['inputs'], mask=mask), 0)}
+        return {'outputs': jnp.where(valid, theirs([dense['kernel'], dense['bias']], args['inputs'], mask=mask), 0)}
 
     got = differentiated(lambda args: {'outputs': layer.apply(args['weights'], args['inputs'], mask=mask)})(args)
     with jax.numpy_rank_promotion('allow'):

@@ -70,7 +70,7 @@ def walk(kind, args, mask, resets, reverse):
             # Nothing passes between the step of a reset and the one before it, be they masked or not.
             border = t + 1 if reverse else t
             if border < T and resets[b, border]:
-                carry = args['fresh']
+                carry = args['reset_carry']
             if mask[b, t]:
                 carry = STEPS[kind](args['weights'], args['inputs'][b, t], carry)
                 outputs[b, t] = carry[-1]
@@ -106,7 +106,7 @@ def our_walk(kind, reverse):
     names = ('initial_carry_c', 'initial_carry_h') if kind == 'lstm' else ('initial_carry_h',)
 
     def run(args, mask, resets):
-        params = {'cell': args['weights'], **dict(zip(names, args['fresh'], strict=True))}
+        params = {'cell': args['weights'], **dict(zip(names, args['reset_carry'], strict=True))}
         carry, outputs = layer.apply(
             {'params': params}, args['inputs'], initial_carry=args['carry'], mask=mask, resets=resets
         )
@@ -118,7 +118,7 @@ def our_walk(kind, reverse):
 def walk_args(kind):
     args = draw_args(kind)
     args['carry'] = tuple(args['carry'])
-    args['fresh'] = tuple(draw(H, seed=20 + i) / 2 for i in range(len(args['carry'])))
+    args['reset_carry'] = tuple(draw(H, seed=20 + i) / 2 for i in range(len(args['carry'])))
     return {**args, 'weights': args['weights']['params']['cell']}
 
 
@@ -148,7 +148,7 @@ def test_masks_and_resets_and_all_gradients_equal_a_loop(x64, kind, reverse, mas
 def test_bidirectional_with_holes_and_resets_equals_two_loops(x64, kind):
     """Outputs, both carries, and the summary, in which each direction has the real step that it met last."""
     args, holes, resets = walk_args(kind), MASKS['holes'], RESETS
-    zeros = {**args, 'fresh': tuple(np.zeros_like(part) for part in args['fresh'])}
+    zeros = {**args, 'reset_carry': tuple(np.zeros_like(part) for part in args['reset_carry'])}
     other = jax.tree.map(lambda x: 0.7 * x, {'weights': args['weights'], 'carry': args['carry']})
     other = {**zeros, **other}
     forward, backward = walk(kind, zeros, holes, resets, False), walk(kind, other, holes, resets, True)

@@ -98,15 +98,15 @@ def drawn_by(layer, variables, rngs):
     if not rngs:
         rates = {'keep_c': getattr(cell, 'zoneout_c', 0), 'keep_h': getattr(cell, 'zoneout_h', 0)}
         return [rates] * T
-    noise = layer.apply(variables, method=lambda layer: layer.cell.noise((B,)), rngs=rngs)
+    masks = layer.apply(variables, method=lambda layer: layer.cell.draw_dropout_masks((B,)), rngs=rngs)
     steps = []
     for t in range(T):
-        key = jax.random.fold_in(noise.key, t)
+        key = jax.random.fold_in(masks.key, t)
 
         def kept(part, rate, key=key):
             return np.asarray(jax.random.bernoulli(jax.random.fold_in(key, part), rate, (B, H)), float)
 
-        drawn = {'hidden': noise.hidden, 'kernel': noise.kernel, 'keep_c': 0.0, 'keep_h': 0.0}
+        drawn = {'hidden': masks.hidden, 'kernel': masks.kernel, 'keep_c': 0.0, 'keep_h': 0.0}
         if getattr(cell, 'zoneout_c', 0):
             drawn['keep_c'] = kept(1, cell.zoneout_c)
         if cell.zoneout_h:
@@ -374,13 +374,13 @@ def test_C10_layer_normalisation_does_not_see_the_scale_of_its_input(kind):
 def test_D03_masks_of_a_sequence_stay_over_time_and_differ_over_rows(kind):
     rows, units = 64, 32
     cell = KINDS[kind](units, recurrent_dropout=0.5)
-    noise = rnn.RNN(cell).apply({}, method=lambda layer: layer.cell.noise((rows,)), rngs={'dropout': KEY})
-    assert noise.hidden.shape == (rows, units) and noise.kernel is None
-    assert set(np.unique(noise.hidden)) == {0.0, 2.0} and abs(np.mean(noise.hidden) - 1) < 0.1
-    assert len(np.unique(np.asarray(noise.hidden), axis=0)) == rows
-    np.testing.assert_array_equal(noise.at(3).hidden, noise.at(7).hidden)
-    np.testing.assert_array_equal(noise.at(3).hidden, noise.hidden)
-    assert (jax.random.key_data(noise.at(3).key) != jax.random.key_data(noise.at(7).key)).any()
+    masks = rnn.RNN(cell).apply({}, method=lambda layer: layer.cell.draw_dropout_masks((rows,)), rngs={'dropout': KEY})
+    assert masks.hidden.shape == (rows, units) and masks.kernel is None
+    assert set(np.unique(masks.hidden)) == {0.0, 2.0} and abs(np.mean(masks.hidden) - 1) < 0.1
+    assert len(np.unique(np.asarray(masks.hidden), axis=0)) == rows
+    np.testing.assert_array_equal(masks.at(3).hidden, masks.at(7).hidden)
+    np.testing.assert_array_equal(masks.at(3).hidden, masks.hidden)
+    assert (jax.random.key_data(masks.at(3).key) != jax.random.key_data(masks.at(7).key)).any()
 
 
 def test_a_dropped_unit_is_seen_by_no_later_step_of_its_row_and_by_every_step_of_others():
@@ -389,14 +389,14 @@ def test_a_dropped_unit_is_seen_by_no_later_step_of_its_row_and_by_every_step_of
     layer = rnn.RNN(SimpleRNNCell(units, recurrent_dropout=0.5))
     x = np.random.default_rng(0).normal(size=(rows, T, F)).astype(np.float32)
     variables = reference.random_variables(layer, x)
-    noise = layer.apply(variables, method=lambda layer: layer.cell.noise((rows,)), rngs={'dropout': KEY})
+    masks = layer.apply(variables, method=lambda layer: layer.cell.draw_dropout_masks((rows,)), rngs={'dropout': KEY})
     history = jnp.zeros((rows, units))
 
     def reach(first):
         return layer.apply(variables, x[:, :1], initial_carry=HiddenCarry(first), rngs={'dropout': KEY}).sum()
 
     slopes = jax.grad(reach)(history)
-    np.testing.assert_array_equal(slopes != 0, noise.hidden != 0)
+    np.testing.assert_array_equal(slopes != 0, masks.hidden != 0)
 
 
 @pytest.mark.representative(1)

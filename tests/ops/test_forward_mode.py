@@ -26,7 +26,7 @@ def arrays(gates, state):
     return {
         'inputs': draw(T, B, F),
         'state': draw(state, B, H),
-        'fresh': draw(state, B, H),
+        'reset_carry': draw(state, B, H),
         'weights': (draw(F, gates * H), draw(H, gates * H), *(draw(gates * H) for _ in range(1 if gates == 4 else 2))),
     }
 
@@ -36,10 +36,18 @@ def run(x, backend):
     how = {'mask': jnp.array([[1, 1], [0, 1], [1, 1]]), 'resets': jnp.array([[0, 0], [0, 1], [0, 0]]), 'reverse': True}
     if len(x['state']) == 2:
         got = lstm.lstm(
-            x['inputs'], tuple(x['state']), *x['weights'], fresh=tuple(x['fresh']), history=True, backend=backend, **how
+            x['inputs'],
+            tuple(x['state']),
+            *x['weights'],
+            reset_carry=tuple(x['reset_carry']),
+            history=True,
+            backend=backend,
+            **how,
         )
     else:
-        got = gru.gru(x['inputs'], x['state'][0], *x['weights'], fresh=x['fresh'][0], backend=backend, **how)
+        got = gru.gru(
+            x['inputs'], x['state'][0], *x['weights'], reset_carry=x['reset_carry'][0], backend=backend, **how
+        )
     return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(got)])
 
 

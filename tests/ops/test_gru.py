@@ -22,7 +22,7 @@ from tests.helpers import reference
 from tests.helpers.reference import assert_near
 
 FAST = sorted(set(gru.BACKENDS) - {'plain'})
-CHUNK = gru.FORM.chunk
+CHUNK = gru.LAYOUT.chunk
 WEIGHTS = GRUWeights._fields
 
 
@@ -35,7 +35,7 @@ def problem(key, count, rows, features, hidden, dtype=jnp.float32):
         'recurrent_kernel': (hidden, 3 * hidden),
         'bias': (3 * hidden,),
         'recurrent_bias': (3 * hidden,),
-        'fresh': (rows, hidden),
+        'reset_carry': (rows, hidden),
     }
     keys = jax.random.split(key, len(shapes))
     x = {name: jax.random.normal(key, shape, dtype) for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
@@ -45,8 +45,8 @@ def problem(key, count, rows, features, hidden, dtype=jnp.float32):
 
 
 def call(x, **options):
-    fresh = x['fresh'] if options.get('resets') is not None else None
-    return gru.gru(x['inputs'], x['h'], *(x[name] for name in WEIGHTS), fresh=fresh, **options)
+    reset_carry = x['reset_carry'] if options.get('resets') is not None else None
+    return gru.gru(x['inputs'], x['h'], *(x[name] for name in WEIGHTS), reset_carry=reset_carry, **options)
 
 
 def values_and_gradients(x, **options):
@@ -91,7 +91,7 @@ def loop(x, seq_lengths=None, mask=None, resets=None, reverse=False):
     for t in reversed(range(count)) if reverse else range(count):
         for b in range(rows):
             if resets is not None and resets[t, b]:
-                h[b] = x['fresh'][b]
+                h[b] = x['reset_carry'][b]
             if (mask is None or mask[t, b]) and (seq_lengths is None or t < seq_lengths[b]):
                 of_x = np.split(x['inputs'][t, b] @ x['kernel'] + x['bias'], 3)
                 of_h = np.split(h[b] @ x['recurrent_kernel'] + x['recurrent_bias'], 3)
@@ -224,8 +224,8 @@ def test_many_at_once_are_each_by_itself(backend, what):
         ({'recurrent_bias': jnp.ones(16)}, r'recurrent_bias \(16,\)'),
         ({'h': jnp.zeros((1, 4))}, r'h \(1, 4\)'),
         ({'h': jnp.zeros((2, 4), int)}, 'h .*int32'),
-        ({'fresh': jnp.zeros((4, 2))}, r'fresh \(4, 2\)'),
-        ({'fresh': jnp.zeros((2, 4), jnp.bfloat16)}, 'fresh.*bfloat16'),
+        ({'reset_carry': jnp.zeros((4, 2))}, r'reset_carry \(4, 2\)'),
+        ({'reset_carry': jnp.zeros((2, 4), jnp.bfloat16)}, 'reset_carry.*bfloat16'),
         ({'seq_lengths': jnp.array([1, 4])}, r'seq_lengths\[1\].*4'),
         ({'mask': jnp.ones((2, 3), bool)}, r'mask \(2, 3\)'),
         ({'resets': jnp.ones((3, 2))}, 'resets.*float32'),
@@ -272,7 +272,7 @@ def test_a_backend_of_its_own_needs_less_memory(optimized, backend):
     ],
 )
 def test_a_backend_is_chosen_by_size(steps, rows, hidden, want):
-    assert gru.choose(steps, rows, hidden) == want
+    assert gru.select_backend(steps, rows, hidden) == want
 
 
 # --- layers ----------------------------------------------------------------------------------------

@@ -34,8 +34,8 @@ def problem(key, count, rows, features, hidden, dtype=jnp.float32):
         'kernel': (features, 4 * hidden),
         'recurrent_kernel': (hidden, 4 * hidden),
         'bias': (4 * hidden,),
-        'fresh_c': (rows, hidden),
-        'fresh_h': (rows, hidden),
+        'reset_c': (rows, hidden),
+        'reset_h': (rows, hidden),
     }
     keys = jax.random.split(key, len(shapes))
     x = {name: jax.random.normal(key, shape, dtype) for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
@@ -47,14 +47,14 @@ def problem(key, count, rows, features, hidden, dtype=jnp.float32):
 @pytest.fixture(autouse=True)
 def made_again(request, monkeypatch):
     if hasattr(request.node, 'callspec') and request.node.callspec.params.get('backend') == AGAIN:
-        monkeypatch.setattr(lstm_layouts, 'MANY', 0)
+        monkeypatch.setattr(lstm_layouts, 'RECOMPUTE_MIN_SIZE', 0)
 
 
 def call(x, **options):
     options['backend'] = 'rows' if options.get('backend') == AGAIN else options.get('backend', 'auto')
-    fresh = (x['fresh_c'], x['fresh_h']) if options.get('resets') is not None else None
+    reset_carry = (x['reset_c'], x['reset_h']) if options.get('resets') is not None else None
     return lstm.lstm(
-        x['inputs'], (x['c'], x['h']), x['kernel'], x['recurrent_kernel'], x['bias'], fresh=fresh, **options
+        x['inputs'], (x['c'], x['h']), x['kernel'], x['recurrent_kernel'], x['bias'], reset_carry=reset_carry, **options
     )
 
 
@@ -109,7 +109,7 @@ def loop(x, seq_lengths=None, mask=None, resets=None, reverse=False, history=Fal
     for t in reversed(range(count)) if reverse else range(count):
         for b in range(rows):
             if resets is not None and resets[t, b]:
-                c[b], h[b] = x['fresh_c'][b], x['fresh_h'][b]
+                c[b], h[b] = x['reset_c'][b], x['reset_h'][b]
             if (mask is None or mask[t, b]) and (seq_lengths is None or t < seq_lengths[b]):
                 z = x['inputs'][t, b] @ x['kernel'] + h[b] @ x['recurrent_kernel'] + x['bias']
                 i, f, g, o = np.split(z, 4)
@@ -318,9 +318,9 @@ HALF = jnp.zeros((2, 4), jnp.bfloat16)
         ({'carry': (jnp.zeros((2, 3)), jnp.zeros((2, 4)))}, r'carry.c \(2, 3\)'),
         ({'carry': (jnp.zeros((2, 4)), jnp.zeros((1, 4)))}, r'carry.h \(1, 4\)'),
         ({'carry': (jnp.zeros((2, 4)), jnp.zeros((2, 4), int))}, 'carry.h.*int32'),
-        ({'fresh': (jnp.zeros((2, 4)), jnp.zeros((4, 2)))}, r'fresh.h \(4, 2\)'),
-        ({'fresh': (HALF, jnp.zeros((2, 4)))}, 'fresh.c.*bfloat16'),
-        ({'fresh': jnp.zeros((3, 2, 4))}, 'fresh'),
+        ({'reset_carry': (jnp.zeros((2, 4)), jnp.zeros((4, 2)))}, r'reset_carry.h \(4, 2\)'),
+        ({'reset_carry': (HALF, jnp.zeros((2, 4)))}, 'reset_carry.c.*bfloat16'),
+        ({'reset_carry': jnp.zeros((3, 2, 4))}, 'reset_carry'),
         ({'seq_lengths': jnp.array([1])}, r'seq_lengths \(1,\)'),
         ({'seq_lengths': jnp.array([1, 4])}, r'seq_lengths\[1\].*4'),
         ({'mask': jnp.ones((2, 3), bool)}, r'mask \(2, 3\)'),
@@ -374,7 +374,7 @@ def test_many_sums_are_not_kept(optimized, monkeypatch):
         return gradient.lower(x).compile().memory_analysis().temp_size_in_bytes
 
     chosen = {hidden: needs(hidden) for hidden in (63, 64, 128)}  # fewer sums than that, many, and dear ones
-    monkeypatch.setattr(lstm_layouts, 'MANY', 2**30)
+    monkeypatch.setattr(lstm_layouts, 'RECOMPUTE_MIN_SIZE', 2**30)
     assert {hidden: chosen[hidden] / needs(hidden) < 0.7 for hidden in chosen} == {63: False, 64: True, 128: False}
 
 
@@ -395,10 +395,10 @@ def test_many_sums_are_not_kept(optimized, monkeypatch):
     ],
 )
 def test_a_backend_is_chosen_by_size(steps, rows, hidden, want):
-    assert lstm.choose(steps, rows, hidden) == want
-    assert lstm.choose(steps, rows, hidden, 'tpu') == 'plain'
+    assert lstm.select_backend(steps, rows, hidden) == want
+    assert lstm.select_backend(steps, rows, hidden, 'tpu') == 'plain'
     on_gpu = 'plain' if want == 'plain' else 'ahead' if hidden <= 512 else 'columns'
-    assert lstm.choose(steps, rows, hidden, 'gpu') == on_gpu
+    assert lstm.select_backend(steps, rows, hidden, 'gpu') == on_gpu
 
 
 # --- devices ---------------------------------------------------------------------------------------
@@ -433,7 +433,7 @@ for name in sys.argv[1:]:
         if b % axes['data'] == 0:
             places['inputs'] = NamedSharding(mesh, P(None, 'data'))
         for backend in backends:
-            lstm_layouts.MANY = 0 if backend == tests.AGAIN else 2**20
+            lstm_layouts.RECOMPUTE_MIN_SIZE = 0 if backend == tests.AGAIN else 2**20
             with jax.set_mesh(mesh):
                 program = jax.jit(run, static_argnums=1, in_shardings=(places,)).lower(x, backend).compile()
                 tests.assert_near(program(jax.device_put(x, places)), want, 1e-6)

@@ -71,7 +71,7 @@ def test_rows_whose_lengths_cannot_be_are_nan_in_compiled_code(steps, dtype):
     """255 steps in a byte are -1 or 255; where lengths are known they are refused."""
     x = np.arange(3 * steps, dtype=np.float32).reshape(3, steps)
     lengths = np.array([2, 0, 255]).astype(dtype)
-    got = jax.jit(lambda x, lengths: masking.spoil(x, lengths, steps, 1))(x, lengths)
+    got = jax.jit(lambda x, lengths: masking.poison_rows(x, lengths, steps, 1))(x, lengths)
     np.testing.assert_array_equal(got[:2], x[:2])
     assert np.isnan(got[2]).all()
     counted = jax.jit(lambda lengths: masking.as_lengths(lengths, (3,), steps, of='x'))(lengths)

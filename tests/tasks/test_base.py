@@ -22,13 +22,13 @@ def test_a_sequence_is_right_where_every_answer_that_counts_is():
 def test_within_asks_every_output_of_a_step():
     batch = Batch(None, jnp.zeros((2, 3, 2)), jnp.ones((2, 3), bool))
     outputs = jnp.zeros((2, 3, 2)).at[1, 2, 1].set(0.2)
-    assert synthetic.within(0.1)(outputs, batch)['wrong'] == (1, 2) and synthetic.within(0.3)(outputs, batch)[
+    assert synthetic.regression(0.1)(outputs, batch)['wrong'] == (1, 2) and synthetic.regression(0.3)(outputs, batch)[
         'wrong'
     ] == (0, 2)
-    assert abs(synthetic.within(0.1)(outputs, batch)['loss'].compute() - 0.04 / 12) < 1e-7
+    assert abs(synthetic.regression(0.1)(outputs, batch)['loss'].compute() - 0.04 / 12) < 1e-7
 
 
 def test_lengths_have_both_ends_and_each_is_as_likely():
-    counts = np.bincount(synthetic.lengths_between(jax.random.key(0), 10_000, 3, 6), minlength=8)
+    counts = np.bincount(synthetic.uniform_lengths(jax.random.key(0), 10_000, 3, 6), minlength=8)
     assert counts[:3].sum() == counts[7:].sum() == 0
     assert np.abs(counts[3:7] / 10_000 - 0.25).max() < 4 * (0.1875 / 10_000) ** 0.5

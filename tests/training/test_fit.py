@@ -13,7 +13,7 @@ from seqjax.runs import directory
 from seqjax.training import fit_results
 from seqjax.training.fit_results import FitResult
 from seqjax.training.observers import EvaluationLog
-from seqjax.types import Batch, Best, EarlyStopping, Mean, Task
+from seqjax.types import Batch, BestParameters, EarlyStopping, Mean, Task
 
 # Of a look of a seed: what validation says there, whatever the model.
 SCRIPT = np.array([[3, 2, 4, 5, 1, 1, 1, 1], [5, 4, 3, 2, 2, 2, 2, 9], [np.nan, 6, np.nan, 5, 7, 8, 1, 0]], np.float32)
@@ -190,7 +190,9 @@ def test_keys_that_the_file_cannot_keep_apart_are_refused(params, named, tmp_pat
 
 
 def assert_read_again(params, folder):
-    best = Best(np.zeros(2, np.float32), np.zeros(2, np.int32), jax.tree.map(lambda x: np.stack([x, x]), params), {})
+    best = BestParameters(
+        np.zeros(2, np.float32), np.zeros(2, np.int32), jax.tree.map(lambda x: np.stack([x, x]), params), {}
+    )
     settings = {'workdir': str(folder), 'overwrite': False}
     with directory.open_workdir(settings, 'x', names=(fit_results.MODELS,)) as (workdir, _):
         fit_results.write_models(workdir, FitResult(np.arange(2), [], np.zeros((2, 0, 0)), best))

@@ -1,11 +1,11 @@
 """Base classes of recurrent cells: one time step, (carry, x_t) -> (carry, y_t), by `flax.linen.RNNCellBase`.
 
-Gates lie side by side in every kernel and bias. The LSTM's are (i, f, g, o), as in Keras and PyTorch: input gate,
-forget gate, candidate (Keras calls it c, PyTorch g), output gate. The GRU's are (z, r, n), as in Keras and ONNX:
-update gate, reset gate, candidate; PyTorch has r before z.
+Kernels and biases concatenate the gates. The LSTM's are (i, f, g, o), as in Keras and PyTorch: input gate, forget gate,
+candidate (c in Keras, g in PyTorch), output gate. The GRU's are (z, r, n), as in Keras and ONNX: update gate, reset
+gate, candidate; PyTorch has r before z.
 
-In training, that is where a call has the random stream 'dropout', a cell may drop: `seqjax.nn.RNN` draws the masks of a
-whole sequence once (`noise`), and hands them to every step.
+Dropout is active in training, that is with the random stream 'dropout': `seqjax.nn.RNN` draws the masks of a sequence
+once (`draw_dropout_masks`), and passes them to every step.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ from seqjax.options import NamedOptions
 
 
 class HiddenCarry(NamedTuple):
-    """State of a cell whose output is all that it remembers."""
+    """Carry of a cell whose output is its whole state."""
 
     h: jax.Array  # [B, H]
 
 
-class OverTime(NamedTuple):
+class RecurrentOutput(NamedTuple):
     """Carry and outputs of a cell over all steps."""
 
-    last: Any  # the carry after the last step
+    last: Any  # carry after the last step
     outputs: Any  # [T, *B, ...]
-    carries: Any  # [T, *B, ...], after each step; None where they are not asked for
+    carries: Any  # [T, *B, ...], carry after each step; None without `history`
 
 
-class Noise(NamedTuple):
-    """What a cell that drops draws once for a sequence."""
+class DropoutMasks(NamedTuple):
+    """Dropout masks of a sequence, and the key of the masks that are drawn at every step."""
 
-    key: jax.Array  # of what is drawn anew at every step; `at` makes it the step's
+    key: jax.Array  # key of the sequence; of the step after `at`
     hidden: jax.Array | None  # [B, H] factor on the hidden state in every product
     kernel: jax.Array | None  # [H, nH] factor on the recurrent kernel, the same for all rows
 
-    def at(self, step: jax.Array) -> Noise:
-        """That of one step: it depends on the sequence's and on the number of the step alone."""
+    def at(self, step: jax.Array) -> DropoutMasks:
+        """Returns the masks with the key of one step, which depends only on the sequence's key and the step's index."""
         return self._replace(key=jax.random.fold_in(self.key, step))
 
 
 class Cell(NamedOptions, nn.RNNCellBase):
-    """Weights by name, their checks and their precision.
+    """Base class of the cells: parameters, their checks and their precision.
 
-    The parameters are `kernel` [F, nH] and `bias` [nH], for n gates side by side, and what a cell adds to them.
-    Products and gates are computed in `dtype`, by default in what inputs and parameters promote to, which outputs have
-    too; the carry has `param_dtype` at every step.
+    The parameters are `kernel` [F, nH] and `bias` [nH] for n gates, and those of subclasses. Products, gates and
+    outputs have `dtype`, by default the promoted dtype of inputs and parameters; the carry has `param_dtype` at every
+    step.
     """
 
     features: int  # H
@@ -66,7 +66,7 @@ class Cell(NamedOptions, nn.RNNCellBase):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        check_count('features', self.features, 'how many hidden units the cell has')
+        check_count('features', self.features, 'the number of hidden units')
         for name in ('activation', 'recurrent_activation'):
             if hasattr(self, name):
                 object.__setattr__(self, name, activations.named(name, getattr(self, name)))
@@ -74,7 +74,7 @@ class Cell(NamedOptions, nn.RNNCellBase):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """What each gate does to the state, in the order of the gates."""
+        """Roles of the gates (`initializers.KEEP`, `WRITE`, `UPDATE` or ''), in their order."""
         raise NotImplementedError
 
     @property
@@ -83,7 +83,7 @@ class Cell(NamedOptions, nn.RNNCellBase):
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
-        """Zeros for inputs of `input_shape` [B, F]; `rng` is not used."""
+        """Returns zeros for inputs of `input_shape` [B, F]; `rng` is not used."""
         del rng
         return HiddenCarry(jnp.zeros((*input_shape[:-1], self.features), self._carry_dtype))
 
@@ -92,7 +92,7 @@ class Cell(NamedOptions, nn.RNNCellBase):
         return self.param_dtype
 
     def _input_weights(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """kernel and bias; raises ValueError where inputs do not fit them."""
+        """Returns kernel and bias; raises ValueError if inputs do not fit them."""
         self._check_inputs(inputs)
         shape = (inputs.shape[-1], len(self.roles) * self.features)
         bias_init = self.bias_init or self._default_bias()
@@ -112,9 +112,7 @@ class Cell(NamedOptions, nn.RNNCellBase):
     def _check_inputs(self, inputs: jax.Array) -> None:
         if self.has_variable('params', 'kernel'):
             made = self.get_variable('params', 'kernel').shape[:1]
-            validation.check_shape(
-                'the last axis of inputs', inputs.shape[-1:], made, 'the features that the kernel was made for'
-            )
+            validation.check_shape('the last axis of inputs', inputs.shape[-1:], made, 'the first axis of the kernel')
 
     def _check_carry(self, carry: Any, inputs: jax.Array, *widths: int) -> None:
         for part, width in zip(carry, widths, strict=True):
@@ -125,42 +123,43 @@ class Cell(NamedOptions, nn.RNNCellBase):
 
 
 def check_count(name: str, value: Any, meaning: str) -> None:
-    """Raises ValueError where the value is no whole number from 1."""
+    """Raises ValueError if the value is not an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f'{name}={value!r} must be a whole number from 1: {meaning}')
+        raise ValueError(f'{name}={value!r} must be an integer of at least 1: {meaning}')
 
 
 def check_rate(name: str, value: Any, meaning: str, below_one: bool = False) -> None:
+    """Raises ValueError if the value is not a number from 0 to 1, or to below 1."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not 0 <= value <= 1 or (below_one and value == 1):
         raise ValueError(f'{name}={value!r} must be a number from 0 {meaning}')
 
 
 def row(bias: jax.Array, like: jax.Array) -> jax.Array:
-    """bias [n] with as many axes as `like` [*B, n]."""
+    """Expands a bias [n] to as many axes as `like` [*B, n]."""
     return bias.reshape((1,) * (like.ndim - 1) + bias.shape)
 
 
-DROPOUT_MASKS = ('sequence', 'step')
+DROPOUT_MASK_SCHEDULES = ('sequence', 'step')
 
 
 class RecurrentCell(Cell):
-    """What the cells with a recurrent kernel share; parameter `recurrent_kernel` [H, nH] (U).
+    """Base class of cells with a recurrent kernel; parameter `recurrent_kernel` [H, nH] (U).
 
-    In training alone:
-      recurrent_dropout: the share that is dropped. With `recurrent_dropout_mask='sequence'` one mask a sequence on the
-        hidden state in every product h U (Gal and Ghahramani 2016, equation 7, the tied weights); with 'step' a mask a
-        step on the candidate alone, so that memory is not lost (Semeniuta et al. 2016, equation 9).
-      drop_connect: the share of the recurrent kernel that is dropped, one mask for the whole batch and all steps
-        (Merity et al. 2018).
-      zoneout_h: the share of hidden units that stay as they were, drawn at every step (Krueger et al. 2017, section
-        3.2); without the stream 'dropout' its expectation. (`zoneout_c` of the LSTM: the same of the cell state.)
+    In training only:
+      recurrent_dropout: fraction that is dropped. With `recurrent_dropout_mask='sequence'` one mask per sequence on the
+        hidden state in every product h U (Gal and Ghahramani 2016, equation 7, tied weights); with 'step' one mask per
+        step on the candidate, so that memory is not lost (Semeniuta et al. 2016, equation 9).
+      drop_connect: fraction of the recurrent kernel that is dropped, one mask for the whole batch and all steps (Merity
+        et al. 2018).
+      zoneout_h: fraction of hidden units that keep their value, drawn at every step (Krueger et al. 2017, section 3.2);
+        its expectation without the stream 'dropout'. (`zoneout_c` of the LSTM: the same for the cell state.)
 
-    With `layer_norm` the products x W and h U are normalised over all gates together before they are added (Ba et al.
-    2016); scales are parameters, and shifts only where they would not add to the bias.
+    With `layer_norm` the products x W and h U are normalized over all gates together before they are added (Ba et al.
+    2016); scales are parameters, and so are shifts that are not redundant with the bias.
     """
 
-    init_scheme: str = 'keras'  # a key of SCHEMES: how the weights begin, where no initialiser is given
+    init_scheme: str = 'keras'  # a key of SCHEMES, for weights without an initializer
     recurrent_kernel_init: Initializer | None = None
     layer_norm: bool = False
     recurrent_dropout: float = 0.0
@@ -171,18 +170,18 @@ class RecurrentCell(Cell):
     def __post_init__(self) -> None:
         validation.check_choice('init_scheme', self.init_scheme, initializers.SCHEMES)
         if self.init_scheme != 'keras' and None not in (self.kernel_init, self.recurrent_kernel_init, self.bias_init):
-            raise ValueError(f'init_scheme={self.init_scheme!r} does nothing where every initialiser is given')
+            raise ValueError(f'init_scheme={self.init_scheme!r} has no effect if all initializers are given')
         for name in ('recurrent_dropout', 'drop_connect'):
-            check_rate(name, getattr(self, name), 'to below 1: the share that is dropped', below_one=True)
-        check_rate('zoneout_h', self.zoneout_h, 'to 1: the share that stays as it was')
-        validation.check_choice('recurrent_dropout_mask', self.recurrent_dropout_mask, DROPOUT_MASKS)
+            check_rate(name, getattr(self, name), 'to below 1: the fraction that is dropped', below_one=True)
+        check_rate('zoneout_h', self.zoneout_h, 'to 1: the fraction of units that keep their value')
+        validation.check_choice('recurrent_dropout_mask', self.recurrent_dropout_mask, DROPOUT_MASK_SCHEDULES)
         if self.recurrent_dropout_mask != 'sequence' and not self.recurrent_dropout:
             raise ValueError(
-                f'recurrent_dropout_mask={self.recurrent_dropout_mask!r} does nothing with recurrent_dropout=0'
+                f'recurrent_dropout_mask={self.recurrent_dropout_mask!r} has no effect with recurrent_dropout=0'
             )
         super().__post_init__()
         if self.layer_norm and self.features == 1:
-            raise ValueError('layer_norm=True with features=1 leaves nothing: one number minus its mean is 0')
+            raise ValueError('layer_norm=True needs features of at least 2: one number minus its mean is 0')
 
     @property
     def _hidden_size(self) -> int:
@@ -196,92 +195,101 @@ class RecurrentCell(Cell):
         return self._scheme.kernel
 
     def _default_bias(self) -> Initializer:
-        """Of a cell with one bias, which is the sum of both."""
-        return initializers.added(self._scheme.bias, self._scheme.recurrent_bias)
+        """Returns the initializer of a single bias: the sum of the scheme's two biases."""
+        return initializers.sum_of(self._scheme.bias, self._scheme.recurrent_bias)
 
     @property
-    def drops(self) -> bool:
-        """Whether training differs from evaluation."""
+    def is_stochastic(self) -> bool:
+        """True if training differs from evaluation."""
         return any((self.recurrent_dropout, self.drop_connect, self.zoneout_h))
 
-    def noise(self, batch: tuple[int, ...]) -> Noise | None:
-        """What holds for a whole sequence of rows [*B], from the stream 'dropout'; None where nothing is drawn."""
-        if not self.drops:
+    def draw_dropout_masks(self, batch: tuple[int, ...]) -> DropoutMasks | None:
+        """Draws the masks of a sequence of rows [*B] from the stream 'dropout'; None for a cell without dropout."""
+        if not self.is_stochastic:
             return None
         step, hidden, kernel = jax.random.split(self.make_rng('dropout'), 3)
-        by_sequence = self.recurrent_dropout if self.recurrent_dropout_mask == 'sequence' else 0
+        hidden_rate = self.recurrent_dropout if self.recurrent_dropout_mask == 'sequence' else 0
         shape = (self._hidden_size, len(self.roles) * self.features)
-        return Noise(
+        return DropoutMasks(
             step,
-            self._factor(hidden, by_sequence, (*batch, self._hidden_size)) if by_sequence else None,
-            self._factor(kernel, self.drop_connect, shape) if self.drop_connect else None,
+            self._dropout_mask(hidden, hidden_rate, (*batch, self._hidden_size)) if hidden_rate else None,
+            self._dropout_mask(kernel, self.drop_connect, shape) if self.drop_connect else None,
         )
 
-    def _factor(self, key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-        """0 with probability `rate`, else what keeps the mean at 1."""
+    def _dropout_mask(self, key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
+        """Draws factors that are 0 with probability `rate`, else 1 / (1 - rate)."""
         return jax.random.bernoulli(key, 1 - rate, shape).astype(self.param_dtype) / (1 - rate)
 
-    def _noise(self, noise: Noise | None, deterministic: bool | None, inputs: jax.Array) -> Noise | None:
-        """The noise that was handed over, or for a step by itself its own."""
+    def _call_masks(
+        self, dropout_masks: DropoutMasks | None, deterministic: bool | None, inputs: jax.Array
+    ) -> DropoutMasks | None:
+        """Returns the masks of a call: those that were passed, or newly drawn ones; None if deterministic."""
         if deterministic is None:
             deterministic = not self.has_rng('dropout')
         if deterministic:
             return None
-        return self.noise(inputs.shape[:-1]) if noise is None else noise
+        return self.draw_dropout_masks(inputs.shape[:-1]) if dropout_masks is None else dropout_masks
 
     def _products(
-        self, inputs: jax.Array, h: jax.Array, noise: Noise | None
+        self, inputs: jax.Array, h: jax.Array, dropout_masks: DropoutMasks | None
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """x W [*B, nH], h [*B, H] and U [H, nH] as they are multiplied, b [*1, nH]; in the dtype of the computation."""
+        """Returns x W [*B, nH], h [*B, H] and U [H, nH] with their masks, and b [*1, nH]; in the dtype of a step."""
         kernel, bias = self._input_weights(inputs)
         init = self.recurrent_kernel_init or self._scheme.recurrent_kernel
         shape = (self._hidden_size, kernel.shape[-1])
         recurrent_kernel = self.param('recurrent_kernel', init, shape, self.param_dtype)
-        if noise is not None and noise.hidden is not None:
-            h = h * noise.hidden
-        if noise is not None and noise.kernel is not None:
-            recurrent_kernel = recurrent_kernel * noise.kernel
+        if dropout_masks is not None and dropout_masks.hidden is not None:
+            h = h * dropout_masks.hidden
+        if dropout_masks is not None and dropout_masks.kernel is not None:
+            recurrent_kernel = recurrent_kernel * dropout_masks.kernel
         inputs, h, kernel, recurrent_kernel, bias = promote_dtype(
             inputs, h, kernel, recurrent_kernel, bias, dtype=self.dtype
         )
         return inputs @ kernel, h, recurrent_kernel, row(bias, inputs)
 
-    def _steps_as(self, cell: type[RecurrentCell]) -> bool:
-        """Whether a step is that of `cell` and not of a subclass, without the variants of all cells but DropConnect."""
+    def _has_standard_step(self, cell: type[RecurrentCell]) -> bool:
+        """Returns True if a step is the step of `cell`, not of a subclass, without variants other than DropConnect."""
         variants = (self.layer_norm, self.recurrent_dropout, self.zoneout_h)
         return type(self).__call__ is cell.__call__ and not any(variants)
 
-    def _fused_weights(self, inputs: jax.Array, h: jax.Array, noise: Noise | None) -> list[jax.Array]:
-        """The inputs and `fused_names`, which must be there, in the dtype of the computation."""
+    def _fused_weights(self, inputs: jax.Array, h: jax.Array, dropout_masks: DropoutMasks | None) -> list[jax.Array]:
+        """Returns the inputs and the weights `fused_weight_names`, in the dtype of the computation.
+
+        The weights must exist: a layer initializes them by a sequential scan.
+        """
         self._check_inputs(inputs)
-        weights = {name: self.get_variable('params', name) for name in self.fused_names}
-        if noise is not None:
-            weights['recurrent_kernel'] *= noise.kernel  # once, and not at every step
+        weights = {name: self.get_variable('params', name) for name in self.fused_weight_names}
+        if dropout_masks is not None:
+            weights['recurrent_kernel'] *= dropout_masks.kernel  # once instead of at every step
         return promote_dtype(inputs, *weights.values(), h, dtype=self.dtype)[:-1]
 
     def _norm(self, name: str, x: jax.Array, *, shift: bool = False) -> jax.Array:
-        """x normalised over its last axis, where the cell has layer normalisation."""
+        """Normalizes x over its last axis if the cell has layer normalization."""
         if not self.layer_norm:
             return x
         norm = nn.LayerNorm(1e-5, name=name, use_bias=shift, param_dtype=self.param_dtype)
         return norm(x).astype(x.dtype)
 
-    def _drop_candidate(self, x: jax.Array, noise: Noise | None) -> jax.Array:
-        if noise is None or self.recurrent_dropout_mask != 'step':
+    def _drop_candidate(self, x: jax.Array, dropout_masks: DropoutMasks | None) -> jax.Array:
+        if dropout_masks is None or self.recurrent_dropout_mask != 'step':
             return x
-        factor = self._factor(jax.random.fold_in(noise.key, 0), self.recurrent_dropout, x.shape)
+        factor = self._dropout_mask(jax.random.fold_in(dropout_masks.key, 0), self.recurrent_dropout, x.shape)
         return x * factor.astype(x.dtype)
 
-    def _zoneout(self, rate: float, new: jax.Array, old: jax.Array, noise: Noise | None, part: int) -> jax.Array:
-        """`new` in the dtype of the carry `old`, and where a unit is zoned out `old`."""
+    def _zoneout(
+        self, rate: float, new: jax.Array, old: jax.Array, dropout_masks: DropoutMasks | None, part: int
+    ) -> jax.Array:
+        """Returns `new` in the dtype of `old`, and `old` for units that are zoned out."""
         new = new.astype(old.dtype)
         if not rate:
             return new
-        if noise is None:
+        if dropout_masks is None:
             return rate * old + (1 - rate) * new
-        return jnp.where(jax.random.bernoulli(jax.random.fold_in(noise.key, part), float(rate), old.shape), old, new)
+        return jnp.where(
+            jax.random.bernoulli(jax.random.fold_in(dropout_masks.key, part), float(rate), old.shape), old, new
+        )
 
 
 def hidden_carry(carry: Any) -> HiddenCarry:
-    """Flax's cells of one state carry a plain array: it is taken too."""
+    """Returns a carry as a HiddenCarry; plain arrays, as in Flax's cells, are accepted too."""
     return HiddenCarry(*carry) if isinstance(carry, tuple) else HiddenCarry(carry)

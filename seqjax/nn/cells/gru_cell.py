@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from seqjax.nn import activations, initializers
 from seqjax.nn.activations import Activation
 from seqjax.nn.cells import cell
-from seqjax.nn.cells.cell import HiddenCarry, Noise, OverTime, RecurrentCell
+from seqjax.nn.cells.cell import DropoutMasks, HiddenCarry, RecurrentCell, RecurrentOutput
 from seqjax.nn.initializers import GateBias, Initializer
 from seqjax.ops import gru
 from seqjax.ops.gru import GRUWeights
 
 
 class GRUCell(RecurrentCell):
-    """Gated recurrent unit (Cho et al. 2014, equations 5 to 8), with the reset gate after the product or before it.
+    """Gated recurrent unit (Cho et al. 2014, equations 5 to 8), with the reset gate after or before the product.
 
         z, r = recurrent_activation(x W + b + h U + d) each with its own third of W, U, b and d
         n    = activation(x W + b + r * (h U + d))  with `reset_after`: PyTorch; Keras's default; ONNX
@@ -26,10 +26,10 @@ class GRUCell(RecurrentCell):
 
     Parameters: `kernel` [F, 3H] (W), `recurrent_kernel` [H, 3H] (U), `bias` [3H] (b), and with `reset_after`
     `recurrent_bias` [3H] (d): 3 ((F + 1) H + H^2) numbers, or 3 ((F + 2) H + H^2). Without `reset_after` the second
-    bias of ONNX only adds to the first. The default initialisers are Keras's.
+    bias of ONNX only adds to the first. The default initializers are Keras's.
 
-    Variants: those of `RecurrentCell`. With `layer_norm` the gates z and r are normalised together, and n by itself (Ba
-    et al. 2016, equations 26 to 28; biases are kept). Masks of a step (Semeniuta et al. 2016) fall on n.
+    Variants as in `RecurrentCell`. With `layer_norm` the gates z and r are normalized together, and n separately (Ba et
+    al. 2016, equations 26 to 28, with biases). Masks of a step (Semeniuta et al. 2016) apply to n.
     """
 
     reset_after: bool = True
@@ -49,14 +49,14 @@ class GRUCell(RecurrentCell):
         carry: HiddenCarry,
         inputs: jax.Array,
         *,
-        noise: Noise | None = None,
+        dropout_masks: DropoutMasks | None = None,
         deterministic: bool | None = None,
     ) -> tuple[HiddenCarry, jax.Array]:
-        """carry of [B, H], inputs [B, F] -> new carry, outputs [B, H]."""
+        """Computes a step: carry of [B, H], inputs [B, F] -> new carry, outputs [B, H]."""
         (h,) = carry = cell.hidden_carry(carry)
         self._check_carry(carry, inputs, self.features)
-        noise, act = self._noise(noise, deterministic, inputs), self.recurrent_activation
-        xw, dropped, recurrent_kernel, bias = self._products(inputs, h, noise)
+        dropout_masks, act = self._call_masks(dropout_masks, deterministic, inputs), self.recurrent_activation
+        xw, dropped, recurrent_kernel, bias = self._products(inputs, h, dropout_masks)
         split = [2 * self.features]
         x_gates, x_n = jnp.split(xw, split, axis=-1)
         u_gates, u_n = jnp.split(recurrent_kernel, split, axis=-1)
@@ -75,28 +75,39 @@ class GRUCell(RecurrentCell):
         n = self.activation(self._norm('input_norm_n', x_n) + b_n + inner)
         for name, value in {'z': z, 'r': r, 'n': n}.items():
             self.sow('intermediates', name, value)
-        new = self._zoneout(self.zoneout_h, z * h + (1 - z) * self._drop_candidate(n, noise), h, noise, 2)
+        new = self._zoneout(
+            self.zoneout_h, z * h + (1 - z) * self._drop_candidate(n, dropout_masks), h, dropout_masks, 2
+        )
         return HiddenCarry(new), new.astype(xw.dtype)
 
-    fused_names = GRUWeights._fields  # the weights of `over_time`, which must be there
+    fused_weight_names = GRUWeights._fields  # the weights of `run_fused`, which must exist
 
     @property
     def fused(self) -> bool:
-        """Whether `over_time` is this cell, of whose variants it has DropConnect alone."""
+        """True if `run_fused` computes this cell: no variants other than DropConnect."""
         kinds = (self.activation, self.recurrent_activation)
-        return self.reset_after and kinds == (activations.TANH, activations.SIGMOID) and self._steps_as(GRUCell)
+        return (
+            self.reset_after and kinds == (activations.TANH, activations.SIGMOID) and self._has_standard_step(GRUCell)
+        )
 
-    def over_time(
-        self, carry: HiddenCarry, inputs: jax.Array, noise: Noise | None, *, history: bool, fresh: Any, **how: Any
-    ) -> OverTime:
-        """All steps of inputs [T, B, F] at once, by `seqjax.ops.gru.gru`, which takes what `how` has."""
-        h, fresh = cell.hidden_carry(carry).h, None if fresh is None else cell.hidden_carry(fresh).h
-        inputs, *weights = self._fused_weights(inputs, h, noise)
-        last, outputs = gru.gru(inputs, h, *weights, fresh=fresh, **how)
-        return OverTime(HiddenCarry(last), outputs, HiddenCarry(outputs.astype(h.dtype)) if history else None)
+    def run_fused(
+        self,
+        carry: HiddenCarry,
+        inputs: jax.Array,
+        dropout_masks: DropoutMasks | None,
+        *,
+        history: bool,
+        reset_carry: Any,
+        **options: Any,
+    ) -> RecurrentOutput:
+        """Runs all steps of inputs [T, B, F] by `seqjax.ops.gru.gru` with `options`."""
+        h, reset_carry = cell.hidden_carry(carry).h, None if reset_carry is None else cell.hidden_carry(reset_carry).h
+        inputs, *weights = self._fused_weights(inputs, h, dropout_masks)
+        last, outputs = gru.gru(inputs, h, *weights, reset_carry=reset_carry, **options)
+        return RecurrentOutput(HiddenCarry(last), outputs, HiddenCarry(outputs.astype(h.dtype)) if history else None)
 
     def _recurrent_bias(self, xw: jax.Array) -> jax.Array:
-        # A bias that sets how long the gate keeps is set once, in `bias`.
-        own = None if isinstance(self.bias_init, GateBias) else self.bias_init
-        init = own or self._scheme.recurrent_bias
+        # A gate bias is applied once, in `bias`.
+        bias_init = None if isinstance(self.bias_init, GateBias) else self.bias_init
+        init = bias_init or self._scheme.recurrent_bias
         return cell.row(self.param('recurrent_bias', init, xw.shape[-1:], self.param_dtype).astype(xw.dtype), xw)

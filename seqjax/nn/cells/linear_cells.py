@@ -1,7 +1,7 @@
-"""Cells whose recurrence is linear in the state, h' = a * h + b, with a and b from the inputs alone.
+"""Cells with a linear recurrence h' = a * h + b, where a and b depend only on the inputs.
 
-So all steps can be taken at once, by `jax.lax.associative_scan` (Blelloch 1990; Martin and Cundy 2018): see `parallel`
-of `seqjax.nn.rnn.RNN`. Step by step they are cells like all others.
+All steps can be computed by `jax.lax.associative_scan` (Blelloch 1990; Martin and Cundy 2018), see `parallel` of
+`seqjax.nn.rnn.RNN`; step by step they are cells like all others.
 """
 
 import math
@@ -22,24 +22,24 @@ Affine = tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]
 
 
 class ComplexCarry(NamedTuple):
-    """A complex state as two real arrays, so that whatever takes real ones (optimisers, files) takes it."""
+    """Complex state as two real arrays, for code that needs real arrays (optimizers, files)."""
 
     real: jax.Array  # [B, H]
     imag: jax.Array  # [B, H]
 
 
 class LinearCell(Cell):
-    """A cell that says by `affine` what its recurrence is; nothing else is needed to add one."""
+    """Base class of linear cells: a subclass defines only `affine`."""
 
     def affine(self, inputs: jax.Array) -> Affine:
-        """inputs [*B, F] -> a and b [*B, H] of h' = a * h + b, and what makes outputs [*B, O] of h' [*B, H].
+        """Returns a and b [*B, H] of h' = a * h + b for inputs [*B, F], and a function h' [*B, H] -> outputs [*B, O].
 
-        Called with [B, F] for a step, with [T, B, F] for all steps at once.
+        Called with [B, F] for a step, and with [T, B, F] for a parallel scan.
         """
         raise NotImplementedError
 
     def __call__(self, carry: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
-        """carry of [B, H], inputs [B, F] -> new carry, outputs [B, O]."""
+        """Computes a step: carry of [B, H], inputs [B, F] -> new carry, outputs [B, O]."""
         state = self.state(carry)
         self._check_carry((state,), inputs, self.features)
         decay, update, read = self.affine(inputs)
@@ -48,21 +48,21 @@ class LinearCell(Cell):
 
     @property
     def _carry_dtype(self) -> Any:
-        """The recurrence is never computed in half precision, where its rounding would add up over time."""
+        """Dtype of the state, at least float32: rounding errors of half precision would accumulate over time."""
         return jnp.promote_types(self.param_dtype, jnp.float32)
 
     @nn.nowrap
     def state(self, carry: Any) -> jax.Array:
-        """The carry as one array."""
+        """Returns the carry as one array."""
         return carry[0] if isinstance(carry, tuple) else carry
 
     @nn.nowrap
     def carry(self, state: jax.Array) -> Any:
-        """One array as the carry."""
+        """Returns the carry of a state that is one array."""
         return HiddenCarry(state)
 
     def _gates(self, inputs: jax.Array) -> tuple[list[jax.Array], Any]:
-        """x W + b for each gate, in the dtype of the state or wider, and the dtype that outputs have."""
+        """Returns x W + b for each gate, in the dtype of the state or wider, and the dtype of the outputs."""
         inputs, kernel, bias = promote_dtype(inputs, *self._input_weights(inputs), dtype=self.dtype)
         z = inputs @ kernel + cell.row(bias, inputs)
         return jnp.split(self._widen(z), len(self.roles), axis=-1), z.dtype
@@ -77,8 +77,8 @@ class MinGRUCell(LinearCell):
         z  = sigmoid(x W + b)   n = activation(x W + b) each with its own half of W and b
         h' = (1 - z) * h + z * n
 
-    Parameters: `kernel` [F, 2H], `bias` [2H], that is 2 (F + 1) H numbers. With `activation='positive'` it is the
-    paper's form in logarithms (appendix B), whose states are above 0.
+    Parameters: `kernel` [F, 2H], `bias` [2H], that is 2 (F + 1) H numbers. `activation='positive'` is the paper's
+    log-space version (appendix B), whose states are positive.
     """
 
     activation: str | Activation = activations.IDENTITY  # or 'positive'
@@ -100,8 +100,8 @@ class MinLSTMCell(LinearCell):
         f, i = sigmoid(x W + b)   n = activation(x W + b) each with its own third of W and b
         h'   = f / (f + i) * h + i / (f + i) * n
 
-    Parameters: `kernel` [F, 3H], `bias` [3H], that is 3 (F + 1) H numbers. With `activation='positive'` it is the
-    paper's form in logarithms (appendix B).
+    Parameters: `kernel` [F, 3H], `bias` [3H], that is 3 (F + 1) H numbers. `activation='positive'` is the paper's
+    log-space version (appendix B).
     """
 
     activation: str | Activation = activations.IDENTITY  # or 'positive'
@@ -113,7 +113,7 @@ class MinLSTMCell(LinearCell):
     @nn.compact
     def affine(self, inputs: jax.Array) -> Affine:
         (f, i, n), dtype = self._gates(inputs)
-        # f / (f + i) = sigmoid(log f - log i): both may be too small to divide.
+        # f / (f + i) = sigmoid(log f - log i), which does not underflow.
         keep = nn.log_sigmoid(f) - nn.log_sigmoid(i)
         return nn.sigmoid(keep), nn.sigmoid(-keep) * self.activation(n), lambda h: h.astype(dtype)
 
@@ -125,9 +125,9 @@ class LRUCell(LinearCell):
         y  = Re(s' C) + x D
 
     Parameters: `nu_log`, `theta_log`, `gamma_log` [H]; `kernel` [F, 2H] and `output_kernel` [2H, O], the real and the
-    imaginary parts of B and C side by side; `skip` [F, O] (D); that is 3 H + 2 H (F + O) + F O numbers. The eigenvalues
-    begin spread evenly over the ring from `r_min` to `r_max`, with phases up to `max_phase` (Lemma 3.2); gamma begins
-    at sqrt(1 - |lambda|^2) (section 3.4); B, C and D begin normal, with variances 1 / (2F), 1 / H and 1 / F.
+    imaginary parts of B and C; `skip` [F, O] (D); that is 3 H + 2 H (F + O) + F O numbers. Initial eigenvalues are
+    uniform on the ring from `r_min` to `r_max`, with phases up to `max_phase` (Lemma 3.2); initial gamma is
+    sqrt(1 - |lambda|^2) (section 3.4); B, C and D are initialized normal, with variances 1 / (2F), 1 / H and 1 / F.
     """
 
     outputs: int | None = None  # O; H by default
@@ -137,13 +137,13 @@ class LRUCell(LinearCell):
 
     def __post_init__(self) -> None:
         if self.outputs is not None:
-            cell.check_count('outputs', self.outputs, 'how many numbers the cell gives at each step')
+            cell.check_count('outputs', self.outputs, 'the size of the output of a step')
         if not 0 <= self.r_min < self.r_max <= 1:
             raise ValueError(f'r_min={self.r_min} and r_max={self.r_max} must be 0 <= r_min < r_max <= 1')
         if not 0 < self.max_phase <= 2 * math.pi:
             raise ValueError(f'max_phase={self.max_phase} must be above 0 and at most 2 pi')
         if self.bias_init is not None:
-            raise ValueError('bias_init does nothing in an LRUCell, which has no bias')
+            raise ValueError('bias_init is not supported by LRUCell, which has no bias')
         super().__post_init__()
 
     @nn.compact
@@ -180,7 +180,7 @@ class LRUCell(LinearCell):
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> ComplexCarry:
-        """Zeros for inputs of `input_shape` [B, F], in float32 or wider; `rng` is not used."""
+        """Returns zeros for inputs of `input_shape` [B, F], in float32 or wider; `rng` is not used."""
         del rng
         return ComplexCarry(*(jnp.zeros((*input_shape[:-1], self.features), self._carry_dtype) for _ in range(2)))
 
@@ -202,7 +202,7 @@ class RGLRUCell(LinearCell):
         h'   = a * h + sqrt(1 - a^2) * (i * u)
 
     Parameters: `kernel` [F, H] (W), `bias` [H] (b), `gate_kernel` [H, 2H] (V), `gate_bias` [2H] (d), `decay` [H] (L),
-    that is (F + 1) H + 2 H^2 + 3 H numbers. L begins where a^8 is spread evenly from 0.9 to 0.999 at r = 1.
+    that is (F + 1) H + 2 H^2 + 3 H numbers. L is initialized so that a is uniform from 0.9 to 0.999 at r = 1.
     """
 
     @property
@@ -220,7 +220,7 @@ class RGLRUCell(LinearCell):
         r, i = jnp.split(nn.sigmoid(self._widen(z)), 2, axis=-1)
         log_a = 8 * r * cell.row(nn.log_sigmoid(logit), u)
         left = -jnp.expm1(2 * log_a)  # 1 - a^2
-        # Where a is 1 the square root has no slope.
+        # The square root is not differentiable at a = 1.
         scale = jnp.where(left > TINY, jnp.sqrt(jnp.maximum(left, TINY)), 0)
         return jnp.exp(log_a), scale * (i * u), lambda h: h.astype(dtype)
 

@@ -11,17 +11,17 @@ from seqjax import validation
 from seqjax.nn import activations, initializers
 from seqjax.nn.activations import Activation
 from seqjax.nn.cells import cell as cells_cell
-from seqjax.nn.cells.cell import Noise, OverTime, RecurrentCell
+from seqjax.nn.cells.cell import DropoutMasks, RecurrentCell, RecurrentOutput
 from seqjax.nn.initializers import ConstantGate, Initializer
 from seqjax.ops import lstm
 from seqjax.ops.lstm_scan import LSTMWeights
 
 
 class LSTMCarry(NamedTuple):
-    """State of an LSTM between two steps, in Flax's order."""
+    """Carry of an LSTM, in Flax's order."""
 
     c: jax.Array  # [B, H] cell state
-    h: jax.Array  # [B, H], or [B, P] where it is projected: the output of the step before
+    h: jax.Array  # [B, H] hidden state, the output of the step before; [B, P] with projection
 
 
 class LSTMCell(RecurrentCell):
@@ -33,17 +33,17 @@ class LSTMCell(RecurrentCell):
         h'      = o * activation(c')
 
     Parameters: `kernel` [F, 4H] (W), `recurrent_kernel` [H, 4H] (U), `bias` [4H] (b), that is
-    4 ((F + 1) H + H^2) numbers. The default initialisers are Keras's. Where there are two biases, as in PyTorch, `bias`
-    is their sum; under plain gradient descent two biases move twice as far.
+    4 ((F + 1) H + H^2) numbers. The default initializers are Keras's. `bias` is the sum of PyTorch's two biases,
+    which move twice as far under plain gradient descent.
 
     Variants:
       forget: 'gate'; or 'coupled', f = 1 - i (Greff et al. 2017, CIFG); or 'none', f = 1, the cell of 1997
-        (section 4; its squashing functions reached from -2 to 2 and from -1 to 1). The last two have the gates i, g, o
-        alone, three quarters of the weights.
-      peepholes: `peephole` [3H] (i, f, o), each gate also sees its own cell: i and f the old c, o the new one (Gers et
-        al. 2002). They begin at 0.
-      layer_norm: Ba et al. 2016, equations 20 to 22: also of c' before the last activation.
-      projection: P numbers, h' = (o * activation(c')) R with `projection_kernel` [H, P] (Sak et al. 2014; PyTorch's
+        (section 4; its squashing functions ranged from -2 to 2 and from -1 to 1). The last two have only the gates i,
+        g, o, three quarters of the weights.
+      peepholes: `peephole` [3H] (i, f, o), each gate also reads its cell: i and f the old c, o the new one (Gers et al.
+        2002). They are initialized to 0.
+      layer_norm: Ba et al. 2016, equations 20 to 22: c' is also normalized before the last activation.
+      projection: P, the size of h' = (o * activation(c')) R with `projection_kernel` [H, P] (Sak et al. 2014; PyTorch's
         `proj_size`); U is [P, 4H].
       recurrent_dropout, drop_connect, zoneout_h, zoneout_c: see `RecurrentCell`.
 
@@ -60,11 +60,11 @@ class LSTMCell(RecurrentCell):
 
     def __post_init__(self) -> None:
         validation.check_choice('forget', self.forget, FORGET)
-        cells_cell.check_rate('zoneout_c', self.zoneout_c, 'to 1: the share that stays as it was')
+        cells_cell.check_rate('zoneout_c', self.zoneout_c, 'to 1: the fraction of cells that keep their value')
         if self.peephole_init is not None and not self.peepholes:
-            raise ValueError('peephole_init does nothing without peepholes=True')
+            raise ValueError('peephole_init needs peepholes=True')
         if self.projection is not None:
-            cells_cell.check_count('projection', self.projection, 'how many numbers the hidden state is projected to')
+            cells_cell.check_count('projection', self.projection, 'the size of the projected hidden state')
         super().__post_init__()
 
     @property
@@ -76,14 +76,14 @@ class LSTMCell(RecurrentCell):
         return self.projection or self.features
 
     @property
-    def drops(self) -> bool:
-        return super().drops or self.zoneout_c > 0
+    def is_stochastic(self) -> bool:
+        return super().is_stochastic or self.zoneout_c > 0
 
     def _default_bias(self) -> Initializer:
         both, forget_bias = super()._default_bias(), self._scheme.forget_bias
         if not forget_bias or self.forget == 'none':
             return both
-        return initializers.added(both, partial(ConstantGate(forget_bias), roles=self.roles))
+        return initializers.sum_of(both, partial(ConstantGate(forget_bias), roles=self.roles))
 
     @nn.compact
     def __call__(
@@ -91,24 +91,24 @@ class LSTMCell(RecurrentCell):
         carry: LSTMCarry,
         inputs: jax.Array,
         *,
-        noise: Noise | None = None,
+        dropout_masks: DropoutMasks | None = None,
         deterministic: bool | None = None,
     ) -> tuple[LSTMCarry, jax.Array]:
-        """carry of c and h [B, H], inputs [B, F] -> new carry, outputs [B, H]; with `projection` h is [B, P] too."""
+        """Computes a step: carry of c and h [B, H], inputs [B, F] -> new carry, outputs [B, H]; projected h: [B, P]."""
         c, h = carry = LSTMCarry(*carry)
         self._check_carry(carry, inputs, self.features, self._hidden_size)
-        noise, act = self._noise(noise, deterministic, inputs), self.recurrent_activation
-        xw, dropped, recurrent_kernel, bias = self._products(inputs, h, noise)
+        dropout_masks, act = self._call_masks(dropout_masks, deterministic, inputs), self.recurrent_activation
+        xw, dropped, recurrent_kernel, bias = self._products(inputs, h, dropout_masks)
         z = self._norm('input_norm', xw) + self._norm('recurrent_norm', dropped @ recurrent_kernel) + bias
-        z, looks = self._by_gate(z), self._peepholes(z)
+        z, peepholes = self._by_gate(z), self._peepholes(z)
 
         def gate(name: str, cell: jax.Array) -> jax.Array:
-            return act(z[name] + looks[name] * cell.astype(xw.dtype) if name in looks else z[name])
+            return act(z[name] + peepholes[name] * cell.astype(xw.dtype) if name in peepholes else z[name])
 
         i = gate('i', c)
         f = gate('f', c) if self.forget == 'gate' else 1 - i if self.forget == 'coupled' else jnp.ones_like(i)
         g = self.activation(z['g'])
-        new_c = f * c + i * self._drop_candidate(g, noise)
+        new_c = f * c + i * self._drop_candidate(g, dropout_masks)
         o = gate('o', new_c)
         outputs = o * self.activation(self._norm('cell_norm', new_c, shift=True))
         if self.projection is not None:
@@ -116,35 +116,42 @@ class LSTMCell(RecurrentCell):
         for name, value in {'i': i, 'f': f, 'g': g, 'o': o}.items():
             self.sow('intermediates', name, value)
         carry = LSTMCarry(
-            self._zoneout(self.zoneout_c, new_c, c, noise, 1), self._zoneout(self.zoneout_h, outputs, h, noise, 2)
+            self._zoneout(self.zoneout_c, new_c, c, dropout_masks, 1),
+            self._zoneout(self.zoneout_h, outputs, h, dropout_masks, 2),
         )
         return carry, carry.h.astype(xw.dtype)
 
-    fused_names = LSTMWeights._fields  # the weights of `over_time`, which must be there
+    fused_weight_names = LSTMWeights._fields  # the weights of `run_fused`, which must exist
 
     @property
     def fused(self) -> bool:
-        """Whether `over_time` is this cell, of whose variants it has DropConnect alone."""
+        """True if `run_fused` computes this cell: no variants other than DropConnect."""
         kinds = (self.forget, self.activation, self.recurrent_activation)
         standard = kinds == ('gate', activations.TANH, activations.SIGMOID)
         variants = (self.peepholes, self.projection is not None, self.zoneout_c)
-        return standard and not any(variants) and self._steps_as(LSTMCell)
+        return standard and not any(variants) and self._has_standard_step(LSTMCell)
 
-    def over_time(
-        self, carry: LSTMCarry, inputs: jax.Array, noise: Noise | None, *, history: bool, **how: Any
-    ) -> OverTime:
-        """All steps of inputs [T, B, F] at once, by `seqjax.ops.lstm.lstm`, which takes what `how` has."""
+    def run_fused(
+        self,
+        carry: LSTMCarry,
+        inputs: jax.Array,
+        dropout_masks: DropoutMasks | None,
+        *,
+        history: bool,
+        **options: Any,
+    ) -> RecurrentOutput:
+        """Runs all steps of inputs [T, B, F] by `seqjax.ops.lstm.lstm` with `options`."""
         carry = LSTMCarry(*carry)
-        inputs, *weights = self._fused_weights(inputs, carry.h, noise)
-        last, outputs, cells = lstm.lstm(inputs, carry, *weights, history=history, **how)
-        return OverTime(last, outputs, LSTMCarry(cells, outputs.astype(carry.h.dtype)) if history else None)
+        inputs, *weights = self._fused_weights(inputs, carry.h, dropout_masks)
+        last, outputs, cells = lstm.lstm(inputs, carry, *weights, history=history, **options)
+        return RecurrentOutput(last, outputs, LSTMCarry(cells, outputs.astype(carry.h.dtype)) if history else None)
 
     def _by_gate(self, x: jax.Array) -> dict[str, jax.Array]:
         names = 'ifgo' if self.forget == 'gate' else 'igo'
         return dict(zip(names, jnp.split(x, len(names), axis=-1), strict=True))
 
     def _peepholes(self, z: jax.Array) -> dict[str, jax.Array]:
-        """By which weights [*1, H] the gates look at the cell; empty without peepholes."""
+        """Returns the peephole weights [*1, H] of each gate; empty without peepholes."""
         if not self.peepholes:
             return {}
         names = 'ifo' if self.forget == 'gate' else 'io'
@@ -160,7 +167,7 @@ class LSTMCell(RecurrentCell):
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> LSTMCarry:
-        """Zeros for inputs of `input_shape` [B, F]; `rng` is not used."""
+        """Returns zeros for inputs of `input_shape` [B, F]; `rng` is not used."""
         del rng
         return LSTMCarry(
             *(jnp.zeros((*input_shape[:-1], width), self.param_dtype) for width in (self.features, self._hidden_size))
@@ -170,5 +177,5 @@ class LSTMCell(RecurrentCell):
 FORGET = {
     'gate': initializers.LSTM_ROLES,  # i, f, g, o
     'coupled': (initializers.UPDATE, '', ''),  # i, g, o
-    'none': ('', '', ''),  # i, g, o: what is kept is not for a gate to say
+    'none': ('', '', ''),  # i, g, o: no forget gate
 }

@@ -6,17 +6,17 @@ import jax
 from seqjax.nn import activations
 from seqjax.nn.activations import Activation
 from seqjax.nn.cells import cell
-from seqjax.nn.cells.cell import HiddenCarry, Noise, RecurrentCell
+from seqjax.nn.cells.cell import DropoutMasks, HiddenCarry, RecurrentCell
 
 
 class SimpleRNNCell(RecurrentCell):
     """The simple recurrent network (Elman 1990): h' = activation(x W + h U + b).
 
     Parameters: `kernel` [F, H] (W), `recurrent_kernel` [H, H] (U), `bias` [H] (b), that is (F + 1) H + H^2 numbers.
-    The default initialisers are Keras's.
+    The default initializers are Keras's.
 
-    Variants: those of `RecurrentCell`. With `layer_norm` the sum x W + h U is normalised (Ba et al. 2016, equation 4).
-    Masks of a step (Semeniuta et al. 2016) fall on h in h U.
+    Variants as in `RecurrentCell`. With `layer_norm` the sum x W + h U is normalized (Ba et al. 2016, equation 4).
+    Masks of a step (Semeniuta et al. 2016) apply to h in h U.
     """
 
     activation: str | Activation = activations.TANH  # a key of ACTIVATIONS, or a function
@@ -31,15 +31,15 @@ class SimpleRNNCell(RecurrentCell):
         carry: HiddenCarry,
         inputs: jax.Array,
         *,
-        noise: Noise | None = None,
+        dropout_masks: DropoutMasks | None = None,
         deterministic: bool | None = None,
     ) -> tuple[HiddenCarry, jax.Array]:
-        """carry of [B, H], inputs [B, F] -> new carry, outputs [B, H]."""
+        """Computes a step: carry of [B, H], inputs [B, F] -> new carry, outputs [B, H]."""
         (h,) = carry = cell.hidden_carry(carry)
         self._check_carry(carry, inputs, self.features)
-        noise = self._noise(noise, deterministic, inputs)
-        xw, dropped, recurrent_kernel, bias = self._products(inputs, h, noise)
-        product = self._drop_candidate(dropped, noise) @ recurrent_kernel
+        dropout_masks = self._call_masks(dropout_masks, deterministic, inputs)
+        xw, dropped, recurrent_kernel, bias = self._products(inputs, h, dropout_masks)
+        product = self._drop_candidate(dropped, dropout_masks) @ recurrent_kernel
         new = self.activation(self._norm('norm', xw + product) + bias)
-        new = self._zoneout(self.zoneout_h, new, h, noise, 2)
+        new = self._zoneout(self.zoneout_h, new, h, dropout_masks, 2)
         return HiddenCarry(new), new.astype(xw.dtype)
