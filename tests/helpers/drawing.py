@@ -1,4 +1,4 @@
-"""Problems as tests draw from them."""
+"""Compiled samplers of synthetic tasks."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax
 
 @functools.cache
 def compiled(make, **options):
-    """The problem, with its functions compiled once for all tests."""
-    problem = make(**options)
-    sample, draw = jax.jit(problem.sample, static_argnums=1), jax.jit(problem.draw, static_argnums=2)
-    return problem._replace(sample=sample, draw=draw, loss_fn=jax.jit(problem.loss_fn))
+    """Returns the task with its functions compiled, once for all tests."""
+    task = make(**options)
+    sample, draw = jax.jit(task.sample, static_argnums=1), jax.jit(task.draw, static_argnums=2)
+    return task._replace(sample=sample, draw=draw, loss_fn=jax.jit(task.loss_fn))

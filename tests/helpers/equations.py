@@ -1,9 +1,9 @@
-"""The papers' equations, one time step each, transcribed by hand in NumPy: what test_variants.py holds cells to.
+"""The papers' equations, one time step each, transcribed by hand in NumPy: the references of test_variants.py.
 
     step(p, carry, x, drawn) -> (carry, y)
 
-p holds the parameters by the names of `seqjax`, carry and y are [B, H], x is [B, F]; drawn holds what a training step
-draws. Everything is analytic, so that a complex step gives its derivatives to the last digit (Squire and Trapp 1998).
+p has the parameters by the names of `seqjax`, carry and y are [B, H], x is [B, F]; drawn has the random masks of a
+training step. All functions are analytic, so that a complex step gives exact derivatives (Squire and Trapp 1998).
 """
 
 import numpy as np
@@ -37,12 +37,12 @@ def gers_2000(p, carry, x, drawn, squash=np.tanh, act=sigmoid):
 
 
 def arctan(p, carry, x, drawn):
-    """Both functions of the cell and of the gates are others."""
+    """The LSTM with other activations of the cell and of the gates."""
     return gers_2000(p, carry, x, drawn, np.arctan, lambda z: np.exp(-z * z))
 
 
 def hochreiter_1997(p, carry, x, drawn):
-    """Hochreiter and Schmidhuber 1997, section 4: without a forget gate, the cell adds up."""
+    """Hochreiter and Schmidhuber 1997, section 4: without a forget gate, the cell accumulates."""
     c, h = carry
     i, g, o = gates(x @ p['kernel'] + h @ p['recurrent_kernel'] + p['bias'], 3)
     c = c + sigmoid(i) * np.tanh(g)
@@ -89,7 +89,7 @@ def greff_2017_peepholes(p, carry, x, drawn):
 
 
 def sak_2014(p, carry, x, drawn):
-    """Sak et al. 2014, LSTMP with its peepholes: the output is projected, and that is what recurs."""
+    """Sak et al. 2014, LSTMP with its peepholes: the recurrent output is projected."""
     c, r = carry
     look_i, look_f, look_o = gates(p['peephole'], 3)
     i, f, g, o = gates(x @ p['kernel'] + r @ p['recurrent_kernel'] + p['bias'], 4)
@@ -100,7 +100,7 @@ def sak_2014(p, carry, x, drawn):
 
 
 def ba_2016_lstm(p, carry, x, drawn):
-    """Equations 20 to 22: both products are normalised over all gates, and the cell before it is squashed."""
+    """Equations 20 to 22: both products are normalized over all gates, and the cell before the last activation."""
     c, h = carry
     z = normalised(h @ p['recurrent_kernel'], p['recurrent_norm']['scale'])
     z = z + normalised(x @ p['kernel'], p['input_norm']['scale']) + p['bias']
@@ -111,13 +111,13 @@ def ba_2016_lstm(p, carry, x, drawn):
 
 
 def gal_2016_lstm(p, carry, x, drawn):
-    """Equation 7: one mask on h for the whole sequence, the same in all four products."""
+    """Equation 7: one mask on h for the whole sequence, shared by all four products."""
     c, h = carry
     return gers_2000(p, (c, h * drawn['hidden']), x, drawn)
 
 
 def semeniuta_2016_lstm(p, carry, x, drawn):
-    """Equation 9: a mask a step on the candidate, so that the cell is never dropped."""
+    """Equation 9: one mask per step on the candidate, so that the cell is never dropped."""
     c, h = carry
     i, f, g, o = gates(x @ p['kernel'] + h @ p['recurrent_kernel'] + p['bias'], 4)
     c = sigmoid(f) * c + sigmoid(i) * (drawn['candidate'] * np.tanh(g))
@@ -126,14 +126,14 @@ def semeniuta_2016_lstm(p, carry, x, drawn):
 
 
 def merity_2018_lstm(p, carry, x, drawn):
-    """Weight-dropped: DropConnect on the recurrent kernel, the same for all rows and steps."""
+    """Weight-dropped LSTM: DropConnect on the recurrent kernel, the same for all rows and steps."""
     return gers_2000({**p, 'recurrent_kernel': p['recurrent_kernel'] * drawn['kernel']}, carry, x, drawn)
 
 
 def krueger_2017_lstm(p, carry, x, drawn):
-    """Section 3.2: units of cell and hidden state stay as they were; in evaluation their mean.
+    """Section 3.2: units of cell and hidden state keep their values; in evaluation the expectation.
 
-    What h is made of is the cell that was not zoned out.
+    h is computed from the cell before zoneout.
     """
     (c, h), _ = gers_2000(p, carry, x, drawn)
     c = drawn['keep_c'] * carry[0] + (1 - drawn['keep_c']) * c
@@ -156,13 +156,13 @@ def gru_candidate_before(p, h, x, r):
 
 
 def cho_2014(p, carry, x, drawn, candidate=gru_candidate_before, dropped=None):
-    """Equations 5 to 8: z h + (1 - z) n; what is dropped of h is not seen by the products, and kept by z."""
+    """Equations 5 to 8: z h + (1 - z) n; dropout of h applies to the products, not to z h."""
     (h,) = carry
-    seen = h if dropped is None else dropped
-    both = p['bias'] + p.get('recurrent_bias', 0)
-    z, r, _ = gates(x @ p['kernel'] + seen @ p['recurrent_kernel'] + both, 3)
+    masked_h = h if dropped is None else dropped
+    bias = p['bias'] + p.get('recurrent_bias', 0)
+    z, r, _ = gates(x @ p['kernel'] + masked_h @ p['recurrent_kernel'] + bias, 3)
     z, r = sigmoid(z), sigmoid(r)
-    n = candidate(p, seen, x, r) * drawn.get('candidate', 1)
+    n = candidate(p, masked_h, x, r) * drawn.get('candidate', 1)
     h = z * h + (1 - z) * n
     return (h,), h
 
@@ -229,7 +229,7 @@ def elman_1990(p, carry, x, drawn):
 
 
 def ba_2016_simple(p, carry, x, drawn):
-    """Equation 4: the sum of both products is normalised."""
+    """Equation 4: the sum of both products is normalized."""
     (h,) = carry
     h = np.tanh(normalised(x @ p['kernel'] + h @ p['recurrent_kernel'], p['norm']['scale']) + p['bias'])
     return (h,), h
@@ -240,7 +240,7 @@ def gal_2016_simple(p, carry, x, drawn):
 
 
 def semeniuta_2016_simple(p, carry, x, drawn):
-    """h itself is dropped: a simple network has no other memory."""
+    """The mask applies to h, as a simple network has no candidate."""
     return elman_1990(p, (carry[0] * drawn['candidate'],), x, drawn)
 
 
@@ -288,7 +288,7 @@ def feng_2024_minlstm_positive(p, carry, x, drawn):
 
 
 def orvieto_2023(p, carry, x, drawn):
-    """The LRU, sections 3.3 and 3.4; the complex state by its two real parts, as a complex step leaves the axis."""
+    """The LRU, sections 3.3 and 3.4; the complex state as two parts, so that each can take a complex step."""
     re, im = carry
     size, phase = np.exp(-np.exp(p['nu_log'])), np.exp(p['theta_log'])
     gamma = np.exp(p['gamma_log'])

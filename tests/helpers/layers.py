@@ -44,14 +44,14 @@ CELLS = {
     'lru': LRUCell(H, outputs=2),
     'rglru': RGLRUCell(H),
 }
-# The same cells, in other forms: all steps at once, or in segments that the backward pass computes again.
-FORMS = {f'{name}_at_once': {'parallel': True} for name in ('mingru', 'minlstm', 'lru', 'rglru')}
-FORMS |= {'lstm_in_segments': {'remat_segments': 4}, 'lru_at_once_in_segments': {'parallel': True, 'remat_segments': 4}}
+# The same cells in other forms: as a parallel scan, or in rematerialized segments.
+FORMS = {f'{name}_parallel': {'parallel': True} for name in ('mingru', 'minlstm', 'lru', 'rglru')}
+FORMS |= {'lstm_remat': {'remat_segments': 4}, 'lru_parallel_remat': {'parallel': True, 'remat_segments': 4}}
 CELLS |= {form: CELLS[form.split('_')[0]] for form in FORMS}
 
 
 def flip(x, mask=None):
-    """Each row's real steps in reverse order, for x [B, T, ...] and mask [B, T]."""
+    """Reverses the valid steps of each row, for x [B, T, ...] and mask [B, T]."""
     return jnp.swapaxes(masking.flip(jnp.swapaxes(jnp.asarray(x), 0, 1), None if mask is None else mask.T), 0, 1)
 
 
@@ -65,7 +65,7 @@ def variables_of(layer, x, scale=0.5, **options):
 
 
 class WithOptions:
-    """A layer whose `init` is called with options."""
+    """Wraps a layer whose `init` is called with options."""
 
     def __init__(self, layer, options):
         self.init = functools.partial(layer.init, **options)
@@ -73,7 +73,7 @@ class WithOptions:
 
 @functools.cache
 def started(name, **options):
-    """A layer over the cell of that name, its variables, and inputs [B, T, F]."""
+    """Returns a layer over the cell of that name, its variables, and inputs [B, T, F]."""
     layer, x = rnn.RNN(CELLS[name], **FORMS.get(name, {}), **options), draw(B, T, F)
     return layer, variables_of(layer, x), x
 
@@ -88,7 +88,7 @@ def compiled(layer, **options):
 
 
 def assert_same(got, want, atol=1e-6):
-    """To `atol`, and to ten times as much of what is above 1."""
+    """Asserts equality to `atol`, and to a relative tolerance of ten times as much."""
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=10 * atol, atol=atol), got, want)
 
 
@@ -97,7 +97,7 @@ def assert_equal(got, want):
 
 
 def t1(forget_bias=0.0, **options):
-    """One LSTM unit and one feature, all weights 0.5."""
+    """Returns a layer of one LSTM unit and one feature, and its variables: all weights 0.5."""
     params = {
         'kernel': jnp.full((1, 4), 0.5),
         'recurrent_kernel': jnp.full((1, 4), 0.5),
@@ -111,7 +111,7 @@ def column(*numbers):
 
 
 def everything(layer, variables, x, initial_carry=None, **options):
-    """A number that depends on all that a layer returns."""
+    """Returns a number that depends on all values that a layer returns."""
     carry, outputs = layer.apply(variables, x, initial_carry=initial_carry, return_carry=True, **options)
     weights = np.random.default_rng(7)
     leaves = jax.tree.leaves((carry, outputs))

@@ -1,4 +1,4 @@
-"""What can stand where a file is expected, and a process without the rights of root."""
+"""Paths that are not regular files, and a process without root's permissions."""
 
 import contextlib
 import ctypes
@@ -12,7 +12,7 @@ HEADER, OVERRIDES = (0x20080522, 0), 0b110  # of capget; CAP_DAC_OVERRIDE and CA
 
 
 def odd(folder, kind, name='odd'):
-    """Makes something at folder/name that is not a regular file, and returns its path."""
+    """Makes a path folder/name that is not a regular file, and returns it."""
     path = folder / name
     if kind == 'pipe':
         os.mkfifo(path)
@@ -20,8 +20,8 @@ def odd(folder, kind, name='odd'):
         cwd = os.getcwd()
         os.chdir(folder)  # the path of a socket has 108 bytes at most
         try:
-            with socket.socket(socket.AF_UNIX) as one:
-                one.bind(name)
+            with socket.socket(socket.AF_UNIX) as unix_socket:
+                unix_socket.bind(name)
         finally:
             os.chdir(cwd)
     elif kind == 'device':
@@ -40,16 +40,20 @@ def odd(folder, kind, name='odd'):
 
 @contextlib.contextmanager
 def ordinary_user():
-    """Takes from root what lets it read and write everything; skips the test where that cannot be."""
+    """Drops root's capabilities to read and write everything; skips the test if that is impossible."""
     if os.geteuid():
         yield
         return
-    libc, header, held = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(*HEADER), (ctypes.c_uint32 * 6)()
-    if not hasattr(libc, 'capget') or libc.capget(header, held):
+    libc, header, capabilities = (
+        ctypes.CDLL(None, use_errno=True),
+        (ctypes.c_uint32 * 2)(*HEADER),
+        (ctypes.c_uint32 * 6)(),
+    )
+    if not hasattr(libc, 'capget') or libc.capget(header, capabilities):
         pytest.skip('needs an ordinary user, or a Linux whose root can become one')
-    less = (ctypes.c_uint32 * 6)(held[0] & ~OVERRIDES, *held[1:])
+    less = (ctypes.c_uint32 * 6)(capabilities[0] & ~OVERRIDES, *capabilities[1:])
     assert not libc.capset(header, less)
     try:
         yield
     finally:
-        assert not libc.capset(header, held)
+        assert not libc.capset(header, capabilities)

@@ -1,6 +1,6 @@
-"""Independent references, written by hand in float64 NumPy, and how results are compared with them.
+"""Independent references in float64 NumPy, written by hand, and comparisons with them.
 
-Nothing here comes from the library or from automatic differentiation. The axes are those of `seqjax`.
+They use neither the library nor automatic differentiation. Axes are named as in `seqjax`.
 """
 
 import jax
@@ -11,7 +11,7 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-# name -> (function, derivative, places where it has a kink)
+# name -> (function, derivative, points where it is not differentiable)
 ACTIVATIONS = {
     'sigmoid': (sigmoid, lambda x: sigmoid(x) * (1 - sigmoid(x)), ()),
     'hard_sigmoid': (
@@ -43,14 +43,14 @@ def lstm(inputs, c, h, kernel, recurrent_kernel, bias, activation='sigmoid'):
 
 
 def preactivations(tape):
-    """Of the gates i, f, o at every step: where an activation with kinks was evaluated."""
+    """Returns the pre-activations of the gates i, f, o at every step."""
     z = np.stack([step[0] for step in tape[-1]])
     i, f, _, o = np.split(z, 4, axis=-1)
     return np.stack([i, f, o])
 
 
 def lstm_backward(tape, d_outputs, d_c, d_h):
-    """The chain rule from last step to first: gradients by name, given those of all that `lstm` returned."""
+    """Backpropagates from the last step to the first; returns gradients by name from those of the results of `lstm`."""
     inputs, kernel, recurrent_kernel, activation, steps = tape
     act, slope, _ = ACTIVATIONS[activation]
     grads = {
@@ -83,7 +83,7 @@ def lstm_backward(tape, d_outputs, d_c, d_h):
 
 
 def adam(param, grads, learning_rate, epsilon, b1=0.9, b2=0.999):
-    """The parameter after each of `grads`, by Keras's formula: epsilon beside the uncorrected square root."""
+    """Returns the parameter after each of `grads`, by Keras's formula: epsilon added before the bias correction."""
     m = v = np.zeros_like(param)
     path = []
     for t, grad in enumerate(grads, 1):
@@ -96,14 +96,14 @@ def adam(param, grads, learning_rate, epsilon, b1=0.9, b2=0.999):
 
 
 def random_variables(module, *args, seed=1):
-    """Variables of a Flax module, drawn without its initialisers: all numbers distinct, biases too."""
+    """Draws variables of a Flax module without its initializers: all numbers are distinct, including biases."""
     leaves, tree = jax.tree.flatten(jax.eval_shape(module.init, jax.random.key(0), *args))
     rng = np.random.default_rng(seed)
     return tree.unflatten([rng.normal(size=leaf.shape).astype(leaf.dtype) for leaf in leaves])
 
 
 def is_uniform(draws, bound):
-    """Whether draws fill -bound .. bound evenly: by their edge, mean, second and fourth moment."""
+    """Returns True if draws are uniform on -bound .. bound, by their maximum, mean, second and fourth moment."""
     x = np.asarray(draws, np.float64) / bound
     moments = np.abs([x.mean(), (x**2).mean() * 3 - 1, (x**4).mean() * 5 - 1])
     noise = 4 / np.sqrt(x.size)  # at least four standard errors
@@ -111,13 +111,13 @@ def is_uniform(draws, bound):
 
 
 def assert_close(got, want, rtol, name=''):
-    """Each element to `rtol`, or to a tenth of `rtol` of the largest one, as sums near 0 are not exact."""
+    """Asserts equality of each element to `rtol`, or to a tenth of `rtol` of the largest, as sums near 0 cancel."""
     want = np.asarray(want)
     np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol / 10 * np.abs(want).max(), err_msg=name)
 
 
 def assert_trees_equal(got, want):
-    """Bit for bit, in structure, types and values."""
+    """Asserts bitwise equality of structure, types and values."""
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for path, x in jax.tree_util.tree_leaves_with_path(got):
         y = dict(jax.tree_util.tree_leaves_with_path(want))[path]
@@ -128,7 +128,7 @@ def assert_trees_equal(got, want):
 
 
 def assert_near(got, want, tolerance):
-    """Each array to a share of its largest number."""
+    """Asserts equality of each array to a fraction of its largest number."""
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape, path

@@ -35,8 +35,8 @@ BAD = {
         (np.ones((T, B), bool), r'mask \(6, 4\) must be \(4, 6\).*axis 0 is 6, not 4'),
         (np.ones((B, T, 1), bool), r'mask \(4, 6, 1\) must be \(4, 6\).*3 axes, not 2'),
         (np.ones(B, bool), r'mask \(4,\) must be \(4, 6\)'),
-        (np.full((B, T), 2), 'mask holds 2 and must hold 0 and 1'),
-        (np.full((B, T), -1), 'mask holds -1 and must hold 0 and 1'),
+        (np.full((B, T), 2), 'mask contains 2'),
+        (np.full((B, T), -1), 'mask contains -1'),
     ],
     'resets': [
         (np.ones((B, T)), 'resets is float64 and must be bool'),

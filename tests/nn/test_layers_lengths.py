@@ -42,7 +42,7 @@ def test_lengths_and_mask_together_are_both():
     assert_equal(got, layer.apply(variables, x, mask=both, return_carry=True))
 
 
-@pytest.mark.parametrize('name', ['lstm', 'gru', 'tanh', 'lstm_coupled', 'minlstm_at_once', 'lru', 'flax_gru'])
+@pytest.mark.parametrize('name', ['lstm', 'gru', 'tanh', 'lstm_coupled', 'minlstm_parallel', 'lru', 'flax_gru'])
 def test_L04_lengths_that_cannot_be_looked_at_never_read_past_the_end(name):
     """Under jit: what comes of a row whose length is over T or below 0 is NaN, and other rows are as they were."""
     layer, variables, x = started(name)

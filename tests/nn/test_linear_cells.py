@@ -77,8 +77,8 @@ def test_both_forms_give_the_same_history_of_carries(name):
     layer = rnn.RNN(CELLS[name])
     variables, x, first = jax.tree.map(np.float32, drawn(layer))
     run = functools.partial(layer.apply, initial_carry=first, carry_history=True, **STEPS['everything'])
-    at_once, by_steps = (jax.jit(functools.partial(run, parallel=parallel))(variables, x) for parallel in (True, False))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), at_once, by_steps)
+    by_scan, by_steps = (jax.jit(functools.partial(run, parallel=parallel))(variables, x) for parallel in (True, False))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), by_scan, by_steps)
 
 
 @pytest.mark.representative(every=2)

@@ -157,12 +157,12 @@ def compared(layer, segments, variables, x, **options):
 @pytest.mark.parametrize('form', ['steps', 'at once, with a mask and resets'])
 def test_N09_segments_change_neither_loss_nor_gradient(name, segments, form):
     """To 1e-6: counts that divide T and that do not, and more than there are steps; both orders."""
-    at_once = form != 'steps'
-    if at_once and not hasattr(VARIANTS[name], 'affine'):
+    parallel = form != 'steps'
+    if parallel and not hasattr(VARIANTS[name], 'affine'):
         pytest.skip('this cell goes step by step')
-    layer, variables, x = begun(VARIANTS[name], parallel=at_once)
+    layer, variables, x = begun(VARIANTS[name], parallel=parallel)
     flags = np.random.default_rng(1).random((2, B, T)) < 0.8
-    options = {'mask': flags[0], 'resets': ~flags[1], 'reverse': True} if at_once else {}
+    options = {'mask': flags[0], 'resets': ~flags[1], 'reverse': True} if parallel else {}
     want, got = compared(layer, segments, variables, x, **options)
     for right, value in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
         reference.assert_close(value, right, 1e-5)
