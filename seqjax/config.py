@@ -38,14 +38,14 @@ class ModelConfig:
     hidden: int = option(32, 'number of units per recurrent layer', (1, None))
     layers: int = option(1, 'number of recurrent layers', (1, 100))
     bidirectional: bool = option(False, 'run each recurrent layer in both directions')
-    dropout: float = option(0.0, 'dropout between recurrent layers: fraction of values', FRACTION)
-    input_dropout: float = option(0.0, 'dropout before the first recurrent layer: fraction of values', FRACTION)
-    output_dropout: float = option(0.0, 'dropout before the head: fraction of values', FRACTION)
+    dropout: float = option(0.0, 'fraction of values dropped between recurrent layers', FRACTION)
+    input_dropout: float = option(0.0, 'fraction of values dropped before the first recurrent layer', FRACTION)
+    output_dropout: float = option(0.0, 'fraction of values dropped before the head', FRACTION)
     recurrent_dropout: float = option(
-        0.0, 'dropout of the hidden state: fraction of units, with one mask for all time steps', FRACTION
+        0.0, 'fraction of the hidden state dropped, with one mask for all time steps', FRACTION
     )
     drop_connect: float = option(
-        0.0, 'dropout of the recurrent kernel: fraction of weights, with one mask for all time steps', FRACTION
+        0.0, 'fraction of the recurrent kernel dropped, with one mask for all time steps', FRACTION
     )
     forget_bias_init: str = option(
         'default',
@@ -80,7 +80,7 @@ class TrainConfig:
         (1, None),
     )
     success_threshold: float | None = option(
-        None, "success criterion: largest value of the metric for a solved task (default: the task's own value)"
+        None, "largest value of the success criterion's metric for a solved task (default: the task's own value)"
     )
     train_all_steps: bool = option(False, 'train all --steps, even if the task is solved earlier')
     split: str = option(
@@ -99,7 +99,7 @@ class TrainConfig:
     weight_decay: float = option(0.0, 'decoupled weight decay (AdamW), multiplied by the learning rate', FRACTION)
     schedule: str = option('constant', 'learning rate schedule', choices=SCHEDULES)
     decay_steps: int | None = option(None, 'training steps until --schedule=cosine reaches 0', (1, None))
-    clip_norm: float | None = option(None, 'gradient clipping: maximal global norm of the gradients', POSITIVE)
+    clip_norm: float | None = option(None, 'maximal global norm of the gradients, for gradient clipping', POSITIVE)
     learning_rate: float = option(3e-3, 'learning rate of Adam', POSITIVE)
     adam_epsilon: float = option(1e-7, 'epsilon of Adam, added before the bias correction as in Keras', POSITIVE)
     seed: int = option(0, 'random seed; with --num_seeds the first of the seeds', (0, 2**32 - 1))
@@ -121,8 +121,8 @@ class RunConfig:
     plot: bool = option(True, 'draw curve.png (needs matplotlib, the extra "plots")')
     mesh: str | None = option(
         None,
-        'device mesh: data:N (data parallel: rows of a batch, or seeds, sharded over N devices) or data:N,model:M '
-        '(weights sharded over M devices as well); by default all devices, if that is useful',
+        'device mesh: data:N (data parallel, with the rows of a batch or the seeds sharded over N devices) or '
+        'data:N,model:M (weights sharded over M devices as well); by default all devices, if that is useful',
     )
     checkpoint_every: int = option(
         1000, 'training steps between checkpoints; a last one is saved at the end', (1, None)
@@ -130,8 +130,8 @@ class RunConfig:
     max_to_keep: int = option(2, 'number of latest checkpoints to keep', (1, None))
     keep_best: str | None = option(
         None,
-        'also keep the checkpoint with the lowest value of this metric, or with max:NAME the highest (the median over '
-        'seeds)',
+        'also keep the checkpoint with the best value of this metric: the lowest, or with max:NAME the highest '
+        '(median over seeds)',
     )
     steps_per_call: int = option(
         100, 'training steps compiled into one device call; does not change results', (1, None)

@@ -16,10 +16,10 @@ def nearest(word: Any, known: Iterable[Any], show: Callable[[str], str] = repr) 
     >>> nearest('lsmt', ['lstm', 'gru']), nearest('hiden', ['hidden'], '--{}'.format)
     ("; did you mean 'lstm'?", '; did you mean --hidden?')
     """
-    words = [other for other in known if isinstance(other, str)]
-    aliases = {alias: word for alias, word in ALIASES.items() if word in words and alias not in words}
-    close = difflib.get_close_matches(word, [*words, *aliases], 1) if isinstance(word, str) else []
-    return f'; did you mean {show(aliases.get(close[0], close[0]))}?' if close else ''
+    names = {name: name for name in known if isinstance(name, str)}
+    names = {alias: name for alias, name in ALIASES.items() if name in names} | names
+    close = difflib.get_close_matches(word, names, 1) if isinstance(word, str) else []
+    return f'; did you mean {show(names[close[0]])}?' if close else ''
 
 
 def some(words: Iterable[str], most: int = 8) -> str:
