@@ -166,7 +166,7 @@ FLAGS = {
     'rounds': Flag(
         IntParser(1, 1000), 'how often each library is visited, medians are over them; by default 5, with --quick 3'
     ),
-    'rows': Flag(ListParser(Size()), 'sizes of the layers, instead of the usual six'),
+    'rows': Flag(ListParser(SizeParser()), 'sizes of the layers, instead of the usual six'),
     'random': Flag(IntParser(0, 1000), 'how many more rows are drawn; by default 6, with --quick 1, with --rows none'),
     'peers': Flag(ListParser(ChoiceParser(*PEERS)), 'with whom we are compared'),
     'parts': Flag(ListParser(ChoiceParser(*PARTS)), 'what is measured'),

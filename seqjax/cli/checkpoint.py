@@ -64,7 +64,7 @@ def run(
     if settings['workdir'] is None:
         raise UserError('--workdir is missing; pass a run directory')
     folder = files.expand('workdir', settings['workdir']) / directory.CHECKPOINTS / (settings['replica_group'] or '')
-    checkpoints = {path: verify_all(path) for path in checkpoint_manager.stores(folder)}
+    checkpoints = {path: verify_all(path) for path in checkpoint_manager.checkpoint_folders(folder)}
     if not checkpoints:
         raise UserError(f'{folder} contains no checkpoints; pass the run directory as --workdir')
     for path, rows in checkpoints.items():

@@ -120,8 +120,8 @@ def init_distributed(text: str, heartbeat_timeout: int) -> None:
         raise UserError(f'--distributed={text} is not available: {error.strerror}; use another port') from error
     except RuntimeError as error:
         raise UserError(f'--distributed={text} failed to connect: {" ".join(str(error).split())[:200]}') from error
-    signals.take_back()
-    if text != multihost.OFF and not multihost.is_first():
+    signals.restore_python_handlers()
+    if text != multihost.OFF and not multihost.is_process0():
         sys.stdout = open(os.devnull, 'w', errors='backslashreplace')  # noqa: SIM115
 
 
@@ -210,7 +210,7 @@ def main(command: Command, argv: list[str] | None, invocation: str) -> int:
         values = command.complete(parsed)
         distributed = {name: values.pop(name) for name in flag_tables.DISTRIBUTED_DEFAULTS if name in values}
         compilation_cache.enable_cache(values.pop('compilation_cache'))
-        with signals.asked(later=False):
+        with signals.handle_signals(defer=False):
             if distributed:
                 use_cores(values['mesh'], distributed['distributed'])
                 init_distributed(distributed['distributed'], distributed['heartbeat_timeout'])
@@ -231,7 +231,7 @@ def main(command: Command, argv: list[str] | None, invocation: str) -> int:
             raise
         reason = ' '.join(str(error).split())[:200]
         print(f'{name}: another process of the run has ended ({reason}); restart all processes', file=sys.stderr)
-        return signals.CODES[signal.SIGTERM]  # a scheduler restarts them on this code
+        return signals.EXIT_CODES[signal.SIGTERM]  # a scheduler restarts them on this code
     except OSError as error:
         if error.filename is not None:  # an unhandled error of a file is a bug
             raise

@@ -130,7 +130,7 @@ def run(**values: Any) -> list[Any]:
             task = experiment.synthetic_task(run_settings.options)
             return entry, experiment.outcome(task, run_settings, inner, summary)
 
-    def show(folder: Workdir, results: Sequence[tuple[Entry, Outcome]]) -> None:
+    def show(folder: Workdir, results: Sequence[tuple[Entry, SuccessResults]]) -> None:
         print('\n'.join(['', *table_lines(results), '', *difference_lines(results)]))
         if settings['plot']:
             _plot(folder, results)
@@ -179,7 +179,7 @@ def _largest_hidden(experiment: TaskExperiment, settings: dict[str, Any], params
 # --- tables and figure ---------------------------------------------------------------------------------
 
 
-def table_lines(results: Sequence[tuple[Entry, Outcome]]) -> Iterator[str]:
+def table_lines(results: Sequence[tuple[Entry, SuccessResults]]) -> Iterator[str]:
     """Yields the table of test metrics: a row for each cell on each task."""
     seeds = len(results[0][1].seeds)
     yield f'Mean of {seeds} seeds with 95% CI\n'
@@ -193,7 +193,7 @@ def table_lines(results: Sequence[tuple[Entry, Outcome]]) -> Iterator[str]:
         )
 
 
-def difference_lines(results: Sequence[tuple[Entry, Outcome]]) -> Iterator[str]:
+def difference_lines(results: Sequence[tuple[Entry, SuccessResults]]) -> Iterator[str]:
     """Yields the differences of each cell to the first one, paired by seed: both had the same training sequences."""
     yield 'Differences over the same seeds, mean with 95% CI (negative: the first cell is better)\n'
     for entry, outcome in results:
@@ -210,7 +210,7 @@ def difference_lines(results: Sequence[tuple[Entry, Outcome]]) -> Iterator[str]:
         )
 
 
-def values_of(outcome: Outcome) -> np.ndarray:
+def values_of(outcome: SuccessResults) -> np.ndarray:
     """Returns the test loss and error rate of each seed, [2, R]."""
     return np.array([[seed.test[name] for seed in outcome.seeds] for name in ('loss', synthetic.WRONG)])
 
@@ -222,7 +222,7 @@ def _finite(values: np.ndarray) -> tuple[np.ndarray, str]:
     return values[:, finite] if finite.any() else np.full((2, 1), np.nan), failed
 
 
-def _plot(folder: Workdir, results: Sequence[tuple[Entry, Outcome]]) -> None:
+def _plot(folder: Workdir, results: Sequence[tuple[Entry, SuccessResults]]) -> None:
     """Writes the figure: for each task, the metric of its success criterion, median over seeds with 95% CI."""
     tasks = list(dict.fromkeys(entry.task for entry, _ in results))
     try:
@@ -236,7 +236,7 @@ def _plot(folder: Workdir, results: Sequence[tuple[Entry, Outcome]]) -> None:
             metric = task_report.success_criterion(
                 entry.experiment.synthetic_task(entry.settings.options), entry.settings
             ).metric
-            evals = outcome.looks[:, :, outcome.metrics.index(metric)]
+            evals = outcome.evals[:, :, outcome.metrics.index(metric)]
             curve = np.array([statistics.median_interval(values) for values in evals.T])
             steps = entry.settings.train.eval_every * entry.settings.train.batch_size * np.arange(1, len(curve) + 1)
             plots.draw_band(axis, steps, curve, i, len(task_results), f'{entry.cell}({entry.hidden})')
@@ -246,7 +246,7 @@ def _plot(folder: Workdir, results: Sequence[tuple[Entry, Outcome]]) -> None:
     result_files.write_figure(folder, figure)
 
 
-def _write(folder: Workdir, results: Sequence[tuple[Entry, Outcome]]) -> None:
+def _write(folder: Workdir, results: Sequence[tuple[Entry, SuccessResults]]) -> None:
     """Writes compare.csv: a row for each seed."""
 
     def rows() -> Iterator[list[Any]]:

@@ -36,7 +36,7 @@ from seqjax.runs.directory import Workdir
 from seqjax.training import fit_results, programs, run_summary, sharding
 from seqjax.training import replicas as training_replicas
 from seqjax.training.compiled_run import CompiledRun
-from seqjax.training.fit_results import Fit
+from seqjax.training.fit_results import FitResult
 from seqjax.types import BestParameters, EarlyStopping, ModelSpec, Task
 
 STEPS = 'steps'
@@ -260,7 +260,7 @@ class DatasetExperiment:
         folder.write_summary(summary | {'finished': True} | end)
         return result
 
-    def _fit(self, dataset: Dataset, model: nn.Module, settings: Settings, folder: Workdir) -> tuple[Fit, int]:
+    def _fit(self, dataset: Dataset, model: nn.Module, settings: Settings, folder: Workdir) -> tuple[FitResult, int]:
         """Trains all seeds; returns the fit and the training steps between evaluations."""
         eval_every = settings.train.eval_every
         steps = settings.train.steps // eval_every * eval_every
@@ -318,16 +318,18 @@ def _devices(num_seeds: int) -> str | None:
     return f'{sharding.DATA}:{count}' if count > 1 and not multihost.is_multiprocess() else None
 
 
-def _test(dataset: Dataset, model: nn.Module, settings: Settings, fit: Fit, params: int, folder: Workdir) -> CellResult:
+def _test(
+    dataset: Dataset, model: nn.Module, settings: Settings, fit: FitResult, params: int, folder: Workdir
+) -> CellResult:
     """Evaluates all seeds on the test split, and writes the predictions of the best seed and the figure."""
-    predict, items, best_index = dataset_test.make_predictor(model, dataset.answers), [], fit.chosen()
+    predict, items, best_index = dataset_test.make_predictor(model, dataset.answers), [], fit.best_seed()
     for i in range(len(fit.seeds)):
-        answers = predict(fit_results.of_seed(fit.best, i), dataset.test.batches)
+        answers = predict(fit_results.select_seed(fit.best, i), dataset.test.batches)
         items.append(dataset.items(answers))
         if i == best_index:
             best_answers = answers
     baseline_items = {name: score('test') for name, score in dataset.baselines.items()}
-    gains = {name: significance.gain(dataset.measure, items, scores) for name, scores in baseline_items.items()}
+    gains = {name: significance.improvement(dataset.measure, items, scores) for name, scores in baseline_items.items()}
     values = np.array([dataset_test.measure_value(dataset.measure, scores) for scores in items])
     baselines = {name: dataset_test.measure_value(dataset.measure, scores) for name, scores in baseline_items.items()}
     result = CellResult(
@@ -340,7 +342,7 @@ def _test(dataset: Dataset, model: nn.Module, settings: Settings, fit: Fit, para
         gains,
         int(fit.seeds[best_index]),
         list(dataset.tell(best_answers)),
-        significance.best(dataset.measure, dataset_test.validation_values(dataset)),
+        significance.best_name(dataset.measure, dataset_test.validation_values(dataset)),
     )
     result_files.write_table(folder, dataset_report.PREDICTIONS, *dataset.test.table(best_answers))
     if settings.run.plot:

@@ -34,7 +34,9 @@ class CellResult(NamedTuple):
 
 def to_json(result: CellResult) -> dict[str, Any]:
     """Returns a result as JSON values."""
-    gains = {name: [gain.mean, gain.half if math.isfinite(gain.half) else None] for name, gain in result.gains.items()}
+    gains = {
+        name: [gain.mean, gain.half_width if math.isfinite(gain.half) else None] for name, gain in result.gains.items()
+    }
     return result._asdict() | {'values': result.values.tolist(), 'gains': gains}
 
 
@@ -81,11 +83,11 @@ def conclusion(measure: Measure, result: CellResult) -> str:
 
     If another baseline is better on the test split and is not significantly beaten, the line names it.
     """
-    best = significance.best(measure, result.baselines)
+    best = significance.best_name(measure, result.baselines)
     baseline = result.baseline or best
-    line = significance.sentence(measure, result.gains[baseline], _title(result), baseline)
+    line = significance.verdict(measure, result.gains[baseline], _title(result), baseline)
     gain = result.gains[best]
-    if best != baseline and not (gain.clear and gain.mean > 0):
+    if best != baseline and not (gain.significant and gain.mean > 0):
         value = f'{result.baselines[best]:{measure.spec}}'
         line += f'; {baseline} is the best baseline on validation, but {best} is better on the test split ({value})'
     return line + '.'
@@ -102,7 +104,7 @@ def write_compared(folder: Workdir, results: Sequence[CellResult], measure: Meas
     result_files.write_table(folder, COMPARED, ['model', 'hidden', 'params', 'seed', measure.name], rows)
 
 
-def plot(folder: Workdir, dataset: Dataset, fit: Fit, result: CellResult, answers: Arrays) -> None:
+def plot(folder: Workdir, dataset: Dataset, fit: FitResult, result: CellResult, answers: Arrays) -> None:
     """Writes the figure: losses of all seeds, test metric and baselines, and predictions."""
     try:
         count = 2 + (dataset.figure_data is not None)
@@ -117,10 +119,10 @@ def plot(folder: Workdir, dataset: Dataset, fit: Fit, result: CellResult, answer
     result_files.write_figure(folder, figure)
 
 
-def _draw_losses(axis: Any, fit: Fit) -> None:
+def _draw_losses(axis: Any, fit: FitResult) -> None:
     """Draws the training and validation losses of all seeds."""
     for name, style, color in (('loss', '--', plots.GREY), ('validation/loss', '-', plots.BLUE)):
-        for i, curve in enumerate(fit.looks[:, :, fit.metrics.index(name)]):
+        for i, curve in enumerate(fit.evals[:, :, fit.metrics.index(name)]):
             label = {'loss': 'training'}.get(name, 'validation') if i == 0 else None
             axis.plot(np.arange(1, len(curve) + 1), curve, style, color=color, lw=0.8, label=label)
     axis.set(xlabel='evaluation', ylabel='loss of each seed')

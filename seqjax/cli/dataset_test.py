@@ -18,7 +18,7 @@ from seqjax.training import evaluation
 from seqjax.types import Arrays, Batch, BestParameters, TrainState
 
 
-def answering(model: nn.Module, read: Answers) -> Callable[[BestParameters, Batch], Arrays]:
+def make_predictor(model: nn.Module, read: Answers) -> Callable[[BestParameters, Batch], Arrays]:
     """What gives (best of one seed, batches, leaves [M, B, ...]) -> what the model says to them, on the host.
 
     The test of a run and later predictions use the same function, so that they agree bit for bit. It compiles a program

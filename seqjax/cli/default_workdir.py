@@ -41,7 +41,7 @@ def default_workdir(
     """
     if values['workdir'] is not None:
         return values
-    ignored = {*directory.NO_NUMBER, *excluded, steps, 'data'}
+    ignored = {*directory.NON_SEMANTIC_FLAGS, *excluded, steps, 'data'}
     hashed = [name for name in values if name in defaults and name not in ignored]
     changed = {name: values[name] for name in hashed if values[name] != defaults[name]}
     parts = [safe_name(name) for name in names]

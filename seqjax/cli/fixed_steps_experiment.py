@@ -176,7 +176,7 @@ class FixedStepsExperiment(abc.ABC):
             with folder.reading():
                 conclusion = self.conclusion(run)
                 self.show(run)
-            figure = self.picture(folder, run) if settings.run.plot else None
+            figure = self.plot(folder, run) if settings.run.plot else None
             if folder.path is not None:
                 print('\n' + folder.listing())
             print('\n' + conclusion)

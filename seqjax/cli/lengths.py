@@ -83,7 +83,9 @@ class Lengths(TaskExperiment):
             raise UserError(f'--max_test_length={flags["max_test_length"] or size}: {error}') from error
         return numbers + needed + memory.peak_bytes(sampler) // 4, size_flags
 
-    def test(self, task: SyntheticTask, model: nn.Module, training_task: Task, settings: Settings) -> tuple[Test, Any]:
+    def test(
+        self, task: SyntheticTask, model: nn.Module, training_task: Task, settings: Settings
+    ) -> tuple[TestFn, Any]:
         """Returns the test function of a seed at all lengths, and its random key."""
         lengths, longest = select_lengths(task, settings), training_length(task)
         key = jax.random.key(task_setup.SPLITS[settings.train.split])
@@ -106,7 +108,7 @@ class Lengths(TaskExperiment):
 
         return test, key
 
-    def show(self, outcome: Outcome, settings: Settings) -> None:
+    def show(self, outcome: SuccessResults, settings: Settings) -> None:
         """Prints the accuracy at some of the lengths."""
         lengths, accuracies = curves(outcome.seeds)
         columns = np.unique(np.linspace(0, len(lengths) - 1, 9).round().astype(int))
@@ -115,11 +117,11 @@ class Lengths(TaskExperiment):
         for name, values in rows.items():
             print(f'{name:>10}' + ''.join(f'{values[i]:>8.1%}' for i in columns))
 
-    def conclusion(self, task: SyntheticTask, outcome: Outcome, settings: Settings) -> str:
+    def conclusion(self, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
         """Returns the last line of the output, a summary of the accuracy beyond the training lengths."""
         lengths, accuracies = curves(outcome.seeds, BEYOND)
         means, solved, count = accuracies.mean(1), count_solved(accuracies), len(accuracies)
-        low, high = statistics.share_interval(solved, count)
+        low, high = statistics.wilson_interval(solved, count)
         mean = text_tables.format_interval(means, '.1%', '.1%')
         return (
             f'{task.name}, {settings.model.title}, trained on lengths up to {training_length(task)}: accuracy '
@@ -128,7 +130,7 @@ class Lengths(TaskExperiment):
             'every length.'
         )
 
-    def plot(self, folder: Workdir, task: SyntheticTask, outcome: Outcome, settings: Settings) -> None:
+    def plot(self, folder: Workdir, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
         """Writes the figure: accuracy against length, for each seed and their mean."""
         try:
             title = f'{task.name}, length generalization: {settings.model.title}'
@@ -138,7 +140,7 @@ class Lengths(TaskExperiment):
             return
         lengths, accuracies = curves(outcome.seeds)
         for i, curve in enumerate(accuracies):
-            axis.plot(lengths, curve, color=plots.shade(i / max(len(accuracies) - 1, 1)), lw=0.8, alpha=0.7)
+            axis.plot(lengths, curve, color=plots.curve_color(i / max(len(accuracies) - 1, 1)), lw=0.8, alpha=0.7)
         axis.plot(lengths, accuracies.mean(0), color='black', label='mean over seeds')
         axis.axvline(training_length(task), color=plots.GREY, ls=':', label='longest training length')
         axis.set(xlabel='sequence length', ylabel='fraction of correct answers, each seed', ylim=(-0.02, 1.02))
@@ -169,7 +171,7 @@ def padded(lengths: Sequence[int]) -> dict[int, list[int]]:
     return groups
 
 
-def curves(seeds: Sequence[Seed], *ranges: str) -> tuple[np.ndarray, np.ndarray]:
+def curves(seeds: Sequence[SeedResult], *ranges: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the lengths [L] that have sequences, and the accuracy of each seed [R, L].
 
     `ranges` are WITHIN and BEYOND the training lengths; both by default.

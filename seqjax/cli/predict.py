@@ -125,7 +125,7 @@ def load(workdir: str, seed: int | None = None) -> TrainedModel:
     index = seeds.tolist().index(seed)
     if not np.isfinite(best.value[index]):
         raise UserError(f'--seed={seed} of {workdir} never had a finite loss; select another seed')
-    seed_best = fit_results.of_seed(best, index)
+    seed_best = fit_results.select_seed(best, index)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((seed_best.params, seed_best.variables))):
         raise UserError(
             f'{folder.file(fit_results.MODELS)} contains non-finite parameters of seed {seed}; train the run again'

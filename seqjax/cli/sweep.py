@@ -294,10 +294,10 @@ def _lines(names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, A
         yield f'{settings["metric"]} at step {end:,}: fraction of {seeds:,} seeds with 95% CI\n'
         for setting, label in labels.items():
             count = sum(int(row.value) for row in rows if row.setting == setting and row.step == end)
-            low, high = statistics.share_interval(count, seeds)
+            low, high = statistics.wilson_interval(count, seeds)
             yield f'{label:<{width}}  {count:>6,} of {seeds:,}  {count / seeds:.1%} ({low:.1%} to {high:.1%})'
         return
-    interval = 'range' if seeds < statistics.FEWEST else '95% CI'
+    interval = 'range' if seeds < statistics.MIN_MEDIAN_COUNT else '95% CI'
     yield f'{settings["metric"]} at step {end:,}: median of {seeds:,} seed{"s" * (seeds > 1)} with {interval}\n'
     for setting, label in labels.items():
         values = np.array([row.value for row in rows if row.setting == setting and row.step == end])
@@ -344,7 +344,7 @@ def _curve(rows: Sequence[SweepRow], is_fraction: bool) -> tuple[list[int], np.n
     for row in rows:
         by_step.setdefault(row.step, []).append(row.value)
     if is_fraction:
-        intervals = [(statistics.share_interval(int(sum(x)), len(x)), sum(x) / len(x)) for x in by_step.values()]
+        intervals = [(statistics.wilson_interval(int(sum(x)), len(x)), sum(x) / len(x)) for x in by_step.values()]
         return list(by_step), np.array([(low, middle, high) for (low, high), middle in intervals])
     return list(by_step), np.array([statistics.median_interval(np.array(values)) for values in by_step.values()])
 

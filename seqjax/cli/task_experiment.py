@@ -138,7 +138,7 @@ class TaskExperiment:
         task_setup.make_optimizer(settings.train)
         return settings
 
-    def run(self, **values: Any) -> Outcome:
+    def run(self, **values: Any) -> SuccessResults:
         """Trains every seed until it succeeds, and tests it on new sequences.
 
         Every argument is a flag of the command line. Without `workdir`, no files are written.
@@ -162,11 +162,11 @@ class TaskExperiment:
 
     def outcome(
         self, task: SyntheticTask, settings: Settings, folder: Workdir, summary: Mapping[str, Any] | None
-    ) -> Outcome:
+    ) -> SuccessResults:
         """Trains and tests every seed and writes the results; or reads them if the run is finished."""
         sequences = settings.train.eval_every * settings.train.batch_size
         if summary is not None:
-            return success_results.read_outcome(folder, summary, sequences)
+            return success_results.read_results(folder, summary, sequences)
         start, model = time.perf_counter(), self.make_model(settings.flags)
         training_task = task_setup.make_training_task(task, settings)
         layers = text_tables.model_layers(model, types.batch_shapes(training_task).inputs)
@@ -211,12 +211,14 @@ class TaskExperiment:
             train_all_steps=config.train_all_steps,
         )
 
-    def test(self, task: SyntheticTask, model: nn.Module, training_task: Task, settings: Settings) -> tuple[Test, Any]:
+    def test(
+        self, task: SyntheticTask, model: nn.Module, training_task: Task, settings: Settings
+    ) -> tuple[TestFn, Any]:
         """Returns the test function of a seed and its data."""
         test_data = task_setup.held_out_batch(task, settings.train.split)
-        return seeds.on_batch(model, training_task, task_setup.TEST_BATCH_SIZE), test_data
+        return seeds.batch_test(model, training_task, task_setup.TEST_BATCH_SIZE), test_data
 
-    def show(self, outcome: Outcome, settings: Settings) -> None:
+    def show(self, outcome: SuccessResults, settings: Settings) -> None:
         """Prints a row for each seed."""
         names = list(outcome.seeds[0].test)
         print(' seed   sequences to success' + ''.join(f'  {name:>12}' for name in names))
@@ -226,7 +228,7 @@ class TaskExperiment:
         if len(outcome.seeds) > MAX_ROWS:
             print(f'  ... {len(outcome.seeds) - MAX_ROWS:,} more')
 
-    def conclusion(self, task: SyntheticTask, outcome: Outcome, settings: Settings) -> str:
+    def conclusion(self, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
         """Returns the last line of the output, a summary of the results."""
         successful = [seed for seed in outcome.seeds if seed.sequences is not None]
         wrong = [seed.test[synthetic.WRONG] for seed in (successful or outcome.seeds)]
@@ -237,7 +239,7 @@ class TaskExperiment:
             f'Mean error rate of {which} on {count} ({settings.train.split}): {np.mean(wrong):.2%}.'
         )
 
-    def plot(self, folder: Workdir, task: SyntheticTask, outcome: Outcome, settings: Settings) -> None:
+    def plot(self, folder: Workdir, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
         """Writes the figure: the metric of each seed, and the fraction of successful seeds."""
         try:
             figure, axes = plots.new_figure(2, f'{task.name}: {settings.model.title}')
@@ -246,7 +248,7 @@ class TaskExperiment:
             return
         task_report.draw_metric(axes[0], task, outcome, settings)
         task_report.draw_success(axes[1], outcome, settings)
-        result_files.write_picture(folder, figure)
+        result_files.write_figure(folder, figure)
 
     def default_workdir(self, values: dict[str, Any], *names: str) -> dict[str, Any]:
         """Returns the flags with the default --workdir below runs/NAMES."""

@@ -104,7 +104,7 @@ def task_command(
     def find_experiment(task: str) -> TaskExperiment:
         return wrap(find(TASK_FLAG.parser.parse(task)))
 
-    def run(task: str | None = None, **values: Any) -> Outcome:
+    def run(task: str | None = None, **values: Any) -> SuccessResults:
         """Runs the task; further arguments are its flags."""
         return find_experiment(default if task is None else task).run(**values)
 

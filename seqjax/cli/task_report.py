@@ -27,10 +27,10 @@ def criterion_text(criterion: SuccessCriterion) -> str:
     return f'{criterion.metric} of at most {criterion.at_most:.4g}'
 
 
-def success_summary(task: SyntheticTask, outcome: Outcome, settings: Settings) -> str:
+def success_summary(task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
     """Returns the number of successful seeds, and the number of sequences that they needed."""
     sequences, count = [seed.sequences for seed in outcome.seeds if seed.sequences is not None], len(outcome.seeds)
-    low, high = statistics.share_interval(len(sequences), count)
+    low, high = statistics.wilson_interval(len(sequences), count)
     train = settings.train
     window, maximum = train.eval_every * train.batch_size, train.steps * train.batch_size
     text = (
@@ -44,13 +44,13 @@ def success_summary(task: SyntheticTask, outcome: Outcome, settings: Settings) -
     return text
 
 
-def draw_metric(axis: Any, task: SyntheticTask, outcome: Outcome, settings: Settings) -> None:
+def draw_metric(axis: Any, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
     """Draws the metric of the success criterion, a line for each seed."""
     criterion, window = success_criterion(task, settings), settings.train.eval_every * settings.train.batch_size
-    curves = outcome.looks[:, :, outcome.metrics.index(criterion.metric)]
+    curves = outcome.evals[:, :, outcome.metrics.index(criterion.metric)]
     sequences = window * np.arange(1, curves.shape[1] + 1)
     for i, curve in enumerate(curves):
-        axis.plot(sequences, curve, color=plots.shade(i / max(len(curves) - 1, 1)), lw=0.8)
+        axis.plot(sequences, curve, color=plots.curve_color(i / max(len(curves) - 1, 1)), lw=0.8)
     label = 'fraction of wrong answers' if criterion.metric == synthetic.WRONG else criterion.metric
     axis.set(xlabel='training sequences', ylabel=f'{label}, each seed')
     if criterion.metric == 'loss':
@@ -59,9 +59,9 @@ def draw_metric(axis: Any, task: SyntheticTask, outcome: Outcome, settings: Sett
             axis.annotate(name, (sequences[-1], value), fontsize=8, ha='right', va='bottom', color=plots.GREY)
 
 
-def draw_success(axis: Any, outcome: Outcome, settings: Settings) -> None:
+def draw_success(axis: Any, outcome: SuccessResults, settings: Settings) -> None:
     """Draws the fraction of successful seeds."""
-    end = settings.train.eval_every * settings.train.batch_size * outcome.looks.shape[1]
+    end = settings.train.eval_every * settings.train.batch_size * outcome.evals.shape[1]
     sequences = sorted(seed.sequences for seed in outcome.seeds if seed.sequences is not None)
     fractions = np.arange(len(sequences) + 1) / len(outcome.seeds)
     axis.step([0, *sequences, end], [*fractions, fractions[-1]], where='post', color=plots.BLUE)

@@ -60,7 +60,7 @@ def scoring(weights: np.ndarray | None) -> LossFn:
         right = (logits.argmax(-1) == batch.targets) & jnp.isfinite(logits).all(-1)
         return {
             'loss': Mean((weight * losses).sum(), weight.sum()),
-            synthetic.WRONG: synthetic.mistakes(right, batch.mask),
+            synthetic.WRONG: synthetic.error_rate(right, batch.mask),
         }
 
     return loss_fn

@@ -23,13 +23,13 @@ SCALE = recipes.several(recipes.number(), 2)
 
 def spec(recipe: Mapping[str, Any]) -> ModelSpec:
     """Of a model that reads what the recipe says; where forecasts are fed back, one of the next step is wrapped."""
-    targets, numbers = len(recipe['targets']), NUMBERS[recipe['head']]
+    targets, numbers = len(recipe['targets']), NUMBERS[recipe['likelihood']]
     direct, horizon = recipe['strategy'] == 'direct', recipe['horizon']
     calendar, lag = 2 * len(recipe['cycles']), recipe['lag']
     fed_back = partial(Feedback, targets=targets, horizon=horizon, numbers=numbers, calendar=calendar, lag=lag)
     return ModelSpec(
         'per_step',
-        outputs=steps * len(recipe['targets']) * NUMBERS[recipe['likelihood']],
+        outputs=(horizon if direct else 1) * targets * numbers,
         features=len(forecast_preprocessing.channels(recipe)),
         causal=True,
         memory_span=recipe['window'],
@@ -40,12 +40,6 @@ def spec(recipe: Mapping[str, Any]) -> ModelSpec:
 def answers(recipe: Mapping[str, Any]) -> Answers:
     """The quantiles of each forecast, or the points."""
     return lambda outputs, batch: quantiles(forecasts(outputs, batch, recipe), recipe['likelihood'])
-
-
-def feedback(model: nn.Module, recipe: Mapping[str, Any]) -> Feedback:
-    """What a model of one step becomes where forecasts are fed back."""
-    targets, numbers = len(recipe['targets']), NUMBERS[recipe['likelihood']]
-    return Feedback(model, targets, recipe['horizon'], numbers, 2 * len(recipe['cycles']), recipe['lag'])
 
 
 def forecasts(outputs: jax.Array, batch: Batch, recipe: Mapping[str, Any]) -> jax.Array:

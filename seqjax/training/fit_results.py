@@ -30,9 +30,9 @@ class FitResult(NamedTuple):
         return int(np.argmin(self.best.value))
 
 
-def of_seed(best: BestParameters, place: int) -> BestParameters:
+def select_seed(best: BestParameters, index: int) -> BestParameters:
     """Selects one seed of [R]."""
-    return jax.tree.map(lambda x: x[place], best)
+    return jax.tree.map(lambda x: x[index], best)
 
 
 def typical_step(result: FitResult, eval_every: int) -> int:
@@ -76,7 +76,7 @@ def read_models(path: Path, like: Mapping[str, Any], count: int | None = None) -
     params, variables = like['params'], {name: x for name, x in like.items() if name not in ('params', types.CARRY)}
     shapes = {'params': params, 'variables': variables}
     seeds = result_files.read_arrays(path, {'seeds': ((count,), np.int64)})['seeds']
-    leaves = parameters.named(shapes)
+    leaves = parameters.flatten_with_names(shapes)
     own = {'seeds': ((len(seeds),), np.int64), 'value': ((len(seeds),), np.float32), 'step': ((len(seeds),), np.int32)}
     expected = own | {name: ((len(seeds), *leaf.shape), _stored_dtype(leaf.dtype)) for name, leaf in leaves.items()}
     held = result_files.read_arrays(path, expected, others=False)

@@ -35,7 +35,7 @@ from seqjax.training.observers import (
 )
 from seqjax.training.replicas import ReplicaGroup
 from seqjax.training.session import TrainSession
-from seqjax.training.success_results import Outcome
+from seqjax.training.success_results import SuccessResults
 from seqjax.types import Arrays, Batch, BestParameters, Mean, Task, TrainState
 
 # (state of one seed, held-out data) -> metrics by name; a Mean with count 0 becomes NaN.

@@ -22,7 +22,7 @@ def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     """By hand: the parameters at the end, on sequences without any padding but their own."""
     experiment = Lengths(task_registry.find(task))
     outcome = lengths.run(task=task, **SHORT, success_threshold=1.0)  # at the goal from the first look on
-    assert outcome.looks.shape[1] == 2 and all(seed.sequences == 16 for seed in outcome.seeds)
+    assert outcome.evals.shape[1] == 2 and all(seed.sequences == 16 for seed in outcome.seeds)
     settings = experiment.check(SHORT)
     problem, model, built = (
         experiment.synthetic_task(settings.options),
@@ -76,7 +76,9 @@ def test_the_last_line_is_about_lengths_beyond_those_trained_on():
         for i, (a, b) in enumerate([(0.0, 0.01), (0.0, 0.02)])
     ]
     said = experiment.conclusion(
-        experiment.synthetic_task(settings.options), Outcome(seeds, ['loss', 'wrong'], np.zeros((2, 1, 2))), settings
+        experiment.synthetic_task(settings.options),
+        SuccessResults(seeds, ['loss', 'wrong'], np.zeros((2, 1, 2))),
+        settings,
     )
     assert all(part in said for part in ('5 to 8', '99.2% ± ', '99.5%', '1 of 2'))
 

@@ -149,7 +149,7 @@ def test_every_task_trains_and_is_tested(name, capsys):
     """Two steps of a small model; the scores of what it never saw are numbers."""
     experiment = task_registry.find(name)
     outcome = experiment.run(hidden=4, batch_size=4, steps=2, eval_every=1, num_seeds=1, plot=False)
-    assert outcome.looks.shape == (1, 2, len(outcome.metrics)) and np.isfinite(outcome.looks).all()
+    assert outcome.evals.shape == (1, 2, len(outcome.metrics)) and np.isfinite(outcome.evals).all()
     assert set(outcome.seeds[0].test) == set(outcome.metrics) >= {'loss', 'wrong'}
     assert all(np.isfinite(x) for x in outcome.seeds[0].test.values())
     assert '1 seed' in capsys.readouterr().out.splitlines()[-1]

@@ -144,7 +144,7 @@ def trained(parts):
     variables = jax.tree.map(lambda x: 3 * x, variables)
 
     best = BestParameters(jnp.float32(0), jnp.int32(0), variables['params'], {})
-    answer = partial(dataset_test.answering(model, polyphonic_music.answers), best)
+    answer = partial(dataset_test.make_predictor(model, polyphonic_music.answers), best)
     return jax.jit(lambda inputs: model.apply(variables, inputs)), answer
 
 

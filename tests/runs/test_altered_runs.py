@@ -25,7 +25,7 @@ from seqjax.nn import build
 from seqjax.runs import directory
 from seqjax.runs.directory import Workdir
 from seqjax.training import fit_results, run_summary
-from seqjax.training.fit_results import Fit
+from seqjax.training.fit_results import FitResult
 from seqjax.types import BestParameters
 from tests.helpers import kinds
 from tests.helpers.oddities import ODD, odd, ordinary_user
@@ -77,7 +77,7 @@ def make(name, folder):
     variables = [dict(model.init(jax.random.key(i), build.one_step(dataset.spec))) for i in range(2)]
     params = jax.tree.map(lambda *x: np.stack(x), *[one['params'] for one in variables])
     best = BestParameters(np.array([0.5, 0.25], np.float32), np.array([4, 4], np.int32), params, {})
-    found = Fit(np.arange(2), ['loss'], np.zeros((2, 1, 1)), best)
+    found = FitResult(np.arange(2), ['loss'], np.zeros((2, 1, 1)), best)
     workdir = Workdir(folder / 'run', kind.name)
     workdir.path.mkdir()
     fit_results.write_models(workdir, found)
