@@ -148,7 +148,7 @@ class CompiledRun(NamedTuple):
         return jax.jit(lambda state: orbax_io.with_keys(state, shapes), out_shardings=self._state_shardings)(state)
 
     def to_host(self, tree: Any) -> Any:
-        """Returns arrays that may lie on the devices of several processes, on the host."""
+        """Copies arrays from devices, possibly of several processes, to the host."""
         return jax.device_get(jax.jit(lambda x: x, out_shardings=self.replicated)(tree))
 
     def _fault(self, logs: Mapping[str, AppendLog], metadata: CheckpointMetadata) -> str | None:
