@@ -189,7 +189,9 @@ def run(
     claims = all_claims()
     for name in settings['names'] or ():
         if name not in claims:
-            raise UserError(f'--only={name} is not a claim; use one of {", ".join(claims)}{parsers.nearest(name, claims)}')
+            raise UserError(
+                f'--only={name} is not a claim; use one of {", ".join(claims)}{parsers.nearest(name, claims)}'
+            )
     wanted, place = settings.pop('only') or list(claims), settings['workdir'] or default_folder(quick)
     settings |= {'workdir': place}  # without the names, which may differ from call to call
     with directory.open_workdir(settings, NAME, names=(directory.SUMMARY, TABLE, TEXT)) as (folder, _):

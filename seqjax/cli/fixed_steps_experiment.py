@@ -224,7 +224,7 @@ class FixedStepsExperiment(abc.ABC):
         return FinishedRun(settings, summary, losses, self.read_predictions(folder, summary, settings))
 
     def plot(self, folder: Workdir, run: FinishedRun) -> Any:
-        """Writes and returns the figure; None if Matplotlib is not installed."""
+        """The figure; None where Matplotlib is missing."""
         try:
             figure, axes = plots.new_figure(self.panels, self.title(run.settings))
         except ImportError:

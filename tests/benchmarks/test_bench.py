@@ -63,7 +63,7 @@ def test_other_work_is_refused():
 @pytest.mark.parametrize('peer', [Ours, Flax])
 def test_replicas_are_trained(peer):
     """Each call moves every seed on, from where it was."""
-    work, losses = peer().num_seeds(3, 100), []
+    work, losses = peer().replicas(3, 100), []
     for _ in range(3):
         work.call()
         losses.append(np.asarray(work.results()['loss']))
