@@ -72,7 +72,7 @@ def peak_bytes(program: ClosedJaxpr) -> int:
 
 
 def _allocated(jaxpr: Jaxpr) -> int:
-    """Returns the peak memory in bytes that a jaxpr allocates in addition to its arguments."""
+    """Returns the peak memory in bytes that a jaxpr allocates besides its arguments."""
     last = {var: i for i, eqn in enumerate(jaxpr.eqns) for var in eqn.invars if not isinstance(var, Literal)}
     last |= {var: len(jaxpr.eqns) for var in jaxpr.outvars if not isinstance(var, Literal)}
     sizes: dict[Any, int] = {}
