@@ -68,7 +68,7 @@ def even_pairs(longest: int = 40) -> SyntheticTask:
     ('1 0 0 1 1', 0)
     """
     _check('longest', longest, 2)
-    odd = (1 - 1 / longest) / 2  # one bit alone has no pair; in longer strings the last bit is as likely either
+    odd = (1 - 1 / longest) / 2  # a single bit has no pair; in longer strings the last bit is uniform
     return _task(f'even pairs in 1 to {longest} bits', _even_pairs, longest, 2, [1 - odd, odd])
 
 
