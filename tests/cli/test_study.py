@@ -180,7 +180,7 @@ def test_every_cell_is_made_or_refused_in_a_sentence(cell, forget_bias_init):
             '--attention=dot',
         ),
         (['--dropout=0.5'], '--dropout=0.5'),
-        (['--steps=100', '--eval_every=30'], '--steps=100 --eval_every=30'),
+        (['--steps=100', '--eval_every=30'], '--eval_every=30'),
         (['--eval_every=7000'], '--eval_every=7000'),
         (['--schedule=cosine'], '--schedule=cosine --decay_steps=None'),
         (['--hidden=1', '--forget_bias_init=uniform'], 'features'),
@@ -477,7 +477,7 @@ def no_batch() -> SyntheticTask:
 def test_a_task_of_another_module_has_flags_and_files(in_tmp, capsys):
 
     (in_tmp / 'my_module_7.py').write_text(OUTSIDE)
-    (in_tmp / 'my.flags').write_text('--task=my_module_7:my_task\n--bits=2\n--steps=2\n--every=1\n--replicas=2\n')
+    (in_tmp / 'my.flags').write_text('--task=my_module_7:my_task\n--bits=2\n--steps=2\n--eval_every=1\n--num_seeds=2\n')
     assert run.main(['--flagfile=my.flags', '--noplot']) == 0
     assert 'my task' in capsys.readouterr().out.splitlines()[-1]
     (folder,) = (in_tmp / 'runs/run/my_module_7/my_task').glob('lstm-*')  # with a hash of the flags

@@ -23,12 +23,14 @@ from tests.helpers import reference
 WIDTH = 6
 
 
-def run(compiled, seeds, *, steps, chunk):
+def run(compiled, seeds, *, steps, steps_per_call):
     """The losses [R, steps] of a group, and the parameters and predictions after them."""
     model, task, tx, programs = compiled
     state = programs.init(replicas.pad_replicas(np.asarray(seeds), WIDTH).astype(np.uint32))
     chunks = list(
-        training.train(model, task, tx, state, steps=steps, steps_per_call=chunk, train_chunk=programs.train_chunk)
+        training.train(
+            model, task, tx, state, steps=steps, steps_per_call=steps_per_call, train_chunk=programs.train_chunk
+        )
     )
     losses = np.concatenate([metrics['loss'].total / metrics['loss'].count for _, metrics, _ in chunks])
     state, count = chunks[-1][0], len(seeds)
@@ -102,7 +104,7 @@ def test_small_models_lie_side_by_side_in_larger_numbers(monkeypatch):
     )
     experiments_td.run(setup='many_to_one', epochs=2, num_seeds=7, plot=False)
     sweep.run(**RATES | {'num_seeds': 4, 'epochs': 4})
-    assert [how['num_seeds'] for how in compiled] == [4, 4]
+    assert [how['replicas'] for how in compiled] == [4, 4]
 
 
 # --- the command -----------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ def test_settings_side_by_side_are_the_runs_of_each_setting(monkeypatch):
         training_programs, 'compile_programs', lambda *args, **how: compiled.append(how) or original(*args, **how)
     )
     rows = sweep.run(**RATES)
-    assert [how['num_seeds'] for how in compiled] == [6]
+    assert [how['replicas'] for how in compiled] == [6]
     assert [(row.setting, row.seed, row.step) for row in rows] == [
         ((rate,), seed, step) for rate in (1e-3, 0.02) for seed in (5, 6, 7) for step in (4, 8, 12) for _ in range(2)
     ]

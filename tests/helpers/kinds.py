@@ -86,7 +86,7 @@ class Begin(DatasetExperiment):
     def _table(count):
         return lambda answers: (['no', 'yes'], jnp.exp(answers).reshape(-1, 2)[:count].tolist())
 
-    def unseen(self, settings, recipe, path):
+    def unseen(self, settings, recipe, path, split='all'):
         x, y = series(path, settings.options['noise'])
         return Unseen(batches(x, y), self._table(len(x)), [f'{len(x)} series'])
 
