@@ -16,7 +16,7 @@ from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import ChoiceParser, PathParser, PositiveFractionParser
 from seqjax.cli.settings import Settings
 from seqjax.datasets import classification, time_series_classification
-from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
+from seqjax.datasets.dataset import Dataset, OnlinePredictor, PredictionInputs
 from seqjax.datasets.readers import optional_packages, ts_format
 from seqjax.datasets.readers.ts_format import LabelledSeries
 
@@ -70,25 +70,25 @@ class Classify(DatasetExperiment):
             seed=settings.train.seed,
         )
 
-    def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
-        return time_series_classification.check_recipe(recipe, settings.options['missing'])
+    def check_preprocessing(self, settings: Settings, preprocessing: Any) -> Mapping[str, Any]:
+        return time_series_classification.check_preprocessing(preprocessing, settings.options['missing'])
 
     spec = staticmethod(time_series_classification.spec)
-    answers = staticmethod(lambda recipe: classification.answers)
+    postprocess = staticmethod(lambda preprocessing: classification.postprocess)
 
     def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
         options = settings.options
         if split == 'all':
             file = optional_packages.locate(path)
-            return time_series_classification.unseen(
-                file.name, ts_format.read_series(file, dataset_experiment.bounds_of(options)), recipe
+            return time_series_classification.prediction_inputs(
+                file.name, ts_format.read_series(file, dataset_experiment.bounds_of(options)), preprocessing
             )
         fractions = options['test_fraction'], options['validation_fraction']
         splits = time_series_classification.split(*_read(options, path), *fractions)
         return time_series_classification.unseen(f'the {split} split of {path}', getattr(splits, split), recipe)
 
-    def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> OnlinePredictor:
-        return time_series_classification.stream(recipe)
+    def stream(self, settings: Settings, preprocessing: Mapping[str, Any]) -> OnlinePredictor:
+        return time_series_classification.stream(preprocessing)
 
 
 def _read(settings: Mapping[str, Any], data: str) -> tuple[str, LabelledSeries, tuple[str, LabelledSeries] | None]:

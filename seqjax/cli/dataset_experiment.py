@@ -26,7 +26,7 @@ from seqjax.cli.flag_tables import Flag, FlagTable
 from seqjax.cli.parsers import CellParser, IntParser, ListParser, PathParser
 from seqjax.cli.settings import Settings
 from seqjax.config import ModelConfig, RunConfig, TrainConfig
-from seqjax.datasets.dataset import Answers, Dataset, OnlinePredictor, Unseen
+from seqjax.datasets.dataset import Dataset, OnlinePredictor, PostprocessFn, PredictionInputs
 from seqjax.datasets.readers.bounds import Bounds
 from seqjax.errors import UserError
 from seqjax.nn import models
@@ -198,10 +198,10 @@ class DatasetExperiment:
         """Trains and tests one cell, and prints its results."""
         with directory.open_workdir(settings.flags, self.name, names=FILES) as (folder, summary):
             result = self._result(dataset, settings, folder, summary)
-            print('\n'.join(['', *result.tell, '', *dataset_report.table_lines(dataset.measure, [result])]))
+            print('\n'.join(['', *result.tell, '', *dataset_report.table_lines(dataset.metric, [result])]))
             if folder.path is not None:
                 print('\n' + folder.listing())
-            print('\n' + dataset_report.conclusion(dataset.measure, result))
+            print('\n' + dataset_report.conclusion(dataset.metric, result))
             return result
 
     def _run_several(self, dataset: Dataset, settings: Settings) -> list[CellResult]:
@@ -218,14 +218,14 @@ class DatasetExperiment:
             return result
 
         def show(folder: Workdir, results: Sequence[CellResult]) -> None:
-            differences = dataset_report.difference_lines(measure, results)
-            print('\n'.join([*dataset_report.table_lines(measure, results), '', *differences]))
+            differences = dataset_report.difference_lines(metric, results)
+            print('\n'.join([*dataset_report.table_lines(metric, results), '', *differences]))
 
         folders = map(cli_default_workdir.safe_name, cells)
         names = dict.fromkeys([directory.SUMMARY, dataset_report.COMPARED, *models.CELLS, *folders])
-        write = partial(dataset_report.write_compared, measure=measure)
+        write = partial(dataset_report.write_compared, metric=metric)
         results = comparison.compare_runs(shared, f'{self.name}.compare', tuple(names), cells, train, write, show)
-        print('\n' + '\n'.join(dataset_report.conclusion(measure, result) for result in results))
+        print('\n' + '\n'.join(dataset_report.conclusion(metric, result) for result in results))
         return results
 
     def _result(
@@ -246,7 +246,10 @@ class DatasetExperiment:
             dataset_test.check_same_data(folder, directory.read_summary(folder), data)
         model, start = task_setup.make_model(dataset.spec, settings.model), time.perf_counter()
         layers = text_tables.model_layers(model, jax.tree.map(lambda x: x[0], dataset.validation.inputs))
-        summary = run_summary.new_summary(self.name, settings.flags, layers) | {'data': data, 'recipe': dataset.recipe}
+        summary = run_summary.new_summary(self.name, settings.flags, layers) | {
+            'data': data,
+            'preprocessing': dataset.preprocessing,
+        }
         print(text_tables.format_table(layers) + '\n')
         folder.write_summary(summary)
         with flag_tables.matmul_precision(settings.train.matmul_precision):

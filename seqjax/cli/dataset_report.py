@@ -101,7 +101,7 @@ def write_compared(folder: Workdir, results: Sequence[CellResult], measure: Meas
         for seed, value in zip(result.seeds, result.values.tolist(), strict=True)
     ]
     rows += [[name, '', '', '', value] for name, value in results[0].baselines.items()]
-    result_files.write_table(folder, COMPARED, ['model', 'hidden', 'params', 'seed', measure.name], rows)
+    result_files.write_table(folder, COMPARED, ['model', 'hidden', 'params', 'seed', metric.name], rows)
 
 
 def plot(folder: Workdir, dataset: Dataset, fit: FitResult, result: CellResult, answers: Arrays) -> None:
@@ -141,6 +141,6 @@ def _draw_values(axis: Any, measure: Measure, result: CellResult) -> None:
     )
     for i, (name, value) in enumerate(result.baselines.items()):
         axis.axhline(value, color=plots.GREY, lw=1, ls=('-', '--', ':', '-.')[i % 4], label=name)
-    unit = f', {measure.unit}' if measure.unit else ''
-    axis.set(xticks=[], ylabel=f'test {measure.name}{unit}', xlim=(-1, 1))
+    unit = f', {metric.unit}' if metric.unit else ''
+    axis.set(xticks=[], ylabel=f'test {metric.name}{unit}', xlim=(-1, 1))
     plots.add_legend(axis)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from seqjax.datasets.dataset import Answers, Dataset, Items, Measure
+from seqjax.datasets.dataset import Dataset, ItemScores, MetricSpec, PostprocessFn
 from seqjax.errors import UserError
 from seqjax.runs import parameters
 from seqjax.runs.directory import Workdir

@@ -17,7 +17,7 @@ from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import BoolParser, ChoiceParser, IntParser, PathParser, PositiveFractionParser
 from seqjax.cli.settings import Settings
 from seqjax.datasets import classification, sequential_images
-from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
+from seqjax.datasets.dataset import Dataset, OnlinePredictor, PredictionInputs
 from seqjax.datasets.readers import images as readers_images
 from seqjax.datasets.readers import optional_packages
 from seqjax.datasets.readers.bounds import Bounds
@@ -70,7 +70,7 @@ class Digits(DatasetExperiment):
         return sequential_images.check_recipe(recipe, settings.options['scan_order'], settings.options['permute'])
 
     spec = staticmethod(sequential_images.spec)
-    answers = staticmethod(lambda recipe: classification.answers)
+    postprocess = staticmethod(lambda preprocessing: classification.postprocess)
 
     def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
         options = settings.options
@@ -82,8 +82,8 @@ class Digits(DatasetExperiment):
         splits = sequential_images.split(name, images, test, options['test_size'], options['validation_fraction'])
         return sequential_images.unseen(f'the {split} split of {name}', getattr(splits, split), recipe)
 
-    def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> OnlinePredictor:
-        return sequential_images.stream(recipe)
+    def stream(self, settings: Settings, preprocessing: Mapping[str, Any]) -> OnlinePredictor:
+        return sequential_images.stream(preprocessing)
 
 
 def _read(path: str, labels: str | None, bounds: Bounds) -> tuple[str, Images]:
@@ -102,7 +102,7 @@ def _read_test(settings: Mapping[str, Any]) -> tuple[str, Images] | None:
     """Returns the name and the images of the test file; None if the test split is taken from --data."""
     path, labels = settings['test_data'], settings['test_labels']
     if path is None and settings['data'] != readers_images.DIGITS:
-        path = readers_images.beside_of(Path(optional_packages.locate(settings['data'])), 'train', 't10k')
+        path = readers_images.sibling_file(Path(optional_packages.locate(settings['data'])), 'train', 't10k')
     if path is not None:
         return _read(str(path), labels, dataset_experiment.bounds_of(settings))
     if labels is not None:

@@ -39,9 +39,9 @@ from seqjax.cli.parsers import (
 )
 from seqjax.cli.settings import Settings
 from seqjax.datasets import forecast_batching, forecast_heads, forecast_preprocessing, forecasting
-from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
+from seqjax.datasets.dataset import Dataset, OnlinePredictor, PredictionInputs
 from seqjax.datasets.forecast_batching import Split
-from seqjax.datasets.forecast_preprocessing import Unusable
+from seqjax.datasets.forecast_preprocessing import UnusableSeriesError
 from seqjax.datasets.readers import date_columns, date_formats, numbers, optional_packages, tables
 from seqjax.datasets.readers.date_formats import DateFormat
 from seqjax.datasets.readers.numbers import NumberFormat
@@ -157,11 +157,11 @@ class Forecast(DatasetExperiment):
         training = {'batch_size': settings.train.batch_size, 'order': options['ar_order']}
         return forecasting.dataset(path.name, table, splits, recipe, **training)
 
-    def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
-        return forecasting.check_recipe(recipe, settings.options)
+    def check_preprocessing(self, settings: Settings, preprocessing: Any) -> Mapping[str, Any]:
+        return forecasting.check_preprocessing(preprocessing, settings.options)
 
     spec = staticmethod(forecast_heads.spec)
-    answers = staticmethod(forecast_heads.answers)
+    postprocess = staticmethod(forecast_heads.postprocess)
 
     def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
         """Returns forecasts from every origin, also beyond the end of the file; or from the origins of one split."""

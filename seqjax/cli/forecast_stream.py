@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from seqjax.datasets import forecast_heads, forecast_preprocessing, forecast_report
-from seqjax.datasets.forecast_batching import Ahead
+from seqjax.datasets.forecast_batching import ForecastTargets
 from seqjax.datasets.readers import date_columns, date_formats, numbers
-from seqjax.datasets.readers.date_formats import Stamp
+from seqjax.datasets.readers.date_formats import Timestamp
 from seqjax.datasets.readers.lines import LineReader
 from seqjax.datasets.readers.table_columns import Series
 from seqjax.errors import UserError
@@ -61,12 +61,12 @@ class ForecastStream:
 
         An empty line is a missing value if the file has one column and the run has --missing=mask.
         """
-        if not line.strip() and not (self.lines.single and self.recipe['mask']):
+        if not line.strip() and not (self.lines.single and self.preprocessing['mask']):
             return None
         words = self.lines.read(line)
         if words is None:
             return None
-        self.series = None if self.recipe['id'] is None else words[self.recipe['id']]
+        self.series = None if self.preprocessing['id'] is None else words[self.preprocessing['id']]
         if self.series == '':
             raise UserError(f'column {self.recipe["id"]!r} has no id; every row needs one')
         state = self.states.get(self.series)
@@ -77,7 +77,7 @@ class ForecastStream:
         prepared = forecast_preprocessing.ready(
             'the line', Series(self.series, values, np.array([1]), date, offset), self.recipe
         )
-        past = np.zeros((self.recipe['lag'] or 1, len(self.recipe['targets'])), np.float32)
+        past = np.zeros((self.preprocessing['lag'] or 1, len(self.preprocessing['targets'])), np.float32)
         past = past if state is None else state.past
         now = np.where(prepared.real[0], prepared.values[0], past[0])
         self.states[self.series] = _State(stamp, np.concatenate([past[1:], now[None]]), prepared.scale)
@@ -88,7 +88,7 @@ class ForecastStream:
         try:
             if name in self.numbers:
                 numbers.parse_number(word, self.numbers[name])
-            elif name == self.recipe['date']:
+            elif name == self.preprocessing['date']:
                 date_columns.parse(word, self.dates)
         except UserError:
             return False
@@ -115,8 +115,8 @@ class ForecastStream:
         return stamp
 
     def _answer(self, outputs: jax.Array, past: jax.Array) -> jax.Array:
-        known = past[None] if self.recipe['lag'] else None
-        return self.read(outputs[None, None], Batch((), Ahead((), (), known), ()))[0, 0]
+        known = past[None] if self.preprocessing['lag'] else None
+        return self.read(outputs[None, None], Batch((), ForecastTargets((), (), known), ()))[0, 0]
 
     def values(self, outputs: np.ndarray, parsed: np.ndarray) -> Sequence[Any]:
         """Returns the values of `columns` for the last row."""

@@ -17,8 +17,8 @@ from seqjax.cli.dataset_experiment import DatasetExperiment
 from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import IntParser
 from seqjax.cli.settings import Settings
-from seqjax.datasets import polyphonic_music, recipes
-from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
+from seqjax.datasets import polyphonic_music, schemas
+from seqjax.datasets.dataset import Dataset, OnlinePredictor, PredictionInputs
 from seqjax.datasets.readers import piano_rolls
 
 
@@ -55,19 +55,19 @@ class Music(DatasetExperiment):
             **arguments,
         )
 
-    def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
-        return recipes.check(recipe, {'steps': recipes.whole(1, recipes.MOST_STEPS)})
+    def check_preprocessing(self, settings: Settings, preprocessing: Any) -> Mapping[str, Any]:
+        return schemas.check(preprocessing, {'steps': schemas.integer(1, schemas.MAX_STEPS)})
 
-    spec = staticmethod(lambda recipe: polyphonic_music.spec())
-    answers = staticmethod(lambda recipe: polyphonic_music.answers)
+    spec = staticmethod(lambda preprocessing: polyphonic_music.spec())
+    postprocess = staticmethod(lambda preprocessing: polyphonic_music.postprocess)
 
     def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
         rolls = piano_rolls.read_rolls(
             path, [] if split == 'all' else [split], dataset_experiment.bounds_of(settings.options)
         )
-        return polyphonic_music.unseen(rolls, recipe['steps'])
+        return polyphonic_music.prediction_inputs(rolls, preprocessing['steps'])
 
-    def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> OnlinePredictor:
+    def stream(self, settings: Settings, preprocessing: Mapping[str, Any]) -> OnlinePredictor:
         return polyphonic_music.stream()
 
 

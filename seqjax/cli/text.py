@@ -19,12 +19,12 @@ from seqjax.cli.dataset_experiment import DatasetExperiment, Sampling, TrainedMo
 from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import ChoiceParser, IntParser, PositiveFractionParser
 from seqjax.cli.settings import Settings
-from seqjax.datasets import language_modeling, recipes
-from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
+from seqjax.datasets import language_modeling, schemas
+from seqjax.datasets.dataset import Dataset, OnlinePredictor, PredictionInputs
 from seqjax.datasets.language_modeling import SplitBounds
 from seqjax.datasets.readers import optional_packages, texts
 from seqjax.datasets.readers.texts import TextData, Vocabulary
-from seqjax.datasets.recipes import Rule
+from seqjax.datasets.schemas import Rule
 from seqjax.errors import UserError
 from seqjax.runs import memory
 from seqjax.types import ModelSpec
@@ -90,11 +90,11 @@ class Language(DatasetExperiment):
         read = texts.read_new(
             path, options['tokenizer'], lambda count: _bounds(count, recipe).training, size=options['vocabulary_size']
         )
-        bounds = _bounds(len(read.tokens), recipe)
+        bounds = _bounds(len(read.tokens), preprocessing)
         _check_lengths(path, bounds, settings)
         vocabulary = read.vocabulary
         known = list(vocabulary.known) if vocabulary.kind == 'words' else ''.join(vocabulary.known)
-        return language_modeling.text(
+        return language_modeling.dataset(
             read.tokens,
             bounds,
             size=vocabulary.size,
@@ -109,11 +109,11 @@ class Language(DatasetExperiment):
             look=_description(path, read, bounds, settings),
         )
 
-    def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
+    def check_preprocessing(self, settings: Settings, preprocessing: Any) -> Mapping[str, Any]:
         known = {
-            'characters': Rule(lambda x: recipes.text().holds(x) and not recipes.repeated(x), 'characters'),
-            'bytes': recipes.choice(''),
-            'words': recipes.NAMES,
+            'characters': Rule(lambda x: schemas.text().holds(x) and not schemas.repeated(x), 'characters'),
+            'bytes': schemas.choice(''),
+            'words': schemas.NAMES,
         }
         flags = {name: settings.options[name] for name in RECIPE_FLAGS}
         any_value = Rule(lambda x: True, 'any value')  # compared with the flags, which are validated
@@ -121,10 +121,10 @@ class Language(DatasetExperiment):
             recipe, dict.fromkeys(flags, any_value) | {'known': known[settings.options['tokenizer']]}, flags
         )
 
-    def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
-        return language_modeling.spec(_vocabulary(recipe).size, recipe['window'])
+    def spec(self, preprocessing: Mapping[str, Any]) -> ModelSpec:
+        return language_modeling.spec(_vocabulary(preprocessing).size, preprocessing['window'])
 
-    answers = staticmethod(lambda recipe: language_modeling.answers)
+    postprocess = staticmethod(lambda preprocessing: language_modeling.postprocess)
 
     def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
         """Returns a text to evaluate, or one split of it."""
@@ -141,10 +141,12 @@ class Language(DatasetExperiment):
             )
         look = [_size(file, read), *read.notes, *_missing(read)]
         names = {'unit': _unit(vocabulary), 'token_name': vocabulary.name}
-        return language_modeling.scored(read.tokens[begin:end], recipe['window'], begin, **names, look=look)
+        return language_modeling.scoring_inputs(
+            read.tokens[begin:end], preprocessing['window'], begin, **names, description=look
+        )
 
-    def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> OnlinePredictor:
-        vocabulary = _vocabulary(recipe)
+    def stream(self, settings: Settings, preprocessing: Mapping[str, Any]) -> OnlinePredictor:
+        vocabulary = _vocabulary(preprocessing)
         return language_modeling.stream(lambda line: parse_line(line, vocabulary), vocabulary.name)
 
     def write(self, trained: TrainedModel, prompt: str, sampling: Sampling) -> list[str]:
@@ -213,7 +215,7 @@ def _check_lengths(path: Path, bounds: SplitBounds, settings: Settings) -> None:
             f'--window={window} time steps need {needed:,}; use a longer text, or decrease them'
         )
     for part in ('validation', 'test'):
-        begin, end = bounds.part(part)
+        begin, end = bounds.split(part)
         if end - begin < 2:
             raise UserError(
                 f'{path} has {bounds.test:,} {kind}: --{part}_fraction={options[f"{part}_fraction"]} gives a {part} '

@@ -1,4 +1,4 @@
-"""Datasets: users' files as splits, batches, metrics and baselines, a file a kind."""
+"""Datasets: users' files as splits, batches, metrics and baselines; one module for each kind of file."""
 
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,6 @@ if TYPE_CHECKING:
         sequential_images,
         time_series_classification,
     )
-    from seqjax.datasets.dataset import Dataset, Items, Measure, OnlinePredictor, Unseen
+    from seqjax.datasets.dataset import Dataset, ItemScores, MetricSpec, OnlinePredictor, PredictionInputs
 else:
     __getattr__, __dir__, __all__ = lazy.attach(__name__, __file__)

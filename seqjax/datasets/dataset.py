@@ -1,6 +1,6 @@
-"""What a file of data gives a run: how it is fed, scored and split, and what there is to beat.
+"""File-based datasets: splits, batches, metrics and baselines.
 
-A file of `seqjax/datasets/` has functions that return a Dataset, from arrays that `seqjax/readers/` gave.
+The modules of `seqjax/datasets/` return a `Dataset` from the arrays that `seqjax/datasets/readers/` read.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,89 +13,89 @@ from seqjax.tasks.synthetic import LossFn
 from seqjax.types import Arrays, Batch, ModelSpec
 
 
-class Items(NamedTuple):
-    """A metric by parts that belong together (series, pieces, stretches of a text): an interval draws them anew."""
+class ItemScores(NamedTuple):
+    """Totals and counts of a metric for each item (series, piece, block of a text); the bootstrap resamples items."""
 
-    totals: np.ndarray  # [N] sums over the part
-    counts: np.ndarray  # [N] of how many values
+    totals: np.ndarray  # [N] sum of the metric over the values of each item
+    counts: np.ndarray  # [N] number of values of each item
 
 
-class Measure(NamedTuple):
-    """What a model and a baseline are compared by."""
+class MetricSpec(NamedTuple):
+    """Specification of the metric by which a model and the baselines are compared."""
 
     name: str  # 'accuracy', 'RMSE', 'bits per character'
-    higher: bool = False  # whether more is better
-    root: bool = False  # the square root of the mean, as in RMSE
-    spec: str = '.4g'  # how a value is written
-    unit: str = ''  # of the data, or what the name does not say
+    higher_is_better: bool = False
+    root: bool = False  # True for the square root of a mean, as in RMSE
+    format_spec: str = '.4g'  # format specification of values
+    unit: str = ''  # unit of values; empty if the name says it
 
     def value(self, totals: Any, counts: Any) -> Any:
-        """Of sums over items."""
+        """Returns the metric for sums of totals and counts over items."""
         mean = np.asarray(totals, np.float64) / np.asarray(counts, np.float64)
         return np.sqrt(mean) if self.root else mean
 
 
-Table = tuple[Sequence[str], Iterable[Sequence[Any]]]  # names of columns, and rows
+Table = tuple[Sequence[str], Iterable[Sequence[Any]]]  # column names and rows
 
 
-Answers = Callable[[Arrays, Batch], Arrays]  # (outputs, batch) -> what the host is given of them, leaves [B, ...]
+PostprocessFn = Callable[[Arrays, Batch], Arrays]  # (model outputs, batch) -> predictions, leaves [B, ...]
 
 
-class Unseen(NamedTuple):
-    """Data that a trained model is asked about."""
+class PredictionInputs(NamedTuple):
+    """Inputs of a trained model: batches and the table of their predictions."""
 
-    batches: Batch  # leaves [M, B, ...]; a stateful model begins anew at the first and goes on to the last
-    table: Callable[[Arrays], Table]  # from `Dataset.answers` of all batches, leaves [M, B, ...]: a row a prediction
-    look: Sequence[str] = ()  # lines about the file
-    tell: Callable[[Arrays], Sequence[str]] = lambda answers: ()  # lines about what was answered
+    batches: Batch  # leaves [M, B, ...]; a stateful model starts at the first batch and keeps its carry to the last
+    table: Callable[[Arrays], Table]  # predictions of all batches, leaves [M, B, ...] -> one row for each prediction
+    description: Sequence[str] = ()  # lines that describe the file
+    summary: Callable[[Arrays], Sequence[str]] = lambda predictions: ()  # lines that summarize the predictions
 
 
 class ConfusionMatrix(NamedTuple):
-    """How often each class was predicted for each true class."""
+    """Number of predictions of each class for each true class."""
 
-    counts: np.ndarray  # [K, K]: a row a true class
+    counts: np.ndarray  # [K, K]: true class by predicted class
     classes: Sequence[str]
 
 
 class ForecastCurve(NamedTuple):
-    """One-step-ahead forecasts of a stretch of a series."""
+    """One-step-ahead forecasts of a section of a series."""
 
     name: str
-    times: np.ndarray  # [N] steps or dates
+    times: np.ndarray  # [N] row numbers or dates
     actual: np.ndarray  # [N]
     forecasts: np.ndarray  # [N]
-    band: tuple[np.ndarray, np.ndarray] | None = None  # [N] each: the lower and the upper end of the 90% interval
+    band: tuple[np.ndarray, np.ndarray] | None = None  # [N] each: bounds of the 90% interval
 
 
 class Dataset(NamedTuple):
-    """A file of data, ready for any recurrent model."""
+    """A file of data after reading, splitting and preprocessing, ready for any recurrent model."""
 
-    name: str  # in a sentence: 'JapaneseVowels_TRAIN.ts'
-    look: Sequence[str]  # the first look, a line each: rows, lengths, channels, missing values, classes, the splits
-    spec: ModelSpec  # settings and recipe alone decide it
-    answers: Answers
-    recipe: Mapping[str, Any]  # as JSON has it: all that a prediction must know of the data that were trained on
-    loss_fn: LossFn  # (outputs, batch) -> named means; training lowers 'loss', and validation stops by it
+    name: str  # name for messages, such as 'JapaneseVowels_TRAIN.ts'
+    description: Sequence[str]  # lines about rows, lengths, channels, missing values, classes and splits
+    spec: ModelSpec  # depends on the settings and the preprocessing alone
+    postprocess: PostprocessFn
+    preprocessing: Mapping[str, Any]  # JSON values that predictions need, fitted on the training split
+    loss_fn: LossFn  # (outputs, batch) -> named means; 'loss' is minimized, and monitored for early stopping
     batch: Callable[[Arrays, jax.Array, jax.Array], Batch]  # (data, key, step) -> Batch, as in Task
-    data: Arrays  # its argument: the part that is trained on
-    epoch: int  # steps that read about as much as there is to train on
+    data: Arrays  # argument of `batch`: the training split
+    steps_per_epoch: int  # training steps that read about as much as the training split has
     validation: Batch  # leaves [N, B, ...]
-    test: Unseen  # touched once, at the end
-    measure: Measure
-    items: Callable[[Arrays], Items]  # of the test, from its answers, leaves [M, B, ...]
-    baselines: Mapping[str, Callable[[str], Items]]  # by name: a split -> its items, those of the test as above
-    tell: Callable[[Arrays], Sequence[str]] = lambda answers: ()  # lines about the test, such as a confusion matrix
-    both: Callable[[], Arrays] | None = None  # the argument of `batch` with the validation part in it, too
-    figure_data: Callable[[Arrays], ConfusionMatrix | ForecastCurve] | None = None  # of the test, from its answers
+    test: PredictionInputs  # evaluated once, after training
+    metric: MetricSpec
+    items: Callable[[Arrays], ItemScores]  # predictions of the test split, leaves [M, B, ...] -> its item scores
+    baselines: Mapping[str, Callable[[str], ItemScores]]  # by name: split -> item scores, in the order of `items`
+    summary: Callable[[Arrays], Sequence[str]] = lambda predictions: ()  # test lines, such as a confusion matrix
+    train_plus_validation: Callable[[], Arrays] | None = None  # argument of `batch`: both splits, for --refit
+    figure_data: Callable[[Arrays], ConfusionMatrix | ForecastCurve] | None = None  # of the test predictions
 
 
 class OnlinePredictor(NamedTuple):
-    """Observations that come one at a time, as lines of text; an empty line begins another sequence."""
+    """Online prediction for observations that arrive as lines of text; an empty line starts a new sequence."""
 
-    parse: Callable[[str], np.ndarray | None]  # a line -> [F] float32, or a token []; None: sequences begin anew
-    columns: Sequence[str]  # what is written of each answer
-    values: Callable[[np.ndarray, np.ndarray], Sequence[Any]]  # (outputs [O], what was parsed) -> one a column
-    restart: Callable[[], None] = lambda: None  # told that another sequence begins
-    series: Callable[[], Any] = lambda: None  # the sequence of the last line; each has a carry of its own
-    rows: int = 1  # equal rows that a step computes, so that it rounds as a batch of a file does
-    takes_empty: bool = False  # whether `parse` decides about empty lines, too
+    parse: Callable[[str], np.ndarray | None]  # line -> [F] float32, or a token []; None resets all sequences
+    columns: Sequence[str]  # column names of the output
+    values: Callable[[np.ndarray, np.ndarray], Sequence[Any]]  # (outputs [O], parsed line) -> one value a column
+    restart: Callable[[], None] = lambda: None  # called when a new sequence starts
+    series: Callable[[], Any] = lambda: None  # key of the sequence of the last line; each sequence has its own carry
+    rows: int = 1  # equal rows in a step, so that it rounds like a batch of a file
+    takes_empty: bool = False  # True if `parse` handles empty lines as well

@@ -9,16 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.datasets import forecast_preprocessing, recipes, recursive_forecasts
-from seqjax.datasets.dataset import Answers
+from seqjax.datasets import forecast_preprocessing, recursive_forecasts, schemas
+from seqjax.datasets.dataset import PostprocessFn
 from seqjax.datasets.recursive_forecasts import Feedback
 from seqjax.nn import losses
 from seqjax.tasks.synthetic import LossFn
 from seqjax.types import Batch, Mean, ModelSpec
 
-LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # the quantiles that are told
-NUMBERS = {'point': 1, 'gaussian': 2, 'quantile': len(LEVELS)}  # K of a head
-SCALE = recipes.several(recipes.number(), 2)
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # levels of the quantiles
+NUM_OUTPUTS = {'point': 1, 'gaussian': 2, 'quantile': len(QUANTILES)}  # K of each head
+SCALE = schemas.list_of(schemas.number(), 2)
 
 
 def spec(recipe: Mapping[str, Any]) -> ModelSpec:
@@ -53,23 +53,23 @@ def forecasts(outputs: jax.Array, batch: Batch, recipe: Mapping[str, Any]) -> ja
     return told.at[..., 0].add(known) if recipe['likelihood'] == 'gaussian' else told + known[..., None]
 
 
-def ahead(values: jax.Array, steps: int, horizon: int) -> jax.Array:
-    """[B, T, H, C] of values [B, T + H, C]: at each step those that follow it."""
+def stack_targets(values: jax.Array, steps: int, horizon: int) -> jax.Array:
+    """Returns targets [B, T, H, C] from values [B, T + H, C]: at each step, the H values after it."""
     return jnp.stack([values[:, step : step + steps] for step in range(1, horizon + 1)], 2)
 
 
-def quantiles(told: jax.Array, head: str) -> jax.Array:
-    """[..., 1] of points, [..., 5] of the other heads, in rising order."""
+def quantiles(outputs: jax.Array, head: str) -> jax.Array:
+    """Returns points [..., 1], or quantiles [..., 5] in ascending order, from the outputs [..., K] of a head."""
     if head == 'gaussian':
-        normal = jnp.array([NormalDist().inv_cdf(level) for level in LEVELS], jnp.float32)
-        return told[..., :1] + recursive_forecasts.deviation(told)[..., None] * normal.reshape(
-            *[1] * (told.ndim - 1), -1
+        normal = jnp.array([NormalDist().inv_cdf(level) for level in QUANTILES], jnp.float32)
+        return outputs[..., :1] + recursive_forecasts.deviation(outputs)[..., None] * normal.reshape(
+            *[1] * (outputs.ndim - 1), -1
         )
-    return jnp.sort(told, -1)
+    return jnp.sort(outputs, -1)
 
 
-def loss_fn(recipe: Mapping[str, Any]) -> LossFn:
-    """The loss of the head, and the squared error, in units of the training part."""
+def loss_fn(preprocessing: Mapping[str, Any]) -> LossFn:
+    """Returns the loss function of a head, which also has the squared error, in units of the training split."""
 
     def scored(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
         told = forecasts(outputs, batch, recipe)
@@ -81,20 +81,20 @@ def loss_fn(recipe: Mapping[str, Any]) -> LossFn:
         loss = {'point': lambda *_: squared, 'gaussian': gaussian, 'quantile': pinball}[recipe['likelihood']]
         return {'loss': loss(told, targets, mask), 'squared_error': squared}
 
-    return scored
+    return compute_losses
 
 
-def gaussian(told: jax.Array, targets: jax.Array, mask: jax.Array) -> Mean:
-    """Negative log-likelihood in nats of targets [...] under Gaussians [..., 2]."""
-    scale = recursive_forecasts.deviation(told)
-    error = jnp.where(mask, targets - told[..., 0], 0) / scale
+def gaussian(outputs: jax.Array, targets: jax.Array, mask: jax.Array) -> Mean:
+    """Negative log-likelihood in nats of targets [...] under Gaussians with outputs [..., 2]."""
+    scale = recursive_forecasts.deviation(outputs)
+    error = jnp.where(mask, targets - outputs[..., 0], 0) / scale
     return _mean(0.5 * error**2 + jnp.log(scale) + 0.5 * math.log(2 * math.pi), mask)
 
 
-def pinball(told: jax.Array, targets: jax.Array, mask: jax.Array) -> Mean:
-    """Quantile loss (Koenker and Bassett 1978) of targets [...], the mean over `LEVELS` of told [..., 5]."""
-    levels = jnp.array(LEVELS, told.dtype).reshape(*[1] * targets.ndim, -1)
-    error = jnp.where(mask, targets, 0)[..., None] - jnp.where(mask[..., None], told, 0)
+def pinball(outputs: jax.Array, targets: jax.Array, mask: jax.Array) -> Mean:
+    """Quantile loss (Koenker and Bassett 1978) of targets [...], averaged over the `QUANTILES` in outputs [..., 5]."""
+    levels = jnp.array(QUANTILES, outputs.dtype).reshape(*[1] * targets.ndim, -1)
+    error = jnp.where(mask, targets, 0)[..., None] - jnp.where(mask[..., None], outputs, 0)
     return _mean(jnp.maximum(levels * error, (levels - 1) * error).mean(-1), mask)
 
 

@@ -1,6 +1,6 @@
-"""What is said of forecasts: errors by steps ahead, intervals, baselines, tables and a picture.
+"""Reports on forecasts: errors by steps ahead, intervals, baselines, tables and a figure.
 
-Axes beside those in `seqjax`: C targets, H steps ahead, k origins.
+Axes in addition to those in `seqjax`: C targets, H steps ahead, k origins.
 """
 
 import math
@@ -12,93 +12,115 @@ import numpy as np
 from seqjax import config, options
 from seqjax.datasets import forecast_preprocessing
 from seqjax.datasets.baselines import forecast_baselines
-from seqjax.datasets.dataset import ForecastCurve, Items, Table
-from seqjax.datasets.forecast_batching import Spans, Split, Told
-from seqjax.datasets.forecast_preprocessing import Ready
+from seqjax.datasets.dataset import ForecastCurve, ItemScores, Table
+from seqjax.datasets.forecast_batching import Forecasts, OriginRanges, Split
+from seqjax.datasets.forecast_preprocessing import PreparedSeries
 from seqjax.datasets.readers import date_formats, dates, summary
 from seqjax.datasets.readers.date_formats import DateFormat
 from seqjax.datasets.readers.table_columns import Series
 from seqjax.datasets.readers.tables import SeriesTable
 
-INTERVALS = {'90%': (0, 4), '50%': (1, 3)}  # between which of the quantiles that are told
-MOST_DRAWN = 200  # origins of a picture
+INTERVALS = {'90%': (0, 4), '50%': (1, 3)}  # indices of the lower and upper quantile
+MAX_PLOTTED = 200  # maximum number of origins in the figure
 
 
-def actual(part: Ready, origins: np.ndarray, horizon: int) -> np.ndarray:
-    """[k, H, C] in the data's own units, NaN where a value is missing or to come."""
-    values = part.series.values[:, : part.values.shape[1]]
+def actual(prepared: PreparedSeries, origins: np.ndarray, horizon: int) -> np.ndarray:
+    """Returns the true values [k, H, C] in the units of the file, NaN if a value is missing or in the future."""
+    values = prepared.series.values[:, : prepared.values.shape[1]]
     places = origins[:, None] + np.arange(1, horizon + 1)
     return np.where((places < len(values))[..., None], values[np.minimum(places, len(values) - 1)], np.nan)
 
 
-def errors(told: Told, part: Ready, own: bool) -> np.ndarray:
-    """[k, H, C], NaN where the value is not known; in the data's own units, or in those of the training part."""
-    found = told.points - actual(part, told.origins, told.forecasts.shape[1])
-    return found if own else found / part.scale[1]
+def errors(forecast: Forecasts, prepared: PreparedSeries, original_units: bool) -> np.ndarray:
+    """Returns forecast errors [k, H, C], NaN if a value is unknown; in original units or training deviations."""
+    differences = forecast.points - actual(prepared, forecast.origins, forecast.forecasts.shape[1])
+    return differences if original_units else differences / prepared.scale[1]
 
 
-def items(told: Sequence[Told], parts: Sequence[Ready], own: bool) -> Items:
-    """Squared errors by stretches of origins that follow one another: neighbours err alike.
+def items(
+    forecasts: Sequence[Forecasts], prepared_series: Sequence[PreparedSeries], original_units: bool
+) -> ItemScores:
+    """Returns squared errors of contiguous blocks of origins (block bootstrap), since neighboring errors correlate.
 
-    A stretch has as many origins as a forecast has steps, or the square root of all of its series, whichever is more.
+    A block has H origins, or the square root of the number of origins of its series if that is more.
     """
     totals, counts = [], []
-    for series in sorted({one.series for one in told}):
-        squared = np.concatenate([errors(one, parts[series], own) ** 2 for one in told if one.series == series])
+    for series in sorted({forecast.series for forecast in forecasts}):
+        squared = np.concatenate(
+            [
+                errors(forecast, prepared_series[series], original_units) ** 2
+                for forecast in forecasts
+                if forecast.series == series
+            ]
+        )
         length = max(squared.shape[1], math.ceil(math.sqrt(len(squared))))
         places = np.arange(0, len(squared), length)
         totals.append(np.add.reduceat(np.nansum(squared, (1, 2)), places))
         counts.append(np.add.reduceat((~np.isnan(squared)).sum((1, 2)), places))
     totals, counts = np.concatenate(totals), np.concatenate(counts)
-    return Items(totals[counts > 0], counts[counts > 0])
+    return ItemScores(totals[counts > 0], counts[counts > 0])
 
 
 Rival = Callable[[Spans], list[Told]]
 
 
-def rivals(
-    parts: Sequence[Ready], recipe: Mapping[str, Any], splits: Sequence[Split], order: int | None, on: str
-) -> dict[str, Rival]:
-    """The baselines by name, which tell of one part of the file, `on`: 'validation' or 'test'.
+def baselines(
+    prepared_series: Sequence[PreparedSeries],
+    preprocessing: Mapping[str, Any],
+    splits: Sequence[Split],
+    order: int | None,
+    split_name: str,
+) -> dict[str, BaselineFn]:
+    """Returns the baselines by name, fitted for the split 'validation' or 'test'.
 
-    Autoregression has what stands before that part to fit its weights on, so that for the test it has all that a person
-    would have had then. Its order is chosen on the training part, by the lowest AIC of a series and a target unless
-    given.
+    Autoregression is fitted to all values before that split. Without `order`, each series and target has
+    the order with the lowest AIC on the training split.
     """
-    horizon, seasons = recipe['horizon'], recipe['seasons']
-    scaled = [(part.series.values[:, : part.values.shape[1]] - part.scale[0]) / part.scale[1] for part in parts]
+    horizon, seasons = preprocessing['horizon'], preprocessing['seasons']
+    scaled = [
+        (prepared.series.values[:, : prepared.values.shape[1]] - prepared.scale[0]) / prepared.scale[1]
+        for prepared in prepared_series
+    ]
     models, orders = [], []
-    for part, values, split in zip(parts, scaled, splits, strict=True):
+    for prepared, values, split in zip(prepared_series, scaled, splits, strict=True):
         end, columns = split.validation, range(values.shape[1])
-        most = forecast_baselines.most_orders(end, seasons, len(parts) * values.shape[1])
-        chosen = [order or forecast_baselines.best_order(values[:end, i], most) for i in columns]
-        until = end if on == 'validation' else split.test
-        models.append([forecast_baselines.fit(values[:until, i], p) for i, p in zip(columns, chosen, strict=True)])
-        orders += chosen
+        highest = forecast_baselines.max_order(end, seasons, len(prepared_series) * values.shape[1])
+        series_orders = [order or forecast_baselines.best_order(values[:end, i], highest) for i in columns]
+        stop = end if split_name == 'validation' else split.test
+        models.append(
+            [forecast_baselines.fit(values[:stop, i], p) for i, p in zip(columns, series_orders, strict=True)]
+        )
+        orders += series_orders
 
-    def rival(forecast: Callable[[int, int, np.ndarray], np.ndarray]) -> Rival:
-        """Of (series, target, origins) -> [k, H]."""
+    def baseline(forecast: Callable[[int, int, np.ndarray], np.ndarray]) -> BaselineFn:
+        """Wraps a function (series, target, origins) -> scaled forecasts [k, H]."""
 
-        def said(spans: Spans) -> list[Told]:
-            return [one(series, np.arange(*span)) for series, span in enumerate(spans)]
+        def forecast_ranges(origin_ranges: OriginRanges) -> list[Forecasts]:
+            return [of_series(series, np.arange(*span)) for series, span in enumerate(origin_ranges)]
 
-        def one(series: int, origins: np.ndarray) -> Told:
-            found = np.stack([forecast(series, place, origins) for place in range(scaled[series].shape[1])], -1)
-            mean, deviation = parts[series].scale
-            return Told(series, origins, (found * deviation + mean)[..., None])
+        def of_series(series: int, origins: np.ndarray) -> Forecasts:
+            values = np.stack([forecast(series, place, origins) for place in range(scaled[series].shape[1])], -1)
+            mean, deviation = prepared_series[series].scale
+            return Forecasts(series, origins, (values * deviation + mean)[..., None])
 
-        return said
+        return forecast_ranges
 
-    found = {'persistence': rival(lambda i, j, origins: forecast_baselines.seasonal(scaled[i][:, j], origins, horizon))}
+    by_name = {
+        'persistence': baseline(
+            lambda i, j, origins: forecast_baselines.seasonal_naive(scaled[i][:, j], origins, horizon)
+        )
+    }
     for season in seasons:
-        found[f'{season} steps before'] = rival(
-            lambda i, j, origins, season=season: forecast_baselines.seasonal(scaled[i][:, j], origins, horizon, season)
+        by_name[f'{season} steps before'] = baseline(
+            lambda i, j, origins, season=season: forecast_baselines.seasonal_naive(
+                scaled[i][:, j], origins, horizon, season
+            )
         )
     low, high = min(orders), max(orders)
-    found[f'AR({low})' if low == high else f'AR({low} to {high})'] = rival(
+    by_name[f'AR({low})' if low == high else f'AR({low} to {high})'] = baseline(
         lambda i, j, origins: forecast_baselines.autoregressive(models[i][j], scaled[i][:, j], origins, horizon)
     )
-    return found
+    return by_name
 
 
 def look(table: SeriesTable, recipe: Mapping[str, Any], parts: Sequence[Ready], splits: Sequence[Split]) -> list[str]:
@@ -108,62 +130,66 @@ def look(table: SeriesTable, recipe: Mapping[str, Any], parts: Sequence[Ready], 
     range_ = f'{min(lengths):,}' if len(set(lengths)) == 1 else f'{min(lengths):,} to {max(lengths):,}'
     lines = [f'{sum(lengths):,} rows in {len(series)} series' + (f' of {range_}' if len(series) > 1 else '')]
     lines += [dates_line(table)] if columns.date is not None else []
-    roles = {'target': columns.targets, 'covariates': columns.covariates, 'calendar': recipe['cycles']}
+    roles = {'target': columns.targets, 'covariates': columns.covariates, 'calendar': preprocessing['cycles']}
     roles |= {role: [name] for role, name in (('date', columns.date), ('series by', columns.id)) if name is not None}
     lines.append('; '.join(f'{role} {options.some(names)}' for role, names in roles.items() if names))
     missing = {
         name: sum(int(np.isnan(one.values[:, place]).sum()) for one in series)
         for place, name in enumerate(columns.numbers)
     }
-    some = [f'{count:,} of {name}' for name, count in missing.items() if count]
-    lines.append(f'missing values: {options.some(some) or "none"}' + (', masked' if some else ''))
-    for part in ('training', *config.SPLITS):
-        lines.append(_part_line(part, parts, splits, table.dates))
-    lines += _season_lines(recipe)
-    how = {'direct': 'all at once', 'recursive': 'each from the one before'}[recipe['strategy']]
+    missing_counts = [f'{count:,} of {name}' for name, count in missing.items() if count]
+    lines.append(f'missing values: {options.some(missing_counts) or "none"}' + (', masked' if missing_counts else ''))
+    for split_name in ('training', *config.SPLITS):
+        lines.append(_split_line(split_name, prepared_series, splits, table.dates))
+    lines += _season_lines(preprocessing)
+    strategy = {'direct': 'all steps at once', 'recursive': 'each step from the previous forecast'}[
+        preprocessing['strategy']
+    ]
     lines.append(
-        f'read step by step from the beginning, in windows of {recipe["window"]} to train; at each step '
-        f'{recipe["horizon"]} ahead are told' + (f', {how}' if recipe['horizon'] > 1 else '')
+        f'training windows of {preprocessing["window"]} steps, evaluation from the first row; '
+        f'forecast horizon {preprocessing["horizon"]}' + (f', {strategy}' if preprocessing['horizon'] > 1 else '')
     )
     return lines + summary.lines(table)
 
 
-def _season_lines(recipe: Mapping[str, Any]) -> list[str]:
-    """Which seasons are tried, and the one that is best on validation."""
+def _season_lines(preprocessing: Mapping[str, Any]) -> list[str]:
+    """Returns lines about the seasons that are tried, and the one that is best on validation."""
     lines = []
-    if recipe['seasons']:
-        seasons = options.some([str(season) for season in recipe['seasons']])
-        lines.append(f'seasons tried: {seasons} steps; {recipe["season"]} is best on validation')
-    elif recipe['date'] is None:
-        lines.append('no season is tried: pass --season, or --date for the usual ones')
-    if recipe['seasons_too_long']:
-        seasons = options.some([str(season) for season in recipe['seasons_too_long']])
-        lines.append(f'seasons left out, as the training part is not longer: {seasons} steps')
+    if preprocessing['seasons']:
+        seasons = options.some([str(season) for season in preprocessing['seasons']])
+        lines.append(f'seasonal naive baselines: {seasons} steps; {preprocessing["season"]} is best on validation')
+    elif preprocessing['date'] is None:
+        lines.append('no seasonal baseline; pass --season, or --date for the usual seasons')
+    if preprocessing['seasons_too_long']:
+        seasons = options.some([str(season) for season in preprocessing['seasons_too_long']])
+        lines.append(f'seasons not tried, as the training split is not longer: {seasons} steps')
     return lines
 
 
 def dates_line(table: SeriesTable) -> str:
-    """The span, the pace and the gaps of the dates of a file, and how they were read."""
+    """Returns a line with the range, format, time zone, frequency and gaps of the dates of a file."""
     series, form = table.series, table.dates
-    several = [one for one in series if len(one.dates) > 1]
+    dated = [one for one in series if len(one.dates) > 1]
     line = f'dates from {_span([(one, 0, -1) for one in series], form)}'
     if form.format not in (None, date_formats.ISO):
         line += f' (read as {form})'
     if form.zone:
         line += f' in {form.zone}'
-    paces = [dates.pace(one.dates, one.offsets) for one in several]
-    line += f', a row every {options.some(sorted({pace.words() for pace in paces}))}' if several else ''
-    places = [(one, dates.gaps(one.dates, pace, one.offsets)) for one, pace in zip(several, paces, strict=True)]
-    count = sum(len(found) for _, found in places)
+    frequencies = [dates.infer_frequency(one.dates, one.offsets) for one in dated]
+    line += f', a row every {options.some(sorted({frequency.words() for frequency in frequencies}))}' if dated else ''
+    gaps = [
+        (one, dates.gaps(one.dates, frequency, one.offsets)) for one, frequency in zip(dated, frequencies, strict=True)
+    ]
+    count = sum(len(gap_places) for _, gap_places in gaps)
     if count:
-        one, found = next((one, found) for one, found in places if len(found))
-        place = f'{_date(one, found[0], form)}{one.phrase}'
-        line += f' but for {count:,}, the first after {place}; a row is a step all the same'
-    return line + ('' if count or not several else ', without gaps')
+        one, gap_places = next((one, gap_places) for one, gap_places in gaps if len(gap_places))
+        place = f'{_date(one, gap_places[0], form)}{one.phrase}'
+        line += f', with {count:,} gaps, the first after {place}; each row is one time step'
+    return line + ('' if count or not dated else ', without gaps')
 
 
 def _span(edges: Sequence[tuple[Series, int, int]], form: DateFormat) -> str:
-    """The first and the last date of stretches of series, given by their first and last place."""
+    """Returns the first and the last date of ranges of series, each (series, first index, last index)."""
     first = min(edges, key=lambda edge: edge[0].instants[edge[1]])
     last = max(edges, key=lambda edge: edge[0].instants[edge[2]])
     return f'{_date(first[0], first[1], form)} to {_date(last[0], last[2], form)}'
@@ -174,19 +200,21 @@ def _date(series: Series, place: int, form: DateFormat) -> str:
     return date_formats.write(series.dates[[place]], offset, form)[0]
 
 
-def _part_line(part: str, parts: Sequence[Ready], splits: Sequence[Split], form: DateFormat) -> str:
-    """Which rows of a file are in a part."""
+def _split_line(
+    split_name: str, prepared_series: Sequence[PreparedSeries], splits: Sequence[Split], form: DateFormat
+) -> str:
+    """Returns a line with the rows or dates of a split."""
     edges = []
-    for one, split in zip(parts, splits, strict=True):
-        bounds = (0, split.validation, split.test, one.steps)
-        place = ('training', *config.SPLITS).index(part)
-        edges.append((one.series, bounds[place], bounds[place + 1] - 1))
+    for prepared, split in zip(prepared_series, splits, strict=True):
+        bounds = (0, split.validation, split.test, prepared.steps)
+        place = ('training', *config.SPLITS).index(split_name)
+        edges.append((prepared.series, bounds[place], bounds[place + 1] - 1))
     count = sum(last - first + 1 for _, first, last in edges)
     if edges[0][0].dates is not None:
-        return f'{part}: {count:,} rows, {_span(edges, form)}'
+        return f'{split_name}: {count:,} rows, {_span(edges, form)}'
     if len(edges) == 1:
-        return f'{part}: {count:,} rows, {edges[0][1] + 1:,} to {edges[0][2] + 1:,}'
-    return f'{part}: {count:,} rows, of each series'
+        return f'{split_name}: {count:,} rows, {edges[0][1] + 1:,} to {edges[0][2] + 1:,}'
+    return f'{split_name}: {count:,} rows, of each series'
 
 
 def interval_columns(recipe: Mapping[str, Any]) -> tuple[list[str], list[int]]:
@@ -197,58 +225,72 @@ def interval_columns(recipe: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     return bounds, [2, *(place for pair in INTERVALS.values() for place in pair)]
 
 
-def table_of(told: Iterator[Told] | Sequence[Told], parts: Sequence[Ready], recipe: Mapping[str, Any]) -> Table:
-    """A row for every origin, target and step ahead; `actual` is empty where it is not known."""
-    bounds, order = interval_columns(recipe)
-    time = 'row' if recipe['date'] is None else 'date'
-    several = ['series'] if recipe['id'] is not None else []
+def table_of(
+    forecasts: Iterator[Forecasts] | Sequence[Forecasts],
+    prepared_series: Sequence[PreparedSeries],
+    preprocessing: Mapping[str, Any],
+) -> Table:
+    """Returns a table with a row for each origin, target and step ahead; `actual` is empty if it is unknown."""
+    bounds, order = interval_columns(preprocessing)
+    time = 'row' if preprocessing['date'] is None else 'date'
+    several = ['series'] if preprocessing['id'] is not None else []
     columns = [*several, 'origin', time, 'target', 'step', 'forecast', *bounds, 'actual']
-    return columns, _table_rows(told, parts, recipe, order)
+    return columns, _table_rows(forecasts, prepared_series, preprocessing, order)
 
 
 def _table_rows(
-    told: Iterator[Told] | Sequence[Told], parts: Sequence[Ready], recipe: Mapping[str, Any], order: list[int]
+    forecasts: Iterator[Forecasts] | Sequence[Forecasts],
+    prepared_series: Sequence[PreparedSeries],
+    preprocessing: Mapping[str, Any],
+    order: list[int],
 ) -> Iterator[list[Any]]:
-    horizon = recipe['horizon']
-    for one in told:
-        part = parts[one.series]
-        times, truth = _times(part, one.origins, recipe), actual(part, one.origins, horizon)
-        several = [part.series.name] if recipe['id'] is not None else []
-        forecasts, start = one.forecasts[..., order], one.origins[0]
-        for k, origin in enumerate(one.origins - start):
-            for place, target in enumerate(recipe['targets']):
+    horizon = preprocessing['horizon']
+    for forecast in forecasts:
+        prepared = prepared_series[forecast.series]
+        times, truth = _times(prepared, forecast.origins, preprocessing), actual(prepared, forecast.origins, horizon)
+        several = [prepared.series.name] if preprocessing['id'] is not None else []
+        quantiles, start = forecast.forecasts[..., order], forecast.origins[0]
+        for k, origin in enumerate(forecast.origins - start):
+            for place, target in enumerate(preprocessing['targets']):
                 for step in range(horizon):
                     value = truth[k, step, place]
-                    numbers = forecasts[k, step, place].tolist()
+                    numbers = quantiles[k, step, place].tolist()
                     known = '' if np.isnan(value) else float(value)
                     when = times[origin], times[origin + step + 1]
                     yield [*several, *when, target, step + 1, *numbers, known]
 
 
-def _times(part: Ready, origins: np.ndarray, recipe: Mapping[str, Any]) -> list[Any]:
-    """Dates or rows from the first origin to H steps after the last."""
-    stop = origins[-1] + recipe['horizon'] + 1
-    if part.series.dates is None:
+def _times(prepared: PreparedSeries, origins: np.ndarray, preprocessing: Mapping[str, Any]) -> list[Any]:
+    """Returns dates or row numbers from the first origin to H steps after the last."""
+    stop = origins[-1] + preprocessing['horizon'] + 1
+    if prepared.series.dates is None:
         return list(range(origins[0] + 1, stop + 1))
-    series = part.series
+    series = prepared.series
     local, offsets = series.dates, series.offsets
     if stop > len(local):
-        later, later_offsets = forecast_preprocessing.dates_after(series, recipe, stop - len(local))
+        later, later_offsets = forecast_preprocessing.dates_after(series, preprocessing, stop - len(local))
         local = np.concatenate([local, later])
         offsets = None if offsets is None else np.concatenate([offsets, later_offsets])
     shown = slice(origins[0], stop)
     return date_formats.write(
-        local[shown], None if offsets is None else offsets[shown], forecast_preprocessing.format_of(recipe)
+        local[shown], None if offsets is None else offsets[shown], forecast_preprocessing.format_of(preprocessing)
     )
 
 
-def tell(told: Mapping[str, Sequence[Told]], parts: Sequence[Ready], recipe: Mapping[str, Any]) -> list[str]:
-    """RMSE and mean absolute error by steps ahead, and how often an interval holds the value."""
-    own, horizon = recipe['own'], recipe['horizon']
-    unit = "the data's own units" if own else 'standard deviations of the training part (training SD)'
-    lines = [f'by steps ahead, RMSE and mean absolute error on the test part, in {unit}']
-    lines.append(f'{"ahead":>7}' + ''.join(f'{who:>24}' for who in told))
-    found = {who: [errors(one, parts[one.series], own) for one in those] for who, those in told.items()}
+def summarize(
+    forecasts: Mapping[str, Sequence[Forecasts]],
+    prepared_series: Sequence[PreparedSeries],
+    preprocessing: Mapping[str, Any],
+) -> list[str]:
+    """Returns lines with RMSE and mean absolute error by steps ahead, and the coverage of the intervals."""
+    original_units, horizon = preprocessing['original_units'], preprocessing['horizon']
+    unit = 'the units of the file' if original_units else 'standard deviations of the training split (training SD)'
+    lines = [f'RMSE and mean absolute error on the test split by steps ahead, in {unit}']
+    lines.append(f'{"ahead":>7}' + ''.join(f'{who:>24}' for who in forecasts))
+    found = {
+        who: [errors(one, prepared_series[one.series], original_units) for one in those]
+        for who, those in forecasts.items()
+    }
     found = {who: np.concatenate(those) for who, those in found.items()}
     for step in np.unique(np.geomspace(1, horizon, 12).round().astype(int)):
         at = {who: those[:, step - 1] for who, those in found.items()}
@@ -260,32 +302,34 @@ def tell(told: Mapping[str, Sequence[Told]], parts: Sequence[Ready], recipe: Map
         lines.append(f'{step:>7}' + ''.join(f'{f"{root:.4g}  {mean:.4g}":>24}' for root, mean in values))
     if recipe['likelihood'] != 'point':
         shares = ', '.join(
-            f'{name} intervals hold {share:.1%}' for name, share in coverage(told['network'], parts).items()
+            f'{name} intervals: {share:.1%}' for name, share in coverage(forecasts['model'], prepared_series).items()
         )
-        lines.append(f'of the values of the test part, {shares}')
+        lines.append(f'coverage of the test split: {shares}')
     return lines
 
 
-def coverage(told: Sequence[Told], parts: Sequence[Ready]) -> dict[str, float]:
-    """The share of known values that lie within an interval, by its name."""
-    found = {}
+def coverage(forecasts: Sequence[Forecasts], prepared_series: Sequence[PreparedSeries]) -> dict[str, float]:
+    """Returns the fraction of known values within each interval, by its name."""
+    shares = {}
     for name, (low, high) in INTERVALS.items():
         inside = count = 0
-        for one in told:
-            truth = actual(parts[one.series], one.origins, one.forecasts.shape[1])
-            inside += int(((truth >= one.forecasts[..., low]) & (truth <= one.forecasts[..., high])).sum())
+        for forecast in forecasts:
+            truth = actual(prepared_series[forecast.series], forecast.origins, forecast.forecasts.shape[1])
+            inside += int(((truth >= forecast.forecasts[..., low]) & (truth <= forecast.forecasts[..., high])).sum())
             count += int((~np.isnan(truth)).sum())
-        found[name] = inside / count
-    return found
+        shares[name] = inside / count
+    return shares
 
 
-def curve(told: Sequence[Told], parts: Sequence[Ready], recipe: Mapping[str, Any]) -> ForecastCurve:
-    """Returns one-step-ahead forecasts of the first target of the first series, where its test ends."""
-    one = [some for some in told if some.series == told[0].series][-1]
-    one = Told(one.series, one.origins[-MOST_DRAWN:], one.forecasts[-MOST_DRAWN:])
-    part, steps = parts[one.series], one.origins + 1
-    times = steps + 1 if part.series.dates is None else part.series.dates[steps]
+def curve(
+    forecasts: Sequence[Forecasts], prepared_series: Sequence[PreparedSeries], preprocessing: Mapping[str, Any]
+) -> ForecastCurve:
+    """Returns one-step-ahead forecasts of the first target of the first series, at the end of its test split."""
+    last = [forecast for forecast in forecasts if forecast.series == forecasts[0].series][-1]
+    last = Forecasts(last.series, last.origins[-MAX_PLOTTED:], last.forecasts[-MAX_PLOTTED:])
+    prepared, steps = prepared_series[last.series], last.origins + 1
+    times = steps + 1 if prepared.series.dates is None else prepared.series.dates[steps]
     low, high = INTERVALS['90%']
-    band = (one.forecasts[:, 0, 0, low], one.forecasts[:, 0, 0, high]) if one.forecasts.shape[-1] > 1 else None
-    name = recipe['targets'][0]
-    return ForecastCurve(name, times, actual(part, one.origins, 1)[:, 0, 0], one.points[:, 0, 0], band)
+    band = (last.forecasts[:, 0, 0, low], last.forecasts[:, 0, 0, high]) if last.forecasts.shape[-1] > 1 else None
+    name = preprocessing['targets'][0]
+    return ForecastCurve(name, times, actual(prepared, last.origins, 1)[:, 0, 0], last.points[:, 0, 0], band)

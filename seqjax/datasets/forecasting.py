@@ -1,13 +1,13 @@
-"""Forecasting of time series: a series is read from its beginning, and at every step the next H steps are forecast.
+"""Forecasting of time series: a series is read from its start, and each step forecasts the next H steps.
 
-Axes beside those in `seqjax`: C targets, H steps ahead, K numbers that a forecast has: 1, 2 (mean, log of the standard
-deviation) or 5 (quantiles). What a model reads and returns is in units of the training part: minus its mean, over its
-standard deviation, per series and column.
+Axes in addition to those in `seqjax`: C targets, H steps ahead, K numbers of a forecast: 1, 2 (mean, log of the
+standard deviation) or 5 (quantiles). A model reads and returns values in units of the training split: minus its mean,
+divided by its standard deviation, for each series and column.
 """
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,32 +20,33 @@ from seqjax.datasets import (
     forecast_preprocessing,
     forecast_report,
     forecast_seasons,
-    recipes,
+    schemas,
 )
-from seqjax.datasets.dataset import Dataset, Measure, Unseen
-from seqjax.datasets.forecast_batching import Spans, Split, Told
-from seqjax.datasets.forecast_preprocessing import Ready, Unusable
+from seqjax.datasets.dataset import Dataset, ItemScores, MetricSpec, PredictionInputs
+from seqjax.datasets.forecast_batching import EvalRows, Forecasts, OriginRanges, Split
+from seqjax.datasets.forecast_preprocessing import PreparedSeries, UnusableSeriesError
+from seqjax.datasets.forecast_report import BaselineFn
 from seqjax.datasets.readers import date_columns, dates, summary
-from seqjax.datasets.readers.dates import Pace
+from seqjax.datasets.readers.dates import Frequency
 from seqjax.datasets.readers.table_columns import Series
 from seqjax.datasets.readers.tables import SeriesTable
 from seqjax.errors import UserError
 
-FEWEST = 25  # steps of an epoch: a look at a short series costs more than a step
-FEWEST_ROWS = 4  # to train on
-PACE_RATIO = 4.0  # between the steps of two paces that are not the same
+MIN_STEPS_PER_EPOCH = 25  # for a short series, an evaluation costs more than a training step
+MIN_TRAINING_ROWS = 4
+FREQUENCY_RATIO = 4.0  # steps that differ by a larger factor have different frequencies
 
 
 def dataset(
     name: str,
     table: SeriesTable,
     splits: Sequence[Split],
-    recipe: dict[str, Any],
+    preprocessing: dict[str, Any],
     *,
     batch_size: int,
     order: int | None = None,
 ) -> Dataset:
-    """Series of a file, ready for a model.
+    """Returns the series of a file as a Dataset.
 
     Args:
       name, table, splits: of the file, its series, and where the parts of each begin.
@@ -53,67 +54,88 @@ def dataset(
         and whether there is a calendar and series are left out that are too short; what the series themselves decide
         is added.
       batch_size: B.
-      order: of the autoregression that is to be beaten.
+      order: the order of the autoregression baseline; None selects it by AIC.
 
     Raises:
-      UserError: a part is too short, or a column constant; the sentence names it.
+      UserError: a split is too short, or a column is constant; the message names it.
     """
-    table, splits, scales, left_out = _usable(name, table, splits, recipe, order)
-    recipe = _completed(name, table, splits, recipe | {'scales': scales, 'left_out': list(left_out)})
-    parts = [forecast_preprocessing.ready(name, series, recipe) for series in table.series]
-    horizon, own = recipe['horizon'], recipe['own']
-    lengths = [part.steps for part in parts]
-    train = [_until(part, split.validation) for part, split in zip(parts, splits, strict=True)]
-    seen = [_until(part, split.test) for part, split in zip(parts, splits, strict=True)]
-    data, batch = forecast_batching.training(train, recipe, batch_size)
-    origins = {part: forecast_batching.spans(part, splits, lengths, horizon) for part in config.SPLITS}
-    looked = forecast_batching.asked(
-        forecast_batching.rows_of([part.steps for part in seen], recipe['window'], batch_size), origins['validation']
-    )
-    tested = forecast_batching.tiled(
-        forecast_batching.asked(forecast_batching.rows_of(lengths, recipe['window'], batch_size), origins['test'])
-    )
-    others = functools.cache(partial(forecast_report.rivals, parts, recipe, splits, order))
-    _check_known(name, parts, origins, horizon)
-
-    def said(answers: np.ndarray) -> list[Told]:
-        return list(forecast_batching.collected(answers, parts, tested, origins['test']))
+    table, splits, scales, left_out = _usable_series(name, table, splits, preprocessing, order)
+    preprocessing = preprocessing | {'scales': scales, 'left_out': list(left_out)}
+    preprocessing = _fit_preprocessing(name, table, splits, preprocessing)
+    prepared_series = [forecast_preprocessing.prepare_series(name, series, preprocessing) for series in table.series]
+    horizon = preprocessing['horizon']
+    lengths = [prepared.steps for prepared in prepared_series]
+    train = [_first_steps(prepared, split.validation) for prepared, split in zip(prepared_series, splits, strict=True)]
+    before_test = [_first_steps(prepared, split.test) for prepared, split in zip(prepared_series, splits, strict=True)]
+    data, batch = forecast_batching.training_windows(train, preprocessing, batch_size)
+    origins = {
+        split_name: forecast_batching.origin_ranges(split_name, splits, lengths, horizon)
+        for split_name in config.SPLITS
+    }
+    eval_rows = partial(forecast_batching.evaluation_rows, window=preprocessing['window'], batch_size=batch_size)
+    validation_rows = eval_rows([prepared.steps for prepared in before_test])
+    validation_rows = forecast_batching.select_rows(validation_rows, origins['validation'])
+    test_rows = forecast_batching.select_rows(eval_rows(lengths), origins['test'])
+    test_rows = forecast_batching.pad_to_tile(test_rows)
+    baselines = functools.cache(partial(forecast_report.baselines, prepared_series, preprocessing, splits, order))
+    _check_targets(name, prepared_series, origins, horizon)
 
     return Dataset(
         name=name,
-        look=[*forecast_report.look(table, recipe, parts, splits), *_left_out_lines(left_out)],
-        spec=forecast_heads.spec(recipe),
-        answers=forecast_heads.answers(recipe),
-        recipe=recipe,
-        loss_fn=forecast_heads.loss_fn(recipe),
+        description=forecast_report.describe(table, preprocessing, prepared_series, splits) + _left_out_lines(left_out),
+        spec=forecast_heads.spec(preprocessing),
+        postprocess=forecast_heads.postprocess(preprocessing),
+        preprocessing=preprocessing,
+        loss_fn=forecast_heads.loss_fn(preprocessing),
         batch=batch,
         data=data,
-        both=lambda: forecast_batching.training(seen, recipe, batch_size)[0],
-        epoch=max(FEWEST, math.ceil(int(data['ends'][-1]) / batch_size)),  # every window once
-        validation=forecast_batching.evaluation(seen, recipe, looked, origins['validation']),
-        test=Unseen(
-            forecast_batching.evaluation(parts, recipe, tested, origins['test']),
-            lambda answers: forecast_report.table_of(said(answers), parts, recipe),
+        train_plus_validation=lambda: forecast_batching.training_windows(before_test, preprocessing, batch_size)[0],
+        steps_per_epoch=max(MIN_STEPS_PER_EPOCH, math.ceil(int(data['ends'][-1]) / batch_size)),
+        validation=forecast_batching.evaluation_batches(
+            before_test, preprocessing, validation_rows, origins['validation']
         ),
-        measure=Measure('RMSE', root=True, unit='' if own else 'training SD'),
-        items=lambda answers: forecast_report.items(said(answers), parts, own),
-        baselines={
-            who: (lambda part, who=who: forecast_report.items(others(part)[who](origins[part]), parts, own))
-            for who in others('validation')
-        },
-        tell=lambda answers: forecast_report.tell(
-            {'network': said(answers), **{who: rival(origins['test']) for who, rival in others('test').items()}},
-            parts,
-            recipe,
-        ),
-        figure_data=lambda answers: forecast_report.curve(said(answers), parts, recipe),
+        metric=MetricSpec('RMSE', root=True, unit='' if preprocessing['original_units'] else 'training SD'),
+        **_test_fields(prepared_series, preprocessing, test_rows, origins, baselines),
     )
 
 
-OPTIONAL_NAME = recipes.optional(recipes.text(1))
+def _test_fields(
+    prepared_series: Sequence[PreparedSeries],
+    preprocessing: Mapping[str, Any],
+    rows: EvalRows,
+    origins: Mapping[str, OriginRanges],
+    baselines: Callable[[str], Mapping[str, BaselineFn]],
+) -> dict[str, Any]:
+    """Returns the fields of a Dataset that read predictions of the test split, and its baselines."""
+    original_units, test = preprocessing['original_units'], origins['test']
+
+    def forecasts(predictions: np.ndarray) -> list[Forecasts]:
+        return list(forecast_batching.collect_forecasts(predictions, prepared_series, rows, test))
+
+    def baseline_items(name: str, split_name: str) -> ItemScores:
+        baseline_forecasts = baselines(split_name)[name](origins[split_name])
+        return forecast_report.items(baseline_forecasts, prepared_series, original_units)
+
+    def summarize(predictions: np.ndarray) -> list[str]:
+        by_name = {'model': forecasts(predictions)}
+        by_name |= {name: baseline(test) for name, baseline in baselines('test').items()}
+        return forecast_report.summarize(by_name, prepared_series, preprocessing)
+
+    batches = forecast_batching.evaluation_batches(prepared_series, preprocessing, rows, test)
+    report = prepared_series, preprocessing
+    return {
+        'test': PredictionInputs(batches, lambda x: forecast_report.table_of(forecasts(x), *report)),
+        'items': lambda x: forecast_report.items(forecasts(x), prepared_series, original_units),
+        'baselines': {name: partial(baseline_items, name) for name in baselines('validation')},
+        'summary': summarize,
+        'figure_data': lambda x: forecast_report.curve(forecasts(x), *report),
+    }
+
+
+OPTIONAL_NAME = schemas.optional(schemas.text(1))
 SCHEMA = {
-    'targets': recipes.several(recipes.text(1), 1, distinct=True),
-    'covariates': recipes.NAMES,
+    'targets': schemas.list_of(schemas.text(1), 1, distinct=True),
+    'covariates': schemas.NAMES,
     'date': OPTIONAL_NAME,
     'id': OPTIONAL_NAME,
     'mask': recipes.SWITCH,
@@ -126,12 +148,17 @@ SCHEMA = {
     'cycles': recipes.several(recipes.choice(*forecast_preprocessing.CYCLES), distinct=True),
     'own': recipes.SWITCH,
 }
-LATER = {  # absent from the recipes of earlier versions
-    'header': recipes.optional(recipes.several(recipes.text(), 1, distinct=True)),
-    'separator': recipes.optional(recipes.text(1)),
-    'left_out': recipes.optional(recipes.several(recipes.text(), distinct=True)),
+LATER = {  # keys that earlier versions did not save
+    'header': schemas.optional(schemas.list_of(schemas.text(), 1, distinct=True)),
+    'separator': schemas.optional(schemas.text(1)),
+    'left_out': schemas.optional(schemas.list_of(schemas.text(), distinct=True)),
 }
-PACES = {'months': 12_000, 'ends of months': 12_000, 'weekdays': 1, 'microseconds': 10**16}  # most of each unit
+MAX_COUNTS = {
+    'months': 12_000,
+    'ends of months': 12_000,
+    'weekdays': 1,
+    'microseconds': 10**16,
+}  # maximum count of each unit
 
 
 def check_recipe(recipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -153,100 +180,112 @@ def check_recipe(recipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         ),
         f'scales that are not a mean and a positive deviation for each of {columns} columns',
     )
-    recipes.require(
-        found is None
+    schemas.require(
+        frequency is None
         and settings['date'] is None
-        or isinstance(found, list)
-        and len(found) == 2
-        and found[0] in PACES
-        and recipes.whole(1, PACES[found[0]]).holds(found[1]),
-        f'pace={str(found)[:80]}',
+        or isinstance(frequency, list)
+        and len(frequency) == 2
+        and frequency[0] in MAX_COUNTS
+        and schemas.integer(1, MAX_COUNTS[frequency[0]]).holds(frequency[1]),
+        f'frequency={str(frequency)[:80]}',
     )
-    recipes.require(bool(recipe['cycles']) == recipe['calendar'], f'cycles={recipe["cycles"]}')
-    recipes.require(recipe['own'] == (len(scales) * len(recipe['targets']) == 1), f'own={recipe["own"]}')
-    return recipe
+    schemas.require(bool(preprocessing['cycles']) == preprocessing['calendar'], f'cycles={preprocessing["cycles"]}')
+    schemas.require(
+        preprocessing['original_units'] == (len(scales) * len(preprocessing['targets']) == 1),
+        f'original_units={preprocessing["original_units"]}',
+    )
+    return preprocessing
 
 
-def unseen(
-    name: str, table: SeriesTable, recipe: Mapping[str, Any], *, batch_size: int, origins: Spans | None = None
-) -> Unseen:
-    """A file to predict: forecasts from every origin, or from those of some spans; the last reach into the future."""
-    recipe = {**recipe, 'dates': list(table.dates)}
-    series, left_out = known_series(name, table, recipe)
-    _check_dates(name, series, recipe)
-    parts = [forecast_preprocessing.ready(name, one, recipe) for one in series]
-    lengths = [part.steps for part in parts]
-    wanted = [(0, length) for length in lengths] if origins is None else origins
-    rows = forecast_batching.tiled(
-        forecast_batching.asked(forecast_batching.rows_of(lengths, recipe['window'], batch_size), wanted)
-    )
-    count = sum(stop - first for first, stop in wanted)
-    return Unseen(
-        forecast_batching.evaluation(parts, recipe, rows, wanted),
-        lambda answers: forecast_report.table_of(
-            forecast_batching.collected(answers, parts, rows, wanted), parts, recipe
+def prediction_inputs(
+    name: str,
+    table: SeriesTable,
+    preprocessing: Mapping[str, Any],
+    *,
+    batch_size: int,
+    origins: OriginRanges | None = None,
+) -> PredictionInputs:
+    """Returns the inputs for a file to predict, with forecasts from every origin or from ranges of origins.
+
+    The last forecasts reach beyond the end of the file.
+    """
+    preprocessing = {**preprocessing, 'dates': list(table.dates)}
+    series, left_out = known_series(name, table, preprocessing)
+    _check_dates(name, series, preprocessing)
+    prepared_series = [forecast_preprocessing.prepare_series(name, each, preprocessing) for each in series]
+    lengths = [prepared.steps for prepared in prepared_series]
+    ranges = [(0, length) for length in lengths] if origins is None else origins
+    rows = forecast_batching.evaluation_rows(lengths, preprocessing['window'], batch_size)
+    rows = forecast_batching.pad_to_tile(forecast_batching.select_rows(rows, ranges))
+    count = sum(stop - first for first, stop in ranges)
+    return PredictionInputs(
+        forecast_batching.evaluation_batches(prepared_series, preprocessing, rows, ranges),
+        lambda predictions: forecast_report.table_of(
+            forecast_batching.collect_forecasts(predictions, prepared_series, rows, ranges),
+            prepared_series,
+            preprocessing,
         ),
         [
-            f'{name}: {sum(lengths):,} rows in {len(parts)} series; told from {count:,}',
-            *([f'not predicted, as the run left them out: {options.some(map(repr, left_out), 5)}'] if left_out else []),
+            f'{name}: {sum(lengths):,} rows in {len(prepared_series)} series, {count:,} forecast origins',
+            *([f'not predicted (--skip_short): {options.some(map(repr, left_out), 5)}'] if left_out else []),
             *summary.lines(table),
             *([forecast_report.dates_line(table)] if table.columns.date is not None else []),
         ],
     )
 
 
-def known_series(name: str, table: SeriesTable, recipe: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
-    """Returns the series of a file to predict, and the names of those that the run left out of its training."""
-    left_out = [one.name for one in table.series if one.name in recipe.get('left_out', ())]
+def known_series(name: str, table: SeriesTable, preprocessing: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
+    """Returns the series of a file to predict, and the names of its series that training excluded."""
+    left_out = [series.name for series in table.series if series.name in preprocessing.get('left_out', ())]
     if len(left_out) == len(table.series):
         named = options.some(map(repr, left_out), 5)
-        raise UserError(f'{name} has only series that the run left out of its training: {named}')
-    return [one for one in table.series if one.name not in left_out], left_out
+        raise UserError(f'{name} has only series that were excluded from training: {named}')
+    return [series for series in table.series if series.name not in left_out], left_out
 
 
-def _check_dates(name: str, series: Sequence[Series], recipe: Mapping[str, Any]) -> None:
-    """Raises UserError if another format than that of the run gives the dates of a file the pace of the training."""
-    one = max(series, key=lambda series: len(series.rows))
-    form = forecast_preprocessing.format_of(recipe)
-    other = None if one.dates is None else date_columns.other_reading(one.dates, form.format)
-    if not other or not recipe['pace'] or len(one.dates) < 3:
+def _check_dates(name: str, series: Sequence[Series], preprocessing: Mapping[str, Any]) -> None:
+    """Raises UserError if only another format than that of the run gives the dates the frequency of training."""
+    longest = max(series, key=lambda series: len(series.rows))
+    form = forecast_preprocessing.format_of(preprocessing)
+    alternative = None if longest.dates is None else date_columns.other_reading(longest.dates, form.format)
+    if not alternative or not preprocessing['frequency'] or len(longest.dates) < 3:
         return
-    pace = Pace(*recipe['pace'])
+    frequency = Frequency(*preprocessing['frequency'])
 
-    def far(local: np.ndarray) -> int:
-        steps = np.diff(dates.instants(local, one.offsets)) / np.timedelta64(1, 'D') / pace.days()
-        return int(((steps < 1 / PACE_RATIO) | (steps > PACE_RATIO)).sum())
+    def irregular_steps(local: np.ndarray) -> int:
+        steps = np.diff(dates.instants(local, longest.offsets)) / np.timedelta64(1, 'D') / frequency.days()
+        return int(((steps < 1 / FREQUENCY_RATIO) | (steps > FREQUENCY_RATIO)).sum())
 
-    if 2 * far(other[1]) < far(one.dates):
+    if 2 * irregular_steps(alternative[1]) < irregular_steps(longest.dates):
         raise UserError(
-            f'{name}: the dates{one.phrase} are {pace.words()} apart, as in the training, only in the format '
-            f'{other[0]}, and the format of the run is {form}; write them in the format of the run'
+            f'{name}: the dates{longest.phrase} are {frequency.words()} apart, as in training, only in the format '
+            f'{alternative[0]}, but the format of the run is {form}; write them in the format of the run'
         )
 
 
-def _usable(
-    name: str, table: SeriesTable, splits: Sequence[Split], recipe: Mapping[str, Any], order: int | None
+def _usable_series(
+    name: str, table: SeriesTable, splits: Sequence[Split], preprocessing: Mapping[str, Any], order: int | None
 ) -> tuple[SeriesTable, list[Split], dict[str, Any], dict[str | None, str]]:
-    """Returns the series that can be learned from, their splits and scales, and why others cannot, by name."""
-    kept, scales, left_out = [], {}, {}
+    """Returns the series to learn from, their splits and scales, and the reason for each excluded series by name."""
+    usable, scales, left_out = [], {}, {}
     for series, split in zip(table.series, splits, strict=True):
         try:
-            _check_parts(name, series, split, recipe, order)
+            _check_lengths(name, series, split, preprocessing, order)
             scales[series.name or ''] = forecast_preprocessing.fit_scale(
                 name, series, table.columns.numbers, split.validation
             )
-            kept.append((series, split))
-        except Unusable as error:
+            usable.append((series, split))
+        except UnusableSeriesError as error:
             if len(table.series) == 1:
                 raise
             left_out[series.name] = str(error).removeprefix(f'{name}: ')
-    if left_out and not (kept and recipe['skip_short']):
-        more = '; or pass --skip_short, which leaves them out' if kept else ''
+    if left_out and not (usable and preprocessing['skip_short']):
+        skip_hint = '; or pass --skip_short to exclude them' if usable else ''
         raise UserError(
             f'{name}: {len(left_out):,} of {len(table.series):,} series are too short or constant, '
-            f'{options.some(map(repr, left_out), 5)}: {next(iter(left_out.values()))}{more}'
+            f'{options.some(map(repr, left_out), 5)}: {next(iter(left_out.values()))}{skip_hint}'
         )
-    return table._replace(series=[one for one, _ in kept]), [split for _, split in kept], scales, left_out
+    return table._replace(series=[series for series, _ in usable]), [split for _, split in usable], scales, left_out
 
 
 def _left_out_lines(left_out: Mapping[str | None, str]) -> list[str]:
@@ -254,62 +293,73 @@ def _left_out_lines(left_out: Mapping[str | None, str]) -> list[str]:
         return []
     count = len(left_out)
     return [
-        f'left out, too short or constant: {count:,} series, {options.some(map(repr, left_out), 5)}',
+        f'excluded as too short or constant: {count:,} series, {options.some(map(repr, left_out), 5)}',
         *list(left_out.values())[:3],
     ]
 
 
-def _completed(name: str, table: SeriesTable, splits: Sequence[Split], recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe, with what is fitted on the training part, and the season that is best on validation."""
+def _fit_preprocessing(
+    name: str, table: SeriesTable, splits: Sequence[Split], preprocessing: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the preprocessing with what is fitted on the training split, and the best season on validation."""
     columns = table.columns
     longest = max(table.series, key=lambda series: len(series.rows))
-    found = {'targets': list(columns.targets), 'cycles': [], 'pace': None, 'dates': None}
-    found['numbers'] = {name: list(format) for name, format in table.formats.items()}
+    fitted = {'targets': list(columns.targets), 'cycles': [], 'frequency': None, 'dates': None}
+    fitted['numbers'] = {name: list(format) for name, format in table.formats.items()}
     if columns.date is not None:
-        found |= {'pace': list(dates.pace(longest.dates, longest.offsets)), 'dates': list(table.dates)}
-    if recipe['calendar']:
-        found['cycles'] = forecast_preprocessing.cycles_of(longest.dates)
-        if not found['cycles']:
-            raise UserError(f'--calendar=true says nothing about {name}, whose rows are a year apart; leave it out')
-    found |= _seasons(name, table, splits, recipe | found)
-    # Errors of several series or targets are comparable in units of their own.
-    return recipe | found | {'own': len(table.series) * len(columns.targets) == 1}
+        fitted |= {'frequency': list(dates.infer_frequency(longest.dates, longest.offsets)), 'dates': list(table.dates)}
+    if preprocessing['calendar']:
+        fitted['cycles'] = forecast_preprocessing.cycles_of(longest.dates)
+        if not fitted['cycles']:
+            raise UserError(f'--calendar=true has no effect on {name}, whose rows are a year apart; remove the flag')
+    fitted |= _seasons(name, table, splits, preprocessing | fitted)
+    # Errors of several series or targets are comparable only in units of their training deviations.
+    return preprocessing | fitted | {'original_units': len(table.series) * len(columns.targets) == 1}
 
 
-def _seasons(name: str, table: SeriesTable, splits: Sequence[Split], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the seasons that are tried, the one that is best on validation, and the lag of what is added."""
-    known = set(recipe['seasons'] or ()) | set(forecast_seasons.usual(Pace(*recipe['pace'])) if recipe['pace'] else ())
-    seasons = forecast_seasons.fitting(sorted(known), splits)
+def _seasons(
+    name: str, table: SeriesTable, splits: Sequence[Split], preprocessing: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the seasons of the baselines, the best one on validation, and the lag of the values added to outputs."""
+    candidates = set(preprocessing['seasons'] or ()) | set(
+        forecast_seasons.usual(Frequency(*preprocessing['frequency'])) if preprocessing['frequency'] else ()
+    )
+    seasons = forecast_seasons.fitting(sorted(candidates), splits)
     scaled = []
     for series in table.series:
-        mean, deviation = np.array(recipe['scales'][series.name or '']).T[:, : len(recipe['targets'])]
-        scaled.append((series.values[:, : len(recipe['targets'])] - mean) / deviation)
-    season = forecast_seasons.best(seasons, scaled, splits, recipe['horizon'])
-    if recipe['lag'] == 'season' and season is None:
+        mean, deviation = np.array(preprocessing['scales'][series.name or '']).T[:, : len(preprocessing['targets'])]
+        scaled.append((series.values[:, : len(preprocessing['targets'])] - mean) / deviation)
+    season = forecast_seasons.best(seasons, scaled, splits, preprocessing['horizon'])
+    if preprocessing['lag'] == 'season' and season is None:
         raise UserError(
             f'--residual=season: the dates of {name} have no usual season that is short enough; pass --season'
         )
-    found = {'seasons': seasons, 'seasons_too_long': sorted(known - set(seasons)), 'season': season}
-    return found | {'lag': season if recipe['lag'] == 'season' else recipe['lag']}
+    fitted = {'seasons': seasons, 'seasons_too_long': sorted(candidates - set(seasons)), 'season': season}
+    return fitted | {'lag': season if preprocessing['lag'] == 'season' else preprocessing['lag']}
 
 
-def _check_parts(name: str, series: Series, split: Split, recipe: Mapping[str, Any], order: int | None) -> None:
-    """Raises Unusable where a part is too short for what is asked."""
-    who, rows = f'{name}{series.phrase.replace(" of", ":", 1)}', max(split.validation, 0)
-    if rows < FEWEST_ROWS:
-        raise Unusable(f'{who} has {rows} rows to train on, and needs {FEWEST_ROWS}; use more rows, or a later split')
-    if rows < recipe['window'] + 1:
-        raise Unusable(
-            f'{who} has {rows} rows to train on, and --window={recipe["window"]} needs {recipe["window"] + 1}; use a '
-            'smaller --window'
+def _check_lengths(
+    name: str, series: Series, split: Split, preprocessing: Mapping[str, Any], order: int | None
+) -> None:
+    """Raises UnusableSeriesError if a split is too short for the settings."""
+    where, rows = f'{name}{series.phrase.replace(" of", ":", 1)}', max(split.validation, 0)
+    if rows < MIN_TRAINING_ROWS:
+        raise UnusableSeriesError(
+            f'{where} has {rows} training rows and needs {MIN_TRAINING_ROWS}; use more rows, or a later split'
         )
-    if recipe['seasons'] and min(recipe['seasons']) >= rows:
-        raise Unusable(
-            f'{who} has {rows} rows to train on, and --season={min(recipe["seasons"])} needs more; use a shorter season'
+    if rows < preprocessing['window'] + 1:
+        raise UnusableSeriesError(
+            f'{where} has {rows} training rows, but --window={preprocessing["window"]} needs '
+            f'{preprocessing["window"] + 1}; use a smaller --window'
+        )
+    if preprocessing['seasons'] and min(preprocessing['seasons']) >= rows:
+        raise UnusableSeriesError(
+            f'{where} has {rows} training rows, but --season={min(preprocessing["seasons"])} needs more; use a shorter '
+            'season'
         )
     if order and 2 * order + 2 > rows:
-        raise Unusable(
-            f'{who} has {rows} rows to train on, and --ar_order={order} needs {2 * order + 2}; use a lower order'
+        raise UnusableSeriesError(
+            f'{where} has {rows} training rows, but --ar_order={order} needs {2 * order + 2}; use a lower order'
         )
     for part, count in (('validation', split.test - split.validation), ('test', len(series.rows) - split.test)):
         if count < recipe['horizon']:
@@ -319,14 +369,18 @@ def _check_parts(name: str, series: Series, split: Split, recipe: Mapping[str, A
             )
 
 
-def _check_known(name: str, parts: Sequence[Ready], origins: Mapping[str, Spans], horizon: int) -> None:
-    for part, ranges in origins.items():
+def _check_targets(
+    name: str, prepared_series: Sequence[PreparedSeries], origins: Mapping[str, OriginRanges], horizon: int
+) -> None:
+    """Raises UserError if all targets of a split are missing."""
+    for split_name, ranges in origins.items():
         if not any(
-            one.real[first + 1 : stop + horizon].any() for one, (first, stop) in zip(parts, ranges, strict=True)
+            prepared.valid[first + 1 : stop + horizon].any()
+            for prepared, (first, stop) in zip(prepared_series, ranges, strict=True)
         ):
-            raise UserError(f'{name} has no value of a target in its {part} part; choose another split')
+            raise UserError(f'{name} has no value of a target in its {split_name} split_name; choose another split')
 
 
-def _until(part: Ready, stop: int) -> Ready:
-    """Its first steps."""
-    return part._replace(**{name: getattr(part, name)[:stop] for name in ('inputs', 'values', 'real', 'past')})
+def _first_steps(prepared: PreparedSeries, stop: int) -> PreparedSeries:
+    """Returns the first `stop` steps of a series."""
+    return prepared._replace(**{name: getattr(prepared, name)[:stop] for name in ('inputs', 'values', 'valid', 'past')})

@@ -1,10 +1,10 @@
-"""A text to be predicted token by token: what follows is learned from all that came before (Graves 2013, section 3).
+"""Language modeling: a text is predicted token by token from all tokens before (Graves 2013, section 3).
 
-Training reads rows side by side with the carry handed on: truncated backpropagation. What is held out are the last
-tokens, cut into rows too, of which a model knows nothing at their beginning.
+Training reads rows of the text in parallel and keeps their carries: truncated backpropagation through time. The last
+tokens are held out, and are cut into rows as well, each of which starts without context.
 
-What is not in the vocabulary is one token of its own, and scored as any other. Which of the unknown ones it was is no
-part of the score: where there are some, the bits are fewer than a code that restores the text would need.
+Tokens that are not in the vocabulary are one token, scored as any other. The score does not include which of them it
+was, so with unknown tokens the bits are fewer than a code that restores the text would need.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.datasets.baselines import ngrams
-from seqjax.datasets.dataset import Dataset, Items, Measure, OnlinePredictor, Table, Unseen
+from seqjax.datasets.dataset import Dataset, ItemScores, MetricSpec, OnlinePredictor, PredictionInputs, Table
 from seqjax.nn import losses
 from seqjax.ops import windows as ops_windows
 from seqjax.types import Arrays, Batch, Mean, ModelSpec, Sequences
 
-ROWS, LEAST = 32, 32  # rows that are read side by side to score a text, where each is so many windows long
+MAX_ROWS, MIN_WINDOWS_PER_ROW = 32, 32  # rows of an evaluation batch, and windows in each of them
 COLUMNS = ('place', 'token', 'bits')
 
 
 class SplitBounds(NamedTuple):
-    """Where the parts of a text end: they follow each other."""
+    """Ends of the consecutive splits of a text."""
 
     training: int
     validation: int
-    test: int  # the text's own end
+    test: int  # end of the text
 
     @classmethod
-    def of(cls, count: int, validation: float, test: float, most: int) -> SplitBounds:
-        """By the shares of the last parts, of at most so many tokens each.
+    def from_fractions(cls, count: int, validation: float, test: float, max_eval_tokens: int) -> SplitBounds:
+        """Returns the bounds for fractions of the text, with at most `max_eval_tokens` tokens in validation and test.
 
-        >>> SplitBounds.of(1000, 0.05, 0.1, most=80)
+        >>> SplitBounds.from_fractions(1000, 0.05, 0.1, max_eval_tokens=80)
         SplitBounds(training=870, validation=920, test=1000)
         """
-        middle = count - min(most, round(count * test))
-        return cls(middle - min(most, round(count * validation)), middle, count)
+        middle = count - min(max_eval_tokens, round(count * test))
+        return cls(middle - min(max_eval_tokens, round(count * validation)), middle, count)
 
-    def part(self, name: str) -> tuple[int, int]:
-        """From where to where 'all', 'validation' or 'test' goes."""
+    def split(self, name: str) -> tuple[int, int]:
+        """Returns the start and end of 'all', 'validation' or 'test'."""
         return {
             'all': (0, self.test),
             'validation': (self.training, self.validation),
@@ -57,14 +57,14 @@ class SplitBounds(NamedTuple):
 
 
 def rows_for(count: int, window: int) -> int:
-    """B for so many predictions: few enough that it matters little that every row begins with nothing known."""
-    return max(1, min(ROWS, count // (LEAST * window)))
+    """Returns the number of rows B for a number of predictions; few rows, since each of them starts without context."""
+    return max(1, min(MAX_ROWS, count // (MIN_WINDOWS_PER_ROW * window)))
 
 
-def arrange(values: np.ndarray, window: int) -> np.ndarray:
-    """One value a prediction [N], in the order of the text -> [windows, B, T], padded with 0; row i goes on in row i.
+def to_batches(values: np.ndarray, window: int) -> np.ndarray:
+    """Arranges one value for each prediction [N] as [windows, B, T], padded with 0; row i continues in row i.
 
-    >>> arrange(np.arange(1, 6), window=3).tolist()
+    >>> to_batches(np.arange(1, 6), window=3).tolist()
     [[[1, 2, 3]], [[4, 5, 0]]]
     """
     rows = rows_for(len(values), window)
@@ -75,10 +75,10 @@ def arrange(values: np.ndarray, window: int) -> np.ndarray:
     return values.reshape(rows, windows, window).swapaxes(0, 1)
 
 
-def in_order(values: np.ndarray, count: int) -> np.ndarray:
-    """What `arrange` was given: [windows, B, T] -> [N].
+def from_batches(values: np.ndarray, count: int) -> np.ndarray:
+    """Returns values in the order of the text: the inverse of `to_batches`, [windows, B, T] -> [N].
 
-    >>> in_order(arrange(np.arange(5), window=3), 5).tolist()
+    >>> from_batches(to_batches(np.arange(5), window=3), 5).tolist()
     [0, 1, 2, 3, 4]
     """
     windows, rows, window = values.shape
@@ -86,14 +86,14 @@ def in_order(values: np.ndarray, count: int) -> np.ndarray:
     return values.swapaxes(0, 1).reshape(rows, windows * window)[:, :share].reshape(-1)[:count]
 
 
-def held_out(tokens: np.ndarray, window: int) -> Batch:
-    """Tokens [N] -> batches that predict each but the first: leaves [windows, B, T]."""
-    mask = arrange(np.ones(len(tokens) - 1, bool), window)
-    return Batch(arrange(tokens[:-1], window), arrange(tokens[1:], window), mask)
+def evaluation_batch(tokens: np.ndarray, window: int) -> Batch:
+    """Returns batches that predict all tokens [N] but the first: leaves [windows, B, T]."""
+    mask = to_batches(np.ones(len(tokens) - 1, bool), window)
+    return Batch(to_batches(tokens[:-1], window), to_batches(tokens[1:], window), mask)
 
 
-def answers(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """Of logits [B, T, V] what is worth keeping: the nats of every token [B, T], and whether it was the likeliest."""
+def postprocess(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """Returns the nats of every token [B, T], and True if it was the most probable one, from logits [B, T, V]."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
     targets = batch.targets.astype(jnp.int32)
     nats = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
@@ -101,58 +101,63 @@ def answers(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
 
 
 def loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
-    """The cross-entropy in nats."""
+    """Returns the cross-entropy in nats."""
     return {'loss': losses.cross_entropy(logits, batch.targets, batch.mask)}
 
 
-def items(bits: np.ndarray, mask: np.ndarray) -> Items:
-    """Bits [windows, B, T] by stretches of T tokens, one after the other in the text."""
+def items(bits: np.ndarray, mask: np.ndarray) -> ItemScores:
+    """Returns the bits [windows, B, T] of consecutive blocks of T tokens."""
     totals, counts = np.where(mask, bits, 0).sum(-1, dtype=np.float64).reshape(-1), mask.sum(-1).reshape(-1)
-    return Items(totals[counts > 0], counts[counts > 0])
+    return ItemScores(totals[counts > 0], counts[counts > 0])
 
 
-def in_bits(found: Arrays) -> np.ndarray:
-    """Of all answers, leaves [windows, B, T]."""
-    return np.asarray(found['nats'], np.float64) / math.log(2)
+def bits_of(predictions: Arrays) -> np.ndarray:
+    """Returns the bits of each prediction [windows, B, T]."""
+    return np.asarray(predictions['nats'], np.float64) / math.log(2)
 
 
-def summary(found: Arrays, count: int, unit: str) -> list[str]:
-    """Lines about a text that was scored."""
-    bits = in_bits(found).sum() / count
-    right = np.asarray(found['right']).sum() / count
-    return [
-        f'{bits:.4f} bits per {unit}: perplexity {2**bits:.4g}; the most probable one was right in {right:.1%} of '
-        f'{count:,}'
-    ]
+def summary(predictions: Arrays, count: int, unit: str) -> list[str]:
+    """Returns a line with bits, perplexity and accuracy of a text."""
+    bits = bits_of(predictions).sum() / count
+    right = np.asarray(predictions['right']).sum() / count
+    return [f'{bits:.4f} bits per {unit}, perplexity {2**bits:.4g}, accuracy {right:.1%} of {count:,}']
 
 
-def scored(
+def scoring_inputs(
     tokens: np.ndarray,
     window: int,
     begin: int,
     *,
     unit: str,
     token_name: Callable[[int], str],
-    look: Sequence[str] = (),
-) -> Unseen:
-    """A text to be scored: tokens [N], at least two, the first of which is at place `begin` of its file.
+    description: Sequence[str] = (),
+) -> PredictionInputs:
+    """Returns the inputs to score a text.
 
-    `unit` is what a token is, 'character'; `token_name` names one in the table; `look` are lines about the file.
+    Args:
+      tokens: [N], at least two.
+      window: T.
+      begin: the position of the first token in its file.
+      unit: the name of a token, such as 'character'.
+      token_name: function that names a token in the table.
+      description: lines that describe the file.
     """
     count = len(tokens) - 1
 
-    def rows(found: Arrays) -> Iterable[Sequence[Any]]:
-        for place, bits in enumerate(in_order(in_bits(found), count).tolist(), 1):
+    def rows(predictions: Arrays) -> Iterable[Sequence[Any]]:
+        for place, bits in enumerate(from_batches(bits_of(predictions), count).tolist(), 1):
             yield begin + place, token_name(int(tokens[place])), bits
 
-    def table(found: Arrays) -> Table:
-        return COLUMNS, rows(found)
+    def table(predictions: Arrays) -> Table:
+        return COLUMNS, rows(predictions)
 
-    return Unseen(held_out(tokens, window), table, look, lambda found: summary(found, count, unit))
+    return PredictionInputs(
+        evaluation_batch(tokens, window), table, description, lambda predictions: summary(predictions, count, unit)
+    )
 
 
 def spec(size: int, window: int) -> ModelSpec:
-    """Of models of a text with so many different tokens."""
+    """Returns the ModelSpec for texts with a vocabulary of `size` tokens."""
     return ModelSpec('per_step', size, vocabulary=size, stateful=True, causal=True, memory_span=window)
 
 
@@ -162,7 +167,7 @@ def _window(window: int, rows: jax.Array, key: jax.Array, step: jax.Array) -> Ba
     return Batch(Sequences(inputs, resets=resets), targets, jnp.ones(targets.shape, bool))
 
 
-def text(
+def dataset(
     tokens: np.ndarray,
     bounds: SplitBounds,
     *,
@@ -171,68 +176,68 @@ def text(
     title: str,
     batch_size: int,
     window: int,
-    order: int,
-    most: int,
+    ngram_order: int,
+    max_ngram_tokens: int,
     token_name: Callable[[int], str],
-    recipe: Mapping[str, Any],
-    look: Sequence[str] = (),
+    preprocessing: Mapping[str, Any],
+    description: Sequence[str] = (),
 ) -> Dataset:
-    """A text as a Dataset.
+    """Returns a text as a Dataset.
 
     Args:
       tokens: [N], unsigned.
-      bounds: of its parts; validation and test have two tokens at least.
+      bounds: the splits; validation and test have at least two tokens.
       size: V.
-      unit, token_name, look: see `scored`.
-      title: of the text, in a sentence.
-      batch_size, window: B, the rows that training reads side by side, and T.
-      order, most: of the n-grams that are to be beaten, and the last tokens of training that they are counted on.
-      recipe: see Dataset.
+      unit, token_name, description: see `scoring_inputs`.
+      title: the name of the text in messages.
+      batch_size, window: B, the rows that training reads in parallel, and T.
+      ngram_order, max_ngram_tokens: the order of the n-gram baseline, and the number of last training tokens it counts.
+      preprocessing: see Dataset.
 
     Raises:
-      ValueError: the part that is trained on is too short, see `token_rows` and `ngrams.fit`.
+      ValueError: the training split is too short, see `token_rows` and `ngrams.fit`.
     """
     rows = ops_windows.token_rows(tokens[: bounds.training], batch_size, window)
-    validation = held_out(tokens[slice(*bounds.part('validation'))], window)
-    begin, end = bounds.part('test')
-    test = scored(tokens[begin:end], window, begin, unit=unit, token_name=token_name)
+    validation = evaluation_batch(tokens[slice(*bounds.split('validation'))], window)
+    begin, end = bounds.split('test')
+    test = scoring_inputs(tokens[begin:end], window, begin, unit=unit, token_name=token_name)
     mask = test.batches.mask
-    counted = tokens[max(0, bounds.training - most) : bounds.training]
+    ngram_tokens = tokens[max(0, bounds.training - max_ngram_tokens) : bounds.training]
 
-    def baseline(order: int) -> Callable[[str], Items]:
-        model = functools.cache(lambda: ngrams.fit(counted, order, size))
+    def baseline(order: int) -> Callable[[str], ItemScores]:
+        model = functools.cache(lambda: ngrams.fit(ngram_tokens, order, size))
 
-        def found(split: str) -> Items:
-            begin, end = bounds.part(split)
-            before = begin - max(0, begin - order)  # the n-grams may look back beyond the beginning of the part
+        def item_scores(split: str) -> ItemScores:
+            begin, end = bounds.split(split)
+            before = begin - max(0, begin - order)  # n-grams may read tokens before the split
             bits = model().bits(tokens[begin - before : end], before + 1)
-            return items(arrange(bits, window), arrange(np.ones(len(bits), bool), window))
+            return items(to_batches(bits, window), to_batches(np.ones(len(bits), bool), window))
 
-        return found
+        return item_scores
 
     return Dataset(
         name=title,
-        look=look,
+        description=description,
         spec=spec(size, window),
-        answers=answers,
-        recipe=recipe,
+        postprocess=postprocess,
+        preprocessing=preprocessing,
         loss_fn=loss_fn,
         batch=partial(_window, window),
         data=rows,
-        both=lambda: ops_windows.token_rows(tokens[: bounds.part('test')[0]], batch_size, window),
-        epoch=(rows.shape[1] - 1) // window,
+        train_plus_validation=lambda: ops_windows.token_rows(tokens[: bounds.split('test')[0]], batch_size, window),
+        steps_per_epoch=(rows.shape[1] - 1) // window,
         validation=validation,
         test=test,
-        measure=Measure(f'bits per {unit}', spec='.4f'),
-        items=lambda found: items(in_bits(found), mask),
-        baselines={'unigram': baseline(1), f'Kneser-Ney {order}-gram': baseline(order)},
-        tell=test.tell,
+        metric=MetricSpec(f'bits per {unit}', format_spec='.4f'),
+        items=lambda predictions: items(bits_of(predictions), mask),
+        baselines={'unigram': baseline(1), f'Kneser-Ney {ngram_order}-gram': baseline(ngram_order)},
+        summary=test.summary,
     )
 
 
 def stream(parse: Callable[[str], np.ndarray], token_name: Callable[[int], str]) -> OnlinePredictor:
-    """Tokens that come one at a time: what each cost, given those before, and which is the most probable next."""
-    before: list[np.ndarray] = []  # log-probabilities [V] for the token that comes; none at the beginning
+    """Returns an online predictor for tokens: the bits of each token, and the most probable next one."""
+    before: list[np.ndarray] = []  # log-probabilities [V] of the next token; empty at the start
 
     def values(logits: np.ndarray, token: np.ndarray) -> Sequence[Any]:
         log_p = np.asarray(logits, np.float64)
@@ -256,10 +261,10 @@ def sample(
     samples: int = 1,
     never: int | None = None,
 ) -> jax.Array:
-    """Tokens [samples, length], int32, that a model writes after a prompt [P].
+    """Samples tokens [samples, length], int32, that continue a prompt [P].
 
-    Each token is drawn with probability p^(1 / temperature), normalised; near 0 the most probable one is drawn, and
-    `never` is not. P is at least 1.
+    A token has probability p^(1 / temperature), normalized; near temperature 0, the most probable one is chosen. Token
+    `never` is not sampled. P is at least 1.
     """
 
     def read(tokens, carry):

@@ -1,9 +1,9 @@
-"""Images read as sequences, row by row or pixel by pixel (Le et al. 2015), each of one class.
+"""Images read as sequences, row by row or pixel by pixel (Le et al. 2015), and classified.
 
-In Le et al. 2015, "A simple way to initialize recurrent networks of rectified linear units", the pixels of MNIST come
-one at a time, in the order of the scan or in one that is drawn once and is the same for all images.
+In Le et al. 2015, "A simple way to initialize recurrent networks of rectified linear units", the pixels of MNIST are
+read one at a time, in scan order or in one random order that is the same for all images.
 
-What is held out are the last images: the writers of the first ones are, in files that keep their order, other people.
+The last images are held out. In files that keep their original order, their writers differ from those of the first.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.datasets import classification, recipes
+from seqjax.datasets import classification, schemas
 from seqjax.datasets.classification import Splits
-from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
+from seqjax.datasets.dataset import Dataset, OnlinePredictor, PredictionInputs
 from seqjax.datasets.readers.images import Images
 from seqjax.errors import UserError
 from seqjax.ops import windows
 from seqjax.types import Batch, ModelSpec
 
-PERMUTATION = 92916  # its seed: one order for all runs, so that they can be compared
+PERMUTATION = 92916  # random seed of the pixel order, the same for all runs so that they can be compared
 
-Recipe = Mapping[str, Any]
+Preprocessing = Mapping[str, Any]
 
 
 def dataset(
@@ -32,73 +32,75 @@ def dataset(
     test: tuple[str, Images] | None,
     *,
     test_count: int,
-    validation_share: float,
+    validation_fraction: float,
     order: str,
     permute: bool,
     batch_size: int,
     seed: int,
 ) -> Dataset:
-    """Images whose classes are to be learned.
+    """Returns images and their classes as a Dataset.
 
     Args:
-      name, images: of the file, and what it holds.
-      test: the same of the file for the test; None to hold out the last `test_count` of `images`.
-      validation_share: of the others; the last of them.
-      order: rows, a step a row; or pixels, a step a pixel.
-      permute: whether the pixels come in another order, the same for all images.
-      batch_size, seed: of training, and of the order of its epochs.
+      name, images: the name and the content of the file.
+      test: the name and the content of the test file; None to hold out the last `test_count` of `images`.
+      validation_fraction: the fraction of the remaining images that is held out for validation, the last ones.
+      order: 'rows', one step for each row; or 'pixels', one step for each pixel.
+      permute: True for a random order of the pixels, the same for all images.
+      batch_size, seed: the training batch size, and the seed of the order in each epoch.
 
     Raises:
-      UserError: there is nothing to learn, or the parts do not fit each other; the sentence says what.
+      UserError: a split is empty or has one class, or the files do not match; the message names the file.
     """
-    train, validation, held_out = split(name, images, test, test_count, validation_share)
+    train, validation, test_images = split(name, images, test, test_count, validation_fraction)
     counts = dict(zip(*(x.tolist() for x in np.unique(train.labels, return_counts=True)), strict=True))
-    classification.check_two_classes(f'the part of {name} to train on', {str(label): n for label, n in counts.items()})
-    recipe = _recipe(name, train, list(counts), order, permute)
+    classification.check_two_classes(f'the training split of {name}', {str(label): n for label, n in counts.items()})
+    preprocessing = _fit_preprocessing(name, train, list(counts), order, permute)
     labels = {
-        'train': _labels(name, train, recipe),
-        'validation': _labels(name, validation, recipe),
-        'test': _labels(test[0] if test else name, held_out, recipe),
+        'train': _labels(name, train, preprocessing),
+        'validation': _labels(name, validation, preprocessing),
+        'test': _labels(test[0] if test else name, test_images, preprocessing),
     }
 
-    parts = {'train': train, 'validation': validation, 'test': held_out}
+    splits = {'train': train, 'validation': validation, 'test': test_images}
 
     def pixels(split: str) -> np.ndarray:
-        return parts[split].values.reshape(len(parts[split].values), -1).astype(np.float32)
+        return splits[split].values.reshape(len(splits[split].values), -1).astype(np.float32)
 
     def data(values: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        # As bytes; they become numbers from 0 to 1 in the batch, which takes a quarter of the memory.
+        # Bytes take a quarter of the memory; a batch scales them to 0 to 1.
         return {
-            'images': _steps(values, recipe),
+            'images': _steps(values, preprocessing),
             'labels': labels.astype(np.int32),
             'order': jax.random.key(seed),
         }
 
-    return classification.compared(
-        recipe['classes'],
+    return classification.make_dataset(
+        preprocessing['classes'],
         labels,
         classification.baselines('logistic regression of the pixels', pixels, labels.__getitem__),
         name=name,
-        look=_look(train, validation, held_out, counts, test[0] if test else None, recipe),
-        spec=spec(recipe),
-        answers=classification.answers,
-        recipe=recipe,
-        loss_fn=classification.scoring(None),
-        batch=_training(recipe['maximum'], batch_size),
+        description=_describe(train, validation, test_images, counts, test[0] if test else None, preprocessing),
+        spec=spec(preprocessing),
+        postprocess=classification.postprocess,
+        preprocessing=preprocessing,
+        loss_fn=classification.make_loss(None),
+        batch=_training(preprocessing['maximum'], batch_size),
         data=data(train.values, labels['train']),
-        both=lambda: data(
+        train_plus_validation=lambda: data(
             np.concatenate([train.values, validation.values]), np.concatenate([labels['train'], labels['validation']])
         ),
-        epoch=-(-len(train.values) // batch_size),
-        validation=_batches(validation, labels['validation'], recipe),
-        test=classification.asked(_batches(held_out, labels['test'], recipe), labels['test'], recipe['classes']),
+        steps_per_epoch=-(-len(train.values) // batch_size),
+        validation=_batches(validation, labels['validation'], preprocessing),
+        test=classification.prediction_inputs(
+            _batches(test_images, labels['test'], preprocessing), labels['test'], preprocessing['classes']
+        ),
     )
 
 
-SIDE = recipes.whole(1, 2**16)
+SIDE = schemas.integer(1, 2**16)
 SCHEMA = {
-    'classes': recipes.several(recipes.choice(*map(str, range(256))), 2, distinct=True),
-    'maximum': recipes.whole(1, 255),
+    'classes': schemas.list_of(schemas.choice(*map(str, range(256))), 2, distinct=True),
+    'maximum': schemas.integer(1, 255),
     'height': SIDE,
     'width': SIDE,
     'scan_order': recipes.choice('rows', 'pixels'),
@@ -118,49 +120,39 @@ def check_recipe(recipe: Any, order: str, permute: bool) -> Recipe:
     return recipe
 
 
-def spec(recipe: Recipe) -> ModelSpec:
-    steps, features = _shape(recipe)
-    return classification.spec(features, len(recipe['classes']), steps)
+def spec(preprocessing: Preprocessing) -> ModelSpec:
+    steps, features = _shape(preprocessing)
+    return classification.spec(features, len(preprocessing['classes']), steps)
 
 
-def unseen(name: str, images: Images, recipe: Recipe) -> Unseen:
-    """Images to predict; their classes may be unknown. Raises UserError where size or classes are others."""
+def prediction_inputs(name: str, images: Images, preprocessing: Preprocessing) -> PredictionInputs:
+    """Returns images to predict; their classes may be unknown.
+
+    Raises UserError if their size or classes do not match those of training.
+    """
     height, width = images.values.shape[1:]
-    if (height, width) != (recipe['height'], recipe['width']):
+    if (height, width) != (preprocessing['height'], preprocessing['width']):
         raise UserError(
-            f'{name} has images of {height} x {width} pixels, and trained on were {recipe["height"]} x '
-            f'{recipe["width"]}; they must agree'
+            f'{name} has images of {height} x {width} pixels, but the model was trained on '
+            f'{preprocessing["height"]} x {preprocessing["width"]}; use images of that size'
         )
-    labels = np.full(len(images.values), -1) if images.labels is None else _labels(name, images, recipe)
-    told = 'their classes are known' if images.labels is not None else 'their classes are not known'
-    look = [f'{len(labels):,} images of {height} x {width} pixels; {told}']
-    return classification.asked(_batches(images, labels, recipe), labels, recipe['classes'], look)
-
-
-def stream(recipe: Recipe) -> OnlinePredictor:
-    """A line is a step: the pixels of a row, or one pixel, as the file has them and in the order of the training."""
-    features, classes = _shape(recipe)[1], recipe['classes']
-
-    def parse(line: str) -> np.ndarray:
-        values = classification.numbers(line, features)
-        if not np.isfinite(values).all():
-            raise UserError(f'{line.strip()[:80]!r} has a value that is missing or infinite; a pixel has a number')
-        return values / np.float32(recipe['maximum'])
-
-    return OnlinePredictor(
-        parse, classification.columns(classes), lambda outputs, _: classification.answer(np.asarray(outputs), classes)
+    labels = np.full(len(images.values), -1) if images.labels is None else _labels(name, images, preprocessing)
+    labels_known = 'their classes are known' if images.labels is not None else 'their classes are not known'
+    description = [f'{len(labels):,} images of {height} x {width} pixels; {labels_known}']
+    return classification.prediction_inputs(
+        _batches(images, labels, preprocessing), labels, preprocessing['classes'], description
     )
 
 
 def split(
-    name: str, images: Images, test: tuple[str, Images] | None, test_count: int, validation_share: float
+    name: str, images: Images, test: tuple[str, Images] | None, test_count: int, validation_fraction: float
 ) -> Splits:
-    """The parts of a run on a file; see `dataset`."""
-    for (given, held), flag in zip(
+    """Splits the images of a file; see `dataset`."""
+    for (file_name, labelled_images), flag in zip(
         ((name, images), *([test] if test else [])), ('labels', 'test_labels'), strict=False
     ):
-        if held.labels is None:
-            raise UserError(f'{given} needs labels, and has none beside it; pass --{flag}, their file')
+        if labelled_images.labels is None:
+            raise UserError(f'{file_name} has no file of labels in its folder; pass --{flag}')
     count = len(images.values)
     if test is None and test_count >= count:
         raise UserError(f'--test_size={test_count} leaves none of the {count:,} images of {name}; choose fewer')
@@ -171,35 +163,36 @@ def split(
             f'--validation_fraction={validation_share:g} of {first:,} images leaves an empty training or '
             'validation split; use another fraction, or more images'
         )
-    held_out = test[1] if test is not None else _cut(images, first, count)
-    if held_out.values.shape[1:] != images.values.shape[1:]:
-        theirs, ours = (' x '.join(map(str, part.values.shape[1:])) for part in (held_out, images))
-        raise UserError(f'{test[0]} has images of {theirs} pixels, and {name} of {ours}; they must agree')
-    return Splits(_cut(images, 0, kept), _cut(images, kept, first), held_out)
+    test_images = test[1] if test is not None else _slice(images, train_and_validation, count)
+    if test_images.values.shape[1:] != images.values.shape[1:]:
+        test_shape, shape = (' x '.join(map(str, split.values.shape[1:])) for split in (test_images, images))
+        raise UserError(f'{test[0]} has images of {test_shape} pixels, but {name} of {shape}; use images of one size')
+    return Splits(_slice(images, 0, train_count), _slice(images, train_count, train_and_validation), test_images)
 
 
-def _cut(images: Images, start: int, stop: int) -> Images:
+def _slice(images: Images, start: int, stop: int) -> Images:
     return Images(images.values[start:stop], images.labels[start:stop])
 
 
-def _labels(name: str, images: Images, recipe: Recipe) -> np.ndarray:
-    """Places in the classes [N] int64; raises UserError where one was not trained on."""
-    classes = np.array(recipe['classes'], int)
+def _labels(name: str, images: Images, preprocessing: Preprocessing) -> np.ndarray:
+    """Returns class indices [N] int64; raises UserError for a class that training did not have."""
+    classes = np.array(preprocessing['classes'], int)
     for label in np.setdiff1d(images.labels, classes)[:1]:
         row = int(np.argmax(images.labels == label))
         raise UserError(
-            f'{name} has the class {label} in image {row + 1}, and trained on were only {", ".join(recipe["classes"])}'
+            f'{name}, image {row + 1}: class {label} is not among the training classes '
+            f'{", ".join(preprocessing["classes"])}; remove the image'
         )
     return np.searchsorted(classes, images.labels)
 
 
-def _recipe(name: str, train: Images, classes: list[int], order: str, permute: bool) -> dict[str, Any]:
+def _fit_preprocessing(name: str, train: Images, classes: list[int], order: str, permute: bool) -> dict[str, Any]:
     height, width = train.values.shape[1:]
     maximum = int(train.values.max())
     if not maximum:
-        raise UserError(f'{name} has only black images where it is to be trained on; there is nothing to learn from')
+        raise UserError(f'{name} has only black images in the training split; use other images')
     # NumPy keeps the numbers of this generator from version to version.
-    drawn = np.random.RandomState(PERMUTATION).permutation(height * width).tolist() if permute else None
+    permutation = np.random.RandomState(PERMUTATION).permutation(height * width).tolist() if permute else None
     return {
         'classes': [str(label) for label in classes],
         'maximum': maximum,
@@ -216,23 +209,23 @@ def _shape(recipe: Recipe) -> tuple[int, int]:
     return (height, width) if recipe['scan_order'] == 'rows' else (height * width, 1)
 
 
-def _steps(values: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Images [N, height, width] -> sequences of bytes [N, T, F]."""
+def _steps(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Returns sequences of bytes [N, T, F] from images [N, height, width]."""
     pixels = values.reshape(len(values), -1)
-    if recipe['permutation'] is not None:
-        pixels = pixels[:, recipe['permutation']]
-    return pixels.reshape(len(values), *_shape(recipe))
+    if preprocessing['permutation'] is not None:
+        pixels = pixels[:, preprocessing['permutation']]
+    return pixels.reshape(len(values), *_shape(preprocessing))
 
 
-def _batches(images: Images, labels: np.ndarray, recipe: Recipe) -> Batch:
-    steps = _steps(images.values, recipe)
-    return classification.batches(lambda rows: steps[rows] / np.float32(recipe['maximum']), labels)
+def _batches(images: Images, labels: np.ndarray, preprocessing: Preprocessing) -> Batch:
+    steps = _steps(images.values, preprocessing)
+    return classification.batches(lambda rows: steps[rows] / np.float32(preprocessing['maximum']), labels)
 
 
 def _training(maximum: int, batch_size: int) -> Callable[[Any, jax.Array, jax.Array], Batch]:
     def batch(data, key, step):
-        rows, real = windows.epoch_rows(data['order'], step, len(data['labels']), batch_size)
-        return Batch(data['images'][rows].astype(jnp.float32) / maximum, data['labels'][rows], real)
+        rows, valid = windows.epoch_rows(data['order'], step, len(data['labels']), batch_size)
+        return Batch(data['images'][rows].astype(jnp.float32) / maximum, data['labels'][rows], valid)
 
     return batch
 
@@ -240,12 +233,12 @@ def _training(maximum: int, batch_size: int) -> Callable[[Any, jax.Array, jax.Ar
 def _look(
     train: Images, validation: Images, test: Images, counts: Mapping[int, int], other: str | None, recipe: Recipe
 ) -> list[str]:
-    steps, features = _shape(recipe)
-    permuted = ', the pixels in another order that is the same for all' if recipe['permutation'] is not None else ''
-    given = f'{len(test.values):,} of {other} for the test' if other else f'the last {len(test.values):,} for the test'
+    steps, features = _shape(preprocessing)
+    permuted = ', in a permuted order of the pixels' if preprocessing['permutation'] is not None else ''
+    test_phrase = f'{len(test.values):,} of {test_name}' if test_name else f'the last {len(test.values):,}'
     return [
-        f'images of {recipe["height"]} x {recipe["width"]} pixels from 0 to {recipe["maximum"]}, '
+        f'images of {preprocessing["height"]} x {preprocessing["width"]} pixels from 0 to {preprocessing["maximum"]}, '
         f'read as {steps:,} steps of {features}{permuted}',
-        f'{classification.listed({str(label): count for label, count in counts.items()})} where it is trained',
-        f'{len(train.values):,} images to train on, the {len(validation.values):,} after them for validation, {given}',
+        f'{classification.format_class_counts({str(label): n for label, n in counts.items()})} in the training split',
+        f'training: {len(train.values):,} images, validation: the next {len(validation.values):,}, test: {test_phrase}',
     ]

@@ -1,8 +1,8 @@
-"""Whole series that have a class each: of any length, with any number of channels.
+"""Classification of whole time series of any length, with any number of channels.
 
-Each channel is scaled to mean 0 and standard deviation 1 over the steps of the series that are trained on. A channel
-that is constant there says nothing, and is 0 everywhere. With missing='mask' a value that is missing or infinite is 0
-after scaling, and for each channel a second one is 1 where it is missing.
+Each channel is scaled to mean 0 and standard deviation 1 over the steps of the training series. A channel that is
+constant there is 0 everywhere. With missing='mask', a missing or infinite value is 0 after scaling, and each channel
+has an indicator that is 1 where it is missing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,21 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.datasets import classification, recipes
+from seqjax.datasets import classification, schemas
 from seqjax.datasets.baselines import class_baselines
 from seqjax.datasets.classification import Splits
-from seqjax.datasets.dataset import Dataset, OnlinePredictor, Unseen
+from seqjax.datasets.dataset import Dataset, OnlinePredictor, PredictionInputs
 from seqjax.datasets.readers import ts_format
 from seqjax.datasets.readers.ts_format import LabelledSeries
 from seqjax.errors import UserError
 from seqjax.ops import windows
 from seqjax.types import Batch, ModelSpec, Sequences
 
-VALIDATION, TEST = 1, 2  # seeds of what is held out: of their own, so that runs can be compared
-FARTHEST = 1e9  # standard deviations; what is farther off says no more, and float32 can compute with it
-STILL = 1e-6  # of a channel's size: float32 does not know what is smaller
+VALIDATION, TEST = 1, 2  # random seeds of the splits, the same for all runs so that they can be compared
+MAX_SCALED = 1e9  # bound of scaled values, so that float32 can square them
+MIN_RELATIVE_DEVIATION = 1e-6  # of a channel's mean; a smaller deviation is rounding of float32
 
-Recipe = Mapping[str, Any]
+Preprocessing = Mapping[str, Any]
 
 
 def dataset(
@@ -34,129 +34,139 @@ def dataset(
     series: LabelledSeries,
     test: tuple[str, LabelledSeries] | None,
     *,
-    test_share: float,
-    validation_share: float,
+    test_fraction: float,
+    validation_fraction: float,
     missing: str,
     weights: str,
     batch_size: int,
     seed: int,
 ) -> Dataset:
-    """Series whose classes are to be learned.
+    """Returns series and their classes as a Dataset.
 
     Args:
-      name, series: of the file, and what it holds.
-      test: the same of the file for the test; None to hold out `test_share` of `series`.
-      validation_share: of the others.
-      missing: refuse, or mask.
-      weights: of the classes in the loss: none, or balanced.
-      batch_size, seed: of training, and of the order of its epochs.
+      name, series: the name and the content of the file.
+      test: the name and the content of the test file; None to hold out `test_fraction` of `series`.
+      validation_fraction: the fraction of the remaining series that is held out for validation.
+      missing: 'refuse' or 'mask'.
+      weights: the class weights of the loss: 'none' or 'balanced'.
+      batch_size, seed: the training batch size, and the seed of the order in each epoch.
 
     Raises:
-      UserError: there is nothing to learn, or the parts do not fit each other; the sentence says what.
+      UserError: a split is empty or has one class, or the files do not match; the message names the file.
     """
-    for given, held in ((name, series), *([test] if test else [])):
-        _check_missing(given, held, missing)
-    parts = split(name, series, test, test_share, validation_share)
-    recipe = _recipe(name, series, parts.train, missing)
-    labels = {'validation': parts.validation.labels, 'test': parts.test.labels}
+    for file_name, file_series in ((name, series), *([test] if test else [])):
+        _check_missing(file_name, file_series, missing)
+    splits = split(name, series, test, test_fraction, validation_fraction)
+    preprocessing = _fit_preprocessing(name, series, splits.train, missing)
+    labels = {'validation': splits.validation.labels, 'test': splits.test.labels}
 
     def summaries(split: str) -> np.ndarray:
-        part = getattr(parts, split)
-        return class_baselines.summaries(part.values, part.lengths)
+        split_series = getattr(splits, split)
+        return class_baselines.summaries(split_series.values, split_series.lengths)
 
-    return classification.compared(
-        recipe['classes'],
+    return classification.make_dataset(
+        preprocessing['classes'],
         labels,
-        classification.baselines('logistic regression', summaries, lambda split: getattr(parts, split).labels),
+        classification.baselines('logistic regression', summaries, lambda split: getattr(splits, split).labels),
         name=name,
-        look=_look(series, parts, test[0] if test else None, recipe),
-        spec=spec(recipe),
-        answers=classification.answers,
-        recipe=recipe,
-        loss_fn=classification.scoring(classification.class_weights(weights, parts.train.labels)),
-        batch=_training(recipe['steps'], batch_size),
-        data=_training_data(parts.train, recipe, seed),
-        both=lambda: _training_data(_joined(parts.train, parts.validation), recipe, seed),
-        epoch=-(-len(parts.train.lengths) // batch_size),
-        validation=_batches(parts.validation, recipe),
-        test=classification.asked(_batches(parts.test, recipe), parts.test.labels, recipe['classes']),
+        description=_describe(series, splits, test[0] if test else None, preprocessing),
+        spec=spec(preprocessing),
+        postprocess=classification.postprocess,
+        preprocessing=preprocessing,
+        loss_fn=classification.make_loss(classification.class_weights(weights, splits.train.labels)),
+        batch=_training(preprocessing['steps'], batch_size),
+        data=_training_data(splits.train, preprocessing, seed),
+        train_plus_validation=lambda: _training_data(_joined(splits.train, splits.validation), preprocessing, seed),
+        steps_per_epoch=-(-len(splits.train.lengths) // batch_size),
+        validation=_batches(splits.validation, preprocessing),
+        test=classification.prediction_inputs(
+            _batches(splits.test, preprocessing), splits.test.labels, preprocessing['classes']
+        ),
     )
 
 
 SCHEMA = {
-    'classes': recipes.several(recipes.text(1), 2, distinct=True),
-    'mean': recipes.several(recipes.number(), 1),
-    'factor': recipes.several(recipes.number(-1), 1),
-    'missing': recipes.choice('refuse', 'mask'),
-    'steps': recipes.whole(1, recipes.MOST_STEPS),
+    'classes': schemas.list_of(schemas.text(1), 2, distinct=True),
+    'mean': schemas.list_of(schemas.number(), 1),
+    'factor': schemas.list_of(schemas.number(-1), 1),
+    'missing': schemas.choice('refuse', 'mask'),
+    'steps': schemas.integer(1, schemas.MAX_STEPS),
 }
 
 
-def check_recipe(recipe: Any, missing: str) -> Recipe:
-    """Returns a recipe that was read from a file; raises UserError if it is invalid."""
-    recipes.check(recipe, SCHEMA, {'missing': missing})
-    recipes.require(len(recipe['mean']) == len(recipe['factor']), 'mean and factor of different lengths')
-    recipes.require(recipes.NAMES.holds(recipe.get('declared', [])), "no list of names as 'declared'")
-    return recipe
+def check_preprocessing(preprocessing: Any, missing: str) -> Preprocessing:
+    """Returns the preprocessing of a run that was read from a file; raises UserError if it is invalid."""
+    schemas.check(preprocessing, SCHEMA, {'missing': missing})
+    schemas.require(len(preprocessing['mean']) == len(preprocessing['factor']), 'mean and factor of different lengths')
+    schemas.require(schemas.NAMES.holds(preprocessing.get('declared', [])), "no list of names as 'declared'")
+    return preprocessing
 
 
-def spec(recipe: Recipe) -> ModelSpec:
-    """F is twice the channels where missing values are masked."""
-    features = len(recipe['mean']) * (2 if recipe['missing'] == 'mask' else 1)
-    return classification.spec(features, len(recipe['classes']), recipe['steps'])
+def spec(preprocessing: Preprocessing) -> ModelSpec:
+    """Returns the ModelSpec; F is twice the number of channels if missing values are masked."""
+    features = len(preprocessing['mean']) * (2 if preprocessing['missing'] == 'mask' else 1)
+    return classification.spec(features, len(preprocessing['classes']), preprocessing['steps'])
 
 
-def unseen(name: str, series: LabelledSeries, recipe: Recipe) -> Unseen:
-    """Series to predict; their classes may be unknown.
+def prediction_inputs(name: str, series: LabelledSeries, preprocessing: Preprocessing) -> PredictionInputs:
+    """Returns series to predict; their classes may be unknown.
 
-    Raises UserError where there are other channels, classes that were not trained on, or missing values.
+    Raises UserError if the channels or classes do not match training, or values are missing.
     """
-    series = _fitting(name, series, recipe['classes'], recipe.get('declared', ()), len(recipe['mean']))
-    _check_missing(name, series, recipe['missing'])
+    series = _match_classes(
+        name, series, preprocessing['classes'], preprocessing.get('declared', ()), len(preprocessing['mean'])
+    )
+    _check_missing(name, series, preprocessing['missing'])
     unknown = int((series.labels == ts_format.UNKNOWN).sum())
-    look = [_sizes(series), f'{len(series.labels) - unknown:,} series have a class, {unknown:,} have none']
-    return classification.asked(_batches(series, recipe), series.labels, recipe['classes'], look)
-
-
-def stream(recipe: Recipe) -> OnlinePredictor:
-    """A line is a step, its channels separated by commas; the answer is for the steps so far."""
-    classes, channels = recipe['classes'], len(recipe['mean'])
-
-    def parse(line: str) -> np.ndarray:
-        values = classification.numbers(line, channels)
-        if recipe['missing'] == 'refuse' and not np.isfinite(values).all():
-            raise UserError(
-                f'{line.strip()[:80]!r} has a value that is missing or infinite, and the model was trained with '
-                '--missing=refuse; train one with --missing=mask'
-            )
-        return scaled(values[None], recipe)[0]
-
-    return OnlinePredictor(
-        parse, classification.columns(classes), lambda outputs, _: classification.answer(np.asarray(outputs), classes)
+    description = [_sizes(series), f'{len(series.labels) - unknown:,} series with a class, {unknown:,} without']
+    return classification.prediction_inputs(
+        _batches(series, preprocessing), series.labels, preprocessing['classes'], description
     )
 
 
-# --- what is refused, and what is split ------------------------------------------------------------
+def stream(preprocessing: Preprocessing) -> OnlinePredictor:
+    """Returns an online predictor; a line is a step, its channels separated by commas."""
+    classes, channels = preprocessing['classes'], len(preprocessing['mean'])
+
+    def parse(line: str) -> np.ndarray:
+        values = classification.parse_numbers(line, channels)
+        if preprocessing['missing'] == 'refuse' and not np.isfinite(values).all():
+            raise UserError(
+                f'{line.strip()[:80]!r} has a missing or infinite value, but the model was trained with '
+                '--missing=refuse; train one with --missing=mask'
+            )
+        return scaled(values[None], preprocessing)[0]
+
+    return OnlinePredictor(
+        parse,
+        classification.columns(classes),
+        lambda outputs, _: classification.prediction_row(np.asarray(outputs), classes),
+    )
+
+
+# --- splits ----------------------------------------------------------------------------------------
 
 
 def take(series: LabelledSeries, rows: np.ndarray) -> LabelledSeries:
-    """The series of some rows, in their order."""
+    """Returns the series of some rows, in the order of the rows."""
     ends = np.cumsum(series.lengths)
     parts = [series.values[ends[row] - series.lengths[row] : ends[row]] for row in rows]
     return series._replace(values=np.concatenate(parts), lengths=series.lengths[rows], labels=series.labels[rows])
 
 
-def _joined(one: LabelledSeries, other: LabelledSeries) -> LabelledSeries:
+def _joined(first: LabelledSeries, second: LabelledSeries) -> LabelledSeries:
     fields = ('values', 'lengths', 'labels')
-    return one._replace(**{name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in fields})
+    return first._replace(**{name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in fields})
 
 
 def _labelled(name: str, series: LabelledSeries) -> LabelledSeries:
-    """The same series with those classes only that occur; all must have one."""
+    """Returns the series with only the classes that occur; raises UserError if one has no class."""
     if not series.classes:
-        raise UserError(f'{name} has @classLabel false, so there is nothing to learn from; its series need classes')
+        raise UserError(f'{name} has @classLabel false; use a file whose series have classes')
     for row in np.flatnonzero(series.labels == ts_format.UNKNOWN)[:1]:
-        raise UserError(f'{name} has no class for series {row + 1} of {len(series.labels):,}; take it out, or tell it')
+        raise UserError(
+            f'{name}: series {row + 1} of {len(series.labels):,} has no class; add it, or remove the series'
+        )
     classification.check_two_classes(name, _counts(series))
     occur, labels = np.unique(series.labels, return_inverse=True)
     classes = tuple(series.classes[place] for place in occur)
@@ -164,7 +174,7 @@ def _labelled(name: str, series: LabelledSeries) -> LabelledSeries:
 
 
 def _counts(series: LabelledSeries) -> dict[str, int]:
-    """How often each class does occur."""
+    """Returns the number of series of each class that occurs."""
     occur, counts = np.unique(series.labels, return_counts=True)
     return {series.classes[place]: int(count) for place, count in zip(occur, counts, strict=True)}
 
@@ -173,38 +183,39 @@ def split(
     name: str,
     series: LabelledSeries,
     test: tuple[str, LabelledSeries] | None,
-    test_share: float,
-    validation_share: float,
+    test_fraction: float,
+    validation_fraction: float,
 ) -> Splits:
-    """The parts of a run on a file, with those classes only that occur in it; see `dataset`."""
+    """Splits the series of a file, with only the classes that occur in it; see `dataset`."""
     declared, series = series.classes, _labelled(name, series)
     if test is None:
-        rest, held = classification.stratified(series.labels, test_share, TEST)
-        _check_some(name, held, 'test', test_share)
-        rest, held_out = take(series, rest), take(series, held)
+        rest, test_rows = classification.stratified_split(series.labels, test_fraction, TEST)
+        _check_not_empty(name, test_rows, 'test', test_fraction)
+        rest, test_series = take(series, rest), take(series, test_rows)
     else:
-        rest, held_out = series, _fitting(*test, series.classes, declared, series.values.shape[1])
-        for row in np.flatnonzero(held_out.labels == ts_format.UNKNOWN)[:1]:
-            raise UserError(f'{test[0]} has no class for series {row + 1}, and a test needs all of them')
-    train, validation = classification.stratified(rest.labels, validation_share, VALIDATION)
-    _check_some(name, validation, 'validation', validation_share)
-    return Splits(take(rest, train), take(rest, validation), held_out)
+        rest, test_series = series, _match_classes(*test, series.classes, declared, series.values.shape[1])
+        for row in np.flatnonzero(test_series.labels == ts_format.UNKNOWN)[:1]:
+            raise UserError(f'{test[0]}: series {row + 1} has no class; add it, or remove the series')
+    train, validation = classification.stratified_split(rest.labels, validation_fraction, VALIDATION)
+    _check_not_empty(name, validation, 'validation', validation_fraction)
+    return Splits(take(rest, train), take(rest, validation), test_series)
 
 
-def _check_some(name: str, rows: np.ndarray, flag: str, share: float) -> None:
+def _check_not_empty(name: str, rows: np.ndarray, flag: str, fraction: float) -> None:
     if not len(rows):
         raise UserError(
             f'--{flag}_fraction={share:g} of each class of {name} is empty; use a larger fraction, or more data'
         )
 
 
-def _fitting(
+def _match_classes(
     name: str, series: LabelledSeries, classes: Sequence[str], declared: Sequence[str], channels: int
 ) -> LabelledSeries:
-    """Returns the series with labels as places in `classes`, that were trained on, out of those `declared` there."""
+    """Returns the series with labels that are indices of the training `classes`, which are a subset of `declared`."""
     if series.values.shape[1] != channels:
         raise UserError(
-            f'{name} has {series.values.shape[1]} channels, and {channels} were trained on; they must agree'
+            f'{name} has {series.values.shape[1]} channels, but the training file has {channels}; use '
+            'files with the same channels'
         )
     same = ts_format.matching(series.classes, classes, declared)
     places = {same(label): place for place, label in enumerate(classes)}
@@ -214,14 +225,14 @@ def _fitting(
     labels = mapped[series.labels]  # UNKNOWN is the last one
     for row in np.flatnonzero(labels == ts_format.UNKNOWN - 1)[:1]:
         raise UserError(
-            f'{name} has the class {series.classes[series.labels[row]]!r} in series {row + 1}, not trained on;'
-            f' these were: {", ".join(map(repr, classes[: classification.WIDEST]))}'
+            f'{name}, series {row + 1}: class {series.classes[series.labels[row]]!r} is not among the training classes '
+            f'{", ".join(map(repr, classes[: classification.MAX_SHOWN_CLASSES]))}; remove the series'
         )
     return series._replace(labels=labels, classes=tuple(classes))
 
 
 def _check_missing(name: str, series: LabelledSeries, missing: str) -> None:
-    """Raises UserError where a value is missing or infinite and that is to be refused."""
+    """Raises UserError if a value is missing or infinite and missing='refuse'."""
     if missing == 'mask':
         return
     places = np.argwhere(~np.isfinite(series.values))
@@ -230,67 +241,67 @@ def _check_missing(name: str, series: LabelledSeries, missing: str) -> None:
         row = int(np.searchsorted(ends, place, side='right'))
         step = place - (ends[row] - series.lengths[row])
         raise UserError(
-            f'{name} has {len(places):,} values that are missing or infinite, the first of them in series {row + 1} at '
-            f'step {step + 1} of channel {channel + 1}; a model trained with --missing=mask is told where they are'
+            f'{name} has {len(places):,} missing or infinite values, the first in series {row + 1} at '
+            f'step {step + 1} of channel {channel + 1}; use --missing=mask in training, or remove the series'
         )
 
 
-# --- what the model reads --------------------------------------------------------------------------
+# --- preprocessing and batches ---------------------------------------------------------------------
 
 
-def _recipe(name: str, series: LabelledSeries, train: LabelledSeries, missing: str) -> dict[str, Any]:
-    """`series` are all of the file that is trained on, and `train` the part that the scaling is fitted to."""
+def _fit_preprocessing(name: str, series: LabelledSeries, train: LabelledSeries, missing: str) -> dict[str, Any]:
+    """Returns the preprocessing; `series` are all of the file, and the scaling is fitted to `train`."""
     means, factors = [], []
     for channel in train.values.T:
         known = channel[np.isfinite(channel)].astype(np.float64)
         mean, deviation = (float(known.mean()), float(known.std())) if known.size else (0.0, 0.0)
         means.append(mean)
-        factors.append(1 / deviation if deviation > STILL * abs(mean) else 0.0)
+        factors.append(1 / deviation if deviation > MIN_RELATIVE_DEVIATION * abs(mean) else 0.0)
     if not any(factors):
-        raise UserError(f'{name} has no channel that changes in the series to train on; there is nothing to learn from')
+        raise UserError(f'{name} has only constant channels in its training split; use other data')
     return {
         'classes': list(train.classes),
         'declared': list(series.classes),
         'mean': means,
-        'factor': factors,  # 1 / standard deviation; 0 of a channel that is constant
+        'factor': factors,  # 1 / standard deviation; 0 for a constant channel
         'missing': missing,
         'steps': int(series.lengths.max()),
     }
 
 
-def scaled(values: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Steps as the model reads them: [S, C], NaN where missing -> [S, F] float32."""
+def scaled(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Returns model inputs [S, F] float32 from steps [S, C], NaN if missing."""
     channels = values.shape[1]
-    mask = recipe['missing'] == 'mask'
-    found = np.zeros((len(values), 2 * channels if mask else channels), np.float32)
+    mask = preprocessing['missing'] == 'mask'
+    features = np.zeros((len(values), 2 * channels if mask else channels), np.float32)
     for place in range(channels):
         column = values[:, place].astype(np.float64)
         known = np.isfinite(column)
-        column = (np.where(known, column, 0) - recipe['mean'][place]) * recipe['factor'][place]
-        found[:, place] = np.where(known, np.clip(column, -FARTHEST, FARTHEST), 0)
+        column = (np.where(known, column, 0) - preprocessing['mean'][place]) * preprocessing['factor'][place]
+        features[:, place] = np.where(known, np.clip(column, -MAX_SCALED, MAX_SCALED), 0)
         if mask:
-            found[:, channels + place] = ~known
-    return found
+            features[:, channels + place] = ~known
+    return features
 
 
-def _batches(series: LabelledSeries, recipe: Recipe) -> Batch:
-    """Padded to the longest of the file that was trained on, or of this one where it has longer ones."""
-    steps = max(recipe['steps'], int(series.lengths.max()))
-    values, starts = scaled(series.values, recipe), np.cumsum(series.lengths) - series.lengths
+def _batches(series: LabelledSeries, preprocessing: Preprocessing) -> Batch:
+    """Returns batches padded to the longest series of the training file, or of this one if it is longer."""
+    steps = max(preprocessing['steps'], int(series.lengths.max()))
+    values, starts = scaled(series.values, preprocessing), np.cumsum(series.lengths) - series.lengths
 
     def read(rows):
         places = np.arange(steps)
         index = np.minimum(starts[rows][..., None] + places, len(values) - 1)
-        real = places < series.lengths[rows][..., None]
-        return Sequences(np.where(real[..., None], values[index], 0), series.lengths[rows].astype(np.int32))
+        valid = places < series.lengths[rows][..., None]
+        return Sequences(np.where(valid[..., None], values[index], 0), series.lengths[rows].astype(np.int32))
 
     return classification.batches(read, series.labels)
 
 
-def _training_data(train: LabelledSeries, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """The series one behind the other: padded they could take many times as much."""
+def _training_data(train: LabelledSeries, preprocessing: Preprocessing, seed: int) -> dict[str, Any]:
+    """Returns the series concatenated, since padded they could take many times as much memory."""
     return {
-        'values': scaled(train.values, recipe),
+        'values': scaled(train.values, preprocessing),
         'starts': (np.cumsum(train.lengths) - train.lengths).astype(np.int32),
         'lengths': train.lengths.astype(np.int32),
         'labels': train.labels,
@@ -300,34 +311,34 @@ def _training_data(train: LabelledSeries, recipe: Recipe, seed: int) -> dict[str
 
 def _training(steps: int, batch_size: int) -> Callable[[Any, jax.Array, jax.Array], Batch]:
     def batch(data, key, step):
-        rows, real = windows.epoch_rows(data['order'], step, len(data['labels']), batch_size)
+        rows, valid = windows.epoch_rows(data['order'], step, len(data['labels']), batch_size)
         places, lengths = jnp.arange(steps)[None], data['lengths'][rows]
         index = jnp.minimum(data['starts'][rows][:, None] + places, len(data['values']) - 1)
         within = places < lengths[:, None]
         values = jnp.where(within[..., None], data['values'][index], 0)
-        return Batch(Sequences(values, lengths), data['labels'][rows], real)
+        return Batch(Sequences(values, lengths), data['labels'][rows], valid)
 
     return batch
 
 
-# --- what is told -----------------------------------------------------------------------------------
+# --- description -----------------------------------------------------------------------------------
 
 
 def _sizes(series: LabelledSeries) -> str:
     lengths, missing = series.lengths, int((~np.isfinite(series.values)).sum())
     steps = f'{lengths.min():,}' if lengths.min() == lengths.max() else f'{lengths.min():,} to {lengths.max():,}'
-    gone = f'{missing:,} of {series.values.size:,} values are missing' if missing else 'no value is missing'
+    gone = f'{missing:,} of {series.values.size:,} values missing' if missing else 'no missing values'
     return f'{len(lengths):,} series of {steps} steps, {series.values.shape[1]} channels; {gone}'
 
 
-def _look(series: LabelledSeries, parts: Splits, other: str | None, recipe: Recipe) -> list[str]:
-    train, validation, test = (f'{len(part.lengths):,}' for part in parts)
-    drawn = 'the same share of each class, drawn by a seed of its own'
-    still = [str(place) for place, factor in enumerate(recipe['factor'], 1) if not factor]
+def _describe(series: LabelledSeries, splits: Splits, test_name: str | None, preprocessing: Preprocessing) -> list[str]:
+    train, validation, test = (f'{len(split_series.lengths):,}' for split_series in splits)
+
+    constant = [str(place) for place, factor in enumerate(preprocessing['factor'], 1) if not factor]
     return [
         _sizes(series),
-        classification.listed(_counts(series)),
-        f'{train} series to train on, {validation} for validation ({drawn}), '
-        + (f'{test} of {other} for the test' if other else f'{test} for the test (likewise)'),
-        *([f'channels that are constant where it is trained, and left at 0: {", ".join(still)}'] if still else []),
+        classification.format_class_counts(_counts(series)),
+        f'training: {train} series, validation: {validation} (stratified by class), '
+        + (f'test: {test} of {test_name}' if test_name else f'test: {test} (stratified by class)'),
+        *([f'constant channels, set to 0: {", ".join(constant)}'] if constant else []),
     ]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seqjax.datasets.dataset import Items, Measure
+from seqjax.datasets.dataset import ItemScores, MetricSpec
 from seqjax.reporting import statistics
 
 NUM_RESAMPLES = 1000  # bootstrap resamples of the items

@@ -65,7 +65,7 @@ def test_a_run_looks_learns_and_judges(data, capsys):
     names = {'checkpoints', 'curve.png', 'evals.csv', 'models.npz', 'predictions.csv', 'summary.json'}
     assert {path.name for path in (data / 'w').iterdir()} == names
     summary = json.loads((data / 'w/summary.json').read_text())
-    assert summary['finished'] and summary['recipe'] == {'steps': 6}
+    assert summary['finished'] and summary['preprocessing'] == {'steps': 6}
     assert COMMAND.main(argv) == 0
     again = capsys.readouterr().out.splitlines()
     assert again[-1] == lines[-1] and lines[-7:] == again[-7:]
@@ -183,8 +183,11 @@ def test_refit_is_training_anew_on_both_parts_for_the_steps_of_the_median_seed(d
     settings = EXPERIMENT.check(QUICK)
     dataset = EXPERIMENT.dataset(settings)
     model = task_setup.make_model(dataset.spec, settings.model)
-    assert len(dataset.both()[1]) == len(dataset.data[1]) + 12
-    task, tx = Task(dataset.loss_fn, dataset.batch, dataset.both()), task_setup.make_optimizer(settings.train)
+    assert len(dataset.train_plus_validation()[1]) == len(dataset.data[1]) + 12
+    task, tx = (
+        Task(dataset.loss_fn, dataset.batch, dataset.train_plus_validation()),
+        task_setup.make_optimizer(settings.train),
+    )
     with np.load('r/models.npz') as held:
         assert held['step'].tolist() == [steps, steps] and 0 < steps < 60
         for place, seed in enumerate(held['seeds']):

@@ -56,7 +56,7 @@ def test_a_run_predicts_what_its_test_said_bit_for_bit(in_tmp, capsys, monkeypat
     """On the file of the training: its test's rows, whole or alone; and one row after the other, but for rounding."""
     monkeypatch.setattr(forecast_batching, 'CHUNK', chunk)
     monkeypatch.setattr(forecast_batching, 'CONTEXT', 2)
-    monkeypatch.setattr('seqjax.datasets.recursive_forecasts.DRAWS', 5)
+    monkeypatch.setattr('seqjax.datasets.recursive_forecasts.NUM_SAMPLES', 5)
     lines = write(in_tmp / 'x.csv', missing=0.1 if 'missing' in changes else 0.0)
     (result,) = forecast.run(data='x.csv', workdir='run', **FLAGS, **changes)
     assert set(result.baselines) >= {'persistence', '7 steps before'} and np.isfinite(result.values).all()

@@ -30,14 +30,14 @@ def run(kind, flags, split='all'):
     data = kind.dataset(settings)
     model = task_setup.make_model(data.spec, settings.model)
     batch = jax.eval_shape(data.batch, data.data, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32))
-    data.both()
+    data.train_plus_validation()
     for split in config.SPLITS if kind.name == 'forecast' else ():  # others take their time
         assert all(np.isfinite(score(split).totals).all() for score in data.baselines.values())
 
     def answers_to(batches):
         def answer(batch):
             outputs, _ = model.init_with_output(jax.random.key(0), batch.inputs)
-            return data.answers(outputs, batch)
+            return data.postprocess(outputs, batch)
 
         one = jax.eval_shape(answer, jax.tree.map(lambda x: x[0], batches))
         return jax.tree.map(lambda x: np.zeros((len(batches.mask), *x.shape), x.dtype), one)
@@ -45,7 +45,7 @@ def run(kind, flags, split='all'):
     jax.eval_shape(lambda batch: data.loss_fn(model.init_with_output(jax.random.key(0), batch.inputs)[0], batch), batch)
     answers = answers_to(data.test.batches)
     assert len(data.items(answers).totals) >= 1
-    list(data.tell(answers))
+    list(data.summary(answers))
     columns, rows = data.test.table(answers)
     assert all(len(row) == len(columns) for row in rows)
     recipe = json.loads(json.dumps(dict(data.recipe)))
@@ -100,7 +100,7 @@ def test_a_forecast_of_a_few_rows_works_or_ends_in_one_sentence(in_tmp, rows, fl
     kind = registry.module('forecast').EXPERIMENT
     flags = {**BASE, **flags, 'window': 1, 'data': 'x.csv'}
     if rows >= 6:
-        assert run(kind, flags, 'test').recipe['window'] == 1
+        assert run(kind, flags, 'test').preprocessing['window'] == 1
         return
     with pytest.raises(UserError, match='x.csv') as caught:
         run(kind, flags)

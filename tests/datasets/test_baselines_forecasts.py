@@ -28,9 +28,9 @@ def test_sunspots_are_forecast_as_well_as_is_known():
     origins = np.arange(220, 308)
     model = forecast_baselines.fit(values[:221], 9)
     assert round(rmse(forecast_baselines.autoregressive(model, values, origins, 1)[:, 0], values[221:]), 2) == 17.44
-    assert round(rmse(forecast_baselines.seasonal(values, origins, 1)[:, 0], values[221:]), 2) == 30.44
+    assert round(rmse(forecast_baselines.seasonal_naive(values, origins, 1)[:, 0], values[221:]), 2) == 30.44
     assert (
-        forecast_baselines.best_order(values[:221], forecast_baselines.most_orders(221)) == 18
+        forecast_baselines.best_order(values[:221], forecast_baselines.max_order(221)) == 18
     )  # by statsmodels' AIC, too
 
 
@@ -49,9 +49,9 @@ def test_the_order_is_that_of_statsmodels(series):
     for values in (series, np.cumsum(series - 50), series[:60]):
         assert forecast_baselines.best_order(values, 12) == len(select(values, 12, ic='aic').ar_lags)
     assert (
-        forecast_baselines.most_orders(5),
-        forecast_baselines.most_orders(100),
-        forecast_baselines.most_orders(10**6),
+        forecast_baselines.max_order(5),
+        forecast_baselines.max_order(100),
+        forecast_baselines.max_order(10**6),
     ) == (1, 10, 24)
 
 
@@ -103,7 +103,7 @@ def test_seasonal_forecasts_are_the_latest_known_value_of_the_phase():
     values = rng.normal(size=40)
     values[rng.random(40) < 0.3] = np.nan
     for season in (1, 3, 7):
-        found = forecast_baselines.seasonal(values, np.arange(40), 9, season)
+        found = forecast_baselines.seasonal_naive(values, np.arange(40), 9, season)
         for origin in range(40):
             for step in range(1, 10):
                 places = [t for t in range(origin, -1, -1) if (origin + step - t) % season == 0]
@@ -113,8 +113,8 @@ def test_seasonal_forecasts_are_the_latest_known_value_of_the_phase():
 
 def test_values_are_carried_by_column():
     values = np.array([[np.nan, 1.0], [2.0, np.nan], [np.nan, np.nan], [5.0, 6.0]])
-    assert forecast_baselines.carried(values).tolist() == [[0, 1], [2, 1], [2, 1], [5, 6]]
-    assert forecast_baselines.carried(values, lag=2).tolist() == [[0, 1], [2, 0], [0, 1], [5, 6]]
+    assert forecast_baselines.forward_fill(values).tolist() == [[0, 1], [2, 1], [2, 1], [5, 6]]
+    assert forecast_baselines.forward_fill(values, lag=2).tolist() == [[0, 1], [2, 0], [0, 1], [5, 6]]
 
 
 def test_too_few_values_are_refused():

@@ -82,7 +82,7 @@ def test_a_text_is_looked_up_in_parts_that_know_what_was_before(monkeypatch):
     train, test = text(0, 5), text(1, 5)
     model = ngrams.fit(train, 4, 5)
     whole = model.bits(test, 3)
-    monkeypatch.setattr(ngrams, 'AT_ONCE', 7)
+    monkeypatch.setattr(ngrams, 'CHUNK', 7)
     assert model.bits(test, 3).tobytes() == whole.tobytes() and len(whole) == len(test) - 3
     assert model.bits(test[:1]).shape == (0,)
 

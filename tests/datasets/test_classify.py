@@ -22,7 +22,7 @@ from tests.helpers.kinds import refused, same
 
 NAN = np.nan
 OPTIONS = {
-    **{'test_share': 0.25, 'validation_share': 0.25, 'missing': 'refuse', 'weights': 'none'},
+    **{'test_fraction': 0.25, 'validation_fraction': 0.25, 'missing': 'refuse', 'weights': 'none'},
     **{'batch_size': 4, 'seed': 0},
 }
 
@@ -64,7 +64,7 @@ def make(series, test=None, **options):
 )
 def test_of_each_class_the_same_share_is_held_out_and_one_stays(labels, share, seed):
     labels = np.array(labels)
-    kept, held = classification.stratified(labels, share, seed)
+    kept, held = classification.stratified_split(labels, share, seed)
     assert sorted([*kept, *held]) == list(range(len(labels)))
     for label in np.unique(labels):
         count, out = (labels == label).sum(), (labels[held] == label).sum()
@@ -73,7 +73,7 @@ def test_of_each_class_the_same_share_is_held_out_and_one_stays(labels, share, s
 
 def test_what_is_held_out_is_decided_by_the_seed_alone():
     labels = np.arange(60) % 3
-    one, same_one, other = (classification.stratified(labels, 0.5, seed)[1].tolist() for seed in (1, 1, 2))
+    one, same_one, other = (classification.stratified_split(labels, 0.5, seed)[1].tolist() for seed in (1, 1, 2))
     assert one == same_one != other
 
 
@@ -96,7 +96,7 @@ def test_the_weighted_loss_is_that_of_a_set_with_rare_classes_repeated():
     logits, labels = rng.normal(size=(5, 3)).astype(np.float32), [0, 1, 1, 2, 2]
     mask = [True, True, False, True, True]
     weights = np.array([3.0, 2.0, 1.0])
-    found = jax.jit(classification.scoring(weights))(logits, batch_of(labels, mask))
+    found = jax.jit(classification.make_loss(weights))(logits, batch_of(labels, mask))
     times = [0, 0, 0, 1, 1, 3, 4]
     plain = jax.jit(synthetic.classification)(logits[times], batch_of(np.array(labels)[times], [True] * 7))
     np.testing.assert_allclose(found['loss'].compute(), plain['loss'].compute(), rtol=1e-6)
@@ -104,7 +104,7 @@ def test_the_weighted_loss_is_that_of_a_set_with_rare_classes_repeated():
 
 
 def test_nothing_that_is_masked_reaches_the_weighted_loss_or_its_gradient():
-    score, labels = classification.scoring(np.array([2.0, 1.0])), [0, 1]
+    score, labels = classification.make_loss(np.array([2.0, 1.0])), [0, 1]
 
     def loss(logits):
         return score(logits, batch_of(labels, [True, False]))['loss'].compute()
@@ -144,19 +144,19 @@ def test_of_many_classes_the_commonest_mistakes_are_told():
 
 
 def test_an_answer_that_is_no_number_is_never_right():
-    assert classification.predicted(np.array([[0.0, 1.0], [NAN, 1.0], [np.inf, 0.0]])).tolist() == [1, -1, -1]
+    assert classification.predicted_classes(np.array([[0.0, 1.0], [NAN, 1.0], [np.inf, 0.0]])).tolist() == [1, -1, -1]
     assert classification.balanced_accuracy(np.array([0, 0, -1]), np.array([0, 0, 1])) == 0.5
 
 
 @pytest.mark.parametrize('line, want', [('1,2', [1, 2]), (' 1.5 , ? ', [1.5, NAN]), ('-1e3,nan', [-1000, NAN])])
 def test_a_step_from_a_line(line, want):
-    np.testing.assert_array_equal(classification.numbers(line, 2), np.array(want, np.float32))
+    np.testing.assert_array_equal(classification.parse_numbers(line, 2), np.array(want, np.float32))
 
 
 @pytest.mark.parametrize('line', ['1', '1,2,3', '', '1,x', '1,', ',', '1;2', 'x' * 999 + ',1', '1,\0'])
 def test_a_line_that_is_no_step_is_refused(line):
     with pytest.raises(UserError):
-        classification.numbers(line, 2)
+        classification.parse_numbers(line, 2)
 
 
 # --- series: splits, scaling, batches --------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_each_series_is_in_one_part_and_scaled_as_the_training_part_says():
     assert [len(part) for part in parts] == [22, 8, 10]
     flat = np.concatenate(train)
     np.testing.assert_allclose([flat.mean(0), flat.std(0)], [[0, 0], [1, 1]], atol=1e-5)
-    back = [x / np.array(data.recipe['factor']) + data.recipe['mean'] for part in parts for x in part]
+    back = [x / np.array(data.preprocessing['factor']) + data.preprocessing['mean'] for part in parts for x in part]
     want = np.split(series.values, np.cumsum(series.lengths)[:-1])
     keys = [sorted(np.round(np.concatenate([x[0], x[-1]]), 3).tolist() for x in of) for of in (back, want)]
     np.testing.assert_allclose(*keys, atol=2e-3)
@@ -193,15 +193,15 @@ def test_what_is_held_out_changes_nothing_of_what_is_learned_from(part):
     assert hit.sum() == len(target)
     changed[hit] += 100
     one, other = make(series), make(series._replace(values=changed))
-    assert one.recipe == other.recipe
+    assert one.preprocessing == other.preprocessing
     same(one.data['values'], other.data['values'])
 
 
 def test_an_epoch_reads_every_series_once_whole_and_zero_behind_its_end():
     data = make(draw(), batch_size=5)
-    assert data.epoch == 5
+    assert data.steps_per_epoch == 5
     seen, make_batch = [], jax.jit(data.batch)
-    for step in range(data.epoch):
+    for step in range(data.steps_per_epoch):
         batch = jax.device_get(make_batch(data.data, jax.random.key(step), jnp.int32(step)))
         values, lengths = batch.inputs.values, batch.inputs.seq_lengths
         assert values.shape == (5, 9, 2) and not values[np.arange(9)[None] >= lengths[:, None]].any()
@@ -226,20 +226,22 @@ def test_missing_values_are_refused_or_are_zero_beside_a_channel_that_says_so():
     rows = np.concatenate([data.data['values'], *rows_of(data.validation), *rows_of(data.test.batches)])
     assert rows[:, 2:].sum(0).tolist() == [1, 1] and set(rows[:, 2:].ravel()) == {0, 1}
     assert not rows[:, :2][rows[:, 2:] == 1].any() and np.isfinite(rows).all()
-    assert any('2 of' in line and 'missing' in line for line in data.look)
+    assert any('2 of' in line and 'missing' in line for line in data.description)
     everywhere = draw()
     everywhere.values[np.cumsum(everywhere.lengths) - 1, 0] = NAN
-    assert make(everywhere, missing='mask').recipe['factor'][0] > 1
+    assert make(everywhere, missing='mask').preprocessing['factor'][0] > 1
 
 
 def test_a_constant_channel_is_told_and_left_at_zero():
     series = draw()
     series.values[:, 1] = 7e6
     data = make(series)
-    assert any('constant' in line and line.endswith(': 2') for line in data.look)
+    assert any('constant' in line and line.endswith(': 2') for line in data.description)
     assert not data.data['values'][:, 1].any()
     far = series._replace(values=series.values * np.float32(1e30))
-    assert np.isfinite(time_series_classification.unseen('y', far, data.recipe).batches.inputs.values).all()
+    assert np.isfinite(
+        time_series_classification.prediction_inputs('y', far, data.preprocessing).batches.inputs.values
+    ).all()
     series.values[:, 0] = 0
     refused('x', lambda: make(series))
 
@@ -273,9 +275,9 @@ def test_what_cannot_be_learned_from_is_refused():
 
 def test_a_class_that_is_declared_and_does_not_occur_is_none():
     series = draw(classes=('left', 'Right', 'never'))
-    assert make(series).recipe['classes'] == ['left', 'Right']
+    assert make(series).preprocessing['classes'] == ['left', 'Right']
     swapped = relabel(series, classes=('RIGHT', 'Left', 'never'), labels=1 - series.labels)
-    found = time_series_classification.unseen('y', swapped, make(series).recipe)
+    found = time_series_classification.prediction_inputs('y', swapped, make(series).preprocessing)
     assert (found.batches.targets.ravel()[:40] == series.labels).all()
 
 
@@ -296,9 +298,9 @@ def test_a_class_that_is_declared_and_does_not_occur_is_none():
 def test_classes_of_another_file_are_those_of_the_same_name(declared, other, labels):
     """`declared` are the classes in the head of the training file, of which the first two occur."""
     series, test = draw(classes=declared), draw(count=8, seed=1, classes=other)
-    recipe = json.loads(json.dumps(make(series).recipe))
+    preprocessing = json.loads(json.dumps(make(series).preprocessing))
     for action in (
-        lambda: time_series_classification.unseen('y', test, recipe).batches,
+        lambda: time_series_classification.prediction_inputs('y', test, preprocessing).batches,
         lambda: make(series, ('y', test)).test.batches,
     ):
         if isinstance(labels, str):
@@ -310,14 +312,14 @@ def test_classes_of_another_file_are_those_of_the_same_name(declared, other, lab
 def test_unseen_series_go_through_what_the_test_went_through():
     series, test = draw(), draw(seed=1, count=30)
     data = make(series, ('y.ts', test))
-    recipe = json.loads(json.dumps(data.recipe))
-    same(time_series_classification.unseen('y', test, recipe).batches, data.test.batches)
+    preprocessing = json.loads(json.dumps(data.preprocessing))
+    same(time_series_classification.prediction_inputs('y', test, preprocessing).batches, data.test.batches)
     assert (
-        time_series_classification.spec(recipe)[:2] == data.spec[:2]
-        and time_series_classification.spec(recipe).features == 2
+        time_series_classification.spec(preprocessing)[:2] == data.spec[:2]
+        and time_series_classification.spec(preprocessing).features == 2
     )
     for longest, steps in ((20, 20), (6, 9)):
-        found = time_series_classification.unseen('z', draw(longest=longest), recipe).batches
+        found = time_series_classification.prediction_inputs('z', draw(longest=longest), preprocessing).batches
         assert found.inputs.values.shape[2] == steps
 
 
@@ -328,13 +330,18 @@ def test_predictions_have_the_truth_where_it_is_known():
     labels[1] = ts_format.UNKNOWN
     answers = np.zeros((1, 64, 2), np.float32)
     answers[0, :3] = [[0, np.log(3)], [2, 0], [0, 1]]
-    columns, rows = time_series_classification.unseen('y', relabel(series, labels=labels), data.recipe).table(answers)
+    columns, rows = time_series_classification.prediction_inputs(
+        'y', relabel(series, labels=labels), data.preprocessing
+    ).table(answers)
     assert columns == ['index', 'probability of left', 'probability of right', 'predicted', 'truth']
     rows = list(rows)
     np.testing.assert_allclose(rows[0][1:3], [0.25, 0.75], atol=1e-6)
     assert [(row[0], *row[3:]) for row in rows] == [(0, 'right', 'left'), (1, 'left', ''), (2, 'right', 'left')]
     unlabelled = relabel(series, labels=labels * 0 + ts_format.UNKNOWN, classes=())
-    assert time_series_classification.unseen('y', unlabelled, data.recipe).table(answers)[0][-1] == 'predicted'
+    assert (
+        time_series_classification.prediction_inputs('y', unlabelled, data.preprocessing).table(answers)[0][-1]
+        == 'predicted'
+    )
 
 
 def test_baselines_know_all_but_the_part_they_are_asked_about():
@@ -352,7 +359,7 @@ def test_items_and_words_about_the_test():
     answers = np.eye(2, dtype=np.float32)[truth]
     assert data.items(answers).totals.tolist() == [1] * 10
     assert data.items(1 - answers).totals.tolist() == [0] * 10
-    lines = data.tell(answers)
+    lines = data.summary(answers)
     assert 'accuracy 100.0%, balanced accuracy 100.0%' in lines[0] and 'accuracy 50.0%' in lines[1]
     assert [line.split() for line in lines[-2:]] == [['left', '5', '0'], ['right', '0', '5']]
 

@@ -12,7 +12,7 @@ from seqjax.cli import forecast
 from seqjax.datasets import forecast_preprocessing, forecast_report, forecasting
 from seqjax.datasets.readers import date_columns, date_formats, dates, table_sources, tables
 from seqjax.datasets.readers.date_columns import ColumnReader
-from seqjax.datasets.readers.date_formats import DateFormat, Stamp
+from seqjax.datasets.readers.date_formats import DateFormat, Timestamp
 from seqjax.datasets.readers.table_sources import Columns
 from seqjax.errors import UserError
 
@@ -219,7 +219,7 @@ def ready_to_predict(table, pace):
 
 
 @pytest.mark.parametrize(
-    ('freq', 'form', 'other', 'count', 'pace'),
+    ('freq', 'form', 'other', 'count', 'frequency'),
     [
         ('MS', '%d/%m/%Y', '%m/%d/%Y', 3, ('months', 1)),
         ('MS', '%m.%d.%y', '%d.%m.%y', 30, ('months', 1)),
@@ -228,32 +228,34 @@ def ready_to_predict(table, pace):
         ('12h', '%d/%m/%Y %H:%M', '%m/%d/%Y %H:%M', 20, ('microseconds', dates.DAY // 2)),
     ],
 )
-def test_dates_that_have_the_pace_of_the_run_in_another_format_alone_are_refused(read, freq, form, other, count, pace):
+def test_dates_that_have_the_pace_of_the_run_in_another_format_alone_are_refused(
+    read, freq, form, other, count, frequency
+):
     days = pandas.date_range('2012-10-01', periods=count, freq=freq)
     known = DateFormat(form, aware=False)
-    assert str(count) in ready_to_predict(read(days.strftime(form), known), pace).look[0]
+    assert str(count) in ready_to_predict(read(days.strftime(form), known), frequency).description[0]
     with pytest.raises(UserError, match=f'y.csv.*{re.escape(other)}.*{re.escape(form)}'):
-        ready_to_predict(read(days.strftime(other), known), pace)
+        ready_to_predict(read(days.strftime(other), known), frequency)
 
 
 def test_seconds_for_milliseconds_are_refused(read):
     seconds, form = 1262304000 + 3600 * np.arange(20), DateFormat.of_flags('epoch_ms', None)
-    pace = ('microseconds', dates.DAY // 24)
-    assert ready_to_predict(read(1000 * seconds, form), pace).look
+    frequency = ('microseconds', dates.DAY // 24)
+    assert ready_to_predict(read(1000 * seconds, form), frequency).description
     with pytest.raises(UserError, match='epoch_s.*epoch_ms'):
-        ready_to_predict(read(seconds, form), pace)
+        ready_to_predict(read(seconds, form), frequency)
 
 
 @pytest.mark.parametrize('form', ['%d/%m/%Y', '%Y-%m-%d', '%m.%d.%Y %H:%M'])
 def test_dates_of_another_pace_than_the_run_are_read_if_no_other_format_explains_it(read, form):
     texts = pandas.date_range('2012-10-01', periods=30).strftime(form)
-    assert ready_to_predict(read(texts), ('months', 1)).look
+    assert ready_to_predict(read(texts), ('months', 1)).description
 
 
 @pytest.mark.parametrize(('count', 'after'), [(5, '2012-10-08'), (4, '2012-10-05'), (2, '2012-10-03')])
 def test_a_weekend_follows_the_friday_of_a_short_file_if_the_run_is_on_weekdays(read, count, after):
     (series,) = read(pandas.date_range('2012-10-01', periods=count).strftime('%Y-%m-%d')).series
-    assert forecast_preprocessing.dates_after(series, {'pace': ['weekdays', 1]}, 1)[0] == np.datetime64(after)
+    assert forecast_preprocessing.dates_after(series, {'frequency': ['weekdays', 1]}, 1)[0] == np.datetime64(after)
 
 
 @pytest.mark.parametrize(
@@ -276,10 +278,10 @@ def test_a_single_text_is_read_as_in_a_file(read, texts, flags):
     offsets = [None] * len(texts) if series.offsets is None else series.offsets.tolist()
     before = None
     for place, text in enumerate(list(texts)[:50]):
-        stamp = date_columns.parse(f' {text} ', form, before)
-        assert stamp == Stamp(series.dates[place], offsets[place])
-        assert date_formats.write_one(stamp, form) == written[place]
-        before = stamp
+        timestamp = date_columns.parse(f' {text} ', form, before)
+        assert timestamp == Timestamp(series.dates[place], offsets[place])
+        assert date_formats.write_one(timestamp, form) == written[place]
+        before = timestamp
 
 
 def test_a_single_text_that_does_not_fit(read):
@@ -374,18 +376,20 @@ def test_dates_go_on_in_their_time_zone(freq, zone):
         days = pandas.date_range('2022-10-28', periods=500, freq=freq, tz=zone)
     clock = days.tz_localize(None).to_numpy().astype(dates.MICRO)
     offsets = dates.seconds(clock - days.tz_convert('UTC').tz_localize(None).to_numpy().astype(dates.MICRO))
-    pace = dates.pace(clock[:30], offsets[:30])
-    ahead, later = dates.following(clock[29], int(offsets[29]), pace, 470, zone)
+    frequency = dates.infer_frequency(clock[:30], offsets[:30])
+    ahead, later = dates.following(clock[29], int(offsets[29]), frequency, 470, zone)
     same(ahead, clock[30:])
     assert later.tolist() == offsets[30:].tolist()
-    assert not len(dates.gaps(clock, pace, offsets))
+    assert not len(dates.gaps(clock, frequency, offsets))
     if freq != 'B':
-        assert len(dates.gaps(np.delete(clock, 40), pace, np.delete(offsets, 40))) == 1
+        assert len(dates.gaps(np.delete(clock, 40), frequency, np.delete(offsets, 40))) == 1
 
 
 def test_dates_of_a_fixed_offset_go_on_with_the_last(read):
     (series,) = read(AUTUMN[0].map(str)).series
-    ahead, offsets = dates.following(series.dates[-1], int(series.offsets[-1]), dates.pace(series.dates), 300)
+    ahead, offsets = dates.following(
+        series.dates[-1], int(series.offsets[-1]), dates.infer_frequency(series.dates), 300
+    )
     same(ahead, pandas.date_range('2022-11-03', periods=300))
     assert set(offsets.tolist()) == {3600}
 

@@ -18,7 +18,7 @@ from seqjax.datasets.readers.images import Images
 from tests.helpers.kinds import refused, same
 
 OPTIONS = {
-    **{'test_count': 10, 'validation_share': 0.25, 'order': 'rows', 'permute': False},
+    **{'test_count': 10, 'validation_fraction': 0.25, 'order': 'rows', 'permute': False},
     **{'batch_size': 4, 'seed': 0},
 }
 
@@ -51,20 +51,23 @@ def test_the_last_images_are_the_test_and_those_before_them_validate():
     labels = (images.labels == 7).astype(int)
     np.testing.assert_array_equal(data.data['labels'], labels[:30])
     np.testing.assert_array_equal(data.test.batches.targets[0, :10], labels[40:])
-    assert data.validation.mask.sum() == data.test.batches.mask.sum() == 10 and data.recipe['classes'] == ['3', '7']
+    assert data.validation.mask.sum() == data.test.batches.mask.sum() == 10 and data.preprocessing['classes'] == [
+        '3',
+        '7',
+    ]
 
 
 def test_what_is_held_out_decides_no_scale():
     images = draw()
     images.values[30:] = 255
-    assert make(images).recipe['maximum'] == 200
+    assert make(images).preprocessing['maximum'] == 200
 
 
 def test_a_file_for_the_test_leaves_all_others_to_learn_from():
     data = make(draw(), ('y', draw(count=70, seed=1)))
     assert len(data.data['images']) == 38 and data.validation.mask.sum() == 12
     assert data.test.batches.mask.shape == (2, 64) and data.test.batches.mask.sum() == 70
-    assert any('70 of y' in line for line in data.look)
+    assert any('70 of y' in line for line in data.description)
 
 
 @pytest.mark.parametrize('order, shape', [('rows', (4, 5)), ('pixels', (20, 1))])
@@ -76,7 +79,7 @@ def test_steps_are_rows_or_pixels_in_one_order_for_all_images(order, shape, perm
     batch = data.batch(data.data, jax.random.key(0), jnp.int32(0))
     assert batch.inputs.shape == (4, *shape) and batch.inputs.dtype == jnp.float32
     pixels = images.values.reshape(50, -1)
-    order = data.recipe['permutation'] or list(range(20))
+    order = data.preprocessing['permutation'] or list(range(20))
     assert sorted(order) == list(range(20)) and (order != list(range(20))) == permute
     np.testing.assert_array_equal(data.data['images'].reshape(30, -1), pixels[:30][:, order])
     want = (pixels[40:][:, order] / np.float32(200)).astype(np.float32)
@@ -84,19 +87,19 @@ def test_steps_are_rows_or_pixels_in_one_order_for_all_images(order, shape, perm
 
 
 def test_the_order_of_the_pixels_is_the_same_for_all_runs():
-    one, other = (make(draw(seed=seed), permute=True, seed=seed).recipe['permutation'] for seed in (0, 1))
+    one, other = (make(draw(seed=seed), permute=True, seed=seed).preprocessing['permutation'] for seed in (0, 1))
     assert one == other and one[:5] == [11, 0, 4, 12, 14]
 
 
 def test_an_epoch_reads_every_image_once_as_numbers_up_to_one():
     data = make(draw())
     seen, make_batch = [], jax.jit(data.batch)
-    for step in range(data.epoch):
+    for step in range(data.steps_per_epoch):
         batch = jax.device_get(make_batch(data.data, jax.random.key(step), jnp.int32(step)))
         rows = zip(batch.inputs.reshape(4, -1), batch.targets, batch.mask, strict=True)
         seen += [(*np.round(x * 200).astype(int), int(y)) for x, y, real in rows if real]
     want = [(*x.ravel().astype(int), int(y)) for x, y in zip(data.data['images'], data.data['labels'], strict=True)]
-    assert data.epoch == 8 and sorted(seen) == sorted(want)
+    assert data.steps_per_epoch == 8 and sorted(seen) == sorted(want)
 
 
 def test_images_stay_bytes_until_a_batch_is_made():
@@ -107,14 +110,17 @@ def test_images_stay_bytes_until_a_batch_is_made():
 def test_unseen_images_go_through_what_the_test_went_through(permute):
     images, test = draw(), draw(count=70, seed=1)
     data = make(images, ('y', test), permute=permute)
-    recipe = json.loads(json.dumps(data.recipe))
-    same(sequential_images.unseen('y', test, recipe).batches, data.test.batches)
-    unknown = sequential_images.unseen('y', test._replace(labels=None), recipe)
+    preprocessing = json.loads(json.dumps(data.preprocessing))
+    same(sequential_images.prediction_inputs('y', test, preprocessing).batches, data.test.batches)
+    unknown = sequential_images.prediction_inputs('y', test._replace(labels=None), preprocessing)
     same(unknown.batches.inputs, data.test.batches.inputs)
     assert not unknown.batches.mask.any()
     assert unknown.table(np.zeros((2, 64, 2)))[0][-1] == 'predicted'
     assert data.test.table(np.zeros((2, 64, 2)))[0][-1] == 'truth'
-    assert sequential_images.spec(recipe)[:2] == data.spec[:2] and sequential_images.spec(recipe).features == 5
+    assert (
+        sequential_images.spec(preprocessing)[:2] == data.spec[:2]
+        and sequential_images.spec(preprocessing).features == 5
+    )
 
 
 def test_what_cannot_be_learned_from_is_refused():
@@ -131,7 +137,9 @@ def test_what_cannot_be_learned_from_is_refused():
         ('3 x 5', lambda: make(images, ('y', images._replace(values=images.values[:, :3])))),
         (
             '3 x 5',
-            lambda: sequential_images.unseen('y', Images(images.values[:, :3], None), make(images).recipe),
+            lambda: sequential_images.prediction_inputs(
+                'y', Images(images.values[:, :3], None), make(images).preprocessing
+            ),
         ),
         ('image 1', lambda: make(images, ('y', images._replace(labels=images.labels * 0 + 8)))),
         ("'3'", lambda: make(images._replace(labels=images.labels * 0 + 3))),

@@ -21,7 +21,7 @@ from seqjax.datasets.readers.date_formats import DateFormat
 from seqjax.datasets.readers.table_columns import Series
 from seqjax.datasets.readers.table_sources import Columns
 from seqjax.datasets.readers.tables import SeriesTable
-from seqjax.datasets.recursive_forecasts import Fed, Feedback
+from seqjax.datasets.recursive_forecasts import Feedback, RecursiveInputs
 from seqjax.errors import UserError
 from seqjax.nn import models
 from seqjax.types import Batch
@@ -46,8 +46,8 @@ def draw(seed=0, missing=0.0, lengths=LENGTHS):
 
 def make(table=None, splits=SPLITTING, **changes):
     """A data set of such a table."""
-    recipe = {'covariates': ['z'], 'date': 'day', 'id': 'who', 'mask': False, 'seasons': None, 'lag': 1}
-    recipe |= {
+    preprocessing = {'covariates': ['z'], 'date': 'day', 'id': 'who', 'mask': False, 'seasons': None, 'lag': 1}
+    preprocessing |= {
         'horizon': HORIZON,
         'window': WINDOW,
         'strategy': 'direct',
@@ -55,18 +55,18 @@ def make(table=None, splits=SPLITTING, **changes):
         'calendar': False,
         'skip_short': False,
     }
-    return forecasting.dataset('x.csv', table or draw(), splits, recipe | changes, batch_size=4, order=2)
+    return forecasting.dataset('x.csv', table or draw(), splits, preprocessing | changes, batch_size=4, order=2)
 
 
 def parts_of(made, table):
-    return [forecast_preprocessing.ready('x.csv', series, made.recipe) for series in table.series]
+    return [forecast_preprocessing.prepare_series('x.csv', series, made.preprocessing) for series in table.series]
 
 
 def outputs_of(made, batches, value=0.0):
     """What a model that always says `value` answers to batches, as the host has it."""
     steps = batches.mask.shape[2]
     outputs = jnp.full((*batches.mask.shape[:2], steps, made.spec.outputs), value)
-    return np.asarray(jax.vmap(made.answers)(outputs, batches))
+    return np.asarray(jax.vmap(made.postprocess)(outputs, batches))
 
 
 # --- what is given ---------------------------------------------------------------------------------
@@ -79,7 +79,11 @@ def test_training_windows_are_pieces_of_the_training_part(lag):
     parts, seen, batch_of = parts_of(made, table), set(), jax.jit(made.batch)
     for step in range(80):
         batch = jax.device_get(batch_of(made.data, jax.random.key(step), step))
-        assert batch.mask.all() and batch.inputs.shape == (4, WINDOW, len(forecast_preprocessing.channels(made.recipe)))
+        assert batch.mask.all() and batch.inputs.shape == (
+            4,
+            WINDOW,
+            len(forecast_preprocessing.channels(made.preprocessing)),
+        )
         for row in range(4):
             (place,) = [
                 (k, s)
@@ -92,7 +96,7 @@ def test_training_windows_are_pieces_of_the_training_part(lag):
             end = SPLITTING[k].validation
             for t in range(WINDOW + HORIZON):
                 inside = first + t < end
-                assert batch.targets.real[row, t].tolist() == (parts[k].real[first + t] & inside).tolist()
+                assert batch.targets.valid[row, t].tolist() == (parts[k].valid[first + t] & inside).tolist()
                 expected = parts[k].values[first + t] if inside else np.zeros(2)
                 np.testing.assert_array_equal(batch.targets.values[row, t], expected)
             if lag is None:
@@ -115,7 +119,7 @@ def test_what_comes_later_changes_nothing_earlier():
             series.values[split[place] :] *= 7.5
         other = make(table)
         same = jax.tree.map(np.array_equal, whole.data, other.data)
-        assert all(jax.tree.leaves(same)) and whole.recipe == other.recipe
+        assert all(jax.tree.leaves(same)) and whole.preprocessing == other.preprocessing
         equal = [
             np.array_equal(a, b)
             for a, b in zip(*map(jax.tree.leaves, (whole.validation, other.validation)), strict=True)
@@ -127,7 +131,7 @@ def test_what_comes_later_changes_nothing_earlier():
 def test_a_forecast_is_of_the_part_in_which_all_that_it_is_about_lies():
     for part, (first, last) in {'validation': ((25, 31), (30, 40)), 'test': ((32, 39), (41, 56))}.items():
         for (start, stop), a, b in zip(
-            forecast_batching.spans(part, SPLITTING, LENGTHS, HORIZON), first, last, strict=True
+            forecast_batching.origin_ranges(part, SPLITTING, LENGTHS, HORIZON), first, last, strict=True
         ):
             targets = [t for origin in range(start, stop) for t in range(origin + 1, origin + HORIZON + 1)]
             assert (min(targets), max(targets)) in ((25, 31), (30, 40), (32, 39), (41, 56)) and a and b
@@ -141,9 +145,9 @@ def test_values_are_scaled_by_the_training_part_of_their_series():
     made = make(table)
     for series, split in zip(table.series, SPLITTING, strict=True):
         train = series.values[: split.validation]
-        scale = np.array(made.recipe['scales'][series.name]).T
+        scale = np.array(made.preprocessing['scales'][series.name]).T
         np.testing.assert_allclose(scale, [train.mean(0), train.std(0)])
-        scaled = forecast_preprocessing.ready('x.csv', series, made.recipe).inputs
+        scaled = forecast_preprocessing.prepare_series('x.csv', series, made.preprocessing).inputs
         np.testing.assert_allclose(scaled, (series.values - scale[0]) / scale[1], rtol=1e-5, atol=1e-6)
 
 
@@ -151,14 +155,14 @@ def test_a_missing_value_is_0_beside_a_1():
     table = draw(missing=0.2)
     part = parts_of(make(table, mask=True), table)[0]
     missing = np.isnan(table.series[0].values)
-    assert forecast_preprocessing.channels(make(table, mask=True).recipe)[3:] == [
+    assert forecast_preprocessing.channels(make(table, mask=True).preprocessing)[3:] == [
         'x is missing',
         'y is missing',
         'z is missing',
     ]
     np.testing.assert_array_equal(part.inputs[:, 3:], missing)
     assert not part.inputs[:, :3][missing].any() and part.inputs[:, :3][~missing].all()
-    np.testing.assert_array_equal(part.real, ~missing[:, :2])
+    np.testing.assert_array_equal(part.valid, ~missing[:, :2])
 
 
 def test_the_calendar_has_the_cycles_that_rows_tell_apart():
@@ -202,7 +206,7 @@ def test_relative_to_nothing_0_is_the_mean_of_the_training_part():
     made = make(table, lag=None)
     _, rows = made.test.table(outputs_of(made, made.test.batches))
     for row in rows:
-        mean = made.recipe['scales'][row[0]]['xy'.index(row[3])][0]
+        mean = made.preprocessing['scales'][row[0]]['xy'.index(row[3])][0]
         assert float(row[5]) == pytest.approx(mean, rel=1e-8)
 
 
@@ -214,17 +218,17 @@ def test_items_are_stretches_of_squared_errors_whose_sums_are_the_measure():
     items = made.baselines['persistence']('test')
     x, scale = table.series[0].values[:, 0], 1.0  # one series and one target: in its own units
     errors = np.array([[x[t + h] - x[t] for h in (1, 2, 3)] for t in range(199, 297)])
-    assert made.measure.unit == '' and len(items.totals) == 10  # 98 origins in stretches of 10
+    assert made.metric.unit == '' and len(items.totals) == 10  # 98 origins in stretches of 10
     np.testing.assert_allclose(items.totals, [(errors[i : i + 10] ** 2).sum() / scale for i in range(0, 98, 10)])
     np.testing.assert_array_equal(items.counts, [30] * 9 + [24])
-    assert make().measure.unit == 'training SD'
+    assert make().metric.unit == 'training SD'
 
 
 def test_the_table_has_a_row_for_each_forecast_and_the_future_is_open():
     table = draw()
     made = make(table)
-    unseen = forecasting.unseen('x.csv', table, made.recipe, batch_size=4)
-    columns, rows = unseen.table(outputs_of(made, unseen.batches))
+    prediction_inputs = forecasting.prediction_inputs('x.csv', table, made.preprocessing, batch_size=4)
+    columns, rows = prediction_inputs.table(outputs_of(made, prediction_inputs.batches))
     rows = list(rows)
     assert columns == ['series', 'origin', 'date', 'target', 'step', 'forecast', 'actual']
     assert len(rows) == sum(LENGTHS) * 2 * HORIZON
@@ -244,19 +248,19 @@ def test_the_table_has_the_dates_of_the_file_with_their_offsets():
     zoned = [one._replace(offsets=np.where(one.dates < change, 3600, 7200)) for one in table.series]
     table = table._replace(series=zoned, dates=DateFormat('iso8601', 'Europe/Berlin', True))
     made = make(table, calendar=True)
-    assert any('2020-04-26 00:00:00+02:00' in line and 'Europe/Berlin' in line for line in made.look)
-    unseen = forecasting.unseen('x.csv', table, made.recipe, batch_size=4)
-    rows = list(unseen.table(outputs_of(made, unseen.batches))[1])
+    assert any('2020-04-26 00:00:00+02:00' in line and 'Europe/Berlin' in line for line in made.description)
+    prediction_inputs = forecasting.prediction_inputs('x.csv', table, made.preprocessing, batch_size=4)
+    rows = list(prediction_inputs.table(outputs_of(made, prediction_inputs.batches))[1])
     assert rows[0][:3] == ['a', '2020-03-01 00:00:00+01:00', '2020-03-02 00:00:00+01:00']
     assert rows[-1][:3] == ['b', '2020-04-26 00:00:00+02:00', '2020-04-29 00:00:00+02:00']
-    assert any('2020-04-26 00:00:00+02:00' in line for line in unseen.look)
+    assert any('2020-04-26 00:00:00+02:00' in line for line in prediction_inputs.description)
 
 
 @pytest.mark.parametrize('head', ['gaussian', 'quantile'])
 def test_losses_of_intervals_are_those_of_their_equations(head):
     rng = np.random.default_rng(1)
     told, y = (
-        rng.normal(size=(3, 4, forecast_heads.NUMBERS[head])).astype(np.float32),
+        rng.normal(size=(3, 4, forecast_heads.NUM_OUTPUTS[head])).astype(np.float32),
         rng.normal(size=(3, 4)).astype(np.float32),
     )
     mask = rng.random((3, 4)) < 0.7
@@ -270,7 +274,7 @@ def test_losses_of_intervals_are_those_of_their_equations(head):
             total += 0.5 * ((y[i, j] - mean) / np.exp(log_scale)) ** 2 + log_scale + 0.5 * np.log(2 * np.pi)
         else:
             over = y[i, j] - told[i, j]
-            total += np.mean([max(q * e, (q - 1) * e) for q, e in zip(forecast_heads.LEVELS, over, strict=True)])
+            total += np.mean([max(q * e, (q - 1) * e) for q, e in zip(forecast_heads.QUANTILES, over, strict=True)])
     np.testing.assert_allclose(found.total, total, rtol=1e-5)
     assert found.count == mask.sum()
 
@@ -282,13 +286,13 @@ def test_the_intervals_of_a_right_gaussian_hold_their_share():
     table = SeriesTable(Columns(['x']), [Series(None, values, np.arange(4000), None)])
     made = make(table, [Split(1000, 1500)], covariates=[], date=None, id=None, lag=None, likelihood='gaussian')
     answers = outputs_of(made, made.test.batches)
-    assert answers.shape[-1] == 5 and '%' in made.tell(answers)[-1]
+    assert answers.shape[-1] == 5 and '%' in made.summary(answers)[-1]
     told = list(
-        forecast_batching.collected(
+        forecast_batching.collect_forecasts(
             answers,
             parts_of(made, table),
-            forecast_batching.rows_of([4000], WINDOW, 4),
-            forecast_batching.spans('test', [Split(1000, 1500)], [4000], HORIZON),
+            forecast_batching.evaluation_rows([4000], WINDOW, 4),
+            forecast_batching.origin_ranges('test', [Split(1000, 1500)], [4000], HORIZON),
         )
     )
     for name, share in forecast_report.coverage(told, parts_of(made, table)).items():
@@ -305,13 +309,13 @@ def test_quantiles_are_told_in_rising_order():
 def test_a_long_series_is_told_of_in_pieces_each_origin_once(monkeypatch):
     monkeypatch.setattr(forecast_batching, 'CHUNK', 10)
     monkeypatch.setattr(forecast_batching, 'CONTEXT', 2)
-    rows = forecast_batching.rows_of([57, 20, 23], WINDOW, 4)
-    cuts = [cut for cuts in rows.cuts for cut in cuts]
-    assert rows.steps == 22 and rows.size == 4 and all(len(cuts) <= 4 for cuts in rows.cuts)
+    rows = forecast_batching.evaluation_rows([57, 20, 23], WINDOW, 4)
+    segments = [segment for batch in rows.segments for segment in batch]
+    assert rows.steps == 22 and rows.size == 4 and all(len(batch) <= 4 for batch in rows.segments)
     for series, length in enumerate((57, 20, 23)):
-        mine = [cut for cut in cuts if cut.series == series]
-        assert [t for cut in mine for t in range(cut.first, cut.stop)] == list(range(length))
-        assert all(cut.start == 0 if cut.first == 0 else cut.first - cut.start == 12 for cut in mine)
+        mine = [segment for segment in segments if segment.series == series]
+        assert [t for segment in mine for t in range(segment.first, segment.stop)] == list(range(length))
+        assert all(one.start == 0 if one.first == 0 else one.first - one.start == 12 for one in mine)
     whole = {}
     for chunk in (10, 4096):  # a network that says 0 depends on no context: both say the same
         monkeypatch.setattr(forecast_batching, 'CHUNK', chunk)
@@ -355,16 +359,16 @@ def test_feeding_back_is_reading_on(lag):
         past = np.concatenate([np.zeros((3, lag - 1, 2), np.float32), inputs[:, :steps, :2]], 1)
     around = Feedback(model, targets=2, horizon=horizon, numbers=1, calendar=2, lag=lag)
     held = {'params': {'model': params['params']}}
-    told = jax.jit(around.apply)(held, Fed(inputs, past)).reshape(3, steps, horizon, 2)
+    told = jax.jit(around.apply)(held, RecursiveInputs(inputs, past)).reshape(3, steps, horizon, 2)
     answer = jax.jit(lambda values: model.apply(params, values))
     for row in range(3):
         for origin in range(steps):
             expected = looped(answer, inputs[row, :steps], inputs[row], lag, horizon, origin)
             np.testing.assert_allclose(told[row, origin], expected, atol=2e-5)
     # In training the next step alone is told, and a fresh model has the same parameters.
-    trained = around.apply(held, Fed(inputs, past), rngs={'dropout': jax.random.key(0)})
+    trained = around.apply(held, RecursiveInputs(inputs, past), rngs={'dropout': jax.random.key(0)})
     np.testing.assert_allclose(trained, told[:, :, 0], atol=2e-5)
-    fresh = jax.eval_shape(around.init, jax.random.key(1), Fed(inputs, past))
+    fresh = jax.eval_shape(around.init, jax.random.key(1), RecursiveInputs(inputs, past))
     assert jax.tree.structure(fresh) == jax.tree.structure(held)
 
 
@@ -378,7 +382,9 @@ def test_the_variance_of_a_drawn_random_walk_grows_with_every_step():
     told = jnp.array([0.0, np.log(0.5)])
     params['params']['head'] = jax.tree.map(lambda x: told if x is bias[1] else x, params['params']['head'])
     around = Feedback(model, targets=1, horizon=4, numbers=2, calendar=0, lag=1)
-    told = jax.jit(around.apply)({'params': {'model': params['params']}}, Fed(inputs, inputs[:, :3])).reshape(3, 4, 2)
+    told = jax.jit(around.apply)(
+        {'params': {'model': params['params']}}, RecursiveInputs(inputs, inputs[:, :3])
+    ).reshape(3, 4, 2)
     np.testing.assert_allclose(told[..., 0], 2.0, atol=0.2)
     np.testing.assert_allclose(np.exp(2 * told[..., 1]), np.tile([0.25, 0.5, 0.75, 1.0], (3, 1)), rtol=0.2)
 
@@ -389,9 +395,9 @@ def test_the_variance_of_a_drawn_random_walk_grows_with_every_step():
 def test_parts_that_are_too_short_are_refused_by_name():
     for splits, words in {
         (25, 34): None,
-        (6, 32): "'a' has 6 rows to train on, and --window=6 needs 7",
-        (25, 27): "'a' has 2 rows for validation, and --horizon=3",
-        (25, 38): "'a' has 2 rows for test, and --horizon=3",
+        (6, 32): "'a' has 6 .*--window=6 needs 7",
+        (25, 27): "'a' has 2 validation rows.*--horizon=3",
+        (25, 38): "'a' has 2 test rows.*--horizon=3",
     }.items():
         both = [Split(*splits), SPLITTING[1]]
         if words is None:
@@ -429,13 +435,13 @@ def test_a_series_that_was_not_trained_on_is_refused_with_those_that_were():
     made = make(table)
     other = table._replace(series=[table.series[0]._replace(name='c')])
     with pytest.raises(UserError, match="'c'.*'a', 'b'"):
-        forecasting.unseen('x.csv', other, made.recipe, batch_size=4)
+        forecasting.prediction_inputs('x.csv', other, made.preprocessing, batch_size=4)
 
 
 def test_the_first_look_tells_of_rows_dates_roles_missing_values_and_parts():
     table = draw(missing=0.1)
     made = make(table, mask=True, calendar=True)
-    text = '\n'.join(made.look)
+    text = '\n'.join(made.description)
     missing = int(np.isnan([v for one in table.series for v in one.values[:, 0]]).sum())
     for words in (
         r'\b97 .*\b2 .*\b40 .*\b57\b',
@@ -450,7 +456,7 @@ def test_the_first_look_tells_of_rows_dates_roles_missing_values_and_parts():
     days = table.series[0].dates.copy()
     days[10:] += np.timedelta64(3, 'D')
     gap = table._replace(series=[table.series[0]._replace(dates=days), table.series[1]])
-    assert "2020-03-10 of series 'a'" in '\n'.join(make(gap, mask=True).look)
+    assert "2020-03-10 of series 'a'" in '\n'.join(make(gap, mask=True).description)
 
 
 def test_baselines_know_only_what_was_known_at_the_origin():

@@ -13,10 +13,10 @@ from seqjax.cli import dataset_report, dataset_test
 from seqjax.cli.dataset_report import CellResult
 from seqjax.datasets import forecast_seasons, forecasting
 from seqjax.datasets.baselines import forecast_baselines
-from seqjax.datasets.dataset import Measure
+from seqjax.datasets.dataset import MetricSpec
 from seqjax.datasets.forecast_batching import Split
 from seqjax.datasets.readers import dates as readers_dates
-from seqjax.datasets.readers.dates import Pace
+from seqjax.datasets.readers.dates import Frequency
 from seqjax.datasets.readers.table_columns import Series
 from seqjax.datasets.readers.table_sources import Columns
 from seqjax.datasets.readers.tables import SeriesTable
@@ -42,9 +42,9 @@ def make(values, gap=HOUR, split=None, **changes):
         Columns(['x'], [], None if gap is None else 'day'),
         [Series(None, values[:, None], np.arange(1, count + 1), when)],
     )
-    recipe = RECIPE | {'date': None if gap is None else 'day'} | changes
+    preprocessing = RECIPE | {'date': None if gap is None else 'day'} | changes
     return forecasting.dataset(
-        'x.csv', table, [split or Split(count * 6 // 10, count * 8 // 10)], recipe, batch_size=4, order=2
+        'x.csv', table, [split or Split(count * 6 // 10, count * 8 // 10)], preprocessing, batch_size=4, order=2
     )
 
 
@@ -81,21 +81,21 @@ def test_the_table_of_forecasts_has_the_error_that_the_measure_has(level, deviat
 @pytest.mark.parametrize(
     ('found', 'seasons'),
     [
-        (readers_dates.pace(dates(99, HOUR)), [24, 168]),
-        (readers_dates.pace(dates(99, np.timedelta64(30, 'm'))), [48, 336]),
-        (readers_dates.pace(dates(99, np.timedelta64(15, 'm'))), [96, 672]),
-        (readers_dates.pace(dates(99, np.timedelta64(1, 'm'))), [60, 1440, 10080]),
-        (readers_dates.pace(dates(99, HOUR * 24)), [7, 365]),
-        (readers_dates.pace(dates(99, HOUR * 24 * 7)), [52]),
-        (Pace('weekdays', 1), [5, 260]),
-        (Pace('months', 1), [12]),
-        (Pace('ends of months', 1), [12]),
-        (Pace('months', 3), [4]),
-        (Pace('months', 12), []),
-        (Pace('months', 24), []),
-        (Pace('months', 5), []),
-        (Pace('microseconds', 1_000_003), []),
-        (Pace('microseconds', 1_000_000), [60, 3600, 86400, 604800]),
+        (readers_dates.infer_frequency(dates(99, HOUR)), [24, 168]),
+        (readers_dates.infer_frequency(dates(99, np.timedelta64(30, 'm'))), [48, 336]),
+        (readers_dates.infer_frequency(dates(99, np.timedelta64(15, 'm'))), [96, 672]),
+        (readers_dates.infer_frequency(dates(99, np.timedelta64(1, 'm'))), [60, 1440, 10080]),
+        (readers_dates.infer_frequency(dates(99, HOUR * 24)), [7, 365]),
+        (readers_dates.infer_frequency(dates(99, HOUR * 24 * 7)), [52]),
+        (Frequency('weekdays', 1), [5, 260]),
+        (Frequency('months', 1), [12]),
+        (Frequency('ends of months', 1), [12]),
+        (Frequency('months', 3), [4]),
+        (Frequency('months', 12), []),
+        (Frequency('months', 24), []),
+        (Frequency('months', 5), []),
+        (Frequency('microseconds', 1_000_003), []),
+        (Frequency('microseconds', 1_000_000), [60, 3600, 86400, 604800]),
     ],
 )
 def test_a_frequency_has_its_usual_seasons(found, seasons):
@@ -107,19 +107,19 @@ def test_hours_are_compared_with_the_day_and_the_week_whatever_season_was_passed
         made = make(week(600), seasons=given)
         seasons = sorted({24, 168} | set(given or ()))
         assert [name for name in made.baselines if 'before' in name] == [f'{season} steps before' for season in seasons]
-        assert made.recipe['season'] == 168 and made.recipe['lag'] == 1
+        assert made.preprocessing['season'] == 168 and made.preprocessing['lag'] == 1
     rmse = dataset_test.validation_values(made)
     assert rmse['168 steps before'] < 0.2 < rmse['24 steps before']
     x = week(600)
     assert rmse['168 steps before'] == pytest.approx(np.sqrt(np.mean((x[360:480] - x[192:312]) ** 2)), rel=1e-12)
-    assert '168' in '\n'.join(made.look)
+    assert '168' in '\n'.join(made.description)
 
 
 def test_the_season_is_chosen_on_validation_and_not_on_the_test_part():
     values = week(600)
     values[480:] = np.tile(values[480:504], 5)  # only here is the day before better
     made = make(values)
-    assert made.recipe['season'] == 168
+    assert made.preprocessing['season'] == 168
     test = {name: one('test').totals.sum() for name, one in made.baselines.items()}
     assert test['24 steps before'] < test['168 steps before']
 
@@ -135,8 +135,8 @@ def test_the_season_is_chosen_on_validation_and_not_on_the_test_part():
 )
 def test_a_season_that_the_training_part_is_too_short_for_is_left_out(count, seasons, tried, left_out):
     made = make(week(count), seasons=seasons)
-    assert made.recipe['seasons'] == tried and made.recipe['season'] in (tried or [None])
-    shown = '\n'.join(made.look)
+    assert made.preprocessing['seasons'] == tried and made.preprocessing['season'] in (tried or [None])
+    shown = '\n'.join(made.description)
     assert all(str(season) in shown for season in left_out)
 
 
@@ -147,12 +147,12 @@ def test_seasons_that_are_all_too_long_are_refused():
 
 def test_relative_to_a_season_is_relative_to_the_one_that_is_best_on_validation():
     made = make(week(600), lag='season', seasons=[12])
-    assert made.recipe['lag'] == 168
+    assert made.preprocessing['lag'] == 168
     mine = made.items(outputs_of(made, made.test.batches))
     np.testing.assert_allclose(mine.totals, made.baselines['168 steps before']('test').totals, rtol=1e-4)
     with pytest.raises(UserError, match='--residual=season.*--season'):
         make(week(30), lag='season')
-    assert make(week(600), gap=None, lag='season', seasons=[24]).recipe['lag'] == 24
+    assert make(week(600), gap=None, lag='season', seasons=[24]).preprocessing['lag'] == 24
 
 
 def test_without_dates_no_season_is_tried():
@@ -160,11 +160,11 @@ def test_without_dates_no_season_is_tried():
 
 
 def test_the_order_of_an_autoregression_reaches_the_season_where_there_are_rows_enough():
-    assert forecast_baselines.most_orders(500, [24, 168]) == 25
-    assert forecast_baselines.most_orders(2000, [24, 168]) == 169
-    assert forecast_baselines.most_orders(2000, [24, 168], fits=1000) == 25
-    assert forecast_baselines.most_orders(2000) == 24 and forecast_baselines.most_orders(20, [12]) == 2
-    assert forecast_baselines.most_orders(10**6, [60, 1440]) == 24
+    assert forecast_baselines.max_order(500, [24, 168]) == 25
+    assert forecast_baselines.max_order(2000, [24, 168]) == 169
+    assert forecast_baselines.max_order(2000, [24, 168], fits=1000) == 25
+    assert forecast_baselines.max_order(2000) == 24 and forecast_baselines.max_order(20, [12]) == 2
+    assert forecast_baselines.max_order(10**6, [60, 1440]) == 24
 
 
 def test_the_verdict_is_about_the_baseline_that_is_best_on_validation_and_names_a_better_one():
@@ -175,11 +175,11 @@ def test_the_verdict_is_about_the_baseline_that_is_best_on_validation_and_names_
     }
     values = {'persistence': 5.0, '24 steps before': 3.0, 'AR(2)': 1.5}
     result = CellResult('lstm', 4, 9, [0], np.array([2.0]), values, gains, 0, [], '24 steps before')
-    line = dataset_report.conclusion(Measure('RMSE', root=True), result)
+    line = dataset_report.conclusion(MetricSpec('RMSE', root=True), result)
     assert re.search(r'24 steps before.* 1\b.*AR\(2\).*1\.5', line)
     gains['AR(2)'] = Improvement(0.5, 0.1)
-    assert 'AR(2)' not in dataset_report.conclusion(Measure('RMSE', root=True), result)
-    assert dataset_report.conclusion(Measure('RMSE', root=True), result._replace(baseline=None)).count('AR(2)') == 1
+    assert 'AR(2)' not in dataset_report.conclusion(MetricSpec('RMSE', root=True), result)
+    assert dataset_report.conclusion(MetricSpec('RMSE', root=True), result._replace(baseline=None)).count('AR(2)') == 1
     gains['persistence'] = Improvement(3.0, np.inf)
     again = dataset_report.from_json(json.loads(json.dumps(dataset_report.to_json(result), allow_nan=False)))
     assert again.baseline == '24 steps before' and again.gains == gains
@@ -218,19 +218,19 @@ def test_series_that_are_too_short_or_constant_are_counted_and_named_or_left_out
     with pytest.raises(UserError, match=f'{count} series .*{names}.*--skip_short'):
         of_shops(table, splits)
     made = of_shops(table, splits, skip_short=True)
-    left_out = made.recipe['left_out']
-    assert len(left_out) == int(count[0]) and set(made.recipe['scales']) == {one.name for one in table.series} - {
-        *left_out
-    }
-    assert names in '\n'.join(made.look)
-    unseen = forecasting.unseen('new.csv', table, made.recipe, batch_size=4)
-    told = {row[0] for row in unseen.table(outputs_of(made, unseen.batches))[1]}
-    assert told == set(made.recipe['scales']) and names in '\n'.join(unseen.look)
+    left_out = made.preprocessing['left_out']
+    assert len(left_out) == int(count[0]) and set(made.preprocessing['scales']) == {
+        one.name for one in table.series
+    } - {*left_out}
+    assert names in '\n'.join(made.description)
+    prediction_inputs = forecasting.prediction_inputs('new.csv', table, made.preprocessing, batch_size=4)
+    told = {row[0] for row in prediction_inputs.table(outputs_of(made, prediction_inputs.batches))[1]}
+    assert told == set(made.preprocessing['scales']) and names in '\n'.join(prediction_inputs.description)
     with pytest.raises(UserError, match='new.csv'):
-        forecasting.unseen(
+        forecasting.prediction_inputs(
             'new.csv',
             table._replace(series=[table.series[lengths.index(20) if 20 in lengths else 2]]),
-            made.recipe,
+            made.preprocessing,
             batch_size=4,
         )
 
@@ -248,5 +248,7 @@ def test_one_series_that_was_learned_from_may_be_short_in_a_new_file():
     made = of_shops(table, splits, skip_short=True)
     one = table.series[0]
     short = one._replace(values=one.values[:1], rows=one.rows[:1], dates=one.dates[:1])
-    unseen = forecasting.unseen('new.csv', table._replace(series=[short, table.series[1]]), made.recipe, batch_size=4)
-    assert len(list(unseen.table(outputs_of(made, unseen.batches))[1])) == 1
+    prediction_inputs = forecasting.prediction_inputs(
+        'new.csv', table._replace(series=[short, table.series[1]]), made.preprocessing, batch_size=4
+    )
+    assert len(list(prediction_inputs.table(outputs_of(made, prediction_inputs.batches))[1])) == 1

@@ -50,10 +50,10 @@ def test_labels_elsewhere_or_not_at_all(tmp_path):
 
 def test_files_beside_have_the_other_words(tmp_path):
     file = write(tmp_path, IMAGES, b'')
-    assert readers_images.beside_of(file, 'train', 't10k') is None
+    assert readers_images.sibling_file(file, 'train', 't10k') is None
     other = write(tmp_path, 't10k-images-idx3-ubyte.gz', b'')
-    assert readers_images.beside_of(file, 'train', 't10k') == other
-    assert readers_images.beside_of(other, 'train', 't10k') is None
+    assert readers_images.sibling_file(file, 'train', 't10k') == other
+    assert readers_images.sibling_file(other, 'train', 't10k') is None
 
 
 def test_the_digits_of_scikit_learn():
@@ -145,10 +145,10 @@ def test_files_beside_have_a_dot_or_a_dash_in_any_case(tmp_path, images, labels,
     file = write(tmp_path, images, packed[images](idx(PIXELS)))
     other = write(tmp_path, labels, packed[labels](idx(LABELS)))
     held_out = write(tmp_path, test, packed[test](idx(PIXELS)))
-    assert readers_images.beside_of(file, 'images', 'labels', 'idx3', 'idx1') == other
-    assert readers_images.beside_of(file, 'train', 't10k') == held_out
+    assert readers_images.sibling_file(file, 'images', 'labels', 'idx3', 'idx1') == other
+    assert readers_images.sibling_file(file, 'train', 't10k') == held_out
     np.testing.assert_array_equal(readers_images.read_images(file).labels, LABELS)
-    assert readers_images.beside_of(other, 'images', 'labels') is None
+    assert readers_images.sibling_file(other, 'images', 'labels') is None
 
 
 def test_of_several_files_beside_the_one_with_the_nearest_name_is_taken(tmp_path):
@@ -156,9 +156,9 @@ def test_of_several_files_beside_the_one_with_the_nearest_name_is_taken(tmp_path
     names = ['T10K-images.idx3-ubyte', 't10k-images-idx3-ubyte', 't10k-images.idx3-ubyte.gz', 't10k-images.idx3-ubyte']
     for name in names:
         write(tmp_path, name, b'')
-    assert readers_images.beside_of(file, 'train', 't10k').name == 't10k-images.idx3-ubyte'
+    assert readers_images.sibling_file(file, 'train', 't10k').name == 't10k-images.idx3-ubyte'
     (tmp_path / names[-1]).unlink()
-    assert readers_images.beside_of(file, 'train', 't10k').name == 't10k-images.idx3-ubyte.gz'
+    assert readers_images.sibling_file(file, 'train', 't10k').name == 't10k-images.idx3-ubyte.gz'
 
 
 HUGE = 2**32 - 1

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from seqjax.cli import dataset_test, flag_tables, music
 from seqjax.cli.settings import Settings
 from seqjax.datasets import polyphonic_music
-from seqjax.datasets.polyphonic_music import Packed
+from seqjax.datasets.polyphonic_music import PackedPieces
 from seqjax.errors import UserError
 from seqjax.nn import models
 from seqjax.types import BestParameters
@@ -38,7 +38,7 @@ def parts():
 
 
 def dataset(parts, **options):
-    return polyphonic_music.music('rolls.mat', parts, **{'batch_size': 3, 'window': 4, **options})
+    return polyphonic_music.dataset('rolls.mat', parts, **{'batch_size': 3, 'window': 4, **options})
 
 
 def batches_of(data, count, key=0):
@@ -73,7 +73,7 @@ def test_training_reads_frames_and_what_follows_them_in_the_same_piece(parts):
 def test_an_epoch_reads_about_as_much_as_there_is_and_from_everywhere(parts):
     data = dataset(parts)
     count = sum(LENGTHS['train']) - len(LENGTHS['train'])
-    assert data.epoch == math.ceil(math.ceil(count / 4) / 3) == 2
+    assert data.steps_per_epoch == math.ceil(math.ceil(count / 4) / 3) == 2
     assert sum(batch.mask.sum() for batch in batches_of(data, 2)) == math.ceil(count / 4) * 4
     read = np.concatenate([batch.targets[batch.mask] for batch in batches_of(data, 400)])
     _, times = np.unique(read, axis=0, return_counts=True)
@@ -109,10 +109,10 @@ def test_transposition_moves_a_whole_piece_and_loses_no_note(low, high):
 
 
 def test_without_transposition_nothing_is_said_of_it_and_silence_is_not_moved(parts):
-    assert not any('transpose' in line for line in dataset(parts).look)
+    assert not any('transpose' in line for line in dataset(parts).description)
     still = [np.zeros((4, 88), np.uint8)]
     data = dataset({'train': still, 'validation': still, 'test': still}, transpose=3)
-    assert not batches_of(data, 1)[0].targets.any() and any('0 of 88' in line for line in data.look)
+    assert not batches_of(data, 1)[0].targets.any() and any('0 of 88' in line for line in data.description)
 
 
 # --- evaluation ------------------------------------------------------------------------------------
@@ -122,17 +122,17 @@ def test_without_transposition_nothing_is_said_of_it_and_silence_is_not_moved(pa
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=40), st.integers(0, 10))
 def test_every_piece_is_whole_in_one_row_and_no_two_overlap(lengths, more):
     given = pieces(lengths)
-    packed = Packed.of(given, max(lengths) - 1 + more)
+    packed = PackedPieces.pack(given, max(lengths) - 1 + more)
     batch = packed.batches()
     count, rows, steps = batch.mask.shape
-    assert rows == polyphonic_music.ROWS and steps == max(lengths) - 1 + more
+    assert rows == polyphonic_music.BATCH_SIZE and steps == max(lengths) - 1 + more
     assert batch.mask.sum() == sum(lengths) - len(lengths) and batch.inputs.resets.sum() == len(lengths)
     # No row could be spared: two that are half empty would be one.
     assert sum(2 * row.sum() <= steps for row in batch.mask.reshape(-1, steps) if row.any()) <= 1
     for values, other in ((batch.inputs.values, slice(-1)), (batch.targets, slice(1, None))):
-        assert all((one == piece[other]).all() for one, piece in zip(packed.split(values), given, strict=True))
-    assert all(one[0] and not one[1:].any() for one in packed.split(batch.inputs.resets))
-    assert all(one.all() for one in packed.split(batch.mask))
+        assert all((one == piece[other]).all() for one, piece in zip(packed.unpack(values), given, strict=True))
+    assert all(one[0] and not one[1:].any() for one in packed.unpack(batch.inputs.resets))
+    assert all(one.all() for one in packed.unpack(batch.mask))
 
 
 @pytest.fixture(scope='module')
@@ -167,7 +167,7 @@ def test_the_score_is_that_of_the_items(parts, trained):
     batch = jax.tree.map(lambda x: x[0], data.test.batches)
     items = data.items(answer(data.test.batches))
     loss = data.loss_fn(apply(batch.inputs), batch)['loss']
-    assert data.measure.value(items.totals.sum(), items.counts.sum()) == pytest.approx(float(loss.compute()), rel=1e-5)
+    assert data.metric.value(items.totals.sum(), items.counts.sum()) == pytest.approx(float(loss.compute()), rel=1e-5)
 
 
 def test_baselines_have_the_items_of_the_test(parts, trained):
@@ -177,17 +177,19 @@ def test_baselines_have_the_items_of_the_test(parts, trained):
         assert forecast('validation').counts.tolist() == [3, 8]
 
 
-def rows_of(unseen, answer):
-    columns, rows = unseen.table(answer(unseen.batches))
+def rows_of(prediction_inputs, answer):
+    columns, rows = prediction_inputs.table(answer(prediction_inputs.batches))
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 @pytest.mark.parametrize('chosen', [['test'], ['train', 'validation', 'test']])
 def test_predictions_for_the_file_are_those_of_its_test_bit_for_bit(parts, trained, chosen):
     data, (_, answer) = dataset(parts), trained
-    found = rows_of(polyphonic_music.unseen({part: parts[part] for part in chosen}, data.recipe['steps']), answer)
+    found = rows_of(
+        polyphonic_music.prediction_inputs({part: parts[part] for part in chosen}, data.preprocessing['steps']), answer
+    )
     assert len(found) == sum(len(piece) - 1 for part in chosen for piece in parts[part])
-    assert [row for row in found if row['part'] == 'test'] == rows_of(data.test, answer)
+    assert [row for row in found if row['split'] == 'test'] == rows_of(data.test, answer)
 
 
 def test_a_row_tells_of_a_frame_what_sounds_and_what_was_forecast(parts, trained):
@@ -203,14 +205,16 @@ def test_a_row_tells_of_a_frame_what_sounds_and_what_was_forecast(parts, trained
 
 
 def test_a_longer_piece_than_any_of_the_run_is_predicted(parts, trained):
-    unseen = polyphonic_music.unseen({'test': pieces((40,), 5)}, dataset(parts).recipe['steps'])
-    assert unseen.batches.mask.shape == (1, 8, 39) and len(rows_of(unseen, trained[1])) == 39
+    prediction_inputs = polyphonic_music.prediction_inputs(
+        {'test': pieces((40,), 5)}, dataset(parts).preprocessing['steps']
+    )
+    assert prediction_inputs.batches.mask.shape == (1, 8, 39) and len(rows_of(prediction_inputs, trained[1])) == 39
 
 
 def test_what_training_knows_already_is_told(parts):
     again = {**parts, 'test': [*parts['test'], parts['train'][0]]}
-    assert any('1 of test' in line for line in dataset(again).look)
-    assert not any('1 of test' in line for line in dataset(parts).look)
+    assert any('1 of test' in line for line in dataset(again).description)
+    assert not any('1 of test' in line for line in dataset(parts).description)
 
 
 # --- a stream --------------------------------------------------------------------------------------
@@ -291,7 +295,7 @@ def test_published_pieces_are_looked_at_and_fill_most_of_their_rows():
     data = music.EXPERIMENT.dataset(
         Settings.of({'data': str(path), 'batch_size': 16, 'window': 64, 'transpose': 0, 'seed': 0})
     )
-    assert re.findall(r'[\d,]+\d', data.look[0]) == ['694', '40', '1,788', '255', '175,867']
-    assert any('1 of validation' in line and '1 of test' in line for line in data.look)
+    assert re.findall(r'[\d,]+\d', data.description[0]) == ['694', '40', '1,788', '255', '175,867']
+    assert any('1 of validation' in line and '1 of test' in line for line in data.description)
     for batches in (data.validation, data.test.batches):
         assert batches.mask.shape[1:] == (8, 1792) and batches.mask.mean() > 0.75

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqjax.datasets.readers import numbers, table_sources, tables
-from seqjax.datasets.readers.numbers import BadNumber, NumberFormat
+from seqjax.datasets.readers.numbers import InvalidNumberError, NumberFormat
 from seqjax.datasets.readers.table_sources import Columns
 from seqjax.errors import UserError
 
@@ -94,7 +94,7 @@ REFUSED = [
 def test_a_word_that_is_no_number_is_refused(word, format):
     with pytest.raises(UserError):
         numbers.parse_number(word, format)
-    with pytest.raises(BadNumber) as refused:
+    with pytest.raises(InvalidNumberError) as refused:
         numbers.parse_column(['', word, 'x'], format)
     assert (refused.value.place, refused.value.word) == (1, word)
 

@@ -99,8 +99,8 @@ def test_many_columns_and_many_odd_values_are_summarised():
     columns[3, 25], columns[:, 28] = -7.5, np.nan
     names = [f'c{i}' for i in range(30)]
     head, *lines = summary.lines(table(*columns.T, names=names))
-    assert len(lines) == summary.SHOWN + 1
+    assert len(lines) == summary.MAX_COLUMNS + 1
     assert all(part in lines[-1] for part in ('10 more', '540', '-7.5', '60'))
     columns[5] = -999
     lines = summary.lines(table(*columns.T, names=names))
-    assert len(lines) == 2 + summary.SHOWN + summary.MOST + 1 and lines[-1].startswith('21 more')
+    assert len(lines) == 2 + summary.MAX_COLUMNS + summary.MAX_LINES + 1 and lines[-1].startswith('21 more')

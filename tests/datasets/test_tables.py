@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from seqjax.datasets.readers import dates, optional_packages, table_columns, table_sources, tables
 from seqjax.datasets.readers.bounds import Bounds
-from seqjax.datasets.readers.dates import Pace
+from seqjax.datasets.readers.dates import Frequency
 from seqjax.datasets.readers.table_sources import Columns
 from seqjax.errors import UserError
 
@@ -250,20 +250,20 @@ def check(tmp_path_factory, content):
 )
 def test_dates_go_on_at_their_pace(frequency, words):
     found = pandas.date_range('2021-12-31', periods=40, freq=frequency).to_numpy().astype(dates.MICRO)
-    pace = dates.pace(found[:30])
-    assert words in pace.words()
-    assert pace.after(found[29], 10).astype(dates.MICRO).tolist() == found[30:].tolist()
-    assert not len(dates.gaps(found, pace))
-    assert dates.gaps(np.delete(found, 12), pace).tolist() == [11]
+    frequency = dates.infer_frequency(found[:30])
+    assert words in frequency.words()
+    assert frequency.after(found[29], 10).astype(dates.MICRO).tolist() == found[30:].tolist()
+    assert not len(dates.gaps(found, frequency))
+    assert dates.gaps(np.delete(found, 12), frequency).tolist() == [11]
 
 
 def test_the_weekday_after_a_weekend_is_a_monday():
-    after = Pace('weekdays', 1).after(np.datetime64('2021-01-02T06', 'us'), 2)
+    after = Frequency('weekdays', 1).after(np.datetime64('2021-01-02T06', 'us'), 2)
     assert after.astype('datetime64[h]').astype(str).tolist() == ['2021-01-04T06', '2021-01-05T06']
 
 
 def test_the_31st_of_a_shorter_month_is_its_last_day():
-    assert Pace('months', 1).after(np.datetime64('2021-12-31', 'us'), 2).astype(str).tolist() == [
+    assert Frequency('months', 1).after(np.datetime64('2021-12-31', 'us'), 2).astype(str).tolist() == [
         '2022-01-31T00:00:00.000000',
         '2022-02-28T00:00:00.000000',
     ]

@@ -37,8 +37,10 @@ def series(count, seed=0):
 
 
 def dataset(tokens, bounds, **options):
-    options = {'size': V, 'unit': 'character', 'title': 'x', 'batch_size': B, 'window': T, 'order': 2} | options
-    return language_modeling.text(tokens, bounds, **{'most': 10**6, 'token_name': str, 'recipe': {}, **options})
+    options = {'size': V, 'unit': 'character', 'title': 'x', 'batch_size': B, 'window': T, 'ngram_order': 2} | options
+    return language_modeling.dataset(
+        tokens, bounds, **{'max_ngram_tokens': 10**6, 'token_name': str, 'preprocessing': {}, **options}
+    )
 
 
 @functools.cache
@@ -76,21 +78,21 @@ def test_rows_that_cannot_be_are_refused():
 
 
 def test_parts_follow_each_other_in_the_text():
-    assert SplitBounds.of(100, 0.05, 0.1, most=1000) == (85, 90, 100)
-    assert SplitBounds.of(10_000, 0.05, 0.1, most=50) == (9900, 9950, 10_000)
-    bounds = SplitBounds.of(100, 0.05, 0.1, 1000)
-    assert [bounds.part(name) for name in ('all', 'validation', 'test')] == [(0, 100), (85, 90), (90, 100)]
+    assert SplitBounds.from_fractions(100, 0.05, 0.1, max_eval_tokens=1000) == (85, 90, 100)
+    assert SplitBounds.from_fractions(10_000, 0.05, 0.1, max_eval_tokens=50) == (9900, 9950, 10_000)
+    bounds = SplitBounds.from_fractions(100, 0.05, 0.1, 1000)
+    assert [bounds.split(name) for name in ('all', 'validation', 'test')] == [(0, 100), (85, 90), (90, 100)]
 
 
 @given(st.integers(1, 700), st.integers(1, 5))
 @FEW
 def test_every_token_but_the_first_is_predicted_once_after_the_one_before(count, window):
     tokens = np.arange(count + 1)
-    batch = language_modeling.held_out(tokens, window)
+    batch = language_modeling.evaluation_batch(tokens, window)
     assert (batch.targets[batch.mask] == batch.inputs[batch.mask] + 1).all()
     assert sorted(batch.targets[batch.mask]) == list(range(1, count + 1))
     assert batch.mask.shape[1:] == (language_modeling.rows_for(count, window), window)
-    assert language_modeling.in_order(batch.targets, count).tolist() == list(range(1, count + 1))
+    assert language_modeling.from_batches(batch.targets, count).tolist() == list(range(1, count + 1))
     rows = batch.inputs.swapaxes(0, 1).reshape(batch.mask.shape[1], -1)
     real = batch.mask.swapaxes(0, 1).reshape(rows.shape)
     assert (np.diff(rows)[real[:, 1:]] == 1).all() and not (~real[:, :-1] & real[:, 1:]).any()
@@ -99,7 +101,7 @@ def test_every_token_but_the_first_is_predicted_once_after_the_one_before(count,
 def test_training_never_sees_what_is_held_out():
     tokens = np.arange(200, dtype=np.uint8)
     found = dataset(tokens, SplitBounds(150, 170, 200), size=200)
-    assert found.data.max() == 148 and found.epoch == 12  # two tokens of every row fill no window
+    assert found.data.max() == 148 and found.steps_per_epoch == 12  # two tokens of every row fill no window
     assert (found.validation.inputs[found.validation.mask].min(), found.validation.targets.max()) == (150, 169)
     assert found.test.batches.inputs[found.test.batches.mask].min() == 170
 
@@ -110,13 +112,13 @@ def test_training_never_sees_what_is_held_out():
 def test_answers_are_the_nats_of_the_tokens_that_came():
     model, variables = model_and_variables()
     tokens = series(33)
-    batch = language_modeling.held_out(tokens, T)
+    batch = language_modeling.evaluation_batch(tokens, T)
     task = Task(language_modeling.loss_fn, lambda *_: None, (), {'test': batch})
     state = TrainState(0, None, variables['params'], {}, None)
-    found = jax.jit(lambda batch: training.evaluate_batches(model, state, batch, language_modeling.answers))(batch)
+    found = jax.jit(lambda batch: training.evaluate_batches(model, state, batch, language_modeling.postprocess))(batch)
     logits = jax.jit(model.apply)(variables, tokens[None, :-1].astype(int))  # all steps in one call
     expected = optax.softmax_cross_entropy_with_integer_labels(logits[0], tokens[1:].astype(int))
-    np.testing.assert_allclose(language_modeling.in_order(np.asarray(found['nats']), 32), expected, rtol=1e-5)
+    np.testing.assert_allclose(language_modeling.from_batches(np.asarray(found['nats']), 32), expected, rtol=1e-5)
     assert found['right'].sum() == (logits[0].argmax(-1) == tokens[1:]).sum()
     means = jax.jit(lambda state: training.evaluate(model, task, state))(
         TrainState(0, None, variables['params'], {}, None)
@@ -132,7 +134,7 @@ def test_items_are_stretches_in_bits_and_their_sum_is_the_whole():
     items = found.items({'nats': nats})
     assert items.counts.sum() == 199 and items.counts.max() == 3 and items.counts.min() > 0
     assert items.totals.sum() == pytest.approx(nats[mask].sum(dtype=float) / math.log(2))
-    assert found.measure.name == 'bits per character' and not found.measure.higher
+    assert found.metric.name == 'bits per character' and not found.metric.higher_is_better
     columns, rows = found.test.table({'nats': nats})
     rows = list(rows)
     assert columns == ('place', 'token', 'bits') and [row[0] for row in rows] == list(range(701, 900))
@@ -150,8 +152,8 @@ def test_perplexity_is_told():
 def test_baselines_are_scored_on_the_tokens_of_the_model_and_may_look_back(split):
     tokens, bounds = np.sort(series(400)), SplitBounds(300, 340, 400)
     tokens = np.random.default_rng(1).permutation(tokens)
-    found = dataset(tokens, bounds, order=3, most=250)
-    begin, end = bounds.part(split)
+    found = dataset(tokens, bounds, ngram_order=3, max_ngram_tokens=250)
+    begin, end = bounds.split(split)
     for name, order in (('unigram', 1), ('Kneser-Ney 3-gram', 3)):
         bits = ngrams.fit(tokens[50:300], order, V).bits(tokens[:end], begin + 1)
         mask = {'validation': found.validation, 'test': found.test.batches}[split].mask
@@ -256,8 +258,8 @@ def test_a_run_looks_at_the_text_and_beats_the_shares_of_its_characters(finished
     assert 'é' not in told and 'bits per character' in told and 'unigram' in told
     assert result.gains['unigram'].mean > 0.3 and result.gains['unigram'].significant
     assert result.tell[0].endswith('of 233')
-    recipe = json.loads((folder / 'summary.json').read_text())['recipe']
-    assert recipe['known'] == ''.join(sorted(set(SONG))) and recipe['window'] == 16
+    preprocessing = json.loads((folder / 'summary.json').read_text())['preprocessing']
+    assert preprocessing['known'] == ''.join(sorted(set(SONG))) and preprocessing['window'] == 16
 
 
 def predicted(capsys, *flags):

@@ -30,7 +30,7 @@ def written(folder, content, name='text.txt'):
 
 
 def read(folder, content, kind='characters', training=all_of, **options):
-    return texts.read_new(written(folder, content), kind, training, **options)
+    return texts.read_text(written(folder, content), kind, training, **options)
 
 
 # --- what is read ----------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def test_a_folder_is_its_texts_in_the_order_of_their_names(tmp_path):
     (tmp_path / 'a').mkdir()
     for name, content in {'b.txt': 'two', 'a/c.md': '\ufeffone', 'c.TXT': 'three', 'a/b.png': '\0'}.items():
         written(tmp_path, content, name)
-    text = texts.read_new(tmp_path, 'characters', all_of)
+    text = texts.read_text(tmp_path, 'characters', all_of)
     assert text.vocabulary.decode(text.tokens) == 'onetwothree' and text.files == 3
 
 
@@ -105,13 +105,13 @@ def test_a_text_is_the_same_in_whatever_pieces_it_is_read(tmp_path_factory, cont
         patch.setattr(texts, 'PIECE', max(piece, 3))  # the mark is looked for in the first piece
         for kind in ('characters', 'words') if len(set(expected)) > 1 else ():
             try:
-                text = texts.read_new(file, kind, all_of)
+                text = texts.read_text(file, kind, all_of)
             except UserError:
                 assert kind == 'words' and len(set(texts.WORD.findall(expected))) == 1
                 continue
             assert text.vocabulary.decode(text.tokens) == expected
             assert [text.vocabulary.known[i] for i in text.tokens] == text.vocabulary.split(expected)
-            again = texts.read_again(file, text.vocabulary)
+            again = texts.read_with_vocabulary(file, text.vocabulary)
             assert again.tokens.tobytes() == text.tokens.tobytes() and again.different == 0
 
 
@@ -122,7 +122,7 @@ def test_whatever_a_file_holds_it_is_read_or_refused_in_a_sentence(tmp_path_fact
     file = written(tmp_path_factory.mktemp('text'), content)
     for kind in texts.KINDS:
         try:
-            text = texts.read_new(file, kind, most_of)
+            text = texts.read_text(file, kind, most_of)
         except UserError as error:
             assert str(error).startswith(str(file)) and '\n' not in str(error)
         else:
@@ -165,12 +165,12 @@ def test_the_byte_that_is_wrong_is_counted_from_the_beginning_of_the_file(tmp_pa
 
 def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match=r'none\.txt.*No such file'):
-        texts.read_new(tmp_path / 'none.txt', 'characters', all_of)
+        texts.read_text(tmp_path / 'none.txt', 'characters', all_of)
     with pytest.raises(UserError, match=r'\.txt.*\.md'):
-        texts.read_new(tmp_path, 'characters', all_of)
+        texts.read_text(tmp_path, 'characters', all_of)
     os.mkfifo(tmp_path / 'pipe')
     with pytest.raises(UserError, match='pipe'):
-        texts.read_new(tmp_path / 'pipe', 'characters', all_of)
+        texts.read_text(tmp_path / 'pipe', 'characters', all_of)
     (tmp_path / 'a.txt').write_text('abc')
     texts.check_size(tmp_path, Bounds(bytes=3))
     with pytest.raises(UserError, match='--max_bytes'):
@@ -199,5 +199,5 @@ def test_a_prompt_is_encoded_and_what_is_unknown_named():
 
 
 def test_unknown_tokens_of_another_text_are_counted(tmp_path):
-    text = texts.read_again(written(tmp_path, 'abxyxc'), Vocabulary('characters', 'abc'))
+    text = texts.read_with_vocabulary(written(tmp_path, 'abxyxc'), Vocabulary('characters', 'abc'))
     assert text.tokens.tolist() == [0, 1, 3, 3, 3, 2] and text.missing == ['x', 'y'] and text.different == 2

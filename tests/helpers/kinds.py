@@ -43,10 +43,10 @@ class Begin(DatasetExperiment):
     OWN = {'noise': Flag(FloatParser(), 'hides the answer'), 'held_out': Flag(IntParser(1), 'series to test on')}
     own_defaults = {'noise': 0.0, 'held_out': 12, 'hidden': 4, 'batch_size': ROWS, 'learning_rate': 0.03}
 
-    def spec(self, recipe):
+    def spec(self, preprocessing):
         return ModelSpec('last', 2, features=1)
 
-    def answers(self, recipe):
+    def postprocess(self, preprocessing):
         return lambda outputs, batch: jax.nn.log_softmax(outputs)
 
     def dataset(self, settings):
@@ -63,22 +63,22 @@ class Begin(DatasetExperiment):
 
         def always(split):
             right = y[test if split == 'test' else validation] == 1
-            return Items(right.astype(float), np.ones(n))
+            return ItemScores(right.astype(float), np.ones(n))
 
         def items(answers):
             right = answers.reshape(-1, 2)[:n].argmax(-1) == y[test]
-            return Items(right.astype(float), np.ones(n))
+            return ItemScores(right.astype(float), np.ones(n))
 
-        unseen = Unseen(batches(x[test], y[test]), self._table(n))
+        prediction_inputs = PredictionInputs(batches(x[test], y[test]), self._table(n))
         return Dataset(
-            name='begin', look=[f'{len(x)} series'], spec=self.spec({}), answers=self.answers({}),
-            recipe={'steps': STEPS}, loss_fn=synthetic.classification, batch=batch,
-            data=(jax.random.key(settings.train.seed), x[rows], y[rows]), epoch=4,
-            validation=batches(x[validation], y[validation]), test=unseen,
-            measure=Measure('accuracy', True, spec='.1%'),
-            both=lambda: (jax.random.key(settings.train.seed), x[n:], y[n:]), items=items,
+            name='begin', description=[f'{len(x)} series'], spec=self.spec({}), postprocess=self.postprocess({}),
+            preprocessing={'steps': STEPS}, loss_fn=synthetic.classification, batch=batch,
+            data=(jax.random.key(settings.train.seed), x[rows], y[rows]), steps_per_epoch=4,
+            validation=batches(x[validation], y[validation]), test=prediction_inputs,
+            metric=MetricSpec('accuracy', True, format_spec='.1%'),
+            train_plus_validation=lambda: (jax.random.key(settings.train.seed), x[n:], y[n:]), items=items,
             baselines={'always 1': always},
-            tell=lambda answers: [f'answers {answers.shape}'],
+            summary=lambda answers: [f'answers {answers.shape}'],
             figure_data=lambda answers: ForecastCurve('y', answers[0, :, 0], answers[0, :, 1], answers[0, :, 1]),
         )  # fmt: skip
 
@@ -88,9 +88,9 @@ class Begin(DatasetExperiment):
 
     def unseen(self, settings, recipe, path, split='all'):
         x, y = series(path, settings.options['noise'])
-        return Unseen(batches(x, y), self._table(len(x)), [f'{len(x)} series'])
+        return PredictionInputs(batches(x, y), self._table(len(x)), [f'{len(x)} series'])
 
-    def stream(self, settings, recipe):
+    def stream(self, settings, preprocessing):
         def parse(line):
             try:
                 return np.array([float(line)], np.float32)

@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 
-from seqjax.datasets.dataset import Items, Measure
+from seqjax.datasets.dataset import ItemScores, MetricSpec
 from seqjax.reporting import significance
 from seqjax.reporting.significance import Improvement
 
-ERROR, RIGHT = Measure('RMSE', root=True, unit='spots'), Measure('accuracy', higher=True, spec='.1%')
+ERROR, RIGHT = (
+    MetricSpec('RMSE', root=True, unit='spots'),
+    MetricSpec('accuracy', higher_is_better=True, format_spec='.1%'),
+)
 
 
 def squares(rng, scale, count=400):
-    return Items((scale * rng.normal(size=count)) ** 2, np.ones(count))
+    return ItemScores((scale * rng.normal(size=count)) ** 2, np.ones(count))
 
 
 def test_a_measure_is_the_mean_over_all_values_or_its_root():
@@ -109,7 +112,7 @@ def test_the_best_baseline_is_the_one_with_the_best_value():
 
 
 def test_one_item_alone_is_no_ground_for_a_verdict():
-    ours, theirs = Items(np.array([1.0]), np.array([3])), Items(np.array([9.0]), np.array([3]))
+    ours, theirs = ItemScores(np.array([1.0]), np.array([3])), ItemScores(np.array([9.0]), np.array([3]))
     for seeds in (1, 3):
         found = significance.improvement(ERROR, [ours] * seeds, theirs)
         assert found.mean > 0 and found.half_width == np.inf and not found.significant

@@ -82,7 +82,9 @@ def make(name, folder):
     workdir.path.mkdir()
     fit_results.write_models(workdir, found)
     ended = {'finished': True, 'result': {'chosen': 1}, 'models': files.sha256(workdir.file(fit_results.MODELS))}
-    workdir.write_summary(run_summary.new_summary(kind.name, settings.flags, []) | {'recipe': dataset.recipe} | ended)
+    workdir.write_summary(
+        run_summary.new_summary(kind.name, settings.flags, []) | {'preprocessing': dataset.preprocessing} | ended
+    )
     return folder / file
 
 
@@ -94,7 +96,11 @@ VALUES = (
 
 def alter_summary(draw, summary):
     """One value somewhere in it is gone, another one, or there twice."""
-    place = summary if draw.random() < 0.2 else summary[draw.choice(['flags', 'flags', 'recipe', 'recipe', 'result'])]
+    place = (
+        summary
+        if draw.random() < 0.2
+        else summary[draw.choice(['flags', 'flags', 'preprocessing', 'preprocessing', 'result'])]
+    )
     while True:
         key = draw.choice(list(place) if isinstance(place, dict) else range(len(place)))
         inner = place[key]
@@ -226,7 +232,7 @@ def test_altered_files_are_refused_or_load_as_the_same_model(runs, tmp_path, nam
             continue
         if not forged:
             kinds.same(model.best, want.best)
-            assert json.dumps(model.recipe) == json.dumps(want.recipe) and model.settings == want.settings
+            assert json.dumps(model.preprocessing) == json.dumps(want.preprocessing) and model.settings == want.settings
     assert refused >= 4
 
 
@@ -242,22 +248,22 @@ def change(path, **changes):
     'name, changes, words',
     [
         ('forecast', {'flags': {'batch_size': 0}}, '--batch_size=0'),
-        ('forecast', {'flags': {'horizon': 0}, 'recipe': {'horizon': 0}}, '--horizon=0'),
-        ('forecast', {'recipe': {'horizon': 3}}, 'horizon=3'),
-        ('forecast', {'recipe': {'scales': {'': [[0.0, 1.0]]}}}, 'scales'),
-        ('forecast', {'recipe': {'scales': {'': [[0.0, 0.0], [0.0, 1.0]]}}}, 'scales'),
+        ('forecast', {'flags': {'horizon': 0}, 'preprocessing': {'horizon': 0}}, '--horizon=0'),
+        ('forecast', {'preprocessing': {'horizon': 3}}, 'horizon=3'),
+        ('forecast', {'preprocessing': {'scales': {'': [[0.0, 1.0]]}}}, 'scales'),
+        ('forecast', {'preprocessing': {'scales': {'': [[0.0, 0.0], [0.0, 1.0]]}}}, 'scales'),
         ('recursive', {'flags': {'hidden': 10**9}}, '--hidden'),
-        ('classify', {'recipe': {'factor': [1.0, 2.0]}}, 'factor'),
-        ('classify', {'recipe': {'classes': ['up', 'up']}}, 'classes'),
-        ('classify', {'recipe': {'steps': 10**12}}, 'steps'),
-        ('digits', {'recipe': {'maximum': 0}}, 'maximum=0'),
-        ('digits', {'recipe': {'permutation': [0] * 12}}, 'permutation'),
-        ('digits', {'recipe': {'classes': ['2', '1', '0']}}, 'classes'),
-        ('text', {'recipe': {'known': 'aab'}}, 'known'),
-        ('text', {'recipe': {'known': 'abc'}}, 'models.npz'),
-        ('words', {'recipe': {'known': ['a', 1]}}, 'known'),
-        ('music', {'recipe': {'steps': 0}}, 'steps=0'),
-        ('music', {'recipe': []}, 'recipe'),
+        ('classify', {'preprocessing': {'factor': [1.0, 2.0]}}, 'factor'),
+        ('classify', {'preprocessing': {'classes': ['up', 'up']}}, 'classes'),
+        ('classify', {'preprocessing': {'steps': 10**12}}, 'steps'),
+        ('digits', {'preprocessing': {'maximum': 0}}, 'maximum=0'),
+        ('digits', {'preprocessing': {'permutation': [0] * 12}}, 'permutation'),
+        ('digits', {'preprocessing': {'classes': ['2', '1', '0']}}, 'classes'),
+        ('text', {'preprocessing': {'known': 'aab'}}, 'known'),
+        ('text', {'preprocessing': {'known': 'abc'}}, 'models.npz'),
+        ('words', {'preprocessing': {'known': ['a', 1]}}, 'known'),
+        ('music', {'preprocessing': {'steps': 0}}, 'steps=0'),
+        ('music', {'preprocessing': []}, 'preprocessing'),
         ('music', {'result': {'chosen': True}}, 'chosen=True'),
         ('music', {'result': {'chosen': 2}}, 'chosen=2'),
         ('music', {'flags': {'num_seeds': 3}}, 'seeds'),
@@ -296,7 +302,7 @@ def test_a_run_of_before_the_checksums_is_read(runs, tmp_path):
         del summary[name]
     for name in ('max_columns', 'max_bytes'):
         del summary['flags'][name]
-    del summary['recipe']['declared']
+    del summary['preprocessing']['declared']
     (run / directory.SUMMARY).write_text(json.dumps(summary))
     kinds.same(predict.load(str(run)).keep_best, predict.load(str(runs('classify')[1])).keep_best)
 

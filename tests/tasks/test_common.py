@@ -73,8 +73,8 @@ def test_its_recipe_is_json_and_makes_the_same_model(kind):
     kind, flags = kind
     settings = kind.check(flags)
     dataset = kind.dataset(settings)
-    recipe = json.loads(json.dumps(dict(dataset.recipe)))
-    spec = kind.spec(recipe)
+    preprocessing = json.loads(json.dumps(dict(dataset.preprocessing)))
+    spec = kind.spec(preprocessing)
     for name in ('output', 'outputs', 'features', 'vocabulary', 'stateful', 'causal'):
         assert getattr(spec, name) == getattr(dataset.spec, name), name
 
@@ -85,10 +85,12 @@ def test_both_parts_are_read_as_one_is_and_the_test_is_in_neither(kind, in_tmp):
     dataset = kind.dataset(kind.check(flags))
     shapes = [
         jax.eval_shape(dataset.batch, data, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32))
-        for data in (dataset.data, dataset.both())
+        for data in (dataset.data, dataset.train_plus_validation())
     ]
     assert shapes[0] == shapes[1]
-    assert sum(x.size for x in jax.tree.leaves(dataset.both())) > sum(x.size for x in jax.tree.leaves(dataset.data))
+    assert sum(x.size for x in jax.tree.leaves(dataset.train_plus_validation())) > sum(
+        x.size for x in jax.tree.leaves(dataset.data)
+    )
 
 
 def test_every_flag_has_a_help_and_the_module_shows_how_it_is_run(kind, capsys):

@@ -1,1 +1,1 @@
-"""Baselines, a kind of dataset each."""
+"""Baselines, one module for each kind of dataset."""

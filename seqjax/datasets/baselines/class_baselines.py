@@ -1,4 +1,4 @@
-"""Of classes: the most frequent one, and logistic regression on numbers that say little of the order."""
+"""Baselines for classification: the most frequent class, and logistic regression."""
 
 import warnings
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from seqjax.datasets.readers import optional_packages
 
-ROUNDS = 1000  # of the regression's optimiser
+MAX_ITERATIONS = 1000  # maximum number of iterations of the optimizer
 
 
 def most_frequent(labels: np.ndarray, count: int) -> np.ndarray:
-    """The commonest of labels [N], the lowest of equals, `count` times: [count] int64.
+    """Returns the most frequent of labels [N], the lowest in a tie, `count` times: [count] int64.
 
     >>> most_frequent(np.array([2, 0, 2]), 2).tolist()
     [2, 2]
@@ -19,10 +19,10 @@ def most_frequent(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def summaries(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Mean, standard deviation, first and last value of each channel, over what is known.
+    """Returns mean, standard deviation, first and last value of the known values of each channel, [N, 4 C] float64.
 
-    values [S, C] are series one behind the other, NaN where missing, and lengths [N] sum to S. Returns [N, 4 C]
-    float64; NaN where a series knows nothing of a channel.
+    `values` [S, C] are concatenated series, NaN if missing, whose lengths [N] sum to S. The result is NaN if all values
+    of a channel are missing.
 
     >>> summaries(np.array([[1.0], [np.nan], [3.0], [5.0]]), np.array([3, 1])).tolist()
     [[2.0, 1.0, 1.0, 3.0], [5.0, 0.0, 5.0, 5.0]]
@@ -32,26 +32,26 @@ def summaries(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _summary(channels: np.ndarray) -> np.ndarray:
-    """[C, T] -> [4 C]."""
-    found = np.full((4, len(channels)), np.nan)
+    """Returns the statistics [4 C] of channels [C, T]."""
+    statistics = np.full((4, len(channels)), np.nan)
     for place, channel in enumerate(channels):
         known = channel[np.isfinite(channel)].astype(np.float64)
         if known.size:
-            found[:, place] = known.mean(), known.std(), known[0], known[-1]
-    return found.ravel()
+            statistics[:, place] = known.mean(), known.std(), known[0], known[-1]
+    return statistics.ravel()
 
 
-def logistic(values: np.ndarray, labels: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Labels of `asked` [M, K] by logistic regression (L2, C = 1) on standardised numbers; NaN counts as their mean.
+def logistic(values: np.ndarray, labels: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """Returns labels of `inputs` [M, K] by logistic regression (L2, C = 1) on standardized features; NaN is the mean.
 
-    It is fitted to values [N, K] and labels [N], at least two different ones. Raises UserError where scikit-learn is
-    not installed.
+    It is fitted to values [N, K] and labels [N], at least two different ones. Raises UserError if scikit-learn is not
+    installed.
     """
-    what = 'the baseline of logistic regression'
+    what = 'the logistic regression baseline'
     scaler = optional_packages.need('sklearn.preprocessing', what).StandardScaler()
-    regression = optional_packages.need('sklearn.linear_model', what).LogisticRegression(max_iter=ROUNDS)
+    regression = optional_packages.need('sklearn.linear_model', what).LogisticRegression(max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings():
-        # Numbers that nobody should give it, such as 1e38; one that has not converged is a baseline, too.
+        # Huge values such as 1e38 overflow; a regression that has not converged is still a baseline.
         warnings.simplefilter('ignore')
         known = np.nan_to_num(scaler.fit_transform(values))
-        return regression.fit(known, labels).predict(np.nan_to_num(scaler.transform(asked)))
+        return regression.fit(known, labels).predict(np.nan_to_num(scaler.transform(inputs)))

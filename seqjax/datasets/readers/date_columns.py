@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from seqjax.datasets.readers import date_formats, dates, optional_packages
-from seqjax.datasets.readers.date_formats import DateFormat, Stamp
+from seqjax.datasets.readers.date_formats import DateFormat, Timestamp
 from seqjax.errors import UserError
 
 UNDECIDED = DateFormat()
 
 
-def parse(text: str, form: DateFormat, after: Stamp | None = None, column: str = 'date') -> Stamp:
+def parse(text: str, form: DateFormat, after: Timestamp | None = None, column: str = 'date') -> Timestamp:
     """Parses a date of a column whose format is known; the result is the same as when a file is read.
 
     `after` is the date before, which decides between the two hours of the same name where the clock is set back;
@@ -27,7 +27,7 @@ def parse(text: str, form: DateFormat, after: Stamp | None = None, column: str =
     local, offsets, _ = reader.finish()
     if offsets is None and form.zone:
         offsets = dates.offsets_in(local, form.zone, None if after is None else after.instant)
-    return Stamp(local[0], None if offsets is None else int(offsets[0]))
+    return Timestamp(local[0], None if offsets is None else int(offsets[0]))
 
 
 class ColumnReader:

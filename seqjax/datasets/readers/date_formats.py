@@ -52,7 +52,7 @@ class DateFormat(NamedTuple):
         return f'{self.format}%z' if self.aware and '%' in str(self.format) else str(self.format)
 
 
-class Stamp(NamedTuple):
+class Timestamp(NamedTuple):
     """A date in the frame of its file."""
 
     local: np.datetime64  # [us], as the clock shows it
@@ -123,9 +123,11 @@ def write(local: np.ndarray, offsets: np.ndarray | None, form: DateFormat) -> li
     return [word + _offset_text(int(offset)) for word, offset in zip(words, offsets, strict=True)]
 
 
-def write_one(stamp: Stamp, form: DateFormat) -> str:
+def write_one(timestamp: Timestamp, form: DateFormat) -> str:
     """A date in the frame of a run."""
-    return write(np.array([stamp.local]), None if stamp.offset is None else np.array([stamp.offset]), form)[0]
+    return write(np.array([timestamp.local]), None if timestamp.offset is None else np.array([timestamp.offset]), form)[
+        0
+    ]
 
 
 def unit_of(local: np.ndarray) -> str:

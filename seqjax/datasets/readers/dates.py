@@ -56,7 +56,7 @@ def seconds(differences: np.ndarray) -> np.ndarray:
     return (differences // np.timedelta64(1, 's')).astype(np.int32)
 
 
-class Pace(NamedTuple):
+class Frequency(NamedTuple):
     """The time between two rows, as most rows have it."""
 
     unit: str  # 'months', 'ends of months', 'weekdays' or 'microseconds'
@@ -94,35 +94,35 @@ class Pace(NamedTuple):
         return np.minimum(months.astype(MICRO) + within, last + within % np.timedelta64(1, 'D'))
 
 
-def pace(dates: np.ndarray, offsets: np.ndarray | None = None) -> Pace:
+def infer_frequency(dates: np.ndarray, offsets: np.ndarray | None = None) -> Frequency:
     """How far apart most of some dates [n >= 2] are."""
     days, months = dates.astype('datetime64[D]'), dates.astype('datetime64[M]')
     steps = np.diff(months).astype(int)
     if (steps > 0).all():  # a row a month at most
         if len(np.unique(dates - months.astype(MICRO))) == 1:
-            return Pace('months', _commonest(steps))
+            return Frequency('months', _commonest(steps))
         if (days == _last_days(months)).all():
-            return Pace('ends of months', _commonest(steps))
+            return Frequency('ends of months', _commonest(steps))
     gap = _commonest(np.diff(dates).astype(int))
     if gap <= 0 or gap % DAY:
         gap = _commonest(np.diff(instants(dates, offsets)).astype(int))
     if gap == DAY and len(dates) > 7 and np.is_busday(days).all():
-        return Pace('weekdays', 1)
-    return Pace('microseconds', gap)
+        return Frequency('weekdays', 1)
+    return Frequency('microseconds', gap)
 
 
 def following(
-    local: np.datetime64, offset: int | None, found: Pace, steps: int, zone: str | None = None
+    local: np.datetime64, offset: int | None, frequency: Frequency, steps: int, zone: str | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The local times [steps] that follow one, and their offsets from UTC, by the rules of a zone where it is known."""
     if offset is None:
-        return found.after(local, steps), None
+        return frequency.after(local, steps), None
     if zone is None:
-        return found.after(local, steps), np.full(steps, offset, np.int32)
+        return frequency.after(local, steps), np.full(steps, offset, np.int32)
     instant = local - np.timedelta64(offset, 's')
-    if found.unit == 'microseconds' and found.count % DAY:
-        return in_zone(found.after(instant, steps), zone)
-    ahead = found.after(local, steps)
+    if frequency.unit == 'microseconds' and frequency.count % DAY:
+        return in_zone(frequency.after(instant, steps), zone)
+    ahead = frequency.after(local, steps)
     return ahead, offsets_in(ahead, zone, instant)
 
 
@@ -131,15 +131,15 @@ def _last_days(months: np.ndarray) -> np.ndarray:
     return (months + np.timedelta64(1, 'M')).astype('datetime64[D]') - np.timedelta64(1, 'D')
 
 
-def gaps(dates: np.ndarray, found: Pace, offsets: np.ndarray | None = None) -> np.ndarray:
+def gaps(dates: np.ndarray, frequency: Frequency, offsets: np.ndarray | None = None) -> np.ndarray:
     """Places [k] of the dates [n] whose next one does not follow at the pace: the fewer, by local time and by UTC."""
-    if found.unit == 'weekdays':
+    if frequency.unit == 'weekdays':
         days = dates.astype('datetime64[D]')
         return np.flatnonzero(np.busday_count(days[:-1], days[1:]) != 1)
-    if found.unit == 'microseconds':
+    if frequency.unit == 'microseconds':
         ways = dates, instants(dates, offsets)
-        return min((np.flatnonzero(np.diff(way).astype(int) != found.count) for way in ways), key=len)
-    return np.flatnonzero(np.diff(dates.astype('datetime64[M]')).astype(int) != found.count)
+        return min((np.flatnonzero(np.diff(way).astype(int) != frequency.count) for way in ways), key=len)
+    return np.flatnonzero(np.diff(dates.astype('datetime64[M]')).astype(int) != frequency.count)
 
 
 def _commonest(values: np.ndarray) -> int:

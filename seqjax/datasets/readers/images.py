@@ -46,7 +46,7 @@ def read_images(path: str | Path, labels: str | Path | None = None, bounds: Boun
         return Images(digits.images.astype(np.uint8), digits.target.astype(np.uint8))
     path = Path(path)
     values = read_idx(path, 3, bounds)
-    labels = Path(labels) if labels is not None else beside_of(path, 'images', 'labels', 'idx3', 'idx1')
+    labels = Path(labels) if labels is not None else sibling_file(path, 'images', 'labels', 'idx3', 'idx1')
     if labels is None:
         return Images(values, None)
     classes = read_idx(labels, 1, bounds)
@@ -55,12 +55,12 @@ def read_images(path: str | Path, labels: str | Path | None = None, bounds: Boun
     return Images(values, classes)
 
 
-def beside_of(path: Path, *words: str) -> Path | None:
+def sibling_file(path: Path, *words: str) -> Path | None:
     """Returns the file in the same folder whose name has the second of each pair of words for the first, or None.
 
     Case, a dot instead of a dash, and .gz make no difference; the file whose name differs least is taken.
 
-    >>> beside_of(Path('no/such/train-images-idx3-ubyte'), 'train', 't10k') is None
+    >>> sibling_file(Path('no/such/train-images-idx3-ubyte'), 'train', 't10k') is None
     True
     """
     name = path.name

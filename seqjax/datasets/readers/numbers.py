@@ -51,7 +51,7 @@ def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # 
             return math.nan
         raise UserError(f'{word[:80]!r} is not a number{_reason(word, format)}')
     if format.seen and {format.seen, *first_of_kinds([word], format.decimal)} == {WHOLE, GROUPED}:
-        raise UserError(f'{word!r} is ambiguous: {_BESIDE[format.seen].replace("1.4", f"1{format.decimal}4")}')
+        raise UserError(f'{word!r} is ambiguous: {_AMBIGUOUS[format.seen].replace("1.4", f"1{format.decimal}4")}')
     if format.thousands is not None:
         word = word.translate(_REMOVED[format.thousands])
     value = float(word.replace(format.decimal, '.'))
@@ -75,11 +75,11 @@ def parse_column(words: Sequence[str], format: NumberFormat = NumberFormat()) ->
         try:
             values[place] = parse_number(word, format)
         except UserError as error:
-            raise BadNumber(str(error), word, place) from error
+            raise InvalidNumberError(str(error), word, place) from error
     return values
 
 
-class BadNumber(UserError):
+class InvalidNumberError(UserError):
     """A word of a column is not a number."""
 
     def __init__(self, message: str, word: str, place: int):
@@ -176,7 +176,7 @@ def first_of_kinds_by_value(values: np.ndarray, digits: np.ndarray) -> dict[str,
     return {kind: int(np.argmax(flags)) for kind, flags in kinds.items() if flags.any()}
 
 
-_BESIDE = {
+_AMBIGUOUS = {
     WHOLE: 'numbers of this column had no decimals in training, and 1.473 may be 1473; write it as 1473 or as 1.4730',
     GROUPED: 'all numbers of this column had three decimals in training, and 1.473 may be 1473; write it with decimals',
 }

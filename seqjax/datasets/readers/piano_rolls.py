@@ -21,7 +21,7 @@ from seqjax.errors import UserError
 KEYS = {'train': 'traindata', 'validation': 'validdata', 'test': 'testdata'}  # parts, and how the file names them
 NOTES = 88  # of a piano
 LOWEST = 21  # MIDI number of the first of them, A0
-SHORTEST = 2  # frames: one to read, and one to foretell
+MIN_FRAMES = 2  # frames: one to read, and one to foretell
 Pieces = list[np.ndarray]  # each [T, 88] uint8, 1 where a note sounds
 
 
@@ -60,9 +60,9 @@ def _piece(name: str, piece: Any) -> np.ndarray:
     if notes != NOTES:
         turned = ', and may have to be transposed' if frames == NOTES else ''
         raise UserError(f'{name} has {notes} columns; it must have {NOTES}, MIDI numbers 21 to 108, one a note{turned}')
-    if frames < SHORTEST:
+    if frames < MIN_FRAMES:
         raise UserError(
-            f'{name} has {frames} of the {SHORTEST} frames that it needs; take it out: nothing could be foretold'
+            f'{name} has {frames} of the {MIN_FRAMES} frames that it needs; take it out: nothing could be foretold'
         )
     for frame, note in np.argwhere((piece != 0) & (piece != 1))[:1]:
         raise UserError(

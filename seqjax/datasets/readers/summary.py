@@ -9,14 +9,17 @@ import numpy as np
 from seqjax.datasets.readers.table_columns import Series
 from seqjax.datasets.readers.tables import SeriesTable
 
-SHOWN, MOST = 20, 8  # columns in the table, lines about values
-FAR, NEAR = 20, 3  # interquartile ranges beyond the quartiles: of an outlier, of a number that stands for no value
-FEWEST = 8  # values of a series that quartiles are computed from
+MAX_COLUMNS, MAX_LINES = 20, 8  # columns in the table, lines about values
+OUTLIER_RANGES, STAND_IN_RANGES = (
+    20,
+    3,
+)  # interquartile ranges beyond the quartiles: of an outlier, of a number that stands for no value
+MIN_VALUES = 8  # values of a series that quartiles are computed from
 # Numbers that stand for a missing value in many files.
 STAND_INS = {-99, -999, -9999, -99999, -999.9, -999.99, -9999.9, -9999.99, 9999, 99999, 999999, 1e20, 1e30, 1e36}
 
 
-class Odd(NamedTuple):
+class SuspiciousValue(NamedTuple):
     """A value that looks out of place."""
 
     row: int  # of the file, the first with such a value
@@ -29,24 +32,28 @@ def lines(table: SeriesTable) -> list[str]:
     """Returns lines with the count, missing values, minimum, median and maximum of each column, and odd values."""
     names = table.columns.numbers
     columns = [
-        np.concatenate([one.values[:, place] for one in table.series]) for place in range(min(len(names), SHOWN))
+        np.concatenate([one.values[:, place] for one in table.series]) for place in range(min(len(names), MAX_COLUMNS))
     ]
     rows = [['column', 'count', 'missing', 'min', 'median', 'max']]
-    rows += [[name[:40], *_numbers(values)] for name, values in zip(names[:SHOWN], columns, strict=False)]
+    rows += [[name[:40], *_numbers(values)] for name, values in zip(names[:MAX_COLUMNS], columns, strict=False)]
     widths = [max(map(len, words)) for words in zip(*rows, strict=True)]
     shown = ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    if len(names) > SHOWN:
-        count, missing, low, _, high = _numbers(np.concatenate([one.values[:, SHOWN:].ravel() for one in table.series]))
-        shown.append(f'{len(names) - SHOWN:,} more columns: {count} values from {low} to {high}, {missing} missing')
+    if len(names) > MAX_COLUMNS:
+        count, missing, low, _, high = _numbers(
+            np.concatenate([one.values[:, MAX_COLUMNS:].ravel() for one in table.series])
+        )
+        shown.append(
+            f'{len(names) - MAX_COLUMNS:,} more columns: {count} values from {low} to {high}, {missing} missing'
+        )
     odd = [
         f'{name}{one.phrase}: row {row:,} holds {value:.9g}'
         + (f', like {count - 1:,} more; {reason}' if count > 1 else f'; {reason}')
         for place, name in enumerate(names)
         for one in table.series
-        for row, value, count, reason in out_of_place(one, place)
+        for row, value, count, reason in suspicious_values(one, place)
     ]
-    more = [f'{len(odd) - MOST:,} more lines about values that look out of place'] if len(odd) > MOST else []
-    return [*shown, *odd[:MOST], *more]
+    more = [f'{len(odd) - MAX_LINES:,} more lines about values that look out of place'] if len(odd) > MAX_LINES else []
+    return [*shown, *odd[:MAX_LINES], *more]
 
 
 def _numbers(values: np.ndarray) -> list[str]:
@@ -55,22 +62,22 @@ def _numbers(values: np.ndarray) -> list[str]:
     return [f'{len(known):,}', f'{len(values) - len(known):,}', *extent]
 
 
-def out_of_place(series: Series, place: int) -> Iterator[Odd]:
+def suspicious_values(series: Series, place: int) -> Iterator[SuspiciousValue]:
     """Yields the values of a column that may be mistakes: numbers for missing values, totals and far outliers."""
     known = ~np.isnan(series.values[:, place])
     values, rows = series.values[known, place], series.rows[known]
-    if len(values) < FEWEST:
+    if len(values) < MIN_VALUES:
         return
     usual = np.ones(len(values), bool)
 
-    def odd(flags: np.ndarray, reason: str) -> Odd:
+    def odd(flags: np.ndarray, reason: str) -> SuspiciousValue:
         usual[flags] = False
         first = int(np.argmax(flags))
-        return Odd(int(rows[first]), float(values[first]), int(flags.sum()), reason)
+        return SuspiciousValue(int(rows[first]), float(values[first]), int(flags.sum()), reason)
 
     if not STAND_INS.isdisjoint((values.min(), values.max())):
         plain = np.isin(values, list(STAND_INS), invert=True)
-        low, high = _limits(values[plain], NEAR)
+        low, high = _limits(values[plain], STAND_IN_RANGES)
         for number in np.unique(values[~plain]):
             if not low <= number <= high:
                 yield odd(values == number, 'such numbers often stand for a missing value')
@@ -78,10 +85,10 @@ def out_of_place(series: Series, place: int) -> Iterator[Odd]:
     for end, neighbour in ((len(values) - 1, -2), (0, 1)):
         if values[end] not in (0, values[neighbour]) and math.isclose(values[end], total - values[end], rel_tol=1e-6):
             yield odd(np.arange(len(values)) == end, 'it is the sum of all other rows')
-    low, high = _limits(values[usual], FAR)
+    low, high = _limits(values[usual], OUTLIER_RANGES)
     flags = usual & ((values < low) | (values > high))
     if flags.any():
-        yield odd(flags, f'the quartiles are more than {FAR} interquartile ranges away')
+        yield odd(flags, f'the quartiles are more than {OUTLIER_RANGES} interquartile ranges away')
 
 
 def _limits(values: np.ndarray, ranges: float) -> tuple[float, float]:
@@ -89,8 +96,8 @@ def _limits(values: np.ndarray, ranges: float) -> tuple[float, float]:
     low, high = _quartiles(values)
     if low == high:
         rarer = values[values != low]
-        if len(rarer) < FEWEST:
-            return (low, high) if ranges == NEAR else (-math.inf, math.inf)
+        if len(rarer) < MIN_VALUES:
+            return (low, high) if ranges == STAND_IN_RANGES else (-math.inf, math.inf)
         first, third = _quartiles(rarer)
         low, high = min(low, first), max(high, third)
     return low - ranges * (high - low), high + ranges * (high - low)

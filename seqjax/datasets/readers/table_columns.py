@@ -13,7 +13,7 @@ from seqjax.datasets.readers import dates as readers_dates
 from seqjax.datasets.readers import numbers as readers_numbers
 from seqjax.datasets.readers.date_columns import ColumnReader
 from seqjax.datasets.readers.date_formats import DateFormat
-from seqjax.datasets.readers.numbers import BadNumber, NumberFormat
+from seqjax.datasets.readers.numbers import InvalidNumberError, NumberFormat
 from seqjax.datasets.readers.table_sources import Columns, Parquet, Text
 from seqjax.errors import UserError
 
@@ -63,7 +63,8 @@ def check_columns(path: Path, names: Sequence[str], columns: Columns) -> None:
                 )
             if name not in names:
                 raise UserError(
-                    f'{path} has no column {name!r} of --{role}{_no_header(names)}{table_sources.near(name, names)}'
+                    f'{path} has no column {name!r} (--{role}){_no_header(names)}'
+                    f'{table_sources.nearest_hint(name, names)}'
                 )
             seen[name] = role
 
@@ -82,7 +83,7 @@ def only_number(source: Text | Parquet, columns: Columns) -> str:
         found = [name for name in free if _is_number(frame[name], source)]
         break
     if len(found) != 1:
-        has = f'{len(found)} columns of numbers, {table_sources.some(found)}'
+        has = f'{len(found)} columns of numbers, {table_sources.quoted_list(found)}'
         if not found:
             has = f'no free column of numbers{_no_header(source.names)}'
         raise UserError(f'{source.path} has {has}; name the column to forecast by --target')
@@ -136,7 +137,7 @@ def _numbers(path: Path, first: int, column: Any, source: Text | Parquet, column
         words = _words(column)
         try:
             return readers_numbers.parse_column(words, source.numbers._replace(seen=None))
-        except BadNumber as error:
+        except InvalidNumberError as error:
             where, hint = f'row {first + error.place}, column {column.name!r}', _hint(source, columns.numbers, error)
             raise UserError(f'{path}: {where}: {error}{hint}') from error
     values = column.to_numpy(np.float64, na_value=np.nan)
@@ -146,7 +147,7 @@ def _numbers(path: Path, first: int, column: Any, source: Text | Parquet, column
     return values
 
 
-def _hint(source: Text | Parquet, names: Sequence[str], error: BadNumber) -> str:
+def _hint(source: Text | Parquet, names: Sequence[str], error: InvalidNumberError) -> str:
     """The end of a sentence about a word that is not a number: the flags with which the file can be read."""
     if source.fixed:
         return f'; the run reads numbers with {readers_numbers.phrase(source.numbers)}: write them in this form'

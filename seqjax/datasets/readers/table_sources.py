@@ -46,12 +46,12 @@ def one_line(error: Exception) -> str:
     return ' '.join(str(error).split())[:200]
 
 
-def near(word: str, words: Sequence[str]) -> str:
+def nearest_hint(word: str, words: Sequence[str]) -> str:
     """The end of a sentence about a word that is none of some others: the nearest, and what there is."""
-    return options.nearest(word, words) or f'; there are {some(words)}'
+    return options.nearest(word, words) or f'; there are {quoted_list(words)}'
 
 
-def some(words: Sequence[str]) -> str:
+def quoted_list(words: Sequence[str]) -> str:
     """A few words, for a message."""
     return ', '.join(map(repr, words[:20])) + (', ...' if len(words) > 20 else '')
 

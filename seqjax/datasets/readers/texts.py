@@ -146,7 +146,7 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-def read_new(path: Path, kind: str, training: Training, *, size: int = 10_000) -> TextData:
+def read_text(path: Path, kind: str, training: Training, *, size: int = 10_000) -> TextData:
     """Reads a text and makes its vocabulary, from the part alone that is trained on.
 
     Args:
@@ -168,7 +168,7 @@ def read_new(path: Path, kind: str, training: Training, *, size: int = 10_000) -
     return text
 
 
-def read_again(path: Path, vocabulary: Vocabulary) -> TextData:
+def read_with_vocabulary(path: Path, vocabulary: Vocabulary) -> TextData:
     """Reads a text with the vocabulary of another; raises UserError where it is empty or no UTF-8."""
     files = find_texts(path)
     if vocabulary.kind == 'bytes':
