@@ -1,4 +1,4 @@
-"""Limits on what is read from a file, so that a small compressed or malformed file cannot exhaust the memory."""
+"""Limits on what is read from a file, so that a small compressed or malformed file cannot exhaust memory."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ DEFAULT_MAX_BYTES = 4 * 2**30
 
 
 class Bounds(NamedTuple):
-    """The most that is read from one file; the fields are the flags --max_columns and --max_bytes."""
+    """Limits for one file; the fields are the flags --max_columns and --max_bytes."""
 
     columns: int = DEFAULT_MAX_COLUMNS  # columns of a table, channels of a series
     bytes: int = DEFAULT_MAX_BYTES  # of the content after decompression
@@ -25,7 +25,7 @@ class Bounds(NamedTuple):
     def check_bytes(self, where: object, size: int, what: str = 'has', copies: int = 1) -> None:
         """Raises UserError if the decompressed content of `where`, known or read so far, is larger than allowed.
 
-        `what` is the verb of the sentence; it takes `copies` times as much memory to read the content.
+        `what` is the verb of the message; reading takes `copies` times as much memory as the content.
         """
         if size > self.bytes // copies:
             limit = '--max_bytes' if copies == 1 else f'--max_bytes / {copies}'

@@ -1,4 +1,4 @@
-"""The date format of a column, found from all of its dates."""
+"""Date formats of columns, inferred from all of their dates."""
 
 import datetime
 import functools
@@ -16,10 +16,16 @@ UNDECIDED = DateFormat()
 
 
 def parse(text: str, form: DateFormat, after: Timestamp | None = None, column: str = 'date') -> Timestamp:
-    """Parses a date of a column whose format is known; the result is the same as when a file is read.
+    """Parses a date of a column whose format is known, with the same result as when a file is read.
 
-    `after` is the date before, which decides between the two hours of the same name where the clock is set back;
-    `column` is named in the UserError of a text that does not fit.
+    Args:
+      text: the date.
+      form: the format of the column.
+      after: the date before, which decides between two equal local times when the clock is set back.
+      column: the name of the column for messages.
+
+    Raises:
+      UserError: the text does not fit the format.
     """
     optional_packages.need('pandas', f'column {column!r}')
     reader = ColumnReader(lambda row: f'column {column!r}', form)
@@ -31,41 +37,41 @@ def parse(text: str, form: DateFormat, after: Timestamp | None = None, column: s
 
 
 class ColumnReader:
-    """Reads a column of dates part by part, in all formats that fit so far."""
+    """Reads a column of dates chunk by chunk, in all formats that fit so far."""
 
     def __init__(self, where: Callable[[int], str], form: DateFormat):
-        self.where = where  # a row, counted from 1 -> the file, the row and the column, for messages
+        self.where = where  # row number, counted from 1 -> file, row and column for messages
         self.form = form
-        self.readings: dict[str, list[np.ndarray]] | None = None  # by format; of local times
+        self.readings: dict[str, list[np.ndarray]] | None = None  # local times by format
         self.offsets: list[np.ndarray] = []
 
     def add(self, first: int, column: Any) -> None:
-        """Reads a part of the column, a pandas Series that begins in row `first`.
+        """Reads a chunk of the column, a pandas Series that starts in row `first`.
 
-        Raises UserError where a date is missing, or fits no format that the rows before fit.
+        Raises UserError if a date is missing, or fits no format that the rows before fit.
         """
         from pandas.api import types
 
         missing = column.isna().to_numpy(bool)
         if missing.any():
-            raise UserError(f'{self.where(first + int(missing.argmax()))} has no date; fill it in')
+            raise UserError(f'{self.where(first + int(missing.argmax()))}: the date is missing; add it')
         if types.is_datetime64_any_dtype(column):
             self._add_dates(first, column)
         else:
             self.add_texts(first, column.astype(str).tolist())
 
     def add_texts(self, first: int, texts: list[str]) -> None:
-        """Reads a part of the column as text."""
+        """Reads a chunk of the column as text."""
         texts = [
             date_formats.NUMBER.sub(r'\1', text) if text.endswith('.0') else text for text in map(str.strip, texts)
         ]
         if '' in texts:
-            raise UserError(f'{self.where(first + texts.index(""))} has no date; fill it in')
+            raise UserError(f'{self.where(first + texts.index(""))}: the date is missing; add it')
         plain, offsets = self._split_offsets(first, texts)
         if self.readings is None:
             formats = candidates(plain[0]) if self.form.format is None else [self.form.format]
             if not formats:
-                raise UserError(f'{self.where(first)} holds {texts[0][:80]!r}, {_no_format(texts[0])}')
+                raise UserError(f'{self.where(first)}: {texts[0][:80]!r} {_no_format(texts[0])}')
             self.readings = {format: [] for format in formats}
         fitting, misfits = {}, {}
         for format in self.readings:
@@ -78,7 +84,7 @@ class ColumnReader:
         if not fitting:
             place = max(misfits)
             raise UserError(
-                f'{self.where(first + place)} holds {texts[place][:80]!r}, which does not fit the date format '
+                f'{self.where(first + place)}: {texts[place][:80]!r} does not fit the date format '
                 f'{misfits[place]}{_example(misfits[place])}; write all dates in one format'
             )
         self.readings = fitting
@@ -86,7 +92,7 @@ class ColumnReader:
             self.offsets.append(offsets)
 
     def _add_dates(self, first: int, column: Any) -> None:
-        """Dates that the file knows as such."""
+        """Reads a chunk that has a date type in the file."""
         zone = column.dt.tz
         self._check_aware(first, np.array([zone is not None]), [str(column.iloc[0])])
         local = column.to_numpy() if zone is None else column.dt.tz_localize(None).to_numpy()
@@ -96,12 +102,12 @@ class ColumnReader:
         if zone is not None:
             instants = column.dt.tz_convert('UTC').dt.tz_localize(None).to_numpy().astype(dates.MICRO)
             self.offsets.append(dates.seconds(local.astype(dates.MICRO) - instants))
-            name = getattr(zone, 'key', None) or getattr(zone, 'zone', None) or str(zone)  # of zoneinfo, of pytz
+            name = getattr(zone, 'key', None) or getattr(zone, 'zone', None) or str(zone)  # for zoneinfo and pytz
             if self.form.zone is None and date_formats.is_zone(name):
                 self.form = self.form._replace(zone=name)
 
     def _split_offsets(self, first: int, texts: list[str]) -> tuple[list[str], np.ndarray | None]:
-        """The texts [n] without offsets from UTC, and these in seconds [n], where there are any."""
+        """Returns the texts [n] without offsets from UTC, and the offsets in seconds [n] if there are any."""
         format = self.form.format
         if format in date_formats.EPOCHS:
             return texts, np.zeros(len(texts), np.int32)
@@ -121,14 +127,14 @@ class ColumnReader:
                 known[end] = _offset_seconds(end)
             if known[end] is None:
                 raise UserError(
-                    f'{self.where(first + place)} holds {texts[place][:80]!r}, whose offset from UTC {end} does not '
+                    f'{self.where(first + place)}: the offset {end} from UTC of {texts[place][:80]!r} does not '
                     'exist; correct it'
                 )
         offsets = np.array([known[one[1]] for one in found], np.int32)
         return [text[: one.start(1)].rstrip() for text, one in zip(texts, found, strict=True)], offsets
 
     def _check_aware(self, first: int, found: np.ndarray, texts: list[str]) -> None:
-        """Raises UserError where some dates have an offset from UTC and others do not."""
+        """Raises UserError if some dates have an offset from UTC and others do not."""
         if self.form.aware is None:
             self.form = self.form._replace(aware=bool(found[0]))
         wrong = found != self.form.aware
@@ -136,22 +142,21 @@ class ColumnReader:
             place = int(wrong.argmax())
             has, must = ('no', 'with') if self.form.aware else ('an', 'without')
             raise UserError(
-                f'{self.where(first + place)} holds {texts[place][:80]!r}, which has {has} offset from UTC, unlike the '
-                f'other dates; write all {must} an offset'
+                f'{self.where(first + place)}: {texts[place][:80]!r} has {has} offset from UTC, unlike the '
+                f'other dates; write all dates {must} an offset'
             )
 
     def finish(self, ids: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None, DateFormat]:
-        """Local times [n], offsets from UTC in seconds [n] where the dates have them, and the format.
+        """Returns local times [n], offsets from UTC in seconds [n] or None, and the format.
 
-        `ids` [n] are the series of the rows. Raises UserError where two formats fit, and differ; or the time zone skips
-        a time.
+        `ids` [n] are the series of the rows. Raises UserError if two formats fit and differ, or the zone skips a time.
         """
         offsets = np.concatenate(self.offsets) if self.offsets else None
         self.offsets = []
         found = {format: np.concatenate(parts) for format, parts in self.readings.items()}
         self.readings = {}
         first, *others = found
-        for format in others:  # the same dates are no second reading
+        for format in others:  # formats with the same dates are not ambiguous
             if np.array_equal(found[first], found[format]):
                 del found[format]
         if len(found) > 1:
@@ -176,23 +181,24 @@ class ColumnReader:
             for format, local in found.items()
         ]
         raise UserError(
-            f'{self.where(row + 1)} and the rows below are ambiguous: {"; or ".join(readings)}; pass the right '
-            '--date_format'
+            f'{self.where(row + 1)} and the rows below are ambiguous: {"; or ".join(readings)}; pass --date_format'
         )
 
     def _check_existing(self, local: np.ndarray, zone: str) -> None:
-        """Raises UserError where the clock of a zone skips a time; a day may begin at a midnight that it skips."""
+        """Raises UserError if a time does not exist in a zone; a date may be at a midnight that the zone skips."""
         skipped = (dates.in_zone(dates.instants(local, dates.offsets_in(local, zone)), zone)[0] != local) & (
             local != local.astype('datetime64[D]')
         )
         if skipped.any():
             row = int(skipped.argmax())
             time = date_formats.write(local[row : row + 1], None, DateFormat())[0]
-            raise UserError(f'{self.where(row + 1)} is {time}, which --time_zone={zone} skips; correct the zone')
+            raise UserError(
+                f'{self.where(row + 1)} is {time}, which does not exist in --time_zone={zone}; correct the zone'
+            )
 
 
 def other_reading(local: np.ndarray, format: str | None) -> tuple[str, np.ndarray] | None:
-    """Returns the format that dates [n] may be in instead, and what they are in it; None if no other fits all of them.
+    """Returns another format that fits all dates [n], and the dates in that format; None if there is no other.
 
     >>> other_reading(np.array(['2020-01-01', '2020-01-02'], 'datetime64[us]'), '%d/%m/%Y')
     ('%m/%d/%Y', array(['2020-01-01T00:00:00.000000', '2020-02-01T00:00:00.000000'],
@@ -213,7 +219,7 @@ def other_reading(local: np.ndarray, format: str | None) -> tuple[str, np.ndarra
 
 
 def candidates(text: str) -> list[str]:
-    """The formats that may be those of a column that begins with `text`."""
+    """Returns the possible formats of a column that starts with `text`."""
     one = [text]
     for word in (date_formats.ISO, date_formats.QUARTER, date_formats.WEEK):
         if not np.isnat(_local(one, word)).any():
@@ -223,7 +229,7 @@ def candidates(text: str) -> list[str]:
 
 @functools.cache
 def _formats() -> dict[str, list[str]]:
-    """The strptime formats that are tried, by their shape."""
+    """Returns the strptime formats that are tried, by shape."""
     days = [format for formats in date_formats.DAYS for format in formats]
     found: dict[str, list[str]] = {}
     for format in days + [
@@ -234,7 +240,7 @@ def _formats() -> dict[str, list[str]]:
 
 
 def _shape(text: str) -> str:
-    """A text with 0 for each number, x for each word, and one space for several.
+    """Replaces each number by 0, each word by x, and runs of spaces by one space.
 
     >>> _shape('2 Jan 2010  13:00')
     '0 x 0 0:0'
@@ -243,7 +249,7 @@ def _shape(text: str) -> str:
 
 
 def _local(texts: list[str], format: str) -> np.ndarray:
-    """Local times [n], NaT where a text does not fit."""
+    """Returns local times [n], NaT if a text does not fit the format."""
     import pandas
 
     if format in date_formats.EPOCHS:
@@ -267,13 +273,13 @@ def _local(texts: list[str], format: str) -> np.ndarray:
 
 
 def _first_month(text: str) -> str | None:
-    """The first month of a quarter, as YYYY-MM."""
+    """Returns the first month of a quarter as YYYY-MM, or None."""
     found = date_formats.QUARTERS.fullmatch(text)
     return found and f'{found[1] or found[4]}-{3 * int(found[2] or found[3]) - 2:02}'
 
 
 def _offset_seconds(text: str) -> int | None:
-    """Seconds of an offset such as +01:00; None where it is a day or more."""
+    """Returns the seconds of an offset such as +01:00; None if it is a day or more."""
     if text[0] not in '+-':
         return 0
     digits = text[1:].replace(':', '').ljust(6, '0')
@@ -295,17 +301,17 @@ def _rises(instants: np.ndarray, ids: np.ndarray | None) -> bool:
 
 
 def _example(format: str) -> str:
-    """A date in a strptime format, in parentheses."""
+    """Returns an example of a strptime format in parentheses."""
     day = datetime.datetime(2024, 12, 31, 18, 30)
     return f' (such as {day.strftime(format)})' if '%' in format else ''
 
 
 def _no_format(text: str) -> str:
-    """The end of a sentence about a first date in no known format."""
+    """Returns the end of a message about a first date that is in no known format."""
     digits = text.lstrip('-').partition('.')[0]
     epoch = {10: 'epoch_s', 9: 'epoch_s', 13: 'epoch_ms', 12: 'epoch_ms'}.get(len(digits)) if digits.isdigit() else None
     remedy = f'--date_format={epoch} for time since 1970' if epoch else '--date_format'
     return (
-        f'which is not a date in a known format; pass {remedy}, write dates as YYYY-MM-DD, or leave out --date where '
+        f'is not a date in a known format; pass {remedy}, write dates as YYYY-MM-DD, or leave out --date if '
         'rows are only numbered'
     )

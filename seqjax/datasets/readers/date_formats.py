@@ -1,7 +1,7 @@
-"""Reading and writing of dates: the format of a column, which all of its dates decide, and its frame.
+"""Date formats: checks of flags, and output of dates.
 
-A format is a strptime format, as pandas and Python have it, or one of `WORDS`. pandas does the parsing; an offset from
-UTC at the end of a text is split off before. The local time is what is kept, see `seqjax.datasets.readers.dates`.
+A format is a strptime format, as in pandas and Python, or one of `WORDS`. pandas parses the dates after an offset
+from UTC at the end of a text has been removed. Dates keep their local time, see `seqjax.datasets.readers.dates`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 ISO, QUARTER, WEEK = 'iso8601', 'quarter', 'week'
-EPOCHS = {'epoch_s': 10**6, 'epoch_ms': 10**3}  # microseconds of a unit since 1970-01-01 UTC
+EPOCHS = {'epoch_s': 10**6, 'epoch_ms': 10**3}  # microseconds in a unit of time since 1970-01-01 UTC
 WORDS = (ISO, QUARTER, WEEK, *EPOCHS)
-DIRECTIVES = 'YymdbBjHIMSfpaA%'  # of strptime; and %z at the end
+DIRECTIVES = 'YymdbBjHIMSfpaA%'  # directives of strptime; and %z at the end
 UNITS = ('D', 's', 'us')
 
 DAYS = [
@@ -29,21 +29,21 @@ HOURS = ['%H:%M', '%H:%M:%S', '%H:%M:%S.%f', '%I:%M %p', '%I:%M:%S %p', '%I:%M%p
 OFFSET = re.compile(r'(?:\d:\d\d|\dT\d\d).*?\s*(Z|UTC|GMT|[+-]\d\d(?::?\d\d){0,2})$', re.ASCII)
 QUARTERS = re.compile(r'(\d{4})[-/ ]?Q([1-4])|Q([1-4])[-/ ]?(\d{4})', re.ASCII | re.IGNORECASE)
 WEEKS = re.compile(r'(\d{4})-?W(\d\d)(?:-?([1-7]))?', re.ASCII)
-YEAR_FIRST = re.compile(r'\d{4}(?!\.\d$)', re.ASCII)  # 2010.1 may be October or a fraction
+YEAR_FIRST = re.compile(r'\d{4}(?!\.\d$)', re.ASCII)  # excludes 2010.1, which may be October or a fraction
 NUMBER = re.compile(r'(\d{4,})\.0', re.ASCII)  # a whole number that was written as a fraction
 
 
 class DateFormat(NamedTuple):
-    """The format of a column of dates; a run keeps it for later files."""
+    """Format of a column of dates; a run saves it for later files."""
 
-    format: str | None = None  # a strptime format without %z, or one of WORDS; None: decided by the column
-    zone: str | None = None  # the time zone that dates are in, such as Europe/Berlin
-    aware: bool | None = None  # whether each date has an offset from UTC; None: decided by the column
-    unit: str = 'D'  # the shortest of UNITS in which all dates are whole
+    format: str | None = None  # a strptime format without %z, or one of WORDS; None if undecided
+    zone: str | None = None  # time zone of the dates, such as Europe/Berlin
+    aware: bool | None = None  # True if each date has an offset from UTC; None if undecided
+    unit: str = 'D'  # first of UNITS in which all dates are whole
 
     @classmethod
     def of_flags(cls, format: str | None, zone: str | None) -> DateFormat:
-        """The format that --date_format and --time_zone ask for."""
+        """Returns the format that --date_format and --time_zone describe."""
         if format is None or format == ISO:
             return cls(format, zone)
         return cls(format.removesuffix('%z').rstrip(), zone, format.endswith('%z') or format in EPOCHS)
@@ -53,19 +53,19 @@ class DateFormat(NamedTuple):
 
 
 class Timestamp(NamedTuple):
-    """A date in the frame of its file."""
+    """Local time with its offset from UTC."""
 
-    local: np.datetime64  # [us], as the clock shows it
-    offset: int | None = None  # seconds before UTC is that time; None where no zone is known
+    local: np.datetime64  # [us] local time
+    offset: int | None = None  # seconds ahead of UTC; None if no zone is known
 
     @property
     def instant(self) -> np.datetime64:
-        """The same in UTC; the local time where no zone is known."""
+        """Time in UTC; the local time if the offset is unknown."""
         return self.local - np.timedelta64(self.offset or 0, 's')
 
 
 def check_format(text: str) -> str:
-    """The text of --date_format; raises ValueError where it is neither one of `WORDS` nor a strptime format."""
+    """Returns the value of --date_format; raises ValueError if it is neither one of `WORDS` nor a strptime format."""
     if text in WORDS:
         return text
     if '%' not in text:
@@ -74,19 +74,19 @@ def check_format(text: str) -> str:
     unknown = [field for field in fields if not field or field not in DIRECTIVES]
     if unknown:
         hint = ' (pass --time_zone)' if 'Z' in unknown else ''
-        some = ' '.join(f'%{one}' for one in DIRECTIVES)
-        raise ValueError(f'must have no %{unknown[0]}{hint}, but directives of {some}, and %z at the end')
+        known = ' '.join(f'%{directive}' for directive in DIRECTIVES)
+        raise ValueError(f'must not have %{unknown[0]}{hint}; use the directives {known}, and %z at the end')
     has = set(fields)
     wrong = {
         'must have the year, %Y or %y, once': len(has & set('Yy')) != 1,
         'must have each directive once': len(fields) - fields.count('%') != len(has - {'%'}),
-        'must have %p beside %I': ('I' in has) != ('p' in has),
+        'must have %p with %I': ('I' in has) != ('p' in has),
         'must have one of %H and %I': {'H', 'I'} <= has,
-        'must have a month beside %d': 'd' in has and not has & set('mbB'),
+        'must have a month with %d': 'd' in has and not has & set('mbB'),
         'must have one month': len(has & set('mbB')) > 1,
-        'must have %H or %I beside %M': 'M' in has and not has & set('HI'),
-        'must have %M beside %S': 'S' in has and 'M' not in has,
-        'must have %S beside %f': 'f' in has and 'S' not in has,
+        'must have %H or %I with %M': 'M' in has and not has & set('HI'),
+        'must have %M with %S': 'S' in has and 'M' not in has,
+        'must have %S with %f': 'f' in has and 'S' not in has,
     }
     for sentence, refused in wrong.items():
         if refused:
@@ -95,7 +95,7 @@ def check_format(text: str) -> str:
 
 
 def check_zone(text: str) -> str:
-    """The text of --time_zone; raises ValueError where it is none."""
+    """Returns the value of --time_zone; raises ValueError if it is not a time zone."""
     if not is_zone(text):
         raise ValueError('must be the name of a time zone, such as Europe/Berlin or UTC')
     return text
@@ -110,7 +110,7 @@ def is_zone(text: str) -> bool:
 
 
 def write(local: np.ndarray, offsets: np.ndarray | None, form: DateFormat) -> list[str]:
-    """Dates [n] in one format, which `pandas.to_datetime` reads: as YYYY-MM-DD where no time of day is known.
+    """Returns dates [n] as text that `pandas.to_datetime` reads: YYYY-MM-DD if all are at midnight.
 
     >>> local = np.array(['2020-01-31T12', '2020-02-01'], 'datetime64[us]')
     >>> write(local, np.array([3600, 7200]), DateFormat(aware=True))
@@ -124,14 +124,14 @@ def write(local: np.ndarray, offsets: np.ndarray | None, form: DateFormat) -> li
 
 
 def write_one(timestamp: Timestamp, form: DateFormat) -> str:
-    """A date in the frame of a run."""
+    """Returns a date as text in the format of a run."""
     return write(np.array([timestamp.local]), None if timestamp.offset is None else np.array([timestamp.offset]), form)[
         0
     ]
 
 
 def unit_of(local: np.ndarray) -> str:
-    """The first of UNITS in which all dates are whole."""
+    """Returns the first of UNITS in which all dates are whole."""
     return next(unit for unit in UNITS if unit == 'us' or (local.astype(f'datetime64[{unit}]') == local).all())
 
 

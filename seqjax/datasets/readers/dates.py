@@ -1,8 +1,8 @@
-"""Arithmetic of dates: the time between rows, gaps, the dates that follow, and time zones.
+"""Date arithmetic: frequency, gaps, following dates and time zones.
 
-A date is the local time that the clock of its file shows, datetime64[us]: the calendar and a pace of days or more go by
-it. Its offset from UTC, in seconds, stands beside it where it is known: the order of rows and a pace below a day go by
-the time in UTC, which the change of a clock leaves even.
+A date is a local time, datetime64[us]. The calendar and a frequency of days or more use it. If the offset from UTC is
+known, in seconds, the order of rows and a frequency below a day use the time in UTC, which a change of the clock does
+not affect.
 """
 
 from typing import NamedTuple
@@ -15,12 +15,12 @@ UNITS = (('day', DAY), ('hour', 3_600_000_000), ('minute', 60_000_000), ('second
 
 
 def instants(local: np.ndarray, offsets: np.ndarray | None) -> np.ndarray:
-    """UTC [n] of local times; these themselves where no offset is known."""
+    """Returns the times in UTC [n] of local times; the local times if no offset is known."""
     return local if offsets is None else local - offsets.astype('timedelta64[s]')
 
 
 def in_zone(instants: np.ndarray, zone: str) -> tuple[np.ndarray, np.ndarray]:
-    """Local times [n] and offsets from UTC in seconds [n] of times in UTC."""
+    """Returns local times [n] and offsets from UTC in seconds [n] of times in UTC."""
     import pandas
 
     local = (
@@ -30,10 +30,9 @@ def in_zone(instants: np.ndarray, zone: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def offsets_in(local: np.ndarray, zone: str, after: np.datetime64 | None = None) -> np.ndarray:
-    """Offsets from UTC in seconds [n] of local times in a zone, in their order; `after` is the UTC before the first.
+    """Returns offsets from UTC in seconds [n] of local times in a zone, in order; `after` is the UTC before them.
 
-    Of the two hours of the same name where the clock is set back, a time is in the first unless that is not later than
-    the time before it.
+    Of two equal local times when the clock is set back, the first is taken, if it is later than the time before.
     """
     import pandas
 
@@ -52,18 +51,18 @@ def offsets_in(local: np.ndarray, zone: str, after: np.datetime64 | None = None)
 
 
 def seconds(differences: np.ndarray) -> np.ndarray:
-    """Whole seconds [n], int32."""
+    """Returns whole seconds [n], int32."""
     return (differences // np.timedelta64(1, 's')).astype(np.int32)
 
 
 class Frequency(NamedTuple):
-    """The time between two rows, as most rows have it."""
+    """Time between two rows, as most rows have it."""
 
     unit: str  # 'months', 'ends of months', 'weekdays' or 'microseconds'
     count: int
 
     def words(self) -> str:
-        """For a person."""
+        """Returns the frequency in words."""
         if self.unit == 'weekdays':
             return 'a weekday'
         if self.unit != 'microseconds':
@@ -74,11 +73,11 @@ class Frequency(NamedTuple):
         return f'{self.count} microseconds'
 
     def days(self) -> float:
-        """Returns the length in days, about."""
+        """Returns the approximate length in days."""
         return self.count * {'microseconds': 1 / DAY, 'weekdays': 1}.get(self.unit, 30.44)
 
     def after(self, date: np.datetime64, steps: int) -> np.ndarray:
-        """The dates [steps] that follow one."""
+        """Returns the dates [steps] that follow a date."""
         ahead = np.arange(1, steps + 1)
         if self.unit == 'weekdays':
             day = date.astype('datetime64[D]')
@@ -95,7 +94,7 @@ class Frequency(NamedTuple):
 
 
 def infer_frequency(dates: np.ndarray, offsets: np.ndarray | None = None) -> Frequency:
-    """How far apart most of some dates [n >= 2] are."""
+    """Returns the most common time between dates [n >= 2]."""
     days, months = dates.astype('datetime64[D]'), dates.astype('datetime64[M]')
     steps = np.diff(months).astype(int)
     if (steps > 0).all():  # a row a month at most
@@ -114,7 +113,7 @@ def infer_frequency(dates: np.ndarray, offsets: np.ndarray | None = None) -> Fre
 def following(
     local: np.datetime64, offset: int | None, frequency: Frequency, steps: int, zone: str | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The local times [steps] that follow one, and their offsets from UTC, by the rules of a zone where it is known."""
+    """Returns the local times [steps] that follow one, and their offsets from UTC by the rules of the zone."""
     if offset is None:
         return frequency.after(local, steps), None
     if zone is None:
@@ -127,12 +126,12 @@ def following(
 
 
 def _last_days(months: np.ndarray) -> np.ndarray:
-    """The last day of each month."""
+    """Returns the last day of each month."""
     return (months + np.timedelta64(1, 'M')).astype('datetime64[D]') - np.timedelta64(1, 'D')
 
 
 def gaps(dates: np.ndarray, frequency: Frequency, offsets: np.ndarray | None = None) -> np.ndarray:
-    """Places [k] of the dates [n] whose next one does not follow at the pace: the fewer, by local time and by UTC."""
+    """Returns the indices [k] of dates [n] after which the frequency is broken: the fewer, by local time and by UTC."""
     if frequency.unit == 'weekdays':
         days = dates.astype('datetime64[D]')
         return np.flatnonzero(np.busday_count(days[:-1], days[1:]) != 1)

@@ -1,4 +1,4 @@
-"""Files of images in the idx format of MNIST (LeCun et al. 1998), also gzipped; and the digits of scikit-learn.
+"""Images in the idx format of MNIST (LeCun et al. 1998), optionally gzipped, and scikit-learn's digits.
 
 images   00 00 08 03   N   height   width   then N * height * width bytes       big-endian numbers of 4 bytes
 labels   00 00 08 01   N                    then N bytes
@@ -21,23 +21,23 @@ from seqjax.datasets.readers import optional_packages
 from seqjax.datasets.readers.bounds import Bounds
 from seqjax.errors import UserError
 
-DIGITS = 'digits'  # the word for scikit-learn's 1,797 of 8 x 8
+DIGITS = 'digits'  # the path that stands for scikit-learn's 1,797 images of 8 x 8 pixels
 BYTES = 8  # idx's code for unsigned bytes
 GZIP = b'\x1f\x8b'
-PIECE = 2**20  # bytes that are decompressed at once
+PIECE = 2**20  # bytes that are decompressed at a time
 
 
 class Images(NamedTuple):
-    """Images, and the classes that they show if that is known."""
+    """Images and their classes, if known."""
 
     values: np.ndarray  # [N, height, width] uint8
     labels: np.ndarray | None  # [N] uint8
 
 
 def read_images(path: str | Path, labels: str | Path | None = None, bounds: Bounds = readers_bounds.DEFAULT) -> Images:
-    """Images of an idx file with the labels of another one; or the digits of scikit-learn, for the word `digits`.
+    """Reads images and labels from idx files, or scikit-learn's digits for the path 'digits'.
 
-    By default the labels are in the file that stands beside them under the name that MNIST gives it, if any.
+    Without `labels`, they are read from the file in the same folder with the name that MNIST gives it, if it exists.
 
     Raises UserError where a file is no idx file of bytes, is cut or too large, or the two have different numbers.
     """
@@ -51,7 +51,9 @@ def read_images(path: str | Path, labels: str | Path | None = None, bounds: Boun
         return Images(values, None)
     classes = read_idx(labels, 1, bounds)
     if len(classes) != len(values):
-        raise UserError(f'{labels} has {len(classes):,} labels, and {path} has {len(values):,} images; they must agree')
+        raise UserError(
+            f'{labels} has {len(classes):,} labels, but {path} has {len(values):,} images; pass matching files'
+        )
     return Images(values, classes)
 
 
@@ -70,7 +72,7 @@ def sibling_file(path: Path, *words: str) -> Path | None:
         name = re.sub(old, new, name, flags=re.IGNORECASE)
     try:
         names = os.listdir(path.parent)
-    except OSError:  # it may be closed to whoever would list it, and open to whoever knows a name
+    except OSError:  # the folder may not be listable although its files are readable
         names = [name, f'{name}.gz', name.removesuffix('.gz')]
     names = [other for other in names if _plain(other) == _plain(name) and os.path.isfile(path.with_name(other))]
     names.sort(key=lambda other: (other != name, _ungzipped(other) != _ungzipped(name), other))
@@ -86,33 +88,36 @@ def _plain(name: str) -> str:
 
 
 def read_idx(path: Path, axes: int, bounds: Bounds = readers_bounds.DEFAULT) -> np.ndarray:
-    """An idx file of bytes -> uint8 with so many axes; raises UserError where it is another, too large or damaged."""
+    """Returns the array of an idx file, uint8 with `axes` axes; raises UserError if it is invalid or too large."""
     with files.open_data(path) as file:
         gzipped = file.read(2) == GZIP
         file.seek(0)
         try:
             return _values(path, gzip.open(file) if gzipped else file, axes, bounds)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f'{path} is gzipped and damaged ({error}); fetch it again') from error
+            raise UserError(f'{path} is a corrupt gzip file ({error}); download it again') from error
 
 
 def _values(path: Path, file: Any, axes: int, bounds: Bounds) -> np.ndarray:
-    """The head is checked before any value is read."""
+    """Reads the values after checking the header."""
     size = 4 + 4 * axes
     head = file.read(size)
     if len(head) < 4 or head[:2] != b'\0\0':
-        raise UserError(f'{path} is no idx file: it begins with {head[:4].hex(" ") or "nothing"}, not with 00 00')
+        raise UserError(
+            f'{path} is not an idx file: it starts with {head[:4].hex(" ") or "nothing"} instead of 00 00; '
+            'use another file'
+        )
     if head[2] != BYTES or head[3] != axes:
         kind = 'images' if axes == 3 else 'labels'
         raise UserError(
-            f'{path} begins with {head[:4].hex(" ")}, and {kind} with 00 00 08 0{axes} (bytes); is it another file?'
+            f'{path} starts with {head[:4].hex(" ")}, but {kind} start with 00 00 08 0{axes} (bytes); use another file'
         )
     if len(head) < size:
-        raise UserError(f'{path} ends inside of its head, after {len(head)} bytes; fetch it again')
+        raise UserError(f'{path} ends within its header, after {len(head)} bytes; download it again')
     shape = struct.unpack(f'>{axes}I', head[4:])
     count, sizes = math.prod(shape), ' x '.join(map(str, shape))
     if not count:
-        raise UserError(f'{path} is empty: its head says {sizes} values')
+        raise UserError(f'{path} is empty: its header declares {sizes} values; use another file')
     plain = not isinstance(file, gzip.GzipFile)
     has = os.fstat(file.fileno()).st_size - size if plain else None
     content = b''
@@ -123,7 +128,7 @@ def _values(path: Path, file: Any, axes: int, bounds: Bounds) -> np.ndarray:
     if has != count:
         many = f'{has:,}' if has < count or plain else f'more than {count:,}'
         raise UserError(
-            f'{path} has {many} bytes of values, and its head says {sizes}, which are {count:,}; fetch it again'
+            f'{path} has {many} bytes of values, but its header declares {sizes}, {count:,} bytes; download it again'
         )
     values = np.frombuffer(content, np.uint8).reshape(shape)
     values.flags.writeable = False
@@ -131,7 +136,7 @@ def _values(path: Path, file: Any, axes: int, bounds: Bounds) -> np.ndarray:
 
 
 def _read(file: Any, size: int) -> bytearray:
-    """So many bytes, or those that there are; memory is taken for these alone."""
+    """Reads up to `size` bytes, and allocates memory only for those that exist."""
     content = bytearray()
     while len(content) < size and (piece := file.read(min(PIECE, size - len(content)))):
         content += piece

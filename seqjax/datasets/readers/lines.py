@@ -1,4 +1,4 @@
-"""Rows of a table that come one line at a time, in the columns of a file or of a header line."""
+"""Rows of a table that arrive as lines, in the columns of a file or of a header line."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from seqjax.errors import UserError
 
 REASONS = {  # messages of the csv module
     'field larger': f'a value has more than {csv.field_size_limit():,} characters',
-    'new-line': 'a carriage return stands within a value',
+    'new-line': 'a value contains a carriage return',
     'end of data': 'a quote is not closed',
     'expected after': 'text follows a closing quote',
 }
@@ -17,27 +17,27 @@ REASONS = {  # messages of the csv module
 class LineReader:
     """Splits lines into the values of named columns.
 
-    Without a header line, a line has the columns of the file that `names` are of, in their order. A header line names
-    the columns of the lines that follow, in any order.
+    Without a header line, a line has the columns `names` in order. A header line names the columns of the lines after
+    it, in any order.
     """
 
     def __init__(
         self, names: Sequence[str] | None, used: Sequence[str], separator: str, is_value: Callable[[str, str], bool]
     ):
-        """Reads the `used` ones of the columns of a file; `names` are None where a header line must come first.
+        """Selects the `used` columns of a file; `names` is None if a header line must come first.
 
-        `is_value` says whether a word may be a value of a column; a header line has one that may not.
+        `is_value` returns True if a word can be a value of a column; a header line has a word that cannot.
         """
         self.names, self.used, self.separator, self.is_value = names, used, separator, is_value
         self.started = False
 
     @property
     def single(self) -> bool:
-        """Returns True if a line is one value, so that an empty line is a value that is missing."""
+        """Returns True if a line is one value, so that an empty line is a missing value."""
         return self.names is not None and len(self.names) == 1
 
     def read(self, line: str) -> dict[str, str] | None:
-        """Returns the values of a line by column; None for a header line. Raises UserError where it does not fit."""
+        """Returns the values of a line by column; None for a header line. Raises UserError if the line does not fit."""
         words = self._split(line)
         if self._is_header(words):
             self.names = [word.strip() for word in words]
@@ -46,12 +46,12 @@ class LineReader:
             return None
         if self.names is None:
             raise UserError(
-                f'the run has not kept the columns of its file: begin with a header line, such as {self._example()}'
+                f'the run did not save the columns of its file; start with a header line, such as {self._example()}'
             )
         if len(words) != len(self.names):
             expected = f'{len(self.names)} are expected: {options.some(map(repr, self.names))}'
             raise UserError(
-                f'the line has {len(words)} values, and {expected}; begin with a header line, such as '
+                f'the line has {len(words)} values, but {expected}; start with a header line, such as '
                 f'{self._example()}, if it has other columns'
             )
         self.started = True
@@ -59,7 +59,7 @@ class LineReader:
         return {name: values[name] for name in self.used}
 
     def _split(self, line: str) -> list[str]:
-        """The values of a line; an empty line has one."""
+        """Returns the values of a line; an empty line has one value."""
         try:
             rows = csv.reader([line], delimiter=self.separator, skipinitialspace=True, strict=True)
             return next(rows) or ['']

@@ -1,4 +1,4 @@
-"""Numbers written as text: the same rules for the columns of a table and for a single word.
+"""Numbers in text, with the same rules for columns of a table and for single words.
 
 A point before exactly three digits is ambiguous: 1.473 is 1473 in a German file. Without flags the decimal sign of a
 column is '.', and the column is refused if both hold:
@@ -7,8 +7,8 @@ column is '.', and the column is refused if both hold:
 - there are numbers without a point, too (950).
 
 A single 0.473, 1.5 or 1.4730 shows that the points of a column are decimal signs. A column in which every number has
-three decimals is read as it stands. --decimal and --thousands settle it for all columns of the file. If --decimal is
-not among them, 1.473 is refused in a later file where the column had no decimals in training: its signs may be swapped.
+three decimals is read as it is. --decimal and --thousands decide for all columns of the file. Without --decimal,
+1.473 is refused in a later file if the column had no decimals in training, since its signs may be swapped.
 """
 
 import functools
@@ -23,27 +23,27 @@ import numpy as np
 
 from seqjax.errors import UserError
 
-MISSING = ('', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'null', 'NULL', 'None', '#N/A', '<NA>')  # how a value is left out
+MISSING = ('', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'null', 'NULL', 'None', '#N/A', '<NA>')  # words for a missing value
 DECIMAL = ('.', ',')
-THOUSANDS = {',': ',', '.': '.', "'": "'\u2019", 'space': ' \u00a0\u202f\u2009'}  # the characters of each sign
+THOUSANDS = {',': ',', '.': '.', "'": "'\u2019", 'space': ' \u00a0\u202f\u2009'}  # characters of each thousands sign
 _REMOVED = {name: dict.fromkeys(map(ord, signs)) for name, signs in THOUSANDS.items()}
 WHOLE, GROUPED, CERTAIN = 'whole', 'grouped', 'certain'  # 950; 1.473; 0.5
 
 
 class NumberFormat(NamedTuple):
-    """How the numbers of a column are written."""
+    """Format of the numbers in a column."""
 
     decimal: str = '.'
     thousands: str | None = None  # a key of THOUSANDS
     # None if the decimal sign is certain. Otherwise what the column has held so far: WHOLE numbers, GROUPED ones, or
-    # '' if none. A number of the other kind beside them is ambiguous.
+    # '' if none. A number of the other kind is then ambiguous.
     seen: str | None = None
 
 
 def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # noqa: B008
-    """Returns the number that a word stands for, NaN if it stands for a missing value.
+    """Returns the number in a word, NaN if it stands for a missing value.
 
-    Raises UserError if the word is not a finite number in this format, or is ambiguous; callers add where it stands.
+    Raises UserError if the word is not a finite number in this format, or is ambiguous; callers add row and column.
     """
     word = word.strip()
     if not _pattern(format.decimal, format.thousands).fullmatch(word):
@@ -61,7 +61,7 @@ def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # 
 
 
 def parse_column(words: Sequence[str], format: NumberFormat = NumberFormat()) -> np.ndarray:  # noqa: B008
-    """Returns [n] float64, the words of a column by the rules of `parse_number`; raises BadNumber if one is refused."""
+    """Returns the numbers of a column [n] float64 as `parse_number` does; raises InvalidNumberError."""
     text = '\n'.join(words)
     if text.count('\n') == len(words) - 1 and not _other_line(format.decimal, format.thousands).search(text):
         for sign in THOUSANDS.get(format.thousands, ''):
@@ -127,13 +127,13 @@ def phrase(format: NumberFormat) -> str:
 
 
 def certain(values: np.ndarray) -> bool:
-    """Returns True if the values of a column, read with '.' as the decimal sign, show that it is one.
+    """Returns True if the values of a column, read with '.' as the decimal sign, prove that it is one.
 
-    They do if a fraction lies below 1, above 1000, or has more than three decimals, as none in 1.473 does.
+    They do if a fraction is below 1, above 1000, or has more than three decimals, unlike 1.473.
     """
     for start in range(0, len(values), 2**16):
         block = np.abs(values[start : start + 2**16])
-        fractions = block[block != np.floor(block)]  # NaN among them, of which nothing is true
+        fractions = block[block != np.floor(block)]  # NaN is included, but no comparison with it is true
         scaled = 1000 * fractions
         if ((fractions < 1) | (fractions > 1000) | (np.abs(scaled - np.round(scaled)) > 1e-6)).any():
             return True
@@ -152,7 +152,7 @@ _SWAPPED = str.maketrans('.,', ',.')
 
 
 def first_of_kinds(words: Sequence[str], decimal: str = '.') -> dict[str, int]:
-    """Returns the place of the first word of each kind."""
+    """Returns the index of the first word of each kind."""
     text, places = '\n'.join(words), {}
     if decimal == ',':
         text = text.translate(_SWAPPED)
@@ -164,13 +164,13 @@ def first_of_kinds(words: Sequence[str], decimal: str = '.') -> dict[str, int]:
 
 
 def first_of_kinds_by_value(values: np.ndarray, digits: np.ndarray) -> dict[str, int]:
-    """Returns what `first_of_kinds` does for numbers of which the text is not at hand; zeros are of no kind.
+    """Returns what `first_of_kinds` does for values without their text; zeros are of no kind.
 
-    `digits` are the values with '.' left out, so that digits / values is 10 to the number of decimals.
+    `digits` are the values with '.' removed, so that digits / values is 10 to the number of decimals.
     """
     values, digits = np.abs(values), np.abs(digits)
     with np.errstate(divide='ignore', invalid='ignore'):
-        decimals = np.round(np.log10(digits / values))  # NaN of a missing value and of 0
+        decimals = np.round(np.log10(digits / values))  # NaN for a missing value and for 0
     kinds = {WHOLE: decimals == 0, GROUPED: (decimals == 3) & (values >= 1) & (values < 1000)}
     kinds[CERTAIN] = ~np.isnan(decimals) & ~kinds[WHOLE] & ~kinds[GROUPED]
     return {kind: int(np.argmax(flags)) for kind, flags in kinds.items() if flags.any()}
@@ -189,7 +189,7 @@ def _pattern(decimal: str, thousands: str | None) -> re.Pattern[str]:
 
 @functools.cache
 def _other_line(decimal: str, thousands: str | None) -> re.Pattern[str]:
-    """A line that is not a number, and not empty."""
+    """Returns the pattern of a line that is neither a number nor empty."""
     return re.compile(rf'^(?!{_number(decimal, thousands)}$|$)', re.ASCII | re.MULTILINE)
 
 
@@ -204,7 +204,7 @@ def _number(decimal: str, thousands: str | None) -> str:
 
 
 def _reason(word: str, format: NumberFormat) -> str:
-    """The end of a sentence about a word that is not a number, if the reason can be seen."""
+    """Returns the end of a message about a word that is not a number, if the reason is known."""
     if re.fullmatch(r'\(.*\)', word):
         return '; write a negative number with a minus sign'
     if '%' in word:

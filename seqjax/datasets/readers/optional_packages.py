@@ -1,4 +1,4 @@
-"""Libraries that only data need, the extra "data"; and files that lie inside of an installed package."""
+"""Optional packages (the extra "data"), and files inside installed packages."""
 
 import importlib
 import importlib.util
@@ -9,11 +9,11 @@ from typing import Any
 
 from seqjax.errors import UserError
 
-INSIDE = re.compile(r'([A-Za-z_]\w+):([^:\0]+)')  # PACKAGE:PATH; one letter would be a drive
+INSIDE = re.compile(r'([A-Za-z_]\w+):([^:\0]+)')  # PACKAGE:PATH; a single letter is a drive
 
 
 def need(module: str, what: Any) -> ModuleType:
-    """The module; raises UserError where it is not installed."""
+    """Imports a module; raises UserError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -22,9 +22,9 @@ def need(module: str, what: Any) -> ModuleType:
 
 
 def locate(path: str) -> Path:
-    """The file of a path, or of PACKAGE:PATH, which names one inside an installed package; a path that exists wins.
+    """Returns the path of a file, or of PACKAGE:PATH inside an installed package; an existing path has precedence.
 
-    Nothing is imported. Raises UserError where there is no such package, or no such file in it.
+    Nothing is imported. Raises UserError if the package or the file does not exist.
 
     >>> locate('seqjax:datasets/readers/optional_packages.py').name
     'optional_packages.py'
@@ -35,14 +35,14 @@ def locate(path: str) -> Path:
     package, inside = found.groups()
     try:
         spec = importlib.util.find_spec(package)
-    except ValueError:  # a module that came from no file, such as __main__
+    except ValueError:  # a module without a file, such as __main__
         spec = None
     places = list(spec.submodule_search_locations or ()) if spec else []
     if not places:
         raise UserError(
-            f'{path}: there is no file of this name, and {package} is not installed: name a file, or install it'
+            f'{path} does not exist, and the package {package} is not installed; correct the path, or install it'
         )
     for place in places:
         if (Path(place) / inside).exists():
             return Path(place) / inside
-    raise UserError(f'{path}: the installed package {package} has no file {inside}')
+    raise UserError(f'{path}: the installed package {package} has no file {inside}; correct the path')

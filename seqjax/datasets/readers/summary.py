@@ -1,4 +1,4 @@
-"""Summary of the columns of a table: count, missing values, range, and the values that look out of place."""
+"""Summary of the columns of a table: count, missing values, range and suspicious values."""
 
 import math
 from collections.abc import Iterator
@@ -9,27 +9,24 @@ import numpy as np
 from seqjax.datasets.readers.table_columns import Series
 from seqjax.datasets.readers.tables import SeriesTable
 
-MAX_COLUMNS, MAX_LINES = 20, 8  # columns in the table, lines about values
-OUTLIER_RANGES, STAND_IN_RANGES = (
-    20,
-    3,
-)  # interquartile ranges beyond the quartiles: of an outlier, of a number that stands for no value
-MIN_VALUES = 8  # values of a series that quartiles are computed from
+MAX_COLUMNS, MAX_LINES = 20, 8  # maximum numbers of columns in the table and of lines about values
+OUTLIER_RANGES, STAND_IN_RANGES = 20, 3  # interquartile ranges from the quartiles to outliers and stand-ins
+MIN_VALUES = 8  # minimum number of values for quartiles
 # Numbers that stand for a missing value in many files.
 STAND_INS = {-99, -999, -9999, -99999, -999.9, -999.99, -9999.9, -9999.99, 9999, 99999, 999999, 1e20, 1e30, 1e36}
 
 
 class SuspiciousValue(NamedTuple):
-    """A value that looks out of place."""
+    """A value that may be a mistake."""
 
-    row: int  # of the file, the first with such a value
+    row: int  # row of the file, the first with such a value
     value: float
-    count: int  # of such values in the series
+    count: int  # number of such values in the series
     reason: str
 
 
 def lines(table: SeriesTable) -> list[str]:
-    """Returns lines with the count, missing values, minimum, median and maximum of each column, and odd values."""
+    """Returns lines with the count, missing values, minimum, median and maximum of columns, and suspicious values."""
     names = table.columns.numbers
     columns = [
         np.concatenate([one.values[:, place] for one in table.series]) for place in range(min(len(names), MAX_COLUMNS))
@@ -46,13 +43,13 @@ def lines(table: SeriesTable) -> list[str]:
             f'{len(names) - MAX_COLUMNS:,} more columns: {count} values from {low} to {high}, {missing} missing'
         )
     odd = [
-        f'{name}{one.phrase}: row {row:,} holds {value:.9g}'
-        + (f', like {count - 1:,} more; {reason}' if count > 1 else f'; {reason}')
+        f'{name}{one.phrase}: row {row:,} is {value:.9g}'
+        + (f', as in {count - 1:,} more rows; {reason}' if count > 1 else f'; {reason}')
         for place, name in enumerate(names)
         for one in table.series
         for row, value, count, reason in suspicious_values(one, place)
     ]
-    more = [f'{len(odd) - MAX_LINES:,} more lines about values that look out of place'] if len(odd) > MAX_LINES else []
+    more = [f'{len(odd) - MAX_LINES:,} more suspicious values'] if len(odd) > MAX_LINES else []
     return [*shown, *odd[:MAX_LINES], *more]
 
 
@@ -63,7 +60,7 @@ def _numbers(values: np.ndarray) -> list[str]:
 
 
 def suspicious_values(series: Series, place: int) -> Iterator[SuspiciousValue]:
-    """Yields the values of a column that may be mistakes: numbers for missing values, totals and far outliers."""
+    """Yields the suspicious values of a column: stand-ins for missing values, totals and far outliers."""
     known = ~np.isnan(series.values[:, place])
     values, rows = series.values[known, place], series.rows[known]
     if len(values) < MIN_VALUES:
@@ -84,7 +81,7 @@ def suspicious_values(series: Series, place: int) -> Iterator[SuspiciousValue]:
     total = float(values.sum())
     for end, neighbour in ((len(values) - 1, -2), (0, 1)):
         if values[end] not in (0, values[neighbour]) and math.isclose(values[end], total - values[end], rel_tol=1e-6):
-            yield odd(np.arange(len(values)) == end, 'it is the sum of all other rows')
+            yield odd(np.arange(len(values)) == end, 'the sum of all other rows')
     low, high = _limits(values[usual], OUTLIER_RANGES)
     flags = usual & ((values < low) | (values > high))
     if flags.any():
@@ -92,7 +89,7 @@ def suspicious_values(series: Series, place: int) -> Iterator[SuspiciousValue]:
 
 
 def _limits(values: np.ndarray, ranges: float) -> tuple[float, float]:
-    """Returns the quartiles, so many interquartile ranges further apart; of the rarer values if most are the same."""
+    """Returns the quartiles widened by `ranges` interquartile ranges; of the rarer values if most are equal."""
     low, high = _quartiles(values)
     if low == high:
         rarer = values[values != low]

@@ -1,4 +1,4 @@
-"""Columns of a table: names, numbers, dates."""
+"""Columns of a table: names, numbers and dates."""
 
 import re
 from collections import Counter
@@ -19,35 +19,35 @@ from seqjax.errors import UserError
 
 
 class Series(NamedTuple):
-    """Rows that follow one another in time."""
+    """Rows of a series in order of time."""
 
-    name: str | None  # its id; None where a file has one series
-    values: np.ndarray  # [n, columns] float64: targets, then covariates; NaN where one is missing
-    rows: np.ndarray  # [n] of the file, counted from 1
+    name: str | None  # id of the series; None if the file has one series
+    values: np.ndarray  # [n, columns] float64: targets, then covariates; NaN if missing
+    rows: np.ndarray  # [n] row numbers of the file, counted from 1
     dates: np.ndarray | None  # [n] datetime64[us], local times
-    offsets: np.ndarray | None = None  # [n] seconds from UTC to the local time; None where no zone is known
+    offsets: np.ndarray | None = None  # [n] seconds from UTC to the local time; None if no zone is known
 
     @property
     def instants(self) -> np.ndarray:
-        """[n], rising: the dates in UTC; the local times where no zone is known."""
+        """Dates in UTC [n], ascending; local times if no zone is known."""
         return readers_dates.instants(self.dates, self.offsets)
 
     @property
     def phrase(self) -> str:
-        """The series, in a sentence that names a row or a column of it."""
+        """Phrase that names the series in a message about a row or column."""
         return '' if self.name is None else f' of series {self.name!r}'
 
 
 def check_names(path: Path, names: Sequence[str]) -> None:
     if not any(names):
-        raise UserError(f'{path} has no names of columns in its first line; write them there')
+        raise UserError(f'{path} has no column names in its first line; add them')
     twice = [name for name, count in Counter(names).items() if name and count > 1]
     if twice:
         raise UserError(f'{path} has several columns named {twice[0]!r}; rename all but one')
 
 
 def check_columns(path: Path, names: Sequence[str], columns: Columns) -> None:
-    """Each is there, and has one role."""
+    """Raises UserError if a column does not exist or has two roles."""
     roles = {
         'id': [columns.id] if columns.id is not None else [],
         'date': [columns.date] if columns.date is not None else [],
@@ -59,7 +59,7 @@ def check_columns(path: Path, names: Sequence[str], columns: Columns) -> None:
         for name in given:
             if name in seen:
                 raise UserError(
-                    f'--{role}={",".join(given)} has the column {name!r} that --{seen[name]} has; take one out'
+                    f'--{role}={",".join(given)} has the column {name!r}, which --{seen[name]} has as well; remove one'
                 )
             if name not in names:
                 raise UserError(
@@ -70,13 +70,13 @@ def check_columns(path: Path, names: Sequence[str], columns: Columns) -> None:
 
 
 def _no_header(names: Sequence[str]) -> str:
-    """A hint where the names look like a row of numbers."""
+    """Returns a hint if the names look like a row of numbers."""
     numbers = all(re.fullmatch(r'[-+]?[\d.]+(e[-+]?\d+)?', name) for name in names)
-    return ', and its first line holds numbers where the names of columns belong' if numbers else ''
+    return ', and its first line holds numbers; add a line of column names' if numbers else ''
 
 
 def only_number(source: Text | Parquet, columns: Columns) -> str:
-    """The target where none is named: the one column of numbers that has no other role."""
+    """Returns the default target: the only column of numbers without another role."""
     free = [name for name in source.names if name and name not in columns.all]
     found: list[str] = []
     for _, frame in source.frames(free, rows=1000) if free else ():
@@ -85,13 +85,13 @@ def only_number(source: Text | Parquet, columns: Columns) -> str:
     if len(found) != 1:
         has = f'{len(found)} columns of numbers, {table_sources.quoted_list(found)}'
         if not found:
-            has = f'no free column of numbers{_no_header(source.names)}'
-        raise UserError(f'{source.path} has {has}; name the column to forecast by --target')
+            has = f'no unused column of numbers{_no_header(source.names)}'
+        raise UserError(f'{source.path} has {has}; pass the column to forecast as --target')
     return found[0]
 
 
 def _is_number(column: Any, source: Text | Parquet) -> bool:
-    """Returns True if a column holds numbers, in some format if none was asked for."""
+    """Returns True if a column holds numbers, in any format if no format was passed."""
     from pandas.api import types
 
     if types.is_numeric_dtype(column):
@@ -104,7 +104,7 @@ def _is_number(column: Any, source: Text | Parquet) -> bool:
 
 
 class Part:
-    """Some rows of a file as arrays."""
+    """A chunk of the rows of a file as arrays."""
 
     def __init__(
         self, path: Path, first: int, frame: Any, columns: Columns, source: Text | Parquet, reader: ColumnReader
@@ -121,36 +121,36 @@ def _place(flags: np.ndarray) -> int:
 
 
 def _words(column: Any) -> list[str]:
-    """The text of a column, with '' for missing values."""
+    """Returns the text of a column, with '' for missing values."""
     return [str(word).strip() for word in column.astype(object).where(column.notna(), '').tolist()]
 
 
 def _numbers(path: Path, first: int, column: Any, source: Text | Parquet, columns: Columns) -> np.ndarray:
-    """[n] float64, NaN where one is missing."""
+    """Returns the numbers of a column [n] float64, NaN if missing."""
     from pandas.api import types
 
     if types.is_bool_dtype(column):
         column = column.astype(str)
     if not types.is_numeric_dtype(column):
         if not (types.is_string_dtype(column) or types.is_object_dtype(column)):
-            raise UserError(f'{path}: column {column.name!r} holds {column.dtype}, and must hold numbers; leave it out')
+            raise UserError(f'{path}, column {column.name!r}: {column.dtype} is not numeric; remove the column')
         words = _words(column)
         try:
             return readers_numbers.parse_column(words, source.numbers._replace(seen=None))
         except InvalidNumberError as error:
             where, hint = f'row {first + error.place}, column {column.name!r}', _hint(source, columns.numbers, error)
-            raise UserError(f'{path}: {where}: {error}{hint}') from error
+            raise UserError(f'{path}, {where}: {error}{hint}') from error
     values = column.to_numpy(np.float64, na_value=np.nan)
     if np.isinf(values).any():
         row = first + _place(np.isinf(values))
-        raise UserError(f'{path}: row {row}, column {column.name!r} is infinite; mend it')
+        raise UserError(f'{path}, row {row}, column {column.name!r}: the value is infinite; correct it')
     return values
 
 
 def _hint(source: Text | Parquet, names: Sequence[str], error: InvalidNumberError) -> str:
-    """The end of a sentence about a word that is not a number: the flags with which the file can be read."""
+    """Returns the end of a message about a word that is not a number: the flags with which the file can be read."""
     if source.fixed:
-        return f'; the run reads numbers with {readers_numbers.phrase(source.numbers)}: write them in this form'
+        return f'; the run reads numbers with {readers_numbers.phrase(source.numbers)}; write them so'
     formats = [format for format in readers_numbers.FORMATS if readers_numbers.matches(error.word, format)]
     readings: dict[float, str] = {}
     for format in _readable(source, names, formats):
@@ -159,8 +159,8 @@ def _hint(source: Text | Parquet, names: Sequence[str], error: InvalidNumberErro
         return f'; use {next(iter(readings.values()))}'
     if readings:
         remedies = [f'{flags} if it stands for {value:.15g}' for value, flags in readings.items()]
-        return ', but may be ' + ' or '.join(f'{value:.15g}' for value in readings) + '; use ' + ' or '.join(remedies)
-    return '' if ';' in str(error) else '; correct it, or leave the column out'
+        return ', but could be ' + ' or '.join(f'{value:.15g}' for value in readings) + '; use ' + ' or '.join(remedies)
+    return '' if ';' in str(error) else '; correct it, or remove the column'
 
 
 def _readable(source: Text | Parquet, names: Sequence[str], formats: Sequence[NumberFormat]) -> Sequence[NumberFormat]:
@@ -178,10 +178,14 @@ def settle(
     pointed: np.ndarray,
     formats: Mapping[str, NumberFormat],
 ) -> dict[str, NumberFormat]:
-    """Returns the format of each column, with what it says about the decimal sign; UserError of an ambiguous one.
+    """Returns the format of each column, including its decimal sign; raises UserError if a column is ambiguous.
 
-    Values [n, columns] were read with '.' as the decimal sign where it is open; `pointed` [columns] says whether a
-    column may hold decimal signs at all; `formats` are those before this file.
+    Args:
+      source: the file.
+      names: the columns.
+      values: [n, columns], read with '.' as the decimal sign if it is undecided.
+      pointed: [columns], True if a column may hold decimal signs.
+      formats: the formats of the columns before this file.
     """
     unsettled: list[str] = []
     seen: dict[str, dict[str, tuple[int, str] | None]] = {}
@@ -200,7 +204,7 @@ def settle(
 
 
 def _kinds(source: Text | Parquet, names: Sequence[str], values: np.ndarray) -> dict[str, dict[str, tuple[int, str]]]:
-    """Returns for each column the row and the word where each kind of number is met first, until one is CERTAIN.
+    """Returns the row and the word of the first number of each kind in each column, until a number is CERTAIN.
 
     The text is read as far as the first zero of the values, whose decimals none shows; further down, the values of the
     numbers without their points show the decimals.
@@ -240,7 +244,7 @@ def _settled(
     found: Mapping[str, tuple[int, str]],
     format: NumberFormat,
 ) -> NumberFormat:
-    """Returns the format of one column, after what was found in it."""
+    """Returns the format of one column, given the kinds of its numbers."""
     if format.seen is None or readers_numbers.CERTAIN in found:
         return format._replace(seen=None)
     kinds = {*found, format.seen} - {''}
@@ -253,7 +257,7 @@ def _settled(
         try:
             readers_numbers.parse_number(word, format)
         except UserError as error:
-            raise UserError(f'{source.path}: row {row}, column {name!r}: {error}') from error
+            raise UserError(f'{source.path}, row {row}, column {name!r}: {error}') from error
     (row, word), (other, whole) = found[readers_numbers.GROUPED], found[readers_numbers.WHOLE]
     plain = word.replace('.', '')
     if source.fixed:
@@ -263,18 +267,18 @@ def _settled(
         if _readable(source, names, [NumberFormat(',', '.')]):
             remedy = f"use --thousands='.' if it stands for {plain}, or --decimal='.' if it stands for {word}"
     raise UserError(
-        f'{source.path}: row {row}, column {name!r} holds {word!r} and row {other} {whole!r}, so the point may '
+        f'{source.path}, column {name!r}: row {row} is {word!r} and row {other} is {whole!r}, so the point may '
         f'separate thousands or decimals; {remedy}'
     )
 
 
 def _ids(path: Path, first: int, column: Any) -> np.ndarray:
-    """[n] of objects: a text for each row, the same object for the same text."""
+    """Returns ids [n], the same str object for equal ids."""
     import pandas
 
     codes, names = pandas.factorize(column.astype(str).where(column.notna()))
     if (codes < 0).any():
-        raise UserError(f'{path}: row {first + _place(codes < 0)} has no id in column {column.name!r}; give it one')
+        raise UserError(f'{path}, row {first + _place(codes < 0)}, column {column.name!r}: the id is missing; add it')
     return np.array([str(name) for name in names], object)[codes]
 
 
@@ -283,13 +287,13 @@ def refuse_missing(path: Path, values: np.ndarray, names: Sequence[str]) -> None
         missing = np.isnan(values[:, place])
         if missing.any():
             raise UserError(
-                f'{path}: row {_place(missing) + 1}, column {name!r} has no value, like {int(missing.sum()) - 1} more; '
-                'fill them in, or say --missing=mask'
+                f'{path}, row {_place(missing) + 1}, column {name!r}: the value is missing, as in '
+                f'{int(missing.sum()) - 1} more rows; add the values, or use --missing=mask'
             )
 
 
 def check_dates(path: Path, series: Series, columns: Columns, form: DateFormat) -> None:
-    """Raises UserError where a date is not after the one before it."""
+    """Raises UserError if a date is not after the one before it."""
     if series.dates is None or len(series.dates) < 2:
         return
     steps = np.diff(series.instants)
@@ -302,13 +306,11 @@ def check_dates(path: Path, series: Series, columns: Columns, form: DateFormat) 
     (before, after), (above, row) = date_formats.write(series.dates[pair], offsets, form), series.rows[pair]
     remedy = ''
     if series.offsets is None and form.unit != 'D' and steps[place] >= np.timedelta64(-1, 'h'):
-        remedy = ', or pass --time_zone=Europe/Berlin or the like where the clock was set back'
+        remedy = ', or pass --time_zone, such as Europe/Berlin, if the clock was set back'
     if before == after:
-        remedy += '' if columns.id is not None else ', or name the column of the series by --id'
-        raise UserError(
-            f'{path}: rows {above} and {row}{series.phrase} have the same date {after}; take one out{remedy}'
-        )
+        remedy += '' if columns.id is not None else ', or pass the column of series as --id'
+        raise UserError(f'{path}: rows {above} and {row}{series.phrase} have the same date {after}; remove one{remedy}')
     raise UserError(
-        f'{path}: row {row}{series.phrase} has the date {after}, before that of row {above}, {before}; sort the rows '
+        f'{path}, row {row}{series.phrase}: the date {after} is before that of row {above}, {before}; sort the rows '
         f'by date{remedy}'
     )

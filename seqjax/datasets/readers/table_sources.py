@@ -16,17 +16,17 @@ from seqjax.errors import UserError
 
 CHUNK = 2**16  # rows that are parsed at a time
 TABS = ('.tsv', '.tab')
-BYTE_ORDER = (b'\xff\xfe', b'\xfe\xff')  # how UTF-16 begins
+BYTE_ORDER = (b'\xff\xfe', b'\xfe\xff')  # byte order marks of UTF-16
 OTHERS = {'\t': 'tab', ';': ';', ',': ',', '|': '|'}  # separators, as --separator takes them
 
 
 class Columns(NamedTuple):
-    """Which columns of a file are read, and as what."""
+    """Columns to read from a file, by role."""
 
-    targets: Sequence[str] | None  # None: the one column of numbers beside all others
+    targets: Sequence[str] | None  # None for the only column of numbers without another role
     covariates: Sequence[str] = ()
     date: str | None = None
-    id: str | None = None  # which series a row is of
+    id: str | None = None  # column of the series' ids
 
     @property
     def numbers(self) -> list[str]:
@@ -42,22 +42,22 @@ class Columns(NamedTuple):
 
 
 def one_line(error: Exception) -> str:
-    """What a library says, in a line."""
+    """Returns the message of a library's error in one line."""
     return ' '.join(str(error).split())[:200]
 
 
 def nearest_hint(word: str, words: Sequence[str]) -> str:
-    """The end of a sentence about a word that is none of some others: the nearest, and what there is."""
+    """Returns the end of a message about an unknown word: the nearest known word, or the known words."""
     return options.nearest(word, words) or f'; there are {quoted_list(words)}'
 
 
 def quoted_list(words: Sequence[str]) -> str:
-    """A few words, for a message."""
+    """Returns a few words, quoted, for a message."""
     return ', '.join(map(repr, words[:20])) + (', ...' if len(words) > 20 else '')
 
 
 class Text:
-    """Text with a separator between columns."""
+    """A text file with a separator between columns."""
 
     typed = False
 
@@ -73,7 +73,7 @@ class Text:
         self._check_separator()
 
     def check_size(self, columns: int) -> None:
-        """Does nothing: the values of a text take a few times the bytes of the file at most."""
+        """Does nothing: the values of a text file take at most a few times its bytes."""
 
     def frames(
         self,
@@ -83,14 +83,14 @@ class Text:
         checked: bool = False,
         pointless: bool = False,
     ) -> Iterator[tuple[int, Any]]:
-        """The number of a first row, and a pandas frame of the columns, part by part; `words` are read as text.
+        """Yields chunks of the columns: the number of the first row, and a pandas frame; `words` are read as text.
 
-        No other column is parsed if the file was `checked` by an earlier reading; `pointless` leaves out all points.
+        With `checked`, the file was read before, and no other column is parsed; with `pointless`, points are removed.
         """
         unique = [name or f' {place}' for place, name in enumerate(self.names)]
-        # All columns are parsed: with a choice of them, pandas drops the values that a row has too many.
+        # All columns are parsed: with a selection, pandas silently drops surplus values of a row.
         options = {'names': unique, 'header': 0, 'index_col': False, 'low_memory': False}
-        # What is a word and what is missing is a matter of the column: an id may be NA, and 007.
+        # Words and missing values depend on the column: an id may be NA, or 007.
         options |= {'dtype': dict.fromkeys(words, str), 'keep_default_na': False}
         options |= {'na_values': {name: ('',) if name in words else readers_numbers.MISSING for name in names}}
         options |= {'usecols': list(names)} if checked else {}
@@ -115,10 +115,10 @@ class Text:
 
     @contextlib.contextmanager
     def _parsing(self) -> Iterator[None]:
-        """Turns what pandas refuses into a sentence."""
+        """Turns errors of pandas into UserError."""
         import pandas
 
-        how = f'with {OTHERS.get(self.separator, self.separator)!r} between columns'
+        separated = f'with {OTHERS.get(self.separator, self.separator)!r} between columns'
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('error', pandas.errors.ParserWarning)
@@ -129,14 +129,14 @@ class Text:
             raise UserError(f'{self.path} is not UTF-8{_first_bad_byte(self.path)}; save it as UTF-8') from error
         except pandas.errors.ParserWarning as error:
             raise UserError(
-                f'{self.path} has rows of more values than its {len(self.names)} names of columns; name all, or '
-                'put numbers that hold the separator in quotes'
+                f'{self.path} has rows with more values than its {len(self.names)} column names; name all columns, or '
+                'quote values that contain the separator'
             ) from error
         except pandas.errors.EmptyDataError as error:
-            raise UserError(f'{self.path} begins with a blank line; write the names of the columns there') from error
+            raise UserError(f'{self.path} starts with a blank line; write the column names there') from error
         except (ValueError, OverflowError) as error:
             raise UserError(
-                f'{self.path} is no table {how} ({one_line(error)}); mend it, or say --separator'
+                f'{self.path} is not a table {separated} ({one_line(error)}); correct it, or pass --separator'
             ) from error
 
     def _check_separator(self) -> None:
@@ -145,12 +145,12 @@ class Text:
         for sign, word in OTHERS.items():
             if sign in self.names[0] and sign != self.separator:
                 raise UserError(
-                    f'{self.path} has one column, {self.names[0][:80]!r}, by its separator '
-                    f'{OTHERS.get(self.separator, self.separator)!r}; say --separator={word!r}'
+                    f'{self.path} has one column, {self.names[0][:80]!r}, with the separator '
+                    f'{OTHERS.get(self.separator, self.separator)!r}; pass --separator={word!r}'
                 )
 
     def _rows_before_blank_end(self) -> int | None:
-        """How many rows there are, where the file ends in blank lines, which are none; None where it does not."""
+        """Returns the number of rows if the file ends in blank lines, which are not rows; otherwise None."""
         size, tail = self.path.stat().st_size, 2**16
         with self.path.open('rb') as file:
             file.seek(max(0, size - tail))
@@ -162,16 +162,16 @@ class Text:
         return self._count() - (ends - 1)
 
     def _count(self) -> int:
-        """Rows by the library's own reading of the first column."""
+        """Returns the number of rows in pandas' own reading of the first column."""
         with self._csv(header=0, usecols=[0], dtype=str, index_col=False, chunksize=CHUNK) as reader:
             return sum(len(frame) for frame in reader)
 
 
 class Parquet:
-    """A parquet file."""
+    """A Parquet file."""
 
-    separator = ','  # of lines that are read with a run on such a file
-    typed = True  # numbers are numbers, not text
+    separator = ','  # separator of lines for online prediction
+    typed = True  # columns have types in the file
 
     def __init__(self, path: Path, separator: str, numbers: NumberFormat, fixed: bool, bounds: Bounds):
         parquet, arrow = optional_packages.need('pyarrow.parquet', path), optional_packages.need('pyarrow', path)
@@ -185,12 +185,12 @@ class Parquet:
             self.names = list(self.file.schema_arrow.names)
 
     def check_size(self, columns: int) -> None:
-        """Raises UserError if so many columns are too large in memory, however small they are in the file."""
+        """Raises UserError if the columns are too large in memory, however small they are in the file."""
         rows = self.file.metadata.num_rows
         self.bounds.check_bytes(self.path, 8 * columns * rows, f'has {rows:,} rows, and {columns} columns of them take')
 
     def frames(self, names: Sequence[str], *_: Any, rows: int | None = None, **__: Any) -> Iterator[tuple[int, Any]]:
-        """As those of text; a file of parquet knows itself what is text."""
+        """Yields chunks of the columns, see `Text.frames`; a Parquet file has types of its own."""
         first = 1
         with self._parsing():
             for batch in self.file.iter_batches(batch_size=min(rows or CHUNK, CHUNK), columns=list(names)):
@@ -207,20 +207,20 @@ class Parquet:
         except UserError:
             raise
         except self.failures as error:
-            raise UserError(f'{self.path} cannot be read as parquet ({one_line(error)}); write it again') from error
+            raise UserError(f'{self.path} cannot be read as parquet ({one_line(error)}); export it again') from error
 
 
 def _check_file(path: Path) -> None:
     try:
         with files.open_file(path) as file:
             if not file.read(1):
-                raise UserError(f'{path} is empty; give a file with a row of names and rows of numbers')
+                raise UserError(f'{path} is empty; use a file with a row of names and rows of numbers')
     except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror}; give another --data') from error
+        raise UserError(f'{path} cannot be read: {error.strerror}; pass another --data') from error
 
 
 def _check_bytes(path: Path) -> None:
-    """Refuses what is no text in UTF-8 at its very beginning."""
+    """Raises UserError if the start of a file is not UTF-8 text."""
     _check_file(path)
     with path.open('rb') as file:
         head = file.read(2**16)
@@ -228,9 +228,9 @@ def _check_bytes(path: Path) -> None:
         raise UserError(f'{path} is not UTF-8 but UTF-16, by its first two bytes; save it as UTF-8')
     if b'\0' in head:
         place = head.index(b'\0')
-        raise UserError(f'{path} is binary: byte {place + 1} is 0, which no text has; give a CSV or a .parquet file')
+        raise UserError(f'{path} is binary: byte {place + 1} is 0; use a CSV or a .parquet file')
     if not head.removeprefix(b'\xef\xbb\xbf').strip():
-        raise UserError(f'{path} is blank; give a file with a row of names and rows of numbers')
+        raise UserError(f'{path} is blank; use a file with a row of names and rows of numbers')
 
 
 def _count_columns(path: Path, separator: str) -> int:

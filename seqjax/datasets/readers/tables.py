@@ -1,6 +1,6 @@
-"""Tables of numbers in time: CSV, TSV and parquet files, parsed by pandas and pyarrow, a part of the rows at a time.
+"""Tables of time series: CSV, TSV and Parquet files, parsed by pandas and pyarrow in chunks of rows.
 
-A row of a file is counted from 1, below the names of the columns.
+Rows of a file are counted from 1, below the column names.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,14 @@ from seqjax.errors import UserError
 
 
 class SeriesTable(NamedTuple):
-    """A file that was read."""
+    """A table file after reading."""
 
-    columns: Columns  # the targets known
-    series: Sequence[Series]  # in the order in which they begin
-    dates: DateFormat = date_columns.UNDECIDED  # of the column of dates, if there is one
-    names: Sequence[str] = ()  # of all columns of the file, in their order
-    separator: str = ','  # between columns of text
-    formats: Mapping[str, NumberFormat] = MappingProxyType({})  # of the numbers in each column
+    columns: Columns  # with the targets set
+    series: Sequence[Series]  # in the order of their first rows
+    dates: DateFormat = date_columns.UNDECIDED  # format of the date column, if there is one
+    names: Sequence[str] = ()  # names of all columns of the file, in order
+    separator: str = ','  # separator of the columns of a text file
+    formats: Mapping[str, NumberFormat] = MappingProxyType({})  # number format of each column
 
 
 def read(
@@ -44,21 +44,21 @@ def read(
     dates: DateFormat = date_columns.UNDECIDED,
     bounds: Bounds = Bounds(),  # noqa: B008
 ) -> SeriesTable:
-    """Reads the columns that are asked for, and no other.
+    """Reads the selected columns.
 
     Args:
-      path: parquet where it is named so, text with a separator otherwise; in a .tsv file that is a tab where it is the
-        comma.
-      columns: what to read; a single column of numbers is found by itself.
-      decimal, thousands: the signs of numbers in text; without `decimal`, columns that leave it open are refused.
-      formats: of the columns of an earlier file, which this one must follow; instead of `decimal` and `thousands`.
-      mask: whether values may be missing.
+      path: a Parquet file if its name ends in .parquet, otherwise text.
+      columns: the columns to read; without a target, the only column of numbers.
+      separator: the separator of columns; in a .tsv file, a comma means a tab.
+      decimal, thousands: the signs of numbers in text; without `decimal`, ambiguous columns are refused.
+      formats: the formats of an earlier file, which this one must follow; instead of `decimal` and `thousands`.
+      mask: True if values may be missing.
       dates: the format of the dates, as far as it is known.
-      bounds: of the columns of the file, and of the bytes of a text or of the columns that are read.
+      bounds: the limits of columns and bytes.
 
     Raises:
-      UserError: the file is no such table; a column is not there, holds text or ambiguous numbers; a value is infinite,
-        or missing without `mask`; dates do not rise. The sentence names the row and the column.
+      UserError: the file is not a table; a column does not exist, or holds text or ambiguous numbers; a value is
+        infinite, or missing without `mask`; dates do not increase. The message names the row and the column.
     """
     optional_packages.need('pandas', path)
     format = next(iter(formats.values())) if formats else numbers.format_of(decimal, thousands)
@@ -68,19 +68,19 @@ def read(
         columns = columns._replace(targets=[table_columns.only_number(source, columns)])
     table_columns.check_columns(path, source.names, columns)
     source.check_size(len(columns.all))
-    reader = ColumnReader(lambda row: f'{path}: row {row}, column {columns.date!r}', dates)
-    # pandas would drop thousands signs wherever they stand, so these numbers are read as text.
+    reader = ColumnReader(lambda row: f'{path}, row {row}, column {columns.date!r}', dates)
+    # pandas would drop thousands signs at any position, so these numbers are read as text.
     words = columns.words if format.thousands is None else columns.all
     parts = [Part(path, first, frame, columns, source, reader) for first, frame in source.frames(columns.all, words)]
     if not parts:
-        raise UserError(f'{path} has no row below the names of its columns; give it some')
+        raise UserError(f'{path} has no rows below its column names; add some')
     ids = None if columns.id is None else np.concatenate([part.ids for part in parts])
     days = offsets = None
     if columns.date is not None:
         days, offsets, dates = reader.finish(ids)
     values = np.empty((sum(len(part.values) for part in parts), len(columns.numbers)))
     place = 0
-    for part in parts:  # a part is let go of as soon as it is copied
+    for part in parts:  # frees each chunk as soon as it is copied
         values[place : (place := place + len(part.values))] = part.values
         part.values = None
     pointed = np.any([part.pointed for part in parts], 0)

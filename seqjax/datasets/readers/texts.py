@@ -1,6 +1,6 @@
 """Texts as tokens: characters, bytes or words of a file, or of all texts of a folder in the order of their names.
 
-A file is decoded piece by piece, so that never more of it is held than its tokens, a number each of the smallest type.
+A file is decoded in chunks, so that memory holds only its tokens, numbers of the smallest type.
 """
 
 import codecs
@@ -18,35 +18,35 @@ from seqjax.datasets.readers.bounds import Bounds
 from seqjax.errors import UserError
 
 KINDS = ('characters', 'bytes', 'words')
-SUFFIXES = ('.txt', '.md')  # of the files of a folder that are its texts
-PIECE = 2**20  # bytes that are decoded at once
-CODES = 0x110000  # of characters, in Unicode
-# A word or a mark with the one space before it, or other white space: joined they are the text again.
+SUFFIXES = ('.txt', '.md')  # suffixes of the texts in a folder
+PIECE = 2**20  # bytes that are decoded at a time
+CODES = 0x110000  # number of Unicode code points
+# A word or punctuation mark with a space before it, or other white space; joined, they are the text.
 WORD = re.compile(r' ?\w{1,100}| ?[^\w\s]|\s')
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-ESCAPES = {'\\': '\\\\', '\n': '\\n', '\r': '\\r', '\t': '\\t'}  # of what a line cannot show
+ESCAPES = {'\\': '\\\\', '\n': '\\n', '\r': '\\r', '\t': '\\t'}  # escapes of characters that would break a line
 
 Training = Callable[[int], int]
 
 
 class Vocabulary(NamedTuple):
-    """Which tokens there are. The last of them stands for whatever is not known, but for bytes, which all are."""
+    """The known tokens. The last token number stands for all unknown ones; bytes are all known."""
 
-    kind: str  # of KINDS
-    known: Sequence[str] = ()  # by their numbers; of bytes empty
+    kind: str  # one of KINDS
+    known: Sequence[str] = ()  # tokens in the order of their numbers; empty for bytes
 
     @property
     def size(self) -> int:
-        """V."""
+        """Number of tokens V."""
         return 256 if self.kind == 'bytes' else len(self.known) + 1
 
     @property
     def unknown(self) -> int | None:
-        """The number of the token for what is not known."""
+        """Number of the token for unknown ones; None for bytes."""
         return None if self.kind == 'bytes' else len(self.known)
 
     def name(self, token: int) -> str:
-        """As a table shows it: a byte as its number, other tokens with \\n for the end of a line.
+        """Returns the name of a token in a table: the number of a byte, or the text with \\n for the end of a line.
 
         >>> vocabulary = Vocabulary('characters', '\\nab')
         >>> [vocabulary.name(token) for token in range(4)]
@@ -57,13 +57,13 @@ class Vocabulary(NamedTuple):
         return '<unknown>' if token == self.unknown else escape(self.known[token])
 
     def split(self, text: str) -> list[str | int]:
-        """A text as the tokens of this kind, known or not."""
+        """Splits a text into tokens, known or not."""
         if self.kind == 'bytes':
             return list(text.encode())
         return list(text) if self.kind == 'characters' else WORD.findall(text)
 
     def encode(self, text: str) -> tuple[np.ndarray, list[str]]:
-        """A short text, such as a prompt: tokens [N], and what of it is not known."""
+        """Encodes a short text, such as a prompt: tokens [N], and the unknown ones."""
         if self.kind == 'bytes':
             return np.array(self.split(text), np.uint8), []
         numbers = {token: number for number, token in enumerate(self.known)}
@@ -72,25 +72,26 @@ class Vocabulary(NamedTuple):
         return np.array([numbers.get(token, self.unknown) for token in tokens], smallest(self.size)), missing
 
     def decode(self, tokens: np.ndarray) -> str:
-        """The text of tokens [N]; '\\ufffd' for one that is not known, and for bytes that are no text."""
+        """Returns the text of tokens [N]; '\\ufffd' for unknown ones, and for invalid bytes."""
         if self.kind == 'bytes':
             return bytes(tokens.tolist()).decode(errors='replace')
         return ''.join('\ufffd' if token == self.unknown else self.known[token] for token in tokens.tolist())
 
 
 class TextData(NamedTuple):
-    """A text, read."""
+    """Tokens of a text and their vocabulary."""
 
-    tokens: np.ndarray  # [N], of the smallest unsigned type
+    tokens: np.ndarray  # [N], smallest unsigned type
     vocabulary: Vocabulary
-    files: int  # how many it was read from
-    notes: Sequence[str]  # about the file, for a person
-    missing: Sequence[str]  # the first tokens that are not known, in the order of the text
-    different: int  # how many tokens are not known
+    files: int  # number of files
+    notes: Sequence[str]  # lines about changes to the text
+    missing: Sequence[str]  # first unknown tokens, in the order of the text
+    different: int  # number of distinct unknown tokens
 
 
 def escape(token: str) -> str:
-    """
+    """Escapes a token for a line of text.
+
     >>> escape('a\\n'), escape('\\\\')
     ('a\\\\n', '\\\\\\\\')
     """
@@ -98,7 +99,7 @@ def escape(token: str) -> str:
 
 
 def unescape(line: str) -> str:
-    """What `escape` made, back again; whatever else has a backslash stays as it is."""
+    """Inverts `escape`; other backslashes are unchanged."""
     if '\\' not in line:
         return line
 
@@ -112,7 +113,7 @@ def unescape(line: str) -> str:
 
 
 def smallest(size: int) -> type:
-    """The smallest unsigned type that holds so many tokens."""
+    """Returns the smallest unsigned type for `size` tokens."""
     return np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.uint32
 
 
@@ -120,16 +121,16 @@ def smallest(size: int) -> type:
 
 
 def find_texts(path: Path) -> list[Path]:
-    """The file, or the texts of a folder and the folders in it, in the order of their names; UserError of none."""
+    """Returns the file, or all texts in a folder in the order of their names; raises UserError if there are none."""
     try:
         if not path.is_dir():
             return [path]
         found = sorted(Path(place) / name for place, _, names in os.walk(path, onerror=_refuse) for name in names)
         found = [file for file in found if file.suffix.lower() in SUFFIXES and file.is_file()]
     except OSError as error:
-        raise UserError(f'{error.filename or path} cannot be read ({error.strerror}); name another --data') from error
+        raise UserError(f'{error.filename or path} cannot be read ({error.strerror}); pass another --data') from error
     if not found:
-        raise UserError(f'{path} is a folder without a text ({" or ".join(SUFFIXES)}); name a file')
+        raise UserError(f'{path} is a folder without texts ({" or ".join(SUFFIXES)}); pass a file')
     return found
 
 
@@ -147,16 +148,16 @@ def _refuse(error: OSError) -> None:
 
 
 def read_text(path: Path, kind: str, training: Training, *, size: int = 10_000) -> TextData:
-    """Reads a text and makes its vocabulary, from the part alone that is trained on.
+    """Reads a text, and builds its vocabulary from the training split alone.
 
     Args:
       path: a file, or a folder with texts.
-      kind: of KINDS. Of characters and words, a mark of byte order is dropped, and ends of lines become '\\n'.
-      training: of how many tokens -> how many of them, the first ones, are trained on.
-      size: words that are known at most, the most frequent ones; those as frequent go by their first place.
+      kind: one of KINDS. For characters and words, a byte order mark is dropped, and ends of lines become '\\n'.
+      training: function that returns the number of training tokens, the first ones, from the number of tokens.
+      size: maximum number of known words, the most frequent ones; ties are broken by first position.
 
     Raises:
-      UserError: it is empty or no UTF-8, or what is trained on has one token alone.
+      UserError: the text is empty or not UTF-8, or its training split has one distinct token.
     """
     files = find_texts(path)
     text = {'characters': _new_characters, 'bytes': _all_bytes, 'words': _new_words}[kind](files, training, size)
@@ -164,12 +165,12 @@ def read_text(path: Path, kind: str, training: Training, *, size: int = 10_000) 
     tokens = text.tokens[: training(len(text.tokens))]
     if len(tokens) and (tokens == tokens[0]).all():
         token = text.vocabulary.name(int(tokens[0]))
-        raise UserError(f'{path} has nothing to learn: all it is trained on is {token!r}; name another text')
+        raise UserError(f'{path} has only the token {token!r} in its training split; use another text')
     return text
 
 
 def read_with_vocabulary(path: Path, vocabulary: Vocabulary) -> TextData:
-    """Reads a text with the vocabulary of another; raises UserError where it is empty or no UTF-8."""
+    """Reads a text with an existing vocabulary; raises UserError if it is empty or not UTF-8."""
     files = find_texts(path)
     if vocabulary.kind == 'bytes':
         text = _all_bytes(files)
@@ -183,7 +184,7 @@ def read_with_vocabulary(path: Path, vocabulary: Vocabulary) -> TextData:
 
 def _refuse_empty(path: Path, text: TextData) -> None:
     if not len(text.tokens):
-        raise UserError(f'{path} is empty; name a text')
+        raise UserError(f'{path} is empty; use another text')
 
 
 def _pieces(file: Path) -> Iterator[bytes]:
@@ -193,7 +194,7 @@ def _pieces(file: Path) -> Iterator[bytes]:
 
 
 def decoded(file: Path, notes: set[str]) -> Iterator[str]:
-    """The text of a file, piece by piece; `notes` is told what was changed. Raises UserError where it is no UTF-8."""
+    """Yields the text of a file in chunks, and adds changes to `notes`. Raises UserError if it is not UTF-8."""
     decoder = codecs.getincrementaldecoder('utf-8')()
     lines, place = io.IncrementalNewlineDecoder(None, translate=True), 0
     for piece in _pieces(file):
@@ -201,17 +202,17 @@ def decoded(file: Path, notes: set[str]) -> Iterator[str]:
             if piece.startswith(UTF16):
                 raise UserError(f'{file} is UTF-16, by its first two bytes; save it as UTF-8')
             if piece.startswith(codecs.BOM_UTF8):
-                notes.add('the mark of byte order at the beginning is no part of the text')
+                notes.add('the byte order mark was dropped')
                 place, piece = 3, piece[3:]
         yield lines.decode(_decode(file, decoder, piece, place))
         place += len(piece)
     yield lines.decode(_decode(file, decoder, b'', place, final=True), final=True)
     if lines.newlines not in (None, '\n'):
-        notes.add('ends of lines that were \\r\\n or \\r are read as \\n')
+        notes.add('line ends \\r\\n and \\r were read as \\n')
 
 
 def _decode(file: Path, decoder: codecs.IncrementalDecoder, piece: bytes, place: int, final: bool = False) -> str:
-    """The piece that begins at byte `place`, with what the one before left over."""
+    """Decodes the chunk that starts at byte `place`, with the rest of the chunk before."""
     before = place - len(decoder.getstate()[0])
     zero = piece.find(b'\0')
     if zero >= 0:
@@ -249,7 +250,7 @@ def _codes(text: str) -> np.ndarray:
 
 
 def _first_places(files: Sequence[Path]) -> tuple[dict[int, int], int, set[str]]:
-    """Code -> where the text has it first; how long the text is; notes."""
+    """Returns the first position of each character code, the length of the text, and notes."""
     seen, first, count, notes = np.zeros(CODES, bool), {}, 0, set()
     for text in _texts(files, notes):
         codes = _codes(text)
@@ -279,7 +280,7 @@ def _known_characters(
     for text in _texts(files, notes):
         codes = _codes(text)
         if place + len(codes) > count:
-            raise UserError(f'{files[0]} grew while it was read; wait until it is written')
+            raise UserError(f'{files[0]} changed while it was read; run the command again')
         number.take(codes, out=tokens[place : place + len(codes)], mode='clip')
         place += len(codes)
     known = set(vocabulary.known)
@@ -291,7 +292,7 @@ def _known_characters(
 
 
 def _words(files: Sequence[Path], notes: set[str]) -> Iterator[list[str]]:
-    """Words, some at a time. The last of a piece may go on in the next."""
+    """Yields lists of words. The last word of a chunk may continue in the next."""
     rest = ''
     for text in _texts(files, notes):
         found = WORD.findall(rest + text)
@@ -301,7 +302,7 @@ def _words(files: Sequence[Path], notes: set[str]) -> Iterator[list[str]]:
 
 
 class _Numbers(dict):
-    """Word -> its number, in the order in which they come."""
+    """Numbers of words in the order in which they occur."""
 
     def __missing__(self, word: str) -> int:
         self[word] = number = len(self)
@@ -309,7 +310,7 @@ class _Numbers(dict):
 
 
 def _count_words(files: Sequence[Path]) -> tuple[list[np.ndarray], list[str], set[str]]:
-    """The text in parts, in numbers of its own; the words that they stand for; notes."""
+    """Returns the text in chunks of word numbers, the words, and notes."""
     numbers, notes = _Numbers(), set()
     parts = [np.fromiter(map(numbers.__getitem__, words), np.uint32, len(words)) for words in _words(files, notes)]
     return parts, list(numbers), notes

@@ -1,13 +1,13 @@
-"""Files of the UCR and UEA archive of time series, .ts (Bagnall et al. 2018, "The UEA multivariate archive").
+"""Time series in the .ts format of the UCR and UEA archives (Bagnall et al. 2018, "The UEA multivariate archive").
 
     @univariate false
     @classLabel true left right
     @data
-    1.5,1.25,?:0.5,0.25,0.125:left        a series a line: its channels, each the same number of steps, and its class
+    1.5,1.25,?:0.5,0.25,0.125:left        one series: its channels, each with the same number of steps, and its class
 
-sktime has a reader for them, which is no good for files that may be mangled: it holds 11 times the size of a file
-(measured with 10 MB), takes a class that the head does not declare, writes classes in small letters, and does not say
-in which line a word stands that is no number. So the lines are taken apart here, and the numbers are read by NumPy.
+sktime's reader is unsuitable for invalid files: it takes 11 times the size of a file in memory (measured with 10 MB),
+accepts classes that the header does not declare, lowercases classes, and does not name the line of an invalid number.
+Here the lines are split in Python, and NumPy parses the numbers.
 """
 
 import itertools
@@ -25,33 +25,33 @@ from seqjax.datasets.readers import bounds as readers_bounds
 from seqjax.datasets.readers.bounds import Bounds
 from seqjax.errors import UserError
 
-COPIES = 8  # of a line, while it is read
-PIECE = 2**20  # characters that become numbers at once
-UNKNOWN = -1  # the label of a series whose class is not told
-MISSING = '?'  # a value, or a class
-SHOWN, SHOWN_CLASSES = 40, 10  # characters of a word, and classes, in a sentence
+COPIES = 8  # copies of a line in memory while it is read
+PIECE = 2**20  # characters that are parsed at a time
+UNKNOWN = -1  # label of a series without a class
+MISSING = '?'  # word for a missing value or class
+SHOWN, SHOWN_CLASSES = 40, 10  # maximum numbers of characters and of classes in a message
 QUOTED = re.compile(r'(?:"[^"\s]+\s[^"]*"|\'[^\'\s]+\s[^\']*\')(?!\S)')  # a name with spaces
 
 
 class LabelledSeries(NamedTuple):
-    """Many series, one behind the other."""
+    """Concatenated series and their classes."""
 
     values: np.ndarray  # [S, C] float32: C channels, S the steps of all series; NaN where missing
     lengths: np.ndarray  # [N] int64, each at least 1
-    labels: np.ndarray  # [N] int32: places in `classes`, or UNKNOWN
-    classes: tuple[str, ...]  # as the head declares them; none where it declares that there are none
+    labels: np.ndarray  # [N] int32: indices of `classes`, or UNKNOWN
+    classes: tuple[str, ...]  # as the header declares them; empty without classes
 
 
 def read_series(path: Path, bounds: Bounds = readers_bounds.DEFAULT) -> LabelledSeries:
-    """Reads a .ts file, line by line; raises UserError with the line where it is mangled, too large or no such file."""
-    # What is no UTF-8 may stand in a comment; elsewhere it is refused.
+    """Reads a .ts file; raises UserError with the line if it is invalid or too large."""
+    # Invalid UTF-8 is allowed in comments and refused elsewhere.
     with files.open_data(path, 'r', encoding='utf-8-sig', errors='surrogateescape') as file:
         bounds.check_bytes(path, os.fstat(file.fileno()).st_size)
         return _read(path, _lines(path, file, bounds), bounds)
 
 
 def _lines(path: Path, file: TextIO, bounds: Bounds) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers; to read one takes several times its size."""
+    """Yields lines with their numbers; reading one takes several times its size."""
     for number in itertools.count(1):
         line = file.readline(bounds.bytes // COPIES + 1)
         if not line:
@@ -65,7 +65,7 @@ def _read(path: Path, lines: Iterator[tuple[int, str]], bounds: Bounds) -> Label
     bounds.check_columns(path, channels or 0, 'channels')
     same = matching(classes)
     places = {same(name): place for place, name in enumerate(classes)}
-    values, lengths, labels = bytearray(), [], []  # not an array a series: each would take a hundred bytes more
+    values, lengths, labels = bytearray(), [], []  # an array for each series would take a hundred bytes more
     for number, line in _content(path, lines):
         where = f'{path}, line {number}'
         bounds.check_columns(where, line.count(':') + (not classes), 'channels')
@@ -74,8 +74,8 @@ def _read(path: Path, lines: Iterator[tuple[int, str]], bounds: Bounds) -> Label
         channels = channels or len(words)
         if len(words) != channels:
             raise UserError(
-                f'{where} has {len(words)} channels{" before its class" if classes else ""} and must have {channels}; '
-                'is the file cut?'
+                f'{where} has {len(words)} channels{" before its class" if classes else ""} instead of {channels}; '
+                'correct the line'
             )
         steps = _steps(where, words)
         values += steps.tobytes()
@@ -83,44 +83,44 @@ def _read(path: Path, lines: Iterator[tuple[int, str]], bounds: Bounds) -> Label
         lengths.append(len(steps))
         labels.append(label)
     if not lengths:
-        raise UserError(f'{path} has no series after @data; is the file cut?')
+        raise UserError(f'{path} has no series after @data; the file may be truncated')
     flat = np.frombuffer(values, np.float32).reshape(-1, channels)
     return LabelledSeries(flat, np.array(lengths), np.array(labels, np.int32), classes)
 
 
 def _content(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Lines that say something; raises UserError where one is no text."""
+    """Yields lines that are neither empty nor comments; raises UserError if one is not text."""
     for number, line in lines:
         line = line.strip()
         if '\0' in line:
-            raise UserError(
-                f'{path}, line {number} holds a zero byte, so it is no .ts file, or one in UTF-16: save UTF-8'
-            )
+            raise UserError(f'{path}, line {number}: a byte is 0; save the file as UTF-8')
         if not line or line.startswith(('#', '%')):
             continue
         if not line.isascii() and any('\udc80' <= c <= '\udcff' for c in line):
-            raise UserError(f'{path}, line {number} is no UTF-8 text; save the file as UTF-8')
+            raise UserError(f'{path}, line {number} is not UTF-8; save the file as UTF-8')
         yield number, line
 
 
 def _head(path: Path, lines: Iterator[tuple[int, str]]) -> tuple[tuple[str, ...], int | None]:
-    """The classes, and how many channels there are if that is told; `lines` stand behind @data then."""
+    """Returns the classes, and the number of channels if it is declared; afterwards, `lines` is after @data."""
     tags: dict[str, list[str]] = {}
     for number, line in _content(path, lines):
         tag, *words = line.split()
         if not tag.startswith('@'):
-            raise UserError(f'{path}, line {number} begins with {_shown(tag)} before any @data; a .ts file has a head')
+            raise UserError(
+                f'{path}, line {number}: {_shown(tag)} before @data is not a tag; use a .ts file with a header'
+            )
         if tag.lower() == '@data':
             return _classes(path, tags), _channels(path, tags)
         tags[tag.lower()] = words
-    raise UserError(f'{path} has no line @data, so it is no .ts file, or it is cut')
+    raise UserError(f'{path} has no line @data; use a .ts file')
 
 
 def _classes(path: Path, tags: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     if _flag(path, tags, '@targetlabel'):
         raise UserError(f'{path} is for regression: its @targetLabel is a number; classification needs @classLabel')
     if _flag(path, tags, '@timestamps'):
-        raise UserError(f'{path} has time stamps, which are not read; write the values alone and @timeStamps false')
+        raise UserError(f'{path} has time stamps, which are not supported; write only values, and @timeStamps false')
     if '@classlabel' not in tags and '@targetlabel' not in tags:
         raise UserError(
             f"{path} has no line @classLabel before @data; write '@classLabel false' if there are no classes"
@@ -129,14 +129,14 @@ def _classes(path: Path, tags: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         return ()
     words = re.findall(rf'{QUOTED.pattern}|\S+', ' '.join(tags['@classlabel'][1:]))
     if not words:
-        raise UserError(f'{path} has @classLabel true without any class; name them behind it, separated by spaces')
+        raise UserError(f'{path} has @classLabel true without classes; add them, separated by spaces')
     return tuple(dict.fromkeys(map(_unquoted, words)))
 
 
 def matching(*declared: Sequence[str]) -> Callable[[str], str]:
-    """Returns the key by which names of classes are compared, given the lists of names that it must keep apart.
+    """Returns the key for comparing class names, given the lists of names that it must keep apart.
 
-    Unicode's composed and decomposed forms are the same name, and so are upper and lower case, unless two names of one
+    Composed and decomposed Unicode forms are the same name, and so are upper and lower case, unless two names of one
     list differ by that alone.
 
     >>> [matching(names)('A') for names in (['A', 'b'], ['A', 'a', 'b'])]
@@ -157,26 +157,26 @@ def _folded(name: str) -> str:
 
 
 def _unquoted(word: str) -> str:
-    """Returns a name that has spaces without its quotes; those of any other word are a part of the name."""
+    """Returns a name with spaces without its quotes; in other words, quotes are part of the name."""
     return word[1:-1] if QUOTED.fullmatch(word) else word
 
 
 def _channels(path: Path, tags: Mapping[str, Sequence[str]]) -> int | None:
-    told = tags.get('@dimensions') or tags.get('@dimension')
-    if told is None:
+    words = tags.get('@dimensions') or tags.get('@dimension')
+    if words is None:
         return 1 if _flag(path, tags, '@univariate') else None
-    if not (told[0].isascii() and told[0].isdigit() and len(told[0]) < 10 and int(told[0])):
-        raise UserError(f'{path} has @dimensions {_shown(told[0])}, which must be a whole number from 1')
-    return int(told[0])
+    if not (words[0].isascii() and words[0].isdigit() and len(words[0]) < 10 and int(words[0])):
+        raise UserError(f'{path} has @dimensions {_shown(words[0])}; use a positive integer')
+    return int(words[0])
 
 
 def _flag(path: Path, tags: Mapping[str, Sequence[str]], tag: str) -> bool:
-    """Whether a tag says true; without the tag it does not."""
+    """Returns True if a tag is true; False without the tag."""
     if tag not in tags:
         return False
     word = ''.join(tags[tag][:1]).lower()
     if word not in ('true', 'false'):
-        raise UserError(f'{path} has {tag} {_shown(word)}, which must be true or false')
+        raise UserError(f'{path} has {tag} {_shown(word)}; use true or false')
     return word == 'true'
 
 
@@ -187,40 +187,40 @@ def _label(where: str, word: str, classes: Sequence[str], places: Mapping[str, i
     if word == MISSING:
         return UNKNOWN
     raise UserError(
-        f'{where} ends with {_shown(word)}, which is not a class that @classLabel names '
+        f'{where} ends with {_shown(word)}, which is not a class of @classLabel '
         f'({", ".join(map(_shown, classes[:SHOWN_CLASSES]))}{", ..." if len(classes) > SHOWN_CLASSES else ""}); '
-        'is the file cut?'
+        'correct the line'
     )
 
 
 def _steps(where: str, words: Sequence[str]) -> np.ndarray:
-    """Channels of one series as text -> [T, C] float32."""
+    """Returns the steps of a series [T, C] float32 from the text of its channels."""
     for channel, word in enumerate(words, 1):
         if not word.strip():
-            raise UserError(f'{where} has no value in channel {channel}; a series has at least one step')
+            raise UserError(f'{where} has no value in channel {channel}; add at least one')
     sizes = [word.count(',') + 1 for word in words]
     for channel, size in enumerate(sizes, 1):
         if size != sizes[0]:
             raise UserError(
-                f'{where} has {size} steps in channel {channel} and {sizes[0]} in channel 1; is the file cut?'
+                f'{where} has {size} steps in channel {channel} but {sizes[0]} in channel 1; correct the line'
             )
     try:
         if sum(map(len, words)) <= PIECE:
             return _numbers(words).T
-        found = np.empty((sizes[0], len(words)), np.float32)
+        steps = np.empty((sizes[0], len(words)), np.float32)
         for channel, word in enumerate(words):
             place = 0
             for piece in _pieces(word):
                 numbers = _numbers([piece])[0]
-                found[place : place + len(numbers), channel] = numbers
+                steps[place : place + len(numbers), channel] = numbers
                 place += len(numbers)
     except ValueError as error:
         raise UserError(f'{where} {_no_number(words)}') from error
-    return found
+    return steps
 
 
 def _pieces(word: str) -> Iterator[str]:
-    """Splits long text at commas: NumPy takes many times its size."""
+    """Splits long text at commas, since NumPy takes many times its size."""
     start = 0
     while start < len(word):
         stop = word.find(',', start + PIECE)
@@ -232,7 +232,7 @@ def _pieces(word: str) -> Iterator[str]:
 
 
 def _numbers(words: Sequence[str]) -> np.ndarray:
-    """Lines of numbers -> [lines, steps] float32; raises ValueError if a value is not a number."""
+    """Parses lines of numbers -> [lines, steps] float32; raises ValueError if a value is not a number."""
     plain = [word.replace(MISSING, 'nan') for word in words]
     if not all(plain):
         raise ValueError
@@ -240,7 +240,7 @@ def _numbers(words: Sequence[str]) -> np.ndarray:
 
 
 def _no_number(words: Sequence[str]) -> str:
-    """The first word that is no number, and where it stands."""
+    """Returns the end of a message with the first word that is not a number, and its position."""
 
     def bad(text: str) -> bool:
         try:
@@ -260,8 +260,8 @@ def _no_number(words: Sequence[str]) -> str:
                 half = len(values) // 2
                 first = bad(','.join(values[:half]))
                 values, step = (values[:half], step) if first else (values[half:], step + half)
-            return f'has {_shown(values[0])} at step {step} of channel {channel}, which is no number'
-    return 'holds what is no number'
+            return f'has {_shown(values[0])} at step {step} of channel {channel}, which is not a number; correct it'
+    return 'has a value that is not a number; correct it'
 
 
 def _shown(word: str) -> str:
