@@ -84,9 +84,9 @@ FAULTS = {
     'turned': ({'traindata': cells(roll(3).T)}, '3 columns'),
     'short': (
         {'traindata': cells(roll(3), roll(1))},
-        'piece 2 of traindata has 1 of the 2 ',
+        'piece 2 of traindata has 1 frames .* 2;',
     ),
-    'empty': ({'traindata': cells(np.zeros((0, 88)))}, 'piece 1 of traindata has 0 of the 2 '),
+    'empty': ({'traindata': cells(np.zeros((0, 88)))}, 'piece 1 of traindata has 0 frames .* 2;'),
     'loud': (with_value(2, np.uint8), 'piece 2 of validdata.* 2 .*frame 4, column 8'),
     'soft': (with_value(0.5), 'piece 2 of validdata.* 0.5 .*frame 4, column 8'),
     'negative': (with_value(-1, np.int8), 'piece 2 of validdata.* -1 .*frame 4'),

@@ -51,15 +51,15 @@ def test_each_column_has_a_line_of_its_numbers():
 @pytest.mark.parametrize(
     ('values', 'words'),
     [
-        (changed(r12=-999), ['row 12 holds -999;', 'missing']),
-        (changed(r12=-9999, r30=-9999), ['row 12 holds -9999, like 1 more;', 'missing']),
-        (np.where(np.arange(60) % 3, PLAIN, -999), ['row 1 holds -999, like 19 more;', 'missing']),
-        (np.where(np.arange(60) % 5, 0, -99), ['row 1 holds -99, like 11 more;', 'missing']),
-        (changed(r60=PLAIN[:-1].sum()), ['row 60 holds', 'sum of all other rows']),
-        (changed(r1=PLAIN[1:].sum()), ['row 1 holds', 'sum of all other rows']),
-        (changed(r7=1e5), ['row 7 holds 100000;', 'interquartile']),
-        (changed(r7=-1e5, r8=1e6), ['row 7 holds -100000, like 1 more;', 'interquartile']),
-        (np.where(np.arange(60) % 3, 0, np.arange(60) + (np.arange(60) == 6) * 1e4), ['row 7 holds 10006;', 'interq']),
+        (changed(r12=-999), ['row 12 is -999;', 'missing']),
+        (changed(r12=-9999, r30=-9999), ['row 12 is -9999, as in 1 more rows;', 'missing']),
+        (np.where(np.arange(60) % 3, PLAIN, -999), ['row 1 is -999, as in 19 more rows;', 'missing']),
+        (np.where(np.arange(60) % 5, 0, -99), ['row 1 is -99, as in 11 more rows;', 'missing']),
+        (changed(r60=PLAIN[:-1].sum()), ['row 60 is', 'sum of all other rows']),
+        (changed(r1=PLAIN[1:].sum()), ['row 1 is', 'sum of all other rows']),
+        (changed(r7=1e5), ['row 7 is 100000;', 'interquartile']),
+        (changed(r7=-1e5, r8=1e6), ['row 7 is -100000, as in 1 more rows;', 'interquartile']),
+        (np.where(np.arange(60) % 3, 0, np.arange(60) + (np.arange(60) == 6) * 1e4), ['row 7 is 10006;', 'interq']),
     ],
 )
 def test_a_value_that_looks_out_of_place_is_named_with_its_row(values, words):

@@ -113,49 +113,49 @@ REFUSED = {
     'binary': (b'a,b\n1,2\n\0\0\1', {}, r'is binary: byte 9 is 0'),
     'utf-16': (PLAIN.encode('utf-16'), {}, 'is not UTF-8 but UTF-16'),
     'latin-1': (b'day,a\n2020-01-01,1\n\xe4,2\n', {'date': 'day'}, 'not UTF-8 in line 3: byte 1 is 0xe4; save it as'),
-    'no rows': ('a,b\n', {}, 'has no row below'),
-    'blank first line': ('\na,b\n1,2\n', {}, 'begins with a blank line'),
+    'no rows': ('a,b\n', {}, 'has no rows'),
+    'blank first line': ('\na,b\n1,2\n', {}, 'starts with a blank line'),
     'no such column': (
         PLAIN.replace('a', 'wind'),
         {'targets': ['wnd']},
-        "no column 'wnd' of --target; did you mean 'wind'",
+        "no column 'wnd' \\(--target\\); did you mean 'wind'",
     ),
-    'no header': ('1,2\n3,4\n', {}, "no column 'a' of --target, and its first line holds numbers"),
+    'no header': ('1,2\n3,4\n', {}, "no column 'a' \\(--target\\), and its first line holds numbers"),
     'two of a name': ('a,b,a\n1,2,3\n', {}, "several columns named 'a'"),
-    'two targets': ('a,b\n1,2\n', {'targets': None}, "has 2 columns of numbers, 'a', 'b'; name the column"),
-    'no number': ('a,b\nx,y\n', {'targets': None}, 'has no free column of numbers'),
-    'two roles': (PLAIN, {'covariates': ['a']}, "--covariates=a has the column 'a' that --target has"),
+    'two targets': ('a,b\n1,2\n', {'targets': None}, "has 2 columns of numbers, 'a', 'b'; .*--target"),
+    'no number': ('a,b\nx,y\n', {'targets': None}, 'no unused column of numbers'),
+    'two roles': (PLAIN, {'covariates': ['a']}, "--covariates=a has the column 'a', which --target"),
     'text': (PLAIN.replace('3,9', 'three,9'), {}, "row 3, column 'a': 'three' is not a number"),
     'yes and no': ('a\nTrue\nFalse\n', {}, "row 1, column 'a': 'True' is not a number"),
     'decimal comma': ('a;b\n1,5;2\n', {'separator': ';'}, "'1,5' is not a number; use --decimal=','"),
     'decimal point': ('a;b\n1.5;2\n', {'separator': ';', 'decimal': ','}, r"use --decimal='\.'"),
-    'semicolons': (PLAIN.replace(',', ';'), {}, "say --separator=';'"),
-    'tabs': (PLAIN.replace(',', '\t'), {}, "say --separator='tab'"),
+    'semicolons': (PLAIN.replace(',', ';'), {}, "--separator=';'"),
+    'tabs': (PLAIN.replace(',', '\t'), {}, "--separator='tab'"),
     'same sign': (PLAIN, {'decimal': ',', 'thousands': ','}, '--decimal=, and --thousands=, must be different'),
     'missing': (
         'a,b\n1,2\n,3\n,4\n',
         {},
-        "row 2, column 'a' has no value, like 1 more; fill them in, or say --missing",
+        "row 2, column 'a': .* 1 more .*--missing=mask",
     ),
-    'cut': ('a,b,c\n1,2,3\n4', {'targets': ['a', 'b']}, "row 2, column 'b' has no value"),
-    'infinite': ('a\n1\n-inf\n', {'mask': True}, "row 2, column 'a' is infinite"),
-    'more values': ('a,b\n1,2,3\n4,5,6\n', {}, 'rows of more values than its 2 names'),
-    'one row of more': ('a,b\n1,2\n4,5,6\n', {}, 'is no table with .*line 3'),
-    'open quote': ('a,b\n1,2\n"4,5\n', {}, 'is no table|not a number'),
-    'no id': ('who,a\nx,1\n,2\n', {'id': 'who'}, "row 2 has no id in column 'who'"),
-    'no date': ('day,a\n2020,1\n,2\n', {'date': 'day'}, "row 2, column 'day' has no date"),
-    'numbers': ('day,a\n0,1\n1,2\n', {'date': 'day'}, "row 1, column 'day' holds '0', .* leave out --date where"),
-    'a word': ('day,a\n2020-01-01,1\nsoon,2\n', {'date': 'day'}, "row 2, column 'day' holds 'soon'"),
+    'cut': ('a,b,c\n1,2,3\n4', {'targets': ['a', 'b']}, "row 2, column 'b': the value is missing"),
+    'infinite': ('a\n1\n-inf\n', {'mask': True}, "row 2, column 'a': the value is infinite"),
+    'more values': ('a,b\n1,2,3\n4,5,6\n', {}, 'more values than its 2 column names'),
+    'one row of more': ('a,b\n1,2\n4,5,6\n', {}, 'is not a table with .*line 3'),
+    'open quote': ('a,b\n1,2\n"4,5\n', {}, 'is not a table|not a number'),
+    'no id': ('who,a\nx,1\n,2\n', {'id': 'who'}, "row 2, column 'who': the id"),
+    'no date': ('day,a\n2020,1\n,2\n', {'date': 'day'}, "row 2, column 'day': the date is missing"),
+    'numbers': ('day,a\n0,1\n1,2\n', {'date': 'day'}, "row 1, column 'day': '0' .* leave out --date"),
+    'a word': ('day,a\n2020-01-01,1\nsoon,2\n', {'date': 'day'}, "row 2, column 'day': 'soon'"),
     'other order': (
         'day,a\n13/01/2020,1\n01/13/2020,2\n',
         {'date': 'day'},
-        "row 2, column 'day' holds '01/13/2020', .*%d/%m/%Y",
+        "row 2, column 'day': '01/13/2020' .*%d/%m/%Y",
     ),
     'same date': ('day,a\n2020-01-01,1\n2020-01-01,2\n', {'date': 'day'}, 'rows 1 and 2 have the same date 2020-01-01'),
     'unsorted': (
         'day,a\n2020-01-02,1\n2020-01-01,2\n',
         {'date': 'day'},
-        'row 2 has the date 2020-01-01, before that of',
+        'row 2: the date 2020-01-01 is before that of row 1',
     ),
 }
 
@@ -271,7 +271,7 @@ def test_the_31st_of_a_shorter_month_is_its_last_day():
 
 def test_a_file_in_a_package_is_named_by_both(tmp_path, monkeypatch):
     assert (
-        optional_packages.locate('seqjax:datasets/readers/optional_packages.py').read_text().startswith('"""Libraries')
+        optional_packages.locate('seqjax:datasets/readers/optional_packages.py').read_text().startswith('"""Optional')
     )
     assert optional_packages.locate('some/where.csv').parts == ('some', 'where.csv')
     assert optional_packages.locate(r'C:\x.csv').name.endswith('x.csv')

@@ -267,8 +267,8 @@ def _settled(
         if _readable(source, names, [NumberFormat(',', '.')]):
             remedy = f"use --thousands='.' if it stands for {plain}, or --decimal='.' if it stands for {word}"
     raise UserError(
-        f'{source.path}, column {name!r}: row {row} is {word!r} and row {other} is {whole!r}, so the point may '
-        f'separate thousands or decimals; {remedy}'
+        f'{source.path}, row {row}, column {name!r}: the point of {word!r} may separate thousands or decimals, as '
+        f'row {other} is {whole!r}; {remedy}'
     )
 
 
