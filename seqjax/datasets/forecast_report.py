@@ -286,25 +286,25 @@ def summarize(
     original_units, horizon = preprocessing['original_units'], preprocessing['horizon']
     unit = 'the units of the file' if original_units else 'standard deviations of the training split (training SD)'
     lines = [f'RMSE and mean absolute error on the test split by steps ahead, in {unit}']
-    lines.append(f'{"ahead":>7}' + ''.join(f'{who:>24}' for who in forecasts))
-    found = {
-        who: [errors(one, prepared_series[one.series], original_units) for one in those]
-        for who, those in forecasts.items()
+    lines.append(f'{"ahead":>7}' + ''.join(f'{name:>24}' for name in forecasts))
+    errors_by_name = {
+        name: [errors(forecast, prepared_series[forecast.series], original_units) for forecast in series_forecasts]
+        for name, series_forecasts in forecasts.items()
     }
-    found = {who: np.concatenate(those) for who, those in found.items()}
+    errors_by_name = {name: np.concatenate(values) for name, values in errors_by_name.items()}
     for step in np.unique(np.geomspace(1, horizon, 12).round().astype(int)):
-        at = {who: those[:, step - 1] for who, those in found.items()}
-        values = [
-            (np.sqrt(np.nanmean(those**2)), np.nanmean(np.abs(those)))
-            for those in at.values()
-            if not np.isnan(those).all()
+        step_errors = {name: values[:, step - 1] for name, values in errors_by_name.items()}
+        scores = [
+            (np.sqrt(np.nanmean(values**2)), np.nanmean(np.abs(values)))
+            for values in step_errors.values()
+            if not np.isnan(values).all()
         ]
         lines.append(f'{step:>7}' + ''.join(f'{f"{root:.4g}  {mean:.4g}":>24}' for root, mean in values))
     if recipe['likelihood'] != 'point':
         shares = ', '.join(
             f'{name} intervals: {share:.1%}' for name, share in coverage(forecasts['model'], prepared_series).items()
         )
-        lines.append(f'coverage of the test split: {shares}')
+        lines.append(f'coverage of the test split: {fractions}')
     return lines
 
 

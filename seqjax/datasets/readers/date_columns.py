@@ -115,14 +115,14 @@ class ColumnReader:
             format not in (None, date_formats.ISO) and not self.form.aware
         ):
             return texts, None
-        found = [date_formats.OFFSET.search(text) for text in texts]
-        has = np.array([one is not None for one in found])
+        matches = [date_formats.OFFSET.search(text) for text in texts]
+        has = np.array([match is not None for match in matches])
         self._check_aware(first, has, texts)
         if not has[0]:
             return texts, None
         known: dict[str, int | None] = {}
-        for place, one in enumerate(found):
-            end = one[1]
+        for place, match in enumerate(matches):
+            end = match[1]
             if end not in known:
                 known[end] = _offset_seconds(end)
             if known[end] is None:
@@ -130,14 +130,14 @@ class ColumnReader:
                     f'{self.where(first + place)}: the offset {end} from UTC of {texts[place][:80]!r} does not '
                     'exist; correct it'
                 )
-        offsets = np.array([known[one[1]] for one in found], np.int32)
-        return [text[: one.start(1)].rstrip() for text, one in zip(texts, found, strict=True)], offsets
+        offsets = np.array([known[match[1]] for match in matches], np.int32)
+        return [text[: match.start(1)].rstrip() for text, match in zip(texts, matches, strict=True)], offsets
 
-    def _check_aware(self, first: int, found: np.ndarray, texts: list[str]) -> None:
+    def _check_aware(self, first: int, has_offset: np.ndarray, texts: list[str]) -> None:
         """Raises UserError if some dates have an offset from UTC and others do not."""
         if self.form.aware is None:
-            self.form = self.form._replace(aware=bool(found[0]))
-        wrong = found != self.form.aware
+            self.form = self.form._replace(aware=bool(has_offset[0]))
+        wrong = has_offset != self.form.aware
         if wrong.any():
             place = int(wrong.argmax())
             has, must = ('no', 'with') if self.form.aware else ('an', 'without')
@@ -153,18 +153,18 @@ class ColumnReader:
         """
         offsets = np.concatenate(self.offsets) if self.offsets else None
         self.offsets = []
-        found = {format: np.concatenate(parts) for format, parts in self.readings.items()}
+        readings = {format: np.concatenate(parts) for format, parts in self.readings.items()}
         self.readings = {}
-        first, *others = found
+        first, *others = readings
         for format in others:  # formats with the same dates are not ambiguous
-            if np.array_equal(found[first], found[format]):
-                del found[format]
-        if len(found) > 1:
-            rising = [format for format, local in found.items() if _rises(dates.instants(local, offsets), ids)]
-            found = {format: found[format] for format in rising or found}
-        if len(found) > 1:
-            self._refuse_ambiguous(found)
-        ((format, local),) = found.items()
+            if np.array_equal(readings[first], readings[format]):
+                del readings[format]
+        if len(readings) > 1:
+            increasing = [format for format, local in readings.items() if _rises(dates.instants(local, offsets), ids)]
+            readings = {format: readings[format] for format in increasing or readings}
+        if len(readings) > 1:
+            self._refuse_ambiguous(readings)
+        ((format, local),) = readings.items()
         form = self.form._replace(format=format, aware=offsets is not None)
         if form.zone and offsets is None:
             self._check_existing(local, form.zone)
@@ -173,15 +173,15 @@ class ColumnReader:
         unit = max(form.unit, date_formats.unit_of(local), key=date_formats.UNITS.index)
         return local, offsets, form._replace(unit=unit)
 
-    def _refuse_ambiguous(self, found: dict[str, np.ndarray]) -> None:
-        one, other = list(found.values())[:2]
-        row = int((one != other).argmax())
-        readings = [
+    def _refuse_ambiguous(self, readings: dict[str, np.ndarray]) -> None:
+        first, second = list(readings.values())[:2]
+        row = int((first != second).argmax())
+        examples = [
             f'{", ".join(date_formats.write(local[row : row + 3], None, DateFormat()))} with --date_format={format}'
-            for format, local in found.items()
+            for format, local in readings.items()
         ]
         raise UserError(
-            f'{self.where(row + 1)} and the rows below are ambiguous: {"; or ".join(readings)}; pass --date_format'
+            f'{self.where(row + 1)} and the rows below are ambiguous: {"; or ".join(examples)}; pass --date_format'
         )
 
     def _check_existing(self, local: np.ndarray, zone: str) -> None:
@@ -214,7 +214,7 @@ def other_reading(local: np.ndarray, format: str | None) -> tuple[str, np.ndarra
     if (day > 11).any():
         return None
     swapped = (year.astype('datetime64[M]') + day).astype('datetime64[D]') + month
-    other = re.sub('%[dm]', lambda found: {'%d': '%m', '%m': '%d'}[found[0]], format)
+    other = re.sub('%[dm]', lambda match: {'%d': '%m', '%m': '%d'}[match[0]], format)
     return other, swapped.astype(dates.MICRO) + (local - days)
 
 
@@ -231,12 +231,12 @@ def candidates(text: str) -> list[str]:
 def _formats() -> dict[str, list[str]]:
     """Returns the strptime formats that are tried, by shape."""
     days = [format for formats in date_formats.DAYS for format in formats]
-    found: dict[str, list[str]] = {}
+    by_shape: dict[str, list[str]] = {}
     for format in days + [
         f'{day}{sign}{hour}' for day in days for sign in (' ', 'T', ', ') for hour in date_formats.HOURS
     ]:
-        found.setdefault(_shape(re.sub('%[bBaAp]', 'x', re.sub('%[YymdHIMSf]', '0', format))), []).append(format)
-    return found
+        by_shape.setdefault(_shape(re.sub('%[bBaAp]', 'x', re.sub('%[YymdHIMSf]', '0', format))), []).append(format)
+    return by_shape
 
 
 def _shape(text: str) -> str:
@@ -274,8 +274,8 @@ def _local(texts: list[str], format: str) -> np.ndarray:
 
 def _first_month(text: str) -> str | None:
     """Returns the first month of a quarter as YYYY-MM, or None."""
-    found = date_formats.QUARTERS.fullmatch(text)
-    return found and f'{found[1] or found[4]}-{3 * int(found[2] or found[3]) - 2:02}'
+    match = date_formats.QUARTERS.fullmatch(text)
+    return match and f'{match[1] or match[4]}-{3 * int(match[2] or match[3]) - 2:02}'
 
 
 def _offset_seconds(text: str) -> int | None:

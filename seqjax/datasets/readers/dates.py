@@ -37,17 +37,17 @@ def offsets_in(local: np.ndarray, zone: str, after: np.datetime64 | None = None)
     import pandas
 
     index = pandas.DatetimeIndex(local)
-    ways = [
-        index.tz_localize(zone, ambiguous=np.full(len(local), way), nonexistent='shift_forward').tz_convert('UTC')
-        for way in (True, False)
+    readings = [
+        index.tz_localize(zone, ambiguous=np.full(len(local), is_dst), nonexistent='shift_forward').tz_convert('UTC')
+        for is_dst in (True, False)
     ]
-    one, other = (way.tz_localize(None).to_numpy().astype(MICRO) for way in ways)
-    found, later = np.minimum(one, other), np.maximum(one, other)
-    for place in np.flatnonzero(found != later):
-        before = found[place - 1] if place else after
-        if before is not None and found[place] <= before:
-            found[place] = later[place]
-    return seconds(local - found)
+    first, second = (reading.tz_localize(None).to_numpy().astype(MICRO) for reading in readings)
+    utc, later_utc = np.minimum(first, second), np.maximum(first, second)
+    for place in np.flatnonzero(utc != later_utc):
+        before = utc[place - 1] if place else after
+        if before is not None and utc[place] <= before:
+            utc[place] = later_utc[place]
+    return seconds(local - utc)
 
 
 def seconds(differences: np.ndarray) -> np.ndarray:
@@ -99,12 +99,12 @@ def infer_frequency(dates: np.ndarray, offsets: np.ndarray | None = None) -> Fre
     steps = np.diff(months).astype(int)
     if (steps > 0).all():  # a row a month at most
         if len(np.unique(dates - months.astype(MICRO))) == 1:
-            return Frequency('months', _commonest(steps))
+            return Frequency('months', _most_common(steps))
         if (days == _last_days(months)).all():
-            return Frequency('ends of months', _commonest(steps))
-    gap = _commonest(np.diff(dates).astype(int))
+            return Frequency('ends of months', _most_common(steps))
+    gap = _most_common(np.diff(dates).astype(int))
     if gap <= 0 or gap % DAY:
-        gap = _commonest(np.diff(instants(dates, offsets)).astype(int))
+        gap = _most_common(np.diff(instants(dates, offsets)).astype(int))
     if gap == DAY and len(dates) > 7 and np.is_busday(days).all():
         return Frequency('weekdays', 1)
     return Frequency('microseconds', gap)
@@ -136,11 +136,11 @@ def gaps(dates: np.ndarray, frequency: Frequency, offsets: np.ndarray | None = N
         days = dates.astype('datetime64[D]')
         return np.flatnonzero(np.busday_count(days[:-1], days[1:]) != 1)
     if frequency.unit == 'microseconds':
-        ways = dates, instants(dates, offsets)
-        return min((np.flatnonzero(np.diff(way).astype(int) != frequency.count) for way in ways), key=len)
+        times = dates, instants(dates, offsets)
+        return min((np.flatnonzero(np.diff(time).astype(int) != frequency.count) for time in times), key=len)
     return np.flatnonzero(np.diff(dates.astype('datetime64[M]')).astype(int) != frequency.count)
 
 
-def _commonest(values: np.ndarray) -> int:
-    found, counts = np.unique(values, return_counts=True)
-    return int(found[np.argmax(counts)])
+def _most_common(values: np.ndarray) -> int:
+    distinct, counts = np.unique(values, return_counts=True)
+    return int(distinct[np.argmax(counts)])

@@ -157,9 +157,9 @@ def first_of_kinds(words: Sequence[str], decimal: str = '.') -> dict[str, int]:
     if decimal == ',':
         text = text.translate(_SWAPPED)
     for kind, pattern in _KINDS.items():
-        found = pattern.search(text)
-        if found:
-            places[kind] = text.count('\n', 0, found.start())
+        match = pattern.search(text)
+        if match:
+            places[kind] = text.count('\n', 0, match.start())
     return places
 
 

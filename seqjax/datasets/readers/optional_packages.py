@@ -29,10 +29,10 @@ def locate(path: str) -> Path:
     >>> locate('seqjax:datasets/readers/optional_packages.py').name
     'optional_packages.py'
     """
-    found = INSIDE.fullmatch(path)
-    if found is None or Path(path).exists():
+    match = INSIDE.fullmatch(path)
+    if match is None or Path(path).exists():
         return Path(path)
-    package, inside = found.groups()
+    package, inside = match.groups()
     try:
         spec = importlib.util.find_spec(package)
     except ValueError:  # a module without a file, such as __main__

@@ -25,7 +25,7 @@ MIN_FRAMES = 2  # one input frame and one target frame
 Pieces = list[np.ndarray]  # each [T, 88] uint8, 1 where a note sounds
 
 
-def read_rolls(path: str, parts: Collection[str] = (), bounds: Bounds = readers_bounds.DEFAULT) -> dict[str, Pieces]:
+def read_rolls(path: str, splits: Collection[str] = (), bounds: Bounds = readers_bounds.DEFAULT) -> dict[str, Pieces]:
     """Returns the pieces of a file by split, by default those that the file has, at least one of `KEYS`.
 
     The file has the variables `traindata`, `validdata` and `testdata`, each a cell array of pieces [T, 88] of 0 and 1.
@@ -34,15 +34,17 @@ def read_rolls(path: str, parts: Collection[str] = (), bounds: Bounds = readers_
     Raises:
       UserError: SciPy is not installed, or the file is invalid; the message names the piece.
     """
-    held = load(optional_packages.locate(path), optional_packages.need('scipy.io', path), list(KEYS.values()), bounds)
-    parts = parts or [part for part, key in KEYS.items() if key in held] or KEYS
-    return {part: _pieces(path, KEYS[part], held) for part in parts}
+    variables = load(
+        optional_packages.locate(path), optional_packages.need('scipy.io', path), list(KEYS.values()), bounds
+    )
+    splits = splits or [split for split, key in KEYS.items() if key in variables] or KEYS
+    return {split: _pieces(path, KEYS[split], variables) for split in splits}
 
 
-def _pieces(path: str, key: str, held: dict[str, Any]) -> Pieces:
-    if key not in held:
+def _pieces(path: str, key: str, variables: dict[str, Any]) -> Pieces:
+    if key not in variables:
         raise UserError(f'{path} has no variable {key}; use a file with {", ".join(KEYS.values())}')
-    cells = held[key]
+    cells = variables[key]
     if not isinstance(cells, np.ndarray) or cells.dtype != object:
         raise UserError(
             f'{path}: {key} is not a cell array; save a cell array of pieces [T, {NOTES}], '

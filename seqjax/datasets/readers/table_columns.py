@@ -55,11 +55,12 @@ def check_columns(path: Path, names: Sequence[str], columns: Columns) -> None:
         'covariates': columns.covariates,
     }
     seen: dict[str, str] = {}
-    for role, given in roles.items():
-        for name in given:
+    for role, role_columns in roles.items():
+        for name in role_columns:
             if name in seen:
                 raise UserError(
-                    f'--{role}={",".join(given)} has the column {name!r}, which --{seen[name]} has as well; remove one'
+                    f'--{role}={",".join(role_columns)} has the column {name!r}, which --{seen[name]} has too; '
+                    'remove one'
                 )
             if name not in names:
                 raise UserError(
@@ -77,17 +78,17 @@ def _no_header(names: Sequence[str]) -> str:
 
 def only_number(source: Text | Parquet, columns: Columns) -> str:
     """Returns the default target: the only column of numbers without another role."""
-    free = [name for name in source.names if name and name not in columns.all]
-    found: list[str] = []
-    for _, frame in source.frames(free, rows=1000) if free else ():
-        found = [name for name in free if _is_number(frame[name], source)]
+    unused = [name for name in source.names if name and name not in columns.all]
+    numeric: list[str] = []
+    for _, frame in source.frames(unused, rows=1000) if unused else ():
+        numeric = [name for name in unused if _is_number(frame[name], source)]
         break
-    if len(found) != 1:
-        has = f'{len(found)} columns of numbers, {table_sources.quoted_list(found)}'
-        if not found:
-            has = f'no unused column of numbers{_no_header(source.names)}'
-        raise UserError(f'{source.path} has {has}; pass the column to forecast as --target')
-    return found[0]
+    if len(numeric) != 1:
+        content = f'{len(numeric)} columns of numbers, {table_sources.quoted_list(numeric)}'
+        if not numeric:
+            content = f'no unused column of numbers{_no_header(source.names)}'
+        raise UserError(f'{source.path} has {content}; pass the column to forecast as --target')
+    return numeric[0]
 
 
 def _is_number(column: Any, source: Text | Parquet) -> bool:
@@ -209,14 +210,14 @@ def _kinds(source: Text | Parquet, names: Sequence[str], values: np.ndarray) -> 
     The text is read as far as the first zero of the values, whose decimals none shows; further down, the values of the
     numbers without their points show the decimals.
     """
-    found: dict[str, dict[str, tuple[int, str]]] = {name: {} for name in names}
+    kinds_of: dict[str, dict[str, tuple[int, str]]] = {name: {} for name in names}
     rows = max([1000, *(_place(column == 0) + 1 for column in values.T)])
     plain = source.numbers.thousands is None
-    ways = [{'words': names, 'rows': rows}, {'pointless': True}] if plain else [{'words': names}]
-    for how in ways:
-        left = [name for name in names if readers_numbers.CERTAIN not in found[name]]
-        for first, frame in source.frames(left, checked=True, **how) if left else ():
-            for name in left:
+    passes = [{'words': names, 'rows': rows}, {'pointless': True}] if plain else [{'words': names}]
+    for options in passes:
+        undecided = [name for name in names if readers_numbers.CERTAIN not in kinds_of[name]]
+        for first, frame in source.frames(undecided, checked=True, **options) if undecided else ():
+            for name in undecided:
                 column, place = frame[name], names.index(name)
                 if column.dtype.kind not in 'iuf':
                     words = _words(column)
@@ -233,32 +234,34 @@ def _kinds(source: Text | Parquet, names: Sequence[str], values: np.ndarray) -> 
                         kind: (first + i, f'{block[i]:.{3 * (kind == readers_numbers.GROUPED)}f}')
                         for kind, i in kinds.items()
                     }
-                found[name] = kinds | found[name]
-    return found
+                kinds_of[name] = kinds | kinds_of[name]
+    return kinds_of
 
 
 def _settled(
     source: Text | Parquet,
     name: str,
     names: Sequence[str],
-    found: Mapping[str, tuple[int, str]],
+    first_numbers: Mapping[str, tuple[int, str]],
     format: NumberFormat,
 ) -> NumberFormat:
     """Returns the format of one column, given the kinds of its numbers."""
-    if format.seen is None or readers_numbers.CERTAIN in found:
+    if format.seen is None or readers_numbers.CERTAIN in first_numbers:
         return format._replace(seen=None)
-    kinds = {*found, format.seen} - {''}
+    kinds = {*first_numbers, format.seen} - {''}
     if format.thousands and not source.fixed and readers_numbers.GROUPED in kinds:
         return format._replace(seen=None)
     if kinds != {readers_numbers.WHOLE, readers_numbers.GROUPED}:
         return format._replace(seen=kinds.pop() if kinds else '')
     if format.seen:
-        row, word = found[readers_numbers.GROUPED if format.seen == readers_numbers.WHOLE else readers_numbers.WHOLE]
+        row, word = first_numbers[
+            readers_numbers.GROUPED if format.seen == readers_numbers.WHOLE else readers_numbers.WHOLE
+        ]
         try:
             readers_numbers.parse_number(word, format)
         except UserError as error:
             raise UserError(f'{source.path}, row {row}, column {name!r}: {error}') from error
-    (row, word), (other, whole) = found[readers_numbers.GROUPED], found[readers_numbers.WHOLE]
+    (row, word), (other, whole_number) = first_numbers[readers_numbers.GROUPED], first_numbers[readers_numbers.WHOLE]
     plain = word.replace('.', '')
     if source.fixed:
         remedy = f'write it as {plain} or {word}0'
@@ -268,7 +271,7 @@ def _settled(
             remedy = f"use --thousands='.' if it stands for {plain}, or --decimal='.' if it stands for {word}"
     raise UserError(
         f'{source.path}, row {row}, column {name!r}: the point of {word!r} may separate thousands or decimals, as '
-        f'row {other} is {whole!r}; {remedy}'
+        f'row {other} is {whole_number!r}; {remedy}'
     )
 
 

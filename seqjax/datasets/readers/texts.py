@@ -125,13 +125,13 @@ def find_texts(path: Path) -> list[Path]:
     try:
         if not path.is_dir():
             return [path]
-        found = sorted(Path(place) / name for place, _, names in os.walk(path, onerror=_refuse) for name in names)
-        found = [file for file in found if file.suffix.lower() in SUFFIXES and file.is_file()]
+        texts = sorted(Path(place) / name for place, _, names in os.walk(path, onerror=_refuse) for name in names)
+        texts = [file for file in texts if file.suffix.lower() in SUFFIXES and file.is_file()]
     except OSError as error:
         raise UserError(f'{error.filename or path} cannot be read ({error.strerror}); pass another --data') from error
-    if not found:
+    if not texts:
         raise UserError(f'{path} is a folder without texts ({" or ".join(SUFFIXES)}); pass a file')
-    return found
+    return texts
 
 
 def check_size(path: Path, bounds: Bounds) -> None:
@@ -254,11 +254,11 @@ def _first_places(files: Sequence[Path]) -> tuple[dict[int, int], int, set[str]]
     seen, first, count, notes = np.zeros(CODES, bool), {}, 0, set()
     for text in _texts(files, notes):
         codes = _codes(text)
-        fresh = np.flatnonzero(~seen[codes])
-        if len(fresh):
-            new, places = np.unique(codes[fresh], return_index=True)
+        unseen = np.flatnonzero(~seen[codes])
+        if len(unseen):
+            new, places = np.unique(codes[unseen], return_index=True)
             seen[new] = True
-            first |= zip(new.tolist(), (count + fresh[places]).tolist(), strict=True)
+            first |= zip(new.tolist(), (count + unseen[places]).tolist(), strict=True)
         count += len(codes)
     return first, count, notes
 
@@ -295,9 +295,9 @@ def _words(files: Sequence[Path], notes: set[str]) -> Iterator[list[str]]:
     """Yields lists of words. The last word of a chunk may continue in the next."""
     rest = ''
     for text in _texts(files, notes):
-        found = WORD.findall(rest + text)
-        rest = found.pop() if found else ''
-        yield found
+        words = WORD.findall(rest + text)
+        rest = words.pop() if words else ''
+        yield words
     yield [rest] if rest else []
 
 
