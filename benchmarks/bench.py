@@ -159,17 +159,15 @@ class SizeParser(flags.ArgumentParser):
 
 
 FLAGS = {
-    'quick': Flag(BoolParser(), 'small versions, which take two minutes and say less'),
+    'quick': Flag(BoolParser(), 'small versions, in two minutes'),
     'seed': Flag(
-        IntParser(0, 2**32 - 1), 'decides the random rows and the order of the visits; drawn, and told, by default'
+        IntParser(0, 2**32 - 1), 'seed of the random rows and of the order in a round; random by default, and printed'
     ),
-    'rounds': Flag(
-        IntParser(1, 1000), 'how often each library is visited, medians are over them; by default 5, with --quick 3'
-    ),
-    'rows': Flag(ListParser(SizeParser()), 'sizes of the layers, instead of the usual six'),
-    'random': Flag(IntParser(0, 1000), 'how many more rows are drawn; by default 6, with --quick 1, with --rows none'),
-    'peers': Flag(ListParser(ChoiceParser(*PEERS)), 'with whom we are compared'),
-    'parts': Flag(ListParser(ChoiceParser(*PARTS)), 'what is measured'),
+    'rounds': Flag(IntParser(1, 1000), 'number of rounds, whose median is reported; by default 5, with --quick 3'),
+    'rows': Flag(ListParser(SizeParser()), 'sizes of the layers, instead of the default six rows'),
+    'random': Flag(IntParser(0, 1000), 'number of random rows; by default 6, with --quick 1, with --rows 0'),
+    'peers': Flag(ListParser(ChoiceParser(*PEERS)), 'libraries to compare with'),
+    'parts': Flag(ListParser(ChoiceParser(*PARTS)), 'parts of the benchmark to run'),
     **{name: flag_tables.SHARED[name] for name in ('workdir', 'overwrite', 'plot')},
 }
 

@@ -44,11 +44,11 @@ START_FRACTION = 0.25  # fraction of kills that may happen while a run starts; t
 CHUNKS = (30, 77)  # values of --steps_per_call: few, so that their programs are in the compilation cache
 
 FLAGS = {
-    'kills': Flag(IntParser(1), 'how many times a run is killed'),
-    'runs': Flag(ListParser(ChoiceParser(*RUNS)), 'which runs, in turn'),
+    'kills': Flag(IntParser(1), 'number of kills'),
+    'runs': Flag(ListParser(ChoiceParser(*RUNS)), 'runs to kill, one after the other'),
     'steps': Flag(IntParser(10, (2**31 - 1) // 2), 'training steps of each run'),
-    'checkpoint_every': Flag(IntParser(1), 'steps between two checkpoints'),
-    'seconds': Flag(IntParser(1), 'that a run may train at most until it is killed'),
+    'checkpoint_every': Flag(IntParser(1), 'training steps between two checkpoints'),
+    'seconds': Flag(IntParser(1), 'maximal training time before a kill, in seconds'),
     **{name: flag_tables.SHARED[name] for name in ('seed', 'workdir', 'overwrite')},
 }
 

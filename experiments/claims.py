@@ -36,10 +36,8 @@ from seqjax.training.success_results import SeedResult
 NAME, TABLE, TEXT = 'claims', 'claims.csv', 'claims.md'
 FIELDS = ('Claim', 'Published', 'Measure', 'Quick')
 FLAGS = {
-    'names': Flag(
-        ListParser(NameParser()), 'the claims that are run, by the names of their flagfiles; all of them by default'
-    ),
-    'quick': Flag(BoolParser(), 'small versions, which take minutes and prove less'),
+    'names': Flag(ListParser(NameParser()), 'names of the flagfiles of the claims to run; all claims by default'),
+    'quick': Flag(BoolParser(), 'run small versions, in minutes'),
     'workdir': flag_tables.SHARED['workdir'],
     'overwrite': flag_tables.SHARED['overwrite'],
 }
@@ -190,9 +188,9 @@ def run(
     for name in settings['names'] or ():
         if name not in claims:
             raise UserError(
-                f'--only={name} is not a claim; use one of {", ".join(claims)}{parsers.nearest(name, claims)}'
+                f'--names={name} is not a claim; use one of {", ".join(claims)}{parsers.nearest(name, claims)}'
             )
-    wanted, place = settings.pop('only') or list(claims), settings['workdir'] or default_folder(quick)
+    wanted, place = settings.pop('names') or list(claims), settings['workdir'] or default_folder(quick)
     settings |= {'workdir': place}  # without the names, which may differ from call to call
     with directory.open_workdir(settings, NAME, names=(directory.SUMMARY, TABLE, TEXT)) as (folder, _):
         folder.write_summary({'experiment': NAME, 'finished': True, 'flags': settings})

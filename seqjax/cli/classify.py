@@ -62,8 +62,8 @@ class Classify(DatasetExperiment):
         options = settings.options
         return time_series_classification.dataset(
             *_read(options, options['data']),
-            test_share=options['test_fraction'],
-            validation_share=options['validation_fraction'],
+            test_fraction=options['test_fraction'],
+            validation_fraction=options['validation_fraction'],
             missing=options['missing'],
             weights=options['class_weights'],
             batch_size=settings.train.batch_size,
@@ -76,7 +76,9 @@ class Classify(DatasetExperiment):
     spec = staticmethod(time_series_classification.spec)
     postprocess = staticmethod(lambda preprocessing: classification.postprocess)
 
-    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
+    def prediction_inputs(
+        self, settings: Settings, preprocessing: Mapping[str, Any], path: str, split: str = 'all'
+    ) -> PredictionInputs:
         options = settings.options
         if split == 'all':
             file = optional_packages.locate(path)
@@ -85,7 +87,9 @@ class Classify(DatasetExperiment):
             )
         fractions = options['test_fraction'], options['validation_fraction']
         splits = time_series_classification.split(*_read(options, path), *fractions)
-        return time_series_classification.unseen(f'the {split} split of {path}', getattr(splits, split), recipe)
+        return time_series_classification.prediction_inputs(
+            f'the {split} split of {path}', getattr(splits, split), preprocessing
+        )
 
     def stream(self, settings: Settings, preprocessing: Mapping[str, Any]) -> OnlinePredictor:
         return time_series_classification.stream(preprocessing)

@@ -85,7 +85,7 @@ class TrainedModel(NamedTuple):
 
     experiment: Any  # the DatasetExperiment
     settings: Settings
-    recipe: Mapping[str, Any]  # preprocessing
+    preprocessing: Mapping[str, Any]  # preprocessing
     model: nn.Module
     seed: int
     best: BestParameters
@@ -100,7 +100,7 @@ class DatasetExperiment:
     """Base class of experiments on datasets.
 
     Subclasses override the methods before `__init__`, which raise UserError if a file or a flag is invalid.
-    `settings.options` contains the flags of the subclass; `recipe` is the preprocessing that `dataset` has fitted.
+    `settings.options` contains the flags of the subclass; `preprocessing` is what `dataset` has fitted.
     """
 
     STEPS = STEPS
@@ -112,23 +112,25 @@ class DatasetExperiment:
         """Reads and splits --data."""
         raise NotImplementedError
 
-    def spec(self, recipe: Mapping[str, Any]) -> ModelSpec:
+    def spec(self, preprocessing: Mapping[str, Any]) -> ModelSpec:
         """Returns the model spec of a run, as in `dataset`."""
         raise NotImplementedError
 
-    def answers(self, recipe: Mapping[str, Any]) -> Answers:
+    def postprocess(self, preprocessing: Mapping[str, Any]) -> PostprocessFn:
         """Returns the function from outputs to predictions, as in `dataset`."""
         raise NotImplementedError
 
-    def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
+    def check_preprocessing(self, settings: Settings, preprocessing: Any) -> Mapping[str, Any]:
         """Returns the preprocessing that was read from a run directory; raises UserError if it is invalid."""
-        return recipe
+        return preprocessing
 
-    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
+    def prediction_inputs(
+        self, settings: Settings, preprocessing: Mapping[str, Any], path: str, split: str = 'all'
+    ) -> PredictionInputs:
         """Reads a file, or one split of it, for predictions; raises UserError if labels or columns are unknown."""
         raise NotImplementedError
 
-    def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> OnlinePredictor:
+    def stream(self, settings: Settings, preprocessing: Mapping[str, Any]) -> OnlinePredictor:
         """Returns the online predictor for --stdin."""
         raise NotImplementedError
 
@@ -182,7 +184,7 @@ class DatasetExperiment:
         settings, start = self.check(values), time.perf_counter()
         dataset = self.dataset(settings)
         # Stored in the run: it must not change if the run is extended.
-        eval_every = settings.train.eval_every or min(dataset.epoch, MAX_EVAL_EVERY)
+        eval_every = settings.train.eval_every or min(dataset.steps_per_epoch, MAX_EVAL_EVERY)
         settings = settings.replace(eval_every=min(eval_every, settings.train.steps))
         dataset = dataset._replace(
             baselines={name: functools.cache(score) for name, score in dataset.baselines.items()}
@@ -190,7 +192,7 @@ class DatasetExperiment:
         cells = settings.options['cells']
         for cell in cells or [settings.model.cell]:
             task_setup.make_model(dataset.spec, settings.replace(cell=cell).model)
-        print('\n  '.join([dataset.name, *dataset.look, *dataset_test.validation_lines(dataset)]))
+        print('\n  '.join([dataset.name, *dataset.description, *dataset_test.validation_lines(dataset)]))
         print(f'  read in {time.perf_counter() - start:.1f} s\n', flush=True)
         return [self._run_one(dataset, settings)] if cells is None else self._run_several(dataset, settings)
 
@@ -206,7 +208,7 @@ class DatasetExperiment:
 
     def _run_several(self, dataset: Dataset, settings: Settings) -> list[CellResult]:
         """Trains and tests each cell of --cells in a folder of its own, and prints the comparison."""
-        cells, measure = settings.options['cells'], dataset.measure
+        cells, metric = settings.options['cells'], dataset.metric
         shared = {name: value for name, value in settings.flags.items() if name not in ('cells', 'cell')}
 
         def train(cell: str, folder: Workdir) -> CellResult:
@@ -286,7 +288,7 @@ class DatasetExperiment:
         if settings.train.refit:
             steps = fit_results.typical_step(fit, eval_every)
             print(f'Retraining for {steps:,} steps on the training and validation splits')
-            task = task._replace(data=dataset.both(), evals={}, early_stopping=None)
+            task = task._replace(data=dataset.train_plus_validation(), evals={}, early_stopping=None)
             fit = training.retrain(_compile(model, task, settings, folder, steps), fit)
         return fit, eval_every
 
@@ -325,16 +327,16 @@ def _test(
     dataset: Dataset, model: nn.Module, settings: Settings, fit: FitResult, params: int, folder: Workdir
 ) -> CellResult:
     """Evaluates all seeds on the test split, and writes the predictions of the best seed and the figure."""
-    predict, items, best_index = dataset_test.make_predictor(model, dataset.answers), [], fit.best_seed()
+    predict, items, best_index = dataset_test.make_predictor(model, dataset.postprocess), [], fit.best_seed()
     for i in range(len(fit.seeds)):
         answers = predict(fit_results.select_seed(fit.best, i), dataset.test.batches)
         items.append(dataset.items(answers))
         if i == best_index:
             best_answers = answers
     baseline_items = {name: score('test') for name, score in dataset.baselines.items()}
-    gains = {name: significance.improvement(dataset.measure, items, scores) for name, scores in baseline_items.items()}
-    values = np.array([dataset_test.measure_value(dataset.measure, scores) for scores in items])
-    baselines = {name: dataset_test.measure_value(dataset.measure, scores) for name, scores in baseline_items.items()}
+    gains = {name: significance.improvement(dataset.metric, items, scores) for name, scores in baseline_items.items()}
+    values = np.array([dataset_test.metric_value(dataset.metric, scores) for scores in items])
+    baselines = {name: dataset_test.metric_value(dataset.metric, scores) for name, scores in baseline_items.items()}
     result = CellResult(
         settings.model.cell,
         settings.model.hidden,
@@ -344,8 +346,8 @@ def _test(
         baselines,
         gains,
         int(fit.seeds[best_index]),
-        list(dataset.tell(best_answers)),
-        significance.best_name(dataset.measure, dataset_test.validation_values(dataset)),
+        list(dataset.summary(best_answers)),
+        significance.best_name(dataset.metric, dataset_test.validation_values(dataset)),
     )
     result_files.write_table(folder, dataset_report.PREDICTIONS, *dataset.test.table(best_answers))
     if settings.run.plot:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seqjax.datasets.dataset import Dataset, Measure
+from seqjax.datasets.dataset import Dataset, MetricSpec
 from seqjax.reporting import plots, significance, statistics, text_tables
 from seqjax.reporting.significance import Improvement
 from seqjax.runs import result_files
@@ -48,28 +48,28 @@ def from_json(values: Mapping[str, Any]) -> CellResult:
     return CellResult(**{**values, 'values': np.array(values['values'], float), 'gains': gains})
 
 
-def table_lines(measure: Measure, results: Sequence[CellResult]) -> list[str]:
+def table_lines(metric: MetricSpec, results: Sequence[CellResult]) -> list[str]:
     """Returns the table of test metrics: a row for each cell and each baseline."""
-    seeds, unit = len(results[0].values), f' ({measure.unit})' if measure.unit else ''
+    seeds, unit = len(results[0].values), f' ({metric.unit})' if metric.unit else ''
     lines = [f'Test split: mean of {seeds} seed{"s" if seeds > 1 else ""} with 95% CI\n']
-    lines.append(f'{"":<28}{"parameters":>12}{measure.name + unit:>30}')
+    lines.append(f'{"":<28}{"parameters":>12}{metric.name + unit:>30}')
     for result in results:
-        value = text_tables.format_interval(result.values, measure.spec, measure.spec)
+        value = text_tables.format_interval(result.values, metric.format_spec, metric.format_spec)
         lines.append(f'{_title(result):<28}{result.params:>12,}{value:>30}')
-    lines += [f'{name:<28}{"":>12}{value:>30{measure.spec}}' for name, value in results[0].baselines.items()]
+    lines += [f'{name:<28}{"":>12}{value:>30{metric.format_spec}}' for name, value in results[0].baselines.items()]
     return lines
 
 
-def difference_lines(measure: Measure, results: Sequence[CellResult]) -> list[str]:
+def difference_lines(metric: MetricSpec, results: Sequence[CellResult]) -> list[str]:
     """Returns the differences of each cell to the first one over the same seeds."""
     first, lines = results[0], []
     for result in results[1:]:
         difference = result.values - first.values
         mean, half = statistics.mean_interval(difference)
         note = '' if abs(mean) > half else '   (not statistically significant)'
-        interval = text_tables.format_interval(difference, '+' + measure.spec, measure.spec)
-        lines.append(f'{result.cell} - {first.cell:<20}{measure.name} {interval}{note}')
-    sign = 'positive' if measure.higher else 'negative'
+        interval = text_tables.format_interval(difference, '+' + metric.format_spec, metric.format_spec)
+        lines.append(f'{result.cell} - {first.cell:<20}{metric.name} {interval}{note}')
+    sign = 'positive' if metric.higher_is_better else 'negative'
     return [f'Differences over the same seeds ({sign}: the first cell is better)', *lines] if lines else []
 
 
@@ -78,22 +78,22 @@ def _title(result: CellResult) -> str:
     return f'{result.cell}({result.hidden})'
 
 
-def conclusion(measure: Measure, result: CellResult) -> str:
+def conclusion(metric: MetricSpec, result: CellResult) -> str:
     """Returns the last line: whether the model is significantly better than the baseline that is best on validation.
 
     If another baseline is better on the test split and is not significantly beaten, the line names it.
     """
-    best = significance.best_name(measure, result.baselines)
+    best = significance.best_name(metric, result.baselines)
     baseline = result.baseline or best
-    line = significance.verdict(measure, result.gains[baseline], _title(result), baseline)
+    line = significance.verdict(metric, result.gains[baseline], _title(result), baseline)
     gain = result.gains[best]
     if best != baseline and not (gain.significant and gain.mean > 0):
-        value = f'{result.baselines[best]:{measure.spec}}'
+        value = f'{result.baselines[best]:{metric.format_spec}}'
         line += f'; {baseline} is the best baseline on validation, but {best} is better on the test split ({value})'
     return line + '.'
 
 
-def write_compared(folder: Workdir, results: Sequence[CellResult], measure: Measure) -> None:
+def write_compared(folder: Workdir, results: Sequence[CellResult], metric: MetricSpec) -> None:
     """Writes compare.csv: a row for each seed of each cell, and one for each baseline."""
     rows = [
         [result.cell, result.hidden, result.params, seed, value]
@@ -113,7 +113,7 @@ def plot(folder: Workdir, dataset: Dataset, fit: FitResult, result: CellResult, 
         print('\n' + plots.NO_MATPLOTLIB)
         return
     _draw_losses(axes[0], fit)
-    _draw_values(axes[1], dataset.measure, result)
+    _draw_values(axes[1], dataset.metric, result)
     if dataset.figure_data is not None:
         plots.draw_test(axes[2], dataset.figure_data(answers))
     result_files.write_figure(folder, figure)
@@ -129,7 +129,7 @@ def _draw_losses(axis: Any, fit: FitResult) -> None:
     plots.add_legend(axis)
 
 
-def _draw_values(axis: Any, measure: Measure, result: CellResult) -> None:
+def _draw_values(axis: Any, metric: MetricSpec, result: CellResult) -> None:
     """Draws the test metric: a point for each seed and a line for each baseline."""
     axis.plot(
         np.zeros(len(result.values)),

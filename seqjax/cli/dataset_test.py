@@ -18,7 +18,7 @@ from seqjax.training import evaluation
 from seqjax.types import Arrays, Batch, BestParameters, TrainState
 
 
-def make_predictor(model: nn.Module, read: Answers) -> Callable[[BestParameters, Batch], Arrays]:
+def make_predictor(model: nn.Module, read: PostprocessFn) -> Callable[[BestParameters, Batch], Arrays]:
     """What gives (best of one seed, batches, leaves [M, B, ...]) -> what the model says to them, on the host.
 
     The test of a run and later predictions use the same function, so that they agree bit for bit. It compiles a program
@@ -50,7 +50,7 @@ def fingerprint(dataset: Dataset) -> str:
         digest.update(f'{array.shape}{array.dtype}'.encode())
         digest.update(array.view(np.uint8).data if array.size else b'')
     digest.update(
-        json.dumps(dataset.recipe, sort_keys=True, default=str).encode()
+        json.dumps(dataset.preprocessing, sort_keys=True, default=str).encode()
     )  # contains the names of columns and classes
     return digest.hexdigest()
 
@@ -67,16 +67,16 @@ def check_same_data(folder: Workdir, summary: Mapping[str, Any], data: str) -> N
 def validation_lines(dataset: Dataset) -> list[str]:
     """Returns a line with the metric of each baseline on the validation split."""
     values = validation_values(dataset)
-    metrics = ', '.join(f'{name} {value:{dataset.measure.spec}}' for name, value in values.items())
-    unit = f' ({dataset.measure.unit})' if dataset.measure.unit else ''
-    return [f'{dataset.measure.name}{unit} of baselines on validation: {metrics}']
+    metrics = ', '.join(f'{name} {value:{dataset.metric.format_spec}}' for name, value in values.items())
+    unit = f' ({dataset.metric.unit})' if dataset.metric.unit else ''
+    return [f'{dataset.metric.name}{unit} of baselines on validation: {metrics}']
 
 
 def validation_values(dataset: Dataset) -> dict[str, float]:
     """Returns the metric of each baseline on the validation split."""
-    return {name: measure_value(dataset.measure, score('validation')) for name, score in dataset.baselines.items()}
+    return {name: metric_value(dataset.metric, score('validation')) for name, score in dataset.baselines.items()}
 
 
-def measure_value(measure: Measure, items: Items) -> float:
+def metric_value(metric: MetricSpec, items: ItemScores) -> float:
     """Returns the metric of all items."""
-    return float(measure.value(np.sum(items.totals, dtype=np.float64), np.sum(items.counts, dtype=np.float64)))
+    return float(metric.value(np.sum(items.totals, dtype=np.float64), np.sum(items.counts, dtype=np.float64)))

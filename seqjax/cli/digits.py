@@ -59,28 +59,34 @@ class Digits(DatasetExperiment):
             *_read(options['data'], options['labels'], dataset_experiment.bounds_of(options)),
             _read_test(options),
             test_count=options['test_size'],
-            validation_share=options['validation_fraction'],
+            validation_fraction=options['validation_fraction'],
             order=options['scan_order'],
             permute=options['permute'],
             batch_size=settings.train.batch_size,
             seed=settings.train.seed,
         )
 
-    def check_recipe(self, settings: Settings, recipe: Any) -> Mapping[str, Any]:
-        return sequential_images.check_recipe(recipe, settings.options['scan_order'], settings.options['permute'])
+    def check_preprocessing(self, settings: Settings, preprocessing: Any) -> Mapping[str, Any]:
+        return sequential_images.check_preprocessing(
+            preprocessing, settings.options['scan_order'], settings.options['permute']
+        )
 
     spec = staticmethod(sequential_images.spec)
     postprocess = staticmethod(lambda preprocessing: classification.postprocess)
 
-    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
+    def prediction_inputs(
+        self, settings: Settings, preprocessing: Mapping[str, Any], path: str, split: str = 'all'
+    ) -> PredictionInputs:
         options = settings.options
         labels = {options['data']: options['labels'], options['test_data']: options['test_labels']}
         name, images = _read(path, labels.get(path), dataset_experiment.bounds_of(options))
         if split == 'all':
-            return sequential_images.unseen(name, images, recipe)
+            return sequential_images.prediction_inputs(name, images, preprocessing)
         test = _read_test({**options, 'data': path})
         splits = sequential_images.split(name, images, test, options['test_size'], options['validation_fraction'])
-        return sequential_images.unseen(f'the {split} split of {name}', getattr(splits, split), recipe)
+        return sequential_images.prediction_inputs(
+            f'the {split} split of {name}', getattr(splits, split), preprocessing
+        )
 
     def stream(self, settings: Settings, preprocessing: Mapping[str, Any]) -> OnlinePredictor:
         return sequential_images.stream(preprocessing)

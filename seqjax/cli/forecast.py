@@ -99,7 +99,7 @@ class Forecast(DatasetExperiment):
             'direct forecasts of all H steps at once, or recursive one-step forecasts that are fed back',
         ),
         'likelihood': Flag(
-            ChoiceParser(*forecast_heads.NUMBERS),
+            ChoiceParser(*forecast_heads.NUM_OUTPUTS),
             'point forecasts with the squared error, or intervals with a Gaussian likelihood or quantile losses',
         ),
         'residual': Flag(
@@ -145,7 +145,7 @@ class Forecast(DatasetExperiment):
         dates = DateFormat.of_flags(options['date_format'], options['time_zone'])
         table = _read(path, columns, options, dates)
         names = ('date', 'id', 'horizon', 'window', 'strategy', 'likelihood', 'calendar', 'skip_short')
-        recipe = {name: options[name] for name in names} | {
+        preprocessing = {name: options[name] for name in names} | {
             'covariates': list(columns.covariates),
             'mask': options['missing'] == 'mask',
             'header': list(table.names),
@@ -155,7 +155,7 @@ class Forecast(DatasetExperiment):
         }
         splits = _splits(path.name, table, options)
         training = {'batch_size': settings.train.batch_size, 'order': options['ar_order']}
-        return forecasting.dataset(path.name, table, splits, recipe, **training)
+        return forecasting.dataset(path.name, table, splits, preprocessing, **training)
 
     def check_preprocessing(self, settings: Settings, preprocessing: Any) -> Mapping[str, Any]:
         return forecasting.check_preprocessing(preprocessing, settings.options)
@@ -163,32 +163,41 @@ class Forecast(DatasetExperiment):
     spec = staticmethod(forecast_heads.spec)
     postprocess = staticmethod(forecast_heads.postprocess)
 
-    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
+    def prediction_inputs(
+        self, settings: Settings, preprocessing: Mapping[str, Any], path: str, split: str = 'all'
+    ) -> PredictionInputs:
         """Returns forecasts from every origin, also beyond the end of the file; or from the origins of one split."""
         options = settings.options
         file, origins = optional_packages.locate(path), None
-        columns, dates = forecast_preprocessing.columns_of(recipe), forecast_preprocessing.format_of(recipe)
-        table = _read(file, columns, options, dates, forecast_preprocessing.number_formats(recipe))
+        columns, dates = (
+            forecast_preprocessing.columns_of(preprocessing),
+            forecast_preprocessing.format_of(preprocessing),
+        )
+        table = _read(file, columns, options, dates, forecast_preprocessing.number_formats(preprocessing))
         if split != 'all':
-            series_list, _ = forecasting.known_series(file.name, table, recipe)
+            series_list, _ = forecasting.known_series(file.name, table, preprocessing)
             table = table._replace(series=series_list)
             lengths = [len(series.rows) for series in series_list]
-            origins = forecast_batching.spans(split, _splits(file.name, table, options), lengths, recipe['horizon'])
+            origins = forecast_batching.origin_ranges(
+                split, _splits(file.name, table, options), lengths, preprocessing['horizon']
+            )
             is_long = [0 <= first < stop for first, stop in origins]
             if not (any(is_long) if options.get('skip_short') else all(is_long)):
                 raise UserError(
                     f'{file}{series_list[is_long.index(False)].phrase} is too short for a {split} split with '
-                    f'--horizon={recipe["horizon"]}; use --split=all'
+                    f'--horizon={preprocessing["horizon"]}; use --split=all'
                 )
             table = table._replace(series=list(itertools.compress(series_list, is_long)))
             origins = list(itertools.compress(origins, is_long))
-        return forecasting.unseen(file.name, table, recipe, batch_size=settings.train.batch_size, origins=origins)
+        return forecasting.prediction_inputs(
+            file.name, table, preprocessing, batch_size=settings.train.batch_size, origins=origins
+        )
 
-    def stream(self, settings: Settings, recipe: Mapping[str, Any]) -> OnlinePredictor:
+    def stream(self, settings: Settings, preprocessing: Mapping[str, Any]) -> OnlinePredictor:
         """Returns a predictor of rows: lines with the columns of the run's file, or those of a header line."""
-        if recipe['strategy'] == 'recursive':
+        if preprocessing['strategy'] == 'recursive':
             raise UserError('--stdin does not support a run with --strategy=recursive; train with --strategy=direct')
-        stream = ForecastStream(settings.options, recipe)
+        stream = ForecastStream(settings.options, preprocessing)
         return OnlinePredictor(
             stream.parse,
             stream.columns,
@@ -250,7 +259,7 @@ def _splits(name: str, table: SeriesTable, options: Mapping[str, Any]) -> list[S
     for series in table.series:
         try:
             splits.append(split_series(name, series, options, table.dates))
-        except Unusable as error:
+        except UnusableSeriesError as error:
             errors.append(error)
             splits.append(Split(0, 0))
     if len(errors) == len(splits):
@@ -266,7 +275,7 @@ def split_series(name: str, series: Series, options: Mapping[str, Any], form: Da
         return Split(test - round(options['validation_fraction'] * count), test)
     split = Split(*(_row(name, series, flag, options[flag], form) for flag in ('validation_from', 'test_from')))
     if split.validation >= split.test:
-        raise Unusable(
+        raise UnusableSeriesError(
             f'--validation_from={options["validation_from"]} must be before --test_from={options["test_from"]}'
             f', with a row of {name}{series.phrase} between them'
         )
@@ -298,7 +307,7 @@ def _row(name: str, series: Series, flag: str, text: str, form: DateFormat) -> i
             *date_formats.write(series.dates[[0, -1]], offsets, form)
         )
     if not 0 < row < count:
-        raise Unusable(f'--{flag}={text} {requirement}, for {name}{series.phrase}')
+        raise UnusableSeriesError(f'--{flag}={text} {requirement}, for {name}{series.phrase}')
     return row
 
 

@@ -19,7 +19,7 @@ from seqjax.types import Batch
 class _State(NamedTuple):
     """State of a series between two lines."""
 
-    stamp: Stamp | None  # timestamp of the last row
+    stamp: Timestamp | None  # timestamp of the last row
     past: np.ndarray  # [lag, C] targets of the last rows, standardized, as `Ready.past`
     scale: np.ndarray  # [2, C] mean and standard deviation
 
@@ -29,17 +29,19 @@ class ForecastStream:
 
     Args:
       options: flags of the run.
-      recipe: preprocessing of the run.
+      preprocessing: preprocessing of the run.
     """
 
-    def __init__(self, options: Mapping[str, Any], recipe: Mapping[str, Any]):
-        self.recipe, self.read = recipe, forecast_heads.answers(recipe)
-        self.dates = forecast_preprocessing.format_of(recipe)
-        columns = forecast_preprocessing.columns_of(recipe)
+    def __init__(self, options: Mapping[str, Any], preprocessing: Mapping[str, Any]):
+        self.preprocessing, self.read = preprocessing, forecast_heads.postprocess(preprocessing)
+        self.dates = forecast_preprocessing.format_of(preprocessing)
+        columns = forecast_preprocessing.columns_of(preprocessing)
         number_format = numbers.format_of(options['decimal'], options['thousands'])
-        self.numbers = dict.fromkeys(columns.numbers, number_format) | forecast_preprocessing.number_formats(recipe)
-        separator = recipe.get('separator', options['separator'])
-        self.lines = LineReader(recipe.get('header'), columns.all, separator, self._is_value)
+        self.numbers = dict.fromkeys(columns.numbers, number_format) | forecast_preprocessing.number_formats(
+            preprocessing
+        )
+        separator = preprocessing.get('separator', options['separator'])
+        self.lines = LineReader(preprocessing.get('header'), columns.all, separator, self._is_value)
         self.answer = jax.jit(self._answer)
         self.restart()
 
@@ -50,10 +52,13 @@ class ForecastStream:
     @property
     def columns(self) -> list[str]:
         """Names of the output columns: for each target and step ahead, the forecast and the bounds of its intervals."""
-        suffixes = ['', *(f' {name}' for name in forecast_report.interval_columns(self.recipe)[0])]
-        steps = range(1, self.recipe['horizon'] + 1)
+        suffixes = ['', *(f' {name}' for name in forecast_report.interval_columns(self.preprocessing)[0])]
+        steps = range(1, self.preprocessing['horizon'] + 1)
         return [
-            f'{target}+{step}{suffix}' for target in self.recipe['targets'] for step in steps for suffix in suffixes
+            f'{target}+{step}{suffix}'
+            for target in self.preprocessing['targets']
+            for step in steps
+            for suffix in suffixes
         ]
 
     def parse(self, line: str) -> np.ndarray | None:
@@ -68,14 +73,14 @@ class ForecastStream:
             return None
         self.series = None if self.preprocessing['id'] is None else words[self.preprocessing['id']]
         if self.series == '':
-            raise UserError(f'column {self.recipe["id"]!r} has no id; every row needs one')
+            raise UserError(f'column {self.preprocessing["id"]!r} has no id; every row needs one')
         state = self.states.get(self.series)
         values = np.array([[self._number(name, words[name]) for name in self.numbers]])
         stamp = self._stamp(words, state and state.stamp)
         date = None if stamp is None else np.array([stamp.local])
         offset = None if stamp is None or stamp.offset is None else np.array([stamp.offset])
-        prepared = forecast_preprocessing.ready(
-            'the line', Series(self.series, values, np.array([1]), date, offset), self.recipe
+        prepared = forecast_preprocessing.prepare_series(
+            'the line', Series(self.series, values, np.array([1]), date, offset), self.preprocessing
         )
         past = np.zeros((self.preprocessing['lag'] or 1, len(self.preprocessing['targets'])), np.float32)
         past = past if state is None else state.past
@@ -99,13 +104,13 @@ class ForecastStream:
             value = numbers.parse_number(word, self.numbers[name])
         except UserError as error:
             raise UserError(f'column {name!r}: {error}') from error
-        if np.isnan(value) and not self.recipe['mask']:
+        if np.isnan(value) and not self.preprocessing['mask']:
             raise UserError(f'column {name!r} has no value, and the run has --missing=refuse; pass a value')
         return value
 
-    def _stamp(self, words: Mapping[str, str], before: Stamp | None) -> Stamp | None:
+    def _stamp(self, words: Mapping[str, str], before: Timestamp | None) -> Timestamp | None:
         """Returns the timestamp of a row, which must be after the one before it."""
-        name = self.recipe['date']
+        name = self.preprocessing['date']
         if name is None:
             return None
         stamp = date_columns.parse(words[name], self.dates, before, name)
@@ -123,5 +128,5 @@ class ForecastStream:
         state = self.states[self.series]
         forecasts = np.asarray(self.answer(outputs, state.past), np.float64)  # [H, C, K]
         forecasts = forecasts * state.scale[1][:, None] + state.scale[0][:, None]
-        order = forecast_report.interval_columns(self.recipe)[1]
+        order = forecast_report.interval_columns(self.preprocessing)[1]
         return forecasts[..., order].swapaxes(0, 1).reshape(-1).tolist()

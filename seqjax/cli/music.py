@@ -49,7 +49,7 @@ class Music(DatasetExperiment):
     def dataset(self, settings: Settings) -> Dataset:
         path = settings.options['data']
         arguments = {name: settings.flags[name] for name in ('batch_size', 'window', 'transpose', 'seed')}
-        return polyphonic_music.music(
+        return polyphonic_music.dataset(
             Path(path).name,
             piano_rolls.read_rolls(path, piano_rolls.KEYS, dataset_experiment.bounds_of(settings.options)),
             **arguments,
@@ -61,7 +61,9 @@ class Music(DatasetExperiment):
     spec = staticmethod(lambda preprocessing: polyphonic_music.spec())
     postprocess = staticmethod(lambda preprocessing: polyphonic_music.postprocess)
 
-    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
+    def prediction_inputs(
+        self, settings: Settings, preprocessing: Mapping[str, Any], path: str, split: str = 'all'
+    ) -> PredictionInputs:
         rolls = piano_rolls.read_rolls(
             path, [] if split == 'all' else [split], dataset_experiment.bounds_of(settings.options)
         )

@@ -114,8 +114,8 @@ def load(workdir: str, seed: int | None = None) -> TrainedModel:
     experiment = find_experiment(summary['experiment'], workdir)
     if not summary['finished']:
         raise UserError(f'--workdir={workdir} contains an unfinished run; rerun its command to finish it')
-    settings, recipe = _checked(experiment, summary, folder)
-    spec = experiment.spec(recipe)
+    settings, preprocessing = _checked(experiment, summary, folder)
+    spec = experiment.spec(preprocessing)
     model = task_setup.make_model(spec, settings.model)
     like = dict(jax.eval_shape(model.init, jax.random.key(0), build.one_step(spec)))
     seeds, best = _models(folder, summary, settings, like)
@@ -130,7 +130,7 @@ def load(workdir: str, seed: int | None = None) -> TrainedModel:
         raise UserError(
             f'{folder.file(fit_results.MODELS)} contains non-finite parameters of seed {seed}; train the run again'
         )
-    return TrainedModel(experiment, settings, recipe, model, seed, seed_best)
+    return TrainedModel(experiment, settings, preprocessing, model, seed, seed_best)
 
 
 def _checked(
@@ -139,7 +139,7 @@ def _checked(
     """Returns the validated flags and recipe of a run, which may be untrusted."""
     try:
         settings = experiment.check(summary['flags'])
-        recipe = experiment.check_recipe(settings, summary.get('recipe'))
+        preprocessing = experiment.check_preprocessing(settings, summary.get('preprocessing'))
         best_seed = summary['result'].get('chosen') if isinstance(summary.get('result'), dict) else None
         first = settings.train.seed
         last = first + settings.train.num_seeds - 1
@@ -147,7 +147,7 @@ def _checked(
             raise UserError(f'chosen={best_seed} of its result must be a seed from {first} to {last}')
     except UserError as error:
         raise UserError(f'{folder.file(directory.SUMMARY)} is not a valid run summary: {error}') from error
-    return settings, recipe
+    return settings, preprocessing
 
 
 def _models(
@@ -184,12 +184,16 @@ def find_experiment(name: str, workdir: str) -> DatasetExperiment:
 
 
 def _predict_file(trained: TrainedModel, settings: Mapping[str, Any]) -> None:
-    unseen = trained.experiment.unseen(trained.settings, trained.recipe, settings['data'], settings['split'])
-    answers = dataset_test.make_predictor(trained.model, trained.experiment.answers(trained.recipe))(
+    unseen = trained.experiment.unseen(trained.settings, trained.preprocessing, settings['data'], settings['split'])
+    answers = dataset_test.make_predictor(trained.model, trained.experiment.postprocess(trained.preprocessing))(
         trained.best, unseen.batches
     )
     columns, rows = unseen.table(answers)
-    lines = [*unseen.look, *unseen.tell(answers), f'predictions of seed {trained.seed} of {settings["workdir"]}']
+    lines = [
+        *unseen.description,
+        *unseen.summary(answers),
+        f'predictions of seed {trained.seed} of {settings["workdir"]}',
+    ]
     if settings['out'] is None:
         print(*lines, sep='\n', file=sys.stderr)
         files.write_rows(sys.stdout, columns, rows)
@@ -235,7 +239,7 @@ def _predict_stream(trained: TrainedModel, settings: Mapping[str, Any]) -> None:
         raise UserError(
             f'--stdin needs a causal model, and {settings["workdir"]} was trained with --bidirectional; use --data'
         )
-    stream = trained.experiment.stream(trained.settings, trained.recipe)
+    stream = trained.experiment.stream(trained.settings, trained.preprocessing)
     table = csv.writer(sys.stdout, lineterminator='\n')
     table.writerow(stream.columns)
     sys.stdout.flush()

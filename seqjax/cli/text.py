@@ -84,11 +84,14 @@ class Language(DatasetExperiment):
                 f'--validation_fraction={options["validation_fraction"]} and --test_fraction='
                 f'{options["test_fraction"]} leave an empty training split; use smaller fractions'
             )
-        recipe = {name: options[name] for name in RECIPE_FLAGS}
+        preprocessing = {name: options[name] for name in RECIPE_FLAGS}
         path = optional_packages.locate(options['data'])
         texts.check_size(path, dataset_experiment.bounds_of(options))
-        read = texts.read_new(
-            path, options['tokenizer'], lambda count: _bounds(count, recipe).training, size=options['vocabulary_size']
+        read = texts.read_text(
+            path,
+            options['tokenizer'],
+            lambda count: _bounds(count, preprocessing).training,
+            size=options['vocabulary_size'],
         )
         bounds = _bounds(len(read.tokens), preprocessing)
         _check_lengths(path, bounds, settings)
@@ -102,11 +105,11 @@ class Language(DatasetExperiment):
             title=path.name,
             batch_size=settings.train.batch_size,
             window=options['window'],
-            order=options['ngram_order'],
-            most=options['max_ngram_tokens'],
+            ngram_order=options['ngram_order'],
+            max_ngram_tokens=options['max_ngram_tokens'],
             token_name=vocabulary.name,
-            recipe={**recipe, 'known': known},
-            look=_description(path, read, bounds, settings),
+            preprocessing={**preprocessing, 'known': known},
+            description=_description(path, read, bounds, settings),
         )
 
     def check_preprocessing(self, settings: Settings, preprocessing: Any) -> Mapping[str, Any]:
@@ -117,8 +120,8 @@ class Language(DatasetExperiment):
         }
         flags = {name: settings.options[name] for name in RECIPE_FLAGS}
         any_value = Rule(lambda x: True, 'any value')  # compared with the flags, which are validated
-        return recipes.check(
-            recipe, dict.fromkeys(flags, any_value) | {'known': known[settings.options['tokenizer']]}, flags
+        return schemas.check(
+            preprocessing, dict.fromkeys(flags, any_value) | {'known': known[settings.options['tokenizer']]}, flags
         )
 
     def spec(self, preprocessing: Mapping[str, Any]) -> ModelSpec:
@@ -126,18 +129,20 @@ class Language(DatasetExperiment):
 
     postprocess = staticmethod(lambda preprocessing: language_modeling.postprocess)
 
-    def unseen(self, settings: Settings, recipe: Mapping[str, Any], path: str, split: str = 'all') -> Unseen:
+    def prediction_inputs(
+        self, settings: Settings, preprocessing: Mapping[str, Any], path: str, split: str = 'all'
+    ) -> PredictionInputs:
         """Returns a text to evaluate, or one split of it."""
         options = settings.options
-        vocabulary, file = _vocabulary(recipe), optional_packages.locate(path)
+        vocabulary, file = _vocabulary(preprocessing), optional_packages.locate(path)
         texts.check_size(file, dataset_experiment.bounds_of(options))
-        read = texts.read_again(file, vocabulary)
-        begin, end = _bounds(len(read.tokens), recipe).part(split)
+        read = texts.read_with_vocabulary(file, vocabulary)
+        begin, end = _bounds(len(read.tokens), preprocessing).split(split)
         if end - begin < 2:
             where = 'the text' if split == 'all' else f'--split={split}'
             raise UserError(
-                f'{file} has {len(read.tokens):,} {recipe["tokenizer"]}, and {where} needs at least two; use a longer '
-                'text'
+                f'{file} has {len(read.tokens):,} {preprocessing["tokenizer"]}, and {where} needs at least two; use a '
+                'longer text'
             )
         look = [_size(file, read), *read.notes, *_missing(read)]
         names = {'unit': _unit(vocabulary), 'token_name': vocabulary.name}
@@ -155,7 +160,7 @@ class Language(DatasetExperiment):
         Raises:
           UserError: the prompt is empty or contains an unknown token, or the texts exceed the memory.
         """
-        vocabulary = _vocabulary(trained.recipe)
+        vocabulary = _vocabulary(trained.preprocessing)
         tokens, missing = vocabulary.encode(prompt)
         if not len(tokens):
             raise UserError(f'--prompt is empty; pass at least one {_unit(vocabulary)}')
@@ -192,12 +197,14 @@ def parse_line(line: str, vocabulary: Vocabulary) -> np.ndarray:
     return tokens[0]
 
 
-def _bounds(count: int, recipe: Mapping[str, Any]) -> SplitBounds:
-    return SplitBounds.of(count, recipe['validation_fraction'], recipe['test_fraction'], recipe['max_eval_tokens'])
+def _bounds(count: int, preprocessing: Mapping[str, Any]) -> SplitBounds:
+    return SplitBounds.from_fractions(
+        count, preprocessing['validation_fraction'], preprocessing['test_fraction'], preprocessing['max_eval_tokens']
+    )
 
 
-def _vocabulary(recipe: Mapping[str, Any]) -> Vocabulary:
-    return Vocabulary(recipe['tokenizer'], recipe['known'])
+def _vocabulary(preprocessing: Mapping[str, Any]) -> Vocabulary:
+    return Vocabulary(preprocessing['tokenizer'], preprocessing['known'])
 
 
 def _unit(vocabulary: Vocabulary) -> str:

@@ -21,36 +21,36 @@ NUM_OUTPUTS = {'point': 1, 'gaussian': 2, 'quantile': len(QUANTILES)}  # K of ea
 SCALE = schemas.list_of(schemas.number(), 2)
 
 
-def spec(recipe: Mapping[str, Any]) -> ModelSpec:
-    """Of a model that reads what the recipe says; where forecasts are fed back, one of the next step is wrapped."""
-    targets, numbers = len(recipe['targets']), NUMBERS[recipe['likelihood']]
-    direct, horizon = recipe['strategy'] == 'direct', recipe['horizon']
-    calendar, lag = 2 * len(recipe['cycles']), recipe['lag']
-    fed_back = partial(Feedback, targets=targets, horizon=horizon, numbers=numbers, calendar=calendar, lag=lag)
+def spec(preprocessing: Mapping[str, Any]) -> ModelSpec:
+    """Returns the ModelSpec of a forecasting model."""
+    targets, numbers = len(preprocessing['targets']), NUM_OUTPUTS[preprocessing['likelihood']]
+    is_direct, horizon = preprocessing['strategy'] == 'direct', preprocessing['horizon']
+    calendar, lag = 2 * len(preprocessing['cycles']), preprocessing['lag']
+    feedback = partial(Feedback, targets=targets, horizon=horizon, numbers=numbers, calendar=calendar, lag=lag)
     return ModelSpec(
         'per_step',
-        outputs=(horizon if direct else 1) * targets * numbers,
-        features=len(forecast_preprocessing.channels(recipe)),
+        outputs=(horizon if is_direct else 1) * targets * numbers,
+        features=len(forecast_preprocessing.channels(preprocessing)),
         causal=True,
-        memory_span=recipe['window'],
-        wrap_model=None if direct else fed_back,
+        memory_span=preprocessing['window'],
+        wrap_model=None if is_direct else feedback,
     )
 
 
-def answers(recipe: Mapping[str, Any]) -> Answers:
-    """The quantiles of each forecast, or the points."""
-    return lambda outputs, batch: quantiles(forecasts(outputs, batch, recipe), recipe['likelihood'])
+def postprocess(preprocessing: Mapping[str, Any]) -> PostprocessFn:
+    """Returns the function that turns outputs into quantiles, or into points for the head 'point'."""
+    return lambda outputs, batch: quantiles(forecasts(outputs, batch, preprocessing), preprocessing['likelihood'])
 
 
-def forecasts(outputs: jax.Array, batch: Batch, recipe: Mapping[str, Any]) -> jax.Array:
-    """[B, T, H, C, K] in units of the training part: the model's outputs, added to what is known where it is direct."""
-    told = outputs.astype(jnp.float32).reshape(
-        *outputs.shape[:2], -1, len(recipe['targets']), NUMBERS[recipe['likelihood']]
+def forecasts(outputs: jax.Array, batch: Batch, preprocessing: Mapping[str, Any]) -> jax.Array:
+    """Returns forecasts [B, T, H, C, K] in units of the training split: outputs, plus known values if direct."""
+    values = outputs.astype(jnp.float32).reshape(
+        *outputs.shape[:2], -1, len(preprocessing['targets']), NUM_OUTPUTS[preprocessing['likelihood']]
     )
-    if recipe['strategy'] == 'recursive' or batch.targets.past is None:
-        return told
-    known = recursive_forecasts.latest(batch.targets.past, *told.shape[1:3], recipe['lag'])
-    return told.at[..., 0].add(known) if recipe['likelihood'] == 'gaussian' else told + known[..., None]
+    if preprocessing['strategy'] == 'recursive' or batch.targets.past is None:
+        return values
+    known = recursive_forecasts.latest(batch.targets.past, *values.shape[1:3], preprocessing['lag'])
+    return values.at[..., 0].add(known) if preprocessing['likelihood'] == 'gaussian' else values + known[..., None]
 
 
 def stack_targets(values: jax.Array, steps: int, horizon: int) -> jax.Array:
@@ -71,15 +71,17 @@ def quantiles(outputs: jax.Array, head: str) -> jax.Array:
 def loss_fn(preprocessing: Mapping[str, Any]) -> LossFn:
     """Returns the loss function of a head, which also has the squared error, in units of the training split."""
 
-    def scored(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
-        told = forecasts(outputs, batch, recipe)
-        steps, horizon = told.shape[1:3]
-        targets = ahead(batch.targets.values, steps, horizon)
-        mask = ahead(batch.targets.real, steps, horizon) & batch.mask[..., None, None]
-        middle = told[..., NUMBERS[recipe['likelihood']] // 2 if recipe['likelihood'] == 'quantile' else 0]
-        squared = losses.squared_error(middle, targets, mask)
-        loss = {'point': lambda *_: squared, 'gaussian': gaussian, 'quantile': pinball}[recipe['likelihood']]
-        return {'loss': loss(told, targets, mask), 'squared_error': squared}
+    def compute_losses(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
+        predicted = forecasts(outputs, batch, preprocessing)
+        steps, horizon = predicted.shape[1:3]
+        targets = stack_targets(batch.targets.values, steps, horizon)
+        mask = stack_targets(batch.targets.valid, steps, horizon) & batch.mask[..., None, None]
+        points = predicted[
+            ..., NUM_OUTPUTS[preprocessing['likelihood']] // 2 if preprocessing['likelihood'] == 'quantile' else 0
+        ]
+        squared = losses.squared_error(points, targets, mask)
+        loss = {'point': lambda *_: squared, 'gaussian': gaussian, 'quantile': pinball}[preprocessing['likelihood']]
+        return {'loss': loss(predicted, targets, mask), 'squared_error': squared}
 
     return compute_losses
 

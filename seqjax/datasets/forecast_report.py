@@ -61,7 +61,9 @@ def items(
     return ItemScores(totals[counts > 0], counts[counts > 0])
 
 
-Rival = Callable[[Spans], list[Told]]
+# --- baselines -------------------------------------------------------------------------------------
+
+BaselineFn = Callable[[OriginRanges], list[Forecasts]]
 
 
 def baselines(
@@ -123,8 +125,16 @@ def baselines(
     return by_name
 
 
-def look(table: SeriesTable, recipe: Mapping[str, Any], parts: Sequence[Ready], splits: Sequence[Split]) -> list[str]:
-    """The first look at a file."""
+# --- descriptions and tables -----------------------------------------------------------------------
+
+
+def describe(
+    table: SeriesTable,
+    preprocessing: Mapping[str, Any],
+    prepared_series: Sequence[PreparedSeries],
+    splits: Sequence[Split],
+) -> list[str]:
+    """Returns lines that describe a file: rows, dates, columns, missing values, splits and seasons."""
     series, columns = table.series, table.columns
     lengths = [len(one.rows) for one in series]
     range_ = f'{min(lengths):,}' if len(set(lengths)) == 1 else f'{min(lengths):,} to {max(lengths):,}'
@@ -217,9 +227,9 @@ def _split_line(
     return f'{split_name}: {count:,} rows, of each series'
 
 
-def interval_columns(recipe: Mapping[str, Any]) -> tuple[list[str], list[int]]:
-    """The names of the bounds of intervals, and the quantiles that a forecast is told by: the middle and the bounds."""
-    if recipe['likelihood'] == 'point':
+def interval_columns(preprocessing: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    """Returns the column names of interval bounds, and the indices of quantiles: the median, then the bounds."""
+    if preprocessing['likelihood'] == 'point':
         return [], [0]
     bounds = [f'{side} {name}' for name in INTERVALS for side in ('lower', 'upper')]
     return bounds, [2, *(place for pair in INTERVALS.values() for place in pair)]
@@ -299,10 +309,11 @@ def summarize(
             for values in step_errors.values()
             if not np.isnan(values).all()
         ]
-        lines.append(f'{step:>7}' + ''.join(f'{f"{root:.4g}  {mean:.4g}":>24}' for root, mean in values))
-    if recipe['likelihood'] != 'point':
-        shares = ', '.join(
-            f'{name} intervals: {share:.1%}' for name, share in coverage(forecasts['model'], prepared_series).items()
+        lines.append(f'{step:>7}' + ''.join(f'{f"{root:.4g}  {mean:.4g}":>24}' for root, mean in scores))
+    if preprocessing['likelihood'] != 'point':
+        fractions = ', '.join(
+            f'{name} intervals: {fraction:.1%}'
+            for name, fraction in coverage(forecasts['model'], prepared_series).items()
         )
         lines.append(f'coverage of the test split: {fractions}')
     return lines

@@ -49,10 +49,11 @@ def dataset(
     """Returns the series of a file as a Dataset.
 
     Args:
-      name, table, splits: of the file, its series, and where the parts of each begin.
-      recipe: covariates, date, id, mask, seasons, lag ('season' for the best season), horizon, window, strategy, head,
-        and whether there is a calendar and series are left out that are too short; what the series themselves decide
-        is added.
+      name: the name of the file.
+      table: the series of the file.
+      splits: the splits of each series.
+      preprocessing: covariates, date, id, mask, calendar, seasons, lag ('season' for the best season), horizon, window,
+        strategy, head, skip_short; what is fitted to the series is added.
       batch_size: B.
       order: the order of the autoregression baseline; None selects it by AIC.
 
@@ -138,15 +139,15 @@ SCHEMA = {
     'covariates': schemas.NAMES,
     'date': OPTIONAL_NAME,
     'id': OPTIONAL_NAME,
-    'mask': recipes.SWITCH,
-    'calendar': recipes.SWITCH,
-    'lag': recipes.optional(recipes.whole(1)),
-    'horizon': recipes.whole(1),
-    'window': recipes.whole(1),
-    'strategy': recipes.choice('direct', 'recursive'),
-    'likelihood': recipes.choice(*forecast_heads.NUMBERS),
-    'cycles': recipes.several(recipes.choice(*forecast_preprocessing.CYCLES), distinct=True),
-    'own': recipes.SWITCH,
+    'mask': schemas.BOOLEAN,
+    'calendar': schemas.BOOLEAN,
+    'lag': schemas.optional(schemas.integer(1)),
+    'horizon': schemas.integer(1),
+    'window': schemas.integer(1),
+    'strategy': schemas.choice('direct', 'recursive'),
+    'likelihood': schemas.choice(*forecast_heads.NUM_OUTPUTS),
+    'cycles': schemas.list_of(schemas.choice(*forecast_preprocessing.CYCLES), distinct=True),
+    'original_units': schemas.BOOLEAN,
 }
 LATER = {  # keys that earlier versions did not save
     'header': schemas.optional(schemas.list_of(schemas.text(), 1, distinct=True)),
@@ -161,17 +162,27 @@ MAX_COUNTS = {
 }  # maximum count of each unit
 
 
-def check_recipe(recipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns a recipe that was read from a file; raises UserError if it is invalid or not that of the settings."""
+def check_preprocessing(preprocessing: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the preprocessing of a run that was read from a file.
+
+    Raises UserError if it is invalid or does not agree with the settings.
+    """
     copied = ('date', 'id', 'horizon', 'window', 'strategy', 'likelihood', 'calendar')
     implied = {'covariates': list(settings['covariates'] or ()), 'mask': settings['missing'] == 'mask'}
-    recipes.check(recipe, SCHEMA, {name: settings[name] for name in copied} | implied)
-    recipes.check(recipe, {name: rule for name, rule in LATER.items() if name in recipe})
-    lag = {'last': recipe['lag'] == 1, 'none': recipe['lag'] is None, 'season': (recipe['lag'] or 0) > 1}
-    recipes.require(lag[settings['residual']], f'lag={recipe["lag"]} with --residual={settings["residual"]}')
-    columns, scales, found = len(recipe['targets']) + len(recipe['covariates']), *map(recipe.get, ('scales', 'pace'))
-    recipes.require(settings['target'] in (None, recipe['targets']), f'targets={recipe["targets"]}')
-    recipes.require(
+    schemas.check(preprocessing, SCHEMA, {name: settings[name] for name in copied} | implied)
+    schemas.check(preprocessing, {name: rule for name, rule in LATER.items() if name in preprocessing})
+    lag = {
+        'last': preprocessing['lag'] == 1,
+        'none': preprocessing['lag'] is None,
+        'season': (preprocessing['lag'] or 0) > 1,
+    }
+    schemas.require(lag[settings['residual']], f'lag={preprocessing["lag"]} with --residual={settings["residual"]}')
+    columns, scales, frequency = (
+        len(preprocessing['targets']) + len(preprocessing['covariates']),
+        *map(preprocessing.get, ('scales', 'frequency')),
+    )
+    schemas.require(settings['target'] in (None, preprocessing['targets']), f'targets={preprocessing["targets"]}')
+    schemas.require(
         isinstance(scales, dict)
         and len(scales) > 0
         and all(isinstance(rows, list) and len(rows) == columns for rows in scales.values())
@@ -361,11 +372,11 @@ def _check_lengths(
         raise UnusableSeriesError(
             f'{where} has {rows} training rows, but --ar_order={order} needs {2 * order + 2}; use a lower order'
         )
-    for part, count in (('validation', split.test - split.validation), ('test', len(series.rows) - split.test)):
-        if count < recipe['horizon']:
-            raise Unusable(
-                f'{who} has {max(count, 0)} rows for {part}, and --horizon={recipe["horizon"]} needs as many; use a '
-                f'shorter horizon, or a larger --{part}_fraction'
+    for split_name, count in (('validation', split.test - split.validation), ('test', len(series.rows) - split.test)):
+        if count < preprocessing['horizon']:
+            raise UnusableSeriesError(
+                f'{where} has {max(count, 0)} {split_name} rows, fewer than --horizon={preprocessing["horizon"]}; '
+                f'use a shorter horizon, or a larger {split_name} split'
             )
 
 

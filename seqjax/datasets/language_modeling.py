@@ -56,6 +56,9 @@ class SplitBounds(NamedTuple):
         }[name]
 
 
+# --- evaluation ------------------------------------------------------------------------------------
+
+
 def rows_for(count: int, window: int) -> int:
     """Returns the number of rows B for a number of predictions; few rows, since each of them starts without context."""
     return max(1, min(MAX_ROWS, count // (MIN_WINDOWS_PER_ROW * window)))
@@ -156,6 +159,9 @@ def scoring_inputs(
     )
 
 
+# --- training --------------------------------------------------------------------------------------
+
+
 def spec(size: int, window: int) -> ModelSpec:
     """Returns the ModelSpec for texts with a vocabulary of `size` tokens."""
     return ModelSpec('per_step', size, vocabulary=size, stateful=True, causal=True, memory_span=window)
@@ -233,6 +239,9 @@ def dataset(
         baselines={'unigram': baseline(1), f'Kneser-Ney {ngram_order}-gram': baseline(ngram_order)},
         summary=test.summary,
     )
+
+
+# --- prediction and sampling -----------------------------------------------------------------------
 
 
 def stream(parse: Callable[[str], np.ndarray], token_name: Callable[[int], str]) -> OnlinePredictor:

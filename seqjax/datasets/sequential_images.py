@@ -103,21 +103,23 @@ SCHEMA = {
     'maximum': schemas.integer(1, 255),
     'height': SIDE,
     'width': SIDE,
-    'scan_order': recipes.choice('rows', 'pixels'),
-    'permutation': recipes.optional(recipes.several(recipes.whole(0))),
+    'scan_order': schemas.choice('rows', 'pixels'),
+    'permutation': schemas.optional(schemas.list_of(schemas.integer(0))),
 }
 
 
-def check_recipe(recipe: Any, order: str, permute: bool) -> Recipe:
-    """Returns a recipe that was read from a file; raises UserError if it is invalid."""
-    recipes.check(recipe, SCHEMA, {'scan_order': order})
-    labels, pixels = list(map(int, recipe['classes'])), recipe['height'] * recipe['width']
-    recipes.require(labels == sorted(labels), f'classes that do not ascend: {labels}')
-    recipes.require(pixels <= recipes.MOST_STEPS, f'images of {pixels:,} pixels')
-    drawn = recipe['permutation']
-    recipes.require((drawn is not None) == permute, f'permutation={str(drawn)[:80]}, and --permute is {permute}')
-    recipes.require(drawn is None or sorted(drawn) == list(range(pixels)), 'a permutation that is none')
-    return recipe
+def check_preprocessing(preprocessing: Any, order: str, permute: bool) -> Preprocessing:
+    """Returns the preprocessing of a run that was read from a file; raises UserError if it is invalid."""
+    schemas.check(preprocessing, SCHEMA, {'scan_order': order})
+    labels, pixels = list(map(int, preprocessing['classes'])), preprocessing['height'] * preprocessing['width']
+    schemas.require(labels == sorted(labels), f'classes that are not ascending: {labels}')
+    schemas.require(pixels <= schemas.MAX_STEPS, f'images of {pixels:,} pixels')
+    permutation = preprocessing['permutation']
+    schemas.require(
+        (permutation is not None) == permute, f'permutation={str(permutation)[:80]}, but --permute={permute}'
+    )
+    schemas.require(permutation is None or sorted(permutation) == list(range(pixels)), 'an invalid permutation')
+    return preprocessing
 
 
 def spec(preprocessing: Preprocessing) -> ModelSpec:
@@ -144,6 +146,26 @@ def prediction_inputs(name: str, images: Images, preprocessing: Preprocessing) -
     )
 
 
+def stream(preprocessing: Preprocessing) -> OnlinePredictor:
+    """Returns an online predictor; a line is a step: the pixels of a row, or one pixel, in the order of training."""
+    features, classes = _shape(preprocessing)[1], preprocessing['classes']
+
+    def parse(line: str) -> np.ndarray:
+        values = classification.parse_numbers(line, features)
+        if not np.isfinite(values).all():
+            raise UserError(f'{line.strip()[:80]!r} has a missing or infinite value; write a number for each pixel')
+        return values / np.float32(preprocessing['maximum'])
+
+    return OnlinePredictor(
+        parse,
+        classification.columns(classes),
+        lambda outputs, _: classification.prediction_row(np.asarray(outputs), classes),
+    )
+
+
+# --- splits and preprocessing ----------------------------------------------------------------------
+
+
 def split(
     name: str, images: Images, test: tuple[str, Images] | None, test_count: int, validation_fraction: float
 ) -> Splits:
@@ -155,13 +177,15 @@ def split(
             raise UserError(f'{file_name} has no file of labels in its folder; pass --{flag}')
     count = len(images.values)
     if test is None and test_count >= count:
-        raise UserError(f'--test_size={test_count} leaves none of the {count:,} images of {name}; choose fewer')
-    first = count - (0 if test is not None else test_count)
-    kept = first - round(validation_share * first)
-    if not 0 < kept < first:
         raise UserError(
-            f'--validation_fraction={validation_share:g} of {first:,} images leaves an empty training or '
-            'validation split; use another fraction, or more images'
+            f'--test_size={test_count} leaves no training image of the {count:,} in {name}; use a smaller value'
+        )
+    train_and_validation = count - (0 if test is not None else test_count)
+    train_count = train_and_validation - round(validation_fraction * train_and_validation)
+    if not 0 < train_count < train_and_validation:
+        raise UserError(
+            f'--validation_fraction={validation_fraction:g} of {train_and_validation:,} images leaves an empty '
+            'training or validation split; use another fraction, or more images'
         )
     test_images = test[1] if test is not None else _slice(images, train_and_validation, count)
     if test_images.values.shape[1:] != images.values.shape[1:]:
@@ -199,14 +223,17 @@ def _fit_preprocessing(name: str, train: Images, classes: list[int], order: str,
         'height': height,
         'width': width,
         'scan_order': order,
-        'permutation': drawn,
+        'permutation': permutation,
     }
 
 
-def _shape(recipe: Recipe) -> tuple[int, int]:
-    """T and F."""
-    height, width = recipe['height'], recipe['width']
-    return (height, width) if recipe['scan_order'] == 'rows' else (height * width, 1)
+# --- batches ---------------------------------------------------------------------------------------
+
+
+def _shape(preprocessing: Preprocessing) -> tuple[int, int]:
+    """Returns T and F."""
+    height, width = preprocessing['height'], preprocessing['width']
+    return (height, width) if preprocessing['scan_order'] == 'rows' else (height * width, 1)
 
 
 def _steps(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
@@ -230,8 +257,16 @@ def _training(maximum: int, batch_size: int) -> Callable[[Any, jax.Array, jax.Ar
     return batch
 
 
-def _look(
-    train: Images, validation: Images, test: Images, counts: Mapping[int, int], other: str | None, recipe: Recipe
+# --- description -----------------------------------------------------------------------------------
+
+
+def _describe(
+    train: Images,
+    validation: Images,
+    test: Images,
+    counts: Mapping[int, int],
+    test_name: str | None,
+    preprocessing: Preprocessing,
 ) -> list[str]:
     steps, features = _shape(preprocessing)
     permuted = ', in a permuted order of the pixels' if preprocessing['permutation'] is not None else ''

@@ -204,7 +204,7 @@ def split(
 def _check_not_empty(name: str, rows: np.ndarray, flag: str, fraction: float) -> None:
     if not len(rows):
         raise UserError(
-            f'--{flag}_fraction={share:g} of each class of {name} is empty; use a larger fraction, or more data'
+            f'--{flag}_fraction={fraction:g} of each class of {name} is less than one series; use a larger fraction'
         )
 
 

@@ -69,7 +69,7 @@ TANH, SIGMOID, IDENTITY = (NamedActivation(name) for name in ('tanh', 'sigmoid',
 def named(field: str, value: str | Activation) -> Activation:
     """Returns the `NamedActivation` of a name or of a function of `ACTIVATIONS`, and any other callable unchanged.
 
-    Raises ValueError where the value of the field is neither a known name nor a callable.
+    Raises ValueError if the value of the field is neither a known name nor a callable.
 
     >>> named('activation', jnp.tanh) == named('activation', 'tanh')
     True

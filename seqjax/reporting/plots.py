@@ -28,7 +28,7 @@ def new_figure(columns: int, title: str, width: float = 5.6) -> tuple[Any, Any]:
       title: of the figure.
       width: inches of each of the axes.
 
-    Raises ImportError where matplotlib is not installed.
+    Raises ImportError if Matplotlib is not installed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

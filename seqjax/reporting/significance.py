@@ -24,7 +24,7 @@ class Improvement(NamedTuple):
         return abs(self.mean) > self.half_width
 
 
-def improvement(measure: Measure, ours: list[Items], theirs: Items, seed: int = 0) -> Improvement:
+def improvement(metric: MetricSpec, ours: list[ItemScores], theirs: ItemScores, seed: int = 0) -> Improvement:
     """Returns the mean improvement of a model over a baseline on the same items.
 
     Both the seeds and the items are random samples. The interval has the variance of both: of the mean over seeds, by
@@ -32,7 +32,7 @@ def improvement(measure: Measure, ours: list[Items], theirs: Items, seed: int = 
     8.4). With one seed it has the variance of the items only.
 
     Args:
-      measure: the metric.
+      metric: the metric.
       ours: scores of the items [N], for each seed.
       theirs: scores of the same items for the baseline.
       seed: for the bootstrap.
@@ -44,10 +44,10 @@ def improvement(measure: Measure, ours: list[Items], theirs: Items, seed: int = 
     if any(not np.array_equal(items.counts, theirs.counts) for items in ours):
         raise ValueError('the model and the baseline were scored on different items')
     totals = np.stack([np.asarray(items.totals, np.float64) for items in (*ours, theirs)])  # [R + 1, N]
-    signs = 1 if measure.higher else -1
-    values = measure.value(totals.sum(1), counts.sum())
+    signs = 1 if metric.higher_is_better else -1
+    values = metric.value(totals.sum(1), counts.sum())
     differences = signs * (values[:-1] - values[-1])
-    resampled = np.concatenate(list(_resample(measure, totals, counts, np.random.default_rng(seed))), axis=1)
+    resampled = np.concatenate(list(_resample(metric, totals, counts, np.random.default_rng(seed))), axis=1)
     # The variance of a single item cannot be estimated.
     item_error = (
         statistics.Z95 * np.std(signs * (resampled[:-1].mean(0) - resampled[-1])) if len(counts) > 1 else math.inf
@@ -56,7 +56,7 @@ def improvement(measure: Measure, ours: list[Items], theirs: Items, seed: int = 
     return Improvement(mean, math.hypot(item_error, seed_error if len(ours) > 1 else 0.0))
 
 
-def _resample(measure: Measure, totals: np.ndarray, counts: np.ndarray, rng: np.random.Generator):
+def _resample(metric: MetricSpec, totals: np.ndarray, counts: np.ndarray, rng: np.random.Generator):
     """Yields values [R + 1, n] of items drawn with replacement, n resamples at a time."""
     num_items, remaining = len(counts), NUM_RESAMPLES
     while remaining:
@@ -64,22 +64,23 @@ def _resample(measure: Measure, totals: np.ndarray, counts: np.ndarray, rng: np.
         times = rng.multinomial(num_items, np.full(num_items, 1 / num_items), n).astype(np.float64)  # [n, N]
         resampled_counts = times @ counts
         valid = resampled_counts > 0
-        yield measure.value(totals @ times[valid].T, resampled_counts[valid])
+        yield metric.value(totals @ times[valid].T, resampled_counts[valid])
         remaining -= n
 
 
-def best_name(measure: Measure, values: dict[str, float]) -> str:
+def best_name(metric: MetricSpec, values: dict[str, float]) -> str:
     """Returns the name with the best value."""
-    return (max if measure.higher else min)(values, key=values.__getitem__)
+    return (max if metric.higher_is_better else min)(values, key=values.__getitem__)
 
 
-def verdict(measure: Measure, result: Improvement, model: str, baseline: str) -> str:
+def verdict(metric: MetricSpec, result: Improvement, model: str, baseline: str) -> str:
     """Returns a sentence that compares a model with a baseline, and recommends the baseline if it is as good."""
-    unit = f' in {measure.unit}' if measure.unit else ''
-    interval = f' ± {result.half_width:{measure.spec}}' if math.isfinite(result.half_width) else ''
+    unit = f' in {metric.unit}' if metric.unit else ''
+    interval = f' ± {result.half_width:{metric.format_spec}}' if math.isfinite(result.half_width) else ''
     confidence = '(95% CI)' if interval else '(no confidence interval)'
     direction = 'better' if result.mean > 0 else 'worse'
-    text = f'{model} is {direction} than {baseline} by {abs(result.mean):{measure.spec}}{interval} {measure.name}{unit}'
+    difference = f'{abs(result.mean):{metric.format_spec}}{interval} {metric.name}{unit}'
+    text = f'{model} is {direction} than {baseline} by {difference}'
     if not result.significant:
         return f'{text} {confidence}: not statistically significant, use the simpler baseline'
     return f'{text} {confidence}: statistically significant' + ('' if result.mean > 0 else ', use the baseline')

@@ -20,7 +20,7 @@ def apply(model: nn.Module, state: TrainState, inputs: Arrays) -> Arrays:
 def predict(model: nn.Module, state: TrainState, inputs: Arrays, *, batch_size: int) -> Arrays:
     """Returns the model's outputs for inputs [N, ...], computed `batch_size` rows at a time, for any N.
 
-    Raises ValueError where the arrays of `inputs` differ in N, or `batch_size` is below 1.
+    Raises ValueError if the arrays of `inputs` differ in N, or `batch_size` is below 1.
     """
     counts = sorted({len(x) for x in jax.tree.leaves(inputs)})
     if len(counts) != 1 or batch_size < 1:

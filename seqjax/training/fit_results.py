@@ -19,11 +19,11 @@ class FitResult(NamedTuple):
     """Results of the seeds [R] of a run with early stopping."""
 
     seeds: np.ndarray  # [R]
-    metrics: list[str]  # names: those of training since the evaluation before, and of the splits
-    looks: np.ndarray  # [R, evaluations, metrics]; NaN after a seed has stopped
+    metrics: list[str]  # names of the metrics: training since the previous evaluation, and splits
+    evals: np.ndarray  # [R, evaluations, metrics]; NaN after a seed has stopped
     best: BestParameters  # leaves [R, ...], on the host
-    resumed: bool = False  # whether a part of it was done before this process
-    rates: np.ndarray = np.empty(0)  # [evaluations]: the learning rate of the last step before each
+    resumed: bool = False  # whether the run was resumed from a checkpoint
+    rates: np.ndarray = np.empty(0)  # [evaluations]: learning rate of the last step before each
 
     def best_seed(self) -> int:
         """Returns the index of the seed with the best value on validation."""
@@ -31,7 +31,7 @@ class FitResult(NamedTuple):
 
 
 def select_seed(best: BestParameters, index: int) -> BestParameters:
-    """Selects one seed of [R]."""
+    """Returns the best parameters of one seed of [R]."""
     return jax.tree.map(lambda x: x[index], best)
 
 
@@ -60,7 +60,7 @@ def write_models(folder: Workdir, result: FitResult) -> None:
 
 
 def read_models(path: Path, like: Mapping[str, Any], count: int | None = None) -> tuple[np.ndarray, BestParameters]:
-    """Reads the file that `write_models` wrote: the seeds [R], and the best of each, leaves [R, ...].
+    """Reads the file that `write_models` wrote.
 
     Args:
       path: the file.
@@ -77,11 +77,14 @@ def read_models(path: Path, like: Mapping[str, Any], count: int | None = None) -
     shapes = {'params': params, 'variables': variables}
     seeds = result_files.read_arrays(path, {'seeds': ((count,), np.int64)})['seeds']
     leaves = parameters.flatten_with_names(shapes)
-    own = {'seeds': ((len(seeds),), np.int64), 'value': ((len(seeds),), np.float32), 'step': ((len(seeds),), np.int32)}
-    expected = own | {name: ((len(seeds), *leaf.shape), _stored_dtype(leaf.dtype)) for name, leaf in leaves.items()}
-    held = result_files.read_arrays(path, expected, others=False)
-    learned = [held[name].view(leaf.dtype) for name, leaf in leaves.items()]
-    return seeds, BestParameters(held['value'], held['step'], **jax.tree.unflatten(jax.tree.structure(shapes), learned))
+    n = len(seeds)
+    expected = {'seeds': ((n,), np.int64), 'value': ((n,), np.float32), 'step': ((n,), np.int32)}
+    expected |= {name: ((n, *leaf.shape), _stored_dtype(leaf.dtype)) for name, leaf in leaves.items()}
+    arrays = result_files.read_arrays(path, expected, others=False)
+    learned = [arrays[name].view(leaf.dtype) for name, leaf in leaves.items()]
+    return seeds, BestParameters(
+        arrays['value'], arrays['step'], **jax.tree.unflatten(jax.tree.structure(shapes), learned)
+    )
 
 
 def _stored_dtype(dtype: np.dtype) -> np.dtype:

@@ -163,7 +163,7 @@ def test_months_with_thousands_signs_and_a_time_zone_are_the_same_in_a_file_in_a
 
 def test_lines_that_are_no_row_are_refused(finished):
     found = predict.load(str(finished / 'run'))
-    parse = found.experiment.stream(found.settings, found.recipe).parse
+    parse = found.experiment.stream(found.settings, found.preprocessing).parse
     assert parse('0,5;0,5').shape == (2,)
     for line, words in {
         '1,0': "1 values, .*2 are expected: 'x', 'z'",

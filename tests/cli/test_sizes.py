@@ -237,13 +237,15 @@ def test_a_container_with_less_memory_than_the_machine(tmp_path, monkeypatch):
 @pytest.mark.parametrize(('length', 'samples'), [(10, 10**9), (10**9, 1), (10**5, 10**5), (2**31 - 1, 2**31 - 1)])
 def test_texts_that_no_memory_holds_are_refused(length, samples):
     kind = text.EXPERIMENT
-    recipe = {'tokenizer': 'characters', 'known': 'ab', 'window': 4}
-    spec = kind.spec(recipe)
+    preprocessing = {'tokenizer': 'characters', 'known': 'ab', 'window': 4}
+    spec = kind.spec(preprocessing)
     how = {'cell': 'lstm', 'features': 4, 'vocabulary': spec.vocabulary, 'stateful': True}
     model = models.sequence_model(spec.output, spec.outputs, **how)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
-    trained = TrainedModel(kind, Settings.of({'hidden': 4}), recipe, model, 0, BestParameters(0.0, 0, params, {}))
-    with pytest.raises(UserError, match=f'--samples={samples} --length={length}'):
+    trained = TrainedModel(
+        kind, Settings.of({'hidden': 4}), preprocessing, model, 0, BestParameters(0.0, 0, params, {})
+    )
+    with pytest.raises(UserError, match=f'--num_samples={samples} --max_new_tokens={length}'):
         kind.write(trained, 'ab', Sampling(length, 1.0, samples, 0))
     assert len(kind.write(trained, 'ab', Sampling(3, 1.0, 2, 0))) == 2
 

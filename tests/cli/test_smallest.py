@@ -48,9 +48,9 @@ def run(kind, flags, split='all'):
     list(data.summary(answers))
     columns, rows = data.test.table(answers)
     assert all(len(row) == len(columns) for row in rows)
-    recipe = json.loads(json.dumps(dict(data.recipe)))
-    kind.spec(recipe)
-    unseen = kind.unseen(settings, recipe, settings.options['data'], split)
+    preprocessing = json.loads(json.dumps(dict(data.preprocessing)))
+    kind.spec(preprocessing)
+    unseen = kind.unseen(settings, preprocessing, settings.options['data'], split)
     columns, rows = unseen.table(answers_to(unseen.batches))
     assert all(len(row) == len(columns) for row in rows)
     return data

@@ -258,8 +258,8 @@ def test_what_cannot_be_learned_from_is_refused():
         ("'left'", lambda: make(relabel(series, labels=series.labels * 0))),
         ('@classLabel', lambda: make(relabel(series, labels=series.labels * 0 + ts_format.UNKNOWN, classes=()))),
         ('series 7', lambda: make(relabel(series, labels=unknown))),
-        ('--validation_fraction=0.01', lambda: make(series, validation_share=0.01)),
-        ('--test_fraction=0.01', lambda: make(series, test_share=0.01)),
+        ('--validation_fraction=0.01', lambda: make(series, validation_fraction=0.01)),
+        ('--test_fraction=0.01', lambda: make(series, test_fraction=0.01)),
         ('y.ts', lambda: make(series, ('y.ts', relabel(series, labels=unknown)))),
         (
             "'up'",

@@ -211,11 +211,19 @@ def test_a_later_file_is_read_in_the_format_of_the_run(read, learned, later, for
         read([*texts, wrong], form)
 
 
-def ready_to_predict(table, pace):
-    """Returns what `unseen` says of a file, for a run on dates of that pace."""
-    recipe = {'targets': ['v'], 'covariates': [], 'date': 'day', 'id': None, 'mask': False, 'lag': 1, 'horizon': 1}
-    recipe |= {'window': 4, 'likelihood': 'point', 'cycles': [], 'strategy': 'direct', 'scales': {'': [[0, 1]]}}
-    return forecasting.unseen('y.csv', table, recipe | {'pace': list(pace)}, batch_size=1)
+def ready_to_predict(table, frequency):
+    """Returns what `prediction_inputs` says of a file, for a run on dates of that pace."""
+    preprocessing = {
+        'targets': ['v'],
+        'covariates': [],
+        'date': 'day',
+        'id': None,
+        'mask': False,
+        'lag': 1,
+        'horizon': 1,
+    }
+    preprocessing |= {'window': 4, 'head': 'point', 'cycles': [], 'strategy': 'direct', 'scales': {'': [[0, 1]]}}
+    return forecasting.prediction_inputs('y.csv', table, preprocessing | {'frequency': list(frequency)}, batch_size=1)
 
 
 @pytest.mark.parametrize(

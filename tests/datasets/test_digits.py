@@ -132,8 +132,8 @@ def test_what_cannot_be_learned_from_is_refused():
             lambda: make(images, ('y', images._replace(labels=None))),
         ),
         ('--test_size=50', lambda: make(images, test_count=50)),
-        ('--validation_fraction=0.001', lambda: make(images, validation_share=0.001)),
-        ('--validation_fraction=1', lambda: make(images, validation_share=1.0)),
+        ('--validation_fraction=0.001', lambda: make(images, validation_fraction=0.001)),
+        ('--validation_fraction=1', lambda: make(images, validation_fraction=1.0)),
         ('3 x 5', lambda: make(images, ('y', images._replace(values=images.values[:, :3])))),
         (
             '3 x 5',
@@ -201,8 +201,11 @@ def test_labels_that_the_run_was_told_of_are_those_of_its_files_in_predictions(t
     (folder / 'c').write_bytes(idx(draw(60, seed=4).labels))
     flags = {'data': str(folder / 'a'), 'labels': str(folder / 'c')}
     settings = Settings.of(digits.EXPERIMENT.defaults | flags)
-    recipe = json.loads((folder / 'out' / 'summary.json').read_text())['recipe']
-    found = [digits.EXPERIMENT.unseen(settings, recipe, str(folder / file)).batches.mask.sum() for file in ('a', 'b')]
+    preprocessing = json.loads((folder / 'out' / 'summary.json').read_text())['preprocessing']
+    found = [
+        digits.EXPERIMENT.prediction_inputs(settings, preprocessing, str(folder / file)).batches.mask.sum()
+        for file in ('a', 'b')
+    ]
     assert found == [60, 0]
 
 

@@ -144,7 +144,7 @@ def trained(parts):
     variables = jax.tree.map(lambda x: 3 * x, variables)
 
     best = BestParameters(jnp.float32(0), jnp.int32(0), variables['params'], {})
-    answer = partial(dataset_test.make_predictor(model, polyphonic_music.answers), best)
+    answer = partial(dataset_test.make_predictor(model, polyphonic_music.postprocess), best)
     return jax.jit(lambda inputs: model.apply(variables, inputs)), answer
 
 
@@ -269,15 +269,16 @@ def test_the_kind_reads_a_file_and_predicts_a_part_of_it(parts, tmp_path):
     io.savemat(path, held)
     flags = flag_tables.check(music.EXPERIMENT.OWN, music.EXPERIMENT.own_defaults, music.EXPERIMENT.own_defaults)
     data = music.EXPERIMENT.dataset(Settings.of({**flags, 'data': path, 'batch_size': 2, 'seed': 3}))
-    assert data.name == 'rolls.mat' and data.spec == music.EXPERIMENT.spec(data.recipe)
+    assert data.name == 'rolls.mat' and data.spec == music.EXPERIMENT.spec(data.preprocessing)
     for part, count in (('test', 1), ('validation', 1), ('all', 3)):
-        batches = music.EXPERIMENT.unseen(Settings.of({}), data.recipe, path, part).batches
+        batches = music.EXPERIMENT.prediction_inputs(Settings.of({}), data.preprocessing, path, part).batches
         assert len(batches.mask) == count
     assert (batches.targets[-1] == data.test.batches.targets[0]).all()
     io.savemat(path, {'validdata': held['validdata']})
-    assert len(music.EXPERIMENT.unseen(Settings.of({}), data.recipe, path).batches.mask) == 1
+    batches = music.EXPERIMENT.prediction_inputs(Settings.of({}), data.preprocessing, path, 'all').batches
+    assert len(batches.mask) == 1
     with pytest.raises(UserError, match='testdata'):
-        music.EXPERIMENT.unseen(Settings.of({}), data.recipe, path, 'test')
+        music.EXPERIMENT.prediction_inputs(Settings.of({}), data.preprocessing, path, 'test')
     with pytest.raises(UserError, match='traindata'):
         music.EXPERIMENT.dataset(Settings.of({**flags, 'data': path, 'batch_size': 2, 'seed': 3}))
 

@@ -327,16 +327,15 @@ def test_what_cannot_be_learned_from_is_refused(in_tmp, content, values, sentenc
 
 
 @pytest.mark.parametrize(('tokenizer', 'unit'), [('bytes', 'byte'), ('words', 'word')])
-def test_bytes_and_words_are_looked_at_in_their_own_units(in_tmp, tokens, unit):
+def test_bytes_and_words_are_looked_at_in_their_own_units(in_tmp, tokenizer, unit):
     (in_tmp / 'x.txt').write_text(SONG, encoding='utf-8')
-    values = cli_text.EXPERIMENT.check(
-        {'data': 'x.txt', 'tokenizer': tokens, 'batch_size': 2, 'window': 8, 'max_ngram_tokens': 500}
-    )
+    flags = {'data': 'x.txt', 'tokenizer': tokenizer, 'batch_size': 2, 'window': 8, 'max_ngram_tokens': 500}
+    values = cli_text.EXPERIMENT.check(flags)
     found = cli_text.EXPERIMENT.dataset(values.replace(vocabulary_size=6))
-    assert found.measure.name == f'bits per {unit}' and found.spec == cli_text.EXPERIMENT.spec(found.recipe)
-    assert f'500 {tokens}' in found.look[-1]
-    assert found.spec.vocabulary == {'bytes': 256, 'words': 7}[tokens]
-    assert json.loads(json.dumps(found.recipe)) == found.recipe
-    again = cli_text.EXPERIMENT.unseen(values, found.recipe, 'x.txt', 'test')
+    assert found.metric.name == f'bits per {unit}' and found.spec == cli_text.EXPERIMENT.spec(found.preprocessing)
+    assert f'500 {tokenizer}' in found.description[-1]
+    assert found.spec.vocabulary == {'bytes': 256, 'words': 7}[tokenizer]
+    assert json.loads(json.dumps(found.preprocessing)) == found.preprocessing
+    again = cli_text.EXPERIMENT.prediction_inputs(values, found.preprocessing, 'x.txt', 'test')
     for ours, theirs in zip(jax.tree.leaves(again.batches), jax.tree.leaves(found.test.batches), strict=True):
         assert ours.tobytes() == theirs.tobytes() and ours.dtype == theirs.dtype

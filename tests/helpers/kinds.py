@@ -10,7 +10,7 @@ import pytest
 from seqjax.cli.dataset_experiment import DatasetExperiment
 from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import FloatParser, IntParser
-from seqjax.datasets.dataset import Dataset, ForecastCurve, Items, Measure, OnlinePredictor, Unseen
+from seqjax.datasets.dataset import Dataset, ForecastCurve, ItemScores, MetricSpec, OnlinePredictor, PredictionInputs
 from seqjax.errors import UserError
 from seqjax.ops import windows
 from seqjax.tasks import synthetic
@@ -86,7 +86,7 @@ class Begin(DatasetExperiment):
     def _table(count):
         return lambda answers: (['no', 'yes'], jnp.exp(answers).reshape(-1, 2)[:count].tolist())
 
-    def unseen(self, settings, recipe, path, split='all'):
+    def unseen(self, settings, preprocessing, path, split='all'):
         x, y = series(path, settings.options['noise'])
         return PredictionInputs(batches(x, y), self._table(len(x)), [f'{len(x)} series'])
 

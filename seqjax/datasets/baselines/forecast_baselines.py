@@ -53,7 +53,8 @@ class Autoregression(NamedTuple):
 def _triangle(values: np.ndarray, order: int, first: int) -> tuple[np.ndarray, int]:
     """Returns R of the QR factors of rows (1, x_{t-1}, ..., x_{t-order}, x_t), t from `first`, and the number of rows.
 
-    It is found block by block, and has the regression of every lower order within it.
+    Rows with a missing value are ignored. The factor is computed block by block, so a long series needs no matrix of
+    its length. It contains the regressions of all lower orders.
     """
     triangle, count = np.zeros((0, order + 2)), 0
     for start in range(first, len(values), BLOCK):
@@ -72,7 +73,7 @@ def fit(values: np.ndarray, order: int) -> Autoregression:
 
     Rows with a missing value are ignored.
 
-    Raises ValueError where the series [n] has fewer than 2 * order + 2 values.
+    Raises ValueError if the series [n] has fewer than 2 * order + 2 values.
     """
     if len(values) < 2 * order + 2:
         raise ValueError(f'order={order} needs {2 * order + 2} values and has {len(values)}')

@@ -39,7 +39,8 @@ def read_images(path: str | Path, labels: str | Path | None = None, bounds: Boun
 
     Without `labels`, they are read from the file in the same folder with the name that MNIST gives it, if it exists.
 
-    Raises UserError where a file is no idx file of bytes, is cut or too large, or the two have different numbers.
+    Raises:
+      UserError: a file is not an idx file of bytes, is truncated or too large, or has another number of items.
     """
     if str(path) == DIGITS:
         digits = optional_packages.need('sklearn.datasets', f'--data={DIGITS}').load_digits()

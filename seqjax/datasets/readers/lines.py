@@ -68,7 +68,10 @@ class LineReader:
             raise UserError(f'the line cannot be split into values: {reason}') from error
 
     def _is_header(self, words: Sequence[str]) -> bool:
-        """Returns True if a line names the used columns, not as values; or, as the first line, those of the file."""
+        """Returns True if a line has the names of all used columns, and they cannot be values.
+
+        If the names are numbers themselves, only a first line with the names of the file is a header.
+        """
         words = [word.strip() for word in words]
         if not set(self.used) <= set(words):
             return False

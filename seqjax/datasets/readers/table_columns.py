@@ -207,8 +207,8 @@ def settle(
 def _kinds(source: Text | Parquet, names: Sequence[str], values: np.ndarray) -> dict[str, dict[str, tuple[int, str]]]:
     """Returns the row and the word of the first number of each kind in each column, until a number is CERTAIN.
 
-    The text is read as far as the first zero of the values, whose decimals none shows; further down, the values of the
-    numbers without their points show the decimals.
+    `values` are those of the columns. The text is read up to the first zero, whose value does not show its decimals;
+    after it, the values of the numbers without their points show the decimals.
     """
     kinds_of: dict[str, dict[str, tuple[int, str]]] = {name: {} for name in names}
     rows = max([1000, *(_place(column == 0) + 1 for column in values.T)])

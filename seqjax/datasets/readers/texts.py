@@ -216,15 +216,13 @@ def _decode(file: Path, decoder: codecs.IncrementalDecoder, piece: bytes, place:
     before = place - len(decoder.getstate()[0])
     zero = piece.find(b'\0')
     if zero >= 0:
-        raise UserError(
-            f'{file} is no text: byte {place + zero:,} is 0; name a text in UTF-8, or read it with --tokenizer=bytes'
-        )
+        raise UserError(f'{file} is not text: byte {place + zero:,} is 0; use a UTF-8 text, or --tokenizer=bytes')
     try:
         return decoder.decode(piece, final)
     except UnicodeDecodeError as error:
         raise UserError(
-            f'{file} is no UTF-8: byte {before + error.start:,} is 0x{error.object[error.start]:02x}; '
-            'save it as UTF-8, or read it with --tokenizer=bytes'
+            f'{file} is not UTF-8: byte {before + error.start:,} is 0x{error.object[error.start]:02x}; '
+            'save it as UTF-8, or use --tokenizer=bytes'
         ) from error
 
 
