@@ -407,7 +407,7 @@ def test_a_disk_that_may_not_be_written_is_told(disk, capfd):
 
 
 @pytest.mark.parametrize(
-    ('max_to_keep', 'best', 'want'),
+    ('max_to_keep', 'keep_best', 'want'),
     [
         (1, None, [5]),
         (2, None, [4, 5]),
