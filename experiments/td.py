@@ -2,6 +2,7 @@
 
     python -m experiments.td --flagfile=experiments/flags/many_to_many.flags
     python -m experiments.td --setup=many_to_one --num_seeds=100
+    python -m experiments.td --setup=many_to_one --sequence=0.1,0.5,0.2
 
 From Python: `td.run(setup='many_to_many')`. The task itself is in seqjax/tasks/td.py.
 """
@@ -19,6 +20,7 @@ import numpy as np
 from seqjax.cli.fixed_steps_experiment import FinishedRun, FixedStepsExperiment
 from seqjax.cli.settings import Settings
 from seqjax.config import ModelConfig, TrainConfig, option
+from seqjax.errors import UserError
 from seqjax.nn import activations
 from seqjax.reporting import plots, statistics, text_tables
 from seqjax.runs import result_files
@@ -28,7 +30,7 @@ from seqjax.training import replicas
 from seqjax.types import Arrays, Task
 
 EPOCHS = {'one_to_one': 1000, 'many_to_one': 500, 'many_to_many': 1000}  # the notebook's
-NOTEBOOK = {'length': 5, 'hidden': 5, 'learning_rate': 1e-3, 'adam_epsilon': 1e-7}
+NOTEBOOK = {'length': 5, 'sequence': None, 'hidden': 5, 'learning_rate': 1e-3, 'adam_epsilon': 1e-7}
 REFERENCE = Path(__file__).parent / 'reference'
 MAX_SHOWN = 10  # printed numbers of a sequence
 
@@ -39,6 +41,7 @@ class TdConfig:
 
     setup: str = option('many_to_many', 'shapes of inputs and outputs', choices=td.SETUPS)
     length: int = option(5, 'length of the sequence i / length', (1, None))
+    sequence: list[float] | None = option(None, 'numbers to echo instead of i / length, separated by commas')
     epochs: int | None = option(None, 'training steps; by default 1000, and 500 for many_to_one', (1, None))
     recurrent_activation: str = option(
         'sigmoid',
@@ -73,11 +76,17 @@ class TdExperiment(FixedStepsExperiment):
     STEPS, measured, panels = 'epochs', 'exact', 2
 
     def complete(self, flags: dict[str, Any]) -> dict[str, Any]:
-        """Fills in the number of epochs of the setup if --epochs is missing."""
-        return {**flags, 'epochs': flags['epochs'] or EPOCHS[flags['setup']]}
+        """Fills in the number of epochs of the setup, and the length of --sequence."""
+        length, numbers = flags['length'], flags['sequence']
+        if numbers is not None and length not in (self.defaults['length'], len(numbers)):
+            raise UserError(
+                f'--length={length} differs from the {len(numbers)} numbers of --sequence; pass one of both'
+            )
+        length = length if numbers is None else len(numbers)
+        return {**flags, 'length': length, 'epochs': flags['epochs'] or EPOCHS[flags['setup']]}
 
     def task(self, own: TdConfig, train: TrainConfig) -> Task:
-        return td.td(own.setup, length=own.length)
+        return td.td(own.setup, length=own.length, numbers=own.sequence)
 
     def model_config(self, model: ModelConfig, own: TdConfig) -> ModelConfig:
         return dataclasses.replace(model, cell=f'lstm(recurrent_activation={own.recurrent_activation})')
@@ -86,7 +95,8 @@ class TdExperiment(FixedStepsExperiment):
         return task.data.inputs
 
     def targets(self, settings: Settings) -> np.ndarray:
-        return td.sequence(self.own(settings).length)
+        own = self.own(settings)
+        return td.sequence(own.length) if own.sequence is None else np.array(own.sequence, np.float32)
 
     def predictions(self, outputs: np.ndarray, settings: Settings) -> np.ndarray:
         """Returns the outputs of any setup as [length], or [R, length] with replicas."""
@@ -150,13 +160,13 @@ class TdExperiment(FixedStepsExperiment):
         return f'{self.own(settings).setup}: echo {_format_numbers(self.targets(settings))}'
 
     def show(self, run: FinishedRun) -> None:
-        """Prints targets and predictions to one decimal; with replicas of the first seed, and the fraction correct."""
+        """Prints targets and predictions; with replicas those of the first seed, and the fraction of correct seeds."""
         targets, predictions = self.targets(run.settings), np.asarray(run.predictions)
         has_replicas = predictions.ndim == 2
         print('target  prediction' + (' (first seed)  correct seeds' if has_replicas else ''))
         for i, target in enumerate(targets[:MAX_SHOWN]):
             values = predictions[..., i]
-            prediction = text_tables.format_tenths(values[0] if has_replicas else values)
+            prediction = text_tables.format_decimals(values[0] if has_replicas else values, 3)
             line = f'{_format_numbers(targets[i : i + 1]):>6}  {prediction:>10}'
             if has_replicas:
                 line += f'{exact(values[:, None], target[None]).mean():>28.1%}'
@@ -237,7 +247,7 @@ def _format_numbers(sequence: np.ndarray) -> str:
     """Returns the first numbers of a sequence, with one to four decimals: 0.0 0.25 0.5."""
     words = []
     for x in sequence[:MAX_SHOWN]:
-        short, long = text_tables.format_tenths(x), f'{round(float(x), 4):g}'
+        short, long = text_tables.format_decimals(x), f'{round(float(x), 4):g}'
         words.append(short if float(short) == float(long) else long)
     return ' '.join(words) + (f' ... ({len(sequence):,} numbers)' if len(sequence) > MAX_SHOWN else '')
 
@@ -253,7 +263,7 @@ def _numbers(setup: str, length: int, hidden: int) -> int:
 EXPERIMENT = TdExperiment(
     'td',
     TdConfig,
-    ('setup', 'length', 'hidden', 'epochs', 'recurrent_activation'),
+    ('setup', 'length', 'sequence', 'hidden', 'epochs', 'recurrent_activation'),
     hidden=5,
     learning_rate=1e-3,
     num_seeds=None,

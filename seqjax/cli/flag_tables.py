@@ -22,6 +22,7 @@ from seqjax.cli.parsers import (
     FloatParser,
     FractionParser,
     IntParser,
+    ListParser,
     MeshParser,
     NameParser,
     PathParser,
@@ -79,6 +80,8 @@ def _parser_of(field: dataclasses.Field) -> flags.ArgumentParser:
         return {None: FloatParser, seqjax_config.FRACTION: FractionParser, seqjax_config.POSITIVE: PositiveParser}[
             bounds
         ]()
+    if kind == 'list[float]':
+        return ListParser(FloatParser(), distinct=False)
     return {'bool': BoolParser, 'str': PathParser}[kind]()
 
 

@@ -87,13 +87,13 @@ def format_table(layers: Sequence[Layer]) -> str:
     return '\n'.join([lines[0], rule, *lines[1:], rule, total])
 
 
-def format_tenths(x: float) -> str:
-    """Returns a number with one decimal, and 0.0 instead of -0.0.
+def format_decimals(x: float, decimals: int = 1) -> str:
+    """Returns a number with that many decimals, and 0.0 instead of -0.0.
 
-    >>> format_tenths(-0.04), format_tenths(0.25), format_tenths(0.7700233)
-    ('0.0', '0.2', '0.8')
+    >>> format_decimals(-0.04), format_decimals(0.25), format_decimals(0.7700233, 3)
+    ('0.0', '0.2', '0.770')
     """
-    return f'{round(float(x), 1) + 0.0:.1f}'
+    return f'{round(float(x), decimals) + 0.0:.{decimals}f}'
 
 
 def format_interval(values: np.ndarray, spec: str = '.4g', half_spec: str = '.2g') -> str:

@@ -1,4 +1,4 @@
-"""The notebook's task: echo the sequence i / length, in three setups of inputs and outputs.
+"""The notebook's task: echo a sequence such as i / length, in three setups of inputs and outputs.
 
 For length 5 the sequence is 0.0 0.2 0.4 0.6 0.8. It is the whole data set: every training step uses all of it.
 
@@ -6,6 +6,8 @@ For length 5 the sequence is 0.0 0.2 0.4 0.6 0.8. It is the whole data set: ever
     many_to_one    inputs [1, 5, 1]  targets [1, 5]     one sequence, all targets from the last output
     many_to_many   inputs [1, 5, 1]  targets [1, 5, 1]  one sequence, a target at every time step
 """
+
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -28,10 +30,21 @@ def sequence(length: int) -> np.ndarray:
     return (np.arange(length) / length).astype(np.float32)
 
 
-def td(setup: str, *, length: int = 5) -> Task:
-    """Returns the task of one setup; raises ValueError if `setup` is unknown."""
+def td(setup: str, *, length: int = 5, numbers: Sequence[float] | None = None) -> Task:
+    """Returns the task of one setup.
+
+    Args:
+      setup: one of `SETUPS`.
+      length: length of the sequence i / length.
+      numbers: [length], another sequence to echo.
+
+    Raises:
+      ValueError: `setup` is unknown, or `numbers` has another length.
+    """
     validation.check_choice('setup', setup, SETUPS)
-    numbers = sequence(length)
+    numbers = sequence(length) if numbers is None else np.asarray(numbers, np.float32)
+    if numbers.shape != (length,):
+        raise ValueError(f'length={length} differs from the shape {numbers.shape} of numbers')
     shape, targets = {
         'one_to_one': ((length, 1, 1), (length, 1)),
         'many_to_one': ((1, length, 1), (1, length)),

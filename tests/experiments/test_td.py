@@ -68,7 +68,7 @@ WRONG = [
     ('--epoch=5', ['--epoch', '--epochs']),
     ('--noplots', ['--noplots', '--plot']),
     ('--zzz=1', ['--zzz', '--help']),
-    ('many_to_one', ["'many_to_one'", '--name=value']),
+    ('many_to_one', ["'many_to_one'", '--NAME=VALUE']),
     ('--epochs', ['epochs', '--help']),
     ('--flagfile=nowhere.flags', ['nowhere.flags', 'many_to_many.flags']),
     ('--workdir=', ['--workdir=']),
@@ -420,3 +420,35 @@ def test_a_terminal_sees_a_bar(in_tmp):
     assert '━'.encode() in shown and b'40/40' in shown and b'loss' in shown
     plain = command('--epochs=40', '--steps_per_call=2', '--noplot', '--workdir=v', cwd=in_tmp).stdout
     assert '━' not in plain and 2 <= sum(line.startswith('epoch') for line in plain.splitlines()) <= 10
+
+
+@pytest.mark.parametrize('setup', ['one_to_one', 'many_to_one', 'many_to_many'])
+def test_numbers_of_ones_own_are_echoed(setup, in_tmp, capsys):
+    """Inputs and targets are these numbers, which need not be distinct or between 0 and 1; three decimals are shown."""
+    result = td.run(setup=setup, sequence=[0.1, -0.5, 0.1], epochs=1500, learning_rate=0.01, plot=False, workdir='w')
+    np.testing.assert_array_equal(result.targets, np.float32([0.1, -0.5, 0.1]))
+    assert result.summary['flags']['length'] == 3 and result.summary['exact']
+    out = capsys.readouterr().out
+    assert f'{result.predictions[1]:.3f}' in out and 'echo 0.1 -0.5 0.1' in out
+    assert (
+        td.main(
+            [
+                f'--setup={setup}',
+                '--sequence=0.1,-0.5,0.1',
+                '--epochs=1500',
+                '--learning_rate=0.01',
+                '--noplot',
+                '--workdir=w',
+            ]
+        )
+        == 0
+    )
+    assert td.main([f'--setup={setup}', '--sequence=0.1,0.5', '--workdir=w']) == 2
+
+
+@pytest.mark.parametrize(
+    'flags', [['--sequence=0.1,x'], ['--sequence='], ['--sequence=nan'], ['--length=4', '--sequence=1,2']]
+)
+def test_a_sequence_that_is_invalid_is_refused(flags, capsys):
+    assert td.main(flags) == 2
+    assert '--sequence' in capsys.readouterr().err

@@ -169,8 +169,8 @@ def test_the_table_of_any_module_is_complete(model):
     ('x', 'shown'),
     [(-0.04, '0.0'), (-0.0, '0.0'), (-0.06, '-0.1'), (0.96, '1.0'), (np.float32(0.2), '0.2'), (-12.34, '-12.3')],
 )
-def test_tenths(x, shown):
-    assert text_tables.format_tenths(x) == shown
+def test_a_number_with_one_decimal(x, shown):
+    assert text_tables.format_decimals(x) == shown
 
 
 # Wilson score intervals at 95% as statsmodels' proportion_confint(..., method='wilson') gives them.
