@@ -41,9 +41,9 @@ from seqjax.cli import command as cli_command
 from seqjax.cli import default_workdir, flag_tables
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import Flag, FlagTable
-from seqjax.cli.parsers import BoolParser, ChoiceParser, IntParser, ListParser
+from seqjax.cli.parsers import BoolParser, ChoiceParser, IntParser, ListParser, PathParser
 from seqjax.errors import UserError
-from seqjax.reporting import plots
+from seqjax.reporting import plots, text_tables
 from seqjax.runs import directory, result_files
 from seqjax.runs import memory as runs_memory
 from seqjax.runs.append_log import AppendLog
@@ -169,6 +169,7 @@ FLAGS = {
     'peers': Flag(ListParser(ChoiceParser(*PEERS)), 'libraries to compare with'),
     'parts': Flag(ListParser(ChoiceParser(*PARTS)), 'parts of the benchmark to run'),
     **{name: flag_tables.SHARED[name] for name in ('workdir', 'overwrite', 'plot')},
+    'page': Flag(PathParser('file'), 'Markdown page whose tables are replaced, docs/speed.md'),
 }
 
 
@@ -184,6 +185,7 @@ def run(
     workdir: str | None = None,
     overwrite: bool = False,
     plot: bool = True,
+    page: str | None = None,
 ) -> list[Check]:
     """Measures time and memory of seqjax and other libraries.
 
@@ -197,6 +199,7 @@ def run(
         from ours.
     """
     settings = flag_tables.check(FLAGS, locals(), cli_command.default_values(run))
+    page = settings.pop('page')
     for row in settings['rows'] or ():
         rows, steps, features, units = cases.sizes(row)
         numbers = rows * steps * (features + 10 * units) + 24 * units * (features + units)
@@ -205,14 +208,14 @@ def run(
         if summary is None:
             if folder.path is not None:
                 folder.clear()
-            return _run(settings, folder)
+            return _run(settings, folder, page)
         print(f'{folder.path} has finished results, which are shown again (use --overwrite to measure again)\n')
         with files.reading(folder.file(TEXT)):
             print(folder.file(TEXT).read_text(encoding='utf-8'))
         return []
 
 
-def _run(settings: dict[str, Any], folder: Workdir) -> list[Check]:
+def _run(settings: dict[str, Any], folder: Workdir, page: str | None) -> list[Check]:
     """Runs the benchmark, and writes its results to the folder."""
     seed = int.from_bytes(os.urandom(4), 'little') if settings['seed'] is None else settings['seed']
     print(f'random rows and order of --seed={seed}')
@@ -231,6 +234,8 @@ def _run(settings: dict[str, Any], folder: Workdir) -> list[Check]:
     _write_memory(folder, bench.memory)
     if settings['plot']:
         _picture(folder, bench.timings)
+    if page is not None:
+        text_tables.replace_block(files.expand('page', page), 'bench', text)
     folder.write_summary(summary | {'finished': True})
     print('\n' + text)
     if folder.path is not None:

@@ -25,7 +25,7 @@ from seqjax.cli import command as cli_command
 from seqjax.cli import command_line, flag_tables, lengths, parsers, registry
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import Flag, FlagTable
-from seqjax.cli.parsers import BoolParser, ListParser, NameParser
+from seqjax.cli.parsers import BoolParser, ListParser, NameParser, PathParser
 from seqjax.errors import UserError
 from seqjax.reporting import text_tables
 from seqjax.runs import directory, result_files
@@ -40,6 +40,7 @@ FLAGS = {
     'quick': Flag(BoolParser(), 'run small versions, in minutes'),
     'workdir': flag_tables.SHARED['workdir'],
     'overwrite': flag_tables.SHARED['overwrite'],
+    'page': Flag(PathParser('file'), 'Markdown page whose table is replaced, docs/results.md; needs all claims'),
 }
 
 
@@ -173,7 +174,12 @@ def markdown(rows: Sequence[ClaimRow]) -> Iterator[str]:
 
 
 def run(
-    *, names: list[str] | None = None, quick: bool = False, workdir: str | None = None, overwrite: bool = False
+    *,
+    names: list[str] | None = None,
+    quick: bool = False,
+    workdir: str | None = None,
+    overwrite: bool = False,
+    page: str | None = None,
 ) -> list[ClaimRow]:
     """Reproduces published results, and prints a table of the published and our results.
 
@@ -190,6 +196,9 @@ def run(
             raise UserError(
                 f'--names={name} is not a claim; use one of {", ".join(claims)}{parsers.nearest(name, claims)}'
             )
+    page = settings.pop('page')
+    if page is not None and (settings['names'] or quick):
+        raise UserError(f'--page={page} needs the full version of all claims; omit --names and --quick')
     wanted, place = settings.pop('names') or list(claims), settings['workdir'] or default_folder(quick)
     settings |= {'workdir': place}  # without the names, which may differ from call to call
     with directory.open_workdir(settings, NAME, names=(directory.SUMMARY, TABLE, TEXT)) as (folder, _):
@@ -201,6 +210,8 @@ def run(
         text = '\n'.join(markdown(rows)) + '\n'
         folder.write(TEXT, lambda path: path.write_text(text, encoding='utf-8'))
         result_files.write_table(folder, TABLE, ClaimRow._fields, rows)
+        if page is not None:
+            text_tables.replace_block(files.expand('page', page), NAME, text)
         print(f'\n{text}\n{folder.listing()}')
     return rows
 

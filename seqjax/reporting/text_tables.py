@@ -1,13 +1,17 @@
 """Parameter tables and formatted numbers."""
 
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 
+from seqjax import files
+from seqjax.errors import UserError
 from seqjax.reporting import statistics
 from seqjax.types import Arrays, Params
 
@@ -104,3 +108,19 @@ def format_interval(values: np.ndarray, spec: str = '.4g', half_spec: str = '.2g
     """
     mean, half_width = statistics.mean_interval(values)
     return f'{mean:{spec}}' if math.isinf(half_width) else f'{mean:{spec}} ± {half_width:{half_spec}}'
+
+
+def replace_block(page: Path, name: str, text: str) -> None:
+    """Replaces the text between `<!-- NAME -->` and `<!-- end of NAME -->` in a Markdown page.
+
+    Raises:
+      UserError: the page cannot be read or written, or has no such block.
+    """
+    with files.reading(page):
+        old = page.read_text(encoding='utf-8')
+    start, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
+    new, count = re.subn(f'(?s){start}.*?{end}', lambda _: f'{start}\n\n{text.strip()}\n\n{end}', old)
+    if count != 1:
+        raise UserError(f'{page} has {count} blocks from {start} to {end}; it needs exactly one')
+    with files.writing(page):
+        files.replace(page, lambda path: path.write_text(new, encoding='utf-8'))

@@ -28,7 +28,9 @@ def test_there_are_a_dozen_and_each_is_complete():
 
 
 def test_the_results_page_has_the_table():
-    """A row for each claim, as the command prints them."""
+    """A row for each claim, as the command prints them, where --page writes it."""
+    (block,) = re.findall(r'<!-- claims -->\n(.*?)<!-- end of claims -->', RESULTS, re.DOTALL)
+    assert next(claims.markdown([])) in block
     rows = re.findall(r'^\| (.+?) \(`(\w+)`\) \| (.+?) \|', RESULTS, re.MULTILINE)
     assert {name: (text, published) for text, name, published in rows} == {
         name: (claim.claim, claim.published) for name, claim in CLAIMS.items()

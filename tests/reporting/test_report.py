@@ -9,6 +9,7 @@ import pytest
 from seqjax import config
 from seqjax.cli import task_registry, task_setup
 from seqjax.cli.settings import Settings
+from seqjax.errors import UserError
 from seqjax.nn import models, rnn, seq2seq
 from seqjax.nn.build import build_model
 from seqjax.nn.cells.lstm_cell import LSTMCell
@@ -259,3 +260,14 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
         covered = np.mean([low <= np.log(2) <= high for low, _, high in found])
         assert 0.95 - 3 * (0.05 * 0.95 / 2000) ** 0.5 <= covered <= 0.99, (count, covered)
     assert statistics.median_interval(np.array([3.0, 1.0, np.nan])) == (1.0, 3.0, np.inf)
+
+
+def test_a_block_of_a_page_is_replaced_alone(tmp_path):
+    page = tmp_path / 'page.md'
+    page.write_text('before\n<!-- x -->\nold \\1\n<!-- end of x -->\nafter\n')
+    text_tables.replace_block(page, 'x', r'new \1')
+    text_tables.replace_block(page, 'x', r'new \1')
+    assert page.read_text() == 'before\n<!-- x -->\n\nnew \\1\n\n<!-- end of x -->\nafter\n'
+    for name, place in (('y', page), ('x', tmp_path / 'none.md')):
+        with pytest.raises(UserError, match=place.name):
+            text_tables.replace_block(place, name, '')
