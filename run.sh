@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Sets seqjax up in .venv beside this file, and runs it. It works from any folder; results go to ./runs.
+# Sets seqjax up in .venv next to this file, and runs it. It works from any folder; results go to ./runs.
 #
 #   ./run.sh                     the three experiments, 100 seeds each (flags that follow reach all three)
 #   ./run.sh COMMAND [flags]     seqjax COMMAND [flags], or python -m experiments.COMMAND [flags]
 #   ./run.sh soak --kills=100    kills runs at random moments, and compares how they end
 #   ./run.sh claims              published results, run again: under two hours (--quick: two minutes)
-#   ./run.sh bench               time and memory beside PyTorch, Flax and Keras: 15 minutes (--quick: two)
+#   ./run.sh bench               time and memory compared with PyTorch, Flax and Keras: 15 minutes (--quick: two)
 #   ./run.sh test [arguments]    the tests (arguments go to pytest); --all: also those marked slow
 #   ./run.sh versions            the tests under the oldest and the newest versions, on every Python from 3.11 to 3.13
 #   ./run.sh check               the linter and the type checker
@@ -40,7 +40,7 @@ default_interpreter() {
   fail "$(python3 --version 2>&1 || echo 'no Python') is what this machine has, and seqjax needs Python 3.11 or newer; name one with PYTHON="
 }
 
-# ready VENV PYTHON EXTRAS: makes the environment, or mends one that an earlier installation left unfinished.
+# ready VENV PYTHON EXTRAS: makes the environment, or repairs one that an earlier installation left unfinished.
 # A stamp is written last; it holds all that the environment depends on.
 ready() {
   local venv=$1 python=$2 extras=$3 stamp
@@ -48,10 +48,10 @@ ready() {
   [ "$(cat "$venv/stamp-$extras" 2>/dev/null)" = "$stamp" ] && complete "$venv" && return
   say "installing into $venv (once; about a minute)"
   if ! { of_interpreter "$venv" "$python" && install "$venv" "$extras" && complete "$venv"; }; then
-    rm -rf "$venv" # pip does not see what is missing inside a package: begin anew
+    rm -rf "$venv" # pip does not see what is missing inside a package: start from scratch
     "$python" -m venv "$venv" || fail "$python cannot make $venv; on Debian, install python3-venv"
     install "$venv" "$extras" ||
-      fail "pip could not install into $venv; the message above says why, and the same command tries again"
+      fail "pip could not install into $venv; see the message above, and run the same command to try again"
   fi
   printf '%s\n' "$stamp" >"$venv/stamp-$extras"
 }
@@ -164,7 +164,7 @@ case "${1:-}" in
     module=$(module_of "$1") || fail "there is no command $1; there are: $(commands)"
     case "$1" in
       forecast | classify | text | music | digits | predict) set_up plots,data ;; # which read files of many formats
-      bench) set_up plots,bench ;; # beside which it measures
+      bench) set_up plots,bench ;; # the libraries it is compared with
       *) set_up plots ;;
     esac
     # shellcheck disable=SC2086 # two words: seqjax COMMAND

@@ -307,7 +307,7 @@ class Bench:
         return range(1, (self.config.slow_rounds or count if slow else count) + 1)
 
     def all_rows(self) -> None:
-        """Measures the default rows or those of --rows, and random rows."""
+        """Measures the default rows or the rows of --rows, and random rows."""
         own_rows, count = self.settings['rows'], self.settings['random']
         rows = list(self.config.rows) if own_rows is None else [Case(*cases.sizes(row)) for row in own_rows]
         if count is None:

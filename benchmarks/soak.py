@@ -1,10 +1,10 @@
-"""Kill runs at random moments, and compare their results with those of undisturbed runs.
+"""Kill runs at random moments, and compare their results with the results of undisturbed runs.
 
     python -m benchmarks.soak --kills=100
 
 Each run is killed by SIGKILL while it starts, trains or saves, and resumed by the same command with another
---steps_per_call, until it finishes. Its metrics.csv and every array of its last checkpoint must then equal those of an
-undisturbed run, byte for byte. The runs use truncated backpropagation or shuffled epochs, two layers with dropout, a
+--steps_per_call, until it finishes. Its metrics.csv and every array of its last checkpoint must then be the same as in
+an undisturbed run, byte for byte. The runs use truncated backpropagation or shuffled epochs, two layers with dropout, a
 learning rate schedule and gradient clipping, with one seed or several.
 """
 
@@ -88,8 +88,8 @@ def run(
         result = soak.run()
     print(
         f'\n{result.kills:,} kills, {result.training:,} of them after the first rows of a run: metrics.csv and every '
-        f'array of the last checkpoint of all {result.finished:,} runs equal those of the undisturbed runs, byte for '
-        'byte.'
+        f'array of the last checkpoint of all {result.finished:,} runs are the same as in the undisturbed runs, '
+        'byte for byte.'
     )
     return result
 
@@ -169,7 +169,7 @@ def compare(folder: Path, other: Path) -> None:
     for path, arrays in ends[0].items():
         for name, array in arrays.items():
             if array.tobytes() != ends[1][path][name].tobytes():
-                raise UserError(f'{name} of {folder / path} differs from that of {other / path}')
+                raise UserError(f'{name} differs between {folder / path} and {other / path}')
 
 
 DEFAULTS = cli_command.default_values(run)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the pictures and the shares of the README and the gallery anew.
+# Regenerates the pictures and the shares of the README and the gallery.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for setup in one_to_one many_to_one many_to_many; do

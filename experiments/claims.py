@@ -129,7 +129,7 @@ def _exact(seeds: Sequence[SeedResult]) -> str:
 
 
 def _lengths(seeds: Sequence[SeedResult]) -> str:
-    """Returns the accuracy over all test lengths beyond those of training, see `seqjax.cli.lengths`."""
+    """Returns the accuracy over all test lengths beyond the training lengths, see `seqjax.cli.lengths`."""
     _, accuracies = lengths.curves(seeds, lengths.BEYOND)
     mean, solved = text_tables.format_interval(accuracies.mean(1), '.1%', '.1%'), lengths.count_solved(accuracies)
     return f'mean {mean}, best {accuracies.mean(1).max():.1%}; {solved} of {len(seeds)} at {lengths.SOLVED:.0%}'

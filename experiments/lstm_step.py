@@ -4,7 +4,7 @@
     python -m experiments.lstm_step --x=0.0,0.2,0.4 --hidden=3 --seed=7
     python -m experiments.lstm_step --x=0.0,0.2,0.4 --workdir=runs/td/many_to_many
 
-The weights are the initial weights of a seed, or with --workdir those of a trained run of experiments.td.
+The weights are the initial weights of a seed, or with --workdir the weights of a trained run of experiments.td.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ class TdExperiment(FixedStepsExperiment):
         return f'{self.own(settings).setup}: echo {_format_numbers(self.targets(settings))}'
 
     def show(self, run: FinishedRun) -> None:
-        """Prints targets and predictions; with replicas those of the first seed, and the fraction of correct seeds."""
+        """Prints targets and predictions; with replicas, the first seed and the fraction of correct seeds."""
         targets, predictions = self.targets(run.settings), np.asarray(run.predictions)
         has_replicas = predictions.ndim == 2
         print('target  prediction' + (' (first seed)  correct seeds' if has_replicas else ''))

@@ -4,7 +4,7 @@ Axes, wherever a shape stands in a comment:
 
     B batch   T time   F features   H hidden units   O outputs   V vocabulary   R replicas (seeds)   N batches
 
-`docs/architecture.md` says what the packages hold and which may import which.
+`docs/architecture.md` describes the packages and which may import which.
 """
 
 from typing import TYPE_CHECKING

@@ -143,7 +143,7 @@ def losses(timings: Timings, peer: str) -> list[str]:
 
 def not_slower(timings: Timings) -> Check:
     """Checks that no row is slower than PyTorch at its best setting."""
-    text = 'in no row is the lower quartile of the time above that of PyTorch at its best setting'
+    text = 'in every row, the lower quartile of the time relative to PyTorch at its best setting is at most 1'
     ratios = [timings.ratio(row, what, TORCH) for row, what in timings.rows(*LAYER, cases.STREAMING)]
     if not any(ratios):
         return Check(text, None)

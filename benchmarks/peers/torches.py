@@ -84,7 +84,7 @@ class Torch:
 
 
 def from_shared(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns PyTorch's parameters: transposed kernels, and two biases, one of which is 0."""
+    """Returns PyTorch's parameters: transposed kernels, a bias, and a second bias of 0."""
     return {
         'weight_ih_l0': weights['kernel'].T.copy(),
         'weight_hh_l0': weights['recurrent_kernel'].T.copy(),

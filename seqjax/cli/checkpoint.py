@@ -31,7 +31,7 @@ TRAINED = ('params/', 'variables/')  # prefixes of the names of trained arrays
 FLAGS = {
     'workdir': Flag(PathParser(), 'run directory'),
     'replica_group': Flag(PathParser(), 'folder below checkpoints/; needed if the run has several groups of replicas'),
-    'step': Flag(IntParser(0), 'training step to export; by default that of the newest valid checkpoint'),
+    'step': Flag(IntParser(0), 'training step to export; by default the step of the newest valid checkpoint'),
     'export': Flag(PathParser('file'), '.npz file to write the trained parameters to'),
     'full_state': Flag(BoolParser(), 'export the optimizer state, the step and the random key as well'),
 }
@@ -146,7 +146,7 @@ def _export(target: Path, checkpoints: dict[Path, list[CheckpointRow]], settings
 
 
 def _select(folder: Path, rows: list[CheckpointRow], step: int | None) -> CheckpointRow:
-    """Returns the newest valid checkpoint, or that of a step; raises UserError if there is none."""
+    """Returns the newest valid checkpoint, or the checkpoint of a step; raises UserError if there is none."""
     valid = [row for row in rows if row.metadata is not None and step in (None, row.metadata.step)]
     if not valid:
         names = ', '.join(row.path.name for row in rows if row.metadata is not None) or 'none'

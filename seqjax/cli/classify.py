@@ -96,7 +96,7 @@ class Classify(DatasetExperiment):
 
 
 def _read(settings: Mapping[str, Any], data: str) -> tuple[str, LabelledSeries, tuple[str, LabelledSeries] | None]:
-    """Returns the name and the series of a file, and those of the test file or None."""
+    """Returns the name and the series of a file, and the test file's name and series or None."""
     path, bounds = optional_packages.locate(data), dataset_experiment.bounds_of(settings)
     test = test_file(path) if settings['test_data'] is None else optional_packages.locate(settings['test_data'])
     return (

@@ -153,7 +153,7 @@ class Command:
         return self.table(argv) if callable(self.table) else self.table
 
     def full_table(self, argv: Sequence[str]) -> FlagTable:
-        """Returns all flags, including those that exist on the command line only, such as --distributed."""
+        """Returns all flags, including flags of the command line alone, such as --distributed."""
         table, defaults = self.table_for(argv)
         if 'mesh' in table:
             table, defaults = (
@@ -189,7 +189,7 @@ def main(command: Command, argv: list[str] | None, invocation: str) -> int:
 
     Args:
       command: the command.
-      argv: command line without the program's name; by default that of this process.
+      argv: arguments without the program's name; by default the arguments of this process.
       invocation: how the command is invoked, for messages.
 
     Returns:

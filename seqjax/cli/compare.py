@@ -66,7 +66,7 @@ class Entry(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Folder of the run below that of the comparison."""
+        """Folder of the run, relative to the comparison's folder."""
         return f'{self.task.replace(":", ".")}/{default_workdir.safe_name(self.cell)}'
 
 
@@ -103,7 +103,7 @@ def run(**values: Any) -> list[Any]:
     """Trains every cell on every task for all steps with the same seeds, and compares the results.
 
     Arguments are the flags of the command; `tasks` and `cells` are lists. Without `workdir`, no files are written. If
-    the only task is a dataset command such as `forecast`, the flags are those of that command.
+    the only task is a dataset command such as `forecast`, its flags are accepted.
 
     Raises:
       UserError (a ValueError): arguments are invalid or incompatible.

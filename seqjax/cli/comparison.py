@@ -1,4 +1,4 @@
-"""Comparisons of several runs, each in a folder below that of the comparison."""
+"""Comparisons of several runs, each in a subfolder of the comparison's folder."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar

@@ -200,7 +200,7 @@ class DatasetExperiment:
         """Trains and tests one cell, and prints its results."""
         with directory.open_workdir(settings.flags, self.name, names=FILES) as (folder, summary):
             result = self._result(dataset, settings, folder, summary)
-            print('\n'.join(['', *result.tell, '', *dataset_report.table_lines(dataset.metric, [result])]))
+            print('\n'.join(['', *result.summary_lines, '', *dataset_report.table_lines(dataset.metric, [result])]))
             if folder.path is not None:
                 print('\n' + folder.listing())
             print('\n' + dataset_report.conclusion(dataset.metric, result))

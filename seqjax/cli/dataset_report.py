@@ -28,20 +28,21 @@ class CellResult(NamedTuple):
     baselines: Mapping[str, float]  # metric of each baseline
     gains: Mapping[str, Improvement]  # improvement over each baseline
     chosen: int  # seed that is best on validation, used for predictions
-    tell: Sequence[str]  # details of that seed, specific to the dataset
+    summary_lines: Sequence[str]  # details of that seed, specific to the dataset
     baseline: str | None = None  # baseline that is best on validation; None in results of earlier versions
 
 
 def to_json(result: CellResult) -> dict[str, Any]:
     """Returns a result as JSON values."""
     gains = {
-        name: [gain.mean, gain.half_width if math.isfinite(gain.half) else None] for name, gain in result.gains.items()
+        name: [gain.mean, gain.half_width if math.isfinite(gain.half_width) else None] for name, gain in result.gains.items()
     }
     return result._asdict() | {'values': result.values.tolist(), 'gains': gains}
 
 
 def from_json(values: Mapping[str, Any]) -> CellResult:
     """Returns the result from JSON values, the inverse of `to_json`."""
+    values = {'summary_lines' if name == 'tell' else name: value for name, value in values.items()}  # earlier versions
     gains = {
         name: Improvement(mean, math.inf if half is None else half) for name, (mean, half) in values['gains'].items()
     }

@@ -19,7 +19,7 @@ from seqjax.types import Arrays, Batch, BestParameters, TrainState
 
 
 def make_predictor(model: nn.Module, read: PostprocessFn) -> Callable[[BestParameters, Batch], Arrays]:
-    """What gives (best of one seed, batches, leaves [M, B, ...]) -> what the model says to them, on the host.
+    """Returns a function that maps the best parameters of a seed and batches [M, B, ...] to predictions on the host.
 
     The test of a run and later predictions use the same function, so that they agree bit for bit. It compiles a program
     for one batch, because XLA compiles a loop over one batch differently from a loop over several.
@@ -33,11 +33,11 @@ def make_predictor(model: nn.Module, read: PostprocessFn) -> Callable[[BestParam
     def predict(best, batches):
         best = jax.device_put(best)  # transfer the parameters once
         batches = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(len(batches.mask))]
-        carry, answers = evaluation.initial_eval_carry(partial(program, best), batches[0]), []
+        carry, predictions = evaluation.initial_eval_carry(partial(program, best), batches[0]), []
         for batch in batches:
-            carry, answer = program(best, carry, batch)
-            answers.append(jax.device_get(answer))
-        return jax.tree.map(lambda *x: np.stack(x), *answers)
+            carry, prediction = program(best, carry, batch)
+            predictions.append(jax.device_get(prediction))
+        return jax.tree.map(lambda *x: np.stack(x), *predictions)
 
     return predict
 
@@ -49,9 +49,8 @@ def fingerprint(dataset: Dataset) -> str:
         array = np.ascontiguousarray(jax.random.key_data(leaf) if parameters.is_key(leaf) else leaf)
         digest.update(f'{array.shape}{array.dtype}'.encode())
         digest.update(array.view(np.uint8).data if array.size else b'')
-    digest.update(
-        json.dumps(dataset.preprocessing, sort_keys=True, default=str).encode()
-    )  # contains the names of columns and classes
+    # The preprocessing contains the names of columns and classes.
+    digest.update(json.dumps(dataset.preprocessing, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

@@ -34,12 +34,12 @@ class Digits(DatasetExperiment):
         'optionally gzipped'
     )
     OWN = {
-        'labels': Flag(PathParser('file'), 'idx file of the labels; by default that of MNIST in the same folder'),
+        'labels': Flag(PathParser('file'), 'idx file of the labels; by default the MNIST file in the same folder'),
         'test_data': Flag(
             PathParser('file'), 'idx file of the test images; by default t10k-... if --data is train-...'
         ),
         'test_labels': Flag(
-            PathParser('file'), 'idx file of the test labels; by default that of MNIST in the same folder'
+            PathParser('file'), 'idx file of the test labels; by default the MNIST file in the same folder'
         ),
         'test_size': Flag(IntParser(1), 'number of test images, the last ones, if there is no test file'),
         'validation_fraction': Flag(

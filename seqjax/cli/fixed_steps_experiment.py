@@ -50,7 +50,7 @@ class FixedStepsExperiment(abc.ABC):
       config: frozen dataclass of the task's flags.
       flags: names of the flags that are not in `flag_tables.SHARED`, in order; the value of the first is part of the
         name of the run directory.
-      **defaults: default values that replace those of the configurations.
+      **defaults: default values that replace the defaults of the configurations.
     """
 
     STEPS = 'steps'  # flag of the number of training steps
@@ -224,7 +224,7 @@ class FixedStepsExperiment(abc.ABC):
         return FinishedRun(settings, summary, losses, self.read_predictions(folder, summary, settings))
 
     def plot(self, folder: Workdir, run: FinishedRun) -> Any:
-        """The figure; None where Matplotlib is missing."""
+        """Draws the figure, writes it to the run directory and returns it; returns None if Matplotlib is missing."""
         try:
             figure, axes = plots.new_figure(self.panels, self.title(run.settings))
         except ImportError:

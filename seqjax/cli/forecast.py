@@ -112,7 +112,9 @@ class Forecast(DatasetExperiment):
             'seasons in time steps, for seasonal naive baselines; with --date, the usual seasons of its frequency are '
             'added, such as 24 and 168 for hours',
         ),
-        'ar_order': Flag(IntParser(1, 1000), 'order of the autoregression baseline; by default that of the lowest AIC'),
+        'ar_order': Flag(
+            IntParser(1, 1000), 'order of the autoregression baseline; by default the order with the lowest AIC'
+        ),
         'skip_short': Flag(
             BoolParser(),
             'skip series (by --id) that are too short or constant, in training and predictions',
@@ -194,7 +196,7 @@ class Forecast(DatasetExperiment):
         )
 
     def stream(self, settings: Settings, preprocessing: Mapping[str, Any]) -> OnlinePredictor:
-        """Returns a predictor of rows: lines with the columns of the run's file, or those of a header line."""
+        """Returns a predictor of rows: lines with the columns of the run's file or of a header line."""
         if preprocessing['strategy'] == 'recursive':
             raise UserError('--stdin does not support a run with --strategy=recursive; train with --strategy=direct')
         stream = ForecastStream(settings.options, preprocessing)

@@ -5,7 +5,7 @@
     seqjax predict --workdir=runs/text/book-lstm --prompt='KING' --max_new_tokens=300 --temperature=0.8
 
 New data go through the preprocessing that was fitted on the training split of the run. On the file that the run was
-trained on, the predictions equal those of the run's test bit for bit.
+trained on, the predictions equal the run's test predictions bit for bit.
 """
 
 import csv
@@ -55,7 +55,7 @@ FLAGS = {
     'stdin': Flag(
         BoolParser(),
         'read observations from the standard input, one per line, and write a prediction for each at once; forecast '
-        "reads rows with the columns of the run's file, or those of a header line",
+        "reads rows with the columns of the run's file or of a header line",
     ),
     'prompt': Flag(TextParser(), 'text to continue, with a language model'),
     'max_new_tokens': Flag(IntParser(1), 'number of tokens to generate'),
@@ -63,7 +63,7 @@ FLAGS = {
     'num_samples': Flag(IntParser(1), 'number of texts to generate'),
     'sample_seed': Flag(IntParser(0, 2**32 - 1), 'random seed of sampling for --prompt'),
     **{
-        name: flag._replace(help=flag.help + '; by default that of the run')
+        name: flag._replace(help=flag.help + "; by default the run's value")
         for name, flag in dataset_experiment.LIMITS.items()
     },
 }
@@ -77,7 +77,7 @@ def run(**values: Any) -> None:
     """Predicts with the model of a finished run; every argument is a flag of the command line.
 
     Raises:
-      UserError (a ValueError): the run does not exist or has no dataset, or the data do not match those of the run.
+      UserError (a ValueError): the run does not exist or has no dataset, or the data do not match the run.
     """
     flag_tables.check_known(values, FLAGS)
     settings = flag_tables.check(FLAGS, DEFAULTS | values, DEFAULTS)
@@ -100,7 +100,7 @@ def run(**values: Any) -> None:
 
 
 def load(workdir: str, seed: int | None = None) -> TrainedModel:
-    """Returns the model of a finished run: that of `seed`, or of the seed that is best on validation.
+    """Returns the model of a finished run, for `seed` or for the seed that is best on validation.
 
     Raises:
       UserError: the folder contains no finished run on a dataset.
@@ -153,7 +153,7 @@ def _checked(
 def _models(
     folder: Workdir, summary: Mapping[str, Any], settings: Settings, like: Mapping[str, Any]
 ) -> tuple[np.ndarray, BestParameters]:
-    """The models of a run, verified by the checksum in its summary; that of an older run has none."""
+    """Returns the seeds and the models of a run; verifies their checksum, which summaries of older runs lack."""
     path = folder.file(fit_results.MODELS)
     with files.reading(path):
         if summary.get('models') not in (None, files.sha256(path)):
@@ -184,7 +184,7 @@ def find_experiment(name: str, workdir: str) -> DatasetExperiment:
 
 
 def _predict_file(trained: TrainedModel, settings: Mapping[str, Any]) -> None:
-    unseen = trained.experiment.unseen(trained.settings, trained.preprocessing, settings['data'], settings['split'])
+    unseen = trained.experiment.prediction_inputs(trained.settings, trained.preprocessing, settings['data'], settings['split'])
     answers = dataset_test.make_predictor(trained.model, trained.experiment.postprocess(trained.preprocessing))(
         trained.best, unseen.batches
     )

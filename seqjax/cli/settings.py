@@ -18,7 +18,7 @@ class Settings:
     model: ModelConfig
     train: TrainConfig
     run: RunConfig
-    options: Mapping[str, Any]  # the remaining flags: those of the task or dataset
+    options: Mapping[str, Any]  # the remaining flags, of the task or dataset
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> Settings:

@@ -250,7 +250,7 @@ class MetricLog(Observer):
     """Log of the metrics of the last step before every evaluation, [evaluations, metrics, n] of each group.
 
     Args:
-      num_metrics: number of metrics, including that of `metric_fn`.
+      num_metrics: number of metrics, including the metric of `metric_fn`.
       eval_every: training steps between two evaluations.
       metric_fn: computes an additional metric from the state; None for none.
     """

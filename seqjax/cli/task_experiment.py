@@ -46,8 +46,8 @@ class TaskExperiment:
 
     Args:
       make: function that returns the task; its arguments become flags.
-      name: name of the experiment and of its folder in runs/; by default that of `make`.
-      **defaults: default values that replace those of `seqjax.tasks.synthetic.task_defaults`.
+      name: name of the experiment and of its folder in runs/; by default the name of `make`.
+      **defaults: default values that replace the defaults of `seqjax.tasks.synthetic.task_defaults`.
     """
 
     STEPS = STEPS

@@ -144,10 +144,10 @@ class Language(DatasetExperiment):
                 f'{file} has {len(read.tokens):,} {preprocessing["tokenizer"]}, and {where} needs at least two; use a '
                 'longer text'
             )
-        look = [_size(file, read), *read.notes, *_missing(read)]
+        description = [_size(file, read), *read.notes, *_missing(read)]
         names = {'unit': _unit(vocabulary), 'token_name': vocabulary.name}
         return language_modeling.scoring_inputs(
-            read.tokens[begin:end], preprocessing['window'], begin, **names, description=look
+            read.tokens[begin:end], preprocessing['window'], begin, **names, description=description
         )
 
     def stream(self, settings: Settings, preprocessing: Mapping[str, Any]) -> OnlinePredictor:

@@ -120,7 +120,7 @@ def batches(read: Callable[[np.ndarray], Arrays], labels: np.ndarray) -> Batch:
 
 
 def flatten_batches(predictions: Arrays, count: int) -> np.ndarray:
-    """Returns the logits of items [count, O] from those of batches [M, B, O]."""
+    """Returns the logits of items [count, O] from the logits of batches [M, B, O]."""
     logits = np.asarray(predictions)
     return logits.reshape(-1, logits.shape[-1])[:count]
 

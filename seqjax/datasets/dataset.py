@@ -27,7 +27,7 @@ class MetricSpec(NamedTuple):
     higher_is_better: bool = False
     root: bool = False  # True for the square root of a mean, as in RMSE
     format_spec: str = '.4g'  # format specification of values
-    unit: str = ''  # unit of values; empty if the name says it
+    unit: str = ''  # unit of values; empty if the name includes it
 
     def value(self, totals: Any, counts: Any) -> Any:
         """Returns the metric for sums of totals and counts over items."""

@@ -152,7 +152,7 @@ def prepare_series(name: str, series: Series, preprocessing: Mapping[str, Any]) 
 
 
 def frequency_of(series: Series, preprocessing: Mapping[str, Any]) -> Frequency:
-    """Returns the frequency of a series; that of training if it has under 3 dates, or weekdays of a single week."""
+    """Returns the frequency of a series, or of training if the series has under 3 dates or weekdays of one week."""
     training_frequency, days = Frequency(*preprocessing['frequency']), series.dates.astype('datetime64[D]')
     if len(days) < 3:
         return training_frequency

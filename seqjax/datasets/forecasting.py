@@ -255,7 +255,7 @@ def known_series(name: str, table: SeriesTable, preprocessing: Mapping[str, Any]
 
 
 def _check_dates(name: str, series: Sequence[Series], preprocessing: Mapping[str, Any]) -> None:
-    """Raises UserError if only another format than that of the run gives the dates the frequency of training."""
+    """Raises UserError if only a format other than the run's gives the dates the frequency of training."""
     longest = max(series, key=lambda series: len(series.rows))
     form = forecast_preprocessing.format_of(preprocessing)
     alternative = None if longest.dates is None else date_columns.other_reading(longest.dates, form.format)

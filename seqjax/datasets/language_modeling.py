@@ -1,7 +1,7 @@
 """Language modeling: a text is predicted token by token from all tokens before (Graves 2013, section 3).
 
 Training reads rows of the text in parallel and keeps their carries: truncated backpropagation through time. The last
-tokens are held out, and are cut into rows as well, each of which starts without context.
+tokens are held out, and are cut into rows as well; each row starts without context.
 
 Tokens that are not in the vocabulary are one token, scored as any other. The score does not include which of them it
 was, so with unknown tokens the bits are fewer than a code that restores the text would need.

@@ -206,7 +206,7 @@ class PackedPieces(NamedTuple):
         return jax.tree.map(lambda x: x.reshape(self.batch_count, BATCH_SIZE, *x.shape[1:]), batch)
 
     def unpack(self, values: np.ndarray) -> Iterator[np.ndarray]:
-        """Yields the values of each piece [T - 1, ...] from those of the batches [N, 8, L, ...]."""
+        """Yields the values of each piece [T - 1, ...] from the values of the batches [N, 8, L, ...]."""
         values = np.asarray(values)
         values = values.reshape(-1, *values.shape[2:])
         for piece, row, first in zip(self.pieces, self.rows, self.firsts, strict=True):
@@ -322,7 +322,7 @@ def _describe_training(pieces: Pieces, window: int, transpose: int) -> list[str]
     frames = np.concatenate(pieces)
     sounding, at_once = np.flatnonzero(frames.any(axis=0)) + piano_rolls.LOWEST, frames.sum(axis=1)
     lines = [
-        f'{len(sounding)} of {piano_rolls.NOTES} notes sound in training'
+        f'{len(sounding)} of {piano_rolls.NOTES} notes occur in training'
         + (f', MIDI {sounding[0]} to {sounding[-1]}' if sounding.size else '')
         + f'; {at_once.mean():.1f} at once, silence in {(at_once == 0).mean():.1%} of frames',
         f'training windows of {window} frames, evaluation on whole pieces',

@@ -3,7 +3,7 @@
 In Le et al. 2015, "A simple way to initialize recurrent networks of rectified linear units", the pixels of MNIST are
 read one at a time, in scan order or in one random order that is the same for all images.
 
-The last images are held out. In files that keep their original order, their writers differ from those of the first.
+The last images are held out. In files that keep their original order, the first and the last have different writers.
 """
 
 from collections.abc import Callable, Mapping
@@ -130,7 +130,7 @@ def spec(preprocessing: Preprocessing) -> ModelSpec:
 def prediction_inputs(name: str, images: Images, preprocessing: Preprocessing) -> PredictionInputs:
     """Returns images to predict; their classes may be unknown.
 
-    Raises UserError if their size or classes do not match those of training.
+    Raises UserError if their size or classes do not match the training images.
     """
     height, width = images.values.shape[1:]
     if (height, width) != (preprocessing['height'], preprocessing['width']):

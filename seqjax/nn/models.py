@@ -286,7 +286,7 @@ def sequence_model(
       head_init: initializer of the head's kernel; by default the initializer of `nn.Dense`.
       dtype: dtype of the computation; by default the promoted dtype of inputs and parameters.
       param_dtype: dtype of the parameters and the carry; float32 by default.
-      options: further arguments of `recurrent`, including those of the cell.
+      options: further arguments of `recurrent`, including the cell's.
 
     Raises:
       ValueError: an argument is invalid, or incompatible with another.

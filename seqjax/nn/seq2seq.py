@@ -184,8 +184,8 @@ class EncoderDecoder(NamedOptions, nn.Module):
         if jax.tree.structure(got) != jax.tree.structure(want) or jax.tree.leaves(got) != jax.tree.leaves(want):
             shapes = [jax.tree.map(lambda x: f'{x.dtype}{list(x.shape)}', carry) for carry in (got, want)]
             raise ValueError(
-                f'the carry of the encoder {shapes[0]} must equal that of the cells {shapes[1]}; use as many layers '
-                'of the same kind and size, and bridges for a Bidirectional encoder'
+                f'the carry of the encoder {shapes[0]} must equal the carry of the cells {shapes[1]}; use as many '
+                'layers of the same kind and size, and bridges for a Bidirectional encoder'
             )
 
     def _decode(self, memory: Memory, tokens: jax.Array) -> jax.Array:

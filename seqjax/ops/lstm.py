@@ -42,7 +42,7 @@ def lstm(
 
     Args:
       inputs: [T, B, F].
-      carry: initial c and h, each [B, H]; their dtypes are those of the state at every step.
+      carry: initial c and h, each [B, H]; the state keeps their dtypes at every step.
       kernel: [F, 4H], gates i, f, g, o side by side, in the dtype of the inputs, like the other weights.
       recurrent_kernel: [H, 4H].
       bias: [4H].

@@ -157,7 +157,7 @@ def open_workdir(
         removes the files of an earlier run.
       experiment: name of the experiment.
       names: files of the run.
-      steps: name of the flag with the number of steps; it may be larger than that of an earlier run.
+      steps: name of the flag with the number of steps; it may be larger than in an earlier run.
 
     Yields:
       The directory, and the summary of a finished run with the same settings, or None.

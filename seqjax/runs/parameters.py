@@ -38,7 +38,7 @@ def flatten_with_names(tree: Any) -> dict[str, Any]:
     """Returns the leaves of a tree by name, such as params/head/kernel.
 
     Raises:
-      UserError: two leaves have the same name, as those of {'a/b': x} and {'a': {'b': x}}, or a name cannot be encoded.
+      UserError: two leaves have the same name, such as in {'a/b': x, 'a': {'b': x}}, or a name cannot be encoded.
     """
     leaves: dict[str, Any] = {}
     for keys, leaf in key_paths(tree):

@@ -85,7 +85,7 @@ def _read_header(
         kind = 'numbers' if want_dtype is None else want_dtype
         raise ValueError(f'it is of another run: {name} is {dtype} {shape} and must be {kind} {want_shape}')
     if member.file_size != begin + math.prod(shape) * dtype.itemsize:
-        raise ValueError(f'{name} has {member.file_size:,} bytes, and its header says {shape} of {dtype}')
+        raise ValueError(f'{name} has {member.file_size:,} bytes, but its header has {shape} of {dtype}')
     return begin, shape, is_fortran, dtype
 
 

@@ -13,7 +13,7 @@ EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
 class Terminated(SystemExit):
-    """Exception for SIGTERM; the message says what was saved."""
+    """Exception for SIGTERM; the message names what was saved."""
 
     def __init__(self, message: str):
         super().__init__(EXIT_CODES[signal.SIGTERM])
@@ -21,7 +21,7 @@ class Terminated(SystemExit):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Exception for SIGINT; the message says what was saved."""
+    """Exception for SIGINT; the message names what was saved."""
 
     def __init__(self, message: str):
         super().__init__(message)

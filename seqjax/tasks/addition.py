@@ -87,7 +87,7 @@ def held_out(examples: int) -> int:
 def questions(digits: int, count: int) -> np.ndarray:
     """Returns different pairs of numbers [2, count], the same in every call; (a, b) and (b, a) are not different.
 
-    They are drawn like those of `sample`, and then shuffled.
+    They are drawn as in `sample`, and then shuffled.
 
     >>> int(questions(1, 55).sum()), len({frozenset(pair) for pair in questions(1, 55).T.tolist()})
     (495, 55)

@@ -3,8 +3,8 @@
     read     3 1 4 1 5 8 2 6 5 3  0 0 ... 0  9 9 9 9 9 9 9 9 9 9 9
     answer   0 0 0 0 0 0 0 0 0 0  0 0 ... 0  0 3 1 4 1 5 8 2 6 5 3
 
-Ten symbols of 1 to 8, T - 1 blanks, and eleven marks, of which the first asks for the symbols: T + 20 steps, and an
-answer at each. A memoryless model that knows the time step has a loss of 10 ln 8 / (T + 20).
+Ten symbols of 1 to 8, T - 1 blanks, and eleven marks; the first mark asks for the symbols. A sequence has T + 20 steps,
+with an answer at each. A memoryless model that knows the time step has a loss of 10 ln 8 / (T + 20).
 """
 
 import math

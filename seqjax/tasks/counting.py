@@ -11,7 +11,8 @@ At every step a model predicts the next symbol, or the end. The next symbol is r
 The entropy floor is the expected loss of the optimal predictor, in nats per predicted symbol: the entropy of a string
 less the entropy of its first symbol, which is not predicted, divided by the mean length.
 
-`excess` is the cross-entropy less that of the optimal predictor on the same sequences, so that sampling noise cancels.
+`excess` is the cross-entropy minus the cross-entropy of the optimal predictor on the same sequences, so that sampling
+noise cancels.
 
 A sequence is wrong if at any step the model assigns more than a tenth of the probability to symbols that cannot follow.
 All symbols that can follow count as correct, even beyond the lengths of training, except for an opening bracket at the

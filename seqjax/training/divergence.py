@@ -32,7 +32,7 @@ def last_finite(run: Any, task: Task, state: TrainState, good: int) -> tuple[int
 
 
 def _any_finite(run: Any, state: TrainState) -> bool:
-    """Returns True if all parameters are finite; with replicas, if those of at least one replica are."""
+    """Returns True if all parameters are finite; with replicas, all parameters of at least one replica."""
 
     def finite(params):
         return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()

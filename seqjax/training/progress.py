@@ -74,7 +74,7 @@ class Progress:
         self.resume_line = None
 
     def show(self, done: int, new: int, status: str = '') -> None:
-        """Shows `done` units of this group, of which `new` units are since the last call."""
+        """Shows `done` units of this group, including `new` units since the last call."""
         self.timer.cancel()
         self.session_units, self.session_chunks = self.session_units + new, self.session_chunks + 1
         self.status, now = status, time.perf_counter()

@@ -1,7 +1,7 @@
 """Shardings of all arrays of a run, on a mesh of devices with named axes, by `jax.sharding`.
 
 The axis 'data' shards the rows of a batch, or the replicas if there are any; 'model' shards the columns of the weights.
-GSPMD adds the communication; results equal those of one device up to rounding. `seqjax.ops.row_sharding` shards a
+GSPMD adds the communication; results equal single-device results up to rounding. `seqjax.ops.row_sharding` shards a
 recurrence over the rows of its batch on this mesh.
 """
 
@@ -247,7 +247,7 @@ def sharded_gradients(
     rows = P(DATA)
     shard = jax.shard_map(shard, in_specs=(P(), rows, rows), out_specs=(P(), rows), check_vma=False)
     (grads, metrics), carries = shard(state.params, padded(seqjax_types.carry_of(state.variables)), padded(batch))
-    counted = jnp.maximum(metrics['loss'].count, 1)  # gradients of the total loss -> those of its mean
+    counted = jnp.maximum(metrics['loss'].count, 1)  # gradients of the total loss -> of the mean loss
     grads = jax.tree.map(lambda total: (total / counted).astype(total.dtype), grads)
     return grads, metrics, jax.tree.map(lambda x: x[:count], carries)
 

@@ -60,7 +60,7 @@ def test_a_run_predicts_what_its_test_said_bit_for_bit(in_tmp, capsys, monkeypat
     lines = write(in_tmp / 'x.csv', missing=0.1 if 'missing' in changes else 0.0)
     (result,) = forecast.run(data='x.csv', workdir='run', **FLAGS, **changes)
     assert set(result.baselines) >= {'persistence', '7 steps before'} and np.isfinite(result.values).all()
-    assert any('%' in line for line in result.tell)
+    assert any('%' in line for line in result.summary_lines)
     header, *own = rows_of(in_tmp / 'run' / 'predictions.csv')
     assert header == ['series', 'origin', 'date', 'target', 'step', 'forecast'] + [
         f'{side} {name}' for name in ('90%', '50%') for side in ('lower', 'upper')

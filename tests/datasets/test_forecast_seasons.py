@@ -181,8 +181,11 @@ def test_the_verdict_is_about_the_baseline_that_is_best_on_validation_and_names_
     assert 'AR(2)' not in dataset_report.conclusion(MetricSpec('RMSE', root=True), result)
     assert dataset_report.conclusion(MetricSpec('RMSE', root=True), result._replace(baseline=None)).count('AR(2)') == 1
     gains['persistence'] = Improvement(3.0, np.inf)
-    again = dataset_report.from_json(json.loads(json.dumps(dataset_report.to_json(result), allow_nan=False)))
-    assert again.baseline == '24 steps before' and again.gains == gains
+    written = json.loads(json.dumps(dataset_report.to_json(result._replace(summary_lines=['0.5%'])), allow_nan=False))
+    again = dataset_report.from_json(written)
+    assert again.baseline == '24 steps before' and again.gains == gains and again.summary_lines == ['0.5%']
+    earlier = {'tell' if name == 'summary_lines' else name: value for name, value in written.items()}
+    assert dataset_report.from_json(earlier).summary_lines == ['0.5%']
 
 
 # --- series that are too short ----------------------------------------------------------------------

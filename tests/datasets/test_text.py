@@ -257,7 +257,7 @@ def test_a_run_looks_at_the_text_and_beats_the_shares_of_its_characters(finished
     assert '17 characters' in told and told.count('0.00%') >= 2
     assert 'é' not in told and 'bits per character' in told and 'unigram' in told
     assert result.gains['unigram'].mean > 0.3 and result.gains['unigram'].significant
-    assert result.tell[0].endswith('of 233')
+    assert result.summary_lines[0].endswith('of 233')
     preprocessing = json.loads((folder / 'summary.json').read_text())['preprocessing']
     assert preprocessing['known'] == ''.join(sorted(set(SONG))) and preprocessing['window'] == 16
 
@@ -275,7 +275,7 @@ def test_the_part_that_was_tested_on_is_scored_as_it_was_bit_for_bit(finished, i
         assert rows == list(csv.DictReader(table)) and len(rows) == 233
     chosen = result.values[result.seeds.index(result.chosen)]
     assert sum(float(row['bits']) for row in rows) / 233 == pytest.approx(chosen, rel=1e-12)
-    assert result.tell[0] in told
+    assert result.summary_lines[0] in told
     assert re.search(r"\b1 of 2,340 .*0\.04%.*'é'", told)
     assert [row['token'] for row in rows].count('<unknown>') == 1
 

@@ -47,7 +47,7 @@ class Autoregression(NamedTuple):
     """x_t = intercept + weights . (x_{t-1}, ..., x_{t-p}) + noise."""
 
     intercept: float
-    weights: np.ndarray  # [p], that of the latest value first
+    weights: np.ndarray  # [p], weight of the latest value first
 
 
 def _triangle(values: np.ndarray, order: int, first: int) -> tuple[np.ndarray, int]:
@@ -102,7 +102,7 @@ def best_order(values: np.ndarray, highest: int) -> int:
     AIC = n log(sum of squares / n) + 2 (order + 1), for Gaussian noise.
     """
     triangle, count = _triangle(values, highest, highest)
-    # The residual sum of squares of an order is that of the target column below the rows of its lags.
+    # The residual sum of squares of an order is the sum over the target column below the rows of its lags.
     residuals = np.array([(triangle[order + 1 :, -1] ** 2).sum() for order in range(1, highest + 1)])
     smallest = np.finfo(float).tiny
     scores = count * np.log(np.maximum(residuals / max(count, 1), smallest)) + 2 * (np.arange(1, highest + 1) + 1)

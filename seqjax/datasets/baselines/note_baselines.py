@@ -30,7 +30,7 @@ def marginal(train: Pieces, pieces: Pieces) -> ItemScores:
 def markov(train: Pieces, pieces: Pieces) -> ItemScores:
     """Scores notes by their frequencies in training, given that the note sounded in the frame before or not.
 
-    Arguments and return value are those of `marginal`.
+    Arguments and return value are the same as for `marginal`.
 
     >>> held = np.ones((5, 1))
     >>> markov([held], [held]).totals.round(4).tolist()  # 4 log(5 / 4.5)

@@ -137,7 +137,7 @@ def _values(path: Path, file: Any, axes: int, bounds: Bounds) -> np.ndarray:
 
 
 def _read(file: Any, size: int) -> bytearray:
-    """Reads up to `size` bytes, and allocates memory only for those that exist."""
+    """Reads up to `size` bytes, and allocates memory only for bytes that exist."""
     content = bytearray()
     while len(content) < size and (piece := file.read(min(PIECE, size - len(content)))):
         content += piece

@@ -26,7 +26,7 @@ Pieces = list[np.ndarray]  # each [T, 88] uint8, 1 where a note sounds
 
 
 def read_rolls(path: str, splits: Collection[str] = (), bounds: Bounds = readers_bounds.DEFAULT) -> dict[str, Pieces]:
-    """Returns the pieces of a file by split, by default those that the file has, at least one of `KEYS`.
+    """Returns the pieces of a file by split, by default for every split of the file, at least one of `KEYS`.
 
     The file has the variables `traindata`, `validdata` and `testdata`, each a cell array of pieces [T, 88] of 0 and 1.
     A column is a key of the piano, MIDI numbers 21 to 108, and a row is a frame.
@@ -68,7 +68,7 @@ def _piece(name: str, piece: Any) -> np.ndarray:
     for frame, note in np.argwhere((piece != 0) & (piece != 1))[:1]:
         raise UserError(
             f'{name} has {piece[frame, note]:g} at frame {frame + 1}, column {note + 1}; use 1 for '
-            'notes that sound and 0 for others'
+            'notes that are on and 0 for others'
         )
     return piece.astype(np.uint8)
 

@@ -165,7 +165,7 @@ def _hint(source: Text | Parquet, names: Sequence[str], error: InvalidNumberErro
 
 
 def _readable(source: Text | Parquet, names: Sequence[str], formats: Sequence[NumberFormat]) -> Sequence[NumberFormat]:
-    """Returns the formats in which every number of the columns can be read, without those that add a needless sign."""
+    """Returns the formats that can read every number of the columns, without formats that add a needless sign."""
     for _, frame in source.frames(names, names, checked=True) if formats else ():
         words = {word for name in names if frame[name].dtype.kind not in 'iufb' for word in _words(frame[name])}
         formats = [format for format in formats if all(readers_numbers.matches(word, format) for word in words)]
@@ -207,8 +207,8 @@ def settle(
 def _kinds(source: Text | Parquet, names: Sequence[str], values: np.ndarray) -> dict[str, dict[str, tuple[int, str]]]:
     """Returns the row and the word of the first number of each kind in each column, until a number is CERTAIN.
 
-    `values` are those of the columns. The text is read up to the first zero, whose value does not show its decimals;
-    after it, the values of the numbers without their points show the decimals.
+    `values` are the values of the columns. The text is read up to the first zero, whose value does not show its
+    decimals; after it, the values of the numbers without their points show the decimals.
     """
     kinds_of: dict[str, dict[str, tuple[int, str]]] = {name: {} for name in names}
     rows = max([1000, *(_place(column == 0) + 1 for column in values.T)])

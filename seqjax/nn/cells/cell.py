@@ -54,7 +54,7 @@ class DropoutMasks(NamedTuple):
 class Cell(NamedOptions, nn.RNNCellBase):
     """Base class of the cells: parameters, their checks and their precision.
 
-    The parameters are `kernel` [F, nH] and `bias` [nH] for n gates, and those of subclasses. Products, gates and
+    The parameters are `kernel` [F, nH] and `bias` [nH] for n gates; subclasses add others. Products, gates and
     outputs have `dtype`, by default the promoted dtype of inputs and parameters; the carry has `param_dtype` at every
     step.
     """
@@ -223,7 +223,7 @@ class RecurrentCell(Cell):
     def _call_masks(
         self, dropout_masks: DropoutMasks | None, deterministic: bool | None, inputs: jax.Array
     ) -> DropoutMasks | None:
-        """Returns the masks of a call: those that were passed, or newly drawn ones; None if deterministic."""
+        """Returns the masks of a call: the passed masks, or newly drawn ones; None if deterministic."""
         if deterministic is None:
             deterministic = not self.has_rng('dropout')
         if deterministic:
