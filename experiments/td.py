@@ -39,9 +39,9 @@ MAX_SHOWN = 10  # printed numbers of a sequence
 class TdConfig:
     """Flags of the notebook's experiments."""
 
-    setup: str = option('many_to_many', 'shapes of inputs and outputs', choices=td.SETUPS)
-    length: int = option(5, 'length of the sequence i / length', (1, None))
-    sequence: list[float] | None = option(None, 'numbers to echo instead of i / length, separated by commas')
+    setup: str = option('many_to_many', 'experiment, which decides the shapes of inputs and outputs', choices=td.SETUPS)
+    length: int = option(5, 'number N of values of the sequence 0/N, 1/N, ..., (N-1)/N', (1, None))
+    sequence: list[float] | None = option(None, 'numbers to echo instead, separated by commas')
     epochs: int | None = option(None, 'training steps; by default 1000, and 500 for many_to_one', (1, None))
     recurrent_activation: str = option(
         'sigmoid',

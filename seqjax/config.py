@@ -80,7 +80,8 @@ class TrainConfig:
         (1, None),
     )
     success_threshold: float | None = option(
-        None, "largest value of the success criterion's metric for a solved task (default: the task's own value)"
+        None,
+        "success criterion: a seed succeeds if its metric is at most this value; by default the task's own",
     )
     train_all_steps: bool = option(False, 'train all --steps, even if the task is solved earlier')
     split: str = option(
@@ -116,7 +117,7 @@ class TrainConfig:
 class RunConfig:
     """Files and devices of a run; no option here changes a result."""
 
-    workdir: str | None = option(None, 'run directory (default: a directory in runs/ for each set of flags)', PATH)
+    workdir: str | None = option(None, 'run directory, by default one in runs/ for each set of flags', PATH)
     overwrite: bool = option(False, 'replace the results in --workdir')
     plot: bool = option(True, 'draw curve.png (needs matplotlib, the extra "plots")')
     mesh: str | None = option(

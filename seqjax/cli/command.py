@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import gc
@@ -244,9 +243,11 @@ def main(command: Command, argv: list[str] | None, invocation: str) -> int:
 
 
 def exit_process(code: int) -> NoReturn:
-    """Ends the process after flushing its output and running the functions that are registered with atexit."""
+    """Ends the process after flushing its output.
+
+    Functions registered with atexit are not called: JAX's wait for the other processes of a run, which may have died.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a stream may be closed
             stream.flush()
-    atexit._run_exitfuncs()
     signals.end_process(code)

@@ -48,7 +48,7 @@ OWN = {
     ),
     'cells': Flag(ListParser(CellParser()), 'cells to compare; differences are to the first one'),
     'max_params': Flag(
-        IntParser(1), 'maximal number of parameters of a model: sets --hidden to the largest value that allows'
+        IntParser(1), 'maximal number of parameters of a model; --hidden is set to the largest value within it'
     ),
 }
 OWN_DEFAULTS = {'tasks': ['adding'], 'cells': ['lstm', 'gru'], 'max_params': None}

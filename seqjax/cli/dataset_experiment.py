@@ -85,7 +85,7 @@ class TrainedModel(NamedTuple):
 
     experiment: Any  # the DatasetExperiment
     settings: Settings
-    preprocessing: Mapping[str, Any]  # preprocessing
+    preprocessing: Mapping[str, Any]  # what `dataset` has fitted
     model: nn.Module
     seed: int
     best: BestParameters

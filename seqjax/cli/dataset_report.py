@@ -35,7 +35,8 @@ class CellResult(NamedTuple):
 def to_json(result: CellResult) -> dict[str, Any]:
     """Returns a result as JSON values."""
     gains = {
-        name: [gain.mean, gain.half_width if math.isfinite(gain.half_width) else None] for name, gain in result.gains.items()
+        name: [gain.mean, gain.half_width if math.isfinite(gain.half_width) else None]
+        for name, gain in result.gains.items()
     }
     return result._asdict() | {'values': result.values.tolist(), 'gains': gains}
 

@@ -67,11 +67,13 @@ class Forecast(DatasetExperiment):
             CheckedParser(date_formats.check_zone, 'time zone'),
             'time zone of the dates, such as Europe/Berlin; dates with an offset from UTC are converted to it',
         ),
-        'id': Flag(NameParser(), 'column of the series id of a row'),
+        'id': Flag(NameParser(), 'column that names the series of each row'),
         'covariates': Flag(
             ListParser(NameParser()), 'numeric columns that the model reads as well; their future values are unknown'
         ),
-        'calendar': Flag(BoolParser(), 'add the phase in the year, week and day as inputs (needs --date)'),
+        'calendar': Flag(
+            BoolParser(), 'add the time of year, week and day as inputs, each as sine and cosine (needs --date)'
+        ),
         'missing': Flag(
             ChoiceParser('refuse', 'mask'),
             'missing values: refuse the file, or read them as 0 with an indicator and exclude them from every metric',
@@ -168,7 +170,7 @@ class Forecast(DatasetExperiment):
     def prediction_inputs(
         self, settings: Settings, preprocessing: Mapping[str, Any], path: str, split: str = 'all'
     ) -> PredictionInputs:
-        """Returns forecasts from every origin, also beyond the end of the file; or from the origins of one split."""
+        """Returns inputs to forecast from every origin, also beyond the end of the file; or from those of one split."""
         options = settings.options
         file, origins = optional_packages.locate(path), None
         columns, dates = (

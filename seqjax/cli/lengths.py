@@ -47,7 +47,7 @@ class Lengths(TaskExperiment):
     """Experiment that tests seeds at many lengths.
 
     Args:
-      experiment: of the task.
+      experiment: experiment on the task, whose flags and training are used.
     """
 
     def __init__(self, experiment: TaskExperiment):

@@ -45,7 +45,7 @@ FLAGS = {
     'data': Flag(PathParser('file'), 'file to predict, in the format of the training file; or PACKAGE:PATH'),
     'split': Flag(
         ChoiceParser(ALL, *config.SPLITS),
-        'predict all of --data, or one split of it, made as in training',
+        'predict all of --data, or one split of it; the file is split as in training',
     ),
     'out': Flag(PathParser('file'), 'CSV file to write; by default the standard output'),
     'overwrite': Flag(BoolParser(), 'replace --out if it exists'),
@@ -136,7 +136,7 @@ def load(workdir: str, seed: int | None = None) -> TrainedModel:
 def _checked(
     experiment: DatasetExperiment, summary: Mapping[str, Any], folder: Workdir
 ) -> tuple[Settings, Mapping[str, Any]]:
-    """Returns the validated flags and recipe of a run, which may be untrusted."""
+    """Returns the validated flags and preprocessing of a run, whose files may be untrusted."""
     try:
         settings = experiment.check(summary['flags'])
         preprocessing = experiment.check_preprocessing(settings, summary.get('preprocessing'))
@@ -184,7 +184,9 @@ def find_experiment(name: str, workdir: str) -> DatasetExperiment:
 
 
 def _predict_file(trained: TrainedModel, settings: Mapping[str, Any]) -> None:
-    unseen = trained.experiment.prediction_inputs(trained.settings, trained.preprocessing, settings['data'], settings['split'])
+    unseen = trained.experiment.prediction_inputs(
+        trained.settings, trained.preprocessing, settings['data'], settings['split']
+    )
     answers = dataset_test.make_predictor(trained.model, trained.experiment.postprocess(trained.preprocessing))(
         trained.best, unseen.batches
     )

@@ -39,7 +39,11 @@ OWN = {
     ),
     'grid': Flag(GridParser(), 'flag of the experiment and its values; repeat it for a grid of all combinations'),
     'eval_every': Flag(IntParser(1), 'training steps between evaluations; by default a twentieth of the steps'),
-    'metric': Flag(NameParser(), 'metric of the table and figure; td also has exact, and echo has right'),
+    'metric': Flag(
+        NameParser(),
+        'metric of the table and figure, such as loss; td has exact (all predictions correct to one decimal), and echo '
+        'has accuracy and right (correct symbols in training and in the test)',
+    ),
     **{name: flag_tables.SHARED[name] for name in ('seed', 'num_seeds', 'workdir', 'overwrite', 'plot')},
 }
 OWN_DEFAULTS = {'experiment': 'td', 'grid': None, 'eval_every': None, 'metric': 'loss', 'seed': 0, 'num_seeds': 10}

@@ -139,10 +139,9 @@ class Language(DatasetExperiment):
         read = texts.read_with_vocabulary(file, vocabulary)
         begin, end = _bounds(len(read.tokens), preprocessing).split(split)
         if end - begin < 2:
-            where = 'the text' if split == 'all' else f'--split={split}'
+            where = file if split == 'all' else f'--split={split} of {file}'
             raise UserError(
-                f'{file} has {len(read.tokens):,} {preprocessing["tokenizer"]}, and {where} needs at least two; use a '
-                'longer text'
+                f'{where} has {end - begin} {preprocessing["tokenizer"]} and needs at least two; use a longer text'
             )
         description = [_size(file, read), *read.notes, *_missing(read)]
         names = {'unit': _unit(vocabulary), 'token_name': vocabulary.name}
@@ -219,7 +218,7 @@ def _check_lengths(path: Path, bounds: SplitBounds, settings: Settings) -> None:
     if bounds.training < needed:
         raise UserError(
             f'{path} has {bounds.training:,} training {kind} of {bounds.test:,}, and --batch_size={batch_size} rows of '
-            f'--window={window} time steps need {needed:,}; use a longer text, or decrease them'
+            f'--window={window} time steps need {needed:,}; use a longer text, or decrease --batch_size or --window'
         )
     for part in ('validation', 'test'):
         begin, end = bounds.split(part)

@@ -389,7 +389,7 @@ def _check_targets(
             prepared.valid[first + 1 : stop + horizon].any()
             for prepared, (first, stop) in zip(prepared_series, ranges, strict=True)
         ):
-            raise UserError(f'{name} has no value of a target in its {split_name} split_name; choose another split')
+            raise UserError(f'{name} has no value of a target in its {split_name} split; choose other splits')
 
 
 def _first_steps(prepared: PreparedSeries, stop: int) -> PreparedSeries:

@@ -73,7 +73,7 @@ def check(preprocessing: Any, schema: Mapping[str, Rule], equal: Mapping[str, An
       UserError: a value is missing or invalid; the message names it.
     """
     if not isinstance(preprocessing, dict):
-        raise UserError('its preprocessing is not an object')
+        raise UserError('its preprocessing is missing, or is not a JSON object')
     for name, rule in schema.items():
         if name not in preprocessing:
             raise UserError(f'its preprocessing has no {name!r}')

@@ -38,7 +38,7 @@ def build_model(spec: ModelSpec, config: ModelConfig, inputs: Arrays | None = No
         )
     if config.bidirectional and spec.causal:
         raise ValueError(
-            'bidirectional=True would leak the targets, as each step predicts later ones; use a causal model'
+            'bidirectional=True would leak the targets, as each step predicts later inputs; use bidirectional=False'
         )
     options = _cell_options(spec, config)
     options |= {name: getattr(config, name) for name in ('layers', 'bidirectional', 'dropout')}

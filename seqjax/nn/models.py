@@ -149,7 +149,7 @@ def embed_inputs(inputs: Arrays, embed: nn.Embed | None) -> tuple[jax.Array, jax
 
     Returns:
       values [B, T, F]; the mask of valid steps [B, T], None if all are; the resets or None. In compiled code, which
-      cannot raise, tokens that are out of range, and rows whose length is, become NaN.
+      cannot raise, tokens that are out of range, and rows whose length is out of range, become NaN.
 
     Raises:
       ValueError: an argument does not fit the others; the message names it.

@@ -48,10 +48,10 @@ class Bidirectional(NamedOptions, nn.Module):
         time_major: bool | None = None,
         **options: Any,
     ) -> Any:
-        """Runs both layers, see `RNN`; the carry is a pair, and with merge_mode 'none' the outputs are one, too.
+        """Runs both layers, see `RNN`; the carry is a pair, and so are the outputs with merge_mode 'none'.
 
         Raises:
-          ValueError: an argument does not fit, or the forward layer is not causal.
+          ValueError: an argument is invalid, the layers share an object or a cell, or the forward layer is not causal.
         """
         merge = self._merge()
         if self.forward_rnn is self.backward_rnn:
@@ -66,7 +66,7 @@ class Bidirectional(NamedOptions, nn.Module):
         if options.pop('reverse', None):
             raise ValueError('reverse=True is not supported by a Bidirectional layer, which runs in both directions')
         if not getattr(self.forward_rnn, 'causal', True):
-            raise ValueError('forward_rnn must run forward; use reverse=False')
+            raise ValueError('forward_rnn must be causal; use reverse=False, and no Bidirectional layer')
         carries, keys = _parts('initial_carry', initial_carry), _split(init_key, 2)
         options = {**options, 'time_major': nn_rnn.override(time_major, self.time_major), 'return_carry': True}
         forward = self.forward_rnn(inputs, initial_carry=carries[0], init_key=keys[0], **options)

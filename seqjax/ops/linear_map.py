@@ -49,7 +49,7 @@ def _call(*leaves: jax.Array, call: Callable[..., list[jax.Array]], **_: Any) ->
 
 
 def _jvp(primals: list[Any], tangents: list[Any], *, call: Callable[..., Any], count: int, **how: Any) -> Any:
-    """Forward mode; JAX differentiates the dependence on the residuals."""
+    """Forward mode: the map applied to the tangents; if the residuals have tangents too, JAX differentiates `call`."""
     if any(type(tangent) is not ad.Zero for tangent in tangents[:count]):
         return jax.jvp(call, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
     how |= {'call': call, 'count': count}

@@ -177,9 +177,9 @@ def _backward_step(
 def small(
     static_args: LSTMStaticArgs, steps: StepInputs, carry: LSTMState, weights: LSTMWeights, reset_carry: LSTMState
 ) -> LSTMOutput:
-    """Runs steps that are so small that their time is the number of their operations.
+    """Runs steps that are so small that only the number of their operations determines their time.
 
-    The forward pass alone has fewest operations in `BatchMajor`; forward and backward pass together have fewest as JAX
+    The forward pass alone has the fewest operations in `BatchMajor`; both passes together have the fewest if JAX
     derives them from a partly unrolled plain loop.
     """
     return _forward(static_args._replace(recompute=True), steps, carry, weights, reset_carry)[0]

@@ -68,8 +68,8 @@ class BatchMajor(BackwardLayout):
 class BatchMajorGates(BatchMajor):
     """Batch-major layout with saved gates: backward steps are then simple enough for XLA to vectorize at few units.
 
-    All gates are computed in one pass, as both functions of every pre-activation: half of that is thrown away, and it
-    is faster than to concatenate four parts.
+    All gates are computed in one pass, as both functions of every pre-activation: half of that is thrown away, which
+    is still faster than concatenating four parts.
     """
 
     def should_recompute(self, steps: int, rows: int, hidden: int) -> bool:
@@ -87,7 +87,7 @@ class FeatureMajor:
     """Feature-major layout, a row of the batch being a column in memory: states [H, B], gates [4H, B].
 
     The product of a large matrix with a narrow one is up to 1.6 times as fast as the other way round. The gates are
-    saved, which is faster here than to recompute them. Gradients are stored as [4H, n, B], ready for a chunk's product.
+    saved, which is faster here than recomputing them. Gradients are stored as [4H, n, B], ready for a chunk's product.
     """
 
     axis, chunk = 0, 32

@@ -68,7 +68,7 @@ def stream_window(rows: StreamRows, step: jax.Array, window: int) -> tuple[Any, 
     batch, steps = rows.mask.shape
     if window < 1 or steps % window:
         raise ValueError(
-            f'{steps} steps of the rows are not divisible by window={window}; pass the same to stream_rows'
+            f'{steps} steps of the rows are not divisible by window={window}; pass the window that stream_rows got'
         )
     place = jnp.asarray(step) % (steps // window)
 

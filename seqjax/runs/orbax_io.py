@@ -130,7 +130,7 @@ def read_state(folder: Path, metadata: CheckpointMetadata, like: TrainState) -> 
         if leaves[0] != leaves[1]:
             actual, wanted = ('missing' if x is None else f'{x[1]} {x[0]}' for x in leaves)
             raise UserError(
-                f'{folder} is of another model or optimizer: {name} is {actual} there and {wanted} in this run; '
+                f'{folder} belongs to another model or optimizer: {name} is {actual} there and {wanted} in this run; '
                 'choose another --workdir, or use --overwrite to train again'
             )
     arrays = read_arrays(folder)

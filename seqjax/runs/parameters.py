@@ -144,7 +144,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
             differences.append(f'{name} is {dtype} {shape} and must be {want_dtype} {want_shape}')
     if differences:
         more = f', and {len(differences) - MAX_DIFFERENCES} more' if len(differences) > MAX_DIFFERENCES else ''
-        raise UserError(f'{path} is of another tree: {", ".join(differences[:MAX_DIFFERENCES])}{more}')
+        raise UserError(f'{path} has other arrays than expected: {", ".join(differences[:MAX_DIFFERENCES])}{more}')
     return jax.tree.unflatten(jax.tree.structure(like), [_convert(arrays[name], leaf) for name, leaf in leaves.items()])
 
 

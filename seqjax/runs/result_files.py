@@ -61,10 +61,10 @@ def read_arrays(path: Path, expected: Mapping[str, Expected], others: bool = Tru
     with files.reading(path), files.open_file(path) as file, zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix('.npy'): info for info in archive.infolist()}
         if len(members) < len(archive.infolist()) or (not others and members.keys() - expected.keys()):
-            raise ValueError('it has arrays that are not of this run')
+            raise ValueError('it has arrays that do not belong to this run')
         for name in expected:
             if name not in members:
-                raise ValueError(f'it is of another run: the array {name} is missing')
+                raise ValueError(f'it belongs to another run: the array {name} is missing')
         headers = {name: _read_header(archive, members[name], name, *want) for name, want in expected.items()}
         return {name: _read_array(archive, members[name], header) for name, header in headers.items()}
 
@@ -83,7 +83,7 @@ def _read_header(
     same = len(shape) == len(want_shape) and all(y in (None, x) for x, y in zip(shape, want_shape, strict=True))
     if not same or (dtype != want_dtype if want_dtype is not None else dtype.kind not in 'iuf'):
         kind = 'numbers' if want_dtype is None else want_dtype
-        raise ValueError(f'it is of another run: {name} is {dtype} {shape} and must be {kind} {want_shape}')
+        raise ValueError(f'it belongs to another run: {name} is {dtype} {shape} and must be {kind} {want_shape}')
     if member.file_size != begin + math.prod(shape) * dtype.itemsize:
         raise ValueError(f'{name} has {member.file_size:,} bytes, but its header has {shape} of {dtype}')
     return begin, shape, is_fortran, dtype

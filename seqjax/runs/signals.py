@@ -78,7 +78,7 @@ class ShutdownRequest:
             )
         repeat = 'press Ctrl-C again' if number == signal.SIGINT else 'send it again'
         print(
-            f'\n{name(number)}: finishing the chunk and saving ({repeat} to exit immediately)',
+            f'\n{name(number)}: finishing the current steps and saving ({repeat} to exit immediately)',
             file=sys.stderr,
             flush=True,
         )

@@ -85,7 +85,7 @@ def held_out(examples: int) -> int:
 
 @lru_cache(maxsize=4)
 def questions(digits: int, count: int) -> np.ndarray:
-    """Returns different pairs of numbers [2, count], the same in every call; (a, b) and (b, a) are not different.
+    """Returns different pairs of numbers [2, count], the same in every call; (a, b) and (b, a) count as one.
 
     They are drawn as in `sample`, and then shuffled.
 

@@ -191,7 +191,7 @@ def _value(numbers: jax.Array, before: jax.Array, valid: jax.Array, modulus: int
     starts = (before != OPERATORS.index('*')) | ~valid
 
     def join(left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Joins two parts, each the product since the start of its last term, and True if a term starts in it."""
+        """Joins two adjacent parts, each (product since the start of its last term, True if a term starts in it)."""
         (left_product, left_starts), (right_product, right_starts) = left, right
         product = jnp.where(right_starts, right_product, left_product * right_product % modulus)
         return product, left_starts | right_starts

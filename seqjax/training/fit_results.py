@@ -36,7 +36,7 @@ def select_seed(best: BestParameters, index: int) -> BestParameters:
 
 
 def typical_step(result: FitResult, eval_every: int) -> int:
-    """Returns the step of the best evaluation for the median seed."""
+    """Returns the median best step of the seeds with a finite loss, rounded to a multiple of `eval_every`."""
     return eval_every * max(1, round(float(np.median(result.best.step[np.isfinite(result.best.value)])) / eval_every))
 
 
@@ -71,7 +71,7 @@ def read_models(path: Path, like: Mapping[str, Any], count: int | None = None) -
       The seeds [R], and the best parameters of each, leaves [R, ...].
 
     Raises:
-      UserError: the file cannot be read, or is of another model.
+      UserError: the file cannot be read, or belongs to another model.
     """
     params, variables = like['params'], {name: x for name, x in like.items() if name not in ('params', types.CARRY)}
     shapes = {'params': params, 'variables': variables}

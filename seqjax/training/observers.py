@@ -156,7 +156,7 @@ class EvaluationLog(Observer):
 
 
 def _add(before: Mapping[str, Mean], new: Mapping[str, Mean]) -> dict[str, Mean]:
-    """Returns sums over steps [n, R] in float64, added to the sums before [R]."""
+    """Adds the values of n steps, [n, R], to the sums before them, [R], in float64."""
     sums = {name: Mean(*(np.asarray(x, np.float64).sum(0) for x in mean)) for name, mean in new.items()}
     return {name: before[name].merge(mean) if before else mean for name, mean in sums.items()}
 

@@ -85,7 +85,7 @@ def adam(
     step t. The difference matters for small gradients, as at the end of the notebook's second experiment.
 
     Norms, moments and updates are computed in the widest floating dtype of the parameters, and at least in float32: in
-    bfloat16 B2 would be 1, and in float16 epsilon 0. Updates have the dtypes of the gradients.
+    bfloat16 B2 = 0.999 would be 1, and in float16 epsilon 1e-8 would be 0. Updates have the dtypes of the gradients.
 
     Args:
       learning_rate: a number or a schedule.

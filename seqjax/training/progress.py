@@ -63,7 +63,7 @@ class Progress:
             self.timer = threading.Timer(
                 WARNING_PERIOD,
                 self._print_warning,
-                (f'the first chunk takes more than {WARNING_PERIOD} seconds: this run', 'least', least),
+                (f'the first steps take more than {WARNING_PERIOD} seconds: this run', 'least', least),
             )
             self.timer.daemon = True
             self.timer.start()

@@ -50,7 +50,7 @@ def run(kind, flags, split='all'):
     assert all(len(row) == len(columns) for row in rows)
     preprocessing = json.loads(json.dumps(dict(data.preprocessing)))
     kind.spec(preprocessing)
-    unseen = kind.unseen(settings, preprocessing, settings.options['data'], split)
+    unseen = kind.prediction_inputs(settings, preprocessing, settings.options['data'], split)
     columns, rows = unseen.table(answers_to(unseen.batches))
     assert all(len(row) == len(columns) for row in rows)
     return data

@@ -304,7 +304,7 @@ def test_a_run_of_before_the_checksums_is_read(runs, tmp_path):
         del summary['flags'][name]
     del summary['preprocessing']['declared']
     (run / directory.SUMMARY).write_text(json.dumps(summary))
-    kinds.same(predict.load(str(run)).keep_best, predict.load(str(runs('classify')[1])).keep_best)
+    kinds.same(predict.load(str(run)).best, predict.load(str(runs('classify')[1])).best)
 
 
 PLACES = ('.', directory.SUMMARY, fit_results.MODELS)

@@ -94,7 +94,7 @@ def test_the_layout_divides_what_it_says():
 import jax, json, numpy as np
 from experiments import echo
 from seqjax import training
-from seqjax.runs.parameters import named
+from seqjax.runs.parameters import flatten_with_names
 flags = {**echo.EXPERIMENT.defaults, 'batch_size': 8, 'hidden': 4}
 experiment = echo.EXPERIMENT
 model, task, tx = experiment.make_model(flags), experiment.make_task(flags), experiment.make_optimizer(flags)

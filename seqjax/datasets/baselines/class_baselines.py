@@ -19,10 +19,10 @@ def most_frequent(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def summaries(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Returns mean, standard deviation, first and last value of the known values of each channel, [N, 4 C] float64.
+    """Returns for each series the C means, then the standard deviations, first and last values, [N, 4 C] float64.
 
-    `values` [S, C] are concatenated series, NaN if missing, whose lengths [N] sum to S. The result is NaN if all values
-    of a channel are missing.
+    `values` [S, C] are concatenated series, whose lengths [N] sum to S. NaN and infinite values are ignored; the four
+    statistics of a channel without other values are NaN.
 
     >>> summaries(np.array([[1.0], [np.nan], [3.0], [5.0]]), np.array([3, 1])).tolist()
     [[2.0, 1.0, 1.0, 3.0], [5.0, 0.0, 5.0, 5.0]]

@@ -25,7 +25,7 @@ class Bounds(NamedTuple):
     def check_bytes(self, where: object, size: int, what: str = 'has', copies: int = 1) -> None:
         """Raises UserError if the decompressed content of `where`, known or read so far, is larger than allowed.
 
-        `what` is the verb of the message; reading takes `copies` times as much memory as the content.
+        `what` is the text between `where` and "more than"; reading takes `copies` times as much memory as the content.
         """
         if size > self.bytes // copies:
             limit = '--max_bytes' if copies == 1 else f'--max_bytes / {copies}'

@@ -143,7 +143,7 @@ class ColumnReader:
             has, must = ('no', 'with') if self.form.aware else ('an', 'without')
             raise UserError(
                 f'{self.where(first + place)}: {texts[place][:80]!r} has {has} offset from UTC, unlike the '
-                f'other dates; write all dates {must} an offset'
+                f'dates before it or in training; write all dates {must} an offset'
             )
 
     def finish(self, ids: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None, DateFormat]:

@@ -30,7 +30,7 @@ def in_zone(instants: np.ndarray, zone: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def offsets_in(local: np.ndarray, zone: str, after: np.datetime64 | None = None) -> np.ndarray:
-    """Returns offsets from UTC in seconds [n] of local times in a zone, in order; `after` is the UTC before them.
+    """Returns offsets from UTC in seconds [n] of local times in a zone, in order; `after` is the UTC time before.
 
     Of two equal local times when the clock is set back, the first is taken, if it is later than the time before.
     """
@@ -131,7 +131,7 @@ def _last_days(months: np.ndarray) -> np.ndarray:
 
 
 def gaps(dates: np.ndarray, frequency: Frequency, offsets: np.ndarray | None = None) -> np.ndarray:
-    """Returns the indices [k] of dates [n] after which the frequency is broken: the fewer, by local time and by UTC."""
+    """Returns the indices of dates [n] whose next date breaks the frequency: by local time, or by UTC if fewer."""
     if frequency.unit == 'weekdays':
         days = dates.astype('datetime64[D]')
         return np.flatnonzero(np.busday_count(days[:-1], days[1:]) != 1)

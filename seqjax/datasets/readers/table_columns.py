@@ -290,8 +290,8 @@ def refuse_missing(path: Path, values: np.ndarray, names: Sequence[str]) -> None
         missing = np.isnan(values[:, place])
         if missing.any():
             raise UserError(
-                f'{path}, row {_place(missing) + 1}, column {name!r}: the value is missing, as in '
-                f'{int(missing.sum()) - 1} more rows; add the values, or use --missing=mask'
+                f'{path}, row {_place(missing) + 1}, column {name!r}: the value is missing ('
+                f'{int(missing.sum()):,} missing in this column); add the values, or use --missing=mask'
             )
 
 

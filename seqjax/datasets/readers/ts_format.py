@@ -102,7 +102,7 @@ def _content(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int
 
 
 def _head(path: Path, lines: Iterator[tuple[int, str]]) -> tuple[tuple[str, ...], int | None]:
-    """Returns the classes, and the number of channels if it is declared; afterwards, `lines` is after @data."""
+    """Returns the classes, and the number of channels if it is declared; `lines` then continues after @data."""
     tags: dict[str, list[str]] = {}
     for number, line in _content(path, lines):
         tag, *words = line.split()
