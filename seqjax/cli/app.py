@@ -58,11 +58,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     near = difflib.get_close_matches(words[0], registry.modules(), 1)
     hint = f'did you mean {near[0]}?' if near else 'run seqjax without arguments for the list of commands'
-    if words[0] in registry.tasks():
-        hint = f'run this task with seqjax run --task={words[0]}'
     for package in registry.RESEARCH:
         if words[0] in registry.modules(package):
             hint = f'run it with python -m {package}.{words[0]}'
+    if words[0] in registry.tasks():
+        hint = f'run this task with seqjax run --task={words[0]}'
     print(f'seqjax: {words[0]!r} is not a command; {hint}', file=sys.stderr)
     return USER_ERROR
 

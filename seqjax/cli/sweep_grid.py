@@ -34,8 +34,8 @@ EXCLUDED += ('success_threshold', 'train_all_steps', 'split')
 OWN = {
     'experiment': Flag(
         NameParser(),
-        f'experiment: one of td, echo, {", ".join(task_registry.NAMES)}; MODULE:FUNCTION, a task of your own; or MODULE '
-        'with make_model, make_task, make_optimizer and sizes',
+        f'experiment: one of td, echo, {", ".join(task_registry.NAMES)}; MODULE:FUNCTION, a task of your own; or '
+        'MODULE with make_model, make_task, make_optimizer and sizes',
     ),
     'grid': Flag(GridParser(), 'flag of the experiment and its values; repeat it for a grid of all combinations'),
     'eval_every': Flag(IntParser(1), 'training steps between evaluations; by default a twentieth of the steps'),

@@ -10,8 +10,8 @@ with X or Y. The target, at the end, is the order of the X and Y, one of four or
     E b d a c ... X ... a d c b ... Y ... c a b B   ->   1 (X, then Y)
 
 Only this order carries information. For length 100, two symbols are at least 30 steps apart, and the last of them is at
-least 40 steps before the target; of three symbols, neighbors are at least 13 and 23 steps apart. An answer is correct if
-each of the four or eight probabilities is within 0.3 of its target.
+least 40 steps before the target; three symbols are at least 13 and 23 steps apart. An answer is correct if each of
+the four or eight probabilities is within 0.3 of its target.
 """
 
 import math
