@@ -126,7 +126,8 @@ def select_mesh(
     if replicas and axes.get(MODEL, 1) > 1:
         raise ValueError(f'shards weights, which is not supported with --num_seeds; use {DATA}:{count}')
     if requested is not None and not replicas and rows % axes[DATA]:
-        raise ValueError(f'needs a batch size divisible by {axes[DATA]}, and it is {rows}')
+        remainder = rows % axes[DATA]
+        raise ValueError(f'needs a batch size divisible by {axes[DATA]}, and it is {rows} (remainder {remainder})')
     if jax.process_count() > 1 and count < len(devices):
         raise ValueError(f'must use all {len(devices)} devices of the {jax.process_count()} processes')
     if count == 1:
