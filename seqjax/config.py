@@ -32,7 +32,7 @@ def option(default: Any, help: str, bounds: Any = None, choices: tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Recurrent model of a run, see `seqjax.nn.build.build_model`."""
+    """Options of the recurrent model, see `seqjax.nn.build.build_model`."""
 
     cell: str = option('lstm', 'recurrent cell')
     hidden: int = option(32, 'number of units per recurrent layer', (1, None))
@@ -69,7 +69,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Training of the seeds of a run."""
+    """Options of training: batches, steps, early stopping, optimizer and seeds."""
 
     batch_size: int = option(16, 'number of sequences per training step', (1, None))
     steps: int = option(6250, 'maximal number of training steps', (1, None))
@@ -115,7 +115,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Files and devices of a run; no option here changes a result."""
+    """Options of files and devices; none of them changes a result."""
 
     workdir: str | None = option(None, 'run directory, by default one in runs/ for each set of flags', PATH)
     overwrite: bool = option(False, 'replace the results in --workdir')
@@ -131,7 +131,7 @@ class RunConfig:
     max_to_keep: int = option(2, 'number of latest checkpoints to keep', (1, None))
     keep_best: str | None = option(
         None,
-        'also keep the checkpoint with the best value of this metric: the lowest, or with max:NAME the highest '
+        'also keep the checkpoint with the best value of this metric: NAME for the lowest, max:NAME for the highest '
         '(median over seeds)',
     )
     steps_per_call: int = option(

@@ -42,7 +42,7 @@ class Classify(DatasetExperiment):
         ),
         'missing': Flag(
             ChoiceParser('refuse', 'mask'),
-            'missing or infinite values: refuse the file, or replace them by 0 and add an indicator channel for each '
+            'missing or infinite values: refuse the file, or replace them with 0 and add an indicator channel for each '
             'channel',
         ),
         'class_weights': Flag(

@@ -73,7 +73,7 @@ def _plain(message: str) -> str:
 
 
 def expand_flagfiles(argv: Iterable[str], parents: tuple[Path, ...] = ()) -> list[str]:
-    """Replaces each --flagfile by the lines of the file, recursively.
+    """Replaces each --flagfile with the lines of the file, recursively.
 
     The file may be a path or the name of a flagfile of the repository.
     """

@@ -121,7 +121,7 @@ class DatasetExperiment:
         raise NotImplementedError
 
     def check_preprocessing(self, settings: Settings, preprocessing: Any) -> Mapping[str, Any]:
-        """Returns the preprocessing that was read from a run directory; raises UserError if it is invalid."""
+        """Checks and returns the preprocessing read from a run directory; raises UserError if it is invalid."""
         return preprocessing
 
     def prediction_inputs(

@@ -114,7 +114,9 @@ DISTRIBUTED_FLAGS = {
         'process',
     ),
     'heartbeat_timeout': Flag(
-        IntParser(1), 'heartbeat timeout in seconds: the run ends if a process does not respond for so long', 'process'
+        IntParser(1),
+        'heartbeat timeout in seconds: the run ends if a process does not respond for this long',
+        'process',
     ),
 }
 DISTRIBUTED_DEFAULTS = {'distributed': multihost.OFF, 'heartbeat_timeout': 100}
@@ -175,12 +177,13 @@ def check_eval_every(eval_every: int, name: str, steps: int) -> None:
     """Raises UserError if a run would end before its first evaluation."""
     if eval_every > steps:
         raise UserError(
-            f'--eval_every={eval_every} is greater than --{name}={steps}: the run would have no evaluation; decrease it'
+            f'--eval_every={eval_every} is greater than --{name}={steps}: the run would have no evaluation; decrease '
+            '--eval_every'
         )
 
 
 def check_memory(numbers: int, sizes: Mapping[str, Any]) -> None:
-    """Raises UserError if so many float32 numbers exceed the memory of this machine."""
+    """Raises UserError if this many float32 numbers exceed the memory of this machine."""
     memory.check_bytes(memory.named_sizes(sizes), 4 * numbers)
 
 

@@ -73,7 +73,7 @@ class ForecastStream:
             return None
         self.series = None if self.preprocessing['id'] is None else words[self.preprocessing['id']]
         if self.series == '':
-            raise UserError(f'column {self.preprocessing["id"]!r} has no id; every row needs one')
+            raise UserError(f'column {self.preprocessing["id"]!r} is empty; every row needs a series id')
         state = self.states.get(self.series)
         values = np.array([[self._number(name, words[name]) for name in self.numbers]])
         stamp = self._stamp(words, state and state.stamp)

@@ -59,7 +59,9 @@ FLAGS = {
     ),
     'prompt': Flag(TextParser(), 'text to continue, with a language model'),
     'max_new_tokens': Flag(IntParser(1), 'number of tokens to generate'),
-    'temperature': Flag(PositiveParser(), 'softmax temperature of sampling; likely tokens become likelier below 1'),
+    'temperature': Flag(
+        PositiveParser(), 'softmax temperature of sampling; values below 1 make likely tokens likelier'
+    ),
     'num_samples': Flag(IntParser(1), 'number of texts to generate'),
     'sample_seed': Flag(IntParser(0, 2**32 - 1), 'random seed of sampling for --prompt'),
     **{

@@ -42,7 +42,7 @@ OWN = {
     'metric': Flag(
         NameParser(),
         'metric of the table and figure, such as loss; td has exact (all predictions correct to one decimal), and echo '
-        'has accuracy and right (correct symbols in training and in the test)',
+        'has accuracy (correct symbols in training) and right (in the test)',
     ),
     **{name: flag_tables.SHARED[name] for name in ('seed', 'num_seeds', 'workdir', 'overwrite', 'plot')},
 }

@@ -132,7 +132,9 @@ class TaskExperiment:
         flag_tables.check_eval_every(eval_every, STEPS, train.steps)
         if train.steps % eval_every:
             fewer = train.steps // eval_every * eval_every
-            raise UserError(f'--steps={train.steps} must be a multiple of --eval_every={eval_every}, such as {fewer}')
+            raise UserError(
+                f'--steps={train.steps} must be a multiple of --eval_every={eval_every}; use --steps={fewer}'
+            )
         flag_tables.check_memory(*self.sizes(**settings.flags))
         self.make_model(settings.flags)
         task_setup.make_optimizer(settings.train)

@@ -48,7 +48,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 def make_loss(weights: np.ndarray | None) -> LossFn:
     """Returns a loss function: cross-entropy and the fraction of wrong predictions.
 
-    `weights` [O] are class weights, each at least 1. The weighted loss is divided by the sum of the weights, so their
+    `weights` [O] are class weights. The sum of the weighted losses is divided by the weights of all examples, so their
     scale has no effect.
     """
     if weights is None:

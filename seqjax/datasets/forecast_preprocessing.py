@@ -152,7 +152,10 @@ def prepare_series(name: str, series: Series, preprocessing: Mapping[str, Any]) 
 
 
 def frequency_of(series: Series, preprocessing: Mapping[str, Any]) -> Frequency:
-    """Returns the frequency of a series, or of training if the series has under 3 dates or weekdays of one week."""
+    """Returns the frequency of a series, or that of the training data if the dates of the series do not determine it.
+
+    They do not if there are fewer than 3, or if they are daily without a weekend, and training had weekdays only.
+    """
     training_frequency, days = Frequency(*preprocessing['frequency']), series.dates.astype('datetime64[D]')
     if len(days) < 3:
         return training_frequency

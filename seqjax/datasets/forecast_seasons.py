@@ -39,10 +39,10 @@ def fitting(seasons: Sequence[int], splits: Sequence[Split]) -> list[int]:
 
 
 def best(seasons: Sequence[int], scaled: Sequence[np.ndarray], splits: Sequence[Split], horizon: int) -> int | None:
-    """Returns the season whose seasonal naive forecast has the lowest squared error on validation, or None.
+    """Returns the season whose seasonal naive forecast has the lowest validation squared error; None without seasons.
 
     Args:
-      seasons: the seasons in rows.
+      seasons: lengths of the seasons, in rows.
       scaled: targets of each series [n, C], in standard deviations of its training split.
       splits: the splits of each series.
       horizon: H.

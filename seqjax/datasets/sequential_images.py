@@ -237,7 +237,7 @@ def _shape(preprocessing: Preprocessing) -> tuple[int, int]:
 
 
 def _steps(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Returns sequences of bytes [N, T, F] from images [N, height, width]."""
+    """Returns sequences of bytes [N, T, F] from images [N, height, width]: rows or pixels, permuted if so chosen."""
     pixels = values.reshape(len(values), -1)
     if preprocessing['permutation'] is not None:
         pixels = pixels[:, preprocessing['permutation']]

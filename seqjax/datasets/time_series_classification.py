@@ -215,7 +215,7 @@ def _match_classes(
     if series.values.shape[1] != channels:
         raise UserError(
             f'{name} has {series.values.shape[1]} channels, but the training file has {channels}; use '
-            'files with the same channels'
+            'files with the same number of channels'
         )
     same = ts_format.matching(series.classes, classes, declared)
     places = {same(label): place for place, label in enumerate(classes)}

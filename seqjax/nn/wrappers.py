@@ -187,7 +187,7 @@ def check_dropout(rate: float, layers: int) -> None:
 def _add(
     i: int, new: Any, inputs: jax.Array, layer: nn.Module, all_steps: bool, options: Mapping[str, Any]
 ) -> jax.Array:
-    """Adds the residual connection of layer i."""
+    """Returns the outputs `new` of layer i plus its inputs (only the last ones if not all_steps)."""
     if not all_steps:
         if not isinstance(layer, nn_rnn.RNN):
             raise ValueError(

@@ -39,7 +39,7 @@ class AppendLog:
         if len(content) < offset.length:
             return f'{self.path} has lost rows'
         if not content.startswith(self.header):
-            return f'{self.path} has other columns'
+            return f'{self.path} does not have the expected columns'
         return None if hashlib.sha256(content).hexdigest() == offset.sha256 else f'{self.path} was changed'
 
     def open(self, offset: LogOffset | None) -> bytes:

@@ -144,12 +144,16 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
             differences.append(f'{name} is {dtype} {shape} and must be {want_dtype} {want_shape}')
     if differences:
         more = f', and {len(differences) - MAX_DIFFERENCES} more' if len(differences) > MAX_DIFFERENCES else ''
-        raise UserError(f'{path} has other arrays than expected: {", ".join(differences[:MAX_DIFFERENCES])}{more}')
+        raise UserError(f'{path} does not have the expected arrays: {", ".join(differences[:MAX_DIFFERENCES])}{more}')
     return jax.tree.unflatten(jax.tree.structure(like), [_convert(arrays[name], leaf) for name, leaf in leaves.items()])
 
 
 def _fits(array: np.ndarray, stored: list[Any], expected: list[Any]) -> bool:
-    """Returns True if dtypes and shapes agree; a Python number may become an array of its kind, and the reverse."""
+    """Returns True if a saved leaf fits the expected one, each [dtype, shape].
+
+    A Python number also fits a scalar array of the same kind (bool, int, float, complex), and the reverse, if an
+    integer fits into the dtype.
+    """
     if stored == expected:
         return True
     (dtype, shape), (want_dtype, want_shape) = stored, expected

@@ -35,7 +35,7 @@ def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
 
 
 def write_arrays(workdir: Workdir, name: str, **arrays: np.ndarray) -> None:
-    """Writes arrays by name to an .npz file; raises UserError if two names are the same to NumPy."""
+    """Writes arrays by name to an .npz file; raises UserError for names like 'x' and 'x.npy', which NumPy confuses."""
     for array_name in arrays:
         if f'{array_name}.npy' in arrays:
             raise UserError(

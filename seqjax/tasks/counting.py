@@ -255,9 +255,9 @@ def _tops(opens: jax.Array, kind: jax.Array, depth: jax.Array, kinds: int, deepe
 
 @lru_cache(maxsize=4)
 def _chances(longest: int, deepest: int) -> np.ndarray:
-    """Returns [symbols so far, depth, 3]: the probabilities of an opening bracket, a closing one, and the end.
+    """Returns the probabilities [symbols so far, depth, 3] that an opening bracket, a closing one, or the end is next.
 
-    They sum over all remaining lengths and all walks of each; 0 for depths that cannot be reached.
+    They include all lengths that are still possible, and all strings of each; 0 for depths that cannot be reached.
     """
     integer_ways = _ways(longest, deepest)  # [remaining steps, depth]
     # As floats of any size: each row divided by a power of two, which does not round.

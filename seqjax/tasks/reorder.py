@@ -65,7 +65,7 @@ def sorting(longest: int = 10, symbols: int = 8) -> SyntheticTask:
 
 
 def _task(name: str, order: Callable, entropy: Callable[[int], float], longest: int, symbols: int) -> SyntheticTask:
-    """Returns the task of applying `order`; entropy(length) is the entropy of the answers of a length."""
+    """Returns the task of writing a sequence as `order` arranges it; entropy(length): nats of its answers."""
     for what, number in (('longest', longest), ('symbols', symbols)):
         if number < 1:
             raise ValueError(f'{what}={number} must be at least 1')

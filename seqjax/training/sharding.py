@@ -86,7 +86,7 @@ class MeshShardings(NamedTuple):
         return self.on(*[None] * (len(x.shape) - 1), MODEL) if divisible else self.replicated
 
     def task(self, task: Task) -> Task:
-        """Returns the same task with sharded batches."""
+        """Returns the task with the rows of its batches sharded; the same task if replicas are sharded instead."""
         if self.replicas:
             return task
 

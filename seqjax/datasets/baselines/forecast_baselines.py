@@ -76,7 +76,7 @@ def fit(values: np.ndarray, order: int) -> Autoregression:
     Raises ValueError if the series [n] has fewer than 2 * order + 2 values.
     """
     if len(values) < 2 * order + 2:
-        raise ValueError(f'order={order} needs {2 * order + 2} values and has {len(values)}')
+        raise ValueError(f'order={order} needs at least {2 * order + 2} values, but the series has {len(values)}')
     triangle, _ = _triangle(values, order, order)
     solution = np.linalg.lstsq(triangle[: order + 1, : order + 1], triangle[: order + 1, -1], rcond=None)[0]
     return Autoregression(float(solution[0]), solution[1:])

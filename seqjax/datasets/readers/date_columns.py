@@ -240,7 +240,7 @@ def _formats() -> dict[str, list[str]]:
 
 
 def _shape(text: str) -> str:
-    """Replaces each number by 0, each word by x, and runs of spaces by one space.
+    """Replaces each number with 0, each word with x, and runs of spaces with one space.
 
     >>> _shape('2 Jan 2010  13:00')
     '0 x 0 0:0'

@@ -59,7 +59,7 @@ def read_images(path: str | Path, labels: str | Path | None = None, bounds: Boun
 
 
 def sibling_file(path: Path, *words: str) -> Path | None:
-    """Returns the file in the same folder whose name has the second of each pair of words for the first, or None.
+    """Returns the file in the same folder whose name results from replacing words, given as old, new, ...; or None.
 
     Case, a dot instead of a dash, and .gz make no difference; the file whose name differs least is taken.
 

@@ -59,7 +59,7 @@ def check_columns(path: Path, names: Sequence[str], columns: Columns) -> None:
         for name in role_columns:
             if name in seen:
                 raise UserError(
-                    f'--{role}={",".join(role_columns)} has the column {name!r}, which --{seen[name]} has too; '
+                    f'--{role}={",".join(role_columns)} has the column {name!r}, which is also in --{seen[name]}; '
                     'remove one'
                 )
             if name not in names:
