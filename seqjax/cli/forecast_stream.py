@@ -84,7 +84,7 @@ class ForecastStream:
         )
         past = np.zeros((self.preprocessing['lag'] or 1, len(self.preprocessing['targets'])), np.float32)
         past = past if state is None else state.past
-        now = np.where(prepared.real[0], prepared.values[0], past[0])
+        now = np.where(prepared.valid[0], prepared.values[0], past[0])
         self.states[self.series] = _State(stamp, np.concatenate([past[1:], now[None]]), prepared.scale)
         return prepared.inputs[0]
 

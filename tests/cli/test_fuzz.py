@@ -165,4 +165,12 @@ def test_no_value_of_a_flag_ends_in_a_traceback(name, flag, stopped, capsys):
         else:
             assert code in (None, 0) and err == '', (value, code, err)
             accepted += 1
-    assert accepted < len(values) / 2 or flag in ('workdir', 'replica_group', 'export', 'keep_best', 'metric', 'prompt')
+    assert accepted < len(values) / 2 or flag in (
+        'workdir',
+        'replica_group',
+        'export',
+        'keep_best',
+        'metric',
+        'prompt',
+        'page',
+    )

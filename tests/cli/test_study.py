@@ -383,17 +383,17 @@ def test_same_flags_same_bytes_and_replicas_are_seeds_of_their_own(in_tmp):
 def test_a_run_that_was_stopped_goes_on_with_what_it_had_found(eval_every, straight, in_tmp, monkeypatch):
     """Stopped after a seed was at the goal, by a failure of ours: all is as if nothing had happened."""
     straight, table = straight
-    needed, original = [seed.sequences for seed in straight.seeds], SuccessMonitor.tested
+    needed, original = [seed.sequences for seed in straight.seeds], SuccessMonitor.run_test
 
     def fails(self, session, i, states, steps):
         if steps is not None and steps * 16 > min(needed):
             raise ZeroDivisionError
         return original(self, session, i, states, steps)
 
-    monkeypatch.setattr(SuccessMonitor, 'tested', fails)
+    monkeypatch.setattr(SuccessMonitor, 'run_test', fails)
     with pytest.raises(ZeroDivisionError):
         temporal_order.run(**LEARNS, workdir='b', checkpoint_every=eval_every)
-    monkeypatch.setattr(SuccessMonitor, 'tested', original)
+    monkeypatch.setattr(SuccessMonitor, 'run_test', original)
     again = temporal_order.run(**LEARNS, workdir='b', checkpoint_every=40)
     assert again.seeds == straight.seeds
     assert (in_tmp / 'b/evals.csv').read_bytes() == table

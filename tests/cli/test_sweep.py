@@ -96,7 +96,7 @@ def test_small_models_lie_side_by_side_in_larger_numbers(monkeypatch):
         for hidden in (5, 10, 100, 1000)
     ]
     assert widths[0] == replicas.MAX_TINY_WIDTH > widths[1] > widths[2] == widths[3] == replicas.MAX_WIDTH
-    monkeypatch.setattr(replicas, 'WIDEST', 4)
+    monkeypatch.setattr(replicas, 'MAX_TINY_WIDTH', 4)
     monkeypatch.setattr(replicas, 'MAX_WIDTH', 2)
     compiled, original = [], training_programs.compile_programs
     monkeypatch.setattr(
@@ -284,7 +284,7 @@ def test_a_setting_that_diverges_is_a_row_of_the_table(capsys):
         ('--grid=seed:1,2', '--grid=seed'),
         ('--grid=hidden:1,1', '--grid=hidden'),
         ('--grid=hidden:1 --grid=hidden:2', '--grid=hidden'),
-        ('--grid=epochs:3,4', '--grid=epochs:...'),
+        ('--grid=epochs:3,4', '--grid=epochs'),
         ('--eval_every=7 --epochs=5', '--eval_every=7'),
         ('--metric=los --epochs=2', '--metric=los'),
         ('--keep_best=loss', '--keep_best'),

@@ -398,7 +398,7 @@ def test_an_order_that_no_summary_tells_is_learned(trained):
     assert result.values.min() > 0.9 > 0.75 > max(result.baselines.values())
 
 
-@pytest.mark.parametrize('flags', [{'data': 'pulses_TEST.ts'}, {'data': 'pulses_TRAIN.ts', 'part': 'test'}])
+@pytest.mark.parametrize('flags', [{'data': 'pulses_TEST.ts'}, {'data': 'pulses_TRAIN.ts', 'split': 'test'}])
 def test_predictions_of_the_test_are_those_of_the_run_to_the_bit(trained, flags):
     folder, _ = trained
     flags = flags | {'data': str(folder / flags['data'])}

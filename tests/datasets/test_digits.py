@@ -184,7 +184,7 @@ def test_a_model_learns_what_it_sees(trained):
 
 
 @pytest.mark.parametrize(
-    'flags', [{'data': 't10k-images-idx3-ubyte.gz'}, {'data': 'train-images-idx3-ubyte.gz', 'part': 'test'}]
+    'flags', [{'data': 't10k-images-idx3-ubyte.gz'}, {'data': 'train-images-idx3-ubyte.gz', 'split': 'test'}]
 )
 def test_predictions_of_the_test_are_those_of_the_run_to_the_bit(trained, flags):
     folder, _ = trained

@@ -124,7 +124,7 @@ REFUSED = {
     'two of a name': ('a,b,a\n1,2,3\n', {}, "several columns named 'a'"),
     'two targets': ('a,b\n1,2\n', {'targets': None}, "has 2 columns of numbers, 'a', 'b'; .*--target"),
     'no number': ('a,b\nx,y\n', {'targets': None}, 'no unused column of numbers'),
-    'two roles': (PLAIN, {'covariates': ['a']}, "--covariates=a has the column 'a', which --target"),
+    'two roles': (PLAIN, {'covariates': ['a']}, "--covariates=a has the column 'a', which is also in --target"),
     'text': (PLAIN.replace('3,9', 'three,9'), {}, "row 3, column 'a': 'three' is not a number"),
     'yes and no': ('a\nTrue\nFalse\n', {}, "row 1, column 'a': 'True' is not a number"),
     'decimal comma': ('a;b\n1,5;2\n', {'separator': ';'}, "'1,5' is not a number; use --decimal=','"),
@@ -135,7 +135,7 @@ REFUSED = {
     'missing': (
         'a,b\n1,2\n,3\n,4\n',
         {},
-        "row 2, column 'a': .* 1 more .*--missing=mask",
+        "row 2, column 'a': .*2 missing.*--missing=mask",
     ),
     'cut': ('a,b,c\n1,2,3\n4', {'targets': ['a', 'b']}, "row 2, column 'b': the value is missing"),
     'infinite': ('a\n1\n-inf\n', {'mask': True}, "row 2, column 'a': the value is infinite"),

@@ -165,7 +165,7 @@ def test_what_a_run_leaves_and_shows(setup, count, in_tmp, capsys):
     assert summary['params'] == count == sum(layer['params'] for layer in summary['layers'])
     assert [summary['first_loss'], summary['last_loss']] == [float(result.metrics['loss'][i]) for i in (0, -1)]
     assert set(summary['seconds']) == {'compile', 'train'} and summary['device'] and 'jax' in summary['versions']
-    assert f'Total params: {count}' in shown and '0.0 0.2 0.4 0.6 0.8' in shown and '-0.0' not in shown
+    assert f'Total params: {count}' in shown and '0.0 0.2 0.4 0.6 0.8' in shown and '-0.000' not in shown
     assert f'(None, {5 if setup != "many_to_many" else "5, 5"})' in shown
     assert setup in shown.strip().splitlines()[-1] and '12' in shown.strip().splitlines()[-1]
     assert type(result.figure).__name__ == 'Figure' and result._repr_png_().startswith(b'\x89PNG')

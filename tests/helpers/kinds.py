@@ -86,7 +86,7 @@ class Begin(DatasetExperiment):
     def _table(count):
         return lambda answers: (['no', 'yes'], jnp.exp(answers).reshape(-1, 2)[:count].tolist())
 
-    def unseen(self, settings, preprocessing, path, split='all'):
+    def prediction_inputs(self, settings, preprocessing, path, split='all'):
         x, y = series(path, settings.options['noise'])
         return PredictionInputs(batches(x, y), self._table(len(x)), [f'{len(x)} series'])
 
