@@ -94,7 +94,7 @@ def _reference_losses(entropy: Callable[[int], float], longest: int, symbols: in
 
 @lru_cache(maxsize=4096)
 def _entropy_of_counts(length: int, symbols: int) -> float:
-    """Returns the entropy of the symbol counts of a sequence, in nats: that of the sequence minus that of its order."""
+    """Returns the entropy of the symbol counts of a sequence in nats: its entropy minus the entropy of its order."""
     if symbols == 1:
         return 0.0
     share, orders = 1 / symbols, math.lgamma(length + 1)
