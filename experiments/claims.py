@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seqjax import files
+from seqjax import files, options
 from seqjax.cli import command as cli_command
-from seqjax.cli import command_line, flag_tables, lengths, parsers, registry
+from seqjax.cli import command_line, flag_tables, lengths, registry
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import Flag, FlagTable
 from seqjax.cli.parsers import BoolParser, ListParser, NameParser, PathParser
@@ -194,7 +194,7 @@ def run(
     for name in settings['names'] or ():
         if name not in claims:
             raise UserError(
-                f'--names={name} is not a claim; use one of {", ".join(claims)}{parsers.nearest(name, claims)}'
+                f'--names={name} is not a claim; use one of {", ".join(claims)}{options.nearest(name, claims)}'
             )
     page = settings.pop('page')
     if page is not None and (settings['names'] or quick):

@@ -17,6 +17,7 @@ from seqjax.cli import (
     command_line,
     comparison,
     default_workdir,
+    figures,
     flag_tables,
     registry,
     task_flags,
@@ -225,25 +226,27 @@ def _finite(values: np.ndarray) -> tuple[np.ndarray, str]:
 def _plot(folder: Workdir, results: Sequence[tuple[Entry, SuccessResults]]) -> None:
     """Writes the figure: for each task, the metric of its success criterion, median over seeds with 95% CI."""
     tasks = list(dict.fromkeys(entry.task for entry, _ in results))
-    try:
-        figure, axes = plots.new_figure(len(tasks), f'Median of {len(results[0][1].seeds)} seeds with 95% CI')
-    except ImportError:
-        print('\n' + plots.NO_MATPLOTLIB)
-        return
-    for axis, task in zip(axes, tasks, strict=True):
-        task_results = [(entry, outcome) for entry, outcome in results if entry.task == task]
-        for i, (entry, outcome) in enumerate(task_results):
-            metric = task_report.success_criterion(
-                entry.experiment.synthetic_task(entry.settings.options), entry.settings
-            ).metric
-            evals = outcome.evals[:, :, outcome.metrics.index(metric)]
-            curve = np.array([statistics.median_interval(values) for values in evals.T])
-            steps = entry.settings.train.eval_every * entry.settings.train.batch_size * np.arange(1, len(curve) + 1)
-            plots.draw_band(axis, steps, curve, i, len(task_results), f'{entry.cell}({entry.hidden})')
-        label = 'fraction of wrong answers' if metric == synthetic.WRONG else metric
-        axis.set(xlabel='training sequences', ylabel=label)
-        plots.add_legend(axis, task)
-    result_files.write_figure(folder, figure)
+
+    def draw(axes: Any) -> None:
+        for axis, task in zip(axes, tasks, strict=True):
+            _draw_task(axis, task, [(entry, outcome) for entry, outcome in results if entry.task == task])
+
+    title = f'Median of {len(results[0][1].seeds)} seeds with 95% CI'
+    figures.write_figure(folder, len(tasks), title, draw)
+
+
+def _draw_task(axis: Any, task: str, results: Sequence[tuple[Entry, SuccessResults]]) -> None:
+    """Draws the metric of the success criterion of a task, a line with a band for each cell."""
+    for i, (entry, outcome) in enumerate(results):
+        metric = task_report.success_criterion(
+            entry.experiment.synthetic_task(entry.settings.options), entry.settings
+        ).metric
+        evals = outcome.evals[:, :, outcome.metrics.index(metric)]
+        curve = np.array([statistics.median_interval(values) for values in evals.T])
+        steps = entry.settings.train.eval_every * entry.settings.train.batch_size * np.arange(1, len(curve) + 1)
+        plots.draw_band(axis, steps, curve, i, len(results), f'{entry.cell}({entry.hidden})')
+    axis.set(xlabel='training sequences', ylabel=task_report.metric_label(metric))
+    plots.add_legend(axis, task)
 
 
 def _write(folder: Workdir, results: Sequence[tuple[Entry, SuccessResults]]) -> None:

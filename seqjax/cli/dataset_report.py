@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from seqjax.cli import figures
 from seqjax.datasets.dataset import Dataset, MetricSpec
 from seqjax.reporting import plots, significance, statistics, text_tables
 from seqjax.reporting.significance import Improvement
@@ -108,17 +109,15 @@ def write_compared(folder: Workdir, results: Sequence[CellResult], metric: Metri
 
 def plot(folder: Workdir, dataset: Dataset, fit: FitResult, result: CellResult, answers: Arrays) -> None:
     """Writes the figure: losses of all seeds, test metric and baselines, and predictions."""
-    try:
-        count = 2 + (dataset.figure_data is not None)
-        figure, axes = plots.new_figure(count, f'{dataset.name}: {_title(result)}')
-    except ImportError:
-        print('\n' + plots.NO_MATPLOTLIB)
-        return
-    _draw_losses(axes[0], fit)
-    _draw_values(axes[1], dataset.metric, result)
-    if dataset.figure_data is not None:
-        plots.draw_test(axes[2], dataset.figure_data(answers))
-    result_files.write_figure(folder, figure)
+
+    def draw(axes: Any) -> None:
+        _draw_losses(axes[0], fit)
+        _draw_values(axes[1], dataset.metric, result)
+        if dataset.figure_data is not None:
+            plots.draw_test(axes[2], dataset.figure_data(answers))
+
+    columns = 2 + (dataset.figure_data is not None)
+    figures.write_figure(folder, columns, f'{dataset.name}: {_title(result)}', draw)
 
 
 def _draw_losses(axis: Any, fit: FitResult) -> None:

@@ -16,13 +16,13 @@ import optax
 
 from seqjax import config as seqjax_config
 from seqjax import training
-from seqjax.cli import default_workdir, flag_tables, task_setup
+from seqjax.cli import default_workdir, figures, flag_tables, task_setup
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import FlagTable
 from seqjax.cli.settings import Settings
 from seqjax.config import ModelConfig, TrainConfig
 from seqjax.errors import UserError
-from seqjax.reporting import plots, text_tables
+from seqjax.reporting import text_tables
 from seqjax.reporting.text_tables import Layer
 from seqjax.runs import directory, result_files
 from seqjax.runs.directory import Workdir
@@ -225,14 +225,7 @@ class FixedStepsExperiment(abc.ABC):
 
     def plot(self, folder: Workdir, run: FinishedRun) -> Any:
         """Draws the figure, writes it to the run directory and returns it; returns None if Matplotlib is missing."""
-        try:
-            figure, axes = plots.new_figure(self.panels, self.title(run.settings))
-        except ImportError:
-            print('\n' + plots.NO_MATPLOTLIB)
-            return None
-        self.draw(axes, run)
-        result_files.write_figure(folder, figure)
-        return figure
+        return figures.write_figure(folder, self.panels, self.title(run.settings), lambda axes: self.draw(axes, run))
 
     def command(self, doc: str) -> Command:
         """Returns the command of a module with the given docstring."""

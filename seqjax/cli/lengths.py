@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.cli import flag_tables, task_registry, task_setup
+from seqjax.cli import figures, flag_tables, task_registry, task_setup
 from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import IntParser
 from seqjax.cli.settings import Settings
 from seqjax.cli.task_experiment import TaskExperiment
 from seqjax.errors import UserError
 from seqjax.reporting import plots, statistics, text_tables
-from seqjax.runs import memory, result_files
+from seqjax.runs import memory
 from seqjax.runs.directory import Workdir
 from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SyntheticTask
@@ -132,20 +132,17 @@ class Lengths(TaskExperiment):
 
     def plot(self, folder: Workdir, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
         """Writes the figure: accuracy against length, for each seed and their mean."""
-        try:
-            title = f'{task.name}, length generalization: {settings.model.title}'
-            figure, (axis,) = plots.new_figure(1, title, 8)
-        except ImportError:
-            print('\n' + plots.NO_MATPLOTLIB)
-            return
-        lengths, accuracies = curves(outcome.seeds)
-        for i, curve in enumerate(accuracies):
-            axis.plot(lengths, curve, color=plots.curve_color(i / max(len(accuracies) - 1, 1)), lw=0.8, alpha=0.7)
-        axis.plot(lengths, accuracies.mean(0), color='black', label='mean over seeds')
-        axis.axvline(training_length(task), color=plots.GREY, ls=':', label='longest training length')
-        axis.set(xlabel='sequence length', ylabel='fraction of correct answers, each seed', ylim=(-0.02, 1.02))
-        plots.add_legend(axis)
-        result_files.write_figure(folder, figure)
+
+        def draw(axes: Any) -> None:
+            axis, (lengths, accuracies) = axes[0], curves(outcome.seeds)
+            for i, curve in enumerate(accuracies):
+                axis.plot(lengths, curve, color=plots.curve_color(i / max(len(accuracies) - 1, 1)), lw=0.8, alpha=0.7)
+            axis.plot(lengths, accuracies.mean(0), color='black', label='mean over seeds')
+            axis.axvline(training_length(task), color=plots.GREY, ls=':', label='longest training length')
+            axis.set(xlabel='sequence length', ylabel='fraction of correct answers, each seed', ylim=(-0.02, 1.02))
+            plots.add_legend(axis)
+
+        figures.write_figure(folder, 1, f'{task.name}, length generalization: {settings.model.title}', draw, 8)
 
 
 def training_length(task: SyntheticTask) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seqjax import files, training
-from seqjax.cli import command_line, default_workdir, flag_tables, sweep_grid
+from seqjax.cli import command_line, default_workdir, figures, flag_tables, sweep_grid
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import FlagTable
 from seqjax.cli.settings import Settings
@@ -316,26 +316,23 @@ def _is_fraction(rows: Sequence[SweepRow]) -> bool:
 def _plot(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, Any]) -> None:
     """Writes the figure: median over seeds, or fraction of seeds, with 95% CI against the training step."""
     statistic = 'fraction' if _is_fraction(rows) else 'median'
-    try:
-        figure, (axis,) = plots.new_figure(
-            1, f'{settings["experiment"]}: {statistic} of {settings["num_seeds"]:,} seeds', 8
+
+    def draw(axes: Any) -> None:
+        axis, all_settings = axes[0], list(dict.fromkeys(row.setting for row in rows))
+        for i, setting in enumerate(all_settings):
+            steps, curve = _curve([row for row in rows if row.setting == setting], statistic == 'fraction')
+            plots.draw_band(axis, steps, curve, i, len(all_settings), _label(names, setting))
+        positive = all(row.value > 0 for row in rows if np.isfinite(row.value))
+        axis.set(
+            xlabel='training step',
+            ylabel=f'{settings["metric"]}, {statistic} with 95% CI',
+            yscale='log' if positive else 'linear',
         )
-    except ImportError:
-        print('\n' + plots.NO_MATPLOTLIB)
-        return
-    all_settings = list(dict.fromkeys(row.setting for row in rows))
-    for i, setting in enumerate(all_settings):
-        steps, curve = _curve([row for row in rows if row.setting == setting], statistic == 'fraction')
-        plots.draw_band(axis, steps, curve, i, len(all_settings), _label(names, setting))
-    positive = all(row.value > 0 for row in rows if np.isfinite(row.value))
-    axis.set(
-        xlabel='training step',
-        ylabel=f'{settings["metric"]}, {statistic} with 95% CI',
-        yscale='log' if positive else 'linear',
-    )
-    if len(all_settings) <= 12:
-        plots.add_legend(axis)
-    result_files.write_figure(folder, figure)
+        if len(all_settings) <= 12:
+            plots.add_legend(axis)
+
+    title = f'{settings["experiment"]}: {statistic} of {settings["num_seeds"]:,} seeds'
+    figures.write_figure(folder, 1, title, draw, 8)
 
 
 def _curve(rows: Sequence[SweepRow], is_fraction: bool) -> tuple[list[int], np.ndarray]:

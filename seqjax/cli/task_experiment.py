@@ -20,13 +20,13 @@ import optax
 
 from seqjax import training, types
 from seqjax.cli import default_workdir as cli_default_workdir
-from seqjax.cli import flag_tables, task_flags, task_report, task_setup
+from seqjax.cli import figures, flag_tables, task_flags, task_report, task_setup
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import FlagTable
 from seqjax.cli.settings import Settings
 from seqjax.errors import UserError
-from seqjax.reporting import plots, text_tables
-from seqjax.runs import directory, memory, result_files
+from seqjax.reporting import text_tables
+from seqjax.runs import directory, memory
 from seqjax.runs.directory import Workdir
 from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SyntheticTask
@@ -243,14 +243,12 @@ class TaskExperiment:
 
     def plot(self, folder: Workdir, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
         """Writes the figure: the metric of each seed, and the fraction of successful seeds."""
-        try:
-            figure, axes = plots.new_figure(2, f'{task.name}: {settings.model.title}')
-        except ImportError:
-            print('\n' + plots.NO_MATPLOTLIB)
-            return
-        task_report.draw_metric(axes[0], task, outcome, settings)
-        task_report.draw_success(axes[1], outcome, settings)
-        result_files.write_figure(folder, figure)
+
+        def draw(axes: Any) -> None:
+            task_report.draw_metric(axes[0], task, outcome, settings)
+            task_report.draw_success(axes[1], outcome, settings)
+
+        figures.write_figure(folder, 2, f'{task.name}: {settings.model.title}', draw)
 
     def default_workdir(self, values: dict[str, Any], *names: str) -> dict[str, Any]:
         """Returns the flags with the default --workdir below runs/NAMES."""

@@ -44,6 +44,11 @@ def success_summary(task: SyntheticTask, outcome: SuccessResults, settings: Sett
     return text
 
 
+def metric_label(metric: str) -> str:
+    """Returns the label of an axis for a metric."""
+    return 'fraction of wrong answers' if metric == synthetic.WRONG else metric
+
+
 def draw_metric(axis: Any, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
     """Draws the metric of the success criterion, a line for each seed."""
     criterion, window = success_criterion(task, settings), settings.train.eval_every * settings.train.batch_size
@@ -51,8 +56,7 @@ def draw_metric(axis: Any, task: SyntheticTask, outcome: SuccessResults, setting
     sequences = window * np.arange(1, curves.shape[1] + 1)
     for i, curve in enumerate(curves):
         axis.plot(sequences, curve, color=plots.curve_color(i / max(len(curves) - 1, 1)), lw=0.8)
-    label = 'fraction of wrong answers' if criterion.metric == synthetic.WRONG else criterion.metric
-    axis.set(xlabel='training sequences', ylabel=f'{label}, each seed')
+    axis.set(xlabel='training sequences', ylabel=f'{metric_label(criterion.metric)}, each seed')
     if criterion.metric == 'loss':
         for name, value in task.reference_losses.items():
             axis.axhline(value, color=plots.GREY, lw=1, ls=':')

@@ -1,0 +1,26 @@
+"""Figures of runs: drawn if Matplotlib is installed, and written to the run directory."""
+
+from collections.abc import Callable
+from typing import Any
+
+from seqjax.reporting import plots
+from seqjax.runs import result_files
+from seqjax.runs.directory import Workdir
+
+
+def write_figure(folder: Workdir, columns: int, title: str, draw: Callable[[Any], None], width: float = 5.6) -> Any:
+    """Writes a figure as curve.png and returns it; prints a line and returns None if Matplotlib is missing.
+
+    Args:
+      folder: run directory.
+      columns, title, width: see `plots.new_figure`.
+      draw: draws on the axes [columns].
+    """
+    try:
+        figure, axes = plots.new_figure(columns, title, width)
+    except ImportError:
+        print('\n' + plots.NO_MATPLOTLIB)
+        return None
+    draw(axes)
+    result_files.write_figure(folder, figure)
+    return figure
