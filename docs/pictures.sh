@@ -16,8 +16,8 @@ for which in 6a 6a_forget_bias; do
   ./run.sh temporal_order --flagfile="temporal_order_$which" --workdir="runs/1000/temporal_order_$which" --overwrite | tail -n 1
 done
 cp runs/1000/temporal_order_6a/curve.png docs/temporal_order.png
-./run.sh compare --tasks=adding,temporal_order --cells=lstm,gru,mingru --max_params=5000 --length=50 --mesh=data:1 \
-  --workdir=runs/1000/compare --overwrite | tail -n 20
+./run.sh compare --tasks=adding,temporal_order --cells=lstm,gru,mingru --max_params=5000 --length=22 --learning_rate=0.01 \
+  --steps=3000 --mesh=data:1 --workdir=runs/1000/compare --overwrite | tail -n 20
 cp runs/1000/compare/curve.png docs/compare.png
 ./run.sh claims --names=modular_arithmetic --workdir=runs/1000/claims --overwrite | tail -n 8
 cp runs/1000/claims/modular_arithmetic/curve.png docs/lengths.png

@@ -3,7 +3,7 @@
     python -m experiments.addition
     python -m experiments.addition --digits=2 --examples=5000 --noreverse --num_seeds=3
 
-The source has an LSTM of 128 units on each side and batches of 32 questions, and reports 99% within 100 epochs.
+The Keras example has LSTMs of 128 units and batches of 32 questions, and reports 99% accuracy within 100 epochs.
 The task itself is in seqjax/tasks/addition.py.
 """
 

@@ -37,18 +37,21 @@ NAME, TABLE, TEXT = 'claims', 'claims.csv', 'claims.md'
 FIELDS = ('Claim', 'Published', 'Measure', 'Quick')
 FLAGS = {
     'names': Flag(ListParser(NameParser()), 'names of the flagfiles of the claims to run; all claims by default'),
-    'quick': Flag(BoolParser(), 'run small versions, in minutes'),
+    'quick': Flag(BoolParser(), 'run the small version of each claim (`Quick` in its header), in minutes'),
     'workdir': flag_tables.SHARED['workdir'],
     'overwrite': flag_tables.SHARED['overwrite'],
-    'page': Flag(PathParser('file'), 'Markdown page whose table is replaced, docs/results.md; needs all claims'),
+    'page': Flag(
+        PathParser('file'),
+        'Markdown page whose table of claims is replaced, such as docs/results.md; needs all claims, without --quick',
+    ),
 }
 
 
 class Claim(NamedTuple):
     """Header of a flagfile with a published result."""
 
-    name: str
-    module: str  # command that runs the claim
+    name: str  # name of the flagfile, without .flags
+    module: str  # command that runs the claim, such as adding
     claim: str  # source and setting
     published: str  # published result
     measure: str  # key of MEASURES
@@ -62,8 +65,8 @@ class ClaimRow(NamedTuple):
     published: str
     ours: str  # mean and 95% confidence interval over seeds
     successful_seeds: str  # number of seeds that met the success criterion
-    sequences: str  # number of training sequences of a seed
-    minutes: str
+    sequences: str  # maximal number of training sequences of a seed
+    minutes: str  # time of the run; `interrupted` if it was resumed
     device: str
     flagfile: str
 
@@ -72,7 +75,7 @@ class ClaimRow(NamedTuple):
 
 
 def read(path: Path) -> Claim | None:
-    """Returns the claim of a flagfile, or None if it has none.
+    """Returns the claim in the header of a flagfile, or None if the header has no line `Claim`.
 
     Raises:
       UserError: a line of the header is missing or invalid.
@@ -90,8 +93,8 @@ def read(path: Path) -> Claim | None:
     missing = [name for name in (*FIELDS, 'Command') if name not in fields]
     if missing or fields['Measure'] not in MEASURES:
         if missing:
-            raise UserError(f'{path} has no line {missing[0]}; add it')
-        raise UserError(f'{path} has Measure {fields["Measure"]}; use one of {", ".join(MEASURES)}')
+            raise UserError(f'{path} has no line `# {missing[0]}:` in its header; add it')
+        raise UserError(f'{path} has `Measure: {fields["Measure"]}` in its header; use one of {", ".join(MEASURES)}')
     module = re.match(r'(?:python -m experiments\.|seqjax )(\w+) ', fields['Command'])[1]
     return Claim(path.stem, module, *(fields[name] for name in FIELDS[:3]), shlex.split(fields['Quick']))
 
@@ -118,7 +121,7 @@ def _loss(seeds: Sequence[SeedResult]) -> str:
 
 
 def _excess(seeds: Sequence[SeedResult]) -> str:
-    """Returns the excess loss relative to the entropy floor (the loss minus the excess loss)."""
+    """Returns text with the mean of excess loss / entropy floor, where the floor is loss - excess loss."""
     ratios = [seed.test['excess'] / (seed.test['loss'] - seed.test['excess']) for seed in seeds]
     return f'{text_tables.format_interval(np.array(ratios), ".2%", ".2%")} above the floor'
 
@@ -129,7 +132,7 @@ def _exact(seeds: Sequence[SeedResult]) -> str:
 
 
 def _lengths(seeds: Sequence[SeedResult]) -> str:
-    """Returns the accuracy over all test lengths beyond the training lengths, see `seqjax.cli.lengths`."""
+    """Returns text with the mean and best accuracy at all lengths beyond training, see `seqjax.cli.lengths`."""
     _, accuracies = lengths.curves(seeds, lengths.BEYOND)
     mean, solved = text_tables.format_interval(accuracies.mean(1), '.1%', '.1%'), lengths.count_solved(accuracies)
     return f'mean {mean}, best {accuracies.mean(1).max():.1%}; {solved} of {len(seeds)} at {lengths.SOLVED:.0%}'
@@ -145,7 +148,7 @@ MEASURES: dict[str, Callable[[Sequence[SeedResult]], str]] = {
 
 
 def row_of(claim: Claim, summary: Mapping[str, Any]) -> ClaimRow:
-    """Returns the row of a claim from the summary of its finished run."""
+    """Returns the row of the table for a claim, from the summary of its finished run."""
     seeds, flags = [success_results.from_json(entry) for entry in summary['seeds']], summary['flags']
     successful = sum(seed.sequences is not None for seed in seeds)
     max_sequences = flags['steps'] * flags['batch_size']
@@ -163,7 +166,7 @@ def row_of(claim: Claim, summary: Mapping[str, Any]) -> ClaimRow:
 
 
 def markdown(rows: Sequence[ClaimRow]) -> Iterator[str]:
-    """Yields the lines of the table of docs/results.md."""
+    """Yields the lines of a Markdown table with a row for each claim, as in docs/results.md."""
     yield '| claim | published | seqjax, mean over seeds ± 95% CI | successful seeds | sequences | minutes | device |'
     yield '|---|---|---|---|---|---|---|'
     for row in rows:
@@ -181,12 +184,12 @@ def run(
     overwrite: bool = False,
     page: str | None = None,
 ) -> list[ClaimRow]:
-    """Reproduces published results, and prints a table of the published and our results.
+    """Runs claims, prints a table of published and reproduced results, and writes it to claims.csv and claims.md.
 
-    Without `workdir` results are written to runs/claims.
+    Without `workdir`, results are written to runs/claims, or to runs/claims_quick if `quick` is set.
 
     Raises:
-      UserError (a ValueError): a claim does not exist, or its run fails.
+      UserError (a ValueError): an argument is invalid, a claim does not exist, or its run fails.
     """
     defaults = cli_command.default_values(run)
     settings = flag_tables.check(FLAGS, locals(), defaults)
@@ -221,7 +224,7 @@ def default_folder(quick: bool) -> str:
 
 
 def _run_one(claim: Claim, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs a claim and returns its summary."""
+    """Runs a claim in the directory `folder`, unless its run there is finished, and returns the summary."""
     argv = [f'--flagfile={command_line.flagfile_folder() / claim.name}.flags', f'--workdir={folder}']
     argv += [*claim.quick] if settings['quick'] else []
     argv += ['--overwrite'] if settings['overwrite'] else []

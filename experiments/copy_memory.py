@@ -1,4 +1,4 @@
-"""Copy ten symbols after a long delay, with the settings of Bai, Kolter and Koltun (2018).
+"""Copy ten symbols after a long delay, as in Bai, Kolter and Koltun (2018).
 
     python -m experiments.copy_memory --flagfile=experiments/flags/copy_memory_100.flags
     python -m experiments.copy_memory --delay=30 --cell=gru

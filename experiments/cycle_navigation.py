@@ -1,4 +1,4 @@
-"""Track the position on a cycle after moves to the left and right: a regular task of Delétang et al. (2022).
+"""Compute the final position on a cycle after left, right and stay moves: a regular task of Delétang et al. (2022).
 
     python -m experiments.cycle_navigation
     python -m experiments.cycle_navigation --schedule=cosine --decay_steps=20000

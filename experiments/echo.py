@@ -1,10 +1,10 @@
-"""Echo the symbol of some steps before, from a stream or from shuffled windows.
+"""Predict the symbol of --delay time steps before, in a stream of random symbols or in shuffled windows of it.
 
     python -m experiments.echo --flagfile=experiments/flags/echo_stream.flags
     python -m experiments.echo --feed=shuffle --cell=gru --delay=6 --num_seeds=20
 
-It uses all features of longer runs: truncated backpropagation or shuffled epochs, dropout, a schedule, clipping. The
-task itself is in seqjax/tasks/echo.py.
+The experiment has the options of longer runs: truncated backpropagation or shuffled epochs, dropout, a schedule,
+clipping. The task itself is in seqjax/tasks/echo.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from seqjax.training import host_streaming, programs, replicas
 from seqjax.types import Arrays, Task
 
 TEST_SEQUENCES, SCORED_STEPS = 64, 64  # test sequences, and scored time steps of each
-SUCCESS_ACCURACY = 0.99  # accuracy of a successful seed
+SUCCESS_ACCURACY = 0.99  # minimal accuracy of a successful seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class EchoConfig:
     """Flags of the echo experiment."""
 
     feed: str = option(
-        'stream', 'order of the windows: stream (in order, carrying the state) or shuffle', choices=echo.FEEDS
+        'stream', 'order of the windows: stream (in order, with the carry kept) or shuffle', choices=echo.FEEDS
     )
     delay: int = option(4, 'delay of the target, in time steps', (0, None))
     window: int = option(16, 'time steps of a window', (1, None))
@@ -47,12 +47,12 @@ class EchoConfig:
 class Answers(NamedTuple):
     """Number of correct predictions of each seed in the test."""
 
-    right: list[int]
+    right: list[int]  # number of correct predictions, by seed
     count: int  # number of predictions of a seed
 
 
 class EchoExperiment(FixedStepsExperiment):
-    """The experiment on the echo task; `right` is the fraction of correct predictions on test sequences."""
+    """The experiment on the echo task; the metric `right` is the fraction of correct predictions on test sequences."""
 
     measured = 'right'
 
@@ -67,7 +67,7 @@ class EchoExperiment(FixedStepsExperiment):
         return echo.echo(own.feed, delay=own.delay, **sizes, seed=train.seed)
 
     def test(self, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-        """Returns symbols and targets [TEST_SEQUENCES, delay + SCORED_STEPS], which are not in the training series."""
+        """Returns test symbols and targets, each [TEST_SEQUENCES, delay + SCORED_STEPS], drawn from another seed."""
         delay = self.own(settings).delay
         shape = TEST_SEQUENCES, delay + SCORED_STEPS
         # The training series is drawn from --seed, which is below 2**32.
@@ -78,7 +78,7 @@ class EchoExperiment(FixedStepsExperiment):
         return self.test(settings)[0]
 
     def answers(self, outputs: np.ndarray, settings: Settings) -> Answers:
-        """Returns the number of correct predictions in outputs [..., time, symbols]."""
+        """Returns the number of correct predictions of each seed, from test outputs [..., B, T, symbols]."""
         delay, (_, targets) = self.own(settings).delay, self.test(settings)
         is_correct = outputs[..., delay:, :].argmax(-1) == targets[:, delay:]
         count = TEST_SEQUENCES * SCORED_STEPS

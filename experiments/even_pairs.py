@@ -1,4 +1,4 @@
-"""Decide if the pairs 01 and 10 are even in number: a regular task of Delétang et al. (2022).
+"""Decide if the total number of pairs 01 and 10 in a bit string is even: a regular task of Delétang et al. (2022).
 
     python -m experiments.even_pairs
     python -m experiments.even_pairs --longest=100 --cell=mingru --parallel

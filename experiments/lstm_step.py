@@ -4,7 +4,7 @@
     python -m experiments.lstm_step --x=0.0,0.2,0.4 --hidden=3 --seed=7
     python -m experiments.lstm_step --x=0.0,0.2,0.4 --workdir=runs/td/many_to_many
 
-The weights are the initial weights of a seed, or with --workdir the weights of a trained run of experiments.td.
+The weights are the initial weights of --seed, or with --workdir the trained weights of a run of experiments.td.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ WEIGHTS = ('kernel', 'recurrent_kernel', 'bias')
 
 FLAGS = {
     'x': Flag(ListParser(FloatParser(), distinct=False), 'inputs, separated by commas, one for each time step'),
-    'hidden': Flag(IntParser(1, MAX_UNITS), 'units of the LSTM'),
+    'hidden': Flag(IntParser(1, MAX_UNITS), 'number of units of the LSTM; not used with --workdir'),
     'recurrent_activation': Flag(
-        ChoiceParser(*activations.RECURRENT_ACTIVATIONS), 'activation of the gates i, f and o'
+        ChoiceParser(*activations.RECURRENT_ACTIVATIONS), 'activation of the gates i, f and o; not used with --workdir'
     ),
-    'seed': Flag(flag_tables.SHARED['seed'].parser, 'seed of the initial weights'),
-    'workdir': Flag(PathParser(), 'run directory of one seed of experiments.td: use its trained weights'),
+    'seed': Flag(flag_tables.SHARED['seed'].parser, 'seed of the initial weights; not used with --workdir'),
+    'workdir': Flag(PathParser(), 'run directory of experiments.td without --num_seeds: use its trained weights'),
 }
 
 
 class Step(NamedTuple):
-    """Gates and states of one time step, each [H]."""
+    """Input, gates and states of one time step; gates and states are [H]."""
 
-    x: float
-    i: np.ndarray
-    f: np.ndarray
-    g: np.ndarray
-    o: np.ndarray
-    c: np.ndarray
-    h: np.ndarray
+    x: float  # input
+    i: np.ndarray  # input gate
+    f: np.ndarray  # forget gate
+    g: np.ndarray  # candidate
+    o: np.ndarray  # output gate
+    c: np.ndarray  # new cell state
+    h: np.ndarray  # new hidden state, the output
 
 
 def run(
@@ -67,7 +67,7 @@ def run(
     Every argument is a flag of the command line, where `FLAGS` explains it.
 
     Raises:
-      UserError (a ValueError): an argument is invalid, or `workdir` holds no LSTM of one seed and one input.
+      UserError (a ValueError): an argument is invalid, or `workdir` has no trained LSTM of one seed and one input.
     """
     settings = flag_tables.check(FLAGS, locals(), command.default_values(run))
     if settings['workdir'] is None:
@@ -99,7 +99,7 @@ def _initial_weights(units: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def _trained_weights(workdir: str) -> tuple[str, dict[str, np.ndarray]]:
-    """Returns the gate activation and the LSTM weights of the newest checkpoint of a run."""
+    """Returns the gate activation and the LSTM weights of the newest checkpoint; raises UserError if invalid."""
     folder = files.expand('workdir', workdir)
     store = CheckpointManager(folder / directory.CHECKPOINTS, writes=False)
     steps = store.steps()
@@ -111,7 +111,9 @@ def _trained_weights(workdir: str) -> tuple[str, dict[str, np.ndarray]]:
     try:
         flags = store.check(steps[-1]).flags
     except CorruptCheckpointError as error:
-        raise UserError(f'--workdir={workdir} is corrupt: {error}; train it again with --overwrite') from error
+        raise UserError(
+            f'--workdir={workdir}: the newest checkpoint is corrupt ({error}); train again with --overwrite'
+        ) from error
     arrays = orbax_io.read_arrays(store.path(steps[-1]))
     weights = {name: arrays[f'params/rnn/cell/{name}'] for name in WEIGHTS if f'params/rnn/cell/{name}' in arrays}
     shapes = [value.shape for value in weights.values()]
@@ -119,7 +121,7 @@ def _trained_weights(workdir: str) -> tuple[str, dict[str, np.ndarray]]:
     if shapes != [(1, 4 * units), (units, 4 * units), (4 * units,)] or units > MAX_UNITS:
         raise UserError(
             f'--workdir={workdir} is not a run of one seed of an LSTM with one input and at most {MAX_UNITS} units; '
-            'use one of experiments.td without --num_seeds'
+            'use a run of experiments.td without --num_seeds'
         )
     return flags.get('recurrent_activation', 'sigmoid'), weights
 

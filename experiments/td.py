@@ -1,4 +1,4 @@
-"""Run the notebook's three experiments: an LSTM echoes 0.0 0.2 0.4 0.6 0.8.
+"""Run one of the three experiments of the Keras notebook: an LSTM echoes the sequence 0.0 0.2 0.4 0.6 0.8.
 
     python -m experiments.td --flagfile=experiments/flags/many_to_many.flags
     python -m experiments.td --setup=many_to_one --num_seeds=100
@@ -29,10 +29,11 @@ from seqjax.tasks import td
 from seqjax.training import replicas
 from seqjax.types import Arrays, Task
 
-EPOCHS = {'one_to_one': 1000, 'many_to_one': 500, 'many_to_many': 1000}  # the notebook's
+EPOCHS = {'one_to_one': 1000, 'many_to_one': 500, 'many_to_many': 1000}  # as in the notebook
+# Flags of the notebook.
 NOTEBOOK = {'length': 5, 'sequence': None, 'hidden': 5, 'learning_rate': 1e-3, 'adam_epsilon': 1e-7}
-REFERENCE = Path(__file__).parent / 'reference'
-MAX_SHOWN = 10  # printed numbers of a sequence
+REFERENCE = Path(__file__).parent / 'reference'  # losses that the notebook printed
+MAX_SHOWN = 10  # maximal number of printed values of a sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class TdConfig:
 
     setup: str = option('many_to_many', 'experiment, which decides the shapes of inputs and outputs', choices=td.SETUPS)
     length: int = option(5, 'number N of values of the sequence 0/N, 1/N, ..., (N-1)/N', (1, None))
-    sequence: list[float] | None = option(None, 'numbers to echo instead, separated by commas')
+    sequence: list[float] | None = option(None, 'numbers to echo instead of 0/N, ..., (N-1)/N, separated by commas')
     epochs: int | None = option(None, 'training steps; by default 1000, and 500 for many_to_one', (1, None))
     recurrent_activation: str = option(
         'sigmoid',
@@ -52,7 +53,7 @@ class TdConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Result of `run`. With replicas, arrays have a leading axis R."""
+    """Result of `run`. With replicas (--num_seeds), losses and predictions have a leading axis R."""
 
     metrics: dict[str, np.ndarray]  # 'loss': [epochs] or [R, epochs]
     predictions: np.ndarray  # [length] or [R, length]
@@ -62,7 +63,7 @@ class Result:
     state: Any  # seqjax.types.TrainState after the last step; None if the results of a finished run were read
 
     def _repr_png_(self) -> bytes | None:
-        """Returns the figure for a Jupyter notebook."""
+        """Returns the figure as PNG, which Jupyter displays; None if there is no figure."""
         if self.figure is None:
             return None
         buffer = io.BytesIO()
@@ -71,16 +72,16 @@ class Result:
 
 
 class TdExperiment(FixedStepsExperiment):
-    """The notebook's experiments; `exact` is the fraction of seeds that predict every target to one decimal."""
+    """The notebook's experiments; the metric `exact` of a seed is True if it predicts every target to one decimal."""
 
     STEPS, measured, panels = 'epochs', 'exact', 2
 
     def complete(self, flags: dict[str, Any]) -> dict[str, Any]:
-        """Fills in the number of epochs of the setup, and the length of --sequence."""
+        """Returns the flags with the default --epochs of the setup, and --length set to that of --sequence, if any."""
         length, numbers = flags['length'], flags['sequence']
         if numbers is not None and length not in (self.defaults['length'], len(numbers)):
             raise UserError(
-                f'--length={length} differs from the {len(numbers)} numbers of --sequence; pass one of both'
+                f'--length={length} differs from the {len(numbers)} numbers of --sequence; pass only one of these flags'
             )
         length = length if numbers is None else len(numbers)
         return {**flags, 'length': length, 'epochs': flags['epochs'] or EPOCHS[flags['setup']]}
@@ -99,7 +100,7 @@ class TdExperiment(FixedStepsExperiment):
         return td.sequence(own.length) if own.sequence is None else np.array(own.sequence, np.float32)
 
     def predictions(self, outputs: np.ndarray, settings: Settings) -> np.ndarray:
-        """Returns the outputs of any setup as [length], or [R, length] with replicas."""
+        """Returns the outputs of any setup as predictions [length], or [R, length] with replicas."""
         length = self.own(settings).length
         return outputs.reshape(length if settings.train.num_seeds is None else (-1, length))
 
@@ -160,7 +161,7 @@ class TdExperiment(FixedStepsExperiment):
         return f'{self.own(settings).setup}: echo {_format_numbers(self.targets(settings))}'
 
     def show(self, run: FinishedRun) -> None:
-        """Prints targets and predictions; with replicas, the first seed and the fraction of correct seeds."""
+        """Prints targets and predictions; with replicas, those of the first seed, and the fraction of correct seeds."""
         targets, predictions = self.targets(run.settings), np.asarray(run.predictions)
         has_replicas = predictions.ndim == 2
         print('target  prediction' + (' (first seed)  correct seeds' if has_replicas else ''))
@@ -175,7 +176,7 @@ class TdExperiment(FixedStepsExperiment):
             print(f'   ... {len(targets) - MAX_SHOWN:,} more')
 
     def draw(self, axes: Any, run: FinishedRun) -> None:
-        """Draws the loss curve with the notebook's, and the predictions."""
+        """Draws the loss curve (with the losses of the notebook, if its flags are the same) and the predictions."""
         left, right = axes
         plots.draw_loss(left, run.losses)
         reference = read_reference(run.settings)
@@ -201,9 +202,9 @@ class TdExperiment(FixedStepsExperiment):
 
 
 def exact(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Returns True if every prediction, rounded to one decimal, equals its target: [..., length], [length] -> [...].
+    """Returns True if every prediction is within 0.05 of its target: [..., length], [length] -> bool [...].
 
-    For targets that are not multiples of 0.1 (such as 0.25 for length 4), the error must be at most 0.05.
+    For targets that are multiples of 0.1, the prediction then equals its target when rounded to one decimal.
 
     >>> exact(np.array([[-0.04, 0.24], [0.06, 0.2]]), np.array([0.0, 0.2])).tolist()
     [True, False]
@@ -212,7 +213,7 @@ def exact(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def read_reference(settings: Settings) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the epochs and losses that the notebook printed, or None if the settings differ from the notebook's."""
+    """Returns the epochs and losses that the notebook printed; None if it printed none or has other flags."""
     flags = settings.flags
     path = REFERENCE / f'loss_{flags["setup"]}.csv'
     if not path.exists() or any(flags[name] != value for name, value in NOTEBOOK.items()):
@@ -224,13 +225,13 @@ def read_reference(settings: Settings) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def within_band(epochs: np.ndarray, curve: np.ndarray, losses: np.ndarray) -> dict[str, int]:
-    """Counts the `epochs` (from 1) at which the curve is within the 95% band of losses [R, steps]."""
+    """Counts the `epochs` (from 1), and those where `curve` is within the 95% band over seeds of losses [R, steps]."""
     low, *_, high = statistics.loss_quantiles(losses[:, epochs - 1])
     return {'epochs': len(epochs), 'inside': int(((low <= curve) & (curve <= high)).sum())}
 
 
 def _conclusion_of_one(summary: dict[str, Any], targets: np.ndarray, seed: int) -> str:
-    """Returns the conclusion of a run of one seed."""
+    """Returns the conclusion of a run of one seed: correct predictions, and the first and last loss."""
     first, last = summary['first_loss'], summary['last_loss']
     predictions = np.array(summary['predictions'], float)
     correct = int(exact(predictions[:, None], targets[:, None]).sum())
@@ -244,7 +245,7 @@ def _conclusion_of_one(summary: dict[str, Any], targets: np.ndarray, seed: int) 
 
 
 def _format_numbers(sequence: np.ndarray) -> str:
-    """Returns the first numbers of a sequence, with one to four decimals: 0.0 0.25 0.5."""
+    """Returns the first MAX_SHOWN numbers of a sequence as text, with one to four decimals: 0.0 0.25 0.5."""
     words = []
     for x in sequence[:MAX_SHOWN]:
         short, long = text_tables.format_decimals(x), f'{round(float(x), 4):g}'
@@ -253,7 +254,7 @@ def _format_numbers(sequence: np.ndarray) -> str:
 
 
 def _numbers(setup: str, length: int, hidden: int) -> int:
-    """Estimates how many float32 numbers a training step has."""
+    """Returns an estimate of the float32 numbers that a training step of one seed needs in memory."""
     outputs = length if setup == 'many_to_one' else 1
     params = 4 * (2 * hidden + hidden**2) + (hidden + 1) * outputs
     activations = 16 * length * hidden  # gates and states of every time step, and their gradients

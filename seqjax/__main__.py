@@ -1,4 +1,4 @@
-"""`python -m seqjax COMMAND`."""
+"""Entry point of `python -m seqjax COMMAND`."""
 
 from seqjax.cli import app
 

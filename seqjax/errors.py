@@ -4,9 +4,9 @@ import sys
 
 
 class UserError(ValueError):
-    """Error that the user can fix; the message is one sentence with the argument, its value and the fix."""
+    """Error that the user can fix, such as an invalid argument; the message names the value and the fix."""
 
 
 def warn(message: str) -> None:
-    """Prints a warning to stderr."""
+    """Prints `warning: MESSAGE` to stderr; raises nothing."""
     print(f'warning: {message}', file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Opening, reading and atomically replacing files, with errors that name the file."""
+"""Functions that open, read and atomically replace files, with errors that name the file."""
 
 import contextlib
 import csv
@@ -19,14 +19,16 @@ from seqjax.errors import UserError
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Context manager that raises UserError if the file system refuses a write."""
+    """Context manager for writing the file `path`: turns an OSError of its body into a UserError."""
     try:
         yield
     except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror or error}; choose another --workdir') from error
+        raise UserError(
+            f'cannot write {path}: {error.strerror or error}; fix the cause, or choose another --workdir'
+        ) from error
 
 
-# Errors that readers of JSON, CSV and .npz files raise for corrupt files.
+# Exceptions that readers of JSON, CSV and .npz files raise if a file is missing or corrupt.
 DAMAGED = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, RuntimeError),
     *(csv.Error, zlib.error, zipfile.BadZipFile, tokenize.TokenError, MemoryError),
@@ -35,15 +37,15 @@ DAMAGED = (
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Context manager that raises UserError if a file of a finished run is missing or corrupt."""
+    """Context manager for reading `path`, a file of a finished run: turns the exceptions DAMAGED into a UserError."""
     try:
         yield
     except UserError:
         raise
     except DAMAGED as error:
-        reason = getattr(error, 'strerror', None) or error
+        reason = f'{error} is missing' if isinstance(error, KeyError) else getattr(error, 'strerror', None) or error
         raise UserError(
-            f'{path} of a finished run cannot be read ({reason}); use --overwrite to train again'
+            f'{path} of a finished run cannot be read ({reason}); repeat the command of that run with --overwrite'
         ) from error
 
 
@@ -51,10 +53,12 @@ SPECIAL_FILES = ((stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket'), (stat.S
 
 
 def open_file(path: Path, mode: str = 'rb', **options: Any) -> Any:
-    """Opens a regular file for reading, without blocking on a pipe or a device.
+    """Opens a regular file for reading; refuses pipes, sockets and devices, which could block.
+
+    `mode` and `options` are those of the built-in `open`.
 
     Raises:
-      OSError: it cannot be opened, or is not a regular file; `strerror` is the reason.
+      OSError: the path cannot be opened, or is not a regular file; its `strerror` gives the reason.
     """
     mode_of_file = os.stat(path).st_mode
     if stat.S_ISDIR(mode_of_file):
@@ -67,16 +71,18 @@ def open_file(path: Path, mode: str = 'rb', **options: Any) -> Any:
 
 @contextlib.contextmanager
 def open_data(path: Path, mode: str = 'rb', **options: Any) -> Iterator[Any]:
-    """Opens a data file; raises UserError if it cannot be opened or read."""
+    """Context manager that opens a data file of the user; raises UserError if opening or reading it fails."""
     try:
         with open_file(path, mode, **options) as file:
             yield file
     except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror or error}; use another file') from error
+        raise UserError(
+            f'{path} cannot be read: {error.strerror or error}; correct the path, or use another file'
+        ) from error
 
 
 def sha256(path: Path) -> str:
-    """Returns the checksum of a file; raises OSError if it cannot be read."""
+    """Returns the SHA-256 checksum of a file in hexadecimal; raises OSError if the file cannot be read."""
     with open_file(path) as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
@@ -87,7 +93,7 @@ def read_json(path: Path) -> Any:
 
 
 def expand(flag: str, path: str) -> Path:
-    """Returns the path of a flag with ~ and ~user expanded."""
+    """Returns the path passed to --FLAG with ~ and ~user expanded; raises UserError if that user does not exist."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:  # ~user does not exist
@@ -95,7 +101,11 @@ def expand(flag: str, path: str) -> Path:
 
 
 def replace(target: Path, write: Callable[[Path], Any]) -> None:
-    """Replaces `target` atomically, by `write` to a temporary file in the same directory."""
+    """Creates or replaces the file `target` atomically.
+
+    Calls write(path) with a temporary path in the same directory, and renames that file to `target`. If `write` raises,
+    `target` is unchanged.
+    """
     temporary = target.with_name(f'.{os.getpid()}-{target.name}')  # keeps the suffix, which decides the format
     try:
         write(temporary)
@@ -105,7 +115,7 @@ def replace(target: Path, write: Callable[[Path], Any]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flushes a file or a directory to disk."""
+    """Flushes a file or a directory to disk with fsync."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -114,7 +124,7 @@ def sync(path: Path) -> None:
 
 
 def write_rows(file: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes rows as CSV with a header to an open file."""
+    """Writes CSV to an open text file: the header `columns`, then one line per row."""
     table = csv.writer(file, lineterminator='\n')
     table.writerow(columns)
     table.writerows(rows)

@@ -8,14 +8,14 @@ from typing import Any
 
 
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Returns the `__getattr__`, `__dir__` and `__all__` of a package.
+    """Returns `__getattr__`, `__dir__` and `__all__` for a package whose public names are imported on first use.
 
-    The public names are the imports under `if TYPE_CHECKING:` in its `__init__.py`, where type checkers and editors
-    find them.
+    The public names are those of the `from ... import` lines under `if TYPE_CHECKING:` in the `__init__.py` of the
+    package, where type checkers and editors find them.
 
     Args:
       package: `__name__` of the package.
-      file: `__file__` of the package.
+      file: `__file__` of the package, the path of its `__init__.py`.
 
     >>> import seqjax.nn
     >>> seqjax.nn.LSTMCell.__module__
@@ -30,7 +30,7 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
         if name not in origin:
             raise AttributeError(f'module {package!r} has no attribute {name!r}')
         module, attribute = origin[name]
-        if module == package:  # a module of the package
+        if module == package:  # a submodule, not a name in a module
             return importlib.import_module(f'{module}.{attribute}')
         return getattr(importlib.import_module(module), attribute)
 

@@ -1,4 +1,4 @@
-"""Checks of option names: errors for misspelled options name the function and suggest the nearest option."""
+"""Checks of option names: the error for an unknown option names the function and suggests the most similar option."""
 
 import difflib
 import functools
@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-# Names of options in other libraries.
+# Option names of other libraries, and the names of the same options here.
 ALIASES = {'hidden': 'features', 'hidden_size': 'features', 'units': 'features'}
 
 
 def nearest(word: Any, known: Iterable[Any], show: Callable[[str], str] = repr) -> str:
-    """Returns the end of a message that suggests the most similar of the known words; empty if none is similar.
+    """Returns the end of an error message that suggests the known word most similar to `word`; empty if there is none.
+
+    Words in ALIASES are compared, too, and the suggestion is then the name that they stand for. `show` formats it.
 
     >>> nearest('lsmt', ['lstm', 'gru']), nearest('hiden', ['hidden'], '--{}'.format)
     ("; did you mean 'lstm'?", '; did you mean --hidden?')
@@ -23,7 +25,7 @@ def nearest(word: Any, known: Iterable[Any], show: Callable[[str], str] = repr) 
 
 
 def some(words: Iterable[str], most: int = 8) -> str:
-    """Returns a list of words as text, shortened to `most` words and the number of others.
+    """Returns the first `most` words as text, separated by commas, and the number of words left out, if any.
 
     >>> some('abcd', 2)
     'a, b and 2 more'
@@ -33,7 +35,10 @@ def some(words: Iterable[str], most: int = 8) -> str:
 
 
 def argument_names(*functions: Callable[..., Any]) -> list[str] | None:
-    """Returns the argument names of functions or classes; None if one of them accepts any name or has no signature."""
+    """Returns the argument names of functions or classes, without self, parent and name.
+
+    Returns None if one of them accepts any name (`**kwargs`) or has no signature.
+    """
     known = []
     for function in functions:
         try:
@@ -47,7 +52,9 @@ def argument_names(*functions: Callable[..., Any]) -> list[str] | None:
 
 
 def check_options(function: str, names: Iterable[str], known: list[str] | None) -> None:
-    """Raises TypeError if a name is not among the known ones; None accepts all names.
+    """Raises TypeError for the first of `names` that is not among the `known` option names of a function.
+
+    The names parent and name, fields of every Flax module, are always accepted. If `known` is None, all names are.
 
     >>> check_options('RNN', ['revrse'], ['cell', 'reverse'])
     Traceback (most recent call last):
@@ -55,11 +62,12 @@ def check_options(function: str, names: Iterable[str], known: list[str] | None) 
     """
     for name in names:
         if known is not None and name not in (*known, 'parent', 'name'):
-            raise TypeError(f'{function} has no option {name!r}{nearest(name, known) or "; use " + ", ".join(known)}')
+            others = f'; use {", ".join(known)}' if known else '; it has none'
+            raise TypeError(f'{function} has no option {name!r}{nearest(name, known) or others}')
 
 
 class NamedOptions:
-    """Mixin for Flax modules, listed before `nn.Module`, whose constructors check the names of options."""
+    """Mixin for Flax modules whose constructors raise TypeError for unknown options; list it before `nn.Module`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

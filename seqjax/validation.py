@@ -1,4 +1,4 @@
-"""Checks of shapes, choices and ranges."""
+"""Checks of the shapes, choices and integer ranges of arguments."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,17 +12,17 @@ Shape = tuple[int, ...]
 
 
 def is_concrete(x: Any) -> bool:
-    """Returns True if the values of x are known, that is if x is not traced by a transformation."""
+    """Returns True if the values of x are known; False if x is a tracer, as inside `jax.jit` or `jax.vmap`."""
     return not isinstance(x, jax.core.Tracer)
 
 
 def is_encodable(text: str) -> bool:
-    """Returns True if the text can be encoded as UTF-8: no lone surrogates, which stand for undecodable bytes."""
+    """Returns True if the text can be encoded as UTF-8, that is if it has no lone surrogate (an undecodable byte)."""
     return text.encode('utf-8', 'ignore').decode() == text
 
 
 def check_shape(name: str, got: Shape, want: Shape, reason: str) -> None:
-    """Raises ValueError with the argument, both shapes and the first axis that differs, if the shapes differ."""
+    """Raises ValueError if the shapes `got` and `want` differ; the message names the first axis that differs."""
     if got == want:
         return
     where = f'it has {len(got)} axes, not {len(want)}'
@@ -33,7 +33,7 @@ def check_shape(name: str, got: Shape, want: Shape, reason: str) -> None:
 
 
 def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
-    """Raises ValueError with the argument and the known values, if the value is not among them."""
+    """Raises ValueError if the value of the argument `name` is not one of the known values, which the message lists."""
     if value not in tuple(known):  # a tuple, as an invalid value may not be hashable
         raise ValueError(
             f'{name}={value!r} must be one of {", ".join(map(repr, known))}{options.nearest(value, known)}'
@@ -41,13 +41,13 @@ def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
 
 
 def check_range(name: str, x: Any, last: int, reason: str) -> None:
-    """Raises ValueError with the first of the integers x that is not from 0 to `last`, if they are concrete.
+    """Raises ValueError if an element of the integer array x is below 0 or above `last`; names the first such element.
 
-    Compiled code cannot raise: there, callers make results NaN that depend on such an integer.
+    Does nothing if x is traced: compiled code cannot raise, so callers make results NaN that depend on such an element.
     """
     if not is_concrete(x):
         return
     values = np.asarray(x)
     for index in np.argwhere((values < 0) | (values > last))[:1]:
-        place = ', '.join(map(str, index))
-        raise ValueError(f'{name}[{place}] is {values[tuple(index)]} and must be from 0 to {last}: {reason}')
+        place = f'[{", ".join(map(str, index))}]' if len(index) else ''
+        raise ValueError(f'{name}{place} is {values[tuple(index)]} and must be from 0 to {last}: {reason}')

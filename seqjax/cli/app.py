@@ -1,4 +1,4 @@
-"""The `seqjax` program: lists the commands and runs one of them.
+"""The `seqjax` program: runs the command that its first argument names, or lists all commands.
 
 python -m seqjax
 python -m seqjax forecast sales.csv --target=sold
@@ -16,14 +16,14 @@ from typing import NoReturn
 from seqjax.cli import registry
 from seqjax.runs import signals
 
-USER_ERROR, BROKEN_PIPE = 2, 141  # exit codes
+USER_ERROR, BROKEN_PIPE = 2, 141  # exit codes: invalid input; the reader of the output closed the pipe
 
 
 def begin() -> None:
-    """Disables garbage collection and signal tracebacks while a command is imported; `Command.execute` undoes both.
+    """Disables garbage collection, and makes SIGINT and SIGTERM end the process without a traceback.
 
-    Garbage collection during the imports would take a fifth of the startup time. A signal during the imports ends the
-    process without a traceback.
+    Called before a command is imported; `Command.execute` undoes both afterwards. Garbage collection during the imports
+    would take a fifth of the startup time.
     """
     gc.disable()
     for number in signals.EXIT_CODES:
@@ -31,7 +31,7 @@ def begin() -> None:
 
 
 def overview() -> str:
-    """Returns the list of commands, one line each."""
+    """Returns the text of `seqjax --help`: the usage, and a line with name and summary for each command."""
     names = list(registry.modules())
     width = max(map(len, names), default=0)
     lines = [f'  {name:<{width}}  {registry.summary(name)}' for name in names]
@@ -47,7 +47,14 @@ def overview() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Lists the commands; returns the exit code, which is 2 if there is no such command."""
+    """Prints the list of commands, or the error that the first word of `argv` is not a command; runs no command.
+
+    Args:
+      argv: arguments without the program's name; by default those of this process.
+
+    Returns:
+      The exit code: 0 after the list, 141 if the reader closed the pipe, 2 for an unknown command.
+    """
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ('--help', '-h', '-help', 'help', '--helpfull', '--helpshort'):
         try:
@@ -60,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     hint = f'did you mean {near[0]}?' if near else 'run seqjax without arguments for the list of commands'
     for package in registry.RESEARCH:
         if words[0] in registry.modules(package):
-            hint = f'run it with python -m {package}.{words[0]}'
+            hint = f'run this module with python -m {package}.{words[0]}'
     if words[0] in registry.tasks():
         hint = f'run this task with seqjax run --task={words[0]}'
     print(f'seqjax: {words[0]!r} is not a command; {hint}', file=sys.stderr)
@@ -68,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def execute() -> NoReturn:
-    """Runs the command given on the command line as the whole process."""
+    """Runs the command that sys.argv names, or `main` if it names none, and ends the process with the exit code."""
     if len(sys.argv) < 2 or sys.argv[1] not in registry.modules():
         sys.exit(main())
     begin()

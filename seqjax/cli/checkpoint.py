@@ -3,8 +3,8 @@
     seqjax checkpoint --workdir=runs/td/many_to_many
     seqjax checkpoint --workdir=runs/td/many_to_many --export=weights.npz
 
-`numpy.load` reads the exported file: arrays by name, such as params/rnn/cell/kernel. With several seeds, the first axis
-is the seed.
+`numpy.load` reads the exported file: arrays by name, such as params/rnn/cell/kernel. For a run with --num_seeds, the
+first axis of every array is the seed.
 """
 
 import contextlib
@@ -26,25 +26,31 @@ from seqjax.runs import checkpoint_manager, directory, orbax_io
 from seqjax.runs.checkpoint_manager import CheckpointManager
 from seqjax.runs.manifest import CheckpointMetadata, CorruptCheckpointError
 
-TRAINED = ('params/', 'variables/')  # prefixes of the names of trained arrays
+TRAINED = ('params/', 'variables/')  # prefixes of the names of the arrays that are exported without --full_state
 
 FLAGS = {
-    'workdir': Flag(PathParser(), 'run directory'),
-    'replica_group': Flag(PathParser(), 'folder below checkpoints/; needed if the run has several groups of replicas'),
-    'step': Flag(IntParser(0), 'training step to export; by default the step of the newest valid checkpoint'),
-    'export': Flag(PathParser('file'), '.npz file to write the trained parameters to'),
-    'full_state': Flag(BoolParser(), 'export the optimizer state, the step and the random key as well'),
+    'workdir': Flag(PathParser(), 'run directory that contains the checkpoints (required)'),
+    'replica_group': Flag(
+        PathParser(),
+        'folder below checkpoints/ to list and export (default: all); required for --export of a sweep or of a run '
+        'with --refit',
+    ),
+    'step': Flag(IntParser(0), 'training step of the checkpoint to export; by default the newest valid one'),
+    'export': Flag(PathParser('file'), '.npz file to export the trained parameters to; by default nothing is exported'),
+    'full_state': Flag(
+        BoolParser(), 'with --export, also export the optimizer state, the step, the random key and the best parameters'
+    ),
 }
 
 
 class CheckpointRow(NamedTuple):
-    """Row of the list of checkpoints."""
+    """Result of verifying one checkpoint."""
 
-    path: Path
-    size: int  # bytes
-    saved: float  # seconds since 1970
+    path: Path  # folder of the checkpoint
+    size: int  # bytes of all its files
+    saved: float  # time of its last change, in seconds since 1970
     metadata: CheckpointMetadata | None  # None if the checkpoint is corrupt
-    error: str | None  # reason if the checkpoint is corrupt
+    error: str | None  # reason why the checkpoint is corrupt; None if it is valid
 
 
 def run(
@@ -55,18 +61,24 @@ def run(
     export: str | None = None,
     full_state: bool = False,
 ) -> list[CheckpointRow]:
-    """Lists and verifies the checkpoints of a run, and exports one of them; `FLAGS` explains the arguments.
+    """Verifies, prints and returns all checkpoints of a run; exports one to an .npz file if `export` is set.
+
+    `FLAGS` explains the arguments.
 
     Raises:
-      UserError (a ValueError): there is no checkpoint, one is corrupt, or the one to export does not exist.
+      UserError (a ValueError): an argument is invalid, there is no checkpoint, the export fails, or a checkpoint is
+        corrupt (raised after the list is printed and the file of `export` is written).
     """
     settings = flag_tables.check(FLAGS, locals(), command.default_values(run))
     if settings['workdir'] is None:
-        raise UserError('--workdir is missing; pass a run directory')
+        raise UserError('--workdir is missing; pass the run directory that contains checkpoints/')
     folder = files.expand('workdir', settings['workdir']) / directory.CHECKPOINTS / (settings['replica_group'] or '')
     checkpoints = {path: verify_all(path) for path in checkpoint_manager.checkpoint_folders(folder)}
     if not checkpoints:
-        raise UserError(f'{folder} contains no checkpoints; pass the run directory as --workdir')
+        raise UserError(
+            f'{folder} contains no checkpoints; pass a run directory with checkpoints as --workdir, and correct '
+            '--replica_group if it is set'
+        )
     for path, rows in checkpoints.items():
         _show(path, rows)
     if settings['export'] is not None:
@@ -76,13 +88,16 @@ def run(
         count = sum(map(len, checkpoints.values()))
         raise UserError(
             f'{len(corrupt)} of {count} checkpoints are corrupt, such as {corrupt[0].path} ({corrupt[0].error}); '
-            'the run resumes from the newest valid one'
+            'rerun the command of the run to resume from the newest valid checkpoint, with --overwrite if none is valid'
         )
     return [row for rows in checkpoints.values() for row in rows]
 
 
 def verify_all(folder: Path) -> list[CheckpointRow]:
-    """Returns all checkpoints of a folder after reading and verifying every byte."""
+    """Returns the result of verifying the checksums of every checkpoint of a replica group, in ascending order of step.
+
+    A corrupt checkpoint is returned with its `error`; it raises no exception.
+    """
     manager, rows = CheckpointManager(folder, writes=False), []
     for step in manager.steps():
         path = manager.path(step)
@@ -98,7 +113,7 @@ def verify_all(folder: Path) -> list[CheckpointRow]:
 
 
 def _size(path: Path) -> int:
-    """Returns the total size of the files of a folder in bytes; files that vanish meanwhile are skipped."""
+    """Returns the total size in bytes of all files below `path`; files that are deleted meanwhile are skipped."""
     size = 0
     for file in (os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names):
         with contextlib.suppress(OSError):
@@ -107,7 +122,7 @@ def _size(path: Path) -> int:
 
 
 def _show(folder: Path, rows: list[CheckpointRow]) -> None:
-    """Prints the checkpoints of a folder."""
+    """Prints the folder of a replica group, and a line for each checkpoint: step, size, time, status and metrics."""
     first = next((row.metadata for row in rows if row.metadata is not None), None)
     print(f'{folder}{os.sep}' + ('' if first is None else f'  run of {first.experiment}'))
     print('      step        size  saved             ')
@@ -121,17 +136,29 @@ def _show(folder: Path, rows: list[CheckpointRow]) -> None:
 
 
 def _export(target: Path, checkpoints: dict[Path, list[CheckpointRow]], settings: dict[str, Any]) -> None:
-    """Writes the arrays of one checkpoint, or of one checkpoint of every replica group."""
+    """Writes the arrays of a checkpoint to `target`, an .npz file.
+
+    If the run has several groups seeds_X_to_Y, the checkpoints of all are joined along the seed axis.
+
+    Raises:
+      UserError: `target` is invalid, there are groups of other names, or no checkpoint or no common step to export.
+    """
     if target.suffix != '.npz':
         raise UserError(f'--export={target} must end in .npz')
     if len({_group(path)[0] for path in checkpoints}) > 1:
         tops = {path: next(top for top in path.parents if top.name == directory.CHECKPOINTS) for path in checkpoints}
         groups = ', '.join(sorted({str(_group(path)[0].relative_to(top)) for path, top in tops.items()}))
-        raise UserError(f'the run has several replica groups; select one with --replica_group, of {groups}')
+        raise UserError(
+            f'--export={target} needs one replica group, but the run has several; pass one of these folders, or a '
+            f'folder in it, as --replica_group: {groups}'
+        )
     rows_to_export = [_select(path, rows, settings['step']) for path, rows in checkpoints.items()]
     if len({row.metadata.step for row in rows_to_export}) > 1:
         paths = ', '.join(f'{row.path}' for row in rows_to_export)
-        raise UserError(f'the replica groups are at different steps ({paths}); select one with --step')
+        raise UserError(
+            f'the newest valid checkpoints of the replica groups are of different steps ({paths}); pass a step that '
+            'all groups have as --step, or one of the groups as --replica_group'
+        )
     group_arrays = [_arrays(row, settings['full_state']) for row in rows_to_export]
     arrays = {
         name: np.concatenate([group[name] for group in group_arrays]) if len(group_arrays) > 1 else x
@@ -142,29 +169,30 @@ def _export(target: Path, checkpoints: dict[Path, list[CheckpointRow]], settings
         files.replace(target, lambda path: np.savez(path, **arrays))
     except OSError as error:
         raise UserError(f'--export={target} cannot be written: {error.strerror or error}; use another file') from error
-    print(f'\n{target}: {len(arrays)} arrays of step {rows_to_export[0].metadata.step:,}')
+    print(f'\n{target}: exported {len(arrays)} arrays of step {rows_to_export[0].metadata.step:,}')
 
 
 def _select(folder: Path, rows: list[CheckpointRow], step: int | None) -> CheckpointRow:
-    """Returns the newest valid checkpoint, or the checkpoint of a step; raises UserError if there is none."""
+    """Returns the newest valid checkpoint in `rows`, or that of `step` if set; raises UserError if there is none."""
     valid = [row for row in rows if row.metadata is not None and step in (None, row.metadata.step)]
     if not valid:
         names = ', '.join(row.path.name for row in rows if row.metadata is not None) or 'none'
         raise UserError(
-            f'{folder} has no valid checkpoint{"" if step is None else f" of --step={step}"}; valid: {names}'
+            f'{folder} has no valid checkpoint{"" if step is None else f" of --step={step}"}; the steps with a valid '
+            f'checkpoint are: {names}'
         )
     return valid[-1]
 
 
 def _arrays(row: CheckpointRow, full_state: bool) -> dict[str, np.ndarray]:
-    """Returns the arrays of a checkpoint by name, without padding replicas."""
+    """Returns {name: array} of a checkpoint, without padding replicas; only trained arrays unless `full_state`."""
     arrays, count = orbax_io.read_arrays(row.path), _group(row.path.parent)[1]
     selected = {name: x for name, x in arrays.items() if full_state or name.startswith(TRAINED)}
     return selected if count is None else {name: x[:count] for name, x in selected.items()}
 
 
 def _group(folder: Path) -> tuple[Path, int | None]:
-    """Returns the parent folder and the size of a replica group; (folder, None) if it is not a group."""
+    """Returns the parent and the number of seeds of a folder seeds_X_to_Y; (folder, None) for any other name."""
     match = re.fullmatch(r'seeds_(\d+)_to_(\d+)', folder.name)
     return (folder, None) if match is None else (folder.parent, int(match[2]) - int(match[1]) + 1)
 

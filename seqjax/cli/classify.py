@@ -2,7 +2,7 @@
 
     seqjax classify --data=sktime:datasets/data/JapaneseVowels/JapaneseVowels_TRAIN.ts
 
-If the file is called NAME_TRAIN.ts and its folder contains NAME_TEST.ts, that file is the test split.
+If --data is NAME_TRAIN.ts and its folder contains NAME_TEST.ts, NAME_TEST.ts is the test split by default.
 """
 
 import os
@@ -20,34 +20,36 @@ from seqjax.datasets.dataset import Dataset, OnlinePredictor, PredictionInputs
 from seqjax.datasets.readers import optional_packages, ts_format
 from seqjax.datasets.readers.ts_format import LabelledSeries
 
-TRAIN, TEST = '_TRAIN.ts', '_TEST.ts'  # endings of the archive's file names
+TRAIN, TEST = '_TRAIN.ts', '_TEST.ts'  # endings of the names of the archive's training and test files
 
 
 class Classify(DatasetExperiment):
-    """Experiment on the classification of time series of any length and number of channels."""
+    """Experiment on classifying whole time series, of different lengths and with one or several channels."""
 
     name = 'classify'
     suffix = '.ts'
-    data_help = '.ts file; or PACKAGE:PATH, a file of an installed package'
+    data_help = '.ts file, or PACKAGE:PATH for a file inside an installed package'
     OWN = {
         'test_data': Flag(
-            PathParser('file'), f'.ts file of the test split; by default NAME{TEST} if --data is NAME{TRAIN}'
+            PathParser('file'),
+            f'.ts file of the test split; by default NAME{TEST} in the same folder if --data is NAME{TRAIN}',
         ),
         'test_fraction': Flag(
             PositiveFractionParser(),
-            'fraction of the series of each class in the test split, if there is no test file',
+            'fraction of the series of each class to use as the test split, if there is no test file',
         ),
         'validation_fraction': Flag(
-            PositiveFractionParser(), 'fraction of the remaining series of each class in the validation split'
+            PositiveFractionParser(),
+            'fraction of the series of each class outside the test split to use as the validation split',
         ),
         'missing': Flag(
             ChoiceParser('refuse', 'mask'),
-            'missing or infinite values: refuse the file, or replace them with 0 and add an indicator channel for each '
-            'channel',
+            'missing or infinite values: refuse stops with an error; mask sets them to 0 after scaling, and adds an '
+            'input for each channel that is 1 where its value is missing',
         ),
         'class_weights': Flag(
             ChoiceParser('none', 'balanced'),
-            'class weights of the training and validation loss; balanced weights each class equally',
+            'weights in the training and validation loss: none weights each series equally, balanced each class',
         ),
     }
     own_defaults = {
@@ -96,7 +98,7 @@ class Classify(DatasetExperiment):
 
 
 def _read(settings: Mapping[str, Any], data: str) -> tuple[str, LabelledSeries, tuple[str, LabelledSeries] | None]:
-    """Returns the name and the series of a file, and the test file's name and series or None."""
+    """Returns (name, series, test) of the file `data`; `test` is (name, series) of the test file, None without one."""
     path, bounds = optional_packages.locate(data), dataset_experiment.bounds_of(settings)
     test = test_file(path) if settings['test_data'] is None else optional_packages.locate(settings['test_data'])
     return (
@@ -107,7 +109,7 @@ def _read(settings: Mapping[str, Any], data: str) -> tuple[str, LabelledSeries, 
 
 
 def test_file(path: Path) -> Path | None:
-    """Returns the test file that belongs to a training file of the archive; None if there is none."""
+    """Returns NAME_TEST.ts next to the file `path` NAME_TRAIN.ts; None if it does not exist, or for other names."""
     if not path.name.endswith(TRAIN):
         return None
     test = path.with_name(path.name.removesuffix(TRAIN) + TEST)

@@ -1,4 +1,4 @@
-"""Commands: they parse flags, run, and map errors to exit codes."""
+"""Commands of the command line: they parse flags, call a function, and turn exceptions into exit codes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from seqjax.runs import multihost, signals
 from seqjax.runs.signals import Interrupted, Terminated
 from seqjax.training import sharding
 
-MAX_CPU_DEVICES = 256  # of one process; each has threads of its own
-GROUPS = {'model': 'Model', 'train': 'Training', 'run': 'Run', 'process': 'Process'}  # headings in --help
+MAX_CPU_DEVICES = 256  # most JAX CPU devices of one process for --mesh; each device has threads of its own
+GROUPS = {'model': 'Model', 'train': 'Training', 'run': 'Run', 'process': 'Process'}  # headings in --help by group
 
 
 def help_text(command: Command, invocation: str, table: FlagTable, full: bool = False) -> str:
@@ -38,7 +38,7 @@ def help_text(command: Command, invocation: str, table: FlagTable, full: bool = 
       command: the command.
       invocation: how the command is invoked, such as `seqjax run`.
       table: the flags of the command.
-      full: print the complete text of the common flags instead of its first clause.
+      full: print the complete text of the common flags instead of the part before its first semicolon.
     """
     examples = ['Examples:', *command.examples, ''] if command.examples else []
     own = [name for name, flag in table.flags.items() if not flag.group]
@@ -77,19 +77,25 @@ def _flag_lines(name: str, table: FlagTable, full: bool) -> list[str]:
     default = '' if value is None else f' (default: {value})'
     if full:
         return [head, textwrap.indent(textwrap.fill(text + default, 92), ' ' * 8)]
-    short = re.split(r'[;:(]', text)[0].rstrip()
-    return [f'{head:<34}  {short}{default}']
+    lines = textwrap.wrap(text.split('; ')[0] + default, 80, break_on_hyphens=False)
+    lines = [' ' * 36 + line for line in lines]
+    return [head, *lines] if len(head) > 34 else [f'{head:<36}{lines[0].strip()}', *lines[1:]]
 
 
 def default_values(run: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the default values of the arguments of a function."""
+    """Returns {argument name: default value} of a function whose arguments all have a default."""
     return {name: parameter.default for name, parameter in inspect.signature(run).parameters.items()}
 
 
 def use_cores(mesh: str | None, processes_text: str) -> None:
-    """Makes every core of a CPU a JAX device, and adds devices if --mesh needs more than there are cores.
+    """Sets the number of JAX CPU devices of this process: one per core, or more if --mesh needs more.
 
-    Does nothing if JAX_NUM_CPU_DEVICES is set in the environment.
+    With --mesh it is at most MAX_CPU_DEVICES. With --mesh and --distributed=HOST:PORT,COUNT,INDEX, it is this process's
+    equal part of the mesh. Does nothing if JAX_NUM_CPU_DEVICES is set in the environment or JAX is already initialized.
+
+    Args:
+      mesh: value of --mesh.
+      processes_text: value of --distributed.
     """
     if 'JAX_NUM_CPU_DEVICES' in os.environ:
         return
@@ -103,22 +109,33 @@ def use_cores(mesh: str | None, processes_text: str) -> None:
 
 
 def init_distributed(text: str, heartbeat_timeout: int) -> None:
-    """Initializes JAX's distributed service and silences the standard output of all processes but process 0.
+    """Connects this process to the others of a distributed run; all but process 0 then discard their standard output.
+
+    With 'off' the run has one process: nothing is connected or discarded.
+
+    Args:
+      text: value of --distributed.
+      heartbeat_timeout: the run ends if a process does not respond for this many seconds.
 
     Raises:
-      UserError: the other processes cannot be found.
+      UserError: 'auto' detects no cluster, the port cannot be used, or the processes cannot connect.
     """
     try:
         multihost.start(text, heartbeat_timeout)
     except ValueError as error:
         raise UserError(
-            f'--distributed={text}: SLURM, Kubernetes, Cloud TPU and Open MPI were not detected; use '
+            f'--distributed={text}: none of SLURM, Kubernetes, Cloud TPU and Open MPI was detected; use '
             '--distributed=HOST:PORT,COUNT,INDEX'
         ) from error
     except OSError as error:
-        raise UserError(f'--distributed={text} is not available: {error.strerror}; use another port') from error
+        raise UserError(
+            f'--distributed={text}: the port cannot be used ({error.strerror}); use another port in all processes'
+        ) from error
     except RuntimeError as error:
-        raise UserError(f'--distributed={text} failed to connect: {" ".join(str(error).split())[:200]}') from error
+        raise UserError(
+            f'--distributed={text} failed to connect: {" ".join(str(error).split())[:200]}; start all '
+            'processes of the run, on machines that can reach process 0'
+        ) from error
     signals.restore_python_handlers()
     if text != multihost.OFF and not multihost.is_process0():
         sys.stdout = open(os.devnull, 'w', errors='backslashreplace')  # noqa: SIM115
@@ -126,16 +143,17 @@ def init_distributed(text: str, heartbeat_timeout: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command and its flags, invoked as `seqjax NAME`, or as `python -m experiments.NAME` in a clone.
+    """Command of the command line: a function, and the flags that become its arguments.
 
-    `seqjax.cli.registry` finds and lists every module of this folder that defines a `COMMAND`.
+    A module of seqjax/cli that defines a `COMMAND` is run as `seqjax NAME`; one of experiments/ or benchmarks/, in a
+    clone of the repository, as `python -m experiments.NAME`. NAME is the name of the module.
     """
 
     name: str  # name of its module
     doc: str  # docstring of its module: the first line is the summary, indented lines are examples
     run: Callable[..., Any]  # function whose arguments are the flags
-    table: FlagTable | Callable[[Sequence[str]], FlagTable]  # a function if the flags depend on the command line
-    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict  # fills in the default --workdir
+    table: FlagTable | Callable[[Sequence[str]], FlagTable]  # a function of argv if the flags depend on argv
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict  # flag values -> the same with the default --workdir
 
     @property
     def summary(self) -> str:
@@ -143,16 +161,19 @@ class Command:
 
     @property
     def examples(self) -> list[str]:
-        """Example command lines of the docstring."""
+        """Lines of the indented block with example command lines in `doc`; empty if there is none."""
         match = re.search(r'^    (?:python -m |seqjax ).*(?:\n(?:    .*)?)*', self.doc, re.MULTILINE)
         return match[0].rstrip().splitlines() if match else []
 
     def table_for(self, argv: Sequence[str]) -> FlagTable:
-        """Returns the flags of the command for a given command line."""
+        """Returns the flags that `run` accepts, and their defaults; they may depend on the command line `argv`."""
         return self.table(argv) if callable(self.table) else self.table
 
     def full_table(self, argv: Sequence[str]) -> FlagTable:
-        """Returns all flags, including flags of the command line alone, such as --distributed."""
+        """Returns `table_for(argv)` plus the flags that exist on the command line only.
+
+        These are --compilation_cache and, for a command with --mesh, --distributed and --heartbeat_timeout.
+        """
         table, defaults = self.table_for(argv)
         if 'mesh' in table:
             table, defaults = (
@@ -162,21 +183,24 @@ class Command:
         return FlagTable({**table, **flag_tables.CACHE_FLAGS}, {**defaults, **dict.fromkeys(flag_tables.CACHE_FLAGS)})
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
-        """Returns the value of every flag; raises UserError if a value is invalid."""
+        """Returns {name: value} of all flags of `table_for(argv)`; raises UserError if a flag or a value is invalid."""
         return command_line.parse(*self.table_for(argv), argv)
 
     def main(self, argv: list[str] | None = None, invocation: str | None = None) -> int:
-        """Runs the command; returns the exit code."""
+        """Runs the command with `argv`, by default the arguments of this process; returns the exit code, see `main`."""
         return main(self, argv, invocation or registry.invocation(self.name))
 
     def execute(self, argv: list[str] | None = None, invocation: str | None = None) -> NoReturn:
-        """Runs the command as the whole process."""
+        """Runs the command and ends the process with the exit code of `main`; does not return."""
         begin()
         exit_process(self.main(argv, invocation))
 
 
 def begin() -> None:
-    """Restores signal handlers and garbage collection after the imports, which it excludes from later collections."""
+    """Undoes `seqjax.cli.app.begin`: enables garbage collection, and restores the handlers of SIGINT and SIGTERM.
+
+    Objects that exist already, such as the imported modules, are excluded from garbage collection.
+    """
     gc.freeze()
     gc.enable()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -184,15 +208,16 @@ def begin() -> None:
 
 
 def main(command: Command, argv: list[str] | None, invocation: str) -> int:
-    """Runs a command from the command line.
+    """Parses the flags of a command and runs it; prints an error message instead of raising UserError.
 
     Args:
       command: the command.
       argv: arguments without the program's name; by default the arguments of this process.
-      invocation: how the command is invoked, for messages.
+      invocation: how the command is invoked, such as `seqjax run`; messages start with it.
 
     Returns:
-      The exit code: 0 for success, 2 for a user error, 75 after SIGTERM, 130 after SIGINT.
+      The exit code: 0 for success and --help, 2 for a user error or an output that cannot be written, 75 after SIGTERM
+      or if another process of a distributed run has ended, 130 after SIGINT, 141 if the reader closed the output pipe.
     """
     name = invocation.removeprefix('python -m ')
     if sys.stdout is None:  # the parent process closed it
@@ -229,7 +254,11 @@ def main(command: Command, argv: list[str] | None, invocation: str) -> int:
         if not multihost.is_multiprocess():
             raise
         reason = ' '.join(str(error).split())[:200]
-        print(f'{name}: another process of the run has ended ({reason}); restart all processes', file=sys.stderr)
+        print(
+            f'{name}: the distributed run failed, probably because another process has ended ({reason}); restart all '
+            'processes',
+            file=sys.stderr,
+        )
         return signals.EXIT_CODES[signal.SIGTERM]  # a scheduler restarts them on this code
     except OSError as error:
         if error.filename is not None:  # an unhandled error of a file is a bug
@@ -237,15 +266,18 @@ def main(command: Command, argv: list[str] | None, invocation: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `| head` does
             return BROKEN_PIPE
-        print(f'{name}: cannot write to the standard output: {error.strerror}; redirect it', file=sys.stderr)
+        print(
+            f'{name}: cannot write to the standard output: {error.strerror}; redirect it to another file',
+            file=sys.stderr,
+        )
         return USER_ERROR
     return 0
 
 
 def exit_process(code: int) -> NoReturn:
-    """Ends the process after flushing its output.
+    """Flushes the standard output and error, and ends the process with an exit code, without calling atexit functions.
 
-    Functions registered with atexit are not called: JAX's wait for the other processes of a run, which may have died.
+    Those of JAX would wait for the other processes of a run, which may have died.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a stream may be closed

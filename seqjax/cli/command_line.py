@@ -13,16 +13,16 @@ from seqjax.cli.flag_tables import Flag
 from seqjax.cli.parsers import BoolParser, GridParser, PathParser
 from seqjax.errors import UserError
 
-MAX_MESSAGE = 1000  # characters
+MAX_MESSAGE = 1000  # characters of an error message; a longer one loses its middle
 
 
 def flagfile_folder() -> Path:
-    """Returns the folder of the flagfiles of the repository; a wheel does not contain it."""
+    """Returns the folder experiments/flags of the repository; it does not exist if seqjax is installed as a wheel."""
     return next(iter(registry.folders('experiments')), Path('experiments')) / 'flags'
 
 
 def define(table: Mapping[str, Flag], defaults: Mapping[str, Any]) -> flags.FlagValues:
-    """Returns the flags of a table as absl flag values, independent of the global flags."""
+    """Returns new absl FlagValues with the flags of a table and their defaults; absl's global flags do not change."""
     values = flags.FlagValues()
     for name, flag in table.items():
         if isinstance(flag.parser, GridParser):
@@ -36,9 +36,14 @@ def define(table: Mapping[str, Flag], defaults: Mapping[str, Any]) -> flags.Flag
 
 
 def parse(table: Mapping[str, Flag], defaults: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
-    """Returns the value of every flag; raises UserError if a flag or a flagfile is invalid.
+    """Returns {name: value} of every flag in `table`; raises UserError if a flag, a value or a flagfile is invalid.
 
-    `argv` does not include the name of the program.
+    A single word that belongs to no flag is the value of --data, if `table` has --data and it is not set.
+
+    Args:
+      table: flags by name.
+      defaults: default value of each flag.
+      argv: arguments without the program's name.
     """
     try:
         values = define(table, defaults)
@@ -58,7 +63,7 @@ def parse(table: Mapping[str, Flag], defaults: Mapping[str, Any], argv: list[str
 
 
 def _suggestion(word: str, table: Mapping[str, Flag]) -> str:
-    """Returns how to pass a word that is not a flag."""
+    """Returns the end of a message about a word that is not a flag: how to pass a flagfile, a file or a flag."""
     if word.endswith('.flags'):
         return f'use --flagfile={word} to read a flagfile'
     files = [name for name, flag in table.items() if isinstance(flag.parser, PathParser) and flag.parser.kind == 'file']
@@ -68,14 +73,21 @@ def _suggestion(word: str, table: Mapping[str, Flag]) -> str:
 
 
 def _plain(message: str) -> str:
-    """Returns an error message of absl as one line, without its prefix."""
+    """Returns an error message of absl as one line, without the word 'flag ' at its start."""
     return ' '.join(message.split()).removeprefix('flag ').replace(': must be', ' must be')
 
 
 def expand_flagfiles(argv: Iterable[str], parents: tuple[Path, ...] = ()) -> list[str]:
-    """Replaces each --flagfile with the lines of the file, recursively.
+    """Returns `argv` with each --flagfile replaced by the lines of its file, recursively, without comments.
 
-    The file may be a path or the name of a flagfile of the repository.
+    The value of --flagfile is a path, or the name of a file in experiments/flags, with or without .flags.
+
+    Args:
+      argv: arguments of the command line, or lines of a flagfile.
+      parents: the flagfiles that include these lines, from outside to inside.
+
+    Raises:
+      UserError: a flagfile does not exist, cannot be read, or includes itself.
     """
     expanded = []
     words = iter(argv)
@@ -88,7 +100,9 @@ def expand_flagfiles(argv: Iterable[str], parents: tuple[Path, ...] = ()) -> lis
             path = next(words, '')
         file = _find_flagfile(path, parents)
         if file in parents:
-            raise UserError(f'flagfile {path!r} includes itself; remove that line')
+            raise UserError(
+                f'flagfile {path!r} includes itself, directly or by another flagfile; remove the line --flagfile={path}'
+            )
         lines = [line.strip() for line in _read_flagfile(path, file).split('\n')]
         lines = [line for line in lines if line and not line.startswith(('#', '//'))]
         expanded += expand_flagfiles(lines, (*parents, file))
@@ -96,7 +110,10 @@ def expand_flagfiles(argv: Iterable[str], parents: tuple[Path, ...] = ()) -> lis
 
 
 def peek(argv: Iterable[str], name: str, default: str) -> str:
-    """Returns the last value of a flag before all flags are parsed; errors are reported by `parse`."""
+    """Returns the last value of --`name` in `argv` and its flagfiles as text; `default` if the flag is not set.
+
+    For use before all flags are parsed. If a flagfile is invalid, the result is `default`; `parse` reports the error.
+    """
     value, words = default, []
     with contextlib.suppress(UserError):
         words = expand_flagfiles(argv)
@@ -112,16 +129,20 @@ def _read_flagfile(path: str, file: Path) -> str:
     try:
         text = file.read_text(encoding='utf-8-sig')  # some editors write a byte-order mark
     except OSError as error:
-        raise UserError(f'flagfile {path!r} cannot be read: {error.strerror or error}') from error
+        raise UserError(f'flagfile {path!r} cannot be read: {error.strerror or error}; use another file') from error
     except UnicodeDecodeError:
         text = '\0'
     if '\0' in text:  # UTF-16 text contains null bytes
-        raise UserError(f'flagfile {path!r} is not UTF-8 text; save it as UTF-8 with one --NAME=VALUE per line')
+        raise UserError(f'flagfile {path!r} is not UTF-8 text; save it as UTF-8, with one --NAME=VALUE per line')
     return text
 
 
 def _find_flagfile(path: str, parents: tuple[Path, ...] = ()) -> Path:
-    """Returns the file; raises UserError if there is none."""
+    """Returns the path of the flagfile `path`; raises UserError if it does not exist.
+
+    It is looked up in the current folder, next to the flagfile that includes it and, if `path` has no folder, in
+    experiments/flags, also as `path`.flags.
+    """
     name = Path(path).name
     candidates = [seqjax_files.expand('flagfile', path)]
     candidates += [file.parent / path for file in parents[-1:]]  # relative to the flagfile that includes it
@@ -132,10 +153,13 @@ def _find_flagfile(path: str, parents: tuple[Path, ...] = ()) -> Path:
             if candidate.is_file():
                 return candidate
     known = ', '.join(sorted(file.name for file in flagfile_folder().glob('*.flags')))
-    raise UserError(f'flagfile {path!r} does not exist' + (f'; flagfiles of the repository: {known}' if known else ''))
+    raise UserError(
+        f'flagfile {path!r} does not exist; correct the path'
+        + (f', or use a flagfile of the repository: {known}' if known else '')
+    )
 
 
 def one_line(sentence: str) -> str:
-    """Returns a message for the terminal: unprintable characters are escaped, and a long message is shortened."""
+    """Returns a message with unprintable characters escaped; of more than MAX_MESSAGE characters, the middle is cut."""
     plain = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in sentence)
     return plain if len(plain) <= MAX_MESSAGE else f'{plain[: MAX_MESSAGE // 2]} ... {plain[-MAX_MESSAGE // 2 :]}'

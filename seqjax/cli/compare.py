@@ -3,8 +3,9 @@
     seqjax compare --tasks=adding,temporal_order --cells=lstm,gru,mingru --num_seeds=10
     seqjax compare --tasks=adding --cells=lstm,gru --max_params=5000 --length=50
 
-The command has all flags of the model and of training, and the flags that all tasks share. Flags that are not set have
-the defaults of each task. A comparison that was stopped resumes when it is rerun.
+The command has the flags of the model and of training, and those that all tasks share. A flag that is not set has the
+default of each task. If --tasks is a command for a dataset, such as forecast, the flags are those of that command. A
+comparison that was stopped resumes when it is rerun.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,35 +40,38 @@ from seqjax.training.success_results import SuccessResults
 
 NAME, TABLE = 'compare', 'compare.csv'
 FILES = (directory.SUMMARY, TABLE, directory.CURVE)
-MAX_HIDDEN = 4096  # largest --hidden for --max_params
-SHARED = ('workdir', 'overwrite', 'plot')  # flags of the comparison, not of its runs
+MAX_HIDDEN = 4096  # largest --hidden that --max_params selects
+SHARED = ('workdir', 'overwrite', 'plot')  # flags of the comparison as a whole, not of its single runs
 
 OWN = {
     'tasks': Flag(
         ListParser(NameParser()),
-        f'tasks: {", ".join(task_registry.NAMES)} or MODULE:FUNCTION; or one command for a dataset, such as forecast',
+        f'tasks: {", ".join(task_registry.NAMES)}, or MODULE:FUNCTION for a function that returns a SyntheticTask; or '
+        'one command for a dataset, such as forecast',
     ),
-    'cells': Flag(ListParser(CellParser()), 'cells to compare; differences are to the first one'),
+    'cells': Flag(ListParser(CellParser()), 'cells to compare; the others are compared with the first one'),
     'max_params': Flag(
-        IntParser(1), 'maximal number of parameters of a model; --hidden is set to the largest value within it'
+        IntParser(1),
+        'maximal number of parameters of a model: each cell on each task gets the largest --hidden that it allows, at '
+        f'most {MAX_HIDDEN}; --hidden must not be set',
     ),
 }
 OWN_DEFAULTS = {'tasks': ['adding'], 'cells': ['lstm', 'gru'], 'max_params': None}
 
 
 class Entry(NamedTuple):
-    """Run of a comparison: one cell on one task."""
+    """One run of a comparison: a cell on a task."""
 
-    task: str
-    cell: str
-    hidden: int
-    params: int
-    settings: Settings
-    experiment: TaskExperiment
+    task: str  # name, or MODULE:FUNCTION
+    cell: str  # value of --cell
+    hidden: int  # units per recurrent layer
+    params: int  # number of parameters of the model
+    settings: Settings  # of the run; its workdir is None until it is trained
+    experiment: TaskExperiment  # experiment of the task
 
     @property
     def folder(self) -> str:
-        """Folder of the run, relative to the comparison's folder."""
+        """Run directory relative to the directory of the comparison, such as adding/lstm."""
         return f'{self.task.replace(":", ".")}/{default_workdir.safe_name(self.cell)}'
 
 
@@ -75,14 +79,14 @@ class Entry(NamedTuple):
 
 
 def dataset_experiment_of(tasks: Sequence[str]) -> Any:
-    """Returns the dataset experiment if it is the only task; None for synthetic tasks."""
+    """Returns the DatasetExperiment if `tasks` is a single command for a dataset, such as forecast; None otherwise."""
     if len(tasks) > 1 or tasks[0] not in registry.modules():
         return None
     return getattr(registry.module(tasks[0]), 'EXPERIMENT', None)
 
 
 def table_of(tasks: Sequence[str]) -> tuple[dict[str, Flag], dict[str, Any]]:
-    """Returns the flags of a comparison and their defaults; None stands for the default of each task."""
+    """Returns the flags of a comparison of `tasks` and their defaults; None means each task's own default."""
     dataset_experiment = dataset_experiment_of(tasks)
     if dataset_experiment is not None:
         dataset_flags = {name: flag for name, flag in dataset_experiment.FLAGS.items() if name not in ('cell', 'cells')}
@@ -101,13 +105,17 @@ def table_of(tasks: Sequence[str]) -> tuple[dict[str, Flag], dict[str, Any]]:
 
 
 def run(**values: Any) -> list[Any]:
-    """Trains every cell on every task for all steps with the same seeds, and compares the results.
+    """Trains every cell on every task with the same seeds, and prints, writes and returns the test results.
 
-    Arguments are the flags of the command; `tasks` and `cells` are lists. Without `workdir`, no files are written. If
-    the only task is a dataset command such as `forecast`, its flags are accepted.
+    Arguments are the flags of the command; `tasks` and `cells` are lists. Seeds are trained for all steps. Without
+    `workdir`, no files are written. If the only task is a command for a dataset, such as `forecast`, its `run` is
+    called with `cells` and the other arguments, which are then flags of that command.
+
+    Returns:
+      A pair (Entry, SuccessResults) for each task and cell; for a dataset, a CellResult for each cell.
 
     Raises:
-      UserError (a ValueError): arguments are invalid or incompatible.
+      UserError (a ValueError): arguments are invalid or incompatible, or the folder contains another run.
     """
     tasks = flag_tables.check({'tasks': OWN['tasks']}, OWN_DEFAULTS | values, OWN_DEFAULTS)['tasks']
     table, defaults = table_of(tasks)
@@ -118,7 +126,10 @@ def run(**values: Any) -> list[Any]:
         return dataset_experiment.run(**{name: x for name, x in values.items() if name not in OWN}, cells=cells)
     settings = flag_tables.check(table, defaults | values, defaults)
     if settings['max_params'] is not None and settings['hidden'] is not None:
-        raise UserError(f'--max_params={settings["max_params"]} sets --hidden; remove --hidden={settings["hidden"]}')
+        raise UserError(
+            f'--hidden={settings["hidden"]} cannot be used with --max_params={settings["max_params"]}, which selects '
+            '--hidden; remove one of them'
+        )
     entries = [entry_of(settings, task, cell) for task in settings['tasks'] for cell in settings['cells']]
     # Tasks and cells may be added to a comparison; each run checks its own flags.
     shared = {name: value for name, value in settings.items() if name not in ('tasks', 'cells')}
@@ -140,7 +151,11 @@ def run(**values: Any) -> list[Any]:
 
 
 def entry_of(settings: Mapping[str, Any], task: str, cell: str) -> Entry:
-    """Returns the entry of a cell on a task; raises UserError if its settings are invalid."""
+    """Returns the run of a cell on a task, with the --hidden that --max_params selects if it is set.
+
+    Raises:
+      UserError: a setting is invalid for the cell or the task.
+    """
     experiment = task_registry.find(task)
     explicit = {name: value for name, value in settings.items() if value is not None and name in experiment.FLAGS}
     flags = experiment.defaults | explicit | {'cell': cell, 'workdir': None, 'plot': False}
@@ -152,7 +167,7 @@ def entry_of(settings: Mapping[str, Any], task: str, cell: str) -> Entry:
 
 
 def count_params(experiment: TaskExperiment, flags: Mapping[str, Any]) -> int:
-    """Returns the number of parameters of a model without computing them."""
+    """Returns the number of parameters of the model for the flags, from their shapes; no parameter is initialized."""
     task = experiment.synthetic_task(flags)
     inputs = synthetic.input_shapes(task)
     model = task_setup.make_model(task.spec, Settings.of(flags).model, inputs)
@@ -160,7 +175,11 @@ def count_params(experiment: TaskExperiment, flags: Mapping[str, Any]) -> int:
 
 
 def _largest_hidden(experiment: TaskExperiment, settings: dict[str, Any], params: int) -> int:
-    """Returns the largest --hidden whose model has at most `params` parameters, by bisection."""
+    """Returns the largest --hidden, up to MAX_HIDDEN, whose model has at most `params` parameters; by bisection.
+
+    Raises:
+      UserError: the model has more parameters even with --hidden=1.
+    """
     low, high = 0, MAX_HIDDEN + 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -172,7 +191,7 @@ def _largest_hidden(experiment: TaskExperiment, settings: dict[str, Any], params
         minimum = count_params(experiment, settings | {'hidden': 1})
         raise UserError(
             f'--max_params={params} is too small: {settings["cell"]} with one unit has {minimum} parameters on '
-            f'{experiment.name}'
+            f'{experiment.name}; use --max_params={minimum} or more'
         )
     return low
 
@@ -181,7 +200,10 @@ def _largest_hidden(experiment: TaskExperiment, settings: dict[str, Any], params
 
 
 def table_lines(results: Sequence[tuple[Entry, SuccessResults]]) -> Iterator[str]:
-    """Yields the table of test metrics: a row for each cell on each task."""
+    """Yields the lines of a text table: for each cell on each task, successful seeds, test loss and error rate.
+
+    Loss and error rate are means over the seeds whose test loss is finite, with 95% confidence intervals.
+    """
     seeds = len(results[0][1].seeds)
     yield f'Mean of {seeds} seeds with 95% CI\n'
     yield f'{"task":<20}{"cell":<9}{"units":>6}{"params":>9}{"success":>9}{"loss":>24}{"wrong":>20}'
@@ -195,8 +217,11 @@ def table_lines(results: Sequence[tuple[Entry, SuccessResults]]) -> Iterator[str
 
 
 def difference_lines(results: Sequence[tuple[Entry, SuccessResults]]) -> Iterator[str]:
-    """Yields the differences of each cell to the first one, paired by seed: both had the same training sequences."""
-    yield 'Differences over the same seeds, mean with 95% CI (negative: the first cell is better)\n'
+    """Yields text lines: test loss and error rate of each cell minus those of the first cell on the same task.
+
+    Differences are means over seeds. They are paired by seed: both cells had the same training sequences.
+    """
+    yield 'Differences A - B over the same seeds, mean with 95% CI (negative: A is better than B)\n'
     for entry, outcome in results:
         first = next((e, o) for e, o in results if e.task == entry.task)
         if first[0].cell == entry.cell:
@@ -212,19 +237,22 @@ def difference_lines(results: Sequence[tuple[Entry, SuccessResults]]) -> Iterato
 
 
 def values_of(outcome: SuccessResults) -> np.ndarray:
-    """Returns the test loss and error rate of each seed, [2, R]."""
+    """Returns the test loss (row 0) and error rate (row 1) of each seed, [2, R]."""
     return np.array([[seed.test[name] for seed in outcome.seeds] for name in ('loss', synthetic.WRONG)])
 
 
 def _finite(values: np.ndarray) -> tuple[np.ndarray, str]:
-    """Returns the values [2, R] of the seeds whose loss is finite, and a note about the others."""
+    """Returns the columns of losses and error rates [2, R] with a finite loss, and a text that counts the others.
+
+    If no loss is finite, the values are NaN [2, 1]. The text is empty if all losses are finite.
+    """
     finite = np.isfinite(values[0])
     failed = '' if finite.all() else f'   {(~finite).sum()} diverged'
     return values[:, finite] if finite.any() else np.full((2, 1), np.nan), failed
 
 
 def _plot(folder: Workdir, results: Sequence[tuple[Entry, SuccessResults]]) -> None:
-    """Writes the figure: for each task, the metric of its success criterion, median over seeds with 95% CI."""
+    """Writes curve.png: per task, the metric of its success criterion in training, median over seeds with 95% CI."""
     tasks = list(dict.fromkeys(entry.task for entry, _ in results))
 
     def draw(axes: Any) -> None:
@@ -236,7 +264,7 @@ def _plot(folder: Workdir, results: Sequence[tuple[Entry, SuccessResults]]) -> N
 
 
 def _draw_task(axis: Any, task: str, results: Sequence[tuple[Entry, SuccessResults]]) -> None:
-    """Draws the metric of the success criterion of a task, a line with a band for each cell."""
+    """Draws the metric of a task's success criterion against training sequences: for each cell, median and 95% CI."""
     for i, (entry, outcome) in enumerate(results):
         metric = task_report.success_criterion(
             entry.experiment.synthetic_task(entry.settings.options), entry.settings
@@ -250,7 +278,7 @@ def _draw_task(axis: Any, task: str, results: Sequence[tuple[Entry, SuccessResul
 
 
 def _write(folder: Workdir, results: Sequence[tuple[Entry, SuccessResults]]) -> None:
-    """Writes compare.csv: a row for each seed."""
+    """Writes compare.csv: a row for each seed of each cell on each task."""
 
     def rows() -> Iterator[list[Any]]:
         for entry, outcome in results:
@@ -264,7 +292,7 @@ def _write(folder: Workdir, results: Sequence[tuple[Entry, SuccessResults]]) -> 
 
 
 def table_for(argv: Sequence[str]) -> FlagTable:
-    """Returns the flags of a comparison for the tasks on the command line."""
+    """Returns flags and defaults of a comparison of --tasks in `argv`, or of the default task if --tasks is invalid."""
     try:
         tasks = OWN['tasks'].parser.parse(command_line.peek(argv, 'tasks', OWN_DEFAULTS['tasks'][0]))
         return FlagTable(*table_of(tasks))
@@ -273,7 +301,7 @@ def table_for(argv: Sequence[str]) -> FlagTable:
 
 
 def with_workdir(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the flags with the default --workdir."""
+    """Returns the flag values with the default --workdir, unless --workdir is set."""
     dataset_experiment = dataset_experiment_of(values['tasks'])
     if dataset_experiment is not None:
         flags = {name: value for name, value in values.items() if name not in OWN}

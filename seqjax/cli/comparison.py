@@ -19,19 +19,22 @@ def compare_runs(
     write: Callable[[Workdir, Sequence[R]], None],
     show: Callable[[Workdir, Sequence[R]], None],
 ) -> list[R]:
-    """Trains the entries of a comparison one after the other and writes a table of their results.
+    """Trains the entries of a comparison one after the other, and writes and prints their results.
 
     Args:
-      flags: flags of the comparison.
-      name: name of the comparison.
-      names: files and folders that the comparison writes.
-      entries: compared models.
-      train: trains an entry in a folder below the given one and returns its result.
-      write: writes the table of results.
-      show: prints the table of results.
+      flags: flags of the comparison, with `workdir` and `overwrite`.
+      name: name of the comparison in summary.json.
+      names: names of the files and folders that the comparison writes; --overwrite removes them.
+      entries: compared models or settings, each an argument of `train`.
+      train: train(entry, folder of the comparison) trains an entry in a subfolder, and returns its result.
+      write: write(folder, results) writes the table of all results.
+      show: show(folder, results) prints the table of all results.
 
     Returns:
-      The result of each entry.
+      The results of `train`, in the order of `entries`.
+
+    Raises:
+      UserError: the folder cannot be written, is in use, or contains another comparison.
     """
     with directory.open_workdir(dict(flags), name, names=names) as (folder, _):
         summary = {'experiment': name, 'finished': False, 'flags': dict(flags)}

@@ -1,4 +1,4 @@
-"""Persistent cache of compiled programs, which makes later starts seconds faster."""
+"""Persistent cache of compiled JAX programs, which saves seconds of compilation at later starts."""
 
 import contextlib
 import os
@@ -11,20 +11,21 @@ from seqjax import errors, files
 from seqjax.errors import UserError
 
 OFF = 'off'
-MAX_BYTES = 10**9  # size of the user's cache above which the oldest programs are deleted
-SWEPT, DAY = '.swept', 86_400  # file touched by a sweep; seconds between two sweeps
+MAX_BYTES = 10**9  # limit of the default cache folder; the least recently used programs beyond it are deleted
+SWEPT, DAY = '.swept', 86_400  # file whose time is that of the last sweep; seconds between two sweeps
 PROBE = b'\0' * 4096  # written to check that the disk is not full
 
 
 def enable_cache(path: str | None = None) -> None:
-    """Enables JAX's persistent compilation cache.
+    """Enables JAX's persistent compilation cache in the folder `path`, or disables it if `path` is OFF.
 
     Args:
-      path: folder of the cache, or OFF. By default JAX_COMPILATION_CACHE_DIR of the environment, or else a folder in
-        the user's cache, which is limited to MAX_BYTES.
+      path: folder of the cache, or OFF. None for JAX_COMPILATION_CACHE_DIR of the environment or, if that is not set,
+        seqjax/jax in the user's cache, which is limited to MAX_BYTES.
 
     Raises:
-      UserError: `path` cannot be written. If the default folder cannot be written, a warning is issued instead.
+      UserError: the folder `path` cannot be written. If the default folder cannot be written, a warning is printed
+        instead, and nothing is cached.
     """
     if path == OFF:
         jax.config.update('jax_enable_compilation_cache', False)
@@ -41,10 +42,12 @@ def enable_cache(path: str | None = None) -> None:
         reason = getattr(error, 'strerror', None) or str(error)
         if path is not None:
             raise UserError(
-                f'--compilation_cache={path} cannot be written: {reason}; use another folder, or {OFF}'
+                f'--compilation_cache={path} cannot be written: {reason}; use another folder, or '
+                f'--compilation_cache={OFF}'
             ) from error
         errors.warn(
-            f'the compilation cache cannot be written ({getattr(error, "filename", None) or "cache"}: {reason}); '
+            f'the default compilation cache cannot be written, so programs are compiled at every start '
+            f'({getattr(error, "filename", None) or "cache"}: {reason}); '
             f'use --compilation_cache=FOLDER, or --compilation_cache={OFF} to disable it'
         )
         return
@@ -53,19 +56,22 @@ def enable_cache(path: str | None = None) -> None:
 
 
 def _cache_short_compilations() -> None:
-    """Caches programs that compile in less than a second, too, which JAX skips by default."""
+    """Makes JAX also cache programs that compile in less than a second, unless the environment sets another limit."""
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 def _user_cache() -> Path:
-    """Returns the user's cache folder; a relative XDG_CACHE_HOME is ignored (XDG base directory specification 0.8)."""
+    """Returns the folder seqjax/jax in XDG_CACHE_HOME, or in ~/.cache if that is not set or not absolute.
+
+    The XDG base directory specification 0.8 says that a relative XDG_CACHE_HOME is ignored.
+    """
     path = os.environ.get('XDG_CACHE_HOME', '')
     return (Path(path) if os.path.isabs(path) else Path.home() / '.cache') / 'seqjax' / 'jax'
 
 
 def _check_writable(folder: Path) -> None:
-    """Creates the folder; raises OSError if it cannot be written."""
+    """Creates the folder if it does not exist; raises OSError if no file can be written in it."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f'.{os.getpid()}-probe'
     try:
@@ -75,7 +81,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Deletes the least recently used programs once a day, until at most MAX_BYTES are left.
+    """Deletes the least recently used programs, at most once a day, until at most MAX_BYTES are left.
 
     JAX's own limit (jax_compilation_cache_max_size) needs another package, reads the whole folder at every write, and
     stops caching if one of its bookkeeping files is missing.

@@ -1,9 +1,9 @@
-"""Experiments on datasets: train seeds with early stopping, evaluate the test split once, compare with baselines.
+"""Experiments on datasets: training of seeds with early stopping, one test, and comparison with baselines.
 
     EXPERIMENT = Classify()                              # in seqjax/cli/classify.py
     classify.run(data='x.ts', cell='gru', num_seeds=3)   # from Python
 
-Subclasses define how files are read, split and evaluated.
+A subclass of `DatasetExperiment` for each kind of data reads, splits and evaluates its files.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from seqjax.types import BestParameters, EarlyStopping, ModelSpec, Task
 
 STEPS = 'steps'
 FILES = (directory.SUMMARY, fit_results.TABLE, fit_results.MODELS, dataset_report.PREDICTIONS, directory.CURVE)
-MAX_EVAL_EVERY = 500  # training steps; used if an epoch has more
+MAX_EVAL_EVERY = 500  # largest default of --eval_every, which is otherwise the training steps of an epoch
 
 # Configuration fields that do not apply to datasets.
 UNUSED = (
@@ -55,12 +55,16 @@ UNUSED = (
 )
 MODEL = flag_tables.flags_of(ModelConfig, without=UNUSED)
 COMPARE = {
-    'cells': Flag(ListParser(CellParser()), 'cells to compare, instead of --cell: each is trained on the same seeds')
+    'cells': Flag(
+        ListParser(CellParser()), 'cells to compare, used instead of --cell; each is trained with the same seeds'
+    )
 }
 TRAINING = flag_tables.flags_of(TrainConfig, RunConfig, without=UNUSED)
 LIMITS = {
-    'max_columns': Flag(IntParser(1), 'maximal number of columns or channels of a file'),
-    'max_bytes': Flag(IntParser(1, 2**63 - 1), 'maximal size of a file in bytes, after decompression'),
+    'max_columns': Flag(IntParser(1), 'maximal number of columns or channels of a file; more are an error'),
+    'max_bytes': Flag(
+        IntParser(1, 2**63 - 1), 'maximal size of a file in bytes, after decompression; more is an error'
+    ),
 }
 DEFAULTS = {f'max_{name}': value for name, value in Bounds()._asdict().items()} | {'cells': None}
 DEFAULTS |= flag_tables.defaults_of(
@@ -74,91 +78,105 @@ DEFAULTS |= flag_tables.defaults_of(
 class Sampling(NamedTuple):
     """Configuration of text generation."""
 
-    max_new_tokens: int
-    temperature: float
-    num_samples: int  # texts
-    seed: int  # random seed
+    max_new_tokens: int  # tokens to generate for each text
+    temperature: float  # softmax temperature
+    num_samples: int  # number of texts
+    seed: int  # random seed of sampling
 
 
 class TrainedModel(NamedTuple):
-    """Trained model of a run."""
+    """Trained model of one seed of a finished run."""
 
     experiment: Any  # the DatasetExperiment
-    settings: Settings
-    preprocessing: Mapping[str, Any]  # what `dataset` has fitted
-    model: nn.Module
-    seed: int
-    best: BestParameters
+    settings: Settings  # flags of the run
+    preprocessing: Mapping[str, Any]  # fitted on the training split, see `Dataset.preprocessing`
+    model: nn.Module  # without parameters
+    seed: int  # seed of the training
+    best: BestParameters  # trained parameters of this seed
 
 
 def bounds_of(options: Mapping[str, Any]) -> Bounds:
-    """Returns the limits on a file that --max_columns and --max_bytes set."""
+    """Returns the limits on a file that --max_columns and --max_bytes set; the default for a missing option."""
     return Bounds(**{name: options[f'max_{name}'] for name in Bounds._fields if f'max_{name}' in options})
 
 
 class DatasetExperiment:
     """Base class of experiments on datasets.
 
-    Subclasses override the methods before `__init__`, which raise UserError if a file or a flag is invalid.
-    `settings.options` contains the flags of the subclass; `preprocessing` is what `dataset` has fitted.
+    Subclasses override the methods before `__init__`, which raise UserError if a file or a flag is invalid. In their
+    arguments, `settings.options` are the flags in no configuration of `seqjax.config`, such as those of `OWN`, and
+    `preprocessing` is the `Dataset.preprocessing` of the run.
     """
 
     STEPS = STEPS
-    name: str  # name of the module and of the folder in runs/
+    name: str  # name of the command, of its module and of its folder in runs/
     OWN: Mapping[str, Flag]  # flags of the subclass
-    own_defaults: Mapping[str, Any]  # their defaults, and other defaults of common flags
+    own_defaults: Mapping[str, Any]  # defaults of `OWN`, and those that replace defaults of common flags
 
     def dataset(self, settings: Settings) -> Dataset:
-        """Reads and splits --data."""
+        """Reads --data, and returns it split, preprocessed and batched."""
         raise NotImplementedError
 
     def spec(self, preprocessing: Mapping[str, Any]) -> ModelSpec:
-        """Returns the model spec of a run, as in `dataset`."""
+        """Returns the model's inputs and outputs for this preprocessing: the `Dataset.spec` of the run."""
         raise NotImplementedError
 
     def postprocess(self, preprocessing: Mapping[str, Any]) -> PostprocessFn:
-        """Returns the function from outputs to predictions, as in `dataset`."""
+        """Returns the function from model outputs to predictions: the `Dataset.postprocess` of the run."""
         raise NotImplementedError
 
     def check_preprocessing(self, settings: Settings, preprocessing: Any) -> Mapping[str, Any]:
-        """Checks and returns the preprocessing read from a run directory; raises UserError if it is invalid."""
+        """Returns `preprocessing`, which was read from a run directory; raises UserError if it is invalid.
+
+        The base class returns it without a check.
+        """
         return preprocessing
 
     def prediction_inputs(
         self, settings: Settings, preprocessing: Mapping[str, Any], path: str, split: str = 'all'
     ) -> PredictionInputs:
-        """Reads a file, or one split of it, for predictions; raises UserError if labels or columns are unknown."""
+        """Reads inputs to predict: all of the file `path`, or its 'validation' or 'test' split.
+
+        Raises:
+          UserError: the file is invalid, or its labels or columns are not those of the training file.
+        """
         raise NotImplementedError
 
     def stream(self, settings: Settings, preprocessing: Mapping[str, Any]) -> OnlinePredictor:
-        """Returns the online predictor for --stdin."""
+        """Returns the predictor for observations that arrive one per line, as in `seqjax predict --stdin`."""
         raise NotImplementedError
 
     def write(self, trained: TrainedModel, prompt: str, sampling: Sampling) -> list[str]:
-        """Returns texts that continue a prompt."""
-        raise UserError(f'--prompt needs a language model, but --workdir contains a run of {self.name}')
+        """Returns `sampling.num_samples` texts that continue `prompt`; raises UserError if it is no language model."""
+        raise UserError(
+            f'--prompt needs a language model, but --workdir contains a run of {self.name}; pass a run of seqjax text'
+        )
 
     def __init__(self):
         data = Flag(PathParser('file'), self.data_help)
         self.FLAGS = {'data': data, **self.OWN, **LIMITS, **MODEL, **COMPARE, **TRAINING}
         self.defaults = {'data': None, **DEFAULTS, **self.own_defaults}
 
-    data_help = 'file; or PACKAGE:PATH, a file of an installed package'
-    suffix = ''  # usual suffix of --data
+    data_help = 'file, or PACKAGE:PATH for a file inside an installed package'
+    suffix = ''  # usual suffix of --data, left out of the name of the default run directory
 
     def check(self, values: Mapping[str, Any]) -> Settings:
-        """Returns the validated settings; raises UserError if values are invalid or incompatible."""
+        """Returns the settings for flag values by name, with the defaults of the flags that are missing.
+
+        Raises:
+          UserError: a value is unknown or invalid, values are incompatible, or the run exceeds the memory.
+        """
         flag_tables.check_known(values, self.FLAGS)
         settings = Settings.of(flag_tables.check(self.FLAGS, {**self.defaults, **values}, self.defaults))
         if settings.options['data'] is None:
-            raise UserError(f'--data is missing; pass the {self.data_help}')
+            raise UserError(f'--data is missing; pass --data=FILE ({self.data_help})')
         flag_tables.check_seeds(settings.train.seed, settings.train.num_seeds)
         task_setup.make_optimizer(settings.train)
         flag_tables.check_memory(*self.sizes(settings))
         return settings
 
     def sizes(self, settings: Settings) -> tuple[int, dict[str, Any]]:
-        """Returns a lower bound of the float32 numbers that a run needs, and the flags that decide it."""
+        """Returns a lower bound of a run's memory as a number of float32 values, and the flags that determine it."""
         names, model = ('hidden', 'layers', 'batch_size', 'eval_every', 'num_seeds'), settings.model
         hidden, rows, seeds = model.hidden, settings.train.batch_size, settings.train.num_seeds
         num_layers, width = model.layers * (1 + model.bidirectional), training_replicas.group_width(seeds)
@@ -170,20 +188,21 @@ class DatasetExperiment:
         return numbers, {name: settings.flags[name] for name in names}
 
     def run(self, **values: Any) -> list[CellResult]:
-        """Trains on a file, evaluates the test split and compares with baselines.
+        """Trains on a file, tests the best parameters of each seed, and compares them with baselines.
 
-        Every argument is a flag of the command line. Without `workdir`, no files are written.
+        Every argument is a flag of the command line. Without `workdir`, no files are written. If `workdir` contains
+        this run, finished, its results are read instead.
 
         Returns:
-          A result for each cell.
+          A list with a CellResult for each of `cells` or, without `cells`, for `cell`.
 
         Raises:
-          UserError (a ValueError): an argument or the file is invalid, the folder contains another run, or no loss is
-            finite.
+          UserError (a ValueError): an argument or the file is invalid, the folder contains another run, or no
+            validation loss is finite.
         """
         settings, start = self.check(values), time.perf_counter()
         dataset = self.dataset(settings)
-        # Stored in the run: it must not change if the run is extended.
+        # Stored in the flags of the run, because it must not change if --steps is increased later.
         eval_every = settings.train.eval_every or min(dataset.steps_per_epoch, MAX_EVAL_EVERY)
         settings = settings.replace(eval_every=min(eval_every, settings.train.steps))
         dataset = dataset._replace(
@@ -197,7 +216,7 @@ class DatasetExperiment:
         return [self._run_one(dataset, settings)] if cells is None else self._run_several(dataset, settings)
 
     def _run_one(self, dataset: Dataset, settings: Settings) -> CellResult:
-        """Trains and tests one cell, and prints its results."""
+        """Trains and tests the cell --cell, or reads the results of its finished run, and prints them."""
         with directory.open_workdir(settings.flags, self.name, names=FILES) as (folder, summary):
             result = self._result(dataset, settings, folder, summary)
             print('\n'.join(['', *result.summary_lines, '', *dataset_report.table_lines(dataset.metric, [result])]))
@@ -207,7 +226,7 @@ class DatasetExperiment:
             return result
 
     def _run_several(self, dataset: Dataset, settings: Settings) -> list[CellResult]:
-        """Trains and tests each cell of --cells in a folder of its own, and prints the comparison."""
+        """Trains and tests each cell of --cells in its own subfolder of the run directory, and prints a comparison."""
         cells, metric = settings.options['cells'], dataset.metric
         shared = {name: value for name, value in settings.flags.items() if name not in ('cells', 'cell')}
 
@@ -237,7 +256,10 @@ class DatasetExperiment:
         folder: Workdir,
         summary: Mapping[str, Any] | None,
     ) -> CellResult:
-        """Trains, tests and writes the results; or reads them if the run is finished."""
+        """Returns the test results of one cell: trains, tests and writes them, or reads them from `summary`.
+
+        `summary` is that of the finished run in the folder; None if the run is not finished.
+        """
         data = dataset_test.fingerprint(dataset)
         if summary is not None:
             dataset_test.check_same_data(folder, summary, data)
@@ -266,7 +288,7 @@ class DatasetExperiment:
         return result
 
     def _fit(self, dataset: Dataset, model: nn.Module, settings: Settings, folder: Workdir) -> tuple[FitResult, int]:
-        """Trains all seeds; returns the fit and the training steps between evaluations."""
+        """Trains all seeds with early stopping, then again with --refit; returns the FitResult and --eval_every."""
         eval_every = settings.train.eval_every
         steps = settings.train.steps // eval_every * eval_every
         stopping = EarlyStopping(eval_every, settings.train.patience)
@@ -293,11 +315,11 @@ class DatasetExperiment:
         return fit, eval_every
 
     def command(self, doc: str) -> Command:
-        """Returns the command of a module with the given docstring."""
+        """Returns the command that runs this experiment; `doc` is the docstring of its module, for --help."""
         return Command(self.name, doc, self.run, FlagTable(self.FLAGS, self.defaults), self.default_workdir)
 
     def default_workdir(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Returns the flags with the default --workdir."""
+        """Returns the flag values with the default --workdir, unless --workdir is set."""
         cell_name = 'compare' if values['cells'] else values['cell']
         # As in `run`: --steps limits --eval_every.
         eval_every = min(values['eval_every'] or MAX_EVAL_EVERY, values['steps'])
@@ -312,13 +334,13 @@ class DatasetExperiment:
 
 
 def _compile(model: nn.Module, task: Task, settings: Settings, folder: Workdir, steps: int) -> CompiledRun:
-    """Compiles a run; by default its replicas are distributed over all devices."""
+    """Compiles the training of all seeds; without --mesh, the seeds are sharded over the devices, see `_devices`."""
     run = dataclasses.replace(settings.run, mesh=settings.run.mesh or _devices(settings.train.num_seeds))
     return task_setup.compile_seeds(model, task, settings.train, run, folder, steps)
 
 
 def _devices(num_seeds: int) -> str | None:
-    """Returns the default --mesh: seeds are distributed over all devices; None for one device or several processes."""
+    """Returns the default --mesh, data:N with N = min(seeds, devices); None if N is 1 or with several processes."""
     count = min(num_seeds, len(jax.devices()))
     return f'{sharding.DATA}:{count}' if count > 1 and not multihost.is_multiprocess() else None
 
@@ -326,7 +348,10 @@ def _devices(num_seeds: int) -> str | None:
 def _test(
     dataset: Dataset, model: nn.Module, settings: Settings, fit: FitResult, params: int, folder: Workdir
 ) -> CellResult:
-    """Evaluates all seeds on the test split, and writes the predictions of the best seed and the figure."""
+    """Returns the test results of all seeds and of the baselines.
+
+    Writes predictions.csv of the seed that is best on validation and, with --plot, curve.png.
+    """
     predict, items, best_index = dataset_test.make_predictor(model, dataset.postprocess), [], fit.best_seed()
     for i in range(len(fit.seeds)):
         answers = predict(fit_results.select_seed(fit.best, i), dataset.test.batches)

@@ -19,22 +19,22 @@ PREDICTIONS, COMPARED = 'predictions.csv', 'compare.csv'
 
 
 class CellResult(NamedTuple):
-    """Test results of a cell."""
+    """Test results of all seeds of a cell, and of the baselines."""
 
     cell: str
-    hidden: int
-    params: int
-    seeds: list[int]
-    values: np.ndarray  # [R] metric of each seed
-    baselines: Mapping[str, float]  # metric of each baseline
-    gains: Mapping[str, Improvement]  # improvement over each baseline
-    chosen: int  # seed that is best on validation, used for predictions
-    summary_lines: Sequence[str]  # details of that seed, specific to the dataset
-    baseline: str | None = None  # baseline that is best on validation; None in results of earlier versions
+    hidden: int  # units per recurrent layer
+    params: int  # number of parameters of the model
+    seeds: list[int]  # [R] seeds of the training
+    values: np.ndarray  # [R] test metric of each seed
+    baselines: Mapping[str, float]  # name of a baseline -> its test metric
+    gains: Mapping[str, Improvement]  # name of a baseline -> mean improvement of the seeds over it
+    chosen: int  # seed with the lowest validation loss, used for predictions
+    summary_lines: Sequence[str]  # text about the test predictions of that seed, such as a confusion matrix
+    baseline: str | None = None  # name of the baseline that is best on validation; None in results of earlier versions
 
 
 def to_json(result: CellResult) -> dict[str, Any]:
-    """Returns a result as JSON values."""
+    """Returns a result as a dictionary of JSON values; an infinite half width becomes null."""
     gains = {
         name: [gain.mean, gain.half_width if math.isfinite(gain.half_width) else None]
         for name, gain in result.gains.items()
@@ -43,7 +43,7 @@ def to_json(result: CellResult) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> CellResult:
-    """Returns the result from JSON values, the inverse of `to_json`."""
+    """Returns the result that `to_json` turned into JSON values, in this or an earlier version."""
     values = {'summary_lines' if name == 'tell' else name: value for name, value in values.items()}  # earlier versions
     gains = {
         name: Improvement(mean, math.inf if half is None else half) for name, (mean, half) in values['gains'].items()
@@ -52,7 +52,7 @@ def from_json(values: Mapping[str, Any]) -> CellResult:
 
 
 def table_lines(metric: MetricSpec, results: Sequence[CellResult]) -> list[str]:
-    """Returns the table of test metrics: a row for each cell and each baseline."""
+    """Returns the lines of a text table: for each cell, parameters and mean test metric with CI; then the baselines."""
     seeds, unit = len(results[0].values), f' ({metric.unit})' if metric.unit else ''
     lines = [f'Test split: mean of {seeds} seed{"s" if seeds > 1 else ""} with 95% CI\n']
     lines.append(f'{"":<28}{"parameters":>12}{metric.name + unit:>30}')
@@ -64,7 +64,7 @@ def table_lines(metric: MetricSpec, results: Sequence[CellResult]) -> list[str]:
 
 
 def difference_lines(metric: MetricSpec, results: Sequence[CellResult]) -> list[str]:
-    """Returns the differences of each cell to the first one over the same seeds."""
+    """Returns text lines: test metric of each other cell minus that of the first, paired by seed; [] for one cell."""
     first, lines = results[0], []
     for result in results[1:]:
         difference = result.values - first.values
@@ -73,18 +73,19 @@ def difference_lines(metric: MetricSpec, results: Sequence[CellResult]) -> list[
         interval = text_tables.format_interval(difference, '+' + metric.format_spec, metric.format_spec)
         lines.append(f'{result.cell} - {first.cell:<20}{metric.name} {interval}{note}')
     sign = 'positive' if metric.higher_is_better else 'negative'
-    return [f'Differences over the same seeds ({sign}: the first cell is better)', *lines] if lines else []
+    return [f'Differences A - B over the same seeds ({sign}: A is better than B)', *lines] if lines else []
 
 
 def _title(result: CellResult) -> str:
-    """Returns the cell and its size, as in lstm(32)."""
+    """Returns the cell and its units per layer as text, such as lstm(32)."""
     return f'{result.cell}({result.hidden})'
 
 
 def conclusion(metric: MetricSpec, result: CellResult) -> str:
-    """Returns the last line: whether the model is significantly better than the baseline that is best on validation.
+    """Returns the last line of the output: the model against the baseline that is best on validation, by test metric.
 
-    If another baseline is better on the test split and is not significantly beaten, the line names it.
+    If another baseline is the best on the test split, and the model is not significantly better than that one, the line
+    names it as well.
     """
     best = significance.best_name(metric, result.baselines)
     baseline = result.baseline or best
@@ -97,7 +98,7 @@ def conclusion(metric: MetricSpec, result: CellResult) -> str:
 
 
 def write_compared(folder: Workdir, results: Sequence[CellResult], metric: MetricSpec) -> None:
-    """Writes compare.csv: a row for each seed of each cell, and one for each baseline."""
+    """Writes compare.csv: a row with the test metric for each seed of each cell, and for each baseline."""
     rows = [
         [result.cell, result.hidden, result.params, seed, value]
         for result in results
@@ -108,7 +109,7 @@ def write_compared(folder: Workdir, results: Sequence[CellResult], metric: Metri
 
 
 def plot(folder: Workdir, dataset: Dataset, fit: FitResult, result: CellResult, answers: Arrays) -> None:
-    """Writes the figure: losses of all seeds, test metric and baselines, and predictions."""
+    """Writes curve.png: losses of all seeds, test metrics of seeds and baselines, and `answers` (test predictions)."""
 
     def draw(axes: Any) -> None:
         _draw_losses(axes[0], fit)
@@ -121,7 +122,7 @@ def plot(folder: Workdir, dataset: Dataset, fit: FitResult, result: CellResult, 
 
 
 def _draw_losses(axis: Any, fit: FitResult) -> None:
-    """Draws the training and validation losses of all seeds."""
+    """Draws the training and validation losses of all seeds at each evaluation."""
     for name, style, color in (('loss', '--', plots.GREY), ('validation/loss', '-', plots.BLUE)):
         for i, curve in enumerate(fit.evals[:, :, fit.metrics.index(name)]):
             label = {'loss': 'training'}.get(name, 'validation') if i == 0 else None

@@ -1,4 +1,4 @@
-"""Test of a run on a dataset: predictions, metrics of the baselines, and a fingerprint of the data."""
+"""Functions for the test of a run on a dataset: predictions, baseline metrics, and a fingerprint of the data."""
 
 import hashlib
 import json
@@ -19,7 +19,9 @@ from seqjax.types import Arrays, Batch, BestParameters, TrainState
 
 
 def make_predictor(model: nn.Module, read: PostprocessFn) -> Callable[[BestParameters, Batch], Arrays]:
-    """Returns a function that maps the best parameters of a seed and batches [M, B, ...] to predictions on the host.
+    """Returns a function (best parameters of one seed, batches [M, B, ...]) -> predictions on the host, [M, B, ...].
+
+    `read` is the function from model outputs to predictions, `Dataset.postprocess`.
 
     The test of a run and later predictions use the same function, so that they agree bit for bit. It compiles a program
     for one batch, because XLA compiles a loop over one batch differently from a loop over several.
@@ -43,7 +45,7 @@ def make_predictor(model: nn.Module, read: PostprocessFn) -> Callable[[BestParam
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Returns a hash of all training, validation and test data; a run is not resumed if its data have changed."""
+    """Returns the SHA-256 of the data of all splits and the preprocessing, by which a run detects a changed file."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves((dataset.data, dataset.validation, dataset.test.batches)):
         array = np.ascontiguousarray(jax.random.key_data(leaf) if parameters.is_key(leaf) else leaf)
@@ -55,16 +57,16 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def check_same_data(folder: Workdir, summary: Mapping[str, Any], data: str) -> None:
-    """Raises UserError if a run was trained on other data."""
+    """Raises UserError if `data`, the fingerprint of the current data, differs from the one in the run's summary."""
     if summary.get('data') != data:
         raise UserError(
-            f'{folder.path} contains a run on other data: the file has changed; use another --workdir, or '
+            f'{folder.path} contains a run on other data: a data file has changed since; use another --workdir, or '
             '--overwrite to replace the run'
         )
 
 
 def validation_lines(dataset: Dataset) -> list[str]:
-    """Returns a line with the metric of each baseline on the validation split."""
+    """Returns a list of one line: the metric of each baseline on the validation split."""
     values = validation_values(dataset)
     metrics = ', '.join(f'{name} {value:{dataset.metric.format_spec}}' for name, value in values.items())
     unit = f' ({dataset.metric.unit})' if dataset.metric.unit else ''
@@ -72,10 +74,10 @@ def validation_lines(dataset: Dataset) -> list[str]:
 
 
 def validation_values(dataset: Dataset) -> dict[str, float]:
-    """Returns the metric of each baseline on the validation split."""
+    """Returns {name of a baseline: metric on the validation split}."""
     return {name: metric_value(dataset.metric, score('validation')) for name, score in dataset.baselines.items()}
 
 
 def metric_value(metric: MetricSpec, items: ItemScores) -> float:
-    """Returns the metric of all items."""
+    """Returns the metric over all items together, from the sums of their totals and counts."""
     return float(metric.value(np.sum(items.totals, dtype=np.float64), np.sum(items.counts, dtype=np.float64)))

@@ -1,4 +1,4 @@
-"""The default run directory of a command: a pure function of its flags.
+"""The default run directory of a command, which depends on the values of its flags only.
 
     runs/td/many_to_many                  all defaults
     runs/td/many_to_many-3f9c1e           --learning_rate=0.1
@@ -17,8 +17,8 @@ from typing import Any
 
 from seqjax.runs import directory
 
-HASH_DIGITS = 6
-MAX_NAME = 60  # characters of a path component
+HASH_DIGITS = 6  # hexadecimal digits of the hash of the flags that differ from their defaults
+MAX_NAME = 60  # characters of a path component, without hash
 
 
 def default_workdir(
@@ -29,15 +29,18 @@ def default_workdir(
     steps: str = 'steps',
     suffix: str = '',
 ) -> dict[str, Any]:
-    """Returns the flags with the default --workdir, unless it is set.
+    """Returns `values` with the default --workdir; `values` unchanged if --workdir is set.
+
+    The path is runs/NAMES; for a command with --data, the last name starts with the name of the file. If other flags
+    differ from their defaults, the path ends in a hash of their values.
 
     Args:
       values: values of all flags of the command.
       defaults: default values of the flags.
       names: components of the path below runs/, such as the experiment and the cell.
-      excluded: flags that are not hashed, because `names` contains them or a run directory may hold several values.
+      excluded: flags that are not hashed, because `names` contains them or runs that differ in them share a directory.
       steps: flag of the training steps, which is not hashed because a run may be extended.
-      suffix: usual suffix of --data, which the path omits.
+      suffix: usual suffix of --data; the path of --data is hashed, too, if it has another suffix or a folder.
     """
     if values['workdir'] is not None:
         return values
@@ -61,5 +64,9 @@ def default_workdir(
 
 
 def safe_name(name: str) -> str:
-    """Returns a file name that is valid on every file system."""
+    """Returns `name` as a valid file name of at most MAX_NAME characters.
+
+    Characters other than ASCII letters, digits, '.', '_' and '-' become '_'; '.' and '-' at the start are removed. If
+    nothing is left, the name is '_'.
+    """
     return re.sub(r'[^A-Za-z0-9._-]+', '_', name).lstrip('.-')[:MAX_NAME] or '_'

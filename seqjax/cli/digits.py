@@ -3,8 +3,8 @@
     seqjax digits --data=digits
     seqjax digits --data=train-images-idx3-ubyte.gz --scan_order=pixels --permute
 
-`--data=digits` are scikit-learn's 1,797 digits of 8 x 8 pixels. Any file in the format of MNIST (idx) is read, with its
-labels and its test split (t10k-images-...) from the same folder.
+`--data=digits` selects scikit-learn's 1,797 images of 8 x 8 pixels. Any other file must be in the format of MNIST
+(idx); its labels and the test images (t10k-...) are read from the same folder.
 """
 
 from collections.abc import Mapping
@@ -26,27 +26,40 @@ from seqjax.errors import UserError
 
 
 class Digits(DatasetExperiment):
-    """Experiment on the classification of images of one size, in bytes."""
+    """Experiment on classifying images of one size, with a byte per pixel, that are read by rows or by pixels."""
 
     name = 'digits'
     data_help = (
-        f"{readers_images.DIGITS} for scikit-learn's 8 x 8 images; or a file of images in the format of MNIST (idx), "
+        f"{readers_images.DIGITS} for scikit-learn's 8 x 8 images, or a file of images in the format of MNIST (idx), "
         'optionally gzipped'
     )
     OWN = {
-        'labels': Flag(PathParser('file'), 'idx file of the labels; by default the MNIST file in the same folder'),
+        'labels': Flag(
+            PathParser('file'),
+            'idx file of the labels; by default train-labels-... in the same folder if --data is train-images-...',
+        ),
         'test_data': Flag(
-            PathParser('file'), 'idx file of the test images; by default t10k-... if --data is train-...'
+            PathParser('file'),
+            'idx file of the test images; by default t10k-... in the same folder if --data is train-...',
         ),
         'test_labels': Flag(
-            PathParser('file'), 'idx file of the test labels; by default the MNIST file in the same folder'
+            PathParser('file'),
+            'idx file of the test labels; by default t10k-labels-... in the same folder if the test images are '
+            't10k-images-...',
         ),
-        'test_size': Flag(IntParser(1), 'number of test images, the last ones, if there is no test file'),
+        'test_size': Flag(
+            IntParser(1), 'number of images at the end of --data to use as the test split, if there is no test file'
+        ),
         'validation_fraction': Flag(
-            PositiveFractionParser(), 'fraction of the remaining images in the validation split, the last ones'
+            PositiveFractionParser(),
+            'fraction of the images of --data outside the test split to use as the validation split, from their end',
         ),
-        'scan_order': Flag(ChoiceParser('rows', 'pixels'), 'time steps: the rows of an image, or its pixels'),
-        'permute': Flag(BoolParser(), 'permute the pixels, with one fixed random permutation for all images'),
+        'scan_order': Flag(
+            ChoiceParser('rows', 'pixels'), 'time steps of a sequence: the rows of an image, or its pixels'
+        ),
+        'permute': Flag(
+            BoolParser(), 'permute the pixels of every image before the scan, by one fixed random permutation'
+        ),
     }
     own_defaults = {
         **{'labels': None, 'test_data': None, 'test_labels': None, 'test_size': 297, 'validation_fraction': 0.1},
@@ -93,10 +106,12 @@ class Digits(DatasetExperiment):
 
 
 def _read(path: str, labels: str | None, bounds: Bounds) -> tuple[str, Images]:
-    """Returns the name of a file and its images."""
+    """Reads idx files or scikit-learn's digits; returns the name of the file, and its images with labels if known."""
     if path == readers_images.DIGITS:
         if labels is not None:
-            raise UserError(f'--labels={labels} has no effect with --data={readers_images.DIGITS}; remove it')
+            raise UserError(
+                f'--labels={labels} cannot be used with --data={readers_images.DIGITS}, which has labels; remove it'
+            )
         return readers_images.DIGITS, readers_images.read_images(readers_images.DIGITS)
     file = optional_packages.locate(path)
     return file.name, readers_images.read_images(
@@ -112,7 +127,7 @@ def _read_test(settings: Mapping[str, Any]) -> tuple[str, Images] | None:
     if path is not None:
         return _read(str(path), labels, dataset_experiment.bounds_of(settings))
     if labels is not None:
-        raise UserError(f'--test_labels={labels} needs --test_data; pass the test images')
+        raise UserError(f'--test_labels={labels} needs --test_data; pass the file of the test images as --test_data')
     return None
 
 

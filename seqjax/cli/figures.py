@@ -1,4 +1,4 @@
-"""Figures of runs: drawn if Matplotlib is installed, and written to the run directory."""
+"""Figures of runs, which are drawn if Matplotlib is installed and written to the run directory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +9,12 @@ from seqjax.runs.directory import Workdir
 
 
 def write_figure(folder: Workdir, columns: int, title: str, draw: Callable[[Any], None], width: float = 5.6) -> Any:
-    """Writes a figure as curve.png and returns it; prints a line and returns None if Matplotlib is missing.
+    """Draws a figure, writes it as curve.png and returns it; prints a hint and returns None without Matplotlib.
 
     Args:
-      folder: run directory.
+      folder: run directory; nothing is written if it has no path.
       columns, title, width: see `plots.new_figure`.
-      draw: draws on the axes [columns].
+      draw: function that draws on an array of `columns` Matplotlib axes.
     """
     try:
         figure, axes = plots.new_figure(columns, title, width)

@@ -31,11 +31,11 @@ from seqjax.types import Arrays, Task, TrainState
 
 
 class FinishedRun(NamedTuple):
-    """Run that was trained, or read from its run directory."""
+    """Results of a finished run, just trained or read from its run directory."""
 
-    settings: Settings
+    settings: Settings  # flags of the run
     summary: dict[str, Any]  # content of summary.json
-    losses: np.ndarray  # [steps], or [R, steps] with replicas
+    losses: np.ndarray  # [steps] training loss of every step, or [R, steps] with replicas
     predictions: np.ndarray | None  # see `FixedStepsExperiment.predictions`
     state: TrainState | None = None  # after the last step; None for a run that was read back
 
@@ -54,8 +54,8 @@ class FixedStepsExperiment(abc.ABC):
     """
 
     STEPS = 'steps'  # flag of the number of training steps
-    measured: str  # name of the metric that `measure` returns
-    panels = 1  # of the figure
+    measured: str  # name of the metric that `measure` returns, for the tables of a sweep
+    panels = 1  # number of axes in the figure
 
     def __init__(self, name: str, config: type, flags: Iterable[str], **defaults: Any):
         configs = (config, *seqjax_config.CONFIGS)
@@ -65,11 +65,11 @@ class FixedStepsExperiment(abc.ABC):
         self.defaults = {name: (values | defaults)[name] for name in names}
 
     def own(self, settings: Settings) -> Any:
-        """Returns the task's flags, an instance of `config`."""
+        """Returns the values of the task's own flags, as an instance of the dataclass `config`."""
         return self.config(**settings.options)
 
     def make_task(self, flags: Mapping[str, Any]) -> Task:
-        """Returns the task for the flags; raises UserError if they are invalid."""
+        """Returns the task for the values of all flags; raises UserError if flags are invalid or incompatible."""
         settings = Settings.of(flags)
         try:
             return self.task(self.own(settings), settings.train)
@@ -77,34 +77,38 @@ class FixedStepsExperiment(abc.ABC):
             raise UserError(f'{task_setup.format_flags(settings.options, settings.options)}: {error}') from error
 
     def make_model(self, flags: Mapping[str, Any], task: Task | None = None) -> nn.Module:
-        """Returns the model for the flags."""
+        """Returns the model for the values of all flags; if `task` is None, the task is made from the flags."""
         settings = Settings.of(flags)
         config = self.model_config(settings.model, self.own(settings))
         return task_setup.make_model((task or self.make_task(flags)).spec, config)
 
     def make_optimizer(self, flags: Mapping[str, Any]) -> optax.GradientTransformation:
-        """Returns the optimizer for the flags."""
+        """Returns the optimizer for the values of all flags."""
         return task_setup.make_optimizer(Settings.of(flags).train)
 
     @abc.abstractmethod
     def task(self, own: Any, train: TrainConfig) -> Task:
-        """Returns the task with its spec; raises ValueError if flags are incompatible."""
+        """Returns the task, with a spec, for the task's own flags and the training flags.
+
+        Raises:
+          ValueError: flags are incompatible; `make_task` adds the flags to the message.
+        """
 
     @abc.abstractmethod
     def test_inputs(self, task: Task, settings: Settings) -> Arrays:
-        """Returns the inputs for the predictions of the trained model."""
+        """Returns the model inputs [B, ...] for which trained models are run after the last step, see `measure`."""
 
     @abc.abstractmethod
     def measure(self, outputs: np.ndarray, settings: Settings) -> np.ndarray:
-        """Returns a metric of each seed [R] from its outputs for the test inputs [R, B, ...]."""
+        """Returns the metric `measured` of each seed, [R], from the model outputs for the test inputs, [R, B, ...]."""
 
     @abc.abstractmethod
     def outcome(self, losses: np.ndarray, outputs: np.ndarray, settings: Settings) -> dict[str, Any]:
-        """Returns the task-specific part of summary.json."""
+        """Returns the entries that the task adds to summary.json, from losses and model outputs for the test inputs."""
 
     @abc.abstractmethod
     def conclusion(self, run: FinishedRun) -> str:
-        """Returns the last line of the output, a summary of the results."""
+        """Returns the last line of the printed output, a summary of the results."""
 
     @abc.abstractmethod
     def title(self, settings: Settings) -> str:
@@ -112,41 +116,48 @@ class FixedStepsExperiment(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, axes: Any, run: FinishedRun) -> None:
-        """Draws the figure of curve.png."""
+        """Draws the results for curve.png on `axes`, an array of `panels` Matplotlib axes."""
 
     @abc.abstractmethod
     def result(self, run: FinishedRun, figure: Any) -> Any:
-        """Returns what `run` returns to Python."""
+        """Returns the value that `run` returns; `figure` is None without --plot or Matplotlib."""
 
     @abc.abstractmethod
     def sizes(self, **flags: Any) -> tuple[int, dict[str, Any]]:
-        """Returns an estimate of the float32 numbers that a run needs, and the flags that decide it."""
+        """Returns an estimate of a run's memory as a number of float32 values, and the flags that determine it."""
 
     def max_width(self, **flags: Any) -> int:
-        """Returns the maximal number of replicas per group."""
+        """Returns the maximal number of seeds in a replica group."""
         return replicas.MAX_WIDTH
 
     def complete(self, flags: dict[str, Any]) -> dict[str, Any]:
-        """Returns the flags with defaults that depend on other flags."""
+        """Returns the flag values after filling in defaults that depend on other flags; the base class changes none."""
         return flags
 
     def model_config(self, model: ModelConfig, own: Any) -> ModelConfig:
-        """Returns the model configuration, which may depend on the task's flags."""
+        """Returns the model configuration: `model`, which subclasses may change by the task's own flags."""
         return model
 
     def predictions(self, outputs: np.ndarray, settings: Settings) -> np.ndarray | None:
-        """Returns the predictions to store in replicas.npz; None for none."""
+        """Returns the predictions of the run from model outputs for the test inputs; None for no predictions.
+
+        With replicas, they are stored in replicas.npz.
+        """
         return None
 
     def read_predictions(self, folder: Workdir, summary: dict[str, Any], settings: Settings) -> np.ndarray | None:
-        """Reads the predictions of a finished run; None if there are none."""
+        """Returns the stored `predictions` of a finished run; None if it has none."""
         return None
 
     def show(self, run: FinishedRun) -> None:  # noqa: B027
-        """Prints a table of the predictions; by default nothing."""
+        """Prints a table of the predictions; the base class prints nothing."""
 
     def check(self, values: Mapping[str, Any]) -> Settings:
-        """Returns the validated settings; raises UserError if values are invalid or exceed the memory."""
+        """Returns the settings for flag values by name, with the defaults of the flags that are missing.
+
+        Raises:
+          UserError: a value is unknown or invalid, or the run exceeds the memory.
+        """
         flag_tables.check_known(values, self.FLAGS)
         flags = self.complete(flag_tables.check(self.FLAGS, {**self.defaults, **values}, self.defaults))
         settings = Settings.of(flags)
@@ -155,12 +166,16 @@ class FixedStepsExperiment(abc.ABC):
         return settings
 
     def run(self, **values: Any) -> Any:
-        """Trains seeds for all steps, and prints and plots the results.
+        """Trains seeds for all steps, or reads the results of the finished run in `workdir`; prints and plots them.
 
         Every argument is a flag of the command line. Without `workdir`, no files are written.
 
+        Returns:
+          The value of `result`, which depends on the experiment.
+
         Raises:
-          UserError (a ValueError): an argument is invalid, the folder contains another run, or the loss is not finite.
+          UserError (a ValueError): an argument is invalid, the folder contains another run, or the loss of all seeds of
+            a replica group is not finite.
         """
         settings = self.check(values)
         task = self.make_task(settings.flags)
@@ -185,7 +200,7 @@ class FixedStepsExperiment(abc.ABC):
     def train(
         self, model: nn.Module, task: Task, tx: optax.GradientTransformation, settings: Settings, folder: Workdir
     ) -> FinishedRun:
-        """Trains all seeds and writes the results, except for the figure."""
+        """Trains all seeds, writes all results except for the figure, and returns them."""
         inputs, config, steps = self.test_inputs(task, settings), settings.train, settings.flags[self.STEPS]
         summary = run_summary.new_summary(self.name, settings.flags, text_tables.model_layers(model, inputs))
         print(_table(summary))
@@ -217,18 +232,18 @@ class FixedStepsExperiment(abc.ABC):
         return FinishedRun(settings, summary, record.losses, predictions, record.state)
 
     def read(self, folder: Workdir, summary: dict[str, Any], settings: Settings) -> FinishedRun:
-        """Reads the results of a finished run."""
+        """Reads the results of a finished run from its directory, and prints its parameter table."""
         with folder.reading():
             print(_table(summary))
         losses = result_files.read_losses(folder, settings.flags[self.STEPS], settings.train.num_seeds)
         return FinishedRun(settings, summary, losses, self.read_predictions(folder, summary, settings))
 
     def plot(self, folder: Workdir, run: FinishedRun) -> Any:
-        """Draws the figure, writes it to the run directory and returns it; returns None if Matplotlib is missing."""
+        """Draws the figure, writes it to the run directory and returns it; returns None without Matplotlib."""
         return figures.write_figure(folder, self.panels, self.title(run.settings), lambda axes: self.draw(axes, run))
 
     def command(self, doc: str) -> Command:
-        """Returns the command of a module with the given docstring."""
+        """Returns the command that runs this experiment; `doc` is the docstring of its module, for --help."""
         first = next(iter(self.FLAGS))
 
         def complete(values: dict[str, Any]) -> dict[str, Any]:

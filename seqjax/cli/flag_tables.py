@@ -1,6 +1,6 @@
-"""Tables of flags, built from configurations, and validation of their values.
+"""Tables of flags, built from the classes of `seqjax.config`, and validation of flag values.
 
-The parsers validate values from the command line (`Command.main`) and from Python (`check`).
+The same parsers validate values from the command line (`Command.main`) and from Python (`check`).
 """
 
 import contextlib
@@ -36,19 +36,21 @@ from seqjax.training.session import CheckpointConfig
 
 
 class Flag(NamedTuple):
-    parser: flags.ArgumentParser
-    help: str
-    group: str = ''  # heading in --help; empty for the command's own flags
+    """Flag of a command, without its name and default value."""
+
+    parser: flags.ArgumentParser  # parses and validates a value
+    help: str  # text in --help
+    group: str = ''  # key of the heading in --help, such as train; empty for the command's own flags
 
 
 class FlagTable(NamedTuple):
-    """The flags of a command."""
+    """The flags of a command and their default values, by name."""
 
     flags: Mapping[str, Flag]
     defaults: Mapping[str, Any]
 
 
-PARSERS = {  # fields whose parser does not follow from type and bounds
+PARSERS = {  # parsers of the fields whose type, bounds and choices do not determine one
     'cell': CellParser(),
     'mesh': MeshParser(),
     'keep_best': NameParser(),
@@ -56,7 +58,10 @@ PARSERS = {  # fields whose parser does not follow from type and bounds
 
 
 def flags_of(*configs: type, without: Iterable[str] = ()) -> dict[str, Flag]:
-    """Returns the flags of the fields of configurations, see `seqjax.config`; a task's own class has no group."""
+    """Returns {name: Flag} for the fields of configuration classes, except those in `without`.
+
+    The flags of ModelConfig, TrainConfig and RunConfig have a heading in --help; those of another class have none.
+    """
     table = {}
     for config in configs:
         group = config.__name__.removesuffix('Config').lower() if config in seqjax_config.CONFIGS else ''
@@ -86,13 +91,13 @@ def _parser_of(field: dataclasses.Field) -> flags.ArgumentParser:
 
 
 def defaults_of(*configs: Any, without: Iterable[str] = ()) -> dict[str, Any]:
-    """Returns the values of configurations by the names of their flags."""
+    """Returns {name: value} of the fields of configuration instances, except those in `without`."""
     values = {name: value for config in configs for name, value in vars(config).items()}
     return {name: value for name, value in values.items() if name not in without}
 
 
 def as_flags(message: Any, names: Iterable[str]) -> str:
-    """Returns an error message of the library with its arguments written as flags.
+    """Returns an error message of the library with each NAME=VALUE of the given names written as --NAME=VALUE.
 
     >>> as_flags('dropout=0.5 does nothing with layers=1', ['dropout', 'layers'])
     '--dropout=0.5 does nothing with --layers=1'
@@ -100,22 +105,22 @@ def as_flags(message: Any, names: Iterable[str]) -> str:
     return re.sub(rf'(?<![\w-])({"|".join(map(re.escape, names))})=', r'--\1=', str(message))
 
 
-# In the order of --help.
+# Flags of every `FixedStepsExperiment`: those from --learning_rate on, in the order of --help.
 SHARED = flags_of(TrainConfig, RunConfig)
 SHARED = {name: SHARED[name] for name in list(SHARED)[list(SHARED).index('learning_rate') :]}
 
 
-# On the command line only: JAX needs them before it is initialized.
+# Flags of the command line only, not of `run` in Python: JAX needs them before it is initialized.
 DISTRIBUTED_FLAGS = {
     'distributed': Flag(
         ProcessesParser(),
-        'processes of a distributed run: HOST:PORT of process 0, number of processes, and index of this one; auto '
-        'detects SLURM, Kubernetes, Cloud TPU or Open MPI',
+        'processes of a distributed run; HOST:PORT is the address of process 0, COUNT the number of processes, INDEX '
+        'the index of this process; auto detects them from SLURM, Kubernetes, Cloud TPU or Open MPI',
         'process',
     ),
     'heartbeat_timeout': Flag(
         IntParser(1),
-        'heartbeat timeout in seconds: the run ends if a process does not respond for this long',
+        'seconds after which a distributed run ends if one of its processes does not respond',
         'process',
     ),
 }
@@ -123,15 +128,15 @@ DISTRIBUTED_DEFAULTS = {'distributed': multihost.OFF, 'heartbeat_timeout': 100}
 CACHE_FLAGS = {
     'compilation_cache': Flag(
         CacheParser(),
-        'folder of the persistent compilation cache; off disables it. By default JAX_COMPILATION_CACHE_DIR, or '
-        'seqjax/jax in the user cache (XDG_CACHE_HOME, ~/.cache), limited to 1 GB',
+        'folder of the persistent compilation cache, or off (default: JAX_COMPILATION_CACHE_DIR, or seqjax/jax in the '
+        'user cache, XDG_CACHE_HOME or ~/.cache, limited to 1 GB)',
         'process',
     ),
 }
 
 
 def check(table: Mapping[str, Flag], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parsed values; None is kept if it is the default.
+    """Returns {name: parsed value} of all flags of `table`; None is not parsed if it is the default of the flag.
 
     Raises:
       UserError: a value is invalid. The message names the flag and the value.
@@ -147,34 +152,35 @@ def check(table: Mapping[str, Flag], values: Mapping[str, Any], defaults: Mappin
 
 
 def check_known(values: Mapping[str, Any], table: Mapping[str, Flag]) -> None:
-    """Raises UserError if a value has no flag."""
+    """Raises UserError if a name in `values` is not a flag of `table`."""
     for name in values:
         if name not in table:
             raise UserError(unknown_flag(name, table))
 
 
 def checkpoint_kwargs(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of `compile_run` for checkpoints and devices."""
+    """Returns the arguments `checkpoints` and `devices` of `compile_run`, from flag values."""
     checkpoints = CheckpointConfig(settings['checkpoint_every'], settings['max_to_keep'], settings['keep_best'])
     return {'checkpoints': checkpoints, 'devices': settings['mesh']}
 
 
 def matmul_precision(word: str) -> contextlib.AbstractContextManager[None]:
-    """Context manager that sets the precision of matrix products; 'default' keeps JAX's setting."""
+    """Returns a context manager that sets JAX's precision of matrix products; 'default' keeps JAX's setting."""
     return contextlib.nullcontext() if word == 'default' else jax.default_matmul_precision(word)
 
 
 def check_seeds(seed: int, num_seeds: int | None, num_sets: int = 1) -> None:
-    """Raises UserError if the last seed exceeds 32 bits."""
+    """Raises UserError if the last of `num_sets * num_seeds` consecutive seeds from `seed` on is 2**32 or more."""
     last = seed + num_sets * (num_seeds or 1) - 1
     if last >= 2**32:
         raise UserError(
-            f'--seed={seed} with --num_seeds={num_seeds}: the last seed is {last}, which must be below {2**32}'
+            f'--seed={seed} with --num_seeds={num_seeds}: the last seed is {last}, but must be below {2**32}; use a '
+            'smaller --seed'
         )
 
 
 def check_eval_every(eval_every: int, name: str, steps: int) -> None:
-    """Raises UserError if a run would end before its first evaluation."""
+    """Raises UserError if `eval_every` is greater than `steps`, the value of --`name`: no evaluation would be made."""
     if eval_every > steps:
         raise UserError(
             f'--eval_every={eval_every} is greater than --{name}={steps}: the run would have no evaluation; decrease '
@@ -183,12 +189,12 @@ def check_eval_every(eval_every: int, name: str, steps: int) -> None:
 
 
 def check_memory(numbers: int, sizes: Mapping[str, Any]) -> None:
-    """Raises UserError if this many float32 numbers exceed the memory of this machine."""
+    """Raises UserError if `numbers` float32 values exceed the memory of this machine; the message shows `sizes`."""
     memory.check_bytes(memory.named_sizes(sizes), 4 * numbers)
 
 
 def unknown_flag(name: str, table: Mapping[str, Flag]) -> str:
-    """Returns the message for an unknown flag, with the nearest known one."""
+    """Returns the message that --`name` is unknown, with the most similar flag of `table` if there is one."""
     words = (name, name.removeprefix('no'))
     suggestion = next(filter(None, (options.nearest(word, table, '--{}'.format) for word in words)), '')
     return f'unknown flag --{name}{suggestion or "; --help lists the flags"}'

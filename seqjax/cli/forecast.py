@@ -8,12 +8,12 @@ r"""Forecast time series from a CSV, TSV or Parquet file.
 
 The file has a row for each point in time. Each series is split by time into training, validation and test rows. A
 forecast belongs to the split that contains all of its targets; its inputs may be in the split before. Metrics are over
-rolling origins, with a forecast from every time step by a fixed model. With several series or targets, errors are in
-standard deviations of the training split of each.
+rolling origins: the trained model forecasts from every time step. With several series or targets, errors are in units
+of the standard deviation of each target in the training split of its series.
 
 The inputs of a model are standardized with the mean and standard deviation of the training split, per series and
-column. The model reads a series from its first row, also for predictions. A series of more than 4096 + 8 * --window
-rows is read in pieces of 4096 rows, each after 8 * --window rows of context.
+column. The model reads a series from its first row, also for predictions. In a series of more than 4096 + 8 * --window
+rows, forecasts after these are made in pieces of 4096 rows, each after 8 * --window rows of context.
 """
 
 import itertools
@@ -52,74 +52,92 @@ from seqjax.errors import UserError
 
 
 class Forecast(DatasetExperiment):
-    """Experiment on forecasts of time series."""
+    """Experiment on forecasting the time series of a table."""
 
     name = 'forecast'
     suffix = '.csv'
     OWN = {
-        'target': Flag(ListParser(NameParser()), 'columns to forecast; by default the only numeric column'),
-        'date': Flag(NameParser(), 'column of the dates, which must increase'),
+        'target': Flag(
+            ListParser(NameParser()), 'columns to forecast; by default the only numeric column without another role'
+        ),
+        'date': Flag(NameParser(), 'column of the dates, which must increase within each series'),
         'date_format': Flag(
             CheckedParser(date_formats.check_format, f'strptime format | {" | ".join(date_formats.WORDS)}'),
-            'format of the dates; by default the only format that fits all of them',
+            'format of the dates; by default the only known format that fits all of them',
         ),
         'time_zone': Flag(
             CheckedParser(date_formats.check_zone, 'time zone'),
             'time zone of the dates, such as Europe/Berlin; dates with an offset from UTC are converted to it',
         ),
-        'id': Flag(NameParser(), 'column that names the series of each row'),
+        'id': Flag(NameParser(), 'column with the name of the series of each row; by default the file is one series'),
         'covariates': Flag(
-            ListParser(NameParser()), 'numeric columns that the model reads as well; their future values are unknown'
+            ListParser(NameParser()),
+            'numeric columns that the model reads in addition to the targets, up to the time of the forecast',
         ),
         'calendar': Flag(
             BoolParser(), 'add the time of year, week and day as inputs, each as sine and cosine (needs --date)'
         ),
         'missing': Flag(
             ChoiceParser('refuse', 'mask'),
-            'missing values: refuse the file, or read them as 0 with an indicator and exclude them from every metric',
+            'missing values: refuse stops with an error; mask sets them to 0 after scaling, adds an input for each '
+            'column that is 1 where its value is missing, and excludes missing targets from loss and metrics',
         ),
-        'separator': Flag(CharacterParser(), 'column separator of text files; tab for .tsv files'),
+        'separator': Flag(
+            CharacterParser(), 'column separator of text files, a character or tab; in .tsv files, a comma means tab'
+        ),
         'decimal': Flag(
             ChoiceParser(*numbers.DECIMAL),
-            "decimal separator of numbers in text; by default '.', if that is unambiguous",
+            "decimal separator of numbers in text; by default '.', and an ambiguous column is an error",
         ),
         'thousands': Flag(
             ThousandsParser(*numbers.THOUSANDS),
-            "thousands separator of numbers in text, as in 1,234; ' is the apostrophe",
+            "thousands separator of numbers in text, as in 1,234; by default none; ' is the apostrophe",
         ),
         'validation_fraction': Flag(
             FractionParser(),
-            'fraction of each series in the validation split, used for early stopping and model selection',
+            'fraction of the rows of each series for the validation split, before the test split; used for early '
+            'stopping and model selection',
         ),
-        'test_fraction': Flag(FractionParser(), 'fraction of each series in the test split, its last rows'),
-        'validation_from': Flag(NameParser(), 'first date of the validation split, or without --date its first row'),
-        'test_from': Flag(NameParser(), 'first date of the test split, or without --date its first row'),
-        'horizon': Flag(IntParser(1), 'forecast horizon H in time steps'),
+        'test_fraction': Flag(FractionParser(), 'fraction of the rows of each series for the test split, at its end'),
+        'validation_from': Flag(
+            NameParser(),
+            'first date of the validation split or, without --date, number of its first row; needs --test_from, and '
+            'replaces --validation_fraction',
+        ),
+        'test_from': Flag(
+            NameParser(),
+            'first date of the test split or, without --date, number of its first row; needs --validation_from, and '
+            'replaces --test_fraction',
+        ),
+        'horizon': Flag(IntParser(1), 'forecast horizon H: a forecast is for each of the next H time steps'),
         'window': Flag(IntParser(1), 'time steps of a training sequence (truncated backpropagation)'),
         'strategy': Flag(
             ChoiceParser('direct', 'recursive'),
-            'direct forecasts of all H steps at once, or recursive one-step forecasts that are fed back',
+            'direct: one output for all H steps; recursive: one-step forecasts that are fed back as inputs',
         ),
         'likelihood': Flag(
             ChoiceParser(*forecast_heads.NUM_OUTPUTS),
-            'point forecasts with the squared error, or intervals with a Gaussian likelihood or quantile losses',
+            'point: the mean, trained with the squared error; gaussian: mean and standard deviation, trained with the '
+            'negative log-likelihood; quantile: five quantiles, trained with quantile losses',
         ),
         'residual': Flag(
             ChoiceParser('last', 'season', 'none'),
-            'baseline that the network output is added to: the last value, the value one season before (the season '
-            'that is best on validation), or none',
+            'baseline that the output of the network is added to: last (the last value), season (the value one season '
+            'before, for the season that is best on validation) or none',
         ),
         'season': Flag(
             ListParser(IntParser(2)),
-            'seasons in time steps, for seasonal naive baselines; with --date, the usual seasons of its frequency are '
-            'added, such as 24 and 168 for hours',
+            'seasons in time steps, for seasonal naive baselines; with --date, the usual seasons of the frequency of '
+            'the dates are added, such as 24 and 168 for hourly rows',
         ),
         'ar_order': Flag(
-            IntParser(1, 1000), 'order of the autoregression baseline; by default the order with the lowest AIC'
+            IntParser(1, 1000),
+            'order of the autoregression baseline; by default the order with the lowest AIC for each series and target',
         ),
         'skip_short': Flag(
             BoolParser(),
-            'skip series (by --id) that are too short or constant, in training and predictions',
+            'skip series (of --id) that are too short or constant, in training and predictions; by default they are an '
+            'error',
         ),
     }
     own_defaults = {
@@ -170,7 +188,10 @@ class Forecast(DatasetExperiment):
     def prediction_inputs(
         self, settings: Settings, preprocessing: Mapping[str, Any], path: str, split: str = 'all'
     ) -> PredictionInputs:
-        """Returns inputs to forecast from every origin, also beyond the end of the file; or from those of one split."""
+        """Returns the inputs for forecasts from every row of a file, or from the rows whose targets are all in `split`.
+
+        With split='all', the last forecasts reach beyond the end of the file.
+        """
         options = settings.options
         file, origins = optional_packages.locate(path), None
         columns, dates = (
@@ -188,8 +209,8 @@ class Forecast(DatasetExperiment):
             is_long = [0 <= first < stop for first, stop in origins]
             if not (any(is_long) if options.get('skip_short') else all(is_long)):
                 raise UserError(
-                    f'{file}{series_list[is_long.index(False)].phrase} is too short for a {split} split with '
-                    f'--horizon={preprocessing["horizon"]}; use --split=all'
+                    f'{file}: the rows{series_list[is_long.index(False)].phrase} do not reach the {split} split, or '
+                    f'are too few in it for --horizon={preprocessing["horizon"]}; use --split=all'
                 )
             table = table._replace(series=list(itertools.compress(series_list, is_long)))
             origins = list(itertools.compress(origins, is_long))
@@ -198,7 +219,11 @@ class Forecast(DatasetExperiment):
         )
 
     def stream(self, settings: Settings, preprocessing: Mapping[str, Any]) -> OnlinePredictor:
-        """Returns a predictor of rows: lines with the columns of the run's file or of a header line."""
+        """Returns the predictor for --stdin: a line is a row with the columns of the training file or of a header line.
+
+        Raises:
+          UserError: the run has --strategy=recursive.
+        """
         if preprocessing['strategy'] == 'recursive':
             raise UserError('--stdin does not support a run with --strategy=recursive; train with --strategy=direct')
         stream = ForecastStream(settings.options, preprocessing)
@@ -226,21 +251,26 @@ def _read(
 
 
 def _check_together(options: Mapping[str, Any]) -> None:
-    """Raises UserError if flags are incompatible."""
+    """Raises UserError if flags are incompatible, or the fractions of the splits leave a split empty."""
     conflicts = {
-        '--calendar needs --date': options['calendar'] and options['date'] is None,
-        '--date_format needs --date': options['date_format'] and not options['date'],
-        '--time_zone needs --date': options['time_zone'] and not options['date'],
-        '--residual=season needs --season, or --date for the usual seasons': (
+        '--calendar needs --date; pass the column of the dates as --date, or remove --calendar': options['calendar']
+        and options['date'] is None,
+        f'--date_format={options["date_format"]} needs --date; pass the column of the dates as --date': (
+            options['date_format'] and not options['date']
+        ),
+        f'--time_zone={options["time_zone"]} needs --date; pass the column of the dates as --date': (
+            options['time_zone'] and not options['date']
+        ),
+        '--residual=season needs a season; pass --season, or --date to use the usual seasons of its frequency': (
             options['residual'] == 'season' and options['season'] is None and options['date'] is None
         ),
-        '--strategy=recursive does not support --covariates, whose future values are unknown': (
+        '--strategy=recursive does not support --covariates, whose future values are unknown; remove one of the two': (
             options['strategy'] == 'recursive' and options['covariates']
         ),
-        '--strategy=recursive does not support --likelihood=quantile; use point or gaussian': (
+        '--strategy=recursive does not support --likelihood=quantile; use --likelihood=point or gaussian': (
             options['strategy'] == 'recursive' and options['likelihood'] == 'quantile'
         ),
-        '--validation_from and --test_from must both be set': (
+        '--validation_from and --test_from must be set together; pass both or none': (
             (options['validation_from'] is None) != (options['test_from'] is None)
         ),
     }
@@ -250,15 +280,19 @@ def _check_together(options: Mapping[str, Any]) -> None:
     for name in config.SPLITS:
         if options['validation_from'] is None and not options[f'{name}_fraction']:
             raise UserError(f'--{name}_fraction=0 leaves an empty {name} split; use a fraction such as 0.15')
-    if options['validation_fraction'] + options['test_fraction'] >= 1:
+    if options['validation_from'] is None and options['validation_fraction'] + options['test_fraction'] >= 1:
         raise UserError(
             f'--validation_fraction={options["validation_fraction"]} and --test_fraction={options["test_fraction"]} '
-            'leave an empty training split; use smaller fractions'
+            'leave an empty training split; use fractions whose sum is below 1'
         )
 
 
 def _splits(name: str, table: SeriesTable, options: Mapping[str, Any]) -> list[Split]:
-    """Returns the split of each series; it has no training rows if the series does not reach a given date."""
+    """Returns the split of each series; Split(0, 0) if --validation_from and --test_from cannot split the series.
+
+    Raises:
+      UserError: no series can be split, or a flag is not a date.
+    """
     splits, errors = [], []
     for series in table.series:
         try:
@@ -272,7 +306,13 @@ def _splits(name: str, table: SeriesTable, options: Mapping[str, Any]) -> list[S
 
 
 def split_series(name: str, series: Series, options: Mapping[str, Any], form: DateFormat) -> Split:
-    """Returns the first validation and test rows of a series, from dates or rows, or from fractions."""
+    """Returns the indices of the first validation and test rows of a series.
+
+    They are set by --validation_from and --test_from or, without these, by the fractions.
+
+    Raises:
+      UnusableSeriesError: the series does not have both rows, or the validation row is not before the test row.
+    """
     count = len(series.rows)
     if options['validation_from'] is None:
         test = count - round(options['test_fraction'] * count)
@@ -280,21 +320,28 @@ def split_series(name: str, series: Series, options: Mapping[str, Any], form: Da
     split = Split(*(_row(name, series, flag, options[flag], form) for flag in ('validation_from', 'test_from')))
     if split.validation >= split.test:
         raise UnusableSeriesError(
-            f'--validation_from={options["validation_from"]} must be before --test_from={options["test_from"]}'
-            f', with a row of {name}{series.phrase} between them'
+            f'--validation_from={options["validation_from"]} must be at least one row before '
+            f'--test_from={options["test_from"]}, for {name}{series.phrase}'
         )
     return split
 
 
 def _row(name: str, series: Series, flag: str, text: str, form: DateFormat) -> int:
-    """Returns the index of a date or row of a series, which must not be its first.
+    """Returns the index, from 0, of the row of a series that --`flag` selects by `text`.
 
-    A date without an offset from UTC is a local time of the file.
+    It is the first row at or after a date or, in a series without dates, the row of a number from 1. A date without an
+    offset from UTC is a local time of the file.
+
+    Raises:
+      UserError: `text` is not a date.
+      UnusableSeriesError: there is no such row, or it is the first one.
     """
     count = len(series.rows)
     if series.dates is None:
         row = int(text) - 1 if text.isascii() and text.isdigit() else -1
-        requirement = f'must be a row from 2 to {count} without --date' if count > 1 else 'needs more than one row'
+        requirement = (
+            f'must be a row number from 2 to {count} (without --date)' if count > 1 else 'needs more than one row'
+        )
     else:
         try:
             date = date_columns.parse(text, DateFormat(date_formats.ISO))

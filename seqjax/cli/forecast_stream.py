@@ -1,4 +1,4 @@
-"""Online forecasts of a stream of rows."""
+"""Online forecasts: a forecast after each row that arrives as a line of text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,15 +17,15 @@ from seqjax.types import Batch
 
 
 class _State(NamedTuple):
-    """State of a series between two lines."""
+    """State of a series after its last row."""
 
-    stamp: Timestamp | None  # timestamp of the last row
-    past: np.ndarray  # [lag, C] targets of the last rows, standardized, as `Ready.past`
-    scale: np.ndarray  # [2, C] mean and standard deviation
+    stamp: Timestamp | None  # timestamp of the last row; None without --date
+    past: np.ndarray  # [lag, C] standardized targets of the last rows; missing ones filled as in `PreparedSeries.past`
+    scale: np.ndarray  # [2, C] mean and standard deviation of the targets in training
 
 
 class ForecastStream:
-    """Online forecasts of rows, with a state for each series id.
+    """Forecasts after each row of a stream of lines, with a separate state for each series.
 
     Args:
       options: flags of the run.
@@ -46,12 +46,12 @@ class ForecastStream:
         self.restart()
 
     def restart(self) -> None:
-        """Resets all series."""
+        """Forgets the states of all series."""
         self.series, self.states = None, {}
 
     @property
     def columns(self) -> list[str]:
-        """Names of the output columns: for each target and step ahead, the forecast and the bounds of its intervals."""
+        """Names of the output columns: for each target and step ahead, forecast and bounds of intervals, if any."""
         suffixes = ['', *(f' {name}' for name in forecast_report.interval_columns(self.preprocessing)[0])]
         steps = range(1, self.preprocessing['horizon'] + 1)
         return [
@@ -62,9 +62,10 @@ class ForecastStream:
         ]
 
     def parse(self, line: str) -> np.ndarray | None:
-        """Returns the inputs [F] of a row; None for a header line or an empty line, which resets all series.
+        """Returns the model inputs [F] of a row and updates the state of its series; None for a line that is no row.
 
-        An empty line is a missing value if the file has one column and the run has --missing=mask.
+        A header line is no row, and neither is an empty line, unless the file has one column and the run has
+        --missing=mask: then it is a missing value. After None, the caller must call `restart`.
         """
         if not line.strip() and not (self.lines.single and self.preprocessing['mask']):
             return None
@@ -73,7 +74,7 @@ class ForecastStream:
             return None
         self.series = None if self.preprocessing['id'] is None else words[self.preprocessing['id']]
         if self.series == '':
-            raise UserError(f'column {self.preprocessing["id"]!r} is empty; every row needs a series id')
+            raise UserError(f'column {self.preprocessing["id"]!r} is empty; write the name of the series in every row')
         state = self.states.get(self.series)
         values = np.array([[self._number(name, words[name]) for name in self.numbers]])
         stamp = self._stamp(words, state and state.stamp)
@@ -89,7 +90,7 @@ class ForecastStream:
         return prepared.inputs[0]
 
     def _is_value(self, name: str, word: str) -> bool:
-        """Returns True if a word can be a value of a column."""
+        """Returns True if a word can be parsed as a value of a column; the column of --id can have any value."""
         try:
             if name in self.numbers:
                 numbers.parse_number(word, self.numbers[name])
@@ -105,18 +106,24 @@ class ForecastStream:
         except UserError as error:
             raise UserError(f'column {name!r}: {error}') from error
         if np.isnan(value) and not self.preprocessing['mask']:
-            raise UserError(f'column {name!r} has no value, and the run has --missing=refuse; pass a value')
+            raise UserError(
+                f'column {name!r} has no value, and the run has --missing=refuse; add a value, or train with '
+                '--missing=mask'
+            )
         return value
 
     def _stamp(self, words: Mapping[str, str], before: Timestamp | None) -> Timestamp | None:
-        """Returns the timestamp of a row, which must be after the one before it."""
+        """Returns the timestamp of a row, None without --date; raises UserError if it is not after `before`."""
         name = self.preprocessing['date']
         if name is None:
             return None
         stamp = date_columns.parse(words[name], self.dates, before, name)
         if before is not None and stamp.instant <= before.instant:
             last = date_formats.write_one(before, self.dates)
-            raise UserError(f'column {name!r} holds {words[name]!r}, which is not after {last}; sort the rows by date')
+            raise UserError(
+                f'column {name!r} holds {words[name]!r}, which is not after {last}, the date of the row before; sort '
+                'the rows by date'
+            )
         return stamp
 
     def _answer(self, outputs: jax.Array, past: jax.Array) -> jax.Array:
@@ -124,7 +131,7 @@ class ForecastStream:
         return self.read(outputs[None, None], Batch((), ForecastTargets((), (), known), ()))[0, 0]
 
     def values(self, outputs: np.ndarray, parsed: np.ndarray) -> Sequence[Any]:
-        """Returns the values of `columns` for the last row."""
+        """Returns the values of `columns` for the last row, in units of the file, from its model outputs."""
         state = self.states[self.series]
         forecasts = np.asarray(self.answer(outputs, state.past), np.float64)  # [H, C, K]
         forecasts = forecasts * state.scale[1][:, None] + state.scale[0][:, None]

@@ -3,7 +3,8 @@
     seqjax lengths --task=parity --longest=40 --max_test_length=500
     seqjax lengths --flagfile=experiments/flags/parity.flags
 
-The command has all flags of the task. Seeds are trained for all steps, and the final parameters are tested.
+The command has the flags of the task, except --train_all_steps: every seed is trained for all --steps, and its final
+parameters are tested.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,30 +31,39 @@ from seqjax.training.seeds import TestFn
 from seqjax.training.success_results import SeedResult, SuccessResults
 from seqjax.types import Mean, Task, TrainState
 
-WITHIN, BEYOND = 'within', 'beyond'  # the training lengths: prefixes of the metrics of tested lengths
-LENGTH_FACTOR = 10  # default longest test length, in units of the longest training length
-SOLVED = 0.99  # accuracy at every tested length from which a seed generalizes
+WITHIN, BEYOND = 'within', 'beyond'  # prefixes of metrics: lengths up to the longest training length, and longer
+LENGTH_FACTOR = 10  # default of --max_test_length, as a multiple of the longest training length
+SOLVED = 0.99  # minimal accuracy, at every length beyond training, of a seed that generalizes
 OWN = {
     'max_test_length': Flag(
         IntParser(1), f'longest test length; by default {LENGTH_FACTOR} times the longest training length'
     ),
-    'num_lengths': Flag(IntParser(2, 10_000), 'number of test lengths, evenly spaced from 1'),
+    'num_lengths': Flag(
+        IntParser(2, 10_000),
+        'number of test lengths, evenly spaced from 1 to --max_test_length; the longest training length, and '
+        'that length plus 1, are added',
+    ),
     'sequences_per_length': Flag(IntParser(1), 'number of test sequences of each length'),
 }
 OWN_DEFAULTS = {'max_test_length': None, 'num_lengths': 50, 'sequences_per_length': 512}
 
 
 class Lengths(TaskExperiment):
-    """Experiment that tests seeds at many lengths.
+    """Length generalization experiment: trains the seeds of a task, and tests each at many sequence lengths.
 
     Args:
-      experiment: experiment on the task, whose flags and training are used.
+      experiment: experiment on the task; its flags and its training are used.
+
+    Raises:
+      UserError: an argument of the task has the name of a flag of `lengths`.
     """
 
     def __init__(self, experiment: TaskExperiment):
         super().__init__(experiment.make, name=experiment.name, eval_every=experiment.eval_every)
         for name in set(OWN) & set(experiment.own_flags):
-            raise UserError(f'{experiment.name}({name}=...) has the name of a flag of `lengths`; rename the argument')
+            raise UserError(
+                f'{experiment.name}({name}=...) has the name of a flag of `seqjax lengths`; rename the argument'
+            )
         self.FLAGS = {name: flag for name, flag in self.FLAGS.items() if name != 'train_all_steps'} | OWN
         self.defaults = experiment.defaults | OWN_DEFAULTS
 
@@ -71,7 +81,9 @@ class Lengths(TaskExperiment):
         numbers, size_flags = super().sizes(**flags)
         task, count = self.synthetic_task(flags), flags['sequences_per_length']
         if task.draw is None:
-            raise UserError(f'--task={self.name} cannot be sampled by length; use another task, such as parity')
+            raise UserError(
+                f'--task={self.name} has no sampler by length (`draw`); use a task that has one, such as parity'
+            )
         size = max(padded([flags['max_test_length'] or LENGTH_FACTOR * training_length(task)]))
         size_flags |= {'max_test_length': flags['max_test_length'], 'sequences_per_length': count}
         steps = 1 if task.spec.output == 'last' else size
@@ -86,7 +98,10 @@ class Lengths(TaskExperiment):
     def test(
         self, task: SyntheticTask, model: nn.Module, training_task: Task, settings: Settings
     ) -> tuple[TestFn, Any]:
-        """Returns the test function of a seed at all lengths, and its random key."""
+        """Returns the test function of one seed and its data, the random key of the test sequences.
+
+        The function returns the error rate at every test length, with the names within/LENGTH and beyond/LENGTH.
+        """
         lengths, longest = select_lengths(task, settings), training_length(task)
         key = jax.random.key(task_setup.SPLITS[settings.train.split])
 
@@ -109,7 +124,7 @@ class Lengths(TaskExperiment):
         return test, key
 
     def show(self, outcome: SuccessResults, settings: Settings) -> None:
-        """Prints the accuracy at some of the lengths."""
+        """Prints the mean, maximal and minimal accuracy over seeds at up to nine of the test lengths."""
         lengths, accuracies = curves(outcome.seeds)
         columns = np.unique(np.linspace(0, len(lengths) - 1, 9).round().astype(int))
         print(f'{"length":>10}' + ''.join(f'{lengths[i]:>8}' for i in columns))
@@ -118,7 +133,7 @@ class Lengths(TaskExperiment):
             print(f'{name:>10}' + ''.join(f'{values[i]:>8.1%}' for i in columns))
 
     def conclusion(self, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
-        """Returns the last line of the output, a summary of the accuracy beyond the training lengths."""
+        """Returns the last line of the output: the accuracy at the test lengths beyond the training lengths."""
         lengths, accuracies = curves(outcome.seeds, BEYOND)
         means, solved, count = accuracies.mean(1), count_solved(accuracies), len(accuracies)
         low, high = statistics.wilson_interval(solved, count)
@@ -127,11 +142,11 @@ class Lengths(TaskExperiment):
             f'{task.name}, {settings.model.title}, trained on lengths up to {training_length(task)}: accuracy '
             f'at lengths {lengths[0]} to {lengths[-1]} is {mean} (mean over seeds) and {means.max():.1%} (best seed); '
             f'{solved} of {count} seeds ({solved / count:.1%}, 95% CI {low:.1%} to {high:.1%}) reach {SOLVED:.0%} at '
-            'every length.'
+            'every one of these lengths.'
         )
 
     def plot(self, folder: Workdir, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
-        """Writes the figure: accuracy against length, for each seed and their mean."""
+        """Writes curve.png: accuracy against sequence length, a curve for each seed and one for the mean over seeds."""
 
         def draw(axes: Any) -> None:
             axis, (lengths, accuracies) = axes[0], curves(outcome.seeds)
@@ -146,18 +161,18 @@ class Lengths(TaskExperiment):
 
 
 def training_length(task: SyntheticTask) -> int:
-    """Returns the longest training length."""
+    """Returns the longest training length of a task in time steps, to which its training inputs are padded."""
     return jax.tree.leaves(synthetic.input_shapes(task))[0].shape[1]
 
 
 def select_lengths(task: SyntheticTask, settings: Settings) -> list[int]:
-    """Returns the test lengths in ascending order: evenly spaced, with the longest training length and the next."""
+    """Returns the test lengths, ascending: evenly spaced ones, the longest training length, and that length plus 1."""
     spaced = np.linspace(1, settings.options['max_test_length'], settings.options['num_lengths']).round().astype(int)
     return sorted({*spaced.tolist(), training_length(task), training_length(task) + 1})
 
 
 def padded(lengths: Sequence[int]) -> dict[int, list[int]]:
-    """Groups lengths by padded length, a power of 2: few shapes, and at most half of them is padding.
+    """Groups lengths by padded length, the next power of 2 from 16 on, so that few shapes are compiled.
 
     >>> padded([1, 16, 17, 40])
     {16: [1, 16], 32: [17], 64: [40]}
@@ -169,9 +184,10 @@ def padded(lengths: Sequence[int]) -> dict[int, list[int]]:
 
 
 def curves(seeds: Sequence[SeedResult], *ranges: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the lengths [L] that have sequences, and the accuracy of each seed [R, L].
+    """Returns the tested lengths [L] in ascending order, and the accuracy of every seed at each of them [R, L].
 
-    `ranges` are WITHIN and BEYOND the training lengths; both by default.
+    Lengths that have no test sequence (error rate NaN) are left out. `ranges` are WITHIN and BEYOND, or one of them; by
+    default both.
     """
     names = {int(name.partition('/')[2]): name for name in seeds[0].test if name.startswith(ranges or (WITHIN, BEYOND))}
     lengths = sorted(length for length, name in names.items() if not np.isnan(seeds[0].test[name]))
@@ -179,7 +195,7 @@ def curves(seeds: Sequence[SeedResult], *ranges: str) -> tuple[np.ndarray, np.nd
 
 
 def count_solved(accuracies: np.ndarray) -> int:
-    """Returns the number of seeds that generalize, from their accuracies [R, L]."""
+    """Returns the number of seeds whose accuracy is at least SOLVED at every length, from accuracies [R, L]."""
     return int((accuracies.min(1) >= SOLVED).sum())
 
 

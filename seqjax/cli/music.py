@@ -3,9 +3,9 @@
     seqjax music --data=JSB_Chorales.mat --flagfile=experiments/flags/jsb.flags --workdir=runs/jsb
     seqjax predict --workdir=runs/jsb --data=JSB_Chorales.mat --split=test --out=frames.csv
 
-The file has three cell arrays of pieces [T, 88], 0 or 1 for each key of a piano: traindata, validdata, testdata. The
-metric is the negative log-likelihood of a frame in nats, summed over its 88 notes and averaged over the frames t = 2..T
-of all pieces of a split, so a long piece counts more than a short one.
+The .mat file has three cell arrays of pieces [T, 88], 0 or 1 for each key of a piano: traindata, validdata, testdata.
+The metric is the negative log-likelihood of a frame in nats, summed over its 88 notes and averaged over the frames
+t = 2..T of all pieces of a split, so a long piece counts more than a short one.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,11 @@ class Music(DatasetExperiment):
     name = 'music'
     suffix = '.mat'
     OWN = {
-        'window': Flag(IntParser(1), 'frames of a training window, which starts anywhere in a piece'),
+        'window': Flag(IntParser(1), 'number of frames of a training window, which starts at a random frame'),
         'transpose': Flag(
             IntParser(0, piano_rolls.NOTES - 1),
-            'augmentation: maximal transposition of training pieces in semitones; published results use 0',
+            'data augmentation: training transposes pieces at random by at most this many semitones, up or down; 0, as '
+            'in published results, disables it',
         ),
     }
     own_defaults = {

@@ -1,4 +1,4 @@
-"""Parsers of flag values: numbers, choices, names, paths."""
+"""Parsers of flag values, from the command line or from Python: numbers, choices, names, paths."""
 
 import math
 import operator
@@ -22,7 +22,7 @@ from seqjax.training import sharding
 
 
 def _plain_number(argument: Any) -> Any:
-    """Rejects numbers that Python accepts but a flag does not: underscores, non-ASCII digits and booleans."""
+    """Returns the argument; raises ValueError for booleans, `_` and non-ASCII text, which int() and float() accept."""
     is_unusual = isinstance(argument, str) and (not argument.isascii() or '_' in argument)
     if is_unusual or isinstance(argument, bool | np.bool_):
         raise ValueError
@@ -30,7 +30,7 @@ def _plain_number(argument: Any) -> Any:
 
 
 class Parser(flags.ArgumentParser):
-    """Base class of flag parsers; `kind` is the type of the value in --help."""
+    """Base class of flag parsers; `kind` is the type of the value that --help shows, such as integer."""
 
     kind: str
 
@@ -39,7 +39,7 @@ class Parser(flags.ArgumentParser):
 
 
 class IntParser(Parser):
-    """Parser of an integer from `minimum` to `maximum`."""
+    """Parser of an integer from `minimum` to `maximum`, both included."""
 
     kind = 'integer'
 
@@ -58,7 +58,13 @@ class IntParser(Parser):
 
 
 class RangeParser(Parser):
-    """Parser of a number in a range: `is_valid` must return True, and False for NaN."""
+    """Parser of a number in a range.
+
+    Args:
+      kind: type of the value in --help.
+      requirement: message of the ValueError for an invalid value, such as 'must be a finite number'.
+      is_valid: returns True if a number is in the range; must return False for NaN, the value of text without a number.
+    """
 
     def __init__(self, kind: str, requirement: str, is_valid: Callable[[float], bool]):
         self.kind, self.requirement, self.is_valid = kind, requirement, is_valid
@@ -80,7 +86,12 @@ PositiveParser = partial(
     f'must be a positive and finite number, from {SMALLEST:.1e} to {LARGEST:.1e}',
     lambda value: SMALLEST <= value <= LARGEST,
 )
-FloatParser = partial(RangeParser, 'number', 'must be a finite number', lambda value: abs(value) <= LARGEST)
+FloatParser = partial(
+    RangeParser,
+    'number',
+    f'must be a finite number, at most {LARGEST:.1e} in magnitude',
+    lambda value: abs(value) <= LARGEST,
+)
 PositiveFractionParser = partial(
     RangeParser, 'fraction', 'must be a number above 0 and at most 1', lambda value: 0 < value <= 1
 )
@@ -90,7 +101,7 @@ FractionParser = partial(
 
 
 class ChoiceParser(Parser):
-    """Parser of one of a few words."""
+    """Parser of a word, which must be one of `words`."""
 
     def __init__(self, *words: str):
         self.words, self.kind = words, ' | '.join(words)
@@ -102,7 +113,7 @@ class ChoiceParser(Parser):
 
 
 class ListParser(Parser):
-    """Parser of a comma-separated list, whose values another parser parses."""
+    """Parser of a comma-separated text or a Python iterable; `parser` parses each value, `distinct` forbids repeats."""
 
     def __init__(self, parser: flags.ArgumentParser, distinct: bool = True):
         self.parser, self.distinct, self.kind = parser, distinct, f'{parser.flag_type()},...'
@@ -129,11 +140,11 @@ def _split(text: str) -> list[str]:
     return re.split(r',(?![^(]*\))', text)
 
 
-MAX_PATH, MAX_NAME = 3000, 255  # bytes; the limits of Linux are 4095 and 255, and a run appends names
+MAX_PATH, MAX_NAME = 3000, 255  # bytes of a path, of a name in it; Linux allows 4095 and 255, and a run appends names
 
 
 class PathParser(Parser):
-    """Parser of the path of a folder or file."""
+    """Parser of a path, which need not exist; `kind` is 'folder' or 'file'."""
 
     def __init__(self, kind: str = 'folder'):
         self.kind = kind
@@ -143,33 +154,35 @@ class PathParser(Parser):
         # A lone surrogate stands for a byte that the locale cannot decode; Orbax rejects such a folder.
         is_valid = _is_path(text) if self.kind == 'file' else validation.is_encodable(text)
         if not text.strip() or '\0' in text or not is_valid:
-            raise ValueError(f'must be the path of a {self.kind}')
+            raise ValueError(f'must be the path of a {self.kind}: not blank, and without null or undecodable bytes')
         path = os.fsencode(text)
         if len(path) > MAX_PATH or max(map(len, path.split(os.fsencode(os.sep)))) > MAX_NAME:
-            raise ValueError(f'must have at most {MAX_PATH} bytes, and each name at most {MAX_NAME}; use another path')
+            raise ValueError(
+                f'must have at most {MAX_PATH} bytes, and each name in it at most {MAX_NAME}; use a shorter path'
+            )
         return text
 
 
 class CacheParser(PathParser):
-    """Parser of the folder of the compilation cache, or `off`."""
+    """Parser of --compilation_cache: the path of a folder, or `off`."""
 
     def flag_type(self) -> str:
         return f'{self.kind} | {compilation_cache.OFF}'
 
 
 class NameParser(Parser):
-    """Parser of a name, which the command validates."""
+    """Parser of a name, any text that is not blank; the command checks later if the name is known."""
 
     kind = 'name'
 
     def parse(self, argument: Any) -> str:
         if not isinstance(argument, str) or not argument.strip() or not validation.is_encodable(argument):
-            raise ValueError('must be a name')
+            raise ValueError('must be a name: text that is not blank and can be encoded as UTF-8')
         return argument
 
 
 class CharacterParser(Parser):
-    """Parser of one punctuation character, or the word tab."""
+    """Parser of one ASCII character that is not alphanumeric, such as a semicolon; the word tab stands for a tab."""
 
     kind = 'character'
 
@@ -183,12 +196,12 @@ class CharacterParser(Parser):
             or argument.isalnum()
             or argument in '"\r\n\0'
         ):
-            raise ValueError('must be one ASCII punctuation character, or tab')
+            raise ValueError('must be one ASCII punctuation character other than a double quote, or the word tab')
         return argument
 
 
 class CheckedParser(NameParser):
-    """Parser of a name that a function checks."""
+    """Parser of a name; `check` returns the value of a valid name, and raises ValueError for an invalid one."""
 
     def __init__(self, check: Callable[[str], str], kind: str):
         self.check, self.kind = check, kind
@@ -198,7 +211,7 @@ class CheckedParser(NameParser):
 
 
 class ThousandsParser(ChoiceParser):
-    """Parser of the name of a thousands separator, or of one of its characters."""
+    """Parser of a thousands separator, by name or by character; returns the name, such as `space` for a space."""
 
     def parse(self, argument: Any) -> str:
         names = {sign: name for name, signs in numbers.THOUSANDS.items() for sign in signs}
@@ -206,18 +219,18 @@ class ThousandsParser(ChoiceParser):
 
 
 class TextParser(Parser):
-    """Parser of any text that is not empty."""
+    """Parser of any text that is not empty and can be encoded as UTF-8."""
 
     kind = 'text'
 
     def parse(self, argument: Any) -> str:
         if not isinstance(argument, str) or not argument or not validation.is_encodable(argument):
-            raise ValueError('must be a text that is not empty')
+            raise ValueError('must be a text that is not empty and can be encoded as UTF-8')
         return argument
 
 
 def _is_path(text: str) -> bool:
-    """Returns True if the text can be encoded as a path."""
+    """Returns True if the text is not empty and can be encoded as a file path."""
     try:
         return bool(os.fsencode(text))
     except UnicodeEncodeError:
@@ -225,7 +238,7 @@ def _is_path(text: str) -> bool:
 
 
 class MeshParser(Parser):
-    """Parser of a device mesh."""
+    """Parser of --mesh, the axes of a device mesh and their sizes; returns the text."""
 
     kind = 'data:N[,model:M]'
 
@@ -235,7 +248,7 @@ class MeshParser(Parser):
 
 
 class ProcessesParser(Parser):
-    """Parser of --distributed."""
+    """Parser of --distributed, the address of a process or `off` or `auto`; returns the text."""
 
     kind = 'off | auto | HOST:PORT,COUNT,INDEX'
 
@@ -245,7 +258,7 @@ class ProcessesParser(Parser):
 
 
 class GridParser(Parser):
-    """Parser of a flag and its values in a sweep; the flag may be repeated."""
+    """Parser of one --grid of a sweep: returns the name of the varied flag and its values, which are not parsed yet."""
 
     kind = 'NAME:VALUE,...'
 
@@ -257,7 +270,7 @@ class GridParser(Parser):
 
 
 class BoolParser(flags.BooleanParser):
-    """Parser of a boolean."""
+    """Parser of a boolean: a bool, 0 or 1, or text such as true and false."""
 
     def parse(self, argument: Any) -> bool:
         try:
@@ -267,7 +280,7 @@ class BoolParser(flags.BooleanParser):
 
 
 class CellParser(Parser):
-    """Parser of a cell: its name or MODULE:CLASS, optionally followed by options in parentheses."""
+    """Parser of --cell: a name or MODULE:CLASS, optionally followed by options in parentheses; returns the text."""
 
     kind = f'{" | ".join(models.CELLS)} | MODULE:CLASS'
 
@@ -283,6 +296,6 @@ class CellParser(Parser):
 
 
 def import_from_cwd() -> None:
-    """Adds the current directory to the module search path."""
+    """Inserts the current directory at the start of `sys.path`, unless it is already there."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -1,11 +1,11 @@
-"""Predict with the model of a finished run: a file, a stream of observations, or a continued text.
+"""Predict with the model of a finished run: for a file, for a stream of observations, or by continuing a text.
 
     seqjax predict --workdir=runs/sales --data=new.csv --out=predictions.csv
     tail -f sales.csv | seqjax predict --workdir=runs/sales --stdin
     seqjax predict --workdir=runs/text/book-lstm --prompt='KING' --max_new_tokens=300 --temperature=0.8
 
-New data go through the preprocessing that was fitted on the training split of the run. On the file that the run was
-trained on, the predictions equal the run's test predictions bit for bit.
+New data go through the preprocessing that was fitted on the training split of the run. With --split=test on the file
+that the run was trained on, the predictions equal the run's test predictions bit for bit.
 """
 
 import csv
@@ -41,28 +41,32 @@ NAME = 'predict'
 ALL = 'all'
 
 FLAGS = {
-    'workdir': Flag(PathParser(), 'run directory of a finished run'),
-    'data': Flag(PathParser('file'), 'file to predict, in the format of the training file; or PACKAGE:PATH'),
+    'workdir': Flag(PathParser(), 'run directory of a finished run on a dataset'),
+    'data': Flag(
+        PathParser('file'),
+        'file to predict, in the format of the training file; or PACKAGE:PATH, a file of an installed package',
+    ),
     'split': Flag(
         ChoiceParser(ALL, *config.SPLITS),
-        'predict all of --data, or one split of it; the file is split as in training',
+        'predict all of --data, or only its validation or test split; the file is split as in training',
     ),
-    'out': Flag(PathParser('file'), 'CSV file to write; by default the standard output'),
+    'out': Flag(PathParser('file'), 'CSV file for the predictions of --data; by default the standard output'),
     'overwrite': Flag(BoolParser(), 'replace --out if it exists'),
     'seed': Flag(
-        IntParser(0, 2**32 - 1), 'seed of the run whose model is used; by default the one that is best on validation'
+        IntParser(0, 2**32 - 1),
+        'seed of the run whose model is used; by default the seed that is best on validation',
     ),
     'stdin': Flag(
         BoolParser(),
-        'read observations from the standard input, one per line, and write a prediction for each at once; forecast '
-        "reads rows with the columns of the run's file or of a header line",
+        'read observations from the standard input, one per line, and write a prediction after each line; a run of '
+        "forecast reads CSV rows, with the columns of a header line in the input or else of the run's file",
     ),
-    'prompt': Flag(TextParser(), 'text to continue, with a language model'),
-    'max_new_tokens': Flag(IntParser(1), 'number of tokens to generate'),
+    'prompt': Flag(TextParser(), 'text to continue; needs a run of seqjax text'),
+    'max_new_tokens': Flag(IntParser(1), 'number of tokens to generate after --prompt'),
     'temperature': Flag(
         PositiveParser(), 'softmax temperature of sampling; values below 1 make likely tokens likelier'
     ),
-    'num_samples': Flag(IntParser(1), 'number of texts to generate'),
+    'num_samples': Flag(IntParser(1), 'number of texts to generate for --prompt'),
     'sample_seed': Flag(IntParser(0, 2**32 - 1), 'random seed of sampling for --prompt'),
     **{
         name: flag._replace(help=flag.help + "; by default the run's value")
@@ -76,10 +80,13 @@ DEFAULTS |= {'max_new_tokens': 200, 'temperature': 1.0, 'num_samples': 1, 'sampl
 
 
 def run(**values: Any) -> None:
-    """Predicts with the model of a finished run; every argument is a flag of the command line.
+    """Predicts with the model of a finished run, and prints the predictions or writes them to `out`.
+
+    Every argument is a flag of the command line.
 
     Raises:
-      UserError (a ValueError): the run does not exist or has no dataset, or the data do not match the run.
+      UserError (a ValueError): an argument is invalid; the run does not exist, is unfinished or has no dataset; or the
+        data do not match the run.
     """
     flag_tables.check_known(values, FLAGS)
     settings = flag_tables.check(FLAGS, DEFAULTS | values, DEFAULTS)
@@ -91,7 +98,7 @@ def run(**values: Any) -> None:
     modes = [name for name in ('data', 'stdin', 'prompt') if settings[name] not in (None, False)]
     if len(modes) != 1:
         passed = ', '.join(f'--{name}' for name in modes) or 'none'
-        raise UserError(f'exactly one of --data, --stdin and --prompt is needed, not {passed}')
+        raise UserError(f'pass exactly one of --data, --stdin and --prompt (passed: {passed})')
     if settings['stdin']:  # a step takes less time than its dispatch to another thread
         jax.config.update('jax_cpu_enable_async_dispatch', False)
     trained = load(settings['workdir'], settings['seed'])
@@ -102,10 +109,15 @@ def run(**values: Any) -> None:
 
 
 def load(workdir: str, seed: int | None = None) -> TrainedModel:
-    """Returns the model of a finished run, for `seed` or for the seed that is best on validation.
+    """Returns the trained model of one seed of a finished run.
+
+    Args:
+      workdir: run directory.
+      seed: one of the run's seeds; None for the seed that is best on validation.
 
     Raises:
-      UserError: the folder contains no finished run on a dataset.
+      UserError: the directory contains no finished run on a dataset, its files are invalid, or the run has no such seed
+        or the loss of the seed was never finite.
     """
     folder = Workdir(files.expand('workdir', workdir))
     if not os.path.lexists(folder.path) or (os.path.isdir(folder.path) and not folder.has(directory.SUMMARY)):
@@ -123,14 +135,15 @@ def load(workdir: str, seed: int | None = None) -> TrainedModel:
     seeds, best = _models(folder, summary, settings, like)
     seed = summary['result']['chosen'] if seed is None else seed
     if seed not in seeds:
-        raise UserError(f'--seed={seed} is not in {workdir}, which has the seeds {seeds[0]} to {seeds[-1]}')
+        raise UserError(f'--seed={seed} is not a seed of the run in {workdir}; use one from {seeds[0]} to {seeds[-1]}')
     index = seeds.tolist().index(seed)
     if not np.isfinite(best.value[index]):
-        raise UserError(f'--seed={seed} of {workdir} never had a finite loss; select another seed')
+        raise UserError(f'--seed={seed} never had a finite validation loss in the run of {workdir}; use another seed')
     seed_best = fit_results.select_seed(best, index)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((seed_best.params, seed_best.variables))):
         raise UserError(
-            f'{folder.file(fit_results.MODELS)} contains non-finite parameters of seed {seed}; train the run again'
+            f'{folder.file(fit_results.MODELS)} contains non-finite parameters of seed {seed}; repeat the training '
+            'command with --overwrite'
         )
     return TrainedModel(experiment, settings, preprocessing, model, seed, seed_best)
 
@@ -138,7 +151,7 @@ def load(workdir: str, seed: int | None = None) -> TrainedModel:
 def _checked(
     experiment: DatasetExperiment, summary: Mapping[str, Any], folder: Workdir
 ) -> tuple[Settings, Mapping[str, Any]]:
-    """Returns the validated flags and preprocessing of a run, whose files may be untrusted."""
+    """Returns the settings and the preprocessing in the summary of a run; raises UserError if they are invalid."""
     try:
         settings = experiment.check(summary['flags'])
         preprocessing = experiment.check_preprocessing(settings, summary.get('preprocessing'))
@@ -146,28 +159,37 @@ def _checked(
         first = settings.train.seed
         last = first + settings.train.num_seeds - 1
         if type(best_seed) is not int or not first <= best_seed <= last:
-            raise UserError(f'chosen={best_seed} of its result must be a seed from {first} to {last}')
+            raise UserError(f'result.chosen={best_seed} must be a seed of the run, from {first} to {last}')
     except UserError as error:
-        raise UserError(f'{folder.file(directory.SUMMARY)} is not a valid run summary: {error}') from error
+        raise UserError(
+            f'{folder.file(directory.SUMMARY)} is not a valid run summary ({error}); repeat the training command with '
+            '--overwrite'
+        ) from error
     return settings, preprocessing
 
 
 def _models(
     folder: Workdir, summary: Mapping[str, Any], settings: Settings, like: Mapping[str, Any]
 ) -> tuple[np.ndarray, BestParameters]:
-    """Returns the seeds and the models of a run; verifies their checksum, which summaries of older runs lack."""
+    """Returns the seeds [R] of a run and their best parameters, after verifying the checksum if the summary has it."""
     path = folder.file(fit_results.MODELS)
     with files.reading(path):
         if summary.get('models') not in (None, files.sha256(path)):
-            raise ValueError(f'its checksum differs from that in {directory.SUMMARY}')
+            raise ValueError(f'the checksum of {fit_results.MODELS} differs from that in {directory.SUMMARY}')
     seeds, best = fit_results.read_models(path, like, settings.train.num_seeds)
     if not np.array_equal(seeds, np.arange(len(seeds)) + settings.train.seed):
-        raise UserError(f'{path} has the seeds {seeds.tolist()[:5]} ..., but the first must be {settings.train.seed}')
+        raise UserError(
+            f'{path} has the seeds {seeds.tolist()[:5]} ..., which must be consecutive from {settings.train.seed}; '
+            'repeat the training command with --overwrite'
+        )
     return seeds, best
 
 
 def find_experiment(name: str, workdir: str) -> DatasetExperiment:
-    """Returns the dataset experiment of a name; raises UserError if there is none."""
+    """Returns the dataset experiment of the command `name`; raises UserError if the command does not have one.
+
+    `workdir` is the run directory that the message shows.
+    """
     module = None
     if re.fullmatch(r'[a-z_]+', name):
         try:
@@ -177,8 +199,8 @@ def find_experiment(name: str, workdir: str) -> DatasetExperiment:
                 raise
     experiment = getattr(module, 'EXPERIMENT', None)
     if not isinstance(experiment, DatasetExperiment):
-        hint = '; pass one of the folders in it' if name.endswith('.compare') else ''
-        raise UserError(f'--workdir={workdir} contains a run of {name}, which has no dataset{hint}')
+        hint = '; pass the folder of one cell inside it' if name.endswith('.compare') else '; use a run on a dataset'
+        raise UserError(f'--workdir={workdir} contains a run of {name}, not of one cell on a dataset{hint}')
     return experiment
 
 
@@ -207,17 +229,18 @@ def _predict_file(trained: TrainedModel, settings: Mapping[str, Any]) -> None:
 
 
 def _check_out(settings: Mapping[str, Any]) -> Path:
-    """Returns the path of --out; raises UserError if it cannot be written."""
+    """Returns the path of --out; raises UserError if it cannot be written, or exists without --overwrite."""
     target = files.expand('out', settings['out'])
     try:
         exists, is_file, has_folder = os.path.lexists(target), target.is_file(), target.parent.is_dir()
     except OSError as error:
         raise UserError(f'--out={target} cannot be written ({error.strerror}); use another path') from error
     if exists and not is_file:
-        raise UserError(f'--out={target} is not a file; use another path')
+        raise UserError(f'--out={target} exists and is not a file; use another path')
     if not has_folder:
         raise UserError(
-            f'--out={target} cannot be written: {target.parent} is not a folder; create it, or use another path'
+            f'--out={target} cannot be written: {target.parent} is not an existing folder; create it, or use another '
+            'path'
         )
     if exists and not settings['overwrite']:
         raise UserError(f'--out={target} exists; use another path, or --overwrite to replace it')
@@ -253,24 +276,30 @@ def _predict_stream(trained: TrainedModel, settings: Mapping[str, Any]) -> None:
 
 
 def lines_of(file: Any) -> Iterator[str]:
-    """Yields lines without their line ends and byte-order mark; raises UserError if a line is not UTF-8."""
+    """Yields the lines of a file without line ends and byte-order mark; raises UserError if a line is not UTF-8."""
     number = 0
     try:
         for number, line in enumerate(file, 1):
             yield (line.removeprefix('\ufeff') if number == 1 else line).rstrip('\r\n')
     except UnicodeDecodeError as error:
-        raise UserError(f'line {number + 1} of the standard input is not UTF-8: {error.reason}') from error
+        raise UserError(
+            f'line {number + 1} of the standard input, or a later one, is not UTF-8 ({error.reason}); convert the input'
+        ) from error
 
 
 def predictions_of(trained: TrainedModel, stream: OnlinePredictor, lines: Iterable[str]) -> Iterator[Sequence[Any]]:
-    """Yields a prediction for each observation; the carry is kept, so each costs one time step."""
+    """Yields the row of output values of each line that is an observation.
+
+    The carry is kept between lines, so a prediction costs one time step. Another line, such as an empty one, resets the
+    carries of all series.
+    """
     variables = jax.device_put({'params': trained.best.params, **trained.best.variables})
     first_step = partial(jax.jit(lambda variables, x: trained.model.apply(variables, x, return_carry=True)), variables)
     next_step = partial(
         jax.jit(lambda variables, carry, x: trained.model.apply(variables, x, initial_carry=carry, return_carry=True)),
         variables,
     )
-    carries: dict[Any, Any] = {}  # by series
+    carries: dict[Any, Any] = {}  # carry of each series
     for number, line in enumerate(lines, 1):
         try:
             observed = stream.parse(line) if line or stream.takes_empty else None

@@ -18,7 +18,7 @@ class Settings:
     model: ModelConfig
     train: TrainConfig
     run: RunConfig
-    options: Mapping[str, Any]  # the remaining flags, of the task or dataset
+    options: Mapping[str, Any]  # flags that are in none of these configurations, such as those of the task or dataset
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> Settings:
@@ -32,5 +32,5 @@ class Settings:
         return cls(dict(flags), *configs, options)
 
     def replace(self, **values: Any) -> Settings:
-        """Returns a copy with other values of some flags."""
+        """Returns a copy in which the flags named in `values` have these values."""
         return Settings.of({**self.flags, **values})

@@ -4,8 +4,9 @@
     seqjax sweep --experiment=td --epochs=65 --eval_every=5 --grid=learning_rate:1e-3,0.01,0.1 --metric=exact
     seqjax sweep --experiment=echo --grid=cell:lstm,gru --grid=delay:2,4,8
 
-The command has all flags of the experiment. Settings that differ only in their learning rate share a compiled program
-and run together; the others run one after the other. A sweep that was stopped resumes when it is rerun.
+The command has the flags of the experiment, except those that a sweep replaces, such as --steps_per_call. Settings that
+differ only in their learning rate share a compiled program and run together if --schedule=constant; the others run one
+after the other. A sweep that was stopped resumes when its command is run again.
 """
 
 import csv
@@ -37,31 +38,31 @@ from seqjax.types import TrainState
 NAME, TABLE, VALUES = 'sweep', 'sweep.csv', 'values.f32'
 FILES = (directory.SUMMARY, TABLE, directory.CURVE)
 NUM_EVALS = 20  # default number of evaluations
-MetricFn = Callable[[TrainSession, TrainState], np.ndarray]  # metric of each seed of a replica group [n]
-ROW_SIZE = 100  # lower bound of the float32 numbers that the rows of an evaluation take
+MetricFn = Callable[[TrainSession, TrainState], np.ndarray]  # metric of each seed [n] of a session's replica group
+ROW_SIZE = 100  # lower bound of the float32 numbers that the rows of one seed at one evaluation take
 
 
 class SweepRow(NamedTuple):
-    """Value of a metric; sweep.csv has the flags of the grid in the first columns."""
+    """Value of one metric of one seed at one evaluation: a row of sweep.csv, which has a column for each grid flag."""
 
-    setting: tuple[Any, ...]  # values of the grid's flags
+    setting: tuple[Any, ...]  # values of the grid's flags, in the order of --grid
     seed: int
-    step: int
+    step: int  # training steps before the evaluation
     metric: str
     value: float
 
 
 class Sweep(NamedTuple):
-    """Sweep of an experiment."""
+    """A sweep whose flags were checked: the settings of its grid, the programs that they share, and the experiment."""
 
-    settings: dict[str, Any]  # flags of the sweep
+    settings: dict[str, Any]  # flags of the command, including defaults
     every_setting: dict[tuple[Any, ...], dict[str, Any]]  # values of the grid's flags -> all flags of the experiment
     programs: Programs
     experiment: Any
 
 
 class SweepRun(NamedTuple):
-    """Run of a sweep."""
+    """One seed of one setting of a sweep."""
 
     setting: tuple[Any, ...]
     seed: int
@@ -69,10 +70,13 @@ class SweepRun(NamedTuple):
 
 
 def run(**values: Any) -> list[SweepRow]:
-    """Runs one experiment with every combination of a grid of settings, each with many seeds.
+    """Trains one experiment with every combination of a grid of settings, each with many seeds.
 
-    Arguments are the flags of the sweep (`OWN`) and of the experiment; `grid` is a dictionary of lists, or a list of
-    NAME:VALUE,VALUE. Without `workdir`, no files are written.
+    Arguments are the flags of the sweep (`sweep_grid.OWN`) and of the experiment; `grid` is a dictionary of lists, or a
+    list of NAME:VALUE,VALUE. Without `workdir`, no files are written.
+
+    Returns:
+      A row for each setting, seed, evaluation and metric.
 
     Raises:
       UserError (a ValueError): an argument is invalid, or the folder contains another sweep.
@@ -93,7 +97,10 @@ def run(**values: Any) -> list[SweepRow]:
     steps = {flags[experiment.STEPS] for flags in every_setting.values()}
     if experiment.STEPS in axes:
         name = experiment.STEPS
-        raise UserError(f'--grid={name} has no effect: the table has all evaluations up to --{name}; remove it')
+        raise UserError(
+            f'--grid={name} has no effect: sweep.csv has all evaluations up to --{name}; remove it, and pass the '
+            f'largest value as --{name}'
+        )
     settings[experiment.STEPS] = max(steps)
     settings['eval_every'] = settings['eval_every'] or max(1, min(steps) // NUM_EVALS)
     flag_tables.check_eval_every(settings['eval_every'], experiment.STEPS, min(steps))
@@ -104,7 +111,7 @@ def run(**values: Any) -> list[SweepRow]:
 
 
 def _check_sizes(sweep: Sweep) -> None:
-    """Raises UserError if a program or the table of all values exceeds the memory."""
+    """Raises UserError if a compiled program, or the table of all rows, needs more memory than this machine has."""
     settings, _, programs, experiment = sweep
     num_seeds, eval_every = settings['num_seeds'], settings['eval_every']
     num_evals = sum(shared[experiment.STEPS] // eval_every * len(group) for _, shared, group in programs)
@@ -117,7 +124,7 @@ def _check_sizes(sweep: Sweep) -> None:
 
 
 def _run(sweep: Sweep, folder: Workdir, summary: dict[str, Any] | None) -> list[SweepRow]:
-    """Trains all settings, or reads the results of a finished sweep, and prints and plots them."""
+    """Trains all settings, or reads a finished sweep (if it has a summary), shows --metric and returns all rows."""
     settings = sweep.settings
     names = [name for name, _ in settings['grid']]
     if summary is None:
@@ -137,13 +144,13 @@ def _run(sweep: Sweep, folder: Workdir, summary: dict[str, Any] | None) -> list[
 
 
 def _check_metric(metric: str, names: Iterable[str]) -> None:
-    """Raises UserError if the sweep does not have the metric."""
+    """Raises UserError if `metric` is not one of `names`, the metrics of the sweep."""
     if metric not in names:
         raise UserError(f'--metric={metric} must be one of {", ".join(names)}')
 
 
 def _train(sweep: Sweep, folder: Workdir) -> list[SweepRow]:
-    """Trains all settings and writes the table."""
+    """Trains all settings, writes sweep.csv and summary.json, and returns the rows by setting, seed and step."""
     settings, every_setting, programs, experiment = sweep
     summary = run_summary.new_summary(NAME, settings, [])
     folder.write_summary(summary)
@@ -166,21 +173,21 @@ def _train(sweep: Sweep, folder: Workdir) -> list[SweepRow]:
 
 
 class SharedProgram(NamedTuple):
-    """Settings that share a compiled program."""
+    """Settings that share a compiled program, which trains all of their seeds."""
 
-    settings: dict[str, Any]  # flags of the sweep
-    shared: dict[str, Any]  # flags of the experiment, for one of the settings
+    settings: dict[str, Any]  # flags of the sweep command
+    shared: dict[str, Any]  # flags of the experiment for the first of these settings
     experiment: Any
     folder: Workdir
-    count: int  # number of runs
+    count: int  # number of runs: settings times seeds
 
     def rows(self, place: str, runs: Sequence[SweepRun], bar: Progress) -> list[SweepRow]:
-        """Trains all runs and returns their rows."""
+        """Trains all runs, with checkpoints below the folder `place`, and returns their rows of sweep.csv."""
         (compiled, metric_fn), has_own_rates = self.compile(), sweep_grid.rate_is_in_state(self.shared, self.experiment)
         names = chunk_result.metric_names(compiled.programs)
         measured = [self.experiment.measured] if hasattr(self.experiment, 'measured') else []
         _check_metric(self.settings['metric'], [*names, *measured, sweep_grid.RATE])
-        if metric_fn is not None:  # the logs of such a sweep have an additional value
+        if metric_fn is not None:  # each log entry then has the measured metric as well
             names, place = [*names, *measured], f'{place}_{measured[0]}'
         values = MetricLog(len(names), self.settings['eval_every'], metric_fn)
         rates = np.array([run.rate for run in runs], np.float32)
@@ -204,7 +211,7 @@ class SharedProgram(NamedTuple):
         return list(self._rows(runs, names, values.groups, compiled, has_own_rates))
 
     def compile(self) -> tuple[CompiledRun, MetricFn | None]:
-        """Returns the compiled run, and the function of a metric that is measured on outputs, or None."""
+        """Returns the compiled run, and the function that measures --metric on outputs; None for other metrics."""
         model, task = self.experiment.make_model(self.shared), self.experiment.make_task(self.shared)
         inputs, metric_fn = None, None
         if self.settings['metric'] == getattr(self.experiment, 'measured', None):
@@ -235,7 +242,7 @@ class SharedProgram(NamedTuple):
         compiled: CompiledRun,
         has_own_rates: bool,
     ) -> Iterator[SweepRow]:
-        """Yields the rows of all runs."""
+        """Yields the rows of all runs; `groups` are the values that `MetricLog` logged for each replica group."""
         steps = self.settings['eval_every'] * np.arange(1, len(groups[0]) + 1)
         rates = optimizers.learning_rates(compiled.tx, steps - 1)
         for i, run in enumerate(runs):
@@ -247,12 +254,14 @@ class SharedProgram(NamedTuple):
 
 
 class MetricLog(Observer):
-    """Log of the metrics of the last step before every evaluation, [evaluations, metrics, n] of each group.
+    """Log of all metrics at every evaluation; `groups` has an array [evaluations, metrics, n] for each replica group.
+
+    Training metrics are those of the last training step before the evaluation.
 
     Args:
       num_metrics: number of metrics, including the metric of `metric_fn`.
       eval_every: training steps between two evaluations.
-      metric_fn: computes an additional metric from the state; None for none.
+      metric_fn: (session, state) -> additional metric of each seed [n]; None for no additional metric.
     """
 
     log_name = VALUES
@@ -275,17 +284,20 @@ class MetricLog(Observer):
 
 
 def _with_rates(state: TrainState, rates: np.ndarray) -> TrainState:
-    """Returns the state with other learning rates."""
+    """Returns the state with the learning rates `rates` [R], one for each replica, in the state of the optimizer."""
     return state._replace(opt_state=optimizers.with_rates(state.opt_state, rates))
 
 
 def _label(names: Sequence[str], setting: Sequence[Any]) -> str:
-    """Returns a setting in words."""
+    """Returns a setting as text, such as cell=gru delay=4, or `without a grid` if there is no flag."""
     return ' '.join(f'{name}={value}' for name, value in zip(names, setting, strict=True)) or 'without a grid'
 
 
 def _lines(names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, Any]) -> Iterator[str]:
-    """Yields the table: the final median over seeds, or fraction of seeds, of each setting with its 95% CI."""
+    """Yields the printed table of --metric at the last step, a line for each setting.
+
+    A line has the fraction of seeds if every value is 0 or 1, and else the median over seeds, with its 95% CI.
+    """
     end = max(row.step for row in rows)
     labels = {setting: _label(names, setting) for setting in dict.fromkeys(row.setting for row in rows)}
     width = max(map(len, labels.values()))
@@ -314,7 +326,7 @@ def _is_fraction(rows: Sequence[SweepRow]) -> bool:
 
 
 def _plot(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, Any]) -> None:
-    """Writes the figure: median over seeds, or fraction of seeds, with 95% CI against the training step."""
+    """Writes curve.png: --metric (median over seeds, or fraction of seeds, with 95% CI) against training steps."""
     statistic = 'fraction' if _is_fraction(rows) else 'median'
 
     def draw(axes: Any) -> None:
@@ -336,7 +348,7 @@ def _plot(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], setti
 
 
 def _curve(rows: Sequence[SweepRow], is_fraction: bool) -> tuple[list[int], np.ndarray]:
-    """Returns the steps, and [steps, 3] of the lower bound, median or fraction, and upper bound."""
+    """Returns the steps of one setting, and [steps, 3]: lower bound of the 95% CI, median or fraction, upper bound."""
     by_step: dict[int, list[float]] = {}
     for row in rows:
         by_step.setdefault(row.step, []).append(row.value)
@@ -347,12 +359,12 @@ def _curve(rows: Sequence[SweepRow], is_fraction: bool) -> tuple[list[int], np.n
 
 
 def _read(folder: Workdir, grid: Sequence[Sequence[Any]]) -> list[SweepRow]:
-    """Reads the table of a finished sweep."""
+    """Returns the rows of sweep.csv of a finished sweep; raises UserError if the file is missing or corrupt."""
     path, grid_values = folder.file(TABLE), [{str(value): value for value in values} for _, values in grid]
     with files.reading(path), files.open_file(path, 'r', newline='', encoding='utf-8') as lines:
         table = csv.reader(lines)
         if next(table, []) != [*(name for name, _ in grid), *SweepRow._fields[1:]]:
-            raise ValueError('its columns do not match the run')
+            raise ValueError('its columns do not match --grid of the run')
         rows = []
         for *setting, seed, step, metric, value in table:
             values_of_setting = tuple(values[word] for values, word in zip(grid_values, setting, strict=True))
@@ -363,14 +375,14 @@ def _read(folder: Workdir, grid: Sequence[Sequence[Any]]) -> list[SweepRow]:
 
 
 def table_for(argv: Sequence[str]) -> FlagTable:
-    """Returns the flags of a sweep for the experiment on the command line."""
+    """Returns the flags of a sweep of the experiment that --experiment on the command line names."""
     experiment = command_line.peek(argv, 'experiment', sweep_grid.OWN_DEFAULTS['experiment'])
     return FlagTable(*sweep_grid.table_of(experiment))
 
 
 def with_workdir(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the flags with the default --workdir."""
-    # The default of --eval_every depends on the steps.
+    """Returns the flags with the default --workdir, unless it is set."""
+    # The default of --eval_every depends on the steps, which are then hashed into the name.
     steps = 'eval_every' if values['eval_every'] is None else sweep_grid.find_experiment(values['experiment']).STEPS
     _, defaults = sweep_grid.table_of(values['experiment'])
     return default_workdir.default_workdir(

@@ -35,14 +35,16 @@ OWN = {
     'experiment': Flag(
         NameParser(),
         f'experiment: one of td, echo, {", ".join(task_registry.NAMES)}; MODULE:FUNCTION, a task of your own; or '
-        'MODULE with make_model, make_task, make_optimizer and sizes',
+        'MODULE, a module with make_model, make_task, make_optimizer, sizes, FLAGS and STEPS',
     ),
-    'grid': Flag(GridParser(), 'flag of the experiment and its values; repeat it for a grid of all combinations'),
+    'grid': Flag(
+        GridParser(), 'flag of the experiment and its values; repeat --grid to run all combinations of several flags'
+    ),
     'eval_every': Flag(IntParser(1), 'training steps between evaluations; by default a twentieth of the steps'),
     'metric': Flag(
         NameParser(),
-        'metric of the table and figure, such as loss; td has exact (all predictions correct to one decimal), and echo '
-        'has accuracy (correct symbols in training) and right (in the test)',
+        'metric that is printed and plotted, such as loss; td has exact (1 if a seed predicts every target to one '
+        'decimal, else 0), and echo has accuracy (fraction of correct symbols in training) and right (in the test)',
     ),
     **{name: flag_tables.SHARED[name] for name in ('seed', 'num_seeds', 'workdir', 'overwrite', 'plot')},
 }
@@ -50,13 +52,20 @@ OWN_DEFAULTS = {'experiment': 'td', 'grid': None, 'eval_every': None, 'metric': 
 OWN_DEFAULTS |= {'workdir': None, 'overwrite': False, 'plot': True}
 
 
-# Settings that share a program: folder of their checkpoints, flags of the first one, {setting: flags}.
+# Settings that share a program: folder of their checkpoints, flags of the first setting, {setting: flags}.
 Program = tuple[str, dict[str, Any], dict[tuple[Any, ...], dict[str, Any]]]
 Programs = Sequence[Program]
 
 
 def find_experiment(experiment: str) -> Any:
-    """Returns the experiment of a name: the experiment of a task, or a module with the attributes `REQUIRED`."""
+    """Returns the object with the attributes `REQUIRED` that --experiment names.
+
+    It is the experiment of a task (a name or MODULE:FUNCTION), EXPERIMENT of a module, or the module itself. A module
+    is searched as `experiment`, and then in the package `experiments`.
+
+    Raises:
+      UserError: the experiment does not exist, cannot be imported, or lacks an attribute.
+    """
     if experiment in task_registry.NAMES or ':' in experiment:
         return task_registry.find(experiment, 'experiment')
     parsers.import_from_cwd()
@@ -67,7 +76,7 @@ def find_experiment(experiment: str) -> Any:
             if isinstance(error, ModuleNotFoundError) and f'{name}.'.startswith(f'{error.name}.'):
                 continue  # the module does not exist
             raise UserError(
-                f'--experiment={experiment} cannot be imported ({type(error).__name__}: {error})'
+                f'--experiment={experiment} cannot be imported ({type(error).__name__}: {error}); fix the module'
             ) from error
         candidate = getattr(module, 'EXPERIMENT', module)
         if all(hasattr(candidate, attribute) for attribute in REQUIRED):
@@ -85,7 +94,7 @@ def _defaults(experiment: Any) -> dict[str, Any]:
 
 
 def table_of(name: str) -> tuple[dict[str, Flag], dict[str, Any]]:
-    """Returns the flags of a sweep of an experiment, and their defaults."""
+    """Returns the flags of a sweep of the experiment `name`, without those in `EXCLUDED`, and their defaults."""
     experiment = find_experiment(name)
     defaults = _defaults(experiment)
     table = {flag_name: flag for flag_name, flag in experiment.FLAGS.items() if flag_name not in EXCLUDED}
@@ -93,14 +102,22 @@ def table_of(name: str) -> tuple[dict[str, Flag], dict[str, Any]]:
 
 
 def grid_axes(grid: Any, table: Mapping[str, Flag]) -> dict[str, list[Any]]:
-    """Returns the flags of the grid with their parsed values."""
+    """Returns {flag: parsed values} for --grid.
+
+    Args:
+      grid: {flag: values}, or a list of NAME:VALUE,VALUE or (flag, values); None for no grid.
+      table: flags of the sweep, which include the flags of the experiment.
+
+    Raises:
+      UserError: a flag is repeated or cannot be varied, or a value is invalid or repeated.
+    """
     pairs = grid.items() if isinstance(grid, Mapping) else [_pair(item) for item in grid or ()]
     axes: dict[str, list[Any]] = {}
     for name, values in pairs:
         if name not in table or name in OWN or name in axes:
-            reason = 'is repeated' if name in axes else 'is not a flag that a grid can vary'
-            suggestion = options.nearest(name, sorted(set(table) - set(OWN)), str)
-            raise UserError(f'--grid={name} {reason}{suggestion}')
+            reason = 'is repeated, pass all values at once' if name in axes else 'is not a flag that a grid can vary'
+            suggestion = options.nearest(name, sorted(set(table) - set(OWN) - set(axes)), str)
+            raise UserError(f'--grid={name} {reason}{"" if name in axes else suggestion}')
         axes[name] = []
         for value in values:
             try:
@@ -113,7 +130,7 @@ def grid_axes(grid: Any, table: Mapping[str, Flag]) -> dict[str, list[Any]]:
 
 
 def _pair(item: Any) -> tuple[str, Sequence[Any]]:
-    """Returns a flag and its values; a tuple is already parsed."""
+    """Returns (flag, values) for NAME:VALUE,VALUE; returns a tuple unchanged."""
     try:
         return item if isinstance(item, tuple) else GridParser().parse(item)
     except ValueError as error:
@@ -123,12 +140,16 @@ def _pair(item: Any) -> tuple[str, Sequence[Any]]:
 def combine(
     settings: dict[str, Any], axes: dict[str, list[Any]], experiment: Any
 ) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Returns {values of the grid's flags: all flags of the experiment}."""
+    """Returns all settings of a grid, {values of the grid's flags: all flags of the experiment}.
+
+    Raises:
+      UserError: there are more than MAX_SETTINGS settings, or flags contradict each other.
+    """
     defaults, every_setting = _defaults(experiment), {}
     count = math.prod(map(len, axes.values()))
     if count > MAX_SETTINGS:
         grid = ' '.join(f'--grid={name} of {len(values)} values' for name, values in axes.items())
-        raise UserError(f'{grid} has {count:,} settings, more than {MAX_SETTINGS:,}; use fewer values')
+        raise UserError(f'{grid}: the grid has {count:,} settings, more than {MAX_SETTINGS:,}; use fewer values')
     for setting in itertools.product(*axes.values()):
         flags = defaults | {name: settings[name] for name in experiment.FLAGS if name in settings}
         flags |= dict(zip(axes, setting, strict=True))
@@ -137,7 +158,10 @@ def combine(
 
 
 def programs(every_setting: dict[tuple[Any, ...], dict[str, Any]], experiment: Any) -> Iterator[Program]:
-    """Yields the groups of settings that share a program."""
+    """Yields each group of settings that differ only in the learning rate, as a `Program`.
+
+    A learning rate schedule is compiled into the program, so a setting with one is a group of its own.
+    """
     shared: dict[str, tuple[str, dict[tuple[Any, ...], dict[str, Any]]]] = {}
     for i, (setting, flags) in enumerate(every_setting.items()):
         other_flags = {name: value for name, value in flags.items() if name != RATE}
@@ -148,6 +172,6 @@ def programs(every_setting: dict[tuple[Any, ...], dict[str, Any]], experiment: A
 
 
 def rate_is_in_state(flags: dict[str, Any], experiment: Any) -> bool:
-    """Returns True if the optimizer reads the learning rate from its state, so that each run may have its own."""
+    """Returns True if the optimizer reads the learning rate from its state, so that each run can have another rate."""
     tx = experiment.make_optimizer(flags)
     return optimizers.rates_in_state(jax.eval_shape(tx.init, {'x': jax.ShapeDtypeStruct((1,), np.float32)}))

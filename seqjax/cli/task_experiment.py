@@ -1,4 +1,4 @@
-"""Experiments on synthetic tasks: train seeds until they succeed, and test them on new sequences.
+"""Experiments on synthetic tasks: train seeds until they succeed, and test them on held-out sequences.
 
     EXPERIMENT = TaskExperiment(adding.adding)      # in experiments/adding.py
     adding.run(length=50, cell='gru', num_seeds=3)   # from Python
@@ -38,7 +38,7 @@ from seqjax.types import Batch, Task
 STEPS = 'steps'
 FILES = (directory.SUMMARY, success_results.TABLE, directory.CURVE)
 EVAL_EVERY = 125  # default training steps between evaluations
-MAX_ROWS = 20  # seeds in the printed table
+MAX_ROWS = 20  # maximal number of seeds in the printed table
 
 
 class TaskExperiment:
@@ -47,7 +47,8 @@ class TaskExperiment:
     Args:
       make: function that returns the task; its arguments become flags.
       name: name of the experiment and of its folder in runs/; by default the name of `make`.
-      **defaults: default values that replace the defaults of `seqjax.tasks.synthetic.task_defaults`.
+      **defaults: default values of flags; they replace those of `seqjax.tasks.synthetic.task_defaults` and of the
+        configurations.
     """
 
     STEPS = STEPS
@@ -61,14 +62,14 @@ class TaskExperiment:
         self.defaults = values | task_flags.DEFAULTS | defaults
 
     def synthetic_task(self, options: Mapping[str, Any]) -> SyntheticTask:
-        """Returns the synthetic task for the flags; raises UserError if they are invalid."""
+        """Returns the synthetic task for the task's own flags in `options`; raises UserError if they are invalid."""
         try:
             return self.make(**{name: options[name] for name in self.own_flags})
         except ValueError as error:
             raise UserError(f'{task_setup.format_flags(options, self.own_flags)}: {error}') from error
 
     def make_model(self, flags: Mapping[str, Any]) -> nn.Module:
-        """Returns the model for the flags."""
+        """Returns the model for the flags; raises UserError if they are invalid."""
         task = self.synthetic_task(flags)
         return task_setup.make_model(task.spec, Settings.of(flags).model, synthetic.input_shapes(task))
 
@@ -77,11 +78,11 @@ class TaskExperiment:
         return task_setup.make_training_task(self.synthetic_task(flags), Settings.of(flags))
 
     def make_optimizer(self, flags: Mapping[str, Any]) -> optax.GradientTransformation:
-        """Returns the optimizer for the flags."""
+        """Returns the optimizer for the flags; raises UserError if they are invalid."""
         return task_setup.make_optimizer(Settings.of(flags).train)
 
     def sizes(self, **flags: Any) -> tuple[int, dict[str, Any]]:
-        """Returns a lower bound of the float32 numbers that a run needs, and the flags that decide it.
+        """Returns a lower bound of a run's memory in float32 numbers, and {flag: value} of the flags that decide it.
 
         It is computed before anything is compiled; `seqjax.runs.memory` estimates the memory of a traced program.
         """
@@ -108,7 +109,11 @@ class TaskExperiment:
         return numbers, {name: flags[name] for name in names}
 
     def _trace_sampler(self, task: SyntheticTask, settings: Mapping[str, Any]) -> tuple[Any, Batch]:
-        """Returns the jaxpr that samples the test sequences, and their shapes."""
+        """Returns the jaxpr that samples the held-out sequences, and a Batch of their shapes.
+
+        Raises:
+          UserError: the sampler of the task fails, or does not return a Batch.
+        """
         try:
             trace = jax.make_jaxpr(
                 lambda: task.sample(jax.random.key(0), task_setup.NUM_EVAL_SEQUENCES), return_shape=True
@@ -122,7 +127,7 @@ class TaskExperiment:
         return sampler, batch
 
     def check(self, values: Mapping[str, Any]) -> Settings:
-        """Returns the validated settings; raises UserError if values are invalid or incompatible."""
+        """Returns the settings for `values` and defaults; raises UserError if they are invalid or exceed the memory."""
         flag_tables.check_known(values, self.FLAGS)
         settings = Settings.of(flag_tables.check(self.FLAGS, {**self.defaults, **values}, self.defaults))
         train = settings.train
@@ -141,12 +146,14 @@ class TaskExperiment:
         return settings
 
     def run(self, **values: Any) -> SuccessResults:
-        """Trains every seed until it succeeds, and tests it on new sequences.
+        """Trains every seed until it succeeds, at most --steps steps, and tests it on held-out sequences.
 
-        Every argument is a flag of the command line. Without `workdir`, no files are written.
+        Every argument is a flag of the command line. Without `workdir`, no files are written. The results of a finished
+        run are read and printed.
 
         Raises:
-          UserError (a ValueError): an argument is invalid, the folder contains another run, or all losses diverged.
+          UserError (a ValueError): an argument is invalid, the folder contains another run, or the loss of every seed
+            of a replica group has diverged.
         """
         settings = self.check(values)
         task = self.synthetic_task(settings.options)
@@ -165,7 +172,7 @@ class TaskExperiment:
     def outcome(
         self, task: SyntheticTask, settings: Settings, folder: Workdir, summary: Mapping[str, Any] | None
     ) -> SuccessResults:
-        """Trains and tests every seed and writes the results; or reads them if the run is finished."""
+        """Trains and tests every seed and writes the results; reads the results instead if `summary` is not None."""
         sequences = settings.train.eval_every * settings.train.batch_size
         if summary is not None:
             return success_results.read_results(folder, summary, sequences)
@@ -197,7 +204,7 @@ class TaskExperiment:
         folder: Workdir,
         device: str,
     ) -> SuccessResults:
-        """Trains and tests every seed."""
+        """Trains and tests every seed, and returns the results; `device`, such as cpu, is only printed."""
         config = settings.train
         run = task_setup.compile_seeds(model, training_task, config, settings.run, folder, config.steps)
         test, test_data = self.test(task, model, run.task, settings)
@@ -216,12 +223,12 @@ class TaskExperiment:
     def test(
         self, task: SyntheticTask, model: nn.Module, training_task: Task, settings: Settings
     ) -> tuple[TestFn, Any]:
-        """Returns the test function of a seed and its data."""
+        """Returns the test function, (state of one seed, data) -> metrics, and its data, the held-out sequences."""
         test_data = task_setup.held_out_batch(task, settings.train.split)
         return seeds.batch_test(model, training_task, task_setup.TEST_BATCH_SIZE), test_data
 
     def show(self, outcome: SuccessResults, settings: Settings) -> None:
-        """Prints a row for each seed."""
+        """Prints a row for each of the first MAX_ROWS seeds: training sequences until success, and test metrics."""
         names = list(outcome.seeds[0].test)
         print(' seed   sequences to success' + ''.join(f'  {name:>12}' for name in names))
         for seed in outcome.seeds[:MAX_ROWS]:
@@ -231,18 +238,18 @@ class TaskExperiment:
             print(f'  ... {len(outcome.seeds) - MAX_ROWS:,} more')
 
     def conclusion(self, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
-        """Returns the last line of the output, a summary of the results."""
+        """Returns the last line of the output: the number of successful seeds, and the mean test error rate."""
         successful = [seed for seed in outcome.seeds if seed.sequences is not None]
         wrong = [seed.test[synthetic.WRONG] for seed in (successful or outcome.seeds)]
         which = 'successful seeds' if successful else 'all seeds'
-        count = 'examples' if task.examples is not None else f'{task_setup.NUM_EVAL_SEQUENCES:,} new sequences'
+        count = 'held-out examples' if task.examples is not None else f'{task_setup.NUM_EVAL_SEQUENCES:,} new sequences'
         return (
             f'{task.name}, {settings.model.title}: {task_report.success_summary(task, outcome, settings)}. '
             f'Mean error rate of {which} on {count} ({settings.train.split}): {np.mean(wrong):.2%}.'
         )
 
     def plot(self, folder: Workdir, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
-        """Writes the figure: the metric of each seed, and the fraction of successful seeds."""
+        """Writes curve.png: the metric of the success criterion for each seed, and the fraction of successful seeds."""
 
         def draw(axes: Any) -> None:
             task_report.draw_metric(axes[0], task, outcome, settings)
@@ -251,7 +258,7 @@ class TaskExperiment:
         figures.write_figure(folder, 2, f'{task.name}: {settings.model.title}', draw)
 
     def default_workdir(self, values: dict[str, Any], *names: str) -> dict[str, Any]:
-        """Returns the flags with the default --workdir below runs/NAMES."""
+        """Returns the flags with the default --workdir, runs/NAMES/CELL or runs/NAMES/CELL-HASH, unless it is set."""
         eval_every = values['eval_every'] or min(self.eval_every, values['steps'])  # as in `check`
         completed = cli_default_workdir.default_workdir(
             values | {'eval_every': eval_every},
@@ -263,6 +270,6 @@ class TaskExperiment:
         return values | {'workdir': completed['workdir']}
 
     def command(self, doc: str) -> Command:
-        """Returns the command of a module with the given docstring."""
+        """Returns the command of this experiment; `doc` is the docstring of the command's module."""
         table = FlagTable(self.FLAGS, self.defaults)
         return Command(self.name, doc, self.run, table, lambda values: self.default_workdir(values, self.name))

@@ -26,10 +26,10 @@ NAMES = tuple(sorted(registry.tasks()))
 
 
 def find(task: str, flag: str = 'task') -> TaskExperiment:
-    """Returns the experiment of a task.
+    """Returns the experiment of a task; MODULE may be in the current directory.
 
     Args:
-      task: a name of `NAMES`, or MODULE:FUNCTION, a function that returns a SyntheticTask.
+      task: a name of `NAMES`, or MODULE:FUNCTION, a function that returns a SyntheticTask (or a TaskExperiment).
       flag: name of the flag in messages.
 
     Raises:
@@ -44,7 +44,7 @@ def find(task: str, flag: str = 'task') -> TaskExperiment:
         return TaskExperiment(getattr(importlib.import_module(registry.tasks()[task]), task))
     module, _, name = task.partition(':')
     if not all(part.isidentifier() for part in [*module.split('.'), name]):
-        raise UserError(f'{argument} must be MODULE:FUNCTION, such as my_module:my_task')
+        raise UserError(f'{argument} must have the form MODULE:FUNCTION, such as my_module:my_task')
     parsers.import_from_cwd()
     failure = f'{module} cannot be imported from {os.getcwd()}'
     attribute = _attempt(argument, failure, lambda: getattr(importlib.import_module(module), name, None))
@@ -61,17 +61,21 @@ def find(task: str, flag: str = 'task') -> TaskExperiment:
         raise UserError(f'{argument}: {name!r} of {module} {problem}; {HINT}')
     experiment = _attempt(
         argument,
-        'its arguments are invalid',
+        'its arguments cannot become flags',
         lambda: TaskExperiment(attribute, name=getattr(attribute, '__name__', name)),
     )
-    synthetic_task = _attempt(argument, 'the function failed', lambda: experiment.synthetic_task(experiment.defaults))
+    synthetic_task = _attempt(
+        argument,
+        'the function failed with its default arguments',
+        lambda: experiment.synthetic_task(experiment.defaults),
+    )
     if not isinstance(synthetic_task, SyntheticTask):
-        raise UserError(f'{argument} returns {type(synthetic_task).__name__}; {HINT}')
+        raise UserError(f'{argument} returns {type(synthetic_task).__name__} instead of SyntheticTask; {HINT}')
     return experiment
 
 
 def _attempt(argument: str, failure: str, action: Callable[[], T]) -> T:
-    """Returns the result of `action`, which runs user code; its exceptions become UserError."""
+    """Returns the result of `action`, which runs user code; raises UserError if it raises or exits."""
     try:
         return action()
     except (Terminated, UserError):
@@ -105,14 +109,14 @@ def task_command(
         return wrap(find(TASK_FLAG.parser.parse(task)))
 
     def run(task: str | None = None, **values: Any) -> SuccessResults:
-        """Runs the task; further arguments are its flags."""
+        """Runs the experiment of `task`, or of the default task; further arguments are flags of the task."""
         return find_experiment(default if task is None else task).run(**values)
 
     def table(argv: Sequence[str]) -> FlagTable:
-        """Returns the flags of the task on the command line."""
+        """Returns --task and the flags of the task on the command line; those of the default task if it is invalid."""
         try:
             experiment = find_experiment(command_line.peek(argv, 'task', default))
-        except ValueError:  # `run` reports the error
+        except ValueError:  # reported when the command runs
             experiment = find_experiment(default)
         return FlagTable({'task': TASK_FLAG, **experiment.FLAGS}, {'task': default, **experiment.defaults})
 

@@ -12,7 +12,7 @@ from seqjax.training.success_results import SuccessResults
 
 
 def success_criterion(task: SyntheticTask, settings: Settings) -> SuccessCriterion:
-    """Returns the success criterion of a task, with --success_threshold if it is set."""
+    """Returns the success criterion of a task; --success_threshold replaces the largest value allowed, if it is set."""
     return (
         task.success
         if settings.train.success_threshold is None
@@ -21,14 +21,14 @@ def success_criterion(task: SyntheticTask, settings: Settings) -> SuccessCriteri
 
 
 def criterion_text(criterion: SuccessCriterion) -> str:
-    """Returns a success criterion in words."""
+    """Returns a success criterion as text, such as `no error` or `loss of at most 0.1`."""
     if criterion.metric == synthetic.WRONG:
         return f'error rate of at most {criterion.at_most:.4g}' if criterion.at_most > 0 else 'no error'
     return f'{criterion.metric} of at most {criterion.at_most:.4g}'
 
 
 def success_summary(task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
-    """Returns the number of successful seeds, and the number of sequences that they needed."""
+    """Returns a sentence: number of successful seeds, success criterion, and training sequences that they needed."""
     sequences, count = [seed.sequences for seed in outcome.seeds if seed.sequences is not None], len(outcome.seeds)
     low, high = statistics.wilson_interval(len(sequences), count)
     train = settings.train
@@ -45,12 +45,15 @@ def success_summary(task: SyntheticTask, outcome: SuccessResults, settings: Sett
 
 
 def metric_label(metric: str) -> str:
-    """Returns the label of an axis for a metric."""
+    """Returns the axis label of a metric: `fraction of wrong answers` for WRONG, and else the name of the metric."""
     return 'fraction of wrong answers' if metric == synthetic.WRONG else metric
 
 
 def draw_metric(axis: Any, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
-    """Draws the metric of the success criterion, a line for each seed."""
+    """Draws the metric of the success criterion against training sequences, a line for each seed.
+
+    If the metric is the loss, reference losses are horizontal lines.
+    """
     criterion, window = success_criterion(task, settings), settings.train.eval_every * settings.train.batch_size
     curves = outcome.evals[:, :, outcome.metrics.index(criterion.metric)]
     sequences = window * np.arange(1, curves.shape[1] + 1)
@@ -64,7 +67,7 @@ def draw_metric(axis: Any, task: SyntheticTask, outcome: SuccessResults, setting
 
 
 def draw_success(axis: Any, outcome: SuccessResults, settings: Settings) -> None:
-    """Draws the fraction of successful seeds."""
+    """Draws the fraction of successful seeds against training sequences."""
     end = settings.train.eval_every * settings.train.batch_size * outcome.evals.shape[1]
     sequences = sorted(seed.sequences for seed in outcome.seeds if seed.sequences is not None)
     fractions = np.arange(len(sequences) + 1) / len(outcome.seeds)

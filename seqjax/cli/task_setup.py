@@ -24,14 +24,14 @@ from seqjax.training import optimizers
 from seqjax.training.compiled_run import CompiledRun
 from seqjax.types import Arrays, Batch, ModelSpec, Task
 
-NUM_EVAL_SEQUENCES = 2560  # of a test, as in Hochreiter and Schmidhuber (1997)
-SPLITS = {'validation': 2**32 - 1, 'test': 2**32 - 2}  # random seeds of the splits, which no run uses
+NUM_EVAL_SEQUENCES = 2560  # size of a sampled held-out split, as in Hochreiter and Schmidhuber (1997)
+SPLITS = {'validation': 2**32 - 1, 'test': 2**32 - 2}  # random seeds from which held-out sequences are drawn
 TEST_BATCH_SIZE = 256
 GATES = {'lstm': 4, 'gru': 3}  # gates of the recurrent kernel; other cells have at least one
 
 
 def format_flags(settings: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Returns flags as on the command line: --length=5 --rule=add."""
+    """Returns the flags `names` as on the command line, such as --length=5 --rule=add."""
     return ' '.join(f'--{name}={settings[name]}' for name in names)
 
 
@@ -41,7 +41,7 @@ def gates(cell: str) -> int:
 
 
 def make_model(spec: ModelSpec, config: ModelConfig, inputs: Arrays | None = None) -> nn.Module:
-    """Returns the model of a configuration; raises UserError if it is invalid."""
+    """Returns the model for a spec and a configuration; raises UserError, in terms of flags, if invalid."""
     try:
         return build.build_model(spec, config, inputs)
     except ValueError as error:
@@ -64,9 +64,10 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 def compile_seeds(
     model: nn.Module, task: Task, config: TrainConfig, run: RunConfig, folder: Workdir, steps: int
 ) -> CompiledRun:
-    """Compiles a run of replicas that is evaluated every `config.eval_every` steps.
+    """Compiles a run of `config.num_seeds` replicas for `steps` training steps, `config.eval_every` per device call.
 
-    Checkpoints are saved at evaluations, so they do not contain the metrics since the last evaluation.
+    `run.checkpoint_every` is rounded up to a multiple of `config.eval_every`, so that checkpoints are saved at
+    evaluations and need not contain the metrics since the last evaluation.
     """
     eval_every = config.eval_every
     run = dataclasses.replace(run, checkpoint_every=-(-run.checkpoint_every // eval_every) * eval_every)
@@ -77,7 +78,10 @@ def compile_seeds(
 
 
 def make_training_task(task: SyntheticTask, settings: Settings) -> Task:
-    """Returns the training task: new sequences at every step, or the examples of the task in random order."""
+    """Returns the training task, whose batches are sampled anew at every training step.
+
+    If the task has a finite set of examples, batches are its training examples, in a new random order in every epoch.
+    """
     batch_size = settings.train.batch_size
     if task.examples is None:
         return Task(task.loss_fn, lambda data, key, step: task.sample(key, batch_size))
@@ -93,7 +97,7 @@ def make_training_task(task: SyntheticTask, settings: Settings) -> Task:
 
 
 def held_out_batch(task: SyntheticTask, split: str) -> Batch:
-    """Returns the sequences of a split [N, ...], which no training step uses."""
+    """Returns the held-out sequences of `split`, leaves [N, ...]: examples of the task, or else sampled sequences."""
     if task.examples is not None:
         return getattr(task.examples(), split)
     return jax.jit(lambda: task.sample(jax.random.key(SPLITS[split]), NUM_EVAL_SEQUENCES))()

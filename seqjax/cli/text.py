@@ -35,34 +35,39 @@ RECIPE_FLAGS = (
     'validation_fraction',
     'test_fraction',
     'max_eval_tokens',
-)  # stored for predictions
+)  # stored in the preprocessing of a run
 MAX_UNKNOWN = 5  # unknown tokens that a message lists
 
 
 class Language(DatasetExperiment):
-    """Experiment on language modeling."""
+    """Experiment on language modeling of a text file, or of a folder of texts."""
 
     name = 'text'
     suffix = '.txt'
     OWN = {
         'tokenizer': Flag(
             ChoiceParser(*texts.KINDS),
-            'tokens: characters, bytes or words; a word includes the space before it, and marks are words',
+            'kind of tokens: characters, bytes or words; a word includes the space before it, and a punctuation '
+            'mark is a word',
         ),
         'vocabulary_size': Flag(
-            IntParser(1), 'maximal size of the vocabulary of --tokenizer=words, the most frequent words'
+            IntParser(1), 'maximal number of known words for --tokenizer=words, the most frequent in the training split'
         ),
-        'window': Flag(IntParser(1), 'time steps of truncated backpropagation; the carry is kept between windows'),
+        'window': Flag(
+            IntParser(1), 'length of a window of truncated backpropagation in tokens; the carry is kept between windows'
+        ),
         'validation_fraction': Flag(
             PositiveFractionParser(), 'fraction of the text in the validation split, which precedes the test split'
         ),
         'test_fraction': Flag(PositiveFractionParser(), 'fraction of the text in the test split, the end of the text'),
         'max_eval_tokens': Flag(
-            IntParser(2), 'maximal number of tokens of the validation split, and of the test split'
+            IntParser(2), 'maximal number of tokens of the validation split, and also of the test split'
         ),
-        'ngram_order': Flag(IntParser(1, 20), 'order of the n-gram baseline in tokens'),
+        'ngram_order': Flag(
+            IntParser(1, 20), 'order n of the n-gram baseline, which predicts a token from the n - 1 tokens before it'
+        ),
         'max_ngram_tokens': Flag(
-            IntParser(1), 'maximal number of training tokens of the n-gram baseline, the last ones'
+            IntParser(1), 'maximal number of tokens that the n-gram baseline counts, the last in the training split'
         ),
     }
     own_defaults = {
@@ -114,7 +119,9 @@ class Language(DatasetExperiment):
 
     def check_preprocessing(self, settings: Settings, preprocessing: Any) -> Mapping[str, Any]:
         known = {
-            'characters': Rule(lambda x: schemas.text().holds(x) and not schemas.repeated(x), 'characters'),
+            'characters': Rule(
+                lambda x: schemas.text().holds(x) and not schemas.repeated(x), 'text without repeated characters'
+            ),
             'bytes': schemas.choice(''),
             'words': schemas.NAMES,
         }
@@ -132,7 +139,7 @@ class Language(DatasetExperiment):
     def prediction_inputs(
         self, settings: Settings, preprocessing: Mapping[str, Any], path: str, split: str = 'all'
     ) -> PredictionInputs:
-        """Returns a text to evaluate, or one split of it."""
+        """Returns the inputs that score a text or one split; raises UserError if it has fewer than two tokens."""
         options = settings.options
         vocabulary, file = _vocabulary(preprocessing), optional_packages.locate(path)
         texts.check_size(file, dataset_experiment.bounds_of(options))
@@ -154,7 +161,7 @@ class Language(DatasetExperiment):
         return language_modeling.stream(lambda line: parse_line(line, vocabulary), vocabulary.name)
 
     def write(self, trained: TrainedModel, prompt: str, sampling: Sampling) -> list[str]:
-        """Returns generated texts: the prompt, followed by `sampling.max_new_tokens` tokens.
+        """Returns `sampling.num_samples` texts: the prompt, followed by `sampling.max_new_tokens` generated tokens.
 
         Raises:
           UserError: the prompt is empty or contains an unknown token, or the texts exceed the memory.
@@ -165,12 +172,13 @@ class Language(DatasetExperiment):
             raise UserError(f'--prompt is empty; pass at least one {_unit(vocabulary)}')
         if missing:
             raise UserError(
-                f'--prompt contains {_list(missing, len(missing))}, unknown from training; use a prompt without it'
+                f'--prompt contains tokens that are unknown from training: {_list(missing, len(missing))}; '
+                'use a prompt without them'
             )
         key, variables = jax.random.key(sampling.seed), {'params': trained.best.params, **trained.best.variables}
         options = {'length': sampling.max_new_tokens, 'samples': sampling.num_samples, 'never': vocabulary.unknown}
         sizes = f'--num_samples={sampling.num_samples} --max_new_tokens={sampling.max_new_tokens}'
-        # A token takes a key, a number and a piece of text.
+        # Generating a token takes a key, a number and a piece of text.
         memory.check_bytes(
             sizes,
             sampling.num_samples * (4 * len(tokens) * trained.settings.model.hidden + 100 * sampling.max_new_tokens),
@@ -182,7 +190,10 @@ class Language(DatasetExperiment):
 
 
 def parse_line(line: str, vocabulary: Vocabulary) -> np.ndarray:
-    """Returns the only token [] of a line; escapes such as \\n stand for characters that a line cannot contain."""
+    """Returns the only token of a line as an integer array []; raises UserError if the line does not have one token.
+
+    Escapes such as \\n stand for characters that a line cannot contain.
+    """
     unit = _unit(vocabulary)
     if vocabulary.kind == 'bytes':
         if not (line.isascii() and line.isdecimal() and int(line) < 256):
@@ -211,26 +222,28 @@ def _unit(vocabulary: Vocabulary) -> str:
 
 
 def _check_lengths(path: Path, bounds: SplitBounds, settings: Settings) -> None:
-    """Raises UserError if a split of the text is too short."""
+    """Raises UserError if a split is too short for a training batch, the n-grams or one prediction."""
     options = settings.options
     kind, batch_size, window = options['tokenizer'], settings.train.batch_size, options['window']
     needed = max(batch_size * (window + 1), options['ngram_order'])
     if bounds.training < needed:
         raise UserError(
-            f'{path} has {bounds.training:,} training {kind} of {bounds.test:,}, and --batch_size={batch_size} rows of '
-            f'--window={window} time steps need {needed:,}; use a longer text, or decrease --batch_size or --window'
+            f'{path} has {bounds.test:,} {kind}, {bounds.training:,} of them for training, and '
+            f'--batch_size={batch_size} rows of --window={window} + 1 tokens, or '
+            f'--ngram_order={options["ngram_order"]}, need {needed:,}; use a longer text, or decrease --batch_size, '
+            '--window or --ngram_order'
         )
     for part in ('validation', 'test'):
         begin, end = bounds.split(part)
         if end - begin < 2:
             raise UserError(
                 f'{path} has {bounds.test:,} {kind}: --{part}_fraction={options[f"{part}_fraction"]} gives a {part} '
-                f'split of {end - begin}; use a larger fraction'
+                f'split of {end - begin}, and it needs at least 2; use a larger fraction or a longer text'
             )
 
 
 def _description(path: Path, read: TextData, bounds: SplitBounds, settings: Settings) -> list[str]:
-    """Returns the lines that describe a training text."""
+    """Returns the printed lines about a training text: size, splits, vocabulary, epoch, n-grams."""
     options = settings.options
     kind, vocabulary = options['tokenizer'], read.vocabulary
     training, batch_size = bounds.training, settings.train.batch_size
@@ -265,7 +278,7 @@ def _size(path: Path, read: TextData) -> str:
 
 
 def _missing(read: TextData) -> list[str]:
-    """Returns a line about the unknown tokens of a text; [] if there are none."""
+    """Returns a list with one line about the unknown tokens of a text; [] if all are known."""
     if not read.different:
         return []
     count = int((read.tokens == read.vocabulary.unknown).sum())
@@ -276,7 +289,7 @@ def _missing(read: TextData) -> list[str]:
 
 
 def _list(tokens: list[str], different: int) -> str:
-    """Returns a few tokens, and the number of others."""
+    """Returns the first MAX_UNKNOWN tokens as text, and the number of others among `different` distinct tokens."""
     more = different - min(MAX_UNKNOWN, len(tokens))
     return ', '.join(map(repr, tokens[:MAX_UNKNOWN])) + (f' and {more:,} others' if more else '')
 

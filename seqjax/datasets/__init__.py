@@ -1,4 +1,8 @@
-"""Datasets: users' files as splits, batches, metrics and baselines; one module for each kind of file."""
+"""Datasets from users' files, with splits, batches, metrics and baselines.
+
+`forecasting`, `language_modeling`, `polyphonic_music`, `sequential_images` and `time_series_classification` each turn
+the content of one kind of file into a `Dataset`. The other modules support these five.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,7 @@
-"""Classification of sequences: what time series and images have in common.
+"""Shared code for classifying time series and images: loss, splits, batches, baselines and accuracy.
 
-A series or an image is one item of the metric, of the bootstrap and of predictions.csv.
+An example is one series or one image. It is one value of the accuracy, one item that the bootstrap resamples, and one
+row of predictions.csv.
 """
 
 import functools
@@ -19,8 +20,8 @@ from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import LossFn
 from seqjax.types import Arrays, Batch, Mean, ModelSpec
 
-BATCH_SIZE = 64  # B of evaluation and prediction; batches of one shape give the same bits
-MAX_SHOWN_CLASSES = 20  # maximum number of classes of a printed confusion matrix
+BATCH_SIZE = 64  # B of evaluation and prediction, the same for all files, since rounding depends on it
+MAX_SHOWN_CLASSES = 20  # maximum number of classes, or of frequent errors, in printed lines and messages
 
 METRIC = MetricSpec('accuracy', higher_is_better=True, format_spec='.1%')
 
@@ -29,27 +30,31 @@ METRIC = MetricSpec('accuracy', higher_is_better=True, format_spec='.1%')
 
 
 def spec(features: int, classes: int, steps: int) -> ModelSpec:
-    """Returns the ModelSpec: F features, one logit for each class, and the longest training series as memory span."""
+    """Returns the ModelSpec of a classifier with `classes` logits after the last step of inputs [B, T, `features`].
+
+    `steps`, the length of the longest sequence, is the memory span of chrono initialization.
+    """
     return ModelSpec('last', classes, features=features, memory_span=steps)
 
 
 def postprocess(logits: Arrays, batch: Batch) -> Arrays:
-    """Returns the logits unchanged."""
+    """Returns the logits unchanged, as predictions; `batch` is not used."""
     return logits
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Returns softmax probabilities, [..., O] float64."""
+    """Returns the softmax of logits [..., O] over the O classes, [..., O] float64."""
     logits = np.asarray(logits, np.float64)
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
 
 
 def make_loss(weights: np.ndarray | None) -> LossFn:
-    """Returns a loss function: cross-entropy and the fraction of wrong predictions.
+    """Returns a loss function with two means: 'loss', the cross-entropy, and 'wrong', the fraction of wrong classes.
 
-    `weights` [O] are class weights. The sum of the weighted losses is divided by the weights of all examples, so their
-    scale has no effect.
+    `weights` [O] are class weights of 'loss'; None weights all examples equally. 'loss' is the sum of the weighted
+    cross-entropies divided by the sum of the weights, over unmasked examples. 'wrong' is not weighted;
+    an example with a non-finite logit is wrong.
     """
     if weights is None:
         return synthetic.classification
@@ -68,7 +73,9 @@ def make_loss(weights: np.ndarray | None) -> LossFn:
 
 
 def class_weights(word: str, labels: np.ndarray) -> np.ndarray | None:
-    """Returns the count of the most frequent class divided by the count of each class in labels [N]; None for 'none'.
+    """Returns class weights [O] if `word` is 'balanced', and None if it is 'none'.
+
+    The weight of a class is the count of the most frequent class in labels [N], divided by the count of that class.
 
     >>> class_weights('balanced', np.array([0, 1, 1, 1])).tolist()
     [3.0, 1.0]
@@ -80,7 +87,7 @@ def class_weights(word: str, labels: np.ndarray) -> np.ndarray | None:
 
 
 class Splits(NamedTuple):
-    """The items of a run, images or series, by split."""
+    """Training, validation and test examples, each an `Images` or a `LabelledSeries`."""
 
     train: Any
     validation: Any
@@ -91,14 +98,15 @@ class Splits(NamedTuple):
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the remaining and the selected rows, both ascending; each class has the same fraction of selected rows.
+    """Returns two ascending arrays of indices into labels [N]: the remaining ones and the randomly selected ones.
 
-    At least one row of each class remains. The split depends on labels [N], the fraction and the seed alone.
+    Of each class, `fraction` of the indices, rounded, are selected, but at least one remains. Equal arguments give
+    equal results.
 
     >>> stratified_split(np.array([0, 1, 0, 1, 0, 0, 2]), 0.5, seed=0)[1].tolist()
     [1, 4, 5]
     """
-    rng = np.random.RandomState(seed)  # NumPy keeps its numbers from version to version
+    rng = np.random.RandomState(seed)  # draws the same numbers in every version of NumPy
     selected = [
         rng.permutation(rows)[: min(round(fraction * len(rows)), len(rows) - 1)]
         for rows in (np.flatnonzero(labels == label) for label in np.unique(labels))
@@ -108,11 +116,11 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
 
 
 def batches(read: Callable[[np.ndarray], Arrays], labels: np.ndarray) -> Batch:
-    """Returns all items in order, leaves [M, B, ...]; the last batch is padded with the last item, masked.
+    """Returns N examples in order as M batches, leaves [M, B, ...]; masked copies of the last one pad the last batch.
 
     Args:
-      read: function of rows [M, B] that returns inputs [M, B, ...].
-      labels: [N]; those below 0 are unknown and masked.
+      read: function from indices of examples [M, B] to inputs [M, B, ...].
+      labels: class indices [N]; below 0 if unknown, in which case the example is masked and its target is 0.
     """
     rows = np.arange(math.ceil(len(labels) / BATCH_SIZE) * BATCH_SIZE).reshape(-1, BATCH_SIZE)
     valid, rows = rows < len(labels), np.minimum(rows, len(labels) - 1)
@@ -120,13 +128,13 @@ def batches(read: Callable[[np.ndarray], Arrays], labels: np.ndarray) -> Batch:
 
 
 def flatten_batches(predictions: Arrays, count: int) -> np.ndarray:
-    """Returns the logits of items [count, O] from the logits of batches [M, B, O]."""
+    """Returns the logits of all examples, [count, O], from those of batches [M, B, O]; drops the padding at the end."""
     logits = np.asarray(predictions)
     return logits.reshape(-1, logits.shape[-1])[:count]
 
 
 def predicted_classes(logits: np.ndarray) -> np.ndarray:
-    """Returns the most probable class of each row; -1 if a logit is not finite."""
+    """Returns the index [...] of the largest of the logits [..., O]; -1 where one of the O logits is not finite."""
     return np.where(np.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
 
@@ -135,14 +143,24 @@ def columns(classes: Sequence[str]) -> list[str]:
 
 
 def prediction_row(logits: np.ndarray, classes: Sequence[str]) -> list[Any]:
-    """Returns the probabilities of one item and its most probable class, in the order of `columns`."""
+    """Returns the values of `columns` for logits [O] of one example: class probabilities, then the predicted class."""
     return [*probabilities(logits).tolist(), classes[int(np.argmax(logits))]]
 
 
 def prediction_inputs(
     inputs: Batch, labels: np.ndarray, classes: Sequence[str], description: Sequence[str] = ()
 ) -> PredictionInputs:
-    """Returns items to predict: batches, and the rows of predictions.csv; `labels` [N] are below 0 if unknown."""
+    """Returns the PredictionInputs of N examples, with a table that has one row per example.
+
+    A row has the index of the example from 0, the values of `columns`, and its true class ('truth', '' if unknown).
+    The column 'truth' is left out if no label is known.
+
+    Args:
+      inputs: batches of the examples, from `batches`.
+      labels: class indices [N]; below 0 if unknown.
+      classes: names of the classes.
+      description: lines that describe the file.
+    """
 
     def table(predictions: Arrays) -> Table:
         labelled = labels.max() >= 0
@@ -156,31 +174,36 @@ def prediction_inputs(
 
 
 def parse_numbers(line: str, count: int) -> np.ndarray:
-    """Parses one time step from a line: [count] float32, NaN for '?' or 'nan'.
+    """Returns the numbers [count] float32 of one time step, parsed from a line; NaN for '?' or 'nan'.
 
-    Raises UserError if the line is not `count` numbers separated by commas.
+    Raises UserError if the line does not have exactly `count` numbers separated by commas.
     """
     line = line.strip()
     if line.count(',') + 1 != count:
-        raise UserError(f'{line[:80]!r} has {line.count(",") + 1} values; write {count}, separated by commas')
+        raise UserError(f'{line[:80]!r} has {line.count(",") + 1} comma-separated values; write {count} per line')
     try:
         return np.loadtxt([line.replace('?', 'nan') or '-'], np.float32, delimiter=',', comments=None, ndmin=1)
     except ValueError as error:
         raise UserError(
-            f'{line[:80]!r} has a value that is not a number; write {count} numbers, separated by commas'
+            f'{line[:80]!r} has an empty value or one that is not a number; write numbers, separated by commas'
         ) from error
 
 
-# --- baselines and metrics--------------------------------------------------------------------------
+# --- baselines and metrics -------------------------------------------------------------------------
 
 
 def baselines(
     name: str, features: Callable[[str], np.ndarray], labels: Callable[[str], np.ndarray]
 ) -> dict[str, Callable[[str], np.ndarray]]:
-    """Returns the baselines by name, functions from a split to labels [N]: most frequent class, logistic regression.
+    """Returns two baselines by name: 'most frequent class', and a logistic regression that is called `name`.
 
-    They are fitted to the training split; for the test split, to the validation split as well, since no choice depends
-    on it. The logistic regression is called `name` and reads features [N, K].
+    A baseline is a function from 'validation' or 'test' to the predicted class indices [N] of that split. For
+    'validation' it is fitted on the training split, for 'test' on the training and validation splits.
+
+    Args:
+      name: name of the logistic regression.
+      features: function from a split name to features [N, K], inputs of the logistic regression.
+      labels: function from a split name to class indices [N].
     """
 
     def training_values(split: str, values: Callable[[str], np.ndarray]) -> np.ndarray:
@@ -205,13 +228,13 @@ def make_dataset(
     baseline_predictions: Mapping[str, Callable[[str], np.ndarray]],
     **fields: Any,
 ) -> Dataset:
-    """Returns a Dataset whose metric is accuracy.
+    """Returns a Dataset for classification, with accuracy as its metric and a confusion matrix as its figure.
 
     Args:
       classes: names of the classes.
-      labels: labels [N] by split.
-      baseline_predictions: baselines by name, functions from a split to labels [N].
-      **fields: the other fields of Dataset.
+      labels: class indices [N] of the splits 'validation' and 'test'.
+      baseline_predictions: baselines by name, functions from a split name to predicted class indices [N].
+      **fields: all fields of Dataset but metric, items, baselines, summary and figure_data, which are set here.
     """
     cached = {name: functools.cache(predict) for name, predict in baseline_predictions.items()}
 
@@ -244,7 +267,7 @@ def _items(predicted: np.ndarray, labels: np.ndarray) -> ItemScores:
 
 
 def balanced_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the mean over classes of the fraction of correct predictions; classes that do not occur are ignored.
+    """Returns the mean recall of the classes in `labels`; recall is the fraction of a class that is predicted right.
 
     >>> balanced_accuracy(np.array([0, 0, 0, 0]), np.array([0, 0, 0, 1]))
     0.5
@@ -262,13 +285,18 @@ def _scores(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> list[s
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """Returns the lines of a confusion matrix, a row for each true class; of many classes, the most frequent errors."""
+    """Returns the printed lines of a confusion matrix, with a row for each true class.
+
+    With more than `MAX_SHOWN_CLASSES` classes, returns lines with the most frequent errors instead.
+    """
     counts = confusion_counts(predicted, labels, len(classes))
     if len(classes) > MAX_SHOWN_CLASSES:
         np.fill_diagonal(counts, 0)
         worst = np.argsort(-counts, axis=None, kind='stable')[:MAX_SHOWN_CLASSES]
         places = [np.unravel_index(place, counts.shape) for place in worst if counts.flat[place]]
-        return ['most frequent errors:'] + [f'  {classes[i]} as {classes[j]}: {counts[i, j]}' for i, j in places]
+        return ['most frequent errors:'] + [
+            f'  {classes[i]} predicted as {classes[j]}: {counts[i, j]}' for i, j in places
+        ]
     names = [name if len(name) <= 12 else name[:11] + '…' for name in classes]
     width = max(map(len, [*names, str(counts.max())]))
     head = [f'{"":{width}}  ' + ' '.join(f'{name:>{width}}' for name in names)]
@@ -279,9 +307,9 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str])
 
 
 def confusion_counts(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Returns the number of predictions of each class for each true class, [truth, prediction] int64.
+    """Returns a confusion matrix: the number of examples by [true class, predicted class], int64.
 
-    Predictions below 0 are ignored.
+    Examples with a prediction below 0, for which a logit is not finite, are not counted.
 
     >>> confusion_counts(np.array([1, 1, -1]), np.array([0, 1, 1]), 2).tolist()
     [[0, 1], [0, 1]]
@@ -292,14 +320,14 @@ def confusion_counts(predicted: np.ndarray, labels: np.ndarray, classes: int) ->
 
 
 def check_two_classes(name: str, counts: Mapping[str, int]) -> None:
-    """Raises UserError if fewer than two classes occur; `counts` are counts by class."""
+    """Raises UserError with `name` if `counts`, the number of examples by class, has fewer than two classes."""
     if len(counts) < 2:
         only = ''.join(counts)
-        raise UserError(f'{name} has only one class, {only!r}; use data with two or more')
+        raise UserError(f'{name} has only one class, {only!r}; use data with two or more classes')
 
 
 def format_class_counts(counts: Mapping[str, int]) -> str:
-    """Returns classes and their counts in one line; only the most frequent of many.
+    """Returns a line with the number of classes and the counts of at most the `MAX_SHOWN_CLASSES` largest ones.
 
     >>> format_class_counts({'left': 3, 'right': 2})
     '2 classes: left 3, right 2'

@@ -1,7 +1,8 @@
-"""Batches of series: windows for training, and rows from the start of a series for evaluation.
+"""Batches for forecasting: random windows of series for training, whole series or long segments for evaluation.
 
-Axes in addition to those in `seqjax`: C targets, H steps ahead, K numbers of a forecast. A forecast is made at an
-origin, the last step that was read.
+Axes in addition to those in `seqjax`: C target columns, H forecast horizon in steps, K numbers of each forecast value.
+The origin of a forecast is the index of the last time step that the model has read; the forecast is of the H steps
+after it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,35 +16,38 @@ from seqjax.datasets.forecast_preprocessing import PreparedSeries
 from seqjax.datasets.recursive_forecasts import RecursiveInputs
 from seqjax.types import Arrays, Batch
 
-TILE = 8  # multiple of rows at which a matrix product rounds every row alike (measured on CPUs with AVX2)
-CHUNK, CONTEXT = 4096, 8  # maximum number of origins in a row of a long series, and windows of context before them
-OriginRanges = Sequence[tuple[int, int]]  # (first, stop) of the forecast origins of each series
+TILE = 8  # a matrix product with a multiple of this many rows rounds every row alike (measured on CPUs with AVX2)
+CHUNK, CONTEXT = 4096, 8  # origins in each row after the first of a long series, and windows of context before them
+OriginRanges = Sequence[tuple[int, int]]  # (first, stop) of each series: its origins are first to stop - 1
 
 
 class ForecastTargets(NamedTuple):
-    """Targets of forecasts: at step t of a row, the values at t + 1 to t + H."""
+    """Scaled targets of the rows of a batch; those of the forecast at step t are at steps t + 1 to t + H."""
 
     values: jax.Array  # [B, T + H, C]; 0 if missing
     valid: jax.Array  # [B, T + H, C] bool; False if a value is missing
-    past: jax.Array | None  # [B, lag - 1 + T, C]: known values, which outputs are added to; None to add none
+    past: jax.Array | None  # [B, lag - 1 + T, C] filled targets from lag - 1 steps before; None if not added to outputs
 
 
 class Split(NamedTuple):
-    """First rows of the validation and test splits of a series; the training split is before them."""
+    """Indices of the first validation row and the first test row of a series; earlier rows are the training split."""
 
     validation: int
     test: int
 
 
 def origin_ranges(split_name: str, splits: Sequence[Split], lengths: Sequence[int], horizon: int) -> OriginRanges:
-    """Returns the origins whose H following steps are all in the validation or test split."""
+    """Returns for each series the origins whose next H = `horizon` steps are all in the validation or the test split.
+
+    A range is empty, with first >= stop, if the split has fewer than H rows. `lengths` are the rows of each series.
+    """
     if split_name == 'validation':
         return [(split.validation - 1, split.test - horizon) for split in splits]
     return [(split.test - 1, length - horizon) for split, length in zip(splits, lengths, strict=True)]
 
 
 class Segment(NamedTuple):
-    """A row of a batch: a series from step `start`, with forecasts from the origins `first` to `stop` - 1."""
+    """A row of an evaluation batch: a series read from index `start`, with the origins `first` to `stop` - 1."""
 
     series: int  # index of the series
     start: int
@@ -55,25 +59,25 @@ class Forecasts(NamedTuple):
     """Forecasts of one series in the units of the file."""
 
     series: int  # index of the series
-    origins: np.ndarray  # [k]
-    forecasts: np.ndarray  # [k, H, C, 1] points or [k, H, C, 5] quantiles
+    origins: np.ndarray  # [k] consecutive indices of rows
+    forecasts: np.ndarray  # [k, H, C, 1] point forecasts or [k, H, C, 5] quantiles
 
     @property
     def points(self) -> np.ndarray:
-        """Points, or medians of quantiles: [k, H, C]."""
+        """Point forecasts, or the medians of quantile forecasts, [k, H, C]."""
         return self.forecasts[..., self.forecasts.shape[-1] // 2]
 
 
 def training_windows(
     prepared_series: Sequence[PreparedSeries], preprocessing: Mapping[str, Any], batch_size: int
 ) -> tuple[Arrays, Callable[..., Batch]]:
-    """Returns the training data and the function that draws a batch of windows from it.
+    """Returns the training data, and a function (data, key, step) -> Batch that draws `batch_size` random windows.
 
-    The series end where their training split does. A window starts anywhere if each of its steps has a target;
-    targets after the end of the series are masked.
+    `prepared_series` must be cut to the rows to train on. A window may start at any row from which each of its steps
+    has a next row. Missing targets, and those after the end of the series, are masked. `step` is not used.
     """
     window, horizon, lag = preprocessing['window'], preprocessing['horizon'], preprocessing['lag'] or 1
-    counts = np.array([prepared.steps - window for prepared in prepared_series])  # numbers of windows
+    counts = np.array([prepared.steps - window for prepared in prepared_series])  # windows of each series
     lengths = np.array([lag - 1 + prepared.steps + horizon for prepared in prepared_series])
     data = {
         'inputs': _stacked([prepared.inputs for prepared in prepared_series], lag - 1, horizon),
@@ -81,7 +85,7 @@ def training_windows(
         'valid': _stacked([prepared.valid for prepared in prepared_series], lag - 1, horizon),
         'past': _stacked([prepared.past for prepared in prepared_series], lag - 1, horizon),
         'ends': np.cumsum(counts, dtype=np.int32),
-        # The index of a window plus its offset is its first row.
+        # The number of a window plus the offset of its series is the index of its first row in the arrays above.
         'offsets': (np.cumsum(lengths) - lengths + lag - 1 - (np.cumsum(counts) - counts)).astype(np.int32),
     }
     extra = horizon - 1 if preprocessing['strategy'] == 'recursive' else 0
@@ -103,7 +107,7 @@ def training_windows(
 
 
 def _stacked(arrays: Sequence[np.ndarray], before: int, after: int) -> np.ndarray:
-    """Concatenates arrays, with zeros before and after each."""
+    """Concatenates arrays on axis 0, each with `before` zero rows before it and `after` zero rows after it."""
     total = sum(len(array) + before + after for array in arrays)
     out, place = np.zeros((total, *arrays[0].shape[1:]), arrays[0].dtype), 0
     for array in arrays:
@@ -117,18 +121,20 @@ def _inputs(values: Any, past: Any, preprocessing: Mapping[str, Any]) -> Any:
 
 
 class EvalRows(NamedTuple):
-    """Rows of evaluation batches as segments of series."""
+    """Evaluation batches as segments of series, before arrays are made of them."""
 
-    segments: Sequence[Sequence[Segment]]  # [M][up to B]
-    steps: int  # T
-    size: int  # B
+    segments: Sequence[Sequence[Segment]]  # [M][up to B]: M batches of up to B rows
+    steps: int  # T, time steps of a row, with padding
+    size: int  # B, rows of a batch, with padding
 
 
 def evaluation_rows(lengths: Sequence[int], window: int, batch_size: int) -> EvalRows:
-    """Returns one row for each series; a series longer than CHUNK steps plus CONTEXT windows is split into several.
+    """Returns the batches of evaluation rows: a row for each series, or several for a series that is too long.
 
-    Each of these rows starts with CONTEXT windows of context. The rows depend on the file and the settings alone, so
-    that the test of a run and a later prediction run the same program on the same rows.
+    A row has at most CHUNK + CONTEXT * `window` steps. The first row of a series starts at its first step, and each of
+    its steps is an origin. Each later row starts with CONTEXT * `window` steps of context, followed by up to CHUNK
+    origins. The rows depend on the arguments alone, so that the test of a run and a later prediction are the same
+    program on the same rows.
     """
     context = CONTEXT * window
     longest = CHUNK + context
@@ -143,7 +149,7 @@ def evaluation_rows(lengths: Sequence[int], window: int, batch_size: int) -> Eva
 
 
 def select_rows(rows: EvalRows, origins: OriginRanges) -> EvalRows:
-    """Returns the batches that have an origin in the ranges."""
+    """Returns `rows` without the batches that have no origin in the ranges `origins`."""
 
     def overlaps(segment: Segment) -> bool:
         first, stop = origins[segment.series]
@@ -153,14 +159,14 @@ def select_rows(rows: EvalRows, origins: OriginRanges) -> EvalRows:
 
 
 def pad_to_tile(rows: EvalRows) -> EvalRows:
-    """Returns rows with a multiple of `TILE` steps, so that online prediction gives nearly the same bits."""
+    """Returns `rows` with `steps` rounded up to a multiple of `TILE`, so that online prediction rounds nearly alike."""
     return rows._replace(steps=-(-rows.steps // TILE) * TILE)
 
 
 def evaluation_batches(
     prepared_series: Sequence[PreparedSeries], preprocessing: Mapping[str, Any], rows: EvalRows, origins: OriginRanges
 ) -> Batch:
-    """Returns batches with leaves [M, B, ...]; steps that are not in the origin ranges are masked."""
+    """Returns the batches of `rows` as arrays, leaves [M, B, ...]; steps outside the ranges `origins` are masked."""
     steps, horizon, lag = rows.steps, preprocessing['horizon'], preprocessing['lag'] or 1
     extra = horizon - 1 if preprocessing['strategy'] == 'recursive' else 0
 
@@ -195,7 +201,10 @@ def _within(segment: Segment, origins: OriginRanges) -> tuple[int, int]:
 def collect_forecasts(
     predictions: np.ndarray, prepared_series: Sequence[PreparedSeries], rows: EvalRows, origins: OriginRanges
 ) -> Iterator[Forecasts]:
-    """Yields the forecasts from the origins, row by row, in the units of the file; predictions [M, B, T, H, C, K]."""
+    """Yields the Forecasts of each row that has origins in the ranges, in the units of the file.
+
+    `predictions` [M, B, T, H, C, K] are scaled like the training split, with K = 1 for points or 5 for quantiles.
+    """
     for batch, segments in zip(predictions, rows.segments, strict=True):
         for row, segment in enumerate(segments):
             first, stop = _within(segment, origins)

@@ -1,6 +1,6 @@
 """Preprocessing of series for forecasting: scaling, missing-value indicators and calendar features.
 
-Axes in addition to those in `seqjax`: C targets, H steps ahead.
+Axes in addition to those in `seqjax`: n rows of a series, C target columns, H forecast horizon in steps.
 """
 
 import math
@@ -19,33 +19,33 @@ from seqjax.datasets.readers.table_columns import Series
 from seqjax.datasets.readers.table_sources import Columns
 from seqjax.errors import UserError
 
-MAX_SCALED = 1e15  # training standard deviations from the mean; the square of more overflows float32
-CYCLES = {'year': 31_556_952_000_000, 'week': 604_800_000_000, 'day': 86_400_000_000}  # lengths in microseconds
+MAX_SCALED = 1e15  # maximum distance from the training mean, in standard deviations; float32 can sum its squares
+CYCLES = {'year': 31_556_952_000_000, 'week': 604_800_000_000, 'day': 86_400_000_000}  # microseconds of a cycle
 
 
 class UnusableSeriesError(UserError):
-    """A series is too short or constant to learn from."""
+    """Error for a series that training cannot use, such as a short or constant one; --skip_short excludes it."""
 
 
 class PreparedSeries(NamedTuple):
-    """A series after preprocessing, as a model reads it."""
+    """A series of n rows after preprocessing; targets are scaled with the mean and deviation of the training split."""
 
-    series: Series
-    inputs: np.ndarray  # [n, F] float32
-    values: np.ndarray  # [n, C] float32 targets; 0 if missing
+    series: Series  # series before preprocessing
+    inputs: np.ndarray  # [n, F] float32 inputs of the model
+    values: np.ndarray  # [n, C] float32 scaled targets; 0 if missing
     valid: np.ndarray  # [n, C] bool; False if a target is missing
-    past: np.ndarray  # [n, C] float32 targets, missing ones filled with the value `lag` steps before
-    scale: np.ndarray  # [2, C]: means and standard deviations of the targets
-    future: np.ndarray  # [H - 1, F] float32 inputs after the end of the series; 0 except the calendar
+    past: np.ndarray  # [n, C] `values`, with missing ones filled from a multiple of `lag` rows before, or with 0
+    scale: np.ndarray  # [2, C] means and standard deviations of the targets in the training split
+    future: np.ndarray  # [H - 1, F] float32 inputs after the end of the series; 0 but for calendar features
 
     @property
     def steps(self) -> int:
-        """Number of steps n."""
+        """Number n of time steps, which are rows of the series."""
         return len(self.inputs)
 
 
 def channels(preprocessing: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the F inputs in order."""
+    """Returns the names of the F inputs of the model, in order."""
     columns = [*preprocessing['targets'], *preprocessing['covariates']]
     missing = [f'{name} is missing' for name in columns] if preprocessing['mask'] else []
     return (
@@ -56,23 +56,23 @@ def channels(preprocessing: Mapping[str, Any]) -> list[str]:
 
 
 def columns_of(preprocessing: Mapping[str, Any]) -> Columns:
-    """Returns the columns to read from a file to predict."""
+    """Returns the columns that a run reads from a file to predict: those of its training file."""
     return Columns(preprocessing['targets'], preprocessing['covariates'], preprocessing['date'], preprocessing['id'])
 
 
 def number_formats(preprocessing: Mapping[str, Any]) -> dict[str, NumberFormat]:
-    """Returns the number format of each column in training, which a file to predict must follow."""
+    """Returns the number format of each column of the training file; empty if the run saved none."""
     return {name: NumberFormat(*format) for name, format in (preprocessing.get('numbers') or {}).items()}
 
 
 def cycles_of(dates: np.ndarray) -> list[str]:
-    """Returns the names of the calendar cycles in which a series has more than one row."""
+    """Returns the names in `CYCLES` of the cycles over 5% longer than the median time between dates [n]."""
     gap = np.median(np.diff(dates).astype(float))
     return [name for name, length in CYCLES.items() if gap < 0.95 * length]
 
 
 def calendar(dates: np.ndarray, cycles: Sequence[str]) -> np.ndarray:
-    """Returns sine and cosine of the phase of each date in each cycle, [n, 2 * cycles]."""
+    """Returns [n, 2 * len(cycles)]: for each cycle, the sine and the cosine of the phase of each date [n]."""
     elapsed = {
         'year': dates - dates.astype('datetime64[Y]'),
         'week': dates - np.datetime64('2001-01-01', 'us'),  # a Monday
@@ -83,11 +83,11 @@ def calendar(dates: np.ndarray, cycles: Sequence[str]) -> np.ndarray:
 
 
 def fit_scale(name: str, series: Series, columns: Sequence[str], count: int) -> list[list[float]]:
-    """Returns [mean, standard deviation] of each column over the first `count` values, the training split.
+    """Returns [mean, standard deviation] of each column over the first `count` rows, ignoring missing values.
 
     Raises:
-      UnusableSeriesError: a column has no value there or is constant.
-      UserError: values are too large to be squared.
+      UnusableSeriesError: a column has no value in these rows, or only equal ones.
+      UserError: the squares of a column's values overflow or underflow float64.
     """
     scales = []
     for place, column in enumerate(columns):
@@ -95,23 +95,31 @@ def fit_scale(name: str, series: Series, columns: Sequence[str], count: int) -> 
         values = values[~np.isnan(values)]
         where = f'{name}: column {column!r}{series.phrase}'
         if not len(values):
-            raise UnusableSeriesError(f'{where} has no value in the training split; remove the column')
+            raise UnusableSeriesError(
+                f'{where} has no value in the training split; remove it from --target or --covariates, or start the '
+                'validation split later'
+            )
         if values.min() == values.max():
             raise UnusableSeriesError(
-                f'{where} is constant in the training split; remove the column, or start validation later'
+                f'{where} is constant in the training split; remove it from --target or --covariates, or start the '
+                'validation split later'
             )
         with np.errstate(over='ignore', invalid='ignore'):
             mean, deviation = float(values.mean()), float(values.std())
         if not (0 < deviation < math.inf):
-            raise UserError(f'{where} has values up to {np.abs(values).max():.3g}, whose squares overflow; rescale it')
+            raise UserError(
+                f'{where} has values up to {np.abs(values).max():.3g}, too large or too close together for a '
+                'standard deviation in float64; rescale the column'
+            )
         scales.append([mean, deviation])
     return scales
 
 
 def prepare_series(name: str, series: Series, preprocessing: Mapping[str, Any]) -> PreparedSeries:
-    """Applies the preprocessing of training to a series.
+    """Returns a series after the preprocessing that was fitted on the training split.
 
-    Raises UserError if its id is not in the training data, or a value is too far from the training mean.
+    Raises UserError if the series was not trained on, or a value is more than `MAX_SCALED` standard deviations from the
+    training mean. `name` is the file in messages.
     """
     key = series.name or ''
     if key in preprocessing.get('left_out', ()):
@@ -119,7 +127,7 @@ def prepare_series(name: str, series: Series, preprocessing: Mapping[str, Any]) 
     if key not in preprocessing['scales']:
         known = list(preprocessing['scales'])
         raise UserError(
-            f'{name}: series {key!r} is not among the {len(known)} training series'
+            f'{name}: series {key!r} is not among the {len(known)} training series; remove its rows, or correct the id'
             f'{table_sources.nearest_hint(key, known)}'
         )
     targets, mean_and_deviation = len(preprocessing['targets']), np.array(preprocessing['scales'][key]).T
@@ -130,7 +138,7 @@ def prepare_series(name: str, series: Series, preprocessing: Mapping[str, Any]) 
         column = [*preprocessing['targets'], *preprocessing['covariates']][place]
         raise UserError(
             f'{name}: row {series.rows[row]}, column {column!r} is {series.values[row, place]:.3g}, more than '
-            f'{MAX_SCALED:.0e} standard deviations from the training mean; correct it'
+            f'{MAX_SCALED:.0e} standard deviations from the training mean; correct the value'
         )
     missing = np.isnan(scaled)
     features = [np.where(missing, 0, scaled), *([missing] if preprocessing['mask'] else [])]
@@ -152,9 +160,10 @@ def prepare_series(name: str, series: Series, preprocessing: Mapping[str, Any]) 
 
 
 def frequency_of(series: Series, preprocessing: Mapping[str, Any]) -> Frequency:
-    """Returns the frequency of a series, or that of the training data if the dates of the series do not determine it.
+    """Returns the frequency of the dates of a series, or the training frequency if these dates do not determine it.
 
-    They do not if there are fewer than 3, or if they are daily without a weekend, and training had weekdays only.
+    The training frequency is returned if the series has fewer than 3 dates, or if the training frequency is 'weekdays'
+    and the dates are daily without a weekend.
     """
     training_frequency, days = Frequency(*preprocessing['frequency']), series.dates.astype('datetime64[D]')
     if len(days) < 3:
@@ -165,7 +174,10 @@ def frequency_of(series: Series, preprocessing: Mapping[str, Any]) -> Frequency:
 
 
 def dates_after(series: Series, preprocessing: Mapping[str, Any], steps: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the local times [steps] that follow a series, and their offsets from UTC."""
+    """Returns the local times [`steps`] after the last row of a series, and their offsets from UTC in seconds.
+
+    The offsets are None if the series has none.
+    """
     offset = None if series.offsets is None else int(series.offsets[-1])
     return readers_dates.following(
         series.dates[-1], offset, frequency_of(series, preprocessing), steps, format_of(preprocessing).zone
@@ -173,5 +185,5 @@ def dates_after(series: Series, preprocessing: Mapping[str, Any], steps: int) ->
 
 
 def format_of(preprocessing: Mapping[str, Any]) -> DateFormat:
-    """Returns the date format of a run; an undecided one if the run did not save it."""
+    """Returns the date format that a run saved; DateFormat(), which is undecided, if it saved none."""
     return DateFormat(*(preprocessing.get('dates') or ()))

@@ -1,6 +1,6 @@
-"""Reports on forecasts: errors by steps ahead, intervals, baselines, tables and a figure.
+"""Reports on forecasts: errors by steps ahead, interval coverage, baselines, tables and the data of a plot.
 
-Axes in addition to those in `seqjax`: C targets, H steps ahead, k origins.
+Axes in addition to those in `seqjax`: C target columns, H forecast horizon in steps, k origins (the last rows read).
 """
 
 import math
@@ -20,19 +20,22 @@ from seqjax.datasets.readers.date_formats import DateFormat
 from seqjax.datasets.readers.table_columns import Series
 from seqjax.datasets.readers.tables import SeriesTable
 
-INTERVALS = {'90%': (0, 4), '50%': (1, 3)}  # indices of the lower and upper quantile
-MAX_PLOTTED = 200  # maximum number of origins in the figure
+INTERVALS = {'90%': (0, 4), '50%': (1, 3)}  # indices of the (lower, upper) bound in `QUANTILES`
+MAX_PLOTTED = 200  # maximum number of origins in the plot, the last ones
 
 
 def actual(prepared: PreparedSeries, origins: np.ndarray, horizon: int) -> np.ndarray:
-    """Returns the true values [k, H, C] in the units of the file, NaN if a value is missing or in the future."""
+    """Returns the true values [k, H, C] in the units of the file; NaN if missing or after the end of the series."""
     values = prepared.series.values[:, : prepared.values.shape[1]]
     places = origins[:, None] + np.arange(1, horizon + 1)
     return np.where((places < len(values))[..., None], values[np.minimum(places, len(values) - 1)], np.nan)
 
 
 def errors(forecast: Forecasts, prepared: PreparedSeries, original_units: bool) -> np.ndarray:
-    """Returns forecast errors [k, H, C], NaN if a value is unknown; in original units or training deviations."""
+    """Returns forecast - true value, [k, H, C]; NaN where the true value is unknown.
+
+    The unit is that of the file if `original_units`, otherwise the standard deviation of the training split.
+    """
     differences = forecast.points - actual(prepared, forecast.origins, forecast.forecasts.shape[1])
     return differences if original_units else differences / prepared.scale[1]
 
@@ -40,9 +43,10 @@ def errors(forecast: Forecasts, prepared: PreparedSeries, original_units: bool) 
 def items(
     forecasts: Sequence[Forecasts], prepared_series: Sequence[PreparedSeries], original_units: bool
 ) -> ItemScores:
-    """Returns squared errors of contiguous blocks of origins (block bootstrap), since neighboring errors correlate.
+    """Returns the item scores of squared errors; an item is a block of consecutive origins of one series.
 
-    A block has H origins, or the square root of the number of origins of its series if that is more.
+    Blocks are resampled together (block bootstrap), since neighboring errors correlate. A block has H origins, or the
+    square root of the number of origins of its series if that is more. Blocks without a known true value are dropped.
     """
     totals, counts = [], []
     for series in sorted({forecast.series for forecast in forecasts}):
@@ -73,10 +77,11 @@ def baselines(
     order: int | None,
     split_name: str,
 ) -> dict[str, BaselineFn]:
-    """Returns the baselines by name, fitted for the split 'validation' or 'test'.
+    """Returns the baselines by name: persistence, seasonal naive for each season, and autoregression.
 
-    Autoregression is fitted to all values before that split. Without `order`, each series and target has
-    the order with the lowest AIC on the training split.
+    A baseline is a function from origin ranges to Forecasts of each series. The autoregression is fitted on all rows
+    before the split `split_name`, 'validation' or 'test'. If `order` is None, each series and target has the order with
+    the lowest AIC on the training split.
     """
     horizon, seasons = preprocessing['horizon'], preprocessing['seasons']
     scaled = [
@@ -95,7 +100,7 @@ def baselines(
         orders += series_orders
 
     def baseline(forecast: Callable[[int, int, np.ndarray], np.ndarray]) -> BaselineFn:
-        """Wraps a function (series, target, origins) -> scaled forecasts [k, H]."""
+        """Returns the baseline of a function (series index, target index, origins [k]) -> scaled forecasts [k, H]."""
 
         def forecast_ranges(origin_ranges: OriginRanges) -> list[Forecasts]:
             return [of_series(series, np.arange(*span)) for series, span in enumerate(origin_ranges)]
@@ -134,7 +139,7 @@ def describe(
     prepared_series: Sequence[PreparedSeries],
     splits: Sequence[Split],
 ) -> list[str]:
-    """Returns lines that describe a file: rows, dates, columns, missing values, splits and seasons."""
+    """Returns lines about a training file: rows, dates, columns, missing values, splits, seasons and windows."""
     series, columns = table.series, table.columns
     lengths = [len(one.rows) for one in series]
     range_ = f'{min(lengths):,}' if len(set(lengths)) == 1 else f'{min(lengths):,} to {max(lengths):,}'
@@ -163,21 +168,21 @@ def describe(
 
 
 def _season_lines(preprocessing: Mapping[str, Any]) -> list[str]:
-    """Returns lines about the seasons that are tried, and the one that is best on validation."""
+    """Returns lines about the seasons of the seasonal naive baselines, the best one, and those that are too long."""
     lines = []
     if preprocessing['seasons']:
         seasons = options.some([str(season) for season in preprocessing['seasons']])
         lines.append(f'seasonal naive baselines: {seasons} steps; {preprocessing["season"]} is best on validation')
     elif preprocessing['date'] is None:
-        lines.append('no seasonal baseline; pass --season, or --date for the usual seasons')
+        lines.append('no seasonal naive baseline; pass --season, or --date for the usual seasons of its frequency')
     if preprocessing['seasons_too_long']:
         seasons = options.some([str(season) for season in preprocessing['seasons_too_long']])
-        lines.append(f'seasons not tried, as the training split is not longer: {seasons} steps')
+        lines.append(f'seasons without a baseline, since a training split is not longer: {seasons} steps')
     return lines
 
 
 def dates_line(table: SeriesTable) -> str:
-    """Returns a line with the range, format, time zone, frequency and gaps of the dates of a file."""
+    """Returns a line with the range, format, time zone, frequency and gaps of the dates of all series of a file."""
     series, form = table.series, table.dates
     dated = [one for one in series if len(one.dates) > 1]
     line = f'dates from {_span([(one, 0, -1) for one in series], form)}'
@@ -186,7 +191,7 @@ def dates_line(table: SeriesTable) -> str:
     if form.zone:
         line += f' in {form.zone}'
     frequencies = [dates.infer_frequency(one.dates, one.offsets) for one in dated]
-    line += f', a row every {options.some(sorted({frequency.words() for frequency in frequencies}))}' if dated else ''
+    line += f', time step {options.some(sorted({frequency.words() for frequency in frequencies}))}' if dated else ''
     gaps = [
         (one, dates.gaps(one.dates, frequency, one.offsets)) for one, frequency in zip(dated, frequencies, strict=True)
     ]
@@ -199,7 +204,7 @@ def dates_line(table: SeriesTable) -> str:
 
 
 def _span(edges: Sequence[tuple[Series, int, int]], form: DateFormat) -> str:
-    """Returns the first and the last date of ranges of series, each (series, first index, last index)."""
+    """Returns 'FIRST to LAST', the dates that the ranges span; a range is (series, first index, last index)."""
     first = min(edges, key=lambda edge: edge[0].instants[edge[1]])
     last = max(edges, key=lambda edge: edge[0].instants[edge[2]])
     return f'{_date(first[0], first[1], form)} to {_date(last[0], last[2], form)}'
@@ -213,7 +218,7 @@ def _date(series: Series, place: int, form: DateFormat) -> str:
 def _split_line(
     split_name: str, prepared_series: Sequence[PreparedSeries], splits: Sequence[Split], form: DateFormat
 ) -> str:
-    """Returns a line with the rows or dates of a split."""
+    """Returns a line with the number of rows of a split in all series, and its dates, or row numbers of one series."""
     edges = []
     for prepared, split in zip(prepared_series, splits, strict=True):
         bounds = (0, split.validation, split.test, prepared.steps)
@@ -224,11 +229,14 @@ def _split_line(
         return f'{split_name}: {count:,} rows, {_span(edges, form)}'
     if len(edges) == 1:
         return f'{split_name}: {count:,} rows, {edges[0][1] + 1:,} to {edges[0][2] + 1:,}'
-    return f'{split_name}: {count:,} rows, of each series'
+    return f'{split_name}: {count:,} rows in {len(edges)} series'
 
 
 def interval_columns(preprocessing: Mapping[str, Any]) -> tuple[list[str], list[int]]:
-    """Returns the column names of interval bounds, and the indices of quantiles: the median, then the bounds."""
+    """Returns the names of the columns of interval bounds, and indices into the last axis of forecasts.
+
+    The indices are that of the median, then one for each bound. For point forecasts, returns ([], [0]).
+    """
     if preprocessing['likelihood'] == 'point':
         return [], [0]
     bounds = [f'{side} {name}' for name in INTERVALS for side in ('lower', 'upper')]
@@ -240,7 +248,7 @@ def table_of(
     prepared_series: Sequence[PreparedSeries],
     preprocessing: Mapping[str, Any],
 ) -> Table:
-    """Returns a table with a row for each origin, target and step ahead; `actual` is empty if it is unknown."""
+    """Returns a table with a row for each origin, target and step ahead; 'actual' is '' if the value is unknown."""
     bounds, order = interval_columns(preprocessing)
     time = 'row' if preprocessing['date'] is None else 'date'
     several = ['series'] if preprocessing['id'] is not None else []
@@ -271,7 +279,7 @@ def _table_rows(
 
 
 def _times(prepared: PreparedSeries, origins: np.ndarray, preprocessing: Mapping[str, Any]) -> list[Any]:
-    """Returns dates or row numbers from the first origin to H steps after the last."""
+    """Returns dates, or row numbers from 1, of all rows from the first origin to H steps after the last origin."""
     stop = origins[-1] + preprocessing['horizon'] + 1
     if prepared.series.dates is None:
         return list(range(origins[0] + 1, stop + 1))
@@ -292,7 +300,11 @@ def summarize(
     prepared_series: Sequence[PreparedSeries],
     preprocessing: Mapping[str, Any],
 ) -> list[str]:
-    """Returns lines with RMSE and mean absolute error by steps ahead, and the coverage of the intervals."""
+    """Returns lines with RMSE and mean absolute error by steps ahead, and a line with the coverage of the intervals.
+
+    The keys of `forecasts` are 'model' and the names of the baselines. Up to 12 numbers of steps ahead are shown. Point
+    forecasts have no intervals and no line of coverage.
+    """
     original_units, horizon = preprocessing['original_units'], preprocessing['horizon']
     unit = 'the units of the file' if original_units else 'standard deviations of the training split (training SD)'
     lines = [f'RMSE and mean absolute error on the test split by steps ahead, in {unit}']
@@ -315,12 +327,12 @@ def summarize(
             f'{name} intervals: {fraction:.1%}'
             for name, fraction in coverage(forecasts['model'], prepared_series).items()
         )
-        lines.append(f'coverage of the test split: {fractions}')
+        lines.append(f'coverage, the fraction of test values in the intervals: {fractions}')
     return lines
 
 
 def coverage(forecasts: Sequence[Forecasts], prepared_series: Sequence[PreparedSeries]) -> dict[str, float]:
-    """Returns the fraction of known values within each interval, by its name."""
+    """Returns the fraction of known true values inside each of the `INTERVALS`, by name, such as '90%'."""
     shares = {}
     for name, (low, high) in INTERVALS.items():
         inside = count = 0
@@ -335,7 +347,7 @@ def coverage(forecasts: Sequence[Forecasts], prepared_series: Sequence[PreparedS
 def curve(
     forecasts: Sequence[Forecasts], prepared_series: Sequence[PreparedSeries], preprocessing: Mapping[str, Any]
 ) -> ForecastCurve:
-    """Returns one-step-ahead forecasts of the first target of the first series, at the end of its test split."""
+    """Returns the last one-step-ahead forecasts, up to `MAX_PLOTTED`, of the first target of the first series."""
     last = [forecast for forecast in forecasts if forecast.series == forecasts[0].series][-1]
     last = Forecasts(last.series, last.origins[-MAX_PLOTTED:], last.forecasts[-MAX_PLOTTED:])
     prepared, steps = prepared_series[last.series], last.origins + 1

@@ -1,4 +1,4 @@
-"""Seasons of a series: the usual ones for its frequency, and the best one on validation."""
+"""Seasons of series, in rows: the usual ones for a frequency, and the one whose baseline is best on validation."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from seqjax.datasets.forecast_batching import Split
 from seqjax.datasets.readers.dates import Frequency
 
 MINUTE, DAY = 60_000_000, 86_400_000_000  # microseconds
-SHORT = (MINUTE, 60 * MINUTE)  # cycles used if they have 12 rows or more
-LONG = (DAY, 7 * DAY)  # cycles used if they have 2 rows or more
+SHORT = (MINUTE, 60 * MINUTE)  # microseconds of cycles that are seasons if they have 12 rows or more
+LONG = (DAY, 7 * DAY)  # microseconds of cycles that are seasons if they have 2 rows or more
 YEAR = 365.25 * DAY
 
 
 def usual(frequency: Frequency) -> list[int]:
-    """Returns the usual seasons of a frequency, in rows, in ascending order.
+    """Returns the lengths in rows of the usual seasons of a frequency, ascending; [] if it has none.
 
     >>> hours, days = Frequency('microseconds', 60 * MINUTE), Frequency('microseconds', DAY)
     >>> usual(hours), usual(days), usual(Frequency('months', 3))
@@ -33,19 +33,19 @@ def usual(frequency: Frequency) -> list[int]:
 
 
 def fitting(seasons: Sequence[int], splits: Sequence[Split]) -> list[int]:
-    """Returns the seasons that are shorter than the training split of every series."""
+    """Returns the seasons, in rows, that are shorter than the training split of every series."""
     shortest = min(split.validation for split in splits)
     return [season for season in seasons if season < shortest]
 
 
 def best(seasons: Sequence[int], scaled: Sequence[np.ndarray], splits: Sequence[Split], horizon: int) -> int | None:
-    """Returns the season whose seasonal naive forecast has the lowest validation squared error; None without seasons.
+    """Returns the season whose seasonal naive baseline has the lowest squared error on validation; None if none.
 
     Args:
       seasons: lengths of the seasons, in rows.
-      scaled: targets of each series [n, C], in standard deviations of its training split.
-      splits: the splits of each series.
-      horizon: H.
+      scaled: targets of each series [n, C], minus their mean and divided by their deviation in the training split.
+      splits: the Split of each series.
+      horizon: forecast horizon in rows.
     """
     ranges = forecast_batching.origin_ranges('validation', splits, [len(values) for values in scaled], horizon)
     origins = [np.arange(*span) for span in ranges]

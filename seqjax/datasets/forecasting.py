@@ -1,8 +1,8 @@
-"""Forecasting of time series: a series is read from its start, and each step forecasts the next H steps.
+"""Forecasting of time series: a model reads a series step by step and forecasts the next H steps after each step.
 
-Axes in addition to those in `seqjax`: C targets, H steps ahead, K numbers of a forecast: 1, 2 (mean, log of the
-standard deviation) or 5 (quantiles). A model reads and returns values in units of the training split: minus its mean,
-divided by its standard deviation, for each series and column.
+Axes in addition to those in `seqjax`: C target columns, H forecast horizon in steps, K numbers of a forecast value: 1
+(point), 2 (mean, log of the standard deviation) or 5 (quantiles). A model reads and returns scaled values: minus the
+mean of the training split, divided by its standard deviation, per series and column.
 """
 
 import functools
@@ -32,9 +32,9 @@ from seqjax.datasets.readers.table_columns import Series
 from seqjax.datasets.readers.tables import SeriesTable
 from seqjax.errors import UserError
 
-MIN_STEPS_PER_EPOCH = 25  # for a short series, an evaluation costs more than a training step
-MIN_TRAINING_ROWS = 4
-FREQUENCY_RATIO = 4.0  # steps that differ by a larger factor have different frequencies
+MIN_STEPS_PER_EPOCH = 25  # minimum of steps_per_epoch, since an evaluation costs more than a training step
+MIN_TRAINING_ROWS = 4  # minimum number of training rows of a series
+FREQUENCY_RATIO = 4.0  # times between rows that differ by more than this factor have different frequencies
 
 
 def dataset(
@@ -46,19 +46,21 @@ def dataset(
     batch_size: int,
     order: int | None = None,
 ) -> Dataset:
-    """Returns the series of a file as a Dataset.
+    """Returns the Dataset for forecasting the target columns of a file.
 
     Args:
-      name: the name of the file.
-      table: the series of the file.
-      splits: the splits of each series.
-      preprocessing: covariates, date, id, mask, calendar, seasons, lag ('season' for the best season), horizon, window,
-        strategy, head, skip_short; what is fitted to the series is added.
+      name: name of the file.
+      table: series of the file.
+      splits: the Split of each series, in the order of the table.
+      preprocessing: the settings covariates, date, id, mask, calendar, seasons, lag ('season' for the best season),
+        horizon, window, strategy, likelihood, skip_short, header and separator. The Dataset has a copy to which fitted
+        values are added, such as scales.
       batch_size: B.
-      order: the order of the autoregression baseline; None selects it by AIC.
+      order: order of the autoregression baseline; None selects it by AIC for each series and target.
 
     Raises:
-      UserError: a split is too short, or a column is constant; the message names it.
+      UserError: a series is too short or constant and not skipped, a split has no target value, or a flag does not fit
+        the file. The message names the series, column or flag.
     """
     table, splits, scales, left_out = _usable_series(name, table, splits, preprocessing, order)
     preprocessing = preprocessing | {'scales': scales, 'left_out': list(left_out)}
@@ -107,7 +109,7 @@ def _test_fields(
     origins: Mapping[str, OriginRanges],
     baselines: Callable[[str], Mapping[str, BaselineFn]],
 ) -> dict[str, Any]:
-    """Returns the fields of a Dataset that read predictions of the test split, and its baselines."""
+    """Returns the fields test, items, baselines, summary and figure_data of a Dataset."""
     original_units, test = preprocessing['original_units'], origins['test']
 
     def forecasts(predictions: np.ndarray) -> list[Forecasts]:
@@ -149,7 +151,7 @@ SCHEMA = {
     'cycles': schemas.list_of(schemas.choice(*forecast_preprocessing.CYCLES), distinct=True),
     'original_units': schemas.BOOLEAN,
 }
-LATER = {  # keys that earlier versions did not save
+LATER = {  # keys that a run of an earlier version may lack
     'header': schemas.optional(schemas.list_of(schemas.text(), 1, distinct=True)),
     'separator': schemas.optional(schemas.text(1)),
     'left_out': schemas.optional(schemas.list_of(schemas.text(), distinct=True)),
@@ -159,13 +161,13 @@ MAX_COUNTS = {
     'ends of months': 12_000,
     'weekdays': 1,
     'microseconds': 10**16,
-}  # maximum count of each unit
+}  # maximum count of each unit of a Frequency
 
 
 def check_preprocessing(preprocessing: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the preprocessing of a run that was read from a file.
+    """Returns the preprocessing that was read from a run directory, unchanged.
 
-    Raises UserError if it is invalid or does not agree with the settings.
+    Raises UserError if it is invalid, or contradicts `settings`, the flags of the run.
     """
     copied = ('date', 'id', 'horizon', 'window', 'strategy', 'likelihood', 'calendar')
     implied = {'covariates': list(settings['covariates'] or ()), 'mask': settings['missing'] == 'mask'}
@@ -176,12 +178,15 @@ def check_preprocessing(preprocessing: Any, settings: Mapping[str, Any]) -> Mapp
         'none': preprocessing['lag'] is None,
         'season': (preprocessing['lag'] or 0) > 1,
     }
-    schemas.require(lag[settings['residual']], f'lag={preprocessing["lag"]} with --residual={settings["residual"]}')
+    schemas.require(lag[settings['residual']], f'lag={preprocessing["lag"]}, but --residual={settings["residual"]}')
     columns, scales, frequency = (
         len(preprocessing['targets']) + len(preprocessing['covariates']),
         *map(preprocessing.get, ('scales', 'frequency')),
     )
-    schemas.require(settings['target'] in (None, preprocessing['targets']), f'targets={preprocessing["targets"]}')
+    schemas.require(
+        settings['target'] in (None, preprocessing['targets']),
+        f'targets={preprocessing["targets"]}, but --target={settings["target"]}',
+    )
     schemas.require(
         isinstance(scales, dict)
         and len(scales) > 0
@@ -189,7 +194,7 @@ def check_preprocessing(preprocessing: Any, settings: Mapping[str, Any]) -> Mapp
         and all(
             forecast_heads.SCALE.holds(row) and len(row) == 2 and row[1] > 0 for rows in scales.values() for row in rows
         ),
-        f'scales that are not a mean and a positive deviation for each of {columns} columns',
+        f'scales that are not [mean, positive standard deviation] for each series and each of {columns} columns',
     )
     schemas.require(
         frequency is None
@@ -198,12 +203,17 @@ def check_preprocessing(preprocessing: Any, settings: Mapping[str, Any]) -> Mapp
         and len(frequency) == 2
         and frequency[0] in MAX_COUNTS
         and schemas.integer(1, MAX_COUNTS[frequency[0]]).holds(frequency[1]),
-        f'frequency={str(frequency)[:80]}',
+        f'frequency={str(frequency)[:80]}, which must be [unit, count] with counts up to {MAX_COUNTS}, or '
+        'null without --date',
     )
-    schemas.require(bool(preprocessing['cycles']) == preprocessing['calendar'], f'cycles={preprocessing["cycles"]}')
+    schemas.require(
+        bool(preprocessing['cycles']) == preprocessing['calendar'],
+        f'cycles={preprocessing["cycles"]}, but --calendar={preprocessing["calendar"]}',
+    )
     schemas.require(
         preprocessing['original_units'] == (len(scales) * len(preprocessing['targets']) == 1),
-        f'original_units={preprocessing["original_units"]}',
+        f'original_units={preprocessing["original_units"]}, which must be True for one target of one series, '
+        'otherwise False',
     )
     return preprocessing
 
@@ -216,9 +226,12 @@ def prediction_inputs(
     batch_size: int,
     origins: OriginRanges | None = None,
 ) -> PredictionInputs:
-    """Returns the inputs for a file to predict, with forecasts from every origin or from ranges of origins.
+    """Returns the PredictionInputs of a file: forecasts from every row, or from the rows in the ranges `origins`.
 
-    The last forecasts reach beyond the end of the file.
+    `origins` has a range for each series that training did not exclude; excluded series are not predicted. Forecasts
+    from the last rows reach beyond the end of the file.
+
+    Raises UserError if a series or a value does not fit the training data, or no series can be predicted.
     """
     preprocessing = {**preprocessing, 'dates': list(table.dates)}
     series, left_out = known_series(name, table, preprocessing)
@@ -238,7 +251,7 @@ def prediction_inputs(
         ),
         [
             f'{name}: {sum(lengths):,} rows in {len(prepared_series)} series, {count:,} forecast origins',
-            *([f'not predicted (--skip_short): {options.some(map(repr, left_out), 5)}'] if left_out else []),
+            *([f'not predicted, as not trained on: {options.some(map(repr, left_out), 5)}'] if left_out else []),
             *summary.lines(table),
             *([forecast_report.dates_line(table)] if table.columns.date is not None else []),
         ],
@@ -246,16 +259,25 @@ def prediction_inputs(
 
 
 def known_series(name: str, table: SeriesTable, preprocessing: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
-    """Returns the series of a file to predict, and the names of its series that training excluded."""
+    """Returns the series of a file without those that training excluded, and the names of the excluded ones.
+
+    Raises UserError if training excluded all of them.
+    """
     left_out = [series.name for series in table.series if series.name in preprocessing.get('left_out', ())]
     if len(left_out) == len(table.series):
         named = options.some(map(repr, left_out), 5)
-        raise UserError(f'{name} has only series that were excluded from training: {named}')
+        raise UserError(
+            f'{name} has only series that --skip_short excluded from training: {named}; use a file with other series'
+        )
     return [series for series in table.series if series.name not in left_out], left_out
 
 
 def _check_dates(name: str, series: Sequence[Series], preprocessing: Mapping[str, Any]) -> None:
-    """Raises UserError if only a format other than the run's gives the dates the frequency of training."""
+    """Raises UserError if another date format fits the training frequency much better than the format of the run.
+
+    It does if the longest series then has fewer than half as many irregular times between rows. Another format swaps
+    day and month, or has seconds for milliseconds. Fewer than 3 dates are not checked.
+    """
     longest = max(series, key=lambda series: len(series.rows))
     form = forecast_preprocessing.format_of(preprocessing)
     alternative = None if longest.dates is None else date_columns.other_reading(longest.dates, form.format)
@@ -269,15 +291,18 @@ def _check_dates(name: str, series: Sequence[Series], preprocessing: Mapping[str
 
     if 2 * irregular_steps(alternative[1]) < irregular_steps(longest.dates):
         raise UserError(
-            f'{name}: the dates{longest.phrase} are {frequency.words()} apart, as in training, only in the format '
-            f'{alternative[0]}, but the format of the run is {form}; write them in the format of the run'
+            f'{name}: the dates{longest.phrase} are {frequency.words()} apart, as in training, only if read in the '
+            f'format {alternative[0]}, but the run reads the format {form}; write the dates in the format of the run'
         )
 
 
 def _usable_series(
     name: str, table: SeriesTable, splits: Sequence[Split], preprocessing: Mapping[str, Any], order: int | None
 ) -> tuple[SeriesTable, list[Split], dict[str, Any], dict[str | None, str]]:
-    """Returns the series to learn from, their splits and scales, and the reason for each excluded series by name."""
+    """Returns the table and splits of the usable series, their scales, and the excluded series with the reasons.
+
+    Raises UserError if a series is too short or constant, unless --skip_short is set and another series is usable.
+    """
     usable, scales, left_out = [], {}, {}
     for series, split in zip(table.series, splits, strict=True):
         try:
@@ -294,7 +319,7 @@ def _usable_series(
         skip_hint = '; or pass --skip_short to exclude them' if usable else ''
         raise UserError(
             f'{name}: {len(left_out):,} of {len(table.series):,} series are too short or constant, '
-            f'{options.some(map(repr, left_out), 5)}: {next(iter(left_out.values()))}{skip_hint}'
+            f'{options.some(map(repr, left_out), 5)}; the first: {next(iter(left_out.values()))}{skip_hint}'
         )
     return table._replace(series=[series for series, _ in usable]), [split for _, split in usable], scales, left_out
 
@@ -304,7 +329,7 @@ def _left_out_lines(left_out: Mapping[str | None, str]) -> list[str]:
         return []
     count = len(left_out)
     return [
-        f'excluded as too short or constant: {count:,} series, {options.some(map(repr, left_out), 5)}',
+        f'excluded by --skip_short, as too short or constant: {count:,} series, {options.some(map(repr, left_out), 5)}',
         *list(left_out.values())[:3],
     ]
 
@@ -312,7 +337,11 @@ def _left_out_lines(left_out: Mapping[str | None, str]) -> list[str]:
 def _fit_preprocessing(
     name: str, table: SeriesTable, splits: Sequence[Split], preprocessing: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns the preprocessing with what is fitted on the training split, and the best season on validation."""
+    """Returns `preprocessing` with the keys added that depend on the file.
+
+    These are targets, number formats, original_units and the keys of `_seasons`; frequency, date format and calendar
+    cycles are those of the longest series.
+    """
     columns = table.columns
     longest = max(table.series, key=lambda series: len(series.rows))
     fitted = {'targets': list(columns.targets), 'cycles': [], 'frequency': None, 'dates': None}
@@ -322,7 +351,9 @@ def _fit_preprocessing(
     if preprocessing['calendar']:
         fitted['cycles'] = forecast_preprocessing.cycles_of(longest.dates)
         if not fitted['cycles']:
-            raise UserError(f'--calendar=true has no effect on {name}, whose rows are a year apart; remove the flag')
+            raise UserError(
+                f'--calendar=true has no effect on {name}, whose rows are a year or more apart; remove --calendar'
+            )
     fitted |= _seasons(name, table, splits, preprocessing | fitted)
     # Errors of several series or targets are comparable only in units of their training deviations.
     return preprocessing | fitted | {'original_units': len(table.series) * len(columns.targets) == 1}
@@ -331,7 +362,10 @@ def _fit_preprocessing(
 def _seasons(
     name: str, table: SeriesTable, splits: Sequence[Split], preprocessing: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the seasons of the baselines, the best one on validation, and the lag of the values added to outputs."""
+    """Returns the seasons of the baselines, those too long for the training split, the best one on validation, and lag.
+
+    The best season replaces the lag 'season'; it is None if there are no seasons.
+    """
     candidates = set(preprocessing['seasons'] or ()) | set(
         forecast_seasons.usual(Frequency(*preprocessing['frequency'])) if preprocessing['frequency'] else ()
     )
@@ -343,7 +377,8 @@ def _seasons(
     season = forecast_seasons.best(seasons, scaled, splits, preprocessing['horizon'])
     if preprocessing['lag'] == 'season' and season is None:
         raise UserError(
-            f'--residual=season: the dates of {name} have no usual season that is short enough; pass --season'
+            f'--residual=season: the frequency of {name} has no usual season shorter than its training split; pass '
+            'a shorter one as --season, or another --residual'
         )
     fitted = {'seasons': seasons, 'seasons_too_long': sorted(candidates - set(seasons)), 'season': season}
     return fitted | {'lag': season if preprocessing['lag'] == 'season' else preprocessing['lag']}
@@ -352,11 +387,11 @@ def _seasons(
 def _check_lengths(
     name: str, series: Series, split: Split, preprocessing: Mapping[str, Any], order: int | None
 ) -> None:
-    """Raises UnusableSeriesError if a split is too short for the settings."""
+    """Raises UnusableSeriesError if a split of a series has too few rows for the settings, or for training at all."""
     where, rows = f'{name}{series.phrase.replace(" of", ":", 1)}', max(split.validation, 0)
     if rows < MIN_TRAINING_ROWS:
         raise UnusableSeriesError(
-            f'{where} has {rows} training rows and needs {MIN_TRAINING_ROWS}; use more rows, or a later split'
+            f'{where} has {rows} training rows and needs {MIN_TRAINING_ROWS}; add rows, or start validation later'
         )
     if rows < preprocessing['window'] + 1:
         raise UnusableSeriesError(
@@ -365,33 +400,33 @@ def _check_lengths(
         )
     if preprocessing['seasons'] and min(preprocessing['seasons']) >= rows:
         raise UnusableSeriesError(
-            f'{where} has {rows} training rows, but --season={min(preprocessing["seasons"])} needs more; use a shorter '
-            'season'
+            f'{where} has {rows} training rows, but --season={min(preprocessing["seasons"])} needs more than '
+            f'{min(preprocessing["seasons"])}; use a shorter season'
         )
     if order and 2 * order + 2 > rows:
         raise UnusableSeriesError(
-            f'{where} has {rows} training rows, but --ar_order={order} needs {2 * order + 2}; use a lower order'
+            f'{where} has {rows} training rows, but --ar_order={order} needs {2 * order + 2}; use a lower --ar_order'
         )
     for split_name, count in (('validation', split.test - split.validation), ('test', len(series.rows) - split.test)):
         if count < preprocessing['horizon']:
             raise UnusableSeriesError(
                 f'{where} has {max(count, 0)} {split_name} rows, fewer than --horizon={preprocessing["horizon"]}; '
-                f'use a shorter horizon, or a larger {split_name} split'
+                f'use a shorter --horizon, or a larger {split_name} split'
             )
 
 
 def _check_targets(
     name: str, prepared_series: Sequence[PreparedSeries], origins: Mapping[str, OriginRanges], horizon: int
 ) -> None:
-    """Raises UserError if all targets of a split are missing."""
+    """Raises UserError if all targets of a split are missing, in all series; the splits are the keys of `origins`."""
     for split_name, ranges in origins.items():
         if not any(
             prepared.valid[first + 1 : stop + horizon].any()
             for prepared, (first, stop) in zip(prepared_series, ranges, strict=True)
         ):
-            raise UserError(f'{name} has no value of a target in its {split_name} split; choose other splits')
+            raise UserError(f'{name} has only missing target values in its {split_name} split; choose other splits')
 
 
 def _first_steps(prepared: PreparedSeries, stop: int) -> PreparedSeries:
-    """Returns the first `stop` steps of a series."""
+    """Returns a series with inputs, values, valid and past cut to the first `stop` rows."""
     return prepared._replace(**{name: getattr(prepared, name)[:stop] for name in ('inputs', 'values', 'valid', 'past')})

@@ -1,10 +1,11 @@
-"""Language modeling: a text is predicted token by token from all tokens before (Graves 2013, section 3).
+"""Language modeling: a model predicts each token of a text from all tokens before it (Graves 2013, section 3).
 
-Training reads rows of the text in parallel and keeps their carries: truncated backpropagation through time. The last
-tokens are held out, and are cut into rows as well; each row starts without context.
+Training reads B rows of the text in parallel, window by window, and keeps their carries between windows: truncated
+backpropagation through time. The last tokens of the text are the validation and test splits. They are cut into rows as
+well, and each row starts without context.
 
-Tokens that are not in the vocabulary are one token, scored as any other. The score does not include which of them it
-was, so with unknown tokens the bits are fewer than a code that restores the text would need.
+All tokens outside the vocabulary are replaced by one unknown token, which is scored like any other. Its bits do not
+tell which token it stands for, so with unknown tokens the bits are fewer than lossless compression would need.
 """
 
 from __future__ import annotations
@@ -26,20 +27,22 @@ from seqjax.nn import losses
 from seqjax.ops import windows as ops_windows
 from seqjax.types import Arrays, Batch, Mean, ModelSpec, Sequences
 
-MAX_ROWS, MIN_WINDOWS_PER_ROW = 32, 32  # rows of an evaluation batch, and windows in each of them
-COLUMNS = ('place', 'token', 'bits')
+MAX_ROWS, MIN_WINDOWS_PER_ROW = 32, 32  # maximum rows of an evaluation batch, minimum windows of a row
+COLUMNS = ('place', 'token', 'bits')  # columns of predictions.csv; 'place' is the index of the token
 
 
 class SplitBounds(NamedTuple):
-    """Ends of the consecutive splits of a text."""
+    """Ends of the three splits of a text, as indices of tokens; each split starts where the one before it ends."""
 
     training: int
     validation: int
-    test: int  # end of the text
+    test: int  # number of tokens of the text
 
     @classmethod
     def from_fractions(cls, count: int, validation: float, test: float, max_eval_tokens: int) -> SplitBounds:
-        """Returns the bounds for fractions of the text, with at most `max_eval_tokens` tokens in validation and test.
+        """Returns the bounds for a text of `count` tokens; `validation` and `test` are the fractions of these splits.
+
+        Each of the two splits has at most `max_eval_tokens` tokens.
 
         >>> SplitBounds.from_fractions(1000, 0.05, 0.1, max_eval_tokens=80)
         SplitBounds(training=870, validation=920, test=1000)
@@ -48,7 +51,7 @@ class SplitBounds(NamedTuple):
         return cls(middle - min(max_eval_tokens, round(count * validation)), middle, count)
 
     def split(self, name: str) -> tuple[int, int]:
-        """Returns the start and end of 'all', 'validation' or 'test'."""
+        """Returns the (start, end) of the split 'validation' or 'test', or of the whole text for 'all'."""
         return {
             'all': (0, self.test),
             'validation': (self.training, self.validation),
@@ -60,12 +63,17 @@ class SplitBounds(NamedTuple):
 
 
 def rows_for(count: int, window: int) -> int:
-    """Returns the number of rows B for a number of predictions; few rows, since each of them starts without context."""
+    """Returns B, the number of parallel rows that evaluate `count` predictions, from 1 to `MAX_ROWS`.
+
+    Each row starts without context, so a row has at least `MIN_WINDOWS_PER_ROW` windows unless B is 1.
+    """
     return max(1, min(MAX_ROWS, count // (MIN_WINDOWS_PER_ROW * window)))
 
 
 def to_batches(values: np.ndarray, window: int) -> np.ndarray:
-    """Arranges one value for each prediction [N] as [windows, B, T], padded with 0; row i continues in row i.
+    """Returns values [N], one for each prediction, as windows [windows, B, T] padded with 0.
+
+    Row i of a window continues row i of the window before it.
 
     >>> to_batches(np.arange(1, 6), window=3).tolist()
     [[[1, 2, 3]], [[4, 5, 0]]]
@@ -79,7 +87,7 @@ def to_batches(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def from_batches(values: np.ndarray, count: int) -> np.ndarray:
-    """Returns values in the order of the text: the inverse of `to_batches`, [windows, B, T] -> [N].
+    """Returns values [N = `count`] in the order of the text from [windows, B, T]: the inverse of `to_batches`.
 
     >>> from_batches(to_batches(np.arange(5), window=3), 5).tolist()
     [0, 1, 2, 3, 4]
@@ -90,13 +98,20 @@ def from_batches(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def evaluation_batch(tokens: np.ndarray, window: int) -> Batch:
-    """Returns batches that predict all tokens [N] but the first: leaves [windows, B, T]."""
+    """Returns batches with all tokens [N] but the first as targets, and the tokens before them as inputs.
+
+    The leaves are [windows, B, T]; padding is masked.
+    """
     mask = to_batches(np.ones(len(tokens) - 1, bool), window)
     return Batch(to_batches(tokens[:-1], window), to_batches(tokens[1:], window), mask)
 
 
 def postprocess(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """Returns the nats of every token [B, T], and True if it was the most probable one, from logits [B, T, V]."""
+    """Returns 'nats' and 'right', each [B, T], from logits [B, T, V].
+
+    'nats' is the negative log-probability of the target, 0 at masked steps. 'right' is True where the target has the
+    largest logit, False at masked steps.
+    """
     log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
     targets = batch.targets.astype(jnp.int32)
     nats = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
@@ -104,26 +119,26 @@ def postprocess(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
 
 
 def loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
-    """Returns the cross-entropy in nats."""
+    """Returns the mean cross-entropy of the unmasked targets in nats per token, as 'loss'."""
     return {'loss': losses.cross_entropy(logits, batch.targets, batch.mask)}
 
 
 def items(bits: np.ndarray, mask: np.ndarray) -> ItemScores:
-    """Returns the bits [windows, B, T] of consecutive blocks of T tokens."""
+    """Returns the item scores of bits [windows, B, T]; an item is the unmasked tokens of one row of one window."""
     totals, counts = np.where(mask, bits, 0).sum(-1, dtype=np.float64).reshape(-1), mask.sum(-1).reshape(-1)
     return ItemScores(totals[counts > 0], counts[counts > 0])
 
 
 def bits_of(predictions: Arrays) -> np.ndarray:
-    """Returns the bits of each prediction [windows, B, T]."""
+    """Returns the bits of each target, -log2 of its probability, [windows, B, T] float64."""
     return np.asarray(predictions['nats'], np.float64) / math.log(2)
 
 
 def summary(predictions: Arrays, count: int, unit: str) -> list[str]:
-    """Returns a line with bits, perplexity and accuracy of a text."""
+    """Returns a line with bits per token, perplexity and accuracy over the `count` predicted tokens of a text."""
     bits = bits_of(predictions).sum() / count
     right = np.asarray(predictions['right']).sum() / count
-    return [f'{bits:.4f} bits per {unit}, perplexity {2**bits:.4g}, accuracy {right:.1%} of {count:,}']
+    return [f'{bits:.4f} bits per {unit}, perplexity {2**bits:.4g}, accuracy {right:.1%} of {count:,} {unit}s']
 
 
 def scoring_inputs(
@@ -135,14 +150,14 @@ def scoring_inputs(
     token_name: Callable[[int], str],
     description: Sequence[str] = (),
 ) -> PredictionInputs:
-    """Returns the inputs to score a text.
+    """Returns the PredictionInputs of a text; their table has a row for each token but the first, with its bits.
 
     Args:
       tokens: [N], at least two.
-      window: T.
-      begin: the position of the first token in its file.
-      unit: the name of a token, such as 'character'.
-      token_name: function that names a token in the table.
+      window: T, time steps of a batch.
+      begin: index of the first token in its file, from 0.
+      unit: kind of token in printed lines, such as 'character'.
+      token_name: function from a token to its text in the table.
       description: lines that describe the file.
     """
     count = len(tokens) - 1
@@ -163,7 +178,7 @@ def scoring_inputs(
 
 
 def spec(size: int, window: int) -> ModelSpec:
-    """Returns the ModelSpec for texts with a vocabulary of `size` tokens."""
+    """Returns the ModelSpec of a stateful language model of `size` tokens; `window` is its memory span."""
     return ModelSpec('per_step', size, vocabulary=size, stateful=True, causal=True, memory_span=window)
 
 
@@ -188,20 +203,21 @@ def dataset(
     preprocessing: Mapping[str, Any],
     description: Sequence[str] = (),
 ) -> Dataset:
-    """Returns a text as a Dataset.
+    """Returns the Dataset for language modeling of a text.
 
     Args:
-      tokens: [N], unsigned.
-      bounds: the splits; validation and test have at least two tokens.
-      size: V.
+      tokens: [N], unsigned integers below `size`.
+      bounds: ends of the splits; validation and test must have at least two tokens each.
+      size: V, size of the vocabulary.
       unit, token_name, description: see `scoring_inputs`.
-      title: the name of the text in messages.
-      batch_size, window: B, the rows that training reads in parallel, and T.
-      ngram_order, max_ngram_tokens: the order of the n-gram baseline, and the number of last training tokens it counts.
+      title: name of the text in messages.
+      batch_size, window: B, the rows that training reads in parallel, and T, the time steps of a batch.
+      ngram_order: order of the n-gram baseline.
+      max_ngram_tokens: maximum number of training tokens on which the n-gram baselines are fitted, the last ones.
       preprocessing: see Dataset.
 
     Raises:
-      ValueError: the training split is too short, see `token_rows` and `ngrams.fit`.
+      ValueError: the training split has fewer than B (T + 1) tokens, or a size is below 1; see `token_rows`.
     """
     rows = ops_windows.token_rows(tokens[: bounds.training], batch_size, window)
     validation = evaluation_batch(tokens[slice(*bounds.split('validation'))], window)
@@ -245,7 +261,10 @@ def dataset(
 
 
 def stream(parse: Callable[[str], np.ndarray], token_name: Callable[[int], str]) -> OnlinePredictor:
-    """Returns an online predictor for tokens: the bits of each token, and the most probable next one."""
+    """Returns an online predictor for tokens; its columns are the token, its bits, and the most probable next token.
+
+    The first token of a sequence has no bits. `parse` is the function from a line to a token.
+    """
     before: list[np.ndarray] = []  # log-probabilities [V] of the next token; empty at the start
 
     def values(logits: np.ndarray, token: np.ndarray) -> Sequence[Any]:
@@ -270,10 +289,10 @@ def sample(
     samples: int = 1,
     never: int | None = None,
 ) -> jax.Array:
-    """Samples tokens [samples, length], int32, that continue a prompt [P].
+    """Returns sampled tokens [samples, length] int32 that continue a prompt of P >= 1 tokens, [P].
 
-    A token has probability p^(1 / temperature), normalized; near temperature 0, the most probable one is chosen. Token
-    `never` is not sampled. P is at least 1.
+    With p the probability of a token by the model, it is sampled with probability p^(1 / temperature), normalized. Near
+    temperature 0, the most probable token is chosen. The token `never` is not sampled; None allows all tokens.
     """
 
     def read(tokens, carry):

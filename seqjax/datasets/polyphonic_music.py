@@ -1,14 +1,14 @@
-"""Polyphonic music: the next frame of 88 notes is forecast, each note independently given all frames before.
+"""Polyphonic music: a model predicts the 88 notes of the next frame, independently given all frames before it.
 
 The metric is the negative log-likelihood of a frame in nats, summed over its notes and averaged over the frames
-2 .. T of all pieces together, so long pieces have more weight: as in the code of Bai, Kolter and Koltun 2018
-(locuslab/TCN, poly_music).
+2 .. T of all pieces of a split together, so long pieces have more weight. The code of Bai, Kolter and Koltun 2018
+(locuslab/TCN, poly_music) has the same metric.
 
     input frames   1   2   3  ...  T-1
     targets        2   3   4  ...  T
 
-Training reads windows of the concatenated pieces, and resets the carry at the start of a piece. Evaluation reads whole
-pieces, several of them in a row of the batch, so that there is little padding.
+Training reads windows of the concatenated pieces. Evaluation reads whole pieces, several one after the other in a row
+of a batch, so that there is little padding. Both reset the carry at the first frame of a piece.
 """
 
 from __future__ import annotations
@@ -35,35 +35,37 @@ from seqjax.ops import windows as ops_windows
 from seqjax.types import Arrays, Batch, Mean, ModelSpec, Sequences
 
 BATCH_SIZE = 8  # B of evaluation, the same for all files, since rounding depends on it
-HIGHEST_NOTE = piano_rolls.LOWEST + piano_rolls.NOTES - 1
+HIGHEST_NOTE = piano_rolls.LOWEST + piano_rolls.NOTES - 1  # MIDI number of the last key
 COLUMNS = ('split', 'piece', 'frame', 'nll', 'sounding', 'forecast')  # columns of predictions.csv
 SILENCE = '-'  # text of a frame without notes
-NUM_LIKELIEST = 6  # number of notes with probabilities in online predictions
+NUM_LIKELIEST = 6  # number of notes that an online prediction lists with probabilities
 
 
 class PianoRollData(NamedTuple):
-    """Training data: M positions, all frames with a next frame, in concatenated pieces."""
+    """P training pieces, concatenated, and their M input frames: all frames but the last of each piece."""
 
-    frames: np.ndarray  # [M + P, 88] uint8, frames of P pieces
-    places: np.ndarray  # [M] int32, indices of `frames`
-    piece: np.ndarray  # [M] int32, index of the piece
+    frames: np.ndarray  # [M + P, 88] uint8, all frames of the pieces
+    places: np.ndarray  # [M] int32, index in `frames` of each input frame
+    piece: np.ndarray  # [M] int32, index of the piece of each input frame
     is_first: np.ndarray  # [M] bool, True for the first frame of a piece
     lowest: np.ndarray  # [P] int32, minimum transposition of each piece in semitones, 0 or negative
-    highest: np.ndarray  # [P] int32, maximum transposition of each piece
-    order: jax.Array  # random key of the order of windows
+    highest: np.ndarray  # [P] int32, maximum transposition of each piece in semitones, 0 or positive
+    order: jax.Array  # random key of the order of windows in each epoch
 
 
 def dataset(
     name: str, splits: Mapping[str, Pieces], *, batch_size: int, window: int = 64, transpose: int = 0, seed: int = 0
 ) -> Dataset:
-    """Returns piano rolls as a Dataset, with the splits of the file.
+    """Returns the Dataset of piano rolls, with the splits of the file.
 
     Args:
-      name: the name of the file.
+      name: name of the file.
       splits: pieces [T, 88] uint8 of 'train', 'validation' and 'test'.
-      batch_size, window: the number and the length of training windows.
-      transpose: the maximum number of semitones by which training moves a piece, as far as no note is lost.
-      seed: the seed of the order of windows.
+      batch_size: number of windows of a training batch.
+      window: frames of a training window.
+      transpose: maximum number of semitones by which training transposes a piece up or down; 0 for none. A piece is
+        transposed only so far that all of its notes stay on the piano.
+      seed: seed of the order of windows in each epoch.
     """
     roll, steps = _piano_roll_data(splits['train'], transpose, jax.random.key(seed)), _longest(splits)
     validation, test = (PackedPieces.pack(splits[split], steps) for split in config.SPLITS)
@@ -96,17 +98,21 @@ def dataset(
 
 
 def spec() -> ModelSpec:
-    """Returns the ModelSpec of piano rolls."""
+    """Returns the ModelSpec for piano rolls: inputs are frames of 88 notes, outputs a logit per note at each step."""
     return ModelSpec('per_step', piano_rolls.NOTES, features=piano_rolls.NOTES, causal=True)
 
 
 def loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
-    """Returns the negative log-likelihood of frames in nats."""
+    """Returns the mean negative log-likelihood of a frame in nats, summed over its notes, as 'loss'."""
     return {'loss': losses.frame_nll(logits, batch.targets, batch.mask)}
 
 
 def postprocess(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """Returns 'nll' [B, T], 0 at padding, and 'likely' [B, T, 11] uint8, the bits of notes more probable than not."""
+    """Returns 'nll' [B, T] and 'likely' [B, T, 11] uint8.
+
+    'nll' is the negative log-likelihood of each target frame in nats, 0 at padding. 'likely' has a bit for each of the
+    88 notes, packed into bytes: 1 if its probability is above 1/2.
+    """
     logits = logits.astype(jnp.float32)
     values = optax.sigmoid_binary_cross_entropy(logits, batch.targets.astype(jnp.float32)).sum(axis=-1)
     return {'nll': jnp.where(batch.mask, values, 0), 'likely': jnp.packbits(logits > 0, axis=-1)}
@@ -128,7 +134,10 @@ def _piano_roll_data(pieces: Pieces, transpose: int, order: jax.Array) -> PianoR
 
 
 def _transpose_range(piece: np.ndarray, most: int) -> tuple[int, int]:
-    """Returns the semitones by which a piece may be moved down (0 or negative) and up."""
+    """Returns the lowest (0 or negative) and the highest transposition of a piece in semitones, at most `most` of them.
+
+    All notes stay on the piano. For a piece without notes, returns (0, 0).
+    """
     sounding = np.flatnonzero(piece.any(axis=0))
     if not sounding.size:
         return 0, 0
@@ -136,9 +145,10 @@ def _transpose_range(piece: np.ndarray, most: int) -> tuple[int, int]:
 
 
 def windows(batch_size: int, window: int, moved: bool, roll: PianoRollData, key: jax.Array, step: jax.Array) -> Batch:
-    """Returns a training batch: windows in the order of this epoch, each shifted by a random offset.
+    """Returns the batch of training step `step`: windows of `window` input frames, in a random order in each epoch.
 
-    The offset makes windows end at different frames in each epoch; after the last piece, the first one follows.
+    Each window is shifted by a random 0 to `window` - 1 frames, so that windows end at different frames in each epoch.
+    After the last piece, the first one follows. If `moved`, each piece is transposed by a random number of semitones.
     """
     count = len(roll.places)
     rows, valid = ops_windows.epoch_rows(roll.order, step, math.ceil(count / window), batch_size)
@@ -155,7 +165,7 @@ def windows(batch_size: int, window: int, moved: bool, roll: PianoRollData, key:
 
 
 def move(frames: jax.Array, semitones: jax.Array) -> jax.Array:
-    """Transposes frames [..., 88] up by `semitones` [...]; notes outside the piano are lost.
+    """Returns frames [..., 88] transposed up by `semitones` [...], down if negative; notes outside the piano are lost.
 
     >>> [move(jnp.eye(piano_rolls.NOTES)[1], jnp.array(by)).nonzero()[0].tolist() for by in (3, -1, -2)]
     [[4], [0], []]
@@ -169,16 +179,19 @@ def move(frames: jax.Array, semitones: jax.Array) -> jax.Array:
 
 
 class PackedPieces(NamedTuple):
-    """Pieces packed into rows of `steps` frames, several to a row if they fit."""
+    """Pieces in the rows of evaluation batches, several one after the other in a row of `steps` frames."""
 
     pieces: Pieces
-    steps: int  # L
-    rows: np.ndarray  # [P] row of each piece
-    firsts: np.ndarray  # [P] position of its first frame in that row
+    steps: int  # L, input frames of a row
+    rows: np.ndarray  # [P] index of the row of each piece, counted over all batches
+    firsts: np.ndarray  # [P] index in its row of the first frame of each piece
 
     @classmethod
     def pack(cls, pieces: Pieces, steps: int) -> PackedPieces:
-        """Packs the longest pieces first, each into the first row with enough space; no piece is longer than a row."""
+        """Returns the pieces packed from the longest to the shortest, each into the first row with enough space.
+
+        A piece takes one frame less than it has; no piece may take more than `steps`.
+        """
         reads = np.array([len(piece) - 1 for piece in pieces])
         rows, firsts, room = np.empty_like(reads), np.empty_like(reads), np.full(len(reads), steps)
         for i in np.argsort(-reads, kind='stable'):
@@ -189,11 +202,11 @@ class PackedPieces(NamedTuple):
 
     @property
     def batch_count(self) -> int:
-        """Number of batches N."""
+        """Number N of batches, of `BATCH_SIZE` rows each."""
         return math.ceil((int(self.rows.max()) + 1) / BATCH_SIZE)
 
     def batches(self) -> Batch:
-        """Returns batches with leaves [N, 8, L, ...]; unused frames are masked."""
+        """Returns batches with leaves [N, 8, L, ...]; frames of a row that no piece uses are masked."""
         shape = (self.batch_count * BATCH_SIZE, self.steps)
         frames = np.zeros((*shape, piano_rolls.NOTES), np.float32)
         targets = np.zeros((*shape, piano_rolls.NOTES), np.uint8)
@@ -206,7 +219,7 @@ class PackedPieces(NamedTuple):
         return jax.tree.map(lambda x: x.reshape(self.batch_count, BATCH_SIZE, *x.shape[1:]), batch)
 
     def unpack(self, values: np.ndarray) -> Iterator[np.ndarray]:
-        """Yields the values of each piece [T - 1, ...] from the values of the batches [N, 8, L, ...]."""
+        """Yields, for each piece of T frames, its values [T - 1, ...] out of values [N, 8, L, ...] of the batches."""
         values = np.asarray(values)
         values = values.reshape(-1, *values.shape[2:])
         for piece, row, first in zip(self.pieces, self.rows, self.firsts, strict=True):
@@ -214,7 +227,7 @@ class PackedPieces(NamedTuple):
 
 
 def _longest(splits: Mapping[str, Pieces]) -> int:
-    """Returns the maximum number of input frames of a piece, L."""
+    """Returns L, the number of input frames of the longest piece of all splits: its frames but the last."""
     return max(len(piece) - 1 for pieces in splits.values() for piece in pieces)
 
 
@@ -224,9 +237,9 @@ def _items(packed: PackedPieces, predictions: Arrays) -> ItemScores:
 
 
 def prediction_inputs(splits: Mapping[str, Pieces], steps: int) -> PredictionInputs:
-    """Returns whole pieces to forecast; the batches of a split do not depend on the other splits.
+    """Returns the PredictionInputs of whole pieces; pieces of different splits are never in the same batch.
 
-    `steps` is L of the run's evaluation, which is increased if a piece is longer.
+    `steps` is L, the input frames of a row in the evaluation of the run; longer rows are used if a piece needs them.
     """
     steps = max(steps, _longest(splits))
     packed = {split: PackedPieces.pack(pieces, steps) for split, pieces in splits.items()}
@@ -237,7 +250,7 @@ def prediction_inputs(splits: Mapping[str, Pieces], steps: int) -> PredictionInp
 
 
 def _table(packed: Mapping[str, PackedPieces], predictions: Arrays) -> Table:
-    """Returns a table with one row for each forecast frame; pieces and frames are counted from 1."""
+    """Returns a table with a row for each frame but the first of each piece; pieces and frames are counted from 1."""
     ends = np.cumsum([packed_pieces.batch_count for packed_pieces in packed.values()])[:-1]
     columns = {name: np.split(np.asarray(values), ends) for name, values in predictions.items()}
     rows = zip(packed, packed.values(), columns['nll'], columns['likely'], strict=True)
@@ -255,7 +268,7 @@ def _rows(split: str, packed: PackedPieces, nll: np.ndarray, likely: np.ndarray)
 
 
 def as_text(frame: np.ndarray) -> str:
-    """Returns the MIDI numbers of the notes of a frame [88] that are not 0.
+    """Returns the MIDI numbers of the nonzero notes of a frame [88], separated by blanks; '-' without any.
 
     >>> as_text(np.eye(piano_rolls.NOTES)[0] + np.eye(piano_rolls.NOTES)[39]), as_text(np.zeros(piano_rolls.NOTES))
     ('21 60', '-')
@@ -264,7 +277,9 @@ def as_text(frame: np.ndarray) -> str:
 
 
 def parse(line: str) -> np.ndarray:
-    """Parses a frame [88] float32 from MIDI numbers separated by blanks; '-' is a frame without notes.
+    """Returns a frame [88] float32 of 0 and 1, parsed from MIDI numbers separated by blanks; '-' is a silent frame.
+
+    Raises UserError if a word is not the MIDI number of a piano key, 21 to 108.
 
     >>> np.flatnonzero(parse('60 64 67')).tolist()
     [39, 43, 46]
@@ -275,14 +290,17 @@ def parse(line: str) -> np.ndarray:
         if not (word.isascii() and word.isdecimal() and piano_rolls.LOWEST <= int(word[:9]) <= HIGHEST_NOTE):
             raise UserError(
                 f'{word!r} is not a note; write MIDI numbers from {piano_rolls.LOWEST} to {HIGHEST_NOTE}, separated '
-                f'by blanks, or {SILENCE} for silence'
+                f'by blanks, or only {SILENCE} for silence'
             )
         frame[int(word) - piano_rolls.LOWEST] = 1
     return frame
 
 
 def stream() -> OnlinePredictor:
-    """Returns an online predictor; a line is a frame, and the output is the next frame and its most probable notes."""
+    """Returns an online predictor: a line is a frame, as `parse` reads it, and the output is about the next frame.
+
+    Its columns are the notes with a probability above 1/2, and the most probable notes with their probabilities.
+    """
     return OnlinePredictor(parse, ('next', 'likeliest'), _values)
 
 
@@ -302,7 +320,7 @@ def _values(logits: np.ndarray, frame: np.ndarray) -> Sequence[str]:
 
 
 def describe(splits: Mapping[str, Pieces]) -> list[str]:
-    """Returns lines about the pieces of each split, their lengths, and duplicates between splits."""
+    """Returns lines with the number and lengths of the pieces of each split, and with duplicates of training pieces."""
     lines = []
     for split, pieces in splits.items():
         lengths = [len(piece) for piece in pieces]
@@ -314,7 +332,7 @@ def describe(splits: Mapping[str, Pieces]) -> list[str]:
     duplicates = {split: sum(piece.tobytes() in known for piece in splits.get(split, ())) for split in config.SPLITS}
     if any(duplicates.values()):
         counts = ' and '.join(f'{count} of {name}' for name, count in duplicates.items() if count)
-        lines.append(f'duplicates of training pieces: {counts}')
+        lines.append(f'pieces that are also in training: {counts}')
     return lines
 
 
@@ -324,13 +342,13 @@ def _describe_training(pieces: Pieces, window: int, transpose: int) -> list[str]
     lines = [
         f'{len(sounding)} of {piano_rolls.NOTES} notes occur in training'
         + (f', MIDI {sounding[0]} to {sounding[-1]}' if sounding.size else '')
-        + f'; {at_once.mean():.1f} at once, silence in {(at_once == 0).mean():.1%} of frames',
+        + f'; on average {at_once.mean():.1f} at once, silence in {(at_once == 0).mean():.1%} of frames',
         f'training windows of {window} frames, evaluation on whole pieces',
         f'metric: nats per frame, summed over {piano_rolls.NOTES} notes, averaged over frames 2 .. T of all pieces',
     ]
     if transpose:
         lines.append(
-            f'training moves pieces by up to {transpose} semitones (--transpose); published results do not, and are '
-            'not comparable'
+            f'training transposes pieces by up to {transpose} semitones (--transpose); published results do not, and '
+            'are not comparable'
         )
     return lines

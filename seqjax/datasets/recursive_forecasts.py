@@ -1,4 +1,7 @@
-"""Recursive forecasts: a one-step model that reads its own forecasts."""
+"""Recursive forecasts of several steps, by a one-step model that reads its own forecasts.
+
+Axes are those of `seqjax.datasets.forecasting`.
+"""
 
 from typing import Any, NamedTuple
 
@@ -7,42 +10,50 @@ import jax
 import jax.numpy as jnp
 
 NUM_SAMPLES = 200  # number of sampled paths of a Gaussian forecast of several steps
-MAX_LOG_DEVIATION = 6.9077  # bound of the log standard deviation: factors of 1/1000 and 1000 of training
+MAX_LOG_DEVIATION = 6.9077  # bound of the log of a scaled standard deviation, which is from 1/1000 to 1000
 
 
 class RecursiveInputs(NamedTuple):
-    """Inputs of a series, and of the steps after each origin."""
+    """Inputs of a model with recursive forecasts: those of T origins, and of the H - 1 steps after the last origin."""
 
-    values: jax.Array  # [B, T + H - 1, F]: with the calendar of H - 1 steps after the last origin
-    past: jax.Array | None  # [B, lag - 1 + T, C]: see `seqjax.datasets.forecast_batching.ForecastTargets`
+    values: jax.Array  # [B, T + H - 1, F]; after an origin, only the calendar features are read
+    past: jax.Array | None  # [B, lag - 1 + T, C] or None, see `seqjax.datasets.forecast_batching.ForecastTargets`
 
 
 def latest(past: jax.Array, steps: int, horizon: int, lag: int) -> jax.Array:
-    """Returns the latest known value a whole number of lags before each target, [B, T, H, C]."""
+    """Returns for each target the latest value known at its origin, a whole number of lags before it: [B, T, H, C].
+
+    `past` is [B, lag - 1 + T, C], `steps` is T and `horizon` is H.
+    """
     return jnp.stack([past[:, ahead % lag : ahead % lag + steps] for ahead in range(horizon)], 2)
 
 
 def deviation(outputs: jax.Array) -> jax.Array:
-    """Returns standard deviations [...] of Gaussians with outputs (mean, log standard deviation) [..., 2]."""
+    """Returns standard deviations [...], from 1/1000 to 1000, of outputs [..., 2]: (mean, log standard deviation)."""
     return jnp.exp(jnp.clip(outputs[..., 1], -MAX_LOG_DEVIATION, MAX_LOG_DEVIATION))
 
 
 class Feedback(nn.Module):
-    """Forecasts H steps at every step of a series: the first from the inputs, later ones from the forecasts before.
+    """Module that forecasts the next H steps after every step of a series with a one-step model.
 
-    In training, when there is a random stream for dropout, only the next step is forecast. For Gaussians, each later
-    step has the mean and the variance of the model's forecasts over `NUM_SAMPLES` sampled paths; the key is fixed.
+    The model forecasts the first of the H steps from the inputs, and each later step after reading its own forecast of
+    the step before. In training, when there is a random stream 'dropout', only the first step is forecast. A Gaussian
+    forecast of a later step has the mean and variance of the model's forecasts over `NUM_SAMPLES` sampled paths, which
+    are drawn with a fixed key.
     """
 
     model: nn.Module  # one-step model: [B, T, F] -> [B, T, C * K]
-    targets: int  # C, the number of targets, which are the first features
+    targets: int  # C, number of targets, which are the first features
     horizon: int  # H
-    numbers: int  # K: 1, or 2 for (mean, log of the standard deviation)
-    calendar: int  # number of calendar features, the last ones; features between are 0 in inputs after the origin
-    lag: int | None  # outputs are added to the value `lag` steps before their target; None to add nothing
+    numbers: int  # K: 1 for points, 2 for (mean, log of the standard deviation)
+    calendar: int  # number of calendar features, the last ones; those between targets and them are 0 after the origin
+    lag: int | None  # outputs are added to the value `lag` steps before the target; None to add nothing
 
     def __call__(self, inputs: RecursiveInputs | jax.Array) -> jax.Array:
-        """Returns outputs [B, T, H * C * K]; in training [B, T, C * K]. A plain array is passed on to the model."""
+        """Returns outputs [B, T, H * C * K]; [B, T, C * K] in training and initialization.
+
+        For a plain array instead of RecursiveInputs, returns the outputs of the one-step model.
+        """
         if not isinstance(inputs, RecursiveInputs):
             return self.model(inputs)
         values, past = inputs
@@ -53,7 +64,7 @@ class Feedback(nn.Module):
             forecasts = outputs.reshape(*outputs.shape[:2], self.targets, self.numbers)
             forecasts = forecasts if known is None else forecasts.at[..., 0].add(known[:, :, 0])
             return forecasts.reshape(outputs.shape)
-        # The steps after each origin are a sequence of their own, so [T, B, ...] is merged into rows.
+        # The steps after each origin are a sequence of their own, so [T, B, ...] is merged into T * B rows.
         carries, first = self._carries(values[:, :steps])
         known = None if known is None else _rows(jnp.moveaxis(known, 2, 0).swapaxes(1, 2), 1)
         first = first if known is None else first.at[..., 0].add(known[0])
@@ -63,7 +74,7 @@ class Feedback(nn.Module):
         return forecasts.transpose(2, 1, 0, 3).reshape(values.shape[0], steps, -1)
 
     def _carries(self, values: jax.Array) -> tuple[Any, jax.Array]:
-        """Returns the carry after every step, leaves [T * B, ...], and the outputs there, [T * B, C, K]."""
+        """Returns the carry after each of T steps, leaves [T * B, ...], and the outputs there, [T * B, C, K]."""
 
         def step(model, carry, value):
             carry, outputs = model(value[:, None], initial_carry=carry, return_carry=True)
@@ -76,7 +87,14 @@ class Feedback(nn.Module):
         return joined[0], joined[1].reshape(-1, self.targets, self.numbers)
 
     def _later_steps(self, carries: Any, first: jax.Array, ahead: jax.Array, known: jax.Array | None) -> jax.Array:
-        """Returns forecasts [H, N, C, K] from carries, first forecasts [N, C, K] and later inputs [H - 1, N, F]."""
+        """Returns forecasts [H, N, C, K] of N = T * B origins.
+
+        Args:
+          carries: carries at the origins, leaves [N, ...].
+          first: forecasts of the first step, [N, C, K].
+          ahead: inputs of the later steps, [H - 1, N, F].
+          known: values [min(H, lag), N, C] that outputs are added to; None to add nothing.
+        """
         if self.numbers == 1:
             return self._path(self.model, carries, first, ahead, known, None)
 
@@ -102,7 +120,10 @@ class Feedback(nn.Module):
         known: jax.Array | None,
         key: jax.Array | None,
     ) -> jax.Array:
-        """Returns the forecasts along one path: of means without a key, of samples with a key."""
+        """Returns forecasts [H, N, C, K] along one path, with the arguments of `_later_steps`.
+
+        The model reads the means of its forecasts if `key` is None, otherwise samples drawn with the key.
+        """
         count = self.horizon - 1
         keys = None if key is None else jax.random.split(key, count)
 
@@ -129,10 +150,10 @@ class Feedback(nn.Module):
 
 
 def _scan(f: Any) -> Any:
-    """Returns f(model, carry, x) lifted over the first axis of xs, with the same parameters at every step."""
+    """Returns f(model, carry, x) -> (carry, y) as a scan over the first axis of xs, with shared parameters."""
     return nn.scan(f, variable_broadcast='params', split_rngs={'params': False})
 
 
 def _rows(x: jax.Array, axis: int = 0) -> jax.Array:
-    """Merges two axes into one."""
+    """Returns x with the axes `axis` and `axis` + 1 merged into one."""
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])

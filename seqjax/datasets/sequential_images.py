@@ -1,9 +1,10 @@
-"""Images read as sequences, row by row or pixel by pixel (Le et al. 2015), and classified.
+"""Classification of images that are read as sequences, row by row or pixel by pixel (Le et al. 2015).
 
 In Le et al. 2015, "A simple way to initialize recurrent networks of rectified linear units", the pixels of MNIST are
 read one at a time, in scan order or in one random order that is the same for all images.
 
-The last images are held out. In files that keep their original order, the first and the last have different writers.
+The splits keep the order of the file: training, validation and, without a test file, test images. In files of digits in
+their original order, the first and the last digits were written by different people.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,18 +39,20 @@ def dataset(
     batch_size: int,
     seed: int,
 ) -> Dataset:
-    """Returns images and their classes as a Dataset.
+    """Returns the Dataset for classifying the images of a file.
 
     Args:
-      name, images: the name and the content of the file.
-      test: the name and the content of the test file; None to hold out the last `test_count` of `images`.
-      validation_fraction: the fraction of the remaining images that is held out for validation, the last ones.
-      order: 'rows', one step for each row; or 'pixels', one step for each pixel.
-      permute: True for a random order of the pixels, the same for all images.
-      batch_size, seed: the training batch size, and the seed of the order in each epoch.
+      name, images: name and content of the file with the training images.
+      test: name and content of the test file; None to use the last `test_count` of `images` as the test split.
+      validation_fraction: fraction of the remaining images that are the validation split, the last ones.
+      order: 'rows' for a time step for each row of an image, 'pixels' for one for each pixel.
+      permute: True to put the pixels in a fixed random order, the same for all images.
+      batch_size: number of images of a training batch.
+      seed: seed of the order of the images in each epoch.
 
     Raises:
-      UserError: a split is empty or has one class, or the files do not match; the message names the file.
+      UserError: labels are missing, a split is empty, the training split has one class or only black images, or the
+        test split does not match it. The message names the file.
     """
     train, validation, test_images = split(name, images, test, test_count, validation_fraction)
     counts = dict(zip(*(x.tolist() for x in np.unique(train.labels, return_counts=True)), strict=True))
@@ -67,7 +70,7 @@ def dataset(
         return splits[split].values.reshape(len(splits[split].values), -1).astype(np.float32)
 
     def data(values: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        # Bytes take a quarter of the memory; a batch scales them to 0 to 1.
+        # uint8 takes a quarter of the memory of float32; `batch` scales the values to 0 to 1.
         return {
             'images': _steps(values, preprocessing),
             'labels': labels.astype(np.int32),
@@ -109,16 +112,22 @@ SCHEMA = {
 
 
 def check_preprocessing(preprocessing: Any, order: str, permute: bool) -> Preprocessing:
-    """Returns the preprocessing of a run that was read from a file; raises UserError if it is invalid."""
+    """Returns the preprocessing that was read from a run directory, unchanged.
+
+    Raises UserError if it is invalid, or contradicts the flags --scan_order=`order` and --permute=`permute` of the run.
+    """
     schemas.check(preprocessing, SCHEMA, {'scan_order': order})
     labels, pixels = list(map(int, preprocessing['classes'])), preprocessing['height'] * preprocessing['width']
     schemas.require(labels == sorted(labels), f'classes that are not ascending: {labels}')
-    schemas.require(pixels <= schemas.MAX_STEPS, f'images of {pixels:,} pixels')
+    schemas.require(pixels <= schemas.MAX_STEPS, f'images of {pixels:,} pixels, the maximum is {schemas.MAX_STEPS:,}')
     permutation = preprocessing['permutation']
     schemas.require(
         (permutation is not None) == permute, f'permutation={str(permutation)[:80]}, but --permute={permute}'
     )
-    schemas.require(permutation is None or sorted(permutation) == list(range(pixels)), 'an invalid permutation')
+    schemas.require(
+        permutation is None or sorted(permutation) == list(range(pixels)),
+        f'a permutation that is not of the {pixels:,} pixels',
+    )
     return preprocessing
 
 
@@ -128,15 +137,15 @@ def spec(preprocessing: Preprocessing) -> ModelSpec:
 
 
 def prediction_inputs(name: str, images: Images, preprocessing: Preprocessing) -> PredictionInputs:
-    """Returns images to predict; their classes may be unknown.
+    """Returns the PredictionInputs of images with or without labels.
 
-    Raises UserError if their size or classes do not match the training images.
+    Raises UserError if the images differ in size from the training images, or a label is not a training class.
     """
     height, width = images.values.shape[1:]
     if (height, width) != (preprocessing['height'], preprocessing['width']):
         raise UserError(
             f'{name} has images of {height} x {width} pixels, but the model was trained on '
-            f'{preprocessing["height"]} x {preprocessing["width"]}; use images of that size'
+            f'{preprocessing["height"]} x {preprocessing["width"]}; use images of the training size'
         )
     labels = np.full(len(images.values), -1) if images.labels is None else _labels(name, images, preprocessing)
     labels_known = 'their classes are known' if images.labels is not None else 'their classes are not known'
@@ -147,13 +156,18 @@ def prediction_inputs(name: str, images: Images, preprocessing: Preprocessing) -
 
 
 def stream(preprocessing: Preprocessing) -> OnlinePredictor:
-    """Returns an online predictor; a line is a step: the pixels of a row, or one pixel, in the order of training."""
+    """Returns an online predictor: a line is a time step, the comma-separated pixels of a row, or one pixel.
+
+    Pixels are unscaled, such as 0 to 255. With --permute, lines must have the permuted order of the pixels.
+    """
     features, classes = _shape(preprocessing)[1], preprocessing['classes']
 
     def parse(line: str) -> np.ndarray:
         values = classification.parse_numbers(line, features)
         if not np.isfinite(values).all():
-            raise UserError(f'{line.strip()[:80]!r} has a missing or infinite value; write a number for each pixel')
+            raise UserError(
+                f'{line.strip()[:80]!r} has a missing or infinite value; write a finite number for each pixel'
+            )
         return values / np.float32(preprocessing['maximum'])
 
     return OnlinePredictor(
@@ -169,16 +183,19 @@ def stream(preprocessing: Preprocessing) -> OnlinePredictor:
 def split(
     name: str, images: Images, test: tuple[str, Images] | None, test_count: int, validation_fraction: float
 ) -> Splits:
-    """Splits the images of a file; see `dataset`."""
+    """Returns the training, validation and test images, for arguments and errors as in `dataset`."""
     for (file_name, labelled_images), flag in zip(
         ((name, images), *([test] if test else [])), ('labels', 'test_labels'), strict=False
     ):
         if labelled_images.labels is None:
-            raise UserError(f'{file_name} has no file of labels in its folder; pass --{flag}')
+            raise UserError(
+                f'{file_name} has no labels: its folder has no label file that is named as in MNIST; rename the '
+                f'label file, or pass --{flag}'
+            )
     count = len(images.values)
     if test is None and test_count >= count:
         raise UserError(
-            f'--test_size={test_count} leaves no training image of the {count:,} in {name}; use a smaller value'
+            f'--test_size={test_count} leaves no training image of the {count:,} in {name}; use a smaller --test_size'
         )
     train_and_validation = count - (0 if test is not None else test_count)
     train_count = train_and_validation - round(validation_fraction * train_and_validation)
@@ -199,13 +216,13 @@ def _slice(images: Images, start: int, stop: int) -> Images:
 
 
 def _labels(name: str, images: Images, preprocessing: Preprocessing) -> np.ndarray:
-    """Returns class indices [N] int64; raises UserError for a class that training did not have."""
+    """Returns class indices [N] int64 of the labels; raises UserError if a label is not a training class."""
     classes = np.array(preprocessing['classes'], int)
     for label in np.setdiff1d(images.labels, classes)[:1]:
         row = int(np.argmax(images.labels == label))
         raise UserError(
-            f'{name}, image {row + 1}: class {label} is not among the training classes '
-            f'{", ".join(preprocessing["classes"])}; remove the image'
+            f'{name}, image {row + 1} of {len(images.labels):,} in the split: class {label} is not among the training '
+            f'classes {", ".join(preprocessing["classes"])}; remove the image'
         )
     return np.searchsorted(classes, images.labels)
 
@@ -214,8 +231,8 @@ def _fit_preprocessing(name: str, train: Images, classes: list[int], order: str,
     height, width = train.values.shape[1:]
     maximum = int(train.values.max())
     if not maximum:
-        raise UserError(f'{name} has only black images in the training split; use other images')
-    # NumPy keeps the numbers of this generator from version to version.
+        raise UserError(f'{name} has only black images (all pixels 0) in the training split; use other images')
+    # RandomState draws the same numbers in every version of NumPy.
     permutation = np.random.RandomState(PERMUTATION).permutation(height * width).tolist() if permute else None
     return {
         'classes': [str(label) for label in classes],
@@ -231,13 +248,13 @@ def _fit_preprocessing(name: str, train: Images, classes: list[int], order: str,
 
 
 def _shape(preprocessing: Preprocessing) -> tuple[int, int]:
-    """Returns T and F."""
+    """Returns (T, F): (height, width) if rows are the time steps, (height * width, 1) if pixels are."""
     height, width = preprocessing['height'], preprocessing['width']
     return (height, width) if preprocessing['scan_order'] == 'rows' else (height * width, 1)
 
 
 def _steps(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Returns sequences of bytes [N, T, F] from images [N, height, width]: rows or pixels, permuted if so chosen."""
+    """Returns images [N, height, width] as sequences [N, T, F] of the same dtype, with permuted pixels if --permute."""
     pixels = values.reshape(len(values), -1)
     if preprocessing['permutation'] is not None:
         pixels = pixels[:, preprocessing['permutation']]
@@ -273,7 +290,7 @@ def _describe(
     test_phrase = f'{len(test.values):,} of {test_name}' if test_name else f'the last {len(test.values):,}'
     return [
         f'images of {preprocessing["height"]} x {preprocessing["width"]} pixels from 0 to {preprocessing["maximum"]}, '
-        f'read as {steps:,} steps of {features}{permuted}',
+        f'read as {steps:,} time steps of {features} pixels{permuted}',
         f'{classification.format_class_counts({str(label): n for label, n in counts.items()})} in the training split',
         f'training: {len(train.values):,} images, validation: the next {len(validation.values):,}, test: {test_phrase}',
     ]

@@ -1,8 +1,8 @@
 """Classification of whole time series of any length, with any number of channels.
 
-Each channel is scaled to mean 0 and standard deviation 1 over the steps of the training series. A channel that is
-constant there is 0 everywhere. With missing='mask', a missing or infinite value is 0 after scaling, and each channel
-has an indicator that is 1 where it is missing.
+Each channel is scaled to mean 0 and standard deviation 1 over the time steps of the training split. A channel that is
+constant in the training split is set to 0 everywhere. With missing='mask', a missing or infinite value is 0 after
+scaling, and each channel has an indicator, which is 1 where its value is missing or infinite.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,8 @@ from seqjax.ops import windows
 from seqjax.types import Batch, ModelSpec, Sequences
 
 VALIDATION, TEST = 1, 2  # random seeds of the splits, the same for all runs so that they can be compared
-MAX_SCALED = 1e9  # bound of scaled values, so that float32 can square them
-MIN_RELATIVE_DEVIATION = 1e-6  # of a channel's mean; a smaller deviation is rounding of float32
+MAX_SCALED = 1e9  # bound of absolute scaled values, so that float32 can square them
+MIN_RELATIVE_DEVIATION = 1e-6  # deviation / |mean| of a channel up to which it counts as constant
 
 Preprocessing = Mapping[str, Any]
 
@@ -41,18 +41,21 @@ def dataset(
     batch_size: int,
     seed: int,
 ) -> Dataset:
-    """Returns series and their classes as a Dataset.
+    """Returns the Dataset for classifying the series of a file.
 
     Args:
-      name, series: the name and the content of the file.
-      test: the name and the content of the test file; None to hold out `test_fraction` of `series`.
-      validation_fraction: the fraction of the remaining series that is held out for validation.
-      missing: 'refuse' or 'mask'.
-      weights: the class weights of the loss: 'none' or 'balanced'.
-      batch_size, seed: the training batch size, and the seed of the order in each epoch.
+      name, series: name and content of the file with the training series.
+      test: name and content of the test file; None to use `test_fraction` of the series of each class as test split.
+      test_fraction: see `test`; not used with a test file.
+      validation_fraction: fraction of the remaining series of each class that are the validation split.
+      missing: 'refuse' to raise UserError for missing or infinite values, 'mask' to set them to 0 with indicators.
+      weights: class weights of the loss, 'none' or 'balanced'.
+      batch_size: number of series of a training batch.
+      seed: seed of the order of the series in each epoch.
 
     Raises:
-      UserError: a split is empty or has one class, or the files do not match; the message names the file.
+      UserError: a value or a class is missing, the file has one class or only constant channels, a split is empty, or
+        the test file does not match. The message names the file.
     """
     for file_name, file_series in ((name, series), *([test] if test else [])):
         _check_missing(file_name, file_series, missing)
@@ -95,23 +98,32 @@ SCHEMA = {
 
 
 def check_preprocessing(preprocessing: Any, missing: str) -> Preprocessing:
-    """Returns the preprocessing of a run that was read from a file; raises UserError if it is invalid."""
+    """Returns the preprocessing that was read from a run directory, unchanged.
+
+    Raises UserError if it is invalid, or contradicts --missing=`missing`, a flag of the run.
+    """
     schemas.check(preprocessing, SCHEMA, {'missing': missing})
-    schemas.require(len(preprocessing['mean']) == len(preprocessing['factor']), 'mean and factor of different lengths')
-    schemas.require(schemas.NAMES.holds(preprocessing.get('declared', [])), "no list of names as 'declared'")
+    schemas.require(
+        len(preprocessing['mean']) == len(preprocessing['factor']), "lists 'mean' and 'factor' of different lengths"
+    )
+    schemas.require(
+        schemas.NAMES.holds(preprocessing.get('declared', [])),
+        "a value of 'declared' that is not a list of different names",
+    )
     return preprocessing
 
 
 def spec(preprocessing: Preprocessing) -> ModelSpec:
-    """Returns the ModelSpec; F is twice the number of channels if missing values are masked."""
+    """Returns the ModelSpec; F is the number of channels, or twice that, with indicators, for missing='mask'."""
     features = len(preprocessing['mean']) * (2 if preprocessing['missing'] == 'mask' else 1)
     return classification.spec(features, len(preprocessing['classes']), preprocessing['steps'])
 
 
 def prediction_inputs(name: str, series: LabelledSeries, preprocessing: Preprocessing) -> PredictionInputs:
-    """Returns series to predict; their classes may be unknown.
+    """Returns the PredictionInputs of series with or without classes.
 
-    Raises UserError if the channels or classes do not match training, or values are missing.
+    Raises UserError if the number of channels differs from training, a class is not a training class, or a value is
+    missing or infinite in a run with --missing=refuse.
     """
     series = _match_classes(
         name, series, preprocessing['classes'], preprocessing.get('declared', ()), len(preprocessing['mean'])
@@ -125,7 +137,7 @@ def prediction_inputs(name: str, series: LabelledSeries, preprocessing: Preproce
 
 
 def stream(preprocessing: Preprocessing) -> OnlinePredictor:
-    """Returns an online predictor; a line is a step, its channels separated by commas."""
+    """Returns an online predictor: a line is a time step, the comma-separated, unscaled values of its channels."""
     classes, channels = preprocessing['classes'], len(preprocessing['mean'])
 
     def parse(line: str) -> np.ndarray:
@@ -133,7 +145,7 @@ def stream(preprocessing: Preprocessing) -> OnlinePredictor:
         if preprocessing['missing'] == 'refuse' and not np.isfinite(values).all():
             raise UserError(
                 f'{line.strip()[:80]!r} has a missing or infinite value, but the model was trained with '
-                '--missing=refuse; train one with --missing=mask'
+                '--missing=refuse; write a finite number, or train a model with --missing=mask'
             )
         return scaled(values[None], preprocessing)[0]
 
@@ -148,7 +160,7 @@ def stream(preprocessing: Preprocessing) -> OnlinePredictor:
 
 
 def take(series: LabelledSeries, rows: np.ndarray) -> LabelledSeries:
-    """Returns the series of some rows, in the order of the rows."""
+    """Returns the series with the indices `rows`, in the order of `rows`."""
     ends = np.cumsum(series.lengths)
     parts = [series.values[ends[row] - series.lengths[row] : ends[row]] for row in rows]
     return series._replace(values=np.concatenate(parts), lengths=series.lengths[rows], labels=series.labels[rows])
@@ -160,12 +172,15 @@ def _joined(first: LabelledSeries, second: LabelledSeries) -> LabelledSeries:
 
 
 def _labelled(name: str, series: LabelledSeries) -> LabelledSeries:
-    """Returns the series with only the classes that occur; raises UserError if one has no class."""
+    """Returns the series with `classes` reduced to those that occur, and labels that index them.
+
+    Raises UserError if a series has no class, or all have the same.
+    """
     if not series.classes:
         raise UserError(f'{name} has @classLabel false; use a file whose series have classes')
     for row in np.flatnonzero(series.labels == ts_format.UNKNOWN)[:1]:
         raise UserError(
-            f'{name}: series {row + 1} of {len(series.labels):,} has no class; add it, or remove the series'
+            f'{name}: series {row + 1} of {len(series.labels):,} has no class; add its class, or remove the series'
         )
     classification.check_two_classes(name, _counts(series))
     occur, labels = np.unique(series.labels, return_inverse=True)
@@ -174,7 +189,7 @@ def _labelled(name: str, series: LabelledSeries) -> LabelledSeries:
 
 
 def _counts(series: LabelledSeries) -> dict[str, int]:
-    """Returns the number of series of each class that occurs."""
+    """Returns the number of series by class, for the classes that occur."""
     occur, counts = np.unique(series.labels, return_counts=True)
     return {series.classes[place]: int(count) for place, count in zip(occur, counts, strict=True)}
 
@@ -186,7 +201,10 @@ def split(
     test_fraction: float,
     validation_fraction: float,
 ) -> Splits:
-    """Splits the series of a file, with only the classes that occur in it; see `dataset`."""
+    """Returns the training, validation and test series, whose labels index the classes that occur in `series`.
+
+    Arguments and errors are as in `dataset`.
+    """
     declared, series = series.classes, _labelled(name, series)
     if test is None:
         rest, test_rows = classification.stratified_split(series.labels, test_fraction, TEST)
@@ -195,7 +213,7 @@ def split(
     else:
         rest, test_series = series, _match_classes(*test, series.classes, declared, series.values.shape[1])
         for row in np.flatnonzero(test_series.labels == ts_format.UNKNOWN)[:1]:
-            raise UserError(f'{test[0]}: series {row + 1} has no class; add it, or remove the series')
+            raise UserError(f'{test[0]}: series {row + 1} has no class; add its class, or remove the series')
     train, validation = classification.stratified_split(rest.labels, validation_fraction, VALIDATION)
     _check_not_empty(name, validation, 'validation', validation_fraction)
     return Splits(take(rest, train), take(rest, validation), test_series)
@@ -204,14 +222,19 @@ def split(
 def _check_not_empty(name: str, rows: np.ndarray, flag: str, fraction: float) -> None:
     if not len(rows):
         raise UserError(
-            f'--{flag}_fraction={fraction:g} of each class of {name} is less than one series; use a larger fraction'
+            f'--{flag}_fraction={fraction:g} leaves the {flag} split of {name} empty, as each class keeps at least one '
+            'other series; use a larger fraction, or more series per class'
         )
 
 
 def _match_classes(
     name: str, series: LabelledSeries, classes: Sequence[str], declared: Sequence[str], channels: int
 ) -> LabelledSeries:
-    """Returns the series with labels that are indices of the training `classes`, which are a subset of `declared`."""
+    """Returns the series with labels that index the training `classes`, a subset of those the training file declares.
+
+    Raises UserError if the number of channels is not `channels`, or a series has another class. Series without a class
+    keep the label UNKNOWN.
+    """
     if series.values.shape[1] != channels:
         raise UserError(
             f'{name} has {series.values.shape[1]} channels, but the training file has {channels}; use '
@@ -222,7 +245,7 @@ def _match_classes(
     mapped = np.array(
         [places.get(same(label), ts_format.UNKNOWN - 1) for label in series.classes] + [ts_format.UNKNOWN], np.int32
     )
-    labels = mapped[series.labels]  # UNKNOWN is the last one
+    labels = mapped[series.labels]  # UNKNOWN is -1, the index of the last element
     for row in np.flatnonzero(labels == ts_format.UNKNOWN - 1)[:1]:
         raise UserError(
             f'{name}, series {row + 1}: class {series.classes[series.labels[row]]!r} is not among the training classes '
@@ -232,7 +255,7 @@ def _match_classes(
 
 
 def _check_missing(name: str, series: LabelledSeries, missing: str) -> None:
-    """Raises UserError if a value is missing or infinite and missing='refuse'."""
+    """Raises UserError if `missing` is 'refuse' and a value is missing or infinite."""
     if missing == 'mask':
         return
     places = np.argwhere(~np.isfinite(series.values))
@@ -242,7 +265,7 @@ def _check_missing(name: str, series: LabelledSeries, missing: str) -> None:
         step = place - (ends[row] - series.lengths[row])
         raise UserError(
             f'{name} has {len(places):,} missing or infinite values, the first in series {row + 1} at '
-            f'step {step + 1} of channel {channel + 1}; use --missing=mask in training, or remove the series'
+            f'step {step + 1} of channel {channel + 1}; use --missing=mask in training, or remove such series'
         )
 
 
@@ -250,7 +273,10 @@ def _check_missing(name: str, series: LabelledSeries, missing: str) -> None:
 
 
 def _fit_preprocessing(name: str, series: LabelledSeries, train: LabelledSeries, missing: str) -> dict[str, Any]:
-    """Returns the preprocessing; `series` are all of the file, and the scaling is fitted to `train`."""
+    """Returns the preprocessing, with the scaling of channels fitted on `train`.
+
+    `series`, all of the training file, has the declared classes and the maximum number of time steps.
+    """
     means, factors = [], []
     for channel in train.values.T:
         known = channel[np.isfinite(channel)].astype(np.float64)
@@ -258,7 +284,7 @@ def _fit_preprocessing(name: str, series: LabelledSeries, train: LabelledSeries,
         means.append(mean)
         factors.append(1 / deviation if deviation > MIN_RELATIVE_DEVIATION * abs(mean) else 0.0)
     if not any(factors):
-        raise UserError(f'{name} has only constant channels in its training split; use other data')
+        raise UserError(f'{name} has only constant or missing channels in its training split; use other data')
     return {
         'classes': list(train.classes),
         'declared': list(series.classes),
@@ -270,7 +296,7 @@ def _fit_preprocessing(name: str, series: LabelledSeries, train: LabelledSeries,
 
 
 def scaled(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Returns model inputs [S, F] float32 from steps [S, C], NaN if missing."""
+    """Returns model inputs [S, F] float32 from unscaled values [S, C] of S time steps, NaN or infinite if missing."""
     channels = values.shape[1]
     mask = preprocessing['missing'] == 'mask'
     features = np.zeros((len(values), 2 * channels if mask else channels), np.float32)
@@ -285,7 +311,7 @@ def scaled(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def _batches(series: LabelledSeries, preprocessing: Preprocessing) -> Batch:
-    """Returns batches padded to the longest series of the training file, or of this one if it is longer."""
+    """Returns evaluation batches, padded to the longest series of the training file, or of `series` if it is longer."""
     steps = max(preprocessing['steps'], int(series.lengths.max()))
     values, starts = scaled(series.values, preprocessing), np.cumsum(series.lengths) - series.lengths
 
@@ -299,7 +325,7 @@ def _batches(series: LabelledSeries, preprocessing: Preprocessing) -> Batch:
 
 
 def _training_data(train: LabelledSeries, preprocessing: Preprocessing, seed: int) -> dict[str, Any]:
-    """Returns the series concatenated, since padded they could take many times as much memory."""
+    """Returns the `data` of training batches: the series concatenated, since padding could take much more memory."""
     return {
         'values': scaled(train.values, preprocessing),
         'starts': (np.cumsum(train.lengths) - train.lengths).astype(np.int32),
@@ -327,7 +353,7 @@ def _training(steps: int, batch_size: int) -> Callable[[Any, jax.Array, jax.Arra
 def _sizes(series: LabelledSeries) -> str:
     lengths, missing = series.lengths, int((~np.isfinite(series.values)).sum())
     steps = f'{lengths.min():,}' if lengths.min() == lengths.max() else f'{lengths.min():,} to {lengths.max():,}'
-    gone = f'{missing:,} of {series.values.size:,} values missing' if missing else 'no missing values'
+    gone = f'{missing:,} of {series.values.size:,} values missing or infinite' if missing else 'no missing values'
     return f'{len(lengths):,} series of {steps} steps, {series.values.shape[1]} channels; {gone}'
 
 
@@ -340,5 +366,5 @@ def _describe(series: LabelledSeries, splits: Splits, test_name: str | None, pre
         classification.format_class_counts(_counts(series)),
         f'training: {train} series, validation: {validation} (stratified by class), '
         + (f'test: {test} of {test_name}' if test_name else f'test: {test} (stratified by class)'),
-        *([f'constant channels, set to 0: {", ".join(constant)}'] if constant else []),
+        *([f'constant channels, set to 0, by number from 1: {", ".join(constant)}'] if constant else []),
     ]

@@ -1,4 +1,4 @@
-"""Flax Linen modules: recurrent layers and their cells, attention, encoder-decoder models; losses."""
+"""Flax Linen cells, recurrent layers, attention and models; also losses, initializers, activations and decoding."""
 
 from typing import TYPE_CHECKING
 

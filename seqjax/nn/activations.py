@@ -1,4 +1,4 @@
-"""Activation functions by name, so that cells can be compared, copied and pickled."""
+"""Tables of activation functions by name, and `NamedActivation`, which can be compared, copied and pickled."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,27 +13,27 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 def keras2_hard_sigmoid(x: jax.Array) -> jax.Array:
-    """Computes clip(0.2 x + 0.5, 0, 1), the gate activation of Keras before 2.3, which the notebook used."""
+    """Computes clip(0.2 x + 0.5, 0, 1), the default gate activation (`hard_sigmoid`) of Keras before version 2.3."""
     return jnp.clip(0.2 * x + 0.5, 0, 1)
 
 
 def identity(x: jax.Array) -> jax.Array:
-    """Returns x."""
+    """Returns x unchanged."""
     return x
 
 
 def positive(x: jax.Array) -> jax.Array:
-    """Computes x + 1/2 for x >= 0 and sigmoid(x) below, the positive function g of Feng et al. 2024."""
+    """Computes x + 0.5 where x >= 0, else sigmoid(x): the function g of Feng et al. 2024, which is always above 0."""
     return jnp.where(x >= 0, x + 0.5, nn.sigmoid(x))
 
 
-# The usual gate activations.
+# Functions for gates by name.
 RECURRENT_ACTIVATIONS: dict[str, Activation] = {
-    'sigmoid': nn.sigmoid,  # Keras 3, PyTorch, Flax
-    'hard_sigmoid': nn.hard_sigmoid,  # relu6(x + 3) / 6: JAX's and Keras 3's function of this name
+    'sigmoid': nn.sigmoid,  # the default of Keras 3, PyTorch and Flax
+    'hard_sigmoid': nn.hard_sigmoid,  # relu6(x + 3) / 6, as in JAX and Keras 3
     'keras2_hard_sigmoid': keras2_hard_sigmoid,
 }
-# Functions on which JAX, Keras and PyTorch agree by name.
+# Functions for hidden states and gates by name.
 ACTIVATIONS: dict[str, Activation] = RECURRENT_ACTIVATIONS | {
     'tanh': jnp.tanh,
     'relu': nn.relu,
@@ -49,9 +49,9 @@ ACTIVATIONS: dict[str, Activation] = RECURRENT_ACTIVATIONS | {
 
 @dataclasses.dataclass(frozen=True)
 class NamedActivation:
-    """A callable function of `ACTIVATIONS` that is equal to every other of the same name.
+    """Callable that computes `ACTIVATIONS[name]`; two objects with the same name are equal.
 
-    Functions themselves do not compare equal after a copy, and `pickle` fails for `jnp.tanh`.
+    It replaces the function itself, which may not be equal to a copy, and which `pickle` may reject (`jnp.tanh`).
     """
 
     name: str
@@ -67,9 +67,9 @@ TANH, SIGMOID, IDENTITY = (NamedActivation(name) for name in ('tanh', 'sigmoid',
 
 
 def named(field: str, value: str | Activation) -> Activation:
-    """Returns the `NamedActivation` of a name or of a function of `ACTIVATIONS`, and any other callable unchanged.
+    """Returns a key or a function of `ACTIVATIONS` as a `NamedActivation`, and any other callable unchanged.
 
-    Raises ValueError if the value of the field is neither a known name nor a callable.
+    Raises ValueError for any other value; `field` is the name of the argument in the message.
 
     >>> named('activation', jnp.tanh) == named('activation', 'tanh')
     True

@@ -1,4 +1,4 @@
-"""Construction of the model of a run from the model spec of its task and a model configuration."""
+"""Construction of a model from the model spec of a task or dataset and a model configuration."""
 
 from typing import Any
 
@@ -17,15 +17,18 @@ DECODER_OPTIONS = ('attention', 'scheduled_sampling')
 
 
 def build_model(spec: ModelSpec, config: ModelConfig, inputs: Arrays | None = None) -> nn.Module:
-    """Builds the model of a configuration with the inputs and outputs of a spec, and checks that it initializes.
+    """Builds the Flax module of a model configuration, and checks by tracing that `init` accepts its inputs.
 
     Args:
-      spec: model spec of a task or a dataset.
+      spec: model spec of a task or a dataset: inputs and outputs of the model.
       config: model configuration.
-      inputs: arrays of one sequence, or their shapes, for the check; one time step by default.
+      inputs: model inputs, or their shapes and dtypes, for that check; by default one sequence of one time step.
+
+    Returns:
+      The module, without parameters; if the spec has `wrap_model`, its result for the module, which is not checked.
 
     Raises:
-      ValueError: the options do not fit each other or the spec; the message names the fields of `config`.
+      ValueError: options of `config` are incompatible with each other or with the spec; the message names them.
 
     >>> model = build_model(ModelSpec('last', outputs=2, features=3), ModelConfig(cell='gru', hidden=8))
     >>> model.init_with_output(jax.random.key(0), jnp.zeros((1, 5, 3)))[0].shape
@@ -33,12 +36,13 @@ def build_model(spec: ModelSpec, config: ModelConfig, inputs: Arrays | None = No
     """
     if config.dropout and config.layers == 1:
         raise ValueError(
-            f'dropout={config.dropout} does nothing with layers=1: it acts between two layers; use input_dropout or '
-            'output_dropout'
+            f'dropout={config.dropout} has no effect with layers=1, as it acts between layers; use layers=2 or more, '
+            'or input_dropout or output_dropout instead'
         )
     if config.bidirectional and spec.causal:
         raise ValueError(
-            'bidirectional=True would leak the targets, as each step predicts later inputs; use bidirectional=False'
+            'bidirectional=True would leak the targets: this task or dataset predicts later inputs, which the backward '
+            'direction reads; use bidirectional=False'
         )
     options = _cell_options(spec, config)
     options |= {name: getattr(config, name) for name in ('layers', 'bidirectional', 'dropout')}
@@ -48,27 +52,33 @@ def build_model(spec: ModelSpec, config: ModelConfig, inputs: Arrays | None = No
         model = build(spec, config, options)
         key, first = jax.eval_shape(lambda: (jax.random.key(0), one_step(spec)))  # nothing is compiled
         jax.eval_shape(model.init, key, first if inputs is None else inputs)
-    except TypeError as error:  # the cell does not have one of the options
+    except TypeError as error:  # the cell has no such option
         raise ValueError(str(error)) from error
     return model if spec.wrap_model is None else spec.wrap_model(model)
 
 
 def one_step(spec: ModelSpec) -> Arrays:
-    """Returns an input of one sequence of one time step."""
+    """Returns a model input of one sequence of one time step, all 0; with 'seq2seq' a pair (source, targets)."""
     values = jnp.zeros((1, 1), jnp.int32) if spec.features is None else jnp.zeros((1, 1, spec.features))
     return (values, jnp.zeros((1, 1), jnp.int32)) if spec.output == 'seq2seq' else values
 
 
 def _cell_options(spec: ModelSpec, config: ModelConfig) -> dict[str, Any]:
-    """Returns the cell and its options."""
+    """Returns the cell class ('cell') and its options, from the fields of `config`, as arguments of a model builder."""
     cell, options = models.find_cell(config.cell)
     for name in RECURRENT_KERNEL_OPTIONS:
         rate = getattr(config, name)
         if rate and name not in getattr(cell, '__dataclass_fields__', ()):
-            raise ValueError(f'{name}={rate} needs a recurrent kernel, which cell={config.cell} does not have')
+            raise ValueError(
+                f'{name}={rate} is not an option of cell={config.cell}; use {name}=0, or a cell with a recurrent '
+                'kernel, such as cell=lstm'
+            )
         options |= {name: rate} if rate else {}
     if config.forget_bias_init == 'chrono' and spec.memory_span is None:
-        raise ValueError('forget_bias_init=chrono needs a memory span, and this task or dataset has none')
+        raise ValueError(
+            'forget_bias_init=chrono needs a memory span, and this task or dataset has none; use '
+            'forget_bias_init=constant, uniform or default'
+        )
     if config.forget_bias_init != 'default':
         span = (spec.memory_span,) if config.forget_bias_init == 'chrono' else ()
         options['bias_init'] = initializers.GATE_BIASES[config.forget_bias_init](*span)
@@ -76,22 +86,22 @@ def _cell_options(spec: ModelSpec, config: ModelConfig) -> dict[str, Any]:
 
 
 def _build_sequence_model(spec: ModelSpec, config: ModelConfig, options: dict[str, Any]) -> nn.Module:
-    """Returns a model with one output for a sequence, or one for each of its steps."""
-    _check_unused(config, DECODER_OPTIONS, 'needs a decoder, and this task has none')
+    """Builds a sequence model; raises ValueError if an option of decoders is not at its default."""
+    _check_unused(config, DECODER_OPTIONS, 'needs an encoder-decoder model, not that of this task; remove it')
     options |= {name: getattr(config, name) for name in (*SEQUENCE_MODEL_OPTIONS, 'parallel')}
     options |= {name: getattr(spec, name) for name in ('vocabulary', 'stateful', 'head_init', 'unroll')}
     return models.sequence_model(spec.output, spec.outputs, **options)
 
 
 def _build_encoder_decoder(spec: ModelSpec, config: ModelConfig, options: dict[str, Any]) -> nn.Module:
-    """Returns an encoder-decoder model."""
-    _check_unused(config, SEQUENCE_MODEL_OPTIONS, 'is not supported by encoder-decoder models')
-    _check_unused(config, ('parallel',), 'is not supported by encoder-decoder models: a decoder runs step by step')
+    """Builds an encoder-decoder model; raises ValueError if an option of sequence models is not at its default."""
+    _check_unused(config, SEQUENCE_MODEL_OPTIONS, 'is not supported by encoder-decoder models; remove it')
+    _check_unused(config, ('parallel',), 'is not supported by encoder-decoder models; remove it')
     options |= {name: getattr(config, name) for name in DECODER_OPTIONS}
     return seq2seq.encoder_decoder(spec.outputs, source_vocabulary=spec.vocabulary, **options)
 
 
 def _check_unused(config: ModelConfig, names: tuple[str, ...], reason: str) -> None:
-    """Raises ValueError if a field that this kind of model does not use is not at its default."""
+    """Raises ValueError for the first of the fields `names` that is not at its default: 'name=value' and the reason."""
     for name in (name for name in names if name in seqjax_config.changed(config)):
         raise ValueError(f'{name}={getattr(config, name)} {reason}')

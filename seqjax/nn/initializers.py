@@ -1,4 +1,4 @@
-"""Initializers: the schemes of other libraries by name, and gate biases that set the memory span of a cell."""
+"""Weight initializers: the defaults of Keras, PyTorch and Flax by name, and gate biases that set a memory span."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from seqjax.config import GATE_BIAS_NAMES
 
 Initializer = Callable[..., jax.Array]
 
-# Roles of gates, by which a `GateBias` sets their biases. All other gates have the role ''.
+# Roles of gates, by which a `GateBias` sets their biases. A gate with another role has '', and bias 0.
 KEEP = 'keep'  # the gate multiplies the old state: f of the LSTM, z of the GRU
 WRITE = 'write'  # the gate multiplies the candidate, and another gate has the role KEEP: i of the LSTM
 UPDATE = 'update'  # gate u in (1 - u) * old state + u * candidate: i of the coupled LSTM, z of the minGRU
@@ -22,9 +22,9 @@ LSTM_ROLES = (WRITE, KEEP, '', '')  # i, f, g, o
 def orthogonal_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
     """Draws a matrix [m, n] with orthonormal rows (columns if m > n), uniformly distributed: Keras's `Orthogonal`.
 
-    It is the orthogonal polar factor of a Gaussian matrix, by Newton-Schulz iteration (Higham 2008, equation 8.20): the
-    distribution of a QR factorization (Mezzadri 2007), from products alone. `initializers.orthogonal` needs LAPACK,
-    whose bindings take 0.2 s to import, and which accelerators emulate step by step.
+    The matrix is the orthogonal polar factor of a Gaussian matrix, by Newton-Schulz iteration (Higham 2008, equation
+    8.20). It has the distribution of a QR factorization (Mezzadri 2007), but needs only matrix products. Flax's
+    `initializers.orthogonal` needs LAPACK, whose bindings take 0.2 s to import, and which accelerators emulate.
     """
     work = jnp.promote_types(dtype, jnp.float32)  # in half precision the norm overflows
     gaussian = jax.random.normal(key, (min(shape), max(shape)), work)
@@ -48,7 +48,7 @@ def orthogonal_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.flo
 
 
 def uniform_init(bound: float) -> Initializer:
-    """Returns an initializer that is uniform from -bound to bound."""
+    """Returns an initializer that draws values uniformly from -bound to bound."""
 
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -57,7 +57,7 @@ def uniform_init(bound: float) -> Initializer:
 
 
 def blockwise(init: Initializer, width: int) -> Initializer:
-    """Returns an initializer that applies `init` to each block of `width` columns: a matrix for each gate."""
+    """Returns an initializer that draws each block of `width` columns by `init` with its own key: a block per gate."""
 
     def draw(key, shape, dtype=jnp.float32):
         blocks = -(-shape[-1] // width)
@@ -69,7 +69,7 @@ def blockwise(init: Initializer, width: int) -> Initializer:
 
 
 def sum_of(*inits: Initializer) -> Initializer:
-    """Returns an initializer that sums the results of others, each with its own key."""
+    """Returns an initializer whose result is the sum of the results of `inits`, each drawn with its own key."""
 
     def draw(key, shape, dtype=jnp.float32):
         keys = jax.random.split(key, len(inits))
@@ -80,24 +80,28 @@ def sum_of(*inits: Initializer) -> Initializer:
 
 @dataclasses.dataclass(frozen=True)
 class GateBias:
-    """Initializer of a bias [nH] that depends on the role of each of the n gates.
+    """Base class of initializers of a bias [nH] by the roles of the n gates; subclasses define `keep`.
 
-    Called like any other initializer; the default `roles` are the LSTM's.
+    Called like any other initializer; `roles` are those of the LSTM by default. Gates with role '' have bias 0. A call
+    raises ValueError if no gate has the role KEEP or UPDATE.
     """
 
     def keep(self, key: jax.Array, features: int, dtype: Any) -> jax.Array:
-        """Returns the bias [H] of a KEEP gate; the bias of an UPDATE gate is its negative."""
+        """Returns the bias [H] of a KEEP gate, where H is `features`; an UPDATE gate gets the negated bias."""
         raise NotImplementedError
 
     def write(self, keep: jax.Array) -> jax.Array:
-        """Returns the bias [H] of a WRITE gate, given the bias of the KEEP gate."""
+        """Returns the bias [H] of a WRITE gate, given the bias of the KEEP gate: zeros unless overridden."""
         return jnp.zeros_like(keep)
 
     def __call__(
         self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, roles: tuple[str, ...] = LSTM_ROLES
     ) -> jax.Array:
         if not {KEEP, UPDATE} & set(roles):
-            raise ValueError(f'bias_init={self} needs a forget or update gate, and this cell has none')
+            raise ValueError(
+                f'bias_init={self} needs a forget or update gate, and this cell has none; use bias_init=None (in a '
+                'model configuration forget_bias_init=default)'
+            )
         keep = self.keep(key, shape[-1] // len(roles), dtype)
         parts = {KEEP: keep, UPDATE: -keep, WRITE: self.write(keep)}
         return jnp.concatenate([parts.get(role, jnp.zeros_like(keep)) for role in roles])
@@ -105,7 +109,10 @@ class GateBias:
 
 @dataclasses.dataclass(frozen=True)
 class ConstantGate(GateBias):
-    """Constant initialization: `value` for the forget gate, 0 for others (Gers et al. 2000; Jozefowicz et al. 2015)."""
+    """Constant gate bias: `value` for a KEEP gate, -`value` for an UPDATE gate, else 0.
+
+    References: Gers et al. 2000; Jozefowicz et al. 2015.
+    """
 
     value: float = 1.0
 
@@ -127,7 +134,7 @@ class ChronoGate(GateBias):
 
     def __post_init__(self) -> None:
         if isinstance(self.span, bool) or not self.span > 2:
-            raise ValueError(f'span={self.span} must be above 2: the longest expected dependency, in time steps')
+            raise ValueError(f'span={self.span} must be a number above 2: the longest dependency in time steps')
 
     def keep(self, key: jax.Array, features: int, dtype: Any) -> jax.Array:
         return jnp.log(jax.random.uniform(key, (features,), dtype, 1, self.span - 1))
@@ -138,14 +145,14 @@ class ChronoGate(GateBias):
 
 @dataclasses.dataclass(frozen=True)
 class UniformGate(GateBias):
-    """Uniform gate initialization: initial activations uniform on (1/H, 1 - 1/H) (Gu et al. 2020).
+    """Uniform gate initialization: a forget gate's activations start uniform on (1/H, 1 - 1/H) (Gu et al. 2020).
 
-    b_f = logit(u) with u ~ U(1/H, 1 - 1/H), and b_i = -b_f, for H of at least 2.
+    b_f = logit(u) with u ~ U(1/H, 1 - 1/H), and b_i = -b_f. H must be at least 2.
     """
 
     def keep(self, key: jax.Array, features: int, dtype: Any) -> jax.Array:
         if features < 2:
-            raise ValueError(f'features={features} must be at least 2 with bias_init=UniformGate(): U(1/H, 1 - 1/H)')
+            raise ValueError(f'features={features} must be at least 2 for bias_init=UniformGate(); use another one')
         u = jax.random.uniform(key, (features,), dtype, 1 / features, 1 - 1 / features)
         return jnp.log(u) - jnp.log1p(-u)
 
@@ -159,23 +166,23 @@ GATE_BIASES: dict[str, type[GateBias]] = dict(
 
 
 class Scheme(NamedTuple):
-    """Initializers of a recurrent cell in one library. The bias of a cell with one bias is the sum of both."""
+    """Default initializers of recurrent cells in one library; a cell with one bias vector gets the sum of both."""
 
     kernel: Initializer  # [F, nH]
     recurrent_kernel: Initializer  # [H, nH]
     bias: Initializer  # [nH]
     recurrent_bias: Initializer  # [nH]
-    forget_bias: float  # constant that an LSTM adds to the bias of its forget gate
+    forget_bias: float  # constant added to the initial bias of an LSTM's forget gate
 
 
 _ZEROS = initializers.zeros_init()
-# Schemes as functions of the number of hidden units.
+# Functions from the number of hidden units H to a Scheme.
 SCHEMES: dict[str, Callable[[int], Scheme]] = {
     # Glorot uniform; one orthogonal matrix [H, nH]; zeros; forget bias 1.
     'keras': lambda features: Scheme(initializers.glorot_uniform(), orthogonal_init, _ZEROS, _ZEROS, 1.0),
-    # Everything uniform within 1 / sqrt(H).
+    # Everything uniform from -1 / sqrt(H) to 1 / sqrt(H).
     'pytorch': lambda features: Scheme(*[uniform_init(features**-0.5)] * 4, 0.0),
-    # LeCun normal; an orthogonal matrix [H, H] for each gate; zeros.
+    # LeCun normal; an orthogonal matrix [H, H] for each gate; zeros; forget bias 0.
     'flax': lambda features: Scheme(
         initializers.lecun_normal(), blockwise(orthogonal_init, features), _ZEROS, _ZEROS, 0.0
     ),

@@ -1,10 +1,10 @@
 """Masked losses and metrics, each a Mean of total and count.
 
-A masked element affects neither value, count nor gradient, whatever it is. If all elements are masked, the mean and its
-gradient are 0. Axes beyond those in `seqjax`: V classes or words, N labels.
+A masked element affects neither total, count nor gradient, even if it is NaN. If all elements are masked, the mean and
+its gradient are 0. Axes beyond those in `seqjax`: V classes or words, N bits of a frame.
 
-The arguments are (outputs, targets, mask); the mask is bool, [B] or [B, T], a leading part of the targets' shape, or
-None.
+The arguments are (outputs, targets, mask). The mask is bool [B] or [B, T], True at elements that count, and covers the
+leading axes of the targets; None if all elements count.
 """
 
 import jax
@@ -20,25 +20,25 @@ from seqjax.types import Batch, Mean
 
 
 def _weights(mask: jax.Array | None, shape: tuple[int, ...], name: str) -> jax.Array:
-    """Returns the mask broadcast to `shape`."""
+    """Returns the mask, which covers the leading axes of `shape`, broadcast to `shape`; all True if it is None."""
     if mask is None:
         return jnp.ones(shape, bool)
     mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
     if mask.ndim > len(shape):
-        raise ValueError(f'mask {mask.shape} must be a leading part of the shape of {name} {shape}')
+        raise ValueError(f'mask {mask.shape} must have the shape {shape} of {name}, or of its leading axes')
     mask = masking.as_flags(mask, shape[: mask.ndim], of=f'{name} {shape}')
     return jnp.broadcast_to(masking.expand(mask, len(shape)), shape)
 
 
 def _mean(values: jax.Array, weights: jax.Array) -> Mean:
-    """Returns the sum and count of values at True weights."""
+    """Returns Mean(sum of the values where `weights` is True, number of those values)."""
     return Mean(jnp.sum(jnp.where(weights, values, 0)), jnp.sum(weights, dtype=values.dtype))
 
 
 def _floats(outputs: jax.Array, name: str = 'outputs') -> jax.Array:
     outputs = jnp.asarray(outputs)
     if not jnp.issubdtype(outputs.dtype, jnp.floating):
-        raise ValueError(f'{name} {outputs.shape} are {outputs.dtype} and must be floating')
+        raise ValueError(f'{name} {outputs.shape} are {outputs.dtype} and must be floating-point numbers')
     return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))  # half precision loses too much
 
 
@@ -50,40 +50,40 @@ def _same_shape(outputs: jax.Array, targets: jax.Array, name: str) -> tuple[jax.
 
 
 def _labels(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns logits [..., V], labels [...] with 0 at masked elements, and weights [...].
+    """Returns logits [..., V], labels [...] with 0 at masked elements, and the mask [...], True at labels that count.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, or an unmasked label is not from 0 to V-1.
+      ValueError: a shape or dtype is wrong, or (not in compiled code) an unmasked label is not from 0 to V-1.
     """
     logits, labels = _floats(logits, 'logits'), jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f'labels {labels.shape} are {labels.dtype} and must be integers, the index of a class')
+        raise ValueError(f'labels {labels.shape} are {labels.dtype} and must be integers, each the index of a class')
     if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f'logits {logits.shape} must have classes on their last axis')
+        raise ValueError(f'logits {logits.shape} must be [..., V] with V of at least 1, the number of classes')
     validation.check_shape(
-        'labels', labels.shape, logits.shape[:-1], f'the shape of logits {logits.shape} without classes'
+        'labels', labels.shape, logits.shape[:-1], f'the shape of logits {logits.shape} without the last axis'
     )
     weights, classes = _weights(mask, labels.shape, 'labels'), logits.shape[-1]
     labels = jnp.where(weights, labels, 0)
-    reason = f'the classes on the last axis of logits {logits.shape}; mask labels that are padding'
+    reason = f'classes on the last axis of logits {logits.shape}; mask the labels of padding'
     validation.check_range('labels', labels, classes - 1, reason)
     # A uint8 cannot be compared with 256 classes.
     return logits, labels.astype(jnp.promote_types(labels.dtype, jnp.int32)), weights
 
 
 def squared_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array | None = None) -> Mean:
-    """Computes the squared error over all unmasked elements.
+    """Returns the squared error as a Mean over all unmasked elements.
 
     Args:
-      outputs: [B, ...] or [B, T, ...], floating.
+      outputs: [B, ...] or [B, T, ...], floating-point.
       targets: array of the same shape as `outputs`.
-      mask: [B] or [B, T], bool, a leading part of that shape.
+      mask: bool [B] or [B, T], True at elements that count; all elements count by default.
 
     Returns:
-      Mean(sum of squared errors, number of elements counted).
+      Mean(sum of squared errors, number of unmasked elements).
 
     Raises:
-      ValueError: `outputs` and `targets` differ in shape, or `mask` is not a leading part of it.
+      ValueError: `outputs` are not floating-point, `targets` have another shape, or `mask` has a wrong shape or dtype.
 
     >>> mask = jnp.array([[True, True, False], [True, False, False]])
     >>> outputs, targets = jnp.zeros((2, 3)), jnp.sqrt(jnp.array([[1.0, 3.0, 99.0], [2.0, 98.0, 97.0]]))
@@ -98,12 +98,13 @@ def squared_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array | None
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Mean:
-    """Computes the softmax cross-entropy in nats of logits [B, T, V] or [B, V] and labels [B, T] or [B].
+    """Returns the softmax cross-entropy in nats as a Mean over all unmasked labels.
 
-    In compiled code, which cannot raise, a label that is not a class makes the total NaN.
+    Logits are [B, T, V] or [B, V], labels integers [B, T] or [B]. In compiled code, which cannot raise, an unmasked
+    label that is not from 0 to V-1 makes the total NaN.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, or an unmasked label is not a class.
+      ValueError: a shape or dtype is wrong, or an unmasked label is not from 0 to V-1.
     """
     logits, labels, weights = _labels(logits, labels, mask)
     valid = _are_classes(labels, logits)
@@ -114,26 +115,27 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None =
 
 
 def frame_nll(logits: jax.Array, targets: jax.Array, mask: jax.Array | None = None) -> Mean:
-    """Computes the negative log-likelihood of frames of independent bits: logits and targets [B, T, N].
+    """Returns the negative log-likelihood in nats of frames of N independent bits, as a Mean over unmasked frames.
 
-    It is summed over the N notes of a frame and averaged over frames, the convention for polyphonic music
-    (Boulanger-Lewandowski et al. 2012).
+    Logits and targets (0 or 1) are [B, T, N]. The loss of a frame is the sum over its N bits, the convention for the
+    notes of polyphonic music (Boulanger-Lewandowski et al. 2012).
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+      ValueError: a shape or dtype is wrong.
     """
     logits, targets = _same_shape(logits, targets, 'logits')
     if logits.ndim < 2:
-        raise ValueError(f'logits {logits.shape} must have at least 2 axes: frames, and their bits on the last axis')
+        raise ValueError(f'logits {logits.shape} must be [B, T, N] or [B, N]: frames of N bits')
     weights = _weights(mask, logits.shape[:-1], 'frames')
     values = optax.sigmoid_binary_cross_entropy(masking.zero(logits, weights), masking.zero(targets, weights))
     return _mean(values.sum(axis=-1), weights)
 
 
 def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Mean:
-    """Computes the fraction of correct labels; NaN logits count as wrong. Shapes and errors as in `cross_entropy`.
+    """Returns the fraction of unmasked labels that have the largest logit, as a Mean; NaN logits count as wrong.
 
-    In compiled code a label that is not a class makes the total NaN.
+    Shapes and errors are as in `cross_entropy`. In compiled code, which cannot raise, an unmasked label that is not
+    from 0 to V-1 makes the total NaN.
     """
     logits, labels, weights = _labels(logits, labels, mask)
     correct = (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
@@ -145,7 +147,7 @@ def _are_classes(labels: jax.Array, logits: jax.Array) -> jax.Array:
 
 
 def bits_per_character(mean: Mean) -> jax.Array:
-    """Converts the cross-entropy of characters, a Mean in nats, to bits per character."""
+    """Returns the mean of a cross-entropy of characters in nats, converted to bits per character."""
     return mean.compute() / jnp.log(2.0)
 
 
@@ -153,12 +155,12 @@ def bits_per_character(mean: Mean) -> jax.Array:
 
 
 def mean_squared_error(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
-    """Returns a Task's loss: the squared error over all unmasked targets of the batch."""
+    """Returns {'loss': squared error over all unmasked targets of the batch}, as the `loss` of a `Task`."""
     return {'loss': squared_error(outputs, batch.targets, batch.mask)}
 
 
 def classification(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
-    """Returns a Task's loss, the cross-entropy, and the accuracy as a further metric."""
+    """Returns 'loss' (cross-entropy) and 'accuracy' over all unmasked targets of a batch, as the `loss` of a `Task`."""
     return {
         'loss': cross_entropy(logits, batch.targets, batch.mask),
         'accuracy': accuracy(logits, batch.targets, batch.mask),

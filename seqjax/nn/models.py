@@ -1,4 +1,4 @@
-"""Sequence models: sequence to vector, sequence to sequence, and constructors of the usual ones."""
+"""Sequence models with an output per sequence or per time step, cells by name, and functions that build models."""
 
 import ast
 import importlib
@@ -25,7 +25,7 @@ from seqjax.types import Arrays, Sequences
 
 
 def _cells(base: type[Cell]) -> dict[str, type[Cell]]:
-    """Returns the cells of seqjax without subclasses, by name: LSTMCell is 'lstm', SimpleRNNCell 'simple'."""
+    """Returns {name: cell class} of the classes below `base` in seqjax that have no subclasses; LSTMCell is 'lstm'."""
     subclasses = [cell for cell in base.__subclasses__() if cell.__module__.startswith('seqjax.')]
     if not subclasses:
         return {base.__name__.removesuffix('Cell').removesuffix('RNN').lower(): base}
@@ -38,10 +38,12 @@ CELLS = _cells(Cell)
 
 
 def find_cell(text: str) -> tuple[Callable[..., nn.RNNCellBase], dict[str, Any]]:
-    """Returns a cell by its name or MODULE:CLASS, and the options in parentheses after it.
+    """Returns the cell class and the options of a text: a key of `CELLS` or MODULE:CLASS, and options in parentheses.
+
+    The names of the options are not checked.
 
     Raises:
-      ValueError: the cell or its options are invalid; the message names `cell`.
+      ValueError: the cell does not exist, or the options are not keyword arguments; the message starts with 'cell='.
 
     >>> find_cell('lstm(peepholes=True, forget=coupled)')
     (<class 'seqjax.nn.cells.lstm_cell.LSTMCell'>, {'peepholes': True, 'forget': 'coupled'})
@@ -53,16 +55,16 @@ def find_cell(text: str) -> tuple[Callable[..., nn.RNNCellBase], dict[str, Any]]
     try:
         options = _call_options(rest) if opening else {}
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f'cell={text} has invalid options; use {name}(name=value, ...)') from error
+        raise ValueError(f'cell={text} has invalid options; use {name}(name=value, ...) with literal values') from error
     cell = CELLS[name] if name in CELLS else _imported_cell(text, *name.split(':', 1))
     return cell, options
 
 
 def _call_options(text: str) -> dict[str, Any]:
-    """Parses 'name=value, ...)'; a bare word is a string.
+    """Parses the text after the opening parenthesis, 'name=value, ...)', as a dict; a bare word as value is a string.
 
     Raises:
-      ValueError or SyntaxError: the text is not a list of keyword arguments.
+      ValueError or SyntaxError: the text is not a list of keyword arguments with literal values or bare words.
     """
     call = ast.parse(f'_({text}', mode='eval').body
     if not isinstance(call, ast.Call) or call.args or not all(option.arg for option in call.keywords):
@@ -72,33 +74,37 @@ def _call_options(text: str) -> dict[str, Any]:
 
 
 def _imported_cell(text: str, module: str, name: str) -> Callable[..., nn.RNNCellBase]:
-    """Imports a cell from a user's module."""
+    """Imports a module and returns its cell class `name`; raises ValueError if that fails. `text` is for messages."""
     try:
         cell = getattr(importlib.import_module(module), name, None)
     except Exception as error:  # any error of the user's module
         reason = f'{type(error).__name__}: {error}'
-        raise ValueError(f'cell={text}: module {module} cannot be imported ({reason})') from error
+        raise ValueError(f'cell={text} cannot be imported from module {module} ({reason})') from error
     if not (isinstance(cell, type) and issubclass(cell, nn.RNNCellBase)):
         problem = 'does not exist' if cell is None else 'is not a subclass of flax.linen.RNNCellBase'
-        raise ValueError(f'cell={text}: {name!r} in module {module} {problem}')
+        raise ValueError(f'cell={text} must be MODULE:CLASS of a cell; {name!r} in module {module} {problem}')
     return cell
 
 
 class _Model(NamedOptions, nn.Module):
-    """Base class: embeds tokens and passes mask and resets to the recurrent layer."""
+    """Base class of sequence models: embeds tokens, applies dropout, and runs the recurrent layer on the inputs."""
 
     rnn: nn.Module  # [B, T, F] -> [B, T, H]: any layer of `seqjax.nn`
-    head: nn.Module
-    embed: nn.Embed | None = None  # embedding of tokens [B, T]
-    drop_inputs: nn.Dropout | None = None  # dropout of the inputs of the recurrent layer
-    drop_outputs: nn.Dropout | None = None  # dropout of the inputs of the head
+    head: nn.Module  # [..., H] -> [..., O]
+    embed: nn.Embed | None = None  # embedding of tokens [B, T]; None for inputs [B, T, F]
+    drop_inputs: nn.Dropout | None = None  # dropout of the inputs of the recurrent layer; None: none
+    drop_outputs: nn.Dropout | None = None  # dropout of the inputs of the head; None: none
 
     def _drop(self, drop: nn.Dropout | None, x: jax.Array) -> jax.Array:
-        """Applies dropout in training, that is with a random stream 'dropout'."""
+        """Returns x after dropout; x unchanged if `drop` is None or the call has no random stream 'dropout'."""
         return x if drop is None else drop(x, deterministic=not self.has_rng('dropout'))
 
     def _read(self, inputs: Arrays, options: dict[str, Any]) -> tuple[Any, Any, jax.Array | None]:
-        """Returns the carry (None unless requested), outputs, and the mask of valid steps (None if all are)."""
+        """Runs all modules before the head; returns (carry, outputs of the recurrent layer, mask of valid steps).
+
+        `options` are options of the recurrent layer's call, of which those that are None are left out. The carry is
+        None unless `return_carry` is True; the mask is None without lengths and mask.
+        """
         values, valid, resets = embed_inputs(inputs, self.embed)
         values = self._drop(self.drop_inputs, values)
         options |= {'mask': valid, 'resets': resets, 'return_carry': bool(options['return_carry'])}
@@ -107,18 +113,18 @@ class _Model(NamedOptions, nn.Module):
 
 
 class SequenceToVector(_Model):
-    """Returns one output for a sequence, from the last valid output of each direction."""
+    """Sequence model with one output per sequence: the head reads the last valid output of each direction."""
 
     def __call__(self, inputs: Arrays, *, initial_carry: Any = None, return_carry: bool | None = None) -> Any:
-        """Computes one output for each sequence.
+        """Returns one output for each sequence.
 
         Args:
           inputs: [B, T, F], or tokens [B, T]; alone or in `Sequences`, or in a tuple (values, lengths).
-          initial_carry: carry that a call with `return_carry` returned.
-          return_carry: also return the carry after the last step.
+          initial_carry: carry that a call with `return_carry` returned; by default the recurrent layer's own.
+          return_carry: True to return the carry after the last step, too.
 
         Returns:
-          [B, O], or (carry, [B, O]).
+          outputs [B, O], or with `return_carry` (carry, outputs).
         """
         options = {'initial_carry': initial_carry, 'return_carry': return_carry, 'return_sequences': False}
         carry, summary, _ = self._read(inputs, options)
@@ -127,10 +133,10 @@ class SequenceToVector(_Model):
 
 
 class SequenceToSequence(_Model):
-    """Returns an output at every time step; with a `TimeDistributed` head 0 at masked steps."""
+    """Sequence model with an output at every time step, which is 0 at masked steps if the head is `TimeDistributed`."""
 
     def __call__(self, inputs: Arrays, *, initial_carry: Any = None, return_carry: bool | None = None) -> Any:
-        """Computes outputs [B, T, O] for every step; arguments as in `SequenceToVector`."""
+        """Returns outputs [B, T, O], or with `return_carry` (carry, outputs); arguments as in `SequenceToVector`."""
         carry, outputs, valid = self._read(inputs, {'initial_carry': initial_carry, 'return_carry': return_carry})
         outputs = self._drop(self.drop_outputs, outputs)
         if valid is not None and isinstance(self.head, TimeDistributed):
@@ -141,27 +147,33 @@ class SequenceToSequence(_Model):
 
 
 def embed_inputs(inputs: Arrays, embed: nn.Embed | None) -> tuple[jax.Array, jax.Array | None, Any]:
-    """Returns the inputs of a recurrent layer.
+    """Returns (values, mask of valid steps, resets) for a recurrent layer from model inputs, with tokens embedded.
 
     Args:
       inputs: [B, T, F], or tokens [B, T]; alone or in `Sequences`, or in a tuple (values, lengths).
       embed: embedding of tokens; None for inputs [B, T, F].
 
     Returns:
-      values [B, T, F]; the mask of valid steps [B, T], None if all are; the resets or None. In compiled code, which
-      cannot raise, tokens that are out of range, and rows whose length is out of range, become NaN.
+      values [B, T, F]; the mask of valid steps [B, T], None if `inputs` have neither lengths nor mask; the resets, None
+      if `inputs` have none. In compiled code, which cannot raise, the values of a valid token that is out of range, and
+      of a row whose length is out of range, are NaN.
 
     Raises:
-      ValueError: an argument does not fit the others; the message names it.
+      ValueError: the shape, the dtype or a value of an input is wrong; the message names the input.
     """
     if isinstance(inputs, tuple) and not 1 <= len(inputs) <= 4:
-        raise ValueError(f'inputs have {len(inputs)} parts and must be an array or (values, seq_lengths, mask, resets)')
+        raise ValueError(
+            f'inputs are a tuple of {len(inputs)} and must be an array, or a tuple of 1 to 4: (values, seq_lengths, '
+            'mask, resets)'
+        )
     values, seq_lengths, mask, resets = Sequences(*inputs) if isinstance(inputs, tuple) else Sequences(inputs)
     values = jnp.asarray(values)
     if embed is not None and values.ndim != 2:
-        raise ValueError(f'tokens {values.shape} of {values.dtype} must be integers [B, T]')
+        raise ValueError(f'tokens {values.shape} of {values.dtype} must be integers [B, T], as the model embeds them')
     if embed is None and values.ndim < 3:
-        raise ValueError(f'inputs {values.shape} must be [B, T, F]; tokens [B, T] need embed=nn.Embed(...)')
+        raise ValueError(
+            f'inputs {values.shape} must be [B, T, F]; for tokens [B, T] build the model with an embedding (nn.Embed)'
+        )
     valid = masking.valid_steps(seq_lengths, mask, values.shape[:1], values.shape[1], of=f'inputs {values.shape}')
     if embed is not None:
         tokens = as_tokens(values, embed.num_embeddings, valid)
@@ -174,16 +186,17 @@ def embed_inputs(inputs: Arrays, embed: nn.Embed | None) -> tuple[jax.Array, jax
 def as_tokens(tokens: jax.Array, vocabulary: int, valid: jax.Array | None) -> jax.Array:
     """Returns tokens [B, T] with 0 at masked steps, so that padding may be any integer.
 
-    In compiled code tokens below 0 become `vocabulary`, whose embedding is NaN: -1 would index the last row.
+    Without `valid` [B, T] no step is masked. In compiled code, which cannot raise, tokens below 0 become `vocabulary`,
+    which `nn.Embed` maps to NaN: -1 would index the last row.
 
     Raises:
-      ValueError: tokens are not integers [B, T], or a valid one is not from 0 to below `vocabulary`.
+      ValueError: tokens are not integers, or a token at a valid step is not from 0 to `vocabulary` - 1.
     """
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f'tokens {tokens.shape} of {tokens.dtype} must be integers [B, T]')
     if valid is not None:
         tokens = jnp.where(valid, tokens, 0)
-    validation.check_range('tokens', tokens, vocabulary - 1, 'the last row of the embedding')
+    validation.check_range('tokens', tokens, vocabulary - 1, 'the rows of the embedding')
     tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.int32))
     return tokens if validation.is_concrete(tokens) else jnp.where(tokens < 0, vocabulary, tokens)
 
@@ -191,7 +204,10 @@ def as_tokens(tokens: jax.Array, vocabulary: int, valid: jax.Array | None) -> ja
 def check_cell_options(
     function: str, cell: str | Callable[..., nn.RNNCellBase], options: dict[str, Any], *functions: Callable[..., Any]
 ) -> None:
-    """Raises TypeError if an option belongs neither to one of the functions nor to the cell."""
+    """Raises TypeError if a name in `options` is neither an argument of one of `functions` nor an option of the cell.
+
+    Nothing is checked if the cell accepts options of any name. `function` is the name of the caller, for the message.
+    """
     parameters = [p for function in functions for p in inspect.signature(function).parameters.values()]
     names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     cell_names = seqjax_options.argument_names(CELLS.get(cell, LSTMCell) if isinstance(cell, str) else cell)
@@ -215,22 +231,23 @@ def recurrent(
     remat_segments: int = 1,
     **cell_options: Any,
 ) -> nn.Module:
-    """Builds recurrent layers: an RNN, a Bidirectional, or a stack of either.
+    """Builds a recurrent layer: an `RNN` or a `Bidirectional`, or with `layers` above 1 a `Stack` of either.
 
     Args:
-      cell: a key of `CELLS`, or a function of `features` that returns a cell.
-      features: H.
+      cell: a key of `CELLS`, or a function (features, **cell_options) -> cell, such as a class of cells.
+      features: H, the number of hidden units of each direction of each layer.
       layers: number of stacked layers.
       bidirectional: run each layer in both directions.
-      merge_mode: merge of the directions, a key of `seqjax.nn.wrappers.MERGES`.
-      dropout: fraction of values that is dropped between two layers.
+      merge_mode: merge of the outputs of both directions, a key of `seqjax.nn.wrappers.MERGES`.
+      dropout: fraction of values that is dropped between two layers in training.
       residual: add the inputs of each layer but the first to its outputs.
-      learn_initial_carry: learn the initial carry of each direction of each layer.
+      learn_initial_carry: make the initial carry of each direction of each layer a parameter.
       unroll, backend, parallel, remat_segments: see `RNN`.
       cell_options: further arguments of the cell.
 
     Raises:
       ValueError: an argument is invalid, or incompatible with another.
+      TypeError: neither this function nor the cell has an option of this name.
     """
     if isinstance(cell, str) and cell not in CELLS:
         raise ValueError(
@@ -241,7 +258,10 @@ def recurrent(
     if layers < 1:
         raise ValueError(f'layers={layers} must be at least 1')
     if bidirectional and layers > 1 and merge_mode == 'none':
-        raise ValueError("merge_mode='none' returns a pair of outputs, which the next layer cannot read; use layers=1")
+        raise ValueError(
+            "merge_mode='none' returns a pair of outputs, which the next layer cannot read; use layers=1 or "
+            "merge_mode='concat'"
+        )
     wrappers.check_dropout(dropout, layers)
 
     def make_rnn() -> nn_rnn.RNN:
@@ -271,14 +291,13 @@ def sequence_model(
     param_dtype: Any = None,
     **options: Any,
 ) -> SequenceToVector | SequenceToSequence:
-    """Builds a sequence model: an embedding for tokens, recurrent layers, a dense head.
+    """Builds a sequence model: recurrent layers and a dense head, with `vocabulary` also an embedding of tokens.
 
     Args:
-      output: 'last', one output after the last step of a sequence, or 'per_step', one at every step.
+      output: 'last', one output after the last valid step of a sequence, or 'per_step', one at every step.
       outputs: O, the size of an output.
-      cell: see `recurrent`.
-      features: H.
-      vocabulary: number of tokens; None for inputs [B, T, F].
+      cell, features: see `recurrent`.
+      vocabulary: number of different tokens; None for inputs [B, T, F].
       embedding: size of the embedding of a token; `features` by default.
       stateful: keep the carry from call to call; see `Stateful`.
       input_dropout: fraction of the inputs of the first recurrent layer that is dropped in training.
@@ -290,6 +309,7 @@ def sequence_model(
 
     Raises:
       ValueError: an argument is invalid, or incompatible with another.
+      TypeError: neither this function, `recurrent` nor the cell has an option of this name.
 
     >>> model = sequence_model('per_step', 10, features=16, vocabulary=10, layers=2, bidirectional=True)
     >>> tokens = jnp.zeros((2, 7), int)
@@ -300,11 +320,13 @@ def sequence_model(
     kinds = {'last': SequenceToVector, 'per_step': SequenceToSequence}
     validation.check_choice('output', output, kinds)
     if vocabulary is None and embedding is not None:
-        raise ValueError(f'embedding={embedding} needs vocabulary, the number of tokens')
+        raise ValueError(f'embedding={embedding} needs vocabulary, the number of different tokens; pass vocabulary')
     if stateful and options.get('bidirectional'):
-        raise ValueError('stateful=True is not supported with bidirectional=True, which needs the end of the stream')
+        raise ValueError(
+            'stateful=True is not supported with bidirectional=True, which needs the end of the stream; use one of them'
+        )
     if options.get('bidirectional') and options.get('merge_mode') == 'none':
-        raise ValueError("merge_mode='none' returns a pair of outputs, and the head needs one array")
+        raise ValueError("merge_mode='none' returns a pair of outputs, and the head needs one; use merge_mode='concat'")
     if embedding is not None and embedding < 1:
         raise ValueError(f'embedding={embedding} must be at least 1: the size of the embedding of a token')
     for name, rate in (('input_dropout', input_dropout), ('output_dropout', output_dropout)):

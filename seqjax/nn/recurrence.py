@@ -1,4 +1,4 @@
-"""Runs of a cell over time: sequential, fused, as a parallel scan, and in rematerialized segments."""
+"""Scans of a cell over time: sequential, fused, parallel, and in rematerialized segments."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,29 +15,29 @@ Carry = Any  # a tree of arrays [*B, ...]
 
 
 class SequenceInputs(NamedTuple):
-    """Inputs and flags of the time steps, time first; flags are None if not used."""
+    """Inputs and flags of all time steps, with time as the first axis."""
 
     inputs: jax.Array  # [T, *B, F]
-    valid: jax.Array | None = None  # [T, *B] bool, True at valid steps
-    resets: jax.Array | None = None  # [T, *B] bool, True at steps before which the carry is reset
-    index: jax.Array | None = None  # [T] index of the step, for cells that draw random numbers
+    valid: jax.Array | None = None  # [T, *B] bool, True at valid steps; None if all are valid
+    resets: jax.Array | None = None  # [T, *B] bool, True at steps before which the carry is reset; None: never
+    index: jax.Array | None = None  # [T] index of the time step, for cells that draw random numbers
 
 
 class ScanOptions(NamedTuple):
-    """Options of a run over time."""
+    """Options of a scan over time."""
 
-    reverse: bool
+    reverse: bool  # True to process the steps from last to first; outputs keep the places of their inputs
     history: bool  # True to return the carry after each step
-    unroll: int | None  # time steps per iteration of the compiled loop; None: by size
+    unroll: int | None  # time steps per iteration of the compiled loop; None: see `ops.common.select_unroll`
     lift: Mapping[str, Any]  # arguments of `nn.scan`: variable_axes, variable_broadcast, variable_carry, split_rngs
-    reset_carry: Carry | None  # the carry after a reset
+    reset_carry: Carry | None  # the carry after a reset; may be None without resets
     dropout_masks: Any  # masks of a stochastic cell for the sequence; None without dropout
     call: Callable[..., Any]  # (cell, carry, inputs, index) -> (carry, outputs)
-    backend: str  # see `seqjax.ops.lstm` and `seqjax.ops.gru`
+    backend: str  # backend of a fused cell, see `seqjax.ops.lstm` and `seqjax.ops.gru`
 
 
 def sequential_scan(cell: nn.Module, carry: Carry, steps: SequenceInputs, options: ScanOptions) -> RecurrentOutput:
-    """Runs any cell step by step, by `nn.scan`."""
+    """Runs any cell step by step by `nn.scan`; masked steps leave the carry unchanged."""
 
     def step(cell, carry, x):
         if x.resets is not None:
@@ -60,7 +60,7 @@ def sequential_scan(cell: nn.Module, carry: Carry, steps: SequenceInputs, option
 
 
 def fused_scan(cell: Any, carry: Carry, steps: SequenceInputs, options: ScanOptions) -> RecurrentOutput:
-    """Runs a cell whose `fused` is True by its `run_fused`, with any number of batch axes."""
+    """Runs a cell with `fused` True over time by its `run_fused`, with the batch axes *B merged into one for it."""
     count, *batch, features = steps.inputs.shape
 
     def rows(x, axes):
@@ -88,7 +88,10 @@ def fused_scan(cell: Any, carry: Carry, steps: SequenceInputs, options: ScanOpti
 
 
 def parallel_scan(cell: Any, carry: Carry, steps: SequenceInputs, options: ScanOptions) -> RecurrentOutput:
-    """Runs a linear cell by `jax.lax.associative_scan` of h' = a h + b; a masked step has a = 1 and b = 0."""
+    """Runs a linear cell by `jax.lax.associative_scan` of h' = a h + b.
+
+    A masked step has a = 1 and b = 0, a step after a reset a = 0 and b = a reset_carry + b.
+    """
     decay, update, read = cell.affine(steps.inputs)
     state, reset_carry = cell.state(carry), None if options.reset_carry is None else cell.state(options.reset_carry)
     shape = steps.inputs.shape[:1] + state.shape
@@ -108,7 +111,7 @@ def parallel_scan(cell: Any, carry: Carry, steps: SequenceInputs, options: ScanO
 
 
 def _compose(first: Any, second: Any) -> Any:
-    """Composes two maps h -> a h + b, each given as (a, b)."""
+    """Returns (a, b) of the map h -> a h + b that applies `first` (a, b) and then `second` (a, b)."""
     return first[0] * second[0], first[1] * second[0] + second[1]
 
 
@@ -121,10 +124,11 @@ def segmented_scan(
     count: int,
     batch: tuple[int, ...],
 ) -> RecurrentOutput:
-    """Runs `run` on `count` segments in turn, each rematerialized in the backward pass (Chen et al. 2016).
+    """Applies a scan to about `count` segments of the time steps in turn, to save memory (Chen et al. 2016).
 
-    Only the carry of each segment and the outputs are saved. If T is not divisible by `count`, the last segment is
-    padded with masked steps.
+    Each segment has ceil(T / count) steps; masked steps pad the last one if T is not divisible by that number. The
+    forward pass saves only the outputs and the carry before each segment; the backward pass recomputes the rest. `run`
+    is a scan of this module, `batch` the sizes of the batch axes *B.
     """
     total = steps.inputs.shape[0]
     length = max(1, -(-total // count))

@@ -1,4 +1,4 @@
-"""Wrappers of recurrent layers: bidirectional, stacked, stateful; and time-distributed modules."""
+"""Wrappers of recurrent layers (Bidirectional, Stack, Stateful), and TimeDistributed for any module."""
 
 import inspect
 import warnings
@@ -28,8 +28,9 @@ MERGES: dict[str, Callable[[jax.Array, jax.Array], Any]] = {
 class Bidirectional(NamedOptions, nn.Module):
     """Runs two layers in opposite directions and merges their outputs step by step, like `flax.linen.Bidirectional`.
 
-    With `return_sequences=False` the last outputs of both directions are merged: forward at the last valid step,
-    backward at the first. (At the last step of the output sequence, the backward layer has read only one step.)
+    With `return_sequences=False` the last processed outputs of both directions are merged: the forward layer's at the
+    last valid step, the backward layer's at the first. That differs from the last step of the output sequence, where
+    the backward layer has read only one step.
     """
 
     forward_rnn: nn.Module
@@ -48,25 +49,28 @@ class Bidirectional(NamedOptions, nn.Module):
         time_major: bool | None = None,
         **options: Any,
     ) -> Any:
-        """Runs both layers, see `RNN`; the carry is a pair, and so are the outputs with merge_mode 'none'.
+        """Runs both layers and merges their outputs; arguments and results as in `RNN`.
+
+        The carry is a pair (forward, backward); so are the outputs with merge_mode 'none'.
 
         Raises:
-          ValueError: an argument is invalid, the layers share an object or a cell, or the forward layer is not causal.
+          ValueError: an argument is invalid, both layers are the same object or share a cell, or the forward layer is
+            not causal.
         """
         merge = self._merge()
         if self.forward_rnn is self.backward_rnn:
             raise ValueError(
-                'forward_rnn and backward_rnn are the same object; pass two, as each direction has its own weights'
+                'forward_rnn and backward_rnn are the same object; pass two, as each direction needs its own weights'
             )
         if getattr(self.forward_rnn, 'cell', None) is getattr(self.backward_rnn, 'cell', self):
             raise ValueError(
-                'forward_rnn and backward_rnn share a cell; pass two cells, as each direction has its own weights'
+                'forward_rnn and backward_rnn share a cell; pass two cells, as each direction needs its own weights'
             )
         options.pop('keep_order', None)  # outputs are always in the order of the inputs
         if options.pop('reverse', None):
-            raise ValueError('reverse=True is not supported by a Bidirectional layer, which runs in both directions')
+            raise ValueError('reverse=True is not supported by a Bidirectional layer, which runs both ways; omit it')
         if not getattr(self.forward_rnn, 'causal', True):
-            raise ValueError('forward_rnn must be causal; use reverse=False, and no Bidirectional layer')
+            raise ValueError('forward_rnn must be causal; pass a layer with reverse=False that is not Bidirectional')
         carries, keys = _parts('initial_carry', initial_carry), _split(init_key, 2)
         options = {**options, 'time_major': nn_rnn.override(time_major, self.time_major), 'return_carry': True}
         forward = self.forward_rnn(inputs, initial_carry=carries[0], init_key=keys[0], **options)
@@ -88,12 +92,12 @@ class Bidirectional(NamedOptions, nn.Module):
 
 
 def _parts(name: str, value: Any, count: int = 2) -> Sequence[Any]:
-    """Returns the parts of a carry; raises ValueError if it has another number of parts."""
+    """Returns the parts of a carry; `count` times None if it is None. Raises ValueError for another number of parts."""
     if value is None:
         return (None,) * count
     if not isinstance(value, tuple | list) or len(value) != count:
-        kind = f'{len(value)} parts' if isinstance(value, tuple | list) else type(value).__name__
-        raise ValueError(f'{name} must have {count} parts, one for each layer or direction, and is {kind}')
+        kind = f'has {len(value)} parts' if isinstance(value, tuple | list) else f'is of type {type(value).__name__}'
+        raise ValueError(f'{name} must be a tuple of {count} parts, one for each layer or direction, but {kind}')
     return value
 
 
@@ -104,12 +108,12 @@ def _split(key: jax.Array | None, count: int) -> Sequence[Any]:
 class Stack(NamedOptions, nn.Module):
     """Stacked layers, each reading the outputs of the layer before; the carry is a tuple with a part for each layer.
 
-    Dropout acts between two layers, so a single layer has none. It is active if the call has a random stream 'dropout',
-    as in training, or if `deterministic` is False.
+    Dropout acts between two layers, so a stack of one layer has none. Dropout is active if the call has a random stream
+    'dropout', as in training, or if `deterministic` is False.
     """
 
-    layers: Sequence[nn.Module]
-    dropout: float = 0.0
+    layers: Sequence[nn.Module]  # recurrent layers, from the inputs to the outputs
+    dropout: float = 0.0  # fraction of values dropped between two layers
     residual: bool = False  # from the second layer on, a layer's inputs are added to its outputs
     time_major: bool = False
     return_carry: bool = False
@@ -138,10 +142,10 @@ class Stack(NamedOptions, nn.Module):
         deterministic: bool | None = None,
         **options: Any,
     ) -> Any:
-        """Runs the layers, see `RNN`.
+        """Runs the layers one after the other; arguments and results as in `RNN`, with a tuple of carries.
 
         Raises:
-          ValueError: an argument does not fit, or with `residual` a layer has another width than its inputs.
+          ValueError: an argument is invalid, or with `residual` a layer returns another shape than it reads.
         """
         count = len(self.layers)
         carries, keys = _parts('initial_carry', initial_carry, count), _split(init_key, count)
@@ -155,13 +159,13 @@ class Stack(NamedOptions, nn.Module):
             for name in ('reverse', 'keep_order')
         )
         if self.residual and count > 1 and return_sequences and backward and not keep_order:
-            raise ValueError('residual with reverse=True needs keep_order=True, so that inputs and outputs line up')
+            raise ValueError('residual=True with reverse=True needs keep_order=True, the order of the inputs')
         outputs, last_carries = inputs, []
         for i, (layer, carry, key) in enumerate(zip(self.layers, carries, keys, strict=True)):
             if i:
                 outputs = nn.Dropout(self.dropout)(outputs, deterministic=deterministic)
             all_steps = return_sequences or i < count - 1
-            # Between layers, outputs keep the order of the inputs, which is also the order of mask and resets.
+            # Between layers, outputs are in the order of the inputs, which is also the order of mask and resets.
             order = {'keep_order': True} if i < count - 1 else {}
             carry, new = layer(
                 outputs, initial_carry=carry, init_key=key, return_sequences=all_steps, **(options | order)
@@ -177,32 +181,39 @@ class Stack(NamedOptions, nn.Module):
 
 
 def check_dropout(rate: float, layers: int) -> None:
-    """Raises ValueError if the rate is out of range; warns if a single layer makes it ineffective."""
+    """Raises ValueError if the rate is not from 0 to below 1; warns if it is above 0 and `layers` is 1."""
     if not 0 <= rate < 1:
         raise ValueError(f'dropout={rate} must be from 0 to below 1: the fraction of values that is dropped')
     if rate and layers == 1:
-        warnings.warn(f'dropout={rate} does nothing with one layer: it acts between two', UserWarning, stacklevel=3)
+        warnings.warn(f'dropout={rate} has no effect on one layer: it acts between layers', UserWarning, stacklevel=3)
 
 
 def _add(
     i: int, new: Any, inputs: jax.Array, layer: nn.Module, all_steps: bool, options: Mapping[str, Any]
 ) -> jax.Array:
-    """Returns the outputs `new` of layer i plus its inputs (only the last ones if not all_steps)."""
+    """Returns the outputs `new` of `layer`, number i, plus the inputs of the layer.
+
+    Without `all_steps`, `new` is the last output, and only the inputs of that step are added. Raises ValueError if the
+    shapes differ, or if without `all_steps` the layer is not an `RNN`.
+    """
     if not all_steps:
         if not isinstance(layer, nn_rnn.RNN):
             raise ValueError(
-                f'residual with return_sequences=False needs an RNN as the last layer, not a {type(layer).__name__}, '
-                'whose outputs come from two time steps'
+                'residual=True with return_sequences=False needs an RNN as the last layer, not a '
+                f'{type(layer).__name__}; use return_sequences=True'
             )
         inputs = _last_inputs(inputs, layer, options)
     if isinstance(new, tuple) or new.shape != inputs.shape:
         got = [y.shape for y in new] if isinstance(new, tuple) else new.shape
-        raise ValueError(f'residual: the outputs of layers[{i}] {got} must have the shape of its inputs {inputs.shape}')
+        raise ValueError(
+            f'residual=True: the outputs of layers[{i}] {got} must have the shape of its inputs {inputs.shape}; use '
+            'layers with the same number of features'
+        )
     return inputs + new
 
 
 def _last_inputs(inputs: jax.Array, layer: nn_rnn.RNN, options: Mapping[str, Any]) -> jax.Array:
-    """Returns the inputs of the step whose output `layer` returns with `return_sequences=False`."""
+    """Returns the inputs [*B, F] of the step whose output `layer` returns with `return_sequences=False`."""
     axes = Axes.of(inputs, layer.cell.num_feature_axes, options['time_major'])
     valid, _ = nn_rnn.call_flags(axes, options.get('seq_lengths'), options.get('mask'), None, f'inputs {inputs.shape}')
     steps = jnp.moveaxis(inputs, axes.time, 0)
@@ -210,21 +221,23 @@ def _last_inputs(inputs: jax.Array, layer: nn_rnn.RNN, options: Mapping[str, Any
 
 
 class StreamState(NamedTuple):
-    """State of a `Stateful` layer between two windows, in the collection 'carry'; all zeros before the first."""
+    """State of a `Stateful` layer between two calls, stored in the collection 'carry'; zeros before the first call."""
 
-    started: jax.Array  # [B] bool, True after the first valid step of a row
-    carry: Carry  # carry of the layer after the previous window
+    started: jax.Array  # [B] bool, True if the row has had a valid step or an `initial_carry`
+    carry: Carry  # carry of the wrapped layer after the previous call
 
 
 class Stateful(NamedOptions, nn.Module):
-    """Keeps the carry between calls, for windows of a long stream (truncated backpropagation through time).
+    """Wrapper of a recurrent layer that keeps the carry between calls, for consecutive windows of a long stream.
 
-    The carry is stored in the mutable collection 'carry'; gradients stop at the edge of a window (Williams and Peng
-    1990). If that collection is immutable, it is read but not written; if it is absent, rows start from the initial
-    carry. `resets` act as in `RNN`; `initial_carry` replaces the stored carry.
+    The carry is stored in the mutable collection 'carry'. Gradients stop at the edge of a window: this is truncated
+    backpropagation through time (Williams and Peng 1990). If the collection is immutable, the carry is read but not
+    stored; if the collection is absent, rows start from the initial carry of the layer.
+
+    `resets` act as in `RNN`; `initial_carry` replaces the stored carry in a call.
     """
 
-    rnn: nn.Module
+    rnn: nn.Module  # the wrapped layer, which must be causal
 
     @nn.compact
     def __call__(
@@ -236,20 +249,21 @@ class Stateful(NamedOptions, nn.Module):
         return_carry: bool | None = None,
         **options: Any,
     ) -> Any:
-        """Runs the layer, see `RNN`.
+        """Runs the wrapped layer from the stored carry, and stores its last carry; arguments and results as in `RNN`.
 
         Raises:
-          ValueError: an argument does not fit, the layer is not causal, or the stored carry has another batch size.
+          ValueError: an argument is invalid, the layer is not causal, or the stored carry has another batch size.
         """
         if not getattr(self.rnn, 'causal', True) or options.get('reverse'):
             raise ValueError(
-                f'Stateful needs a causal layer, and {type(self.rnn).__name__} runs backward; use reverse=False'
+                f'Stateful needs a causal layer, and {type(self.rnn).__name__} reads later steps; use reverse=False '
+                'and no Bidirectional layer'
             )
         inputs = jnp.asarray(inputs)
         if inputs.ndim < 3:
-            raise ValueError(f'inputs {inputs.shape} must be [B, T, F]')
+            raise ValueError(f'inputs {inputs.shape} must be [B, T, F], or [T, B, F] with time_major')
         if options.get('carry_history'):
-            raise ValueError('carry_history=True is not supported by a Stateful layer; call the inner layer with it')
+            raise ValueError('carry_history=True is not supported by a Stateful layer; call the wrapped layer itself')
         time_major = nn_rnn.override(options.get('time_major'), getattr(self.rnn, 'time_major', False))
         shape = inputs.shape[:2][::-1] if time_major else inputs.shape[:2]  # [B, T]
         started = jnp.full(shape[:1], initial_carry is not None)
@@ -268,7 +282,7 @@ class Stateful(NamedOptions, nn.Module):
             valid = masking.valid_steps(
                 options.get('seq_lengths'), options.get('mask'), shape[:1], shape[1], of='inputs'
             )
-            started |= shape[1] > 0 if valid is None else valid.any(axis=1)  # masked steps do not start a row
+            started |= shape[1] > 0 if valid is None else valid.any(axis=1)  # masked steps start no row
             stream = StreamState(started, jax.lax.stop_gradient(carry))
             if self.is_initializing():
                 stream = jax.tree.map(jnp.zeros_like, stream)
@@ -283,7 +297,7 @@ class Stateful(NamedOptions, nn.Module):
 class TimeDistributed(NamedOptions, nn.Module):
     """Applies a module to every time step with shared parameters: [B, T, ...] -> [B, T, ...].
 
-    Random streams (dropout) are split over time steps.
+    Random streams are split over time steps, so that dropout differs between them.
 
     >>> layer = TimeDistributed(nn.Dense(2))
     >>> params = layer.init(jax.random.key(0), jnp.ones((3, 7, 4)))
@@ -299,12 +313,12 @@ class TimeDistributed(NamedOptions, nn.Module):
         Args:
           inputs: [B, T, ...].
           mask: bool [B, T], True at valid steps. Outputs of masked steps are 0, even with a bias, and their inputs
-            affect nothing. A module with an argument `mask` receives mask[:, t], and the mask may have further axes of
-            the inputs; for a recurrent layer over [B, T, S, F] it is [B, T, S] or [B, T].
-          args, kwargs: passed to the module at every step.
+            affect no value and no gradient. A module with an argument `mask` receives mask[:, t]; its mask may have
+            further axes of the inputs, such as [B, T, S] for a recurrent layer over inputs [B, T, S, F].
+          args, kwargs: further arguments of the module, the same at every step.
 
         Returns:
-          The outputs of the module, with time as axis 1.
+          The outputs of the module for all steps, with time as axis 1.
 
         Raises:
           ValueError: the inputs have no time axis, or the mask does not fit them.
@@ -326,7 +340,10 @@ class TimeDistributed(NamedOptions, nn.Module):
         return outputs if valid is None else masking.zero(outputs, valid)
 
     def _masks(self, inputs: jax.Array, mask: Any) -> tuple[jax.Array | None, jax.Array | None]:
-        """Returns the mask of valid steps [B, T], and the mask for the module; None if not used."""
+        """Returns (mask of valid steps [B, T], mask for the module).
+
+        Both are None without a mask; the second is None if the module takes no mask.
+        """
         if mask is None:
             return None, None
         of, axes = f'inputs {inputs.shape}', jnp.ndim(mask)
@@ -345,7 +362,7 @@ class TimeDistributed(NamedOptions, nn.Module):
 
 
 def _mask_shape(inputs: jax.Array, layer: nn.Module) -> tuple[int, ...]:
-    """Returns the shape [B, T, *B, S] of a mask for a recurrent layer that reads [*B, S, F] at each step."""
+    """Returns the shape [B, T, S] of a mask for inputs [B, T, S, F] of a recurrent layer that runs over S."""
     while not hasattr(layer, 'cell'):
         layer = next(getattr(layer, name) for name in ('forward_rnn', 'rnn', 'layers') if hasattr(layer, name))
         layer = layer[0] if isinstance(layer, tuple) else layer

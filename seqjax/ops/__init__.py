@@ -1,4 +1,4 @@
-"""Array functions without Flax: recurrences with their backward passes, masks, windows of long series."""
+"""Array functions without Flax: LSTM and GRU with custom backward passes, masks, sharding, batches of long series."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
-"""Shared parts of the recurrences: checks of their arguments, the call of a backend, and the chunked backward pass.
+"""Shared parts of the LSTM and GRU recurrences: argument checks, the call of a backend, the chunked backward pass.
 
-`seqjax.ops.lstm` and `seqjax.ops.gru` hold the recurrences and the reasons for their fast backends.
+`seqjax.ops.lstm` and `seqjax.ops.gru` define the recurrences and describe their fast backends.
 """
 
 import math
@@ -17,17 +17,18 @@ from seqjax.ops import masking, row_sharding
 
 
 class StepInputs(NamedTuple):
-    """Inputs and flags of the time steps, in the order in which they are taken."""
+    """Inputs and flags of all time steps; backends process them from the first to the last."""
 
     inputs: jax.Array  # [T, B, F]
-    valid: jax.Array | None  # [T, B] bool
-    resets: jax.Array | None  # [T, B] bool
+    valid: jax.Array | None  # [T, B] bool, True at valid steps; None if all are valid
+    resets: jax.Array | None  # [T, B] bool, True at steps before which the state is reset; None: never
 
 
 def as_steps(inputs: jax.Array, seq_lengths: Any, mask: Any, resets: Any) -> StepInputs:
-    """Returns the time steps of inputs [T, B, F], lengths [B] and flags [T, B]; raises ValueError if shapes differ.
+    """Returns inputs [T, B, F], lengths [B], mask and resets [T, B] as StepInputs.
 
-    In compiled code, which cannot raise, the inputs of a row whose length is out of range become NaN.
+    A step is valid if it is by both lengths and mask. Raises ValueError if a shape, a dtype or a value is wrong. In
+    compiled code, which cannot raise, the inputs of a row whose length is out of range become NaN.
     """
     if inputs.ndim != 3:
         raise ValueError(f'inputs {inputs.shape} must be [T, B, F]')
@@ -45,13 +46,13 @@ def as_steps(inputs: jax.Array, seq_lengths: Any, mask: Any, resets: Any) -> Ste
 
 
 def check_floats(name: str, dtype: Any) -> None:
-    """Raises ValueError if the dtype is not floating-point, so that no gradient could reach the array."""
+    """Raises ValueError if `dtype`, that of the array `name`, is not floating-point: integers have no gradient."""
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f'{name} is {dtype} and must be floating-point numbers')
+        raise ValueError(f'{name} has dtype {dtype} and must have a floating-point dtype')
 
 
 def check_weights(weights: Any, shapes: dict[str, tuple[int, ...]], dtype: Any, why: str) -> None:
-    """Raises ValueError if a weight has another shape than expected, or another dtype than the inputs."""
+    """Raises ValueError if a weight has another shape than in `shapes`, or another dtype than `dtype`, the inputs'."""
     for name, want in shapes.items():
         value = getattr(weights, name)
         validation.check_shape(name, value.shape, want, why)
@@ -72,7 +73,11 @@ def run_backend(
     reverse: bool,
     **options: Any,
 ) -> tuple[Any, ...]:
-    """Runs a backend over all steps, its rows sharded over the mesh in effect; returns the last carry and the rest."""
+    """Runs a backend over all time steps; returns (last carry, outputs, ...).
+
+    Rows are sharded over the mesh in effect. `select_backend` is called if `backend` is 'auto', T is 0, or T or B is
+    symbolic. With `reverse` the steps are processed from last to first, and outputs keep the places of their inputs.
+    """
     (count, rows, _), hidden = steps.inputs.shape, weights.recurrent_kernel.shape[0]
     devices = row_sharding.num_shards(rows)
     rows_per_device = -(-rows // devices)
@@ -86,57 +91,57 @@ def run_backend(
 
 
 def check_backend(backend: str, backends: Mapping[str, Callable[..., Any]], unroll: int | None) -> None:
-    """Raises ValueError if the backend does not exist or `unroll` is below 1."""
+    """Raises ValueError if the backend is neither 'auto' nor a key of `backends`, or `unroll` is below 1."""
     validation.check_choice('backend', backend, ('auto', *backends))
     if unroll is not None and unroll < 1:
         raise ValueError(f'unroll={unroll} must be at least 1: time steps per iteration of the compiled loop')
 
 
 def flip(tree: Any) -> Any:
-    """Reverses arrays [T, ...] along time."""
+    """Returns a tree of arrays [T, ...] reversed along time, the first axis."""
     return jax.tree.map(lambda x: jnp.flip(x, axis=0), tree)
 
 
 def select_unroll(steps: int, size: int) -> int:
     """Returns the time steps per iteration of a compiled loop over T steps with a state of `size` numbers.
 
-    Up to `UNROLL_MAX_STEPS` small steps are unrolled completely, which removes the loop; more would take longer to
-    compile. 1 if a size is symbolic.
+    T, which removes the loop, if T is at most `UNROLL_MAX_STEPS`; else `UNROLL_FACTOR`, which compiles faster. But 1 if
+    `size` is above `UNROLL_MAX_SIZE`, T is 0, or T or `size` is symbolic.
     """
     if not is_static(steps, size) or size > UNROLL_MAX_SIZE or not steps:
         return 1
     return steps if steps <= UNROLL_MAX_STEPS else UNROLL_FACTOR
 
 
-UNROLL_MAX_SIZE = 512  # numbers of the state of a loop that is unrolled
-UNROLL_MAX_STEPS = 8  # time steps of a loop that is unrolled completely
-UNROLL_FACTOR = 4  # time steps per iteration of a longer loop
+UNROLL_MAX_SIZE = 512  # largest state, in numbers, of a loop that is unrolled
+UNROLL_MAX_STEPS = 8  # most time steps of a loop that is unrolled completely
+UNROLL_FACTOR = 4  # time steps per iteration of an unrolled longer loop
 
 
 def is_static(*sizes: Any) -> bool:
-    """Returns True if no size is a symbolic dimension of `jax.export`, which cannot be compared with a number."""
+    """Returns True if all sizes are ints, none a symbolic dimension of `jax.export`, which has no known value."""
     return all(isinstance(size, int) for size in sizes)
 
 
 class BackwardLayout:
     """Batch-major layout of the backward pass: states [B, H], gradients of a step's pre-activations [B, 4H]."""
 
-    axis, chunk = -1, 16
+    axis, chunk = -1, 16  # axis of the gates; time steps per chunk of the backward pass
 
     def to_layout(self, x: jax.Array) -> jax.Array:
-        """Converts [B, n] to this layout, or back: it is its own inverse."""
+        """Converts an array from [B, n] to this layout, or back; here the layout is [B, n], and x is unchanged."""
         return x
 
     def flags(self, flags: jax.Array) -> jax.Array:
-        """Expands flags [B], so that they select rows of a state."""
+        """Returns flags [B] as [B, 1], which broadcast to a state [B, H]."""
         return flags[:, None]
 
     def buffer(self, count: int, rows: int, width: int, dtype: Any) -> jax.Array:
-        """Allocates the buffer for the pre-activation gradients of a chunk of `count` steps, [B, n, 4H]."""
+        """Returns zeros [B, n, 4H] as buffer for the pre-activation gradients of n = `count` steps; `width` is 4H."""
         return jnp.zeros((rows, count, width), dtype)
 
     def write(self, buffer: jax.Array, dz: jax.Array, k: jax.Array) -> jax.Array:
-        """Writes dz [B, 4H] to the place of the chunk's step k."""
+        """Returns the buffer with the gradients dz [B, 4H] written to step k of the chunk."""
         return lax.dynamic_update_index_in_dim(buffer, dz, k, 1)
 
 
@@ -151,27 +156,29 @@ def chunked_backward(
     kernel: jax.Array,
     recompute: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Any:
-    """Runs `backward_step` from the last step to the first, accumulating weight gradients chunk by chunk.
+    """Runs `backward_step` from the last time step to the first, and adds up weight gradients chunk by chunk.
 
-    The pre-activation gradients of a chunk are written to one buffer; one large product per chunk turns them into
-    gradients of the weights, and one into gradients of the inputs. The first chunk may be shorter than the others.
+    The pre-activation gradients of a chunk are written to one buffer. One large product per chunk turns the buffer into
+    gradients of the weights, and another into gradients of the inputs. The first chunk in time may be shorter.
 
     Args:
-      layout: a `BackwardLayout` or an object with its methods; `weights(buffer, inputs [B, n, F], old h [B, n, H])`
-        returns a tree of gradients that is summed over chunks, `inputs(buffer, kernel)` returns gradients [B, n, F].
-      backward_step: (t, carry after step t, recomputed values of step t) -> (carry before step t, gradients of its
-        pre-activations, 4 H for each row, in the layout).
-      backward_carry: the carry after the last step. Its `weights` are None; its `inputs` [B, T, F] are filled here.
-      steps: with inputs [B, T, F].
+      layout: a `BackwardLayout` or an object with its methods, and two more methods. `weights(buffer, inputs [B, n, F],
+        h before each step [B, n, H])` returns a tree of weight gradients, which is summed over chunks. `inputs(buffer,
+        kernel)` returns the gradients [B, n, F] of the inputs of a chunk.
+      backward_step: (t, backward carry after step t, recomputed values of step t) -> (backward carry before step t,
+        gradients of the pre-activations of step t, 4 H for each row, in the layout).
+      backward_carry: the backward carry (gradients) after the last step. Its field `weights` is None, its field
+        `inputs` [B, T, F] is filled with the gradients of the inputs.
+      steps: the time steps of the forward pass, with inputs [B, T, F].
       outputs: [B, T, H], h after each step.
       carry: [B, H], h before the first step.
       reset_carry: [B, H], h after a reset.
       kernel: the argument of `layout.inputs`.
-      recompute: (inputs [B, n, F], old h [B, n, H]) -> values of the forward pass of a chunk, [B, n, ...], computed
-        again; by default nothing is recomputed.
+      recompute: (inputs [B, n, F], h before each step [B, n, H]) -> values of the forward pass of a chunk, [B, n, ...];
+        None if nothing is recomputed.
 
     Returns:
-      The carry before the first step.
+      The backward carry before the first step, with the gradients of weights and inputs.
     """
     rows, count, hidden = outputs.shape
     chunks = -(-count // layout.chunk) - 1
@@ -217,7 +224,7 @@ def chunked_backward(
 
 
 def at(x: jax.Array, t: jax.Array) -> jax.Array:
-    """Returns step t of x: [B, T, n] -> [B, n]."""
+    """Returns time step t of x: [B, T, n] -> [B, n]."""
     return lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False)
 
 
@@ -227,14 +234,14 @@ def flatten_steps(x: jax.Array) -> jax.Array:
 
 
 def concat_ones(*parts: jax.Array) -> jax.Array:
-    """Concatenates arrays [..., n] in the dtype of the last, and a column of ones, whose weight is the bias."""
+    """Concatenates arrays [..., n] and ones [..., 1], in the dtype of the last array; the bias multiplies the ones."""
     last = parts[-1]
     ones = jnp.ones_like(last, shape=(*last.shape[:-1], 1))
     return jnp.concatenate([*(x.astype(last.dtype) for x in parts), ones], axis=-1)
 
 
 def accumulator_dtype(dtype: Any) -> Any:
-    """Returns the dtype of sums over many steps: at least float32, as half precision loses too much."""
+    """Returns the dtype for sums over many steps of arrays of `dtype`: `dtype`, but at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 

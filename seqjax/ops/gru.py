@@ -1,11 +1,11 @@
-"""The recurrence of the GRU as an array function: one signature, two backends.
+"""The GRU over time as a function of arrays, `gru`, with two backends.
 
-`_plain` scans the equations of `GRUCell` with `reset_after`, differentiated by JAX. `_fast` computes the same numbers
-with a backward pass of its own, which
+`_plain` scans the equations of `GRUCell` with `reset_after`, and JAX differentiates it. `_fast` computes the same
+numbers with a custom backward pass, which
 
 - carries only the gradient of h from step to step, so that a step needs one product instead of five;
 - takes the gradients of the weights from chunks of steps, as `seqjax.ops.lstm_backward` does;
-- saves h, z, r, n and h U_n + d_n of each step, 5 H numbers per row, in addition to the outputs.
+- reads h, z, r, n and h U_n + d_n of each step, 5 H numbers per row, saved in addition to the outputs.
 
 Alternatives that were measured and are no faster: one product of [h, x, 1] for all pre-activations, in which a quarter
 of the matrix is zeros; saving pre-activations instead of gates; the feature-major layout, which the LSTM gains from.
@@ -26,7 +26,7 @@ from seqjax.ops.common import BackwardLayout, StepInputs
 
 
 class GRUWeights(NamedTuple):
-    """Weights of a GRU, gates z, r, n side by side; also the gradients of the weights."""
+    """Weights of a GRU, or gradients of the weights; the gates z, r, n are side by side on the last axis."""
 
     kernel: jax.Array  # [F, 3H]
     recurrent_kernel: jax.Array  # [H, 3H]
@@ -35,9 +35,9 @@ class GRUWeights(NamedTuple):
 
 
 class GRUOutput(NamedTuple):
-    """Result of the recurrence; also the gradients of a result."""
+    """Result of the GRU, or gradients of such a result."""
 
-    last: jax.Array  # [B, H]
+    last: jax.Array  # [B, H]: h after the last processed step
     outputs: jax.Array  # [T, B, H]: h after each step
 
 
@@ -57,7 +57,7 @@ def gru(
     unroll: int | None = None,
     backend: str = 'auto',
 ) -> GRUOutput:
-    """Runs the GRU of `seqjax.nn.GRUCell` with `reset_after`, tanh and sigmoid over time, the first axis.
+    """Runs a GRU, `seqjax.nn.GRUCell` with `reset_after`, tanh and sigmoid, over all time steps of the inputs.
 
     Gradients, masks, resets, backends and sharding are as in `seqjax.ops.lstm.lstm`; the state is h.
 
@@ -66,9 +66,12 @@ def gru(
       h: initial state [B, H]; its dtype is the dtype of the state at every step.
       kernel: [F, 3H], gates z, r, n side by side, in the dtype of the inputs, like the other weights.
       recurrent_kernel, bias: [H, 3H] and [3H].
-      recurrent_bias: [3H], added to h U; for n inside the product with r.
+      recurrent_bias: [3H], added to h U; for n before the product with r.
       seq_lengths, mask, resets, reverse, unroll, backend: see `seqjax.ops.lstm.lstm`.
       reset_carry: [B, H], the value of h after a reset; zeros by default.
+
+    Returns:
+      The last h [B, H] and the outputs [T, B, H].
 
     >>> x, h, bias = jnp.ones((7, 2, 3)), jnp.zeros((2, 5)), jnp.zeros(15)
 
@@ -86,9 +89,9 @@ def gru(
 def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
     """Returns the fastest backend for T, B (on one device) and H.
 
+    T = 0, or T or B symbolic                 plain
     B H up to 64, or B = 1 and H up to 512    plain: launching a step takes longer than computing it
     else                                      rows
-    T or B symbolic                           plain
 
     Measured on CPUs, and also used for GPUs; TPUs use plain.
     """
@@ -98,12 +101,12 @@ def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu') ->
     return 'plain' if small or not steps else 'rows'
 
 
-PLAIN_MAX_SIZE = 64  # B H
-PLAIN_MAX_UNITS = 512  # H of a single row
+PLAIN_MAX_SIZE = 64  # largest B H for 'plain', with B above 1
+PLAIN_MAX_UNITS = 512  # largest H for 'plain', with B = 1
 
 
 def _check(steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: jax.Array) -> None:
-    """Raises ValueError if the shape or the dtype of an array does not fit the others."""
+    """Raises ValueError if an array has a wrong shape or dtype; H is that of h, F and the dtype those of the inputs."""
     _, rows, features = steps.inputs.shape
     common.check_floats('inputs', steps.inputs.dtype)
     common.check_floats('h', h.dtype)
@@ -114,12 +117,12 @@ def _check(steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: ja
         'bias': (3 * hidden,),
         'recurrent_bias': (3 * hidden,),
     }
-    why = f'inputs {steps.inputs.shape} and h of {hidden} units'
+    why = f'for inputs {steps.inputs.shape} and h with {hidden} units'
     common.check_weights(weights, shapes, steps.inputs.dtype, why)
     for name, state in (('h', h), ('reset_carry', reset_carry)):
         validation.check_shape(name, state.shape, (rows, hidden), why)
     if reset_carry.dtype != h.dtype:
-        raise ValueError(f'reset_carry is {reset_carry.dtype} and must be {h.dtype}, as h is')
+        raise ValueError(f'reset_carry is {reset_carry.dtype} and must be {h.dtype}, the dtype of h')
 
 
 # --- the plain recurrence --------------------------------------------------------------------------
@@ -128,7 +131,7 @@ def _check(steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: ja
 def _plain(
     steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: jax.Array, *, unroll: int = 1
 ) -> GRUOutput:
-    """Scans the GRU's equations; the reference implementation, differentiated by JAX."""
+    """Runs the equations of the GRU by `lax.scan`; the reference implementation, differentiated by JAX."""
     dtype = steps.inputs.dtype
 
     def step(h, x):
@@ -151,15 +154,16 @@ def _plain(
 
 
 class _GRULayout(BackwardLayout):
-    """Batch-major layout of the gradients of the pre-activations of n, z, r, and of h U_n + d_n: [B, 4H].
+    """Batch-major layout [B, 4H] of the gradients of the pre-activations of n, z and r, and of h U_n + d_n.
 
-    The first three belong to the inputs and the last three to h, so that no part is copied.
+    The first three parts are the gradients of x W + b, the last three those of h U + d, so that no part is copied.
     """
 
     def weights(self, buffer: jax.Array, inputs: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns a chunk's gradients of the weights from inputs [B, n, F] and old h [B, n, H].
+        """Returns the weight gradients of a chunk from inputs [B, n, F] and h before each step [B, n, H].
 
-        [F + 1, 3H] for kernel and bias, with gates n, z, r; [H + 1, 3H] for recurrent kernel and bias.
+        [F + 1, 3H] for kernel and bias, with gates n, z, r; [H + 1, 3H] for recurrent kernel and recurrent bias, with
+        gates z, r, n.
         """
         hidden, gradients = h.shape[-1], common.flatten_steps(buffer)
         return (
@@ -168,12 +172,12 @@ class _GRULayout(BackwardLayout):
         )
 
     def as_weights(self, gradients: tuple[jax.Array, jax.Array], hidden: int) -> GRUWeights:
-        """Splits the gradients of the weights, summed over chunks."""
+        """Returns the result of `weights`, summed over chunks, as `GRUWeights` with gates z, r, n."""
         of_x, of_h = jnp.roll(gradients[0], -hidden, axis=1), gradients[1]
         return GRUWeights(of_x[:-1], of_h[:-1], of_x[-1], of_h[-1])
 
     def inputs(self, buffer: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Returns a chunk's gradients of the inputs [B, n, F], from the kernel [F, 3H] with gates n, z, r."""
+        """Returns the input gradients [B, n, F] of a chunk, from the kernel [F, 3H] with gates n, z, r."""
         return buffer[..., : kernel.shape[1]] @ kernel.T
 
 
@@ -181,24 +185,24 @@ LAYOUT = _GRULayout()
 
 
 class _Residuals(NamedTuple):
-    """Values that the forward pass saves for the backward pass."""
+    """Arguments and intermediate values that the forward pass saves for the backward pass."""
 
-    steps: StepInputs  # with inputs [B, T, F]
-    h: jax.Array  # [B, H] before the first step
+    steps: StepInputs  # with inputs [B, T, F] instead of [T, B, F]
+    h: jax.Array  # [B, H], before the first step
     weights: GRUWeights
     reset_carry: jax.Array
-    outputs: jax.Array  # [B, T, H]
-    before: jax.Array  # [T, B, H]: h before each step
+    outputs: jax.Array  # [B, T, H]: h after each step
+    before: jax.Array  # [T, B, H]: h before each step, and before its reset
     gates: jax.Array  # [T, B, 4H]: z, r, n, h U_n + d_n
 
 
 class _BackwardCarry(NamedTuple):
-    """Carry of the backward pass from a step to the step before it."""
+    """Carry of the backward pass from a time step to the step before it: gradients."""
 
-    h: jax.Array  # [B, H] gradients of h after the step
-    reset_carry: jax.Array | None  # gradients so far
-    weights: Any  # gradients so far, see `_GRULayout.weights`
-    inputs: jax.Array  # [B, T, F] gradients so far
+    h: jax.Array  # [B, H], gradients of h between these steps
+    reset_carry: jax.Array | None  # [B, H], sum of gradients so far; None without resets
+    weights: Any  # sum of gradients so far, see `_GRULayout.weights`
+    inputs: jax.Array  # [B, T, F], gradients of the chunks so far
 
 
 @jax.custom_jvp
@@ -209,7 +213,7 @@ def _fast(steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: jax
 def _forward(
     steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: jax.Array
 ) -> tuple[GRUOutput, _Residuals]:
-    """Computes `_plain`, saves the gates, and writes outputs as [B, T, H] for the backward pass."""
+    """Returns the result of `_plain`, and the residuals that the backward pass needs."""
     inputs = jnp.swapaxes(steps.inputs, 0, 1)
 
     def step(before, x):
@@ -242,7 +246,7 @@ def _fast_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[GRUO
 
 
 def _tangents(residuals: _Residuals, tangents: tuple[Any, ...]) -> GRUOutput:
-    """Returns the tangents of the outputs, by forward mode of the plain recurrence."""
+    """Returns the tangents of the result for those of (inputs, h, weights, reset_carry), by `jax.jvp` of `_plain`."""
 
     def plain(inputs, *others):
         return _plain(residuals.steps._replace(inputs=inputs), *others)
@@ -252,7 +256,7 @@ def _tangents(residuals: _Residuals, tangents: tuple[Any, ...]) -> GRUOutput:
 
 
 def _backward(residuals: _Residuals, gradients: GRUOutput) -> tuple[Any, ...]:
-    """Returns the gradients of inputs, h, weights and reset_carry."""
+    """Returns the gradients of (inputs, h, weights, reset_carry) from the gradients of the result."""
     steps, h, weights, reset_carry, *_ = residuals
     hidden = h.shape[-1]
     backward_step = _backward_step(residuals, jnp.swapaxes(gradients.outputs, 0, 1))
@@ -276,7 +280,7 @@ def _backward(residuals: _Residuals, gradients: GRUOutput) -> tuple[Any, ...]:
 def _backward_step(
     residuals: _Residuals, output_gradients: jax.Array
 ) -> Callable[..., tuple[_BackwardCarry, jax.Array]]:
-    """Returns the `backward_step` of `common.chunked_backward`, which needs no recomputed values."""
+    """Returns the argument `backward_step` of `common.chunked_backward`; it ignores recomputed values."""
     steps, matrix = residuals.steps, residuals.weights.recurrent_kernel.T
 
     def backward_step(t, backward_carry, _):

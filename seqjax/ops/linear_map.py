@@ -19,12 +19,12 @@ linear_map_p.multiple_results = True
 def linear_map(
     call: Callable[[Any, Any], Any], transpose: Callable[[Any, Any], Any], residuals: Any, arguments: Any, like: Any
 ) -> Any:
-    """Returns call(residuals, arguments), which reverse mode transposes by `transpose`.
+    """Returns call(residuals, arguments), a linear map of the arguments, which reverse mode transposes by `transpose`.
 
     Args:
-      call: a function that is linear in the arguments.
+      call: (residuals, arguments) -> result, linear in the arguments.
       transpose: (residuals, cotangents of the result of `call`) -> cotangents of the arguments.
-      residuals: a tree of arrays.
+      residuals: a tree of arrays, on which the map depends.
       arguments: a tree of floating-point arrays.
       like: a tree of arrays with the shapes and dtypes of the result of `call`.
     """
@@ -49,7 +49,7 @@ def _call(*leaves: jax.Array, call: Callable[..., list[jax.Array]], **_: Any) ->
 
 
 def _jvp(primals: list[Any], tangents: list[Any], *, call: Callable[..., Any], count: int, **how: Any) -> Any:
-    """Forward mode: the map applied to the tangents; if the residuals have tangents too, JAX differentiates `call`."""
+    """JVP rule: applies the map to the tangents; if residuals have tangents too, JAX differentiates `call` instead."""
     if any(type(tangent) is not ad.Zero for tangent in tangents[:count]):
         return jax.jvp(call, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
     how |= {'call': call, 'count': count}
@@ -58,7 +58,7 @@ def _jvp(primals: list[Any], tangents: list[Any], *, call: Callable[..., Any], c
 
 
 def _transpose(cotangents: list[Any], *leaves: Any, transpose: Callable[..., Any], count: int, **_: Any) -> list[Any]:
-    """Reverse mode; known arguments, such as zero tangents, need no cotangents."""
+    """Transpose rule: returns the cotangents of the arguments; None for residuals and for known arguments."""
     new = transpose(*leaves[:count], *map(ad.instantiate_zeros, cotangents))
     unknown = map(ad.is_undefined_primal, leaves[count:])
     return [None] * count + [x if needed else None for x, needed in zip(new, unknown, strict=True)]
@@ -73,7 +73,7 @@ def _batch(
     count: int,
     avals: tuple[Any, ...],
 ) -> tuple[list[jax.Array], list[int]]:
-    """`jax.vmap` of the map; cotangents of an argument that is not mapped are summed over the mapped axis."""
+    """Batching rule of `jax.vmap`; cotangents of an argument without the mapped axis are summed over that axis."""
     residual_axes, argument_axes = tuple(axes[:count]), axes[count:]
     places = [axis or 0 for axis in argument_axes]
     mapped_call = jax.vmap(call, in_axes=tuple(axes))

@@ -1,8 +1,8 @@
-"""The recurrence of the LSTM as an array function: one signature, several backends.
+"""The LSTM over time as a function of arrays, `lstm`, with several backends.
 
 `BACKENDS` maps names to backends, and `select_backend` chooses one; `./run.sh bench` measures them.
-`lstm_scan.plain` scans the equations of `LSTMCell`; `lstm_backward.fast` computes the same numbers with a backward pass
-of its own, in one of the memory layouts of `lstm_layouts`.
+`lstm_scan.plain` scans the equations of `LSTMCell`; `lstm_backward.fast` computes the same numbers with a custom
+backward pass, in one of the memory layouts of `lstm_layouts`.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def lstm(
     unroll: int | None = None,
     backend: str = 'auto',
 ) -> LSTMOutput:
-    """Runs the LSTM of `seqjax.nn.cells.lstm_cell.LSTMCell` with tanh and sigmoid over time, the first axis.
+    """Runs an LSTM, `seqjax.nn.LSTMCell` with tanh, sigmoid and no variants, over all time steps of the inputs.
 
     Every backend is differentiable in inputs, carry, weights and reset_carry: in reverse mode, in forward mode
     (`jax.jvp`, `jax.jacfwd`), and in second order (`jax.hessian`). Forward mode costs as much as with 'plain'.
@@ -42,20 +42,24 @@ def lstm(
 
     Args:
       inputs: [T, B, F].
-      carry: initial c and h, each [B, H]; the state keeps their dtypes at every step.
+      carry: initial (c, h), each [B, H]; c and h keep their dtypes at every step.
       kernel: [F, 4H], gates i, f, g, o side by side, in the dtype of the inputs, like the other weights.
       recurrent_kernel: [H, 4H].
       bias: [4H].
       seq_lengths: integers [B], 0 to T: the number of valid steps of each row, counted from the first.
-      mask: bool [T, B], True at valid steps. A masked step leaves c and h unchanged and outputs that h; its inputs
-        change nothing, as long as they are finite.
+      mask: bool [T, B], True at valid steps. A masked step leaves c and h unchanged and outputs this h; its inputs
+        affect no result and no gradient if they are finite.
       resets: bool [T, B], True at steps before which c and h become `reset_carry`, in the order of processing.
-      reset_carry: c and h, each [B, H]; zeros by default.
+      reset_carry: (c, h) after a reset, each [B, H]; zeros by default.
       reverse: process steps from the last to the first; outputs keep the places of their inputs.
-      history: also return c after each step.
+      history: True to return c after each step, too.
       unroll: time steps per iteration of the plain backend's compiled loop; by default
         `seqjax.ops.common.select_unroll`.
-      backend: a key of `BACKENDS`; by default `select_backend`, and 'plain' if T or B is symbolic (`jax.export`).
+      backend: a key of `BACKENDS`, or 'auto' for the result of `select_backend`; always 'plain' if T is 0, or T or B
+        is symbolic (`jax.export`).
+
+    Returns:
+      The last (c, h), the outputs h [T, B, H], and with `history` c after each step [T, B, H], else None.
 
     >>> x, zeros, bias = jnp.ones((7, 2, 3)), jnp.zeros((2, 5)), jnp.zeros(20)
 
@@ -79,15 +83,17 @@ def lstm(
 def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
     """Returns the fastest backend for T, B (on one device) and H.
 
+    The first line that applies:
+
+    T = 0, or T or B symbolic      plain
     B H up to 512, T up to 8       plain, all steps unrolled
     B = 1, H up to 128             small
     H up to 32                     narrow
     H at least 900, B at least 8   columns
     else                           rows
-    T or B symbolic                plain
 
-    Measured on CPUs. A GPU (H200) uses ahead for H up to 512, else columns, instead of the last four. TPUs, which are
-    not measured yet, use plain.
+    Measured on CPUs. On GPUs (measured on an H200) ahead for H up to 512, else columns, replaces small, narrow, columns
+    and rows. Other platforms, such as TPUs, which are not measured yet, use plain.
     """
     if (
         not common.is_static(steps, rows)
@@ -105,20 +111,20 @@ def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu') ->
     return 'columns' if hidden >= COLUMNS_MIN_UNITS and rows >= COLUMNS_MIN_ROWS else 'rows'
 
 
-SINGLE_ROW_MAX_UNITS = 128
-NARROW_MAX_UNITS = 32
-COLUMNS_MIN_UNITS = 900
-COLUMNS_MIN_ROWS = 8  # fewer rows are multiplied as single vectors
-GPU_AHEAD_MAX_UNITS = 512
+SINGLE_ROW_MAX_UNITS = 128  # largest H for 'small', with B = 1
+NARROW_MAX_UNITS = 32  # largest H for 'narrow'
+COLUMNS_MIN_UNITS = 900  # smallest H for 'columns'
+COLUMNS_MIN_ROWS = 8  # smallest B for 'columns': products of fewer rows are computed row by row
+GPU_AHEAD_MAX_UNITS = 512  # largest H for 'ahead', on a GPU
 
 
 def _check(steps: StepInputs, carry: LSTMState, weights: LSTMWeights, reset_carry: LSTMState) -> None:
-    """Raises ValueError if the shape or the dtype of an array does not fit the others."""
+    """Raises ValueError if an array has a wrong shape or dtype; H is that of carry.h, F that of the inputs."""
     (_, rows, features), dtype = steps.inputs.shape, steps.inputs.dtype
     common.check_floats('inputs', dtype)
     hidden = carry.h.shape[-1] if carry.h.ndim else 0
     shapes = {'kernel': (features, 4 * hidden), 'recurrent_kernel': (hidden, 4 * hidden), 'bias': (4 * hidden,)}
-    why = f'inputs {steps.inputs.shape} and a carry of {hidden} units'
+    why = f'for inputs {steps.inputs.shape} and a carry with {hidden} units'
     common.check_weights(weights, shapes, dtype, why)
     for name, state in (('carry', carry), ('reset_carry', reset_carry)):
         for part in state._fields:
@@ -126,7 +132,7 @@ def _check(steps: StepInputs, carry: LSTMState, weights: LSTMWeights, reset_carr
             validation.check_shape(f'{name}.{part}', value.shape, (rows, hidden), why)
             common.check_floats(f'{name}.{part}', value.dtype)
             if value.dtype != like:
-                raise ValueError(f'{name}.{part} is {value.dtype} and must be {like}, the dtype of the carry')
+                raise ValueError(f'{name}.{part} is {value.dtype} and must be {like}, the dtype of carry.{part}')
 
 
 BACKENDS: dict[str, Callable[..., LSTMOutput]] = {

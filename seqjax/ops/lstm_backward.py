@@ -1,12 +1,13 @@
-"""The fused LSTM and its backward pass through time.
+"""The fused LSTM, with a custom backward pass through time.
 
 `fast` computes the numbers of `lstm_scan.plain`, and its backward pass
 
 - carries only the gradients of c and h from step to step, so that a step needs one product instead of three;
-- takes the gradients of the weights from chunks of steps: one large product for each is faster than a small one for
-  every step, and needs less memory, and rounds less, than one of all steps;
-- saves h, c and the pre-activations of each step, 6 H numbers per row instead of JAX's 14 H or so; or only h and c if
-  the residuals exceed the caches: the pre-activations are then recomputed chunk by chunk.
+- takes the gradients of the weights from chunks of steps: one large product per chunk is faster than a small one per
+  step, and needs less memory and rounds less than one for all steps;
+- reads h, c and the pre-activations (or gates) of each step, which the forward pass saved: 6 H numbers per row instead
+  of about 14 H with JAX's own backward pass. `BatchMajor` saves only h and c if T B H is large and H is small, and
+  recomputes the pre-activations chunk by chunk.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from seqjax.ops.lstm_scan import LSTMOutput, LSTMState, LSTMStaticArgs, LSTMWeig
 def fast(
     static_args: LSTMStaticArgs, steps: StepInputs, carry: LSTMState, weights: LSTMWeights, reset_carry: LSTMState
 ) -> LSTMOutput:
-    # Without a backward pass there is nothing to save: `recompute` saves nothing.
+    # Without a backward pass nothing needs saving, and with `recompute` no pre-activations are saved.
     return _forward(static_args._replace(recompute=True), steps, carry, weights, reset_carry)[0]
 
 
@@ -77,7 +78,7 @@ def _fast_jvp(
 
 
 def _tangents(static_args: LSTMStaticArgs, residuals: LSTMResiduals, tangents: tuple[Any, ...]) -> LSTMOutput:
-    """Returns the tangents of the outputs, by forward mode of the plain recurrence."""
+    """Returns the tangents of the result for those of (inputs, carry, weights, reset_carry), by `_plain_jvp`."""
     steps = residuals.steps._replace(inputs=jnp.swapaxes(residuals.steps.inputs, 0, 1))
     states = (residuals.carry, residuals.weights, residuals.reset_carry)
     return _plain_jvp(steps, states, tangents, static_args.history)[1]
@@ -86,7 +87,7 @@ def _tangents(static_args: LSTMStaticArgs, residuals: LSTMResiduals, tangents: t
 def _plain_jvp(
     steps: StepInputs, states: tuple[Any, ...], tangents: tuple[Any, ...], history: bool, unroll: int = 1
 ) -> tuple[LSTMOutput, LSTMOutput]:
-    """Returns the outputs of `plain`, and their tangents for tangents of (inputs, carry, weights, reset_carry)."""
+    """Returns the result of `plain`, and its tangents for tangents of (inputs, carry, weights, reset_carry)."""
 
     def plain(inputs, *states):
         return lstm_scan.plain(steps._replace(inputs=inputs), *states, history=history, unroll=unroll)
@@ -95,7 +96,7 @@ def _plain_jvp(
 
 
 def _backward(static_args: LSTMStaticArgs, residuals: LSTMResiduals, gradients: LSTMOutput) -> tuple[Any, ...]:
-    """Returns the gradients of inputs, carry, weights and reset_carry."""
+    """Returns the gradients of (inputs, carry, weights, reset_carry) from the gradients of the result."""
     layout, (steps, carry, weights, reset_carry, *_) = static_args.layout, residuals
     reset_state = lstm_layouts.state_to_layout(layout, reset_carry)
     gradients = gradients._replace(outputs=jnp.swapaxes(gradients.outputs, 0, 1))
@@ -132,7 +133,7 @@ def _backward(static_args: LSTMStaticArgs, residuals: LSTMResiduals, gradients: 
 def _backward_step(
     static_args: LSTMStaticArgs, residuals: LSTMResiduals, gradients: LSTMOutput
 ) -> Callable[..., tuple[LSTMBackwardCarry, jax.Array]]:
-    """Returns the `backward_step` of `common.chunked_backward`; its recomputed values are pre-activations."""
+    """Returns the argument `backward_step` of `common.chunked_backward`; recomputed values are pre-activations."""
     layout, steps = static_args.layout, residuals.steps
     reset_state = lstm_layouts.state_to_layout(layout, residuals.reset_carry)
     matrix = layout.backward_matrix(residuals.weights)
@@ -177,10 +178,10 @@ def _backward_step(
 def small(
     static_args: LSTMStaticArgs, steps: StepInputs, carry: LSTMState, weights: LSTMWeights, reset_carry: LSTMState
 ) -> LSTMOutput:
-    """Runs steps that are so small that only the number of their operations determines their time.
+    """Runs the LSTM with steps so small that only the number of operations determines the time.
 
-    The forward pass alone has the fewest operations in `BatchMajor`; both passes together have the fewest if JAX
-    derives them from a partly unrolled plain loop.
+    The forward pass alone has the fewest operations in `BatchMajor`. With derivatives, both passes together have the
+    fewest if JAX derives them from the plain loop, partly unrolled.
     """
     return _forward(static_args._replace(recompute=True), steps, carry, weights, reset_carry)[0]
 
@@ -195,7 +196,7 @@ def _small_jvp(
 
 
 def with_layout(run: Callable[..., LSTMOutput], layout: Any) -> Callable[..., LSTMOutput]:
-    """Returns `fast` or `small` as a backend in one memory layout."""
+    """Returns `run`, which is `fast` or `small`, as a backend that uses the memory layout `layout`."""
 
     def backend(steps, carry, *others, history=False):
         recompute = layout.should_recompute(*steps.inputs.shape[:2], carry.h.shape[-1])

@@ -11,65 +11,65 @@ from seqjax.ops import common, lstm_scan
 from seqjax.ops.common import BackwardLayout, StepInputs
 from seqjax.ops.lstm_scan import LSTMState, LSTMWeights
 
-RECOMPUTE_MIN_SIZE = 2**20  # pre-activations, from which on they exceed a core's cache
-RECOMPUTE_MAX_UNITS = 128  # units, from which on recomputing is slower than loading the residual
+RECOMPUTE_MIN_SIZE = 2**20  # number of pre-activations from which on they exceed the cache of a core
+RECOMPUTE_MAX_UNITS = 128  # H from which on recomputing pre-activations is slower than loading them
 
 
 class BatchMajor(BackwardLayout):
-    """Batch-major layout, a row of the batch being a row in memory: states [B, H], gates [B, 4H].
+    """Batch-major layout, in which a row of the batch is a row in memory: states [B, H], gates [B, 4H].
 
-    One product [h, x, 1] @ [recurrent kernel; kernel; bias] computes all pre-activations of a step, and one per chunk
-    the gradients of all weights. The pre-activations are saved, or recomputed if they are many and cheap.
+    One product [h, x, 1] @ [recurrent kernel; kernel; bias] computes all pre-activations of a step, and one product per
+    chunk the gradients of all weights. The pre-activations are saved, or recomputed if T B H is large and H is small.
     """
 
     def should_recompute(self, steps: int, rows: int, hidden: int) -> bool:
-        """Returns True if the backward pass recomputes the pre-activations instead of loading them."""
+        """Returns True if the backward pass recomputes the pre-activations, False if it loads the saved ones."""
         return 4 * steps * rows * hidden >= RECOMPUTE_MIN_SIZE and hidden < RECOMPUTE_MAX_UNITS
 
     def step_matrix(self, weights: LSTMWeights) -> jax.Array:
-        """Returns the matrix of the product of a forward step, [H + F + 1, 4H]."""
+        """Returns the matrix [H + F + 1, 4H] by which a forward step multiplies [h, x, 1]."""
         return jnp.concatenate([weights.recurrent_kernel, weights.kernel, weights.bias[None]])
 
     def preactivations(self, matrix: jax.Array, inputs: jax.Array, h: jax.Array) -> jax.Array:
-        """Returns the pre-activations [B, 4H] of inputs [B, F] and h [B, H]; or of a chunk, [B, n, ...]."""
+        """Returns pre-activations [B, 4H] from inputs [B, F] and h [B, H] of a step; of n steps all are [B, n, ...]."""
         return common.concat_ones(h, inputs) @ matrix
 
     def save(self, preactivations: jax.Array) -> jax.Array:
-        """Returns the array that is saved for the backward pass."""
+        """Returns the array to save for the backward pass: here the pre-activations."""
         return preactivations
 
     def gates(self, residuals: jax.Array) -> list[jax.Array]:
-        """Returns the gates i, f, g, o, each [B, H], from the saved array."""
+        """Returns the gates i, f, g, o, each [B, H], from the array that `save` returned."""
         return lstm_scan.activate_gates(residuals, self.axis)
 
     def backward_matrix(self, weights: LSTMWeights) -> jax.Array:
-        """Returns the matrix of the product of a backward step, [4H, H]."""
+        """Returns the matrix [4H, H] by which a backward step multiplies the gradients dz of the pre-activations."""
         return weights.recurrent_kernel.T
 
     def h_gradient(self, matrix: jax.Array, dz: jax.Array) -> jax.Array:
-        """Returns the gradient of h [B, H] from dz [B, 4H]."""
+        """Returns the gradient of the h that a step reads, [B, H], from dz [B, 4H] and `backward_matrix`."""
         return dz @ matrix
 
     def weights(self, buffer: jax.Array, inputs: jax.Array, h: jax.Array) -> jax.Array:
-        """Returns a chunk's gradients of the weights [H + F + 1, 4H], from inputs [B, n, F] and old h [B, n, H]."""
+        """Returns the weight gradients [H + F + 1, 4H] of a chunk, from its inputs [B, n, F] and old h [B, n, H]."""
         return common.sum_of_products(
             common.flatten_steps(common.concat_ones(h, inputs)).T, common.flatten_steps(buffer)
         )
 
     def as_weights(self, gradients: jax.Array, hidden: int) -> LSTMWeights:
-        """Splits the gradients of the weights, summed over chunks."""
+        """Returns the result of `weights`, summed over chunks, as `LSTMWeights`."""
         return LSTMWeights(gradients[hidden:-1], gradients[:hidden], gradients[-1])
 
     def inputs(self, buffer: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Returns a chunk's gradients of the inputs, [B, n, F]."""
+        """Returns the input gradients [B, n, F] of a chunk."""
         return buffer @ kernel.T
 
 
 class BatchMajorGates(BatchMajor):
-    """Batch-major layout with saved gates: backward steps are then simple enough for XLA to vectorize at few units.
+    """Batch-major layout that saves the gates: XLA can then vectorize backward steps with few units.
 
-    All gates are computed in one pass, as both functions of every pre-activation: half of that is thrown away, which
-    is still faster than concatenating four parts.
+    Both tanh and sigmoid are computed for every pre-activation, and the one that is not needed is dropped. This is
+    faster than concatenating four parts.
     """
 
     def should_recompute(self, steps: int, rows: int, hidden: int) -> bool:
@@ -84,10 +84,11 @@ class BatchMajorGates(BatchMajor):
 
 
 class FeatureMajor:
-    """Feature-major layout, a row of the batch being a column in memory: states [H, B], gates [4H, B].
+    """Feature-major layout, in which a row of the batch is a column in memory: states [H, B], gates [4H, B].
 
     The product of a large matrix with a narrow one is up to 1.6 times as fast as the other way round. The gates are
-    saved, which is faster here than recomputing them. Gradients are stored as [4H, n, B], ready for a chunk's product.
+    saved, which is faster here than recomputing them. The buffer of gradients is [4H, n, B], as the products of a chunk
+    need it.
     """
 
     axis, chunk = 0, 32
@@ -126,7 +127,7 @@ class FeatureMajor:
         return lax.dynamic_update_index_in_dim(buffer, dz, k, 1)
 
     def weights(self, buffer: jax.Array, inputs: jax.Array, h: jax.Array) -> LSTMWeights:
-        """Returns a chunk's gradients of the weights, each transposed."""
+        """Returns the weight gradients of a chunk as `LSTMWeights`, each transposed."""
         dz = buffer.reshape(len(buffer), math.prod(buffer.shape[1:]))
         bias = dz.sum(axis=1, dtype=common.accumulator_dtype(dz.dtype))
         return LSTMWeights(
@@ -141,28 +142,28 @@ class FeatureMajor:
 
 
 class LSTMResiduals(NamedTuple):
-    """Values that the forward pass saves for the backward pass."""
+    """Arguments and intermediate values that the forward pass saves for the backward pass."""
 
-    steps: StepInputs  # with inputs [B, T, F]
-    carry: LSTMState
+    steps: StepInputs  # with inputs [B, T, F] instead of [T, B, F]
+    carry: LSTMState  # before the first step
     weights: LSTMWeights
     reset_carry: LSTMState
-    last: LSTMState  # in the layout
-    outputs: jax.Array  # [B, T, H]
-    cells: jax.Array  # [T, ...] c before each step, in the layout
+    last: LSTMState  # after the last step, in the layout
+    outputs: jax.Array  # [B, T, H]: h after each step
+    cells: jax.Array  # [T, ...]: c before each step, and before its reset, in the layout
     saved: jax.Array | None  # [T, ...] result of `layout.save`; None if pre-activations are recomputed
 
 
 class LSTMBackwardCarry(NamedTuple):
-    """Carry of the backward pass from a step to the step before it."""
+    """Carry of the backward pass from a time step to the step before it: gradients, and c."""
 
-    state: LSTMState  # gradients of c and h after the step, in the layout
-    c: jax.Array  # c after the step
-    reset_carry: LSTMState | None  # gradients so far
-    weights: Any  # gradients so far, see `layout.weights`
-    inputs: jax.Array  # [B, T, F] gradients so far
+    state: LSTMState  # gradients of c and h between these steps, in the layout
+    c: jax.Array  # c between these steps, in the layout
+    reset_carry: LSTMState | None  # sum of gradients so far, in the layout; None without resets
+    weights: Any  # sum of gradients so far, see `BatchMajor.weights`
+    inputs: jax.Array  # [B, T, F], gradients of the chunks so far
 
 
 def state_to_layout(layout: Any, state: LSTMState) -> LSTMState:
-    """Converts a state [B, H] to the layout, or back."""
+    """Converts c and h of a state from [B, H] to the layout, or back."""
     return jax.tree.map(layout.to_layout, state)

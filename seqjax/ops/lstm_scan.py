@@ -1,4 +1,4 @@
-"""The LSTM as a plain scan, which JAX differentiates."""
+"""The LSTM as a plain scan, which JAX differentiates, and the types of all LSTM backends."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,14 +13,14 @@ from seqjax.ops.common import StepInputs
 
 
 class LSTMState(NamedTuple):
-    """State of an LSTM between two steps; also the gradients of a state."""
+    """State of an LSTM between two time steps, or gradients of such a state."""
 
     c: jax.Array  # [B, H]
     h: jax.Array  # [B, H]
 
 
 class LSTMWeights(NamedTuple):
-    """Weights of an LSTM, gates i, f, g, o side by side; also the gradients of the weights."""
+    """Weights of an LSTM, or gradients of the weights; the gates i, f, g, o are side by side on the last axis."""
 
     kernel: jax.Array  # [F, 4H]
     recurrent_kernel: jax.Array  # [H, 4H]
@@ -28,15 +28,15 @@ class LSTMWeights(NamedTuple):
 
 
 class LSTMOutput(NamedTuple):
-    """Result of the recurrence; also the gradients of a result."""
+    """Result of the LSTM, or gradients of such a result."""
 
-    last: LSTMState
+    last: LSTMState  # after the last processed step
     outputs: jax.Array  # [T, B, H]: h after each step
     cells: jax.Array | None  # [T, B, H]: c after each step; None without `history`
 
 
 def initial_state(name: str, pair: Any) -> LSTMState:
-    """Returns the pair (c, h) as an LSTMState; raises ValueError if it has another number of parts."""
+    """Returns a pair (c, h), the argument `name`, as an LSTMState; raises ValueError if it has not 2 parts."""
     if len(pair) != 2:
         raise ValueError(f'{name} has {len(pair)} parts and must have 2: c and h')
     return LSTMState(*pair)
@@ -52,10 +52,10 @@ def plain(
     unroll: int = 1,
     input_projection: Callable[[jax.Array], jax.Array] | None = None,
 ) -> LSTMOutput:
-    """Scans the LSTM's equations; the reference implementation, differentiated by JAX.
+    """Runs the equations of the LSTM by `lax.scan`; the reference implementation, differentiated by JAX.
 
-    `input_projection` maps the inputs of a step to their part of the pre-activations, [B, 4H]: by default the product
-    with the kernel.
+    `input_projection` maps the inputs of a step to their part of the pre-activations [B, 4H], by default by the product
+    with the kernel. `unroll` is the number of time steps per loop iteration.
     """
     input_projection = input_projection or (lambda x: x @ weights.kernel)
     dtype = steps.inputs.dtype
@@ -81,7 +81,7 @@ def ahead(
 ) -> LSTMOutput:
     """Computes `plain` with one product for the inputs of all steps, and `AHEAD_UNROLL` steps per loop iteration.
 
-    For GPUs, where launching an operation takes longer than computing most of these.
+    It is faster on GPUs, where launching an operation takes longer than most operations of a step.
     """
     projected = steps._replace(inputs=steps.inputs @ weights.kernel)
     return plain(
@@ -93,13 +93,13 @@ AHEAD_UNROLL = 8  # time steps per loop iteration
 
 
 def activate_gates(z: jax.Array, axis: int) -> list[jax.Array]:
-    """Returns the gates i, f, g, o from their pre-activations."""
+    """Returns the gates [i, f, g, o] from pre-activations z, which hold the four side by side on `axis`."""
     i, f, g, o = jnp.split(z, 4, axis=axis)
     return [jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)]
 
 
 class LSTMStaticArgs(NamedTuple):
-    """Static arguments of the fused LSTM."""
+    """Arguments of the fused LSTM that are constants of the compiled code."""
 
     layout: Any  # BatchMajor(), BatchMajorGates() or FeatureMajor()
     history: bool  # True to return c after each step

@@ -1,8 +1,8 @@
 """Sharding of the rows of a batch over the devices of the mesh in effect, by `jax.shard_map`.
 
-By default the compiler reduces the gradients of the weights at every step of a recurrence. Here each device processes
-its rows over all steps, and sums over rows are reduced once, at the end. `seqjax.training.sharding` makes the mesh and
-the shardings of all other arrays.
+Without it the compiler reduces the gradients of the weights over devices at every step of a recurrence. Here each
+device processes its rows over all steps, and sums over rows are reduced once, at the end. `seqjax.training.sharding`
+defines the mesh and the shardings of all other arrays.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,10 @@ ROWS = 'data'  # the mesh axis over which rows are sharded
 
 
 def num_shards(rows: int) -> int:
-    """Returns the number of shards of `rows` rows: 1 without a mesh in effect (`jax.set_mesh`), or with fewer rows.
+    """Returns the number of shards of a batch of `rows` rows: the size of the mesh axis 'data', or 1 for no sharding.
 
-    Also 1 if other mesh axes shard the weights, as GSPMD then shards the rows, and inside a `shard_map`.
+    It is 1 without a mesh in effect (`jax.set_mesh`), with fewer rows than devices on that axis, inside a `shard_map`,
+    and if another mesh axis has a size above 1, as GSPMD then shards the rows.
     """
     mesh = jax.sharding.get_abstract_mesh()
     others = [size for name, size in mesh.shape.items() if name != ROWS and size > 1]
@@ -30,11 +31,11 @@ def num_shards(rows: int) -> int:
     if others or types.get(ROWS) != AxisType.Auto:
         return 1
     count = mesh.shape.get(ROWS, 1)
-    return count if isinstance(rows, int) and rows >= count else 1  # not a symbolic dimension of `jax.export`
+    return count if isinstance(rows, int) and rows >= count else 1  # no symbolic dimension of `jax.export`
 
 
 def output_depends_on(f: Callable[..., Any], x: Any, *others: Any) -> bool:
-    """Returns True if f(x, *others) depends on any leaf of x; shapes and dtypes of the arguments are enough.
+    """Returns True if f(x, *others) depends on any leaf of x; only shapes and dtypes of the arguments matter.
 
     >>> output_depends_on(lambda x, y: x * y, 1.0, 2.0), output_depends_on(lambda x, y: y**2, 1.0, 2.0)
     (True, False)
@@ -45,11 +46,13 @@ def output_depends_on(f: Callable[..., Any], x: Any, *others: Any) -> bool:
 
 
 def shard_over_rows(run: Callable[..., Any], shards: int) -> Callable[..., Any]:
-    """Shards a recurrence over the rows of its batch, padded with rows of zeros if their number is not divisible.
+    """Returns `run` with the rows of its batch sharded over the mesh axis 'data'; `run` itself if `shards` is 1.
+
+    If the number of rows is not divisible by `shards`, rows of zeros are added, and removed from the results.
 
     Args:
-      run: (steps, carry [B, ...], weights, reset_carry [B, ...]) -> the last carry, and outputs [T, B, ...].
-      shards: see `num_shards`.
+      run: (steps, carry [B, ...], weights, reset_carry [B, ...]) -> (last carry, *outputs [T, B, ...]).
+      shards: number of shards, see `num_shards`.
     """
     if shards == 1:
         return run

@@ -1,4 +1,4 @@
-"""Statistics over seeds, text tables and figures."""
+"""Statistics over seeds, comparisons with baselines, text tables and figures."""
 
 from typing import TYPE_CHECKING
 

@@ -9,26 +9,27 @@ from seqjax.datasets.dataset import ConfusionMatrix, ForecastCurve
 from seqjax.reporting import statistics
 
 BLUE, ORANGE, GREY = '#2563a8', '#d1601f', '#555555'
-MAX_CLASS_LABELS = 20  # beyond, a confusion matrix has no names of classes
-NO_MATPLOTLIB = 'no plot: matplotlib is not installed; pip install "seqjax[plots]", or use --noplot'
+MAX_CLASS_LABELS = 20  # a confusion matrix of more classes is drawn without their names
+NO_MATPLOTLIB = 'no figure: matplotlib is not installed; run pip install "seqjax[plots]", or use --noplot'
 
 
 def curve_color(x: float) -> Any:
-    """Returns the color of position `x`, from 0 to 1, in a sequence of curves: from dark to light."""
+    """Returns the RGBA color of position `x` in a sequence of curves, from 0 (dark) to 1 (light)."""
     from matplotlib import colormaps
 
     return colormaps['viridis'](0.9 * x)
 
 
 def new_figure(columns: int, title: str, width: float = 5.6) -> tuple[Any, Any]:
-    """Returns a figure with a row of axes, independent of Matplotlib's global state.
+    """Returns a figure and its axes [columns], side by side; Matplotlib's global state is not changed.
 
     Args:
       columns: number of axes.
-      title: of the figure.
-      width: inches of each of the axes.
+      title: title of the figure.
+      width: width of each of the axes in inches.
 
-    Raises ImportError if Matplotlib is not installed.
+    Raises:
+      ImportError: Matplotlib is not installed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ def new_figure(columns: int, title: str, width: float = 5.6) -> tuple[Any, Any]:
 
 
 def add_legend(axis: Any, title: str = '') -> None:
-    """Adds a legend, and optionally a title, above the axes, where they cover no data."""
+    """Adds a legend, with an optional title, above the axes; does nothing if there are no labels and no title."""
     labels = axis.get_legend_handles_labels()[1]
     if labels or title:
         axis.legend(
@@ -65,7 +66,10 @@ def add_legend(axis: Any, title: str = '') -> None:
 
 
 def draw_loss(axis: Any, losses: np.ndarray, *, unit: str = 'epoch', ylabel: str = 'mean squared error') -> None:
-    """Draws losses [steps], or the median and the bands of losses [R, steps], on a log axis."""
+    """Draws losses [steps], or the median and the 50% and 95% bands of losses [R, steps], on a log axis.
+
+    The axis is linear if no loss is positive. `unit` is the label of the x axis.
+    """
     steps = np.arange(1, losses.shape[-1] + 1)
     if losses.ndim == 1:
         axis.plot(steps, losses, color=BLUE, label='this run')
@@ -84,15 +88,15 @@ HATCHES = ('', '////', '....', '\\\\\\\\')
 
 
 def draw_band(axis: Any, steps: Sequence[int], curve: np.ndarray, index: int, count: int, label: str) -> None:
-    """Draws one of several lines with bands, which differ in color, line style and hatching.
+    """Draws a line with a band; lines of different `index` differ in color, line style and hatching.
 
     Args:
       axis: Matplotlib axes.
       steps: x values [steps].
-      curve: lower edge, line and upper edge [steps, 3].
+      curve: [steps, 3]: lower edge of the band, line, upper edge; values that are not finite are not drawn.
       index: number of this line, from 0.
       count: number of lines.
-      label: for the legend.
+      label: name of the line in the legend.
     """
     low, middle, high = np.where(np.isfinite(curve), curve, np.nan).T
     color, style = curve_color(index / max(count - 1, 1)), LINE_STYLES[index % len(LINE_STYLES)]
@@ -102,7 +106,7 @@ def draw_band(axis: Any, steps: Sequence[int], curve: np.ndarray, index: int, co
 
 
 def draw_predictions(axis: Any, targets: np.ndarray, predictions: np.ndarray) -> None:
-    """Draws predictions [T], or the median and the bands of predictions [R, T], and targets [T]."""
+    """Draws targets [T], and predictions [T] or the median and the 50% and 95% bands of predictions [R, T]."""
     steps = np.arange(len(targets))
     axis.bar(steps, 0.1, 0.5, targets - 0.05, color=ORANGE, alpha=0.25, label='correct to one decimal')
     axis.hlines(targets, steps - 0.25, steps + 0.25, color=ORANGE, label='target')
@@ -118,7 +122,7 @@ def draw_predictions(axis: Any, targets: np.ndarray, predictions: np.ndarray) ->
 
 
 def draw_test(axis: Any, data: ConfusionMatrix | ForecastCurve) -> None:
-    """Draws the test split of a dataset: a confusion matrix, or forecasts with their interval."""
+    """Draws test predictions: a confusion matrix, or actual values and forecasts, with their 90% interval if known."""
     if isinstance(data, ConfusionMatrix):
         _draw_confusion(axis, data)
     else:

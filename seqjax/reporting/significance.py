@@ -9,40 +9,42 @@ from seqjax.datasets.dataset import ItemScores, MetricSpec
 from seqjax.reporting import statistics
 
 NUM_RESAMPLES = 1000  # bootstrap resamples of the items
-MAX_ELEMENTS = 2**24  # numbers in the arrays of resamples that are computed together
+MAX_ELEMENTS = 2**24  # largest size (resamples x items) of an array of the bootstrap
 
 
 class Improvement(NamedTuple):
-    """Improvement of a model over a baseline, in the units of the metric; positive if the model is better."""
+    """Improvement of a model over a baseline, in the unit of the metric; positive if the model is better."""
 
-    mean: float
-    half_width: float  # half the width of the 95% confidence interval
+    mean: float  # mean over seeds
+    half_width: float  # half the width of the 95% confidence interval; infinite if it is unknown
 
     @property
     def significant(self) -> bool:
-        """True if the confidence interval excludes 0."""
+        """True if the 95% confidence interval excludes 0."""
         return abs(self.mean) > self.half_width
 
 
 def improvement(metric: MetricSpec, ours: list[ItemScores], theirs: ItemScores, seed: int = 0) -> Improvement:
-    """Returns the mean improvement of a model over a baseline on the same items.
+    """Returns the mean improvement, over seeds, of a model over a baseline on the same items, with a 95% CI.
 
     Both the seeds and the items are random samples. The interval has the variance of both: of the mean over seeds, by
     Student's t, and of the items, by a paired bootstrap of the mean over seeds (Efron and Tibshirani 1993, chapter
-    8.4). With one seed it has the variance of the items only.
+    8.4). With one seed it has the variance of the items only; with one item its half width is infinite.
 
     Args:
-      metric: the metric.
-      ours: scores of the items [N], for each seed.
-      theirs: scores of the same items for the baseline.
-      seed: for the bootstrap.
+      metric: metric that is compared.
+      ours: item scores [N] of the model, for each seed.
+      theirs: item scores [N] of the baseline.
+      seed: random seed of the bootstrap.
 
     Raises:
       ValueError: the model and the baseline were scored on different items.
     """
     counts = np.asarray(theirs.counts, np.float64)
     if any(not np.array_equal(items.counts, theirs.counts) for items in ours):
-        raise ValueError('the model and the baseline were scored on different items')
+        raise ValueError(
+            'the items of the model and of the baseline have different counts; pass scores of the same items in order'
+        )
     totals = np.stack([np.asarray(items.totals, np.float64) for items in (*ours, theirs)])  # [R + 1, N]
     signs = 1 if metric.higher_is_better else -1
     values = metric.value(totals.sum(1), counts.sum())
@@ -57,7 +59,10 @@ def improvement(metric: MetricSpec, ours: list[ItemScores], theirs: ItemScores, 
 
 
 def _resample(metric: MetricSpec, totals: np.ndarray, counts: np.ndarray, rng: np.random.Generator):
-    """Yields values [R + 1, n] of items drawn with replacement, n resamples at a time."""
+    """Yields the metric [R + 1, n] of each row of `totals`, over items drawn with replacement, n resamples at a time.
+
+    Resamples whose counts sum to 0 are left out.
+    """
     num_items, remaining = len(counts), NUM_RESAMPLES
     while remaining:
         n = min(remaining, max(1, MAX_ELEMENTS // num_items))
@@ -69,12 +74,15 @@ def _resample(metric: MetricSpec, totals: np.ndarray, counts: np.ndarray, rng: n
 
 
 def best_name(metric: MetricSpec, values: dict[str, float]) -> str:
-    """Returns the name with the best value."""
+    """Returns the name with the best value: the highest if `metric.higher_is_better`, otherwise the lowest."""
     return (max if metric.higher_is_better else min)(values, key=values.__getitem__)
 
 
 def verdict(metric: MetricSpec, result: Improvement, model: str, baseline: str) -> str:
-    """Returns a sentence that compares a model with a baseline, and recommends the baseline if it is as good."""
+    """Returns a sentence that compares a model with a baseline.
+
+    It recommends the baseline unless the model is significantly better.
+    """
     unit = f' in {metric.unit}' if metric.unit else ''
     interval = f' ± {result.half_width:{metric.format_spec}}' if math.isfinite(result.half_width) else ''
     confidence = '(95% CI)' if interval else '(no confidence interval)'

@@ -9,7 +9,7 @@ BANDS = (0.025, 0.25, 0.5, 0.75, 0.975)  # quantiles: the edges of the 95% and 5
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """Returns the 95% confidence interval of a proportion, Wilson's score interval (Wilson 1927, equation 2).
+    """Returns the edges of the 95% confidence interval of the proportion successes / count (Wilson 1927, equation 2).
 
     >>> [round(x, 4) for x in wilson_interval(93, 100)]
     [0.8625, 0.9657]
@@ -24,10 +24,10 @@ MIN_MEDIAN_COUNT = 6  # least number of values for a 95% confidence interval of 
 
 
 def median_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Returns the median of [R] and its 95% confidence interval: lower edge, median, upper edge.
+    """Returns (lower edge, median, upper edge) of the 95% confidence interval of the median of values [R].
 
     The interval is distribution-free (Conover 1999, section 3.2). NaN counts as infinity. For fewer than
-    MIN_MEDIAN_COUNT values it is their range.
+    MIN_MEDIAN_COUNT values, the edges are their minimum and maximum, with a confidence below 95%.
 
     >>> median_interval(np.arange(1.0, 21.0))
     (6.0, 10.5, 15.0)
@@ -41,9 +41,9 @@ def median_interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """Returns the mean of [R] and half the width of its 95% confidence interval (Student 1908).
+    """Returns the mean of values [R] and half the width of its 95% confidence interval by Student's t (Student 1908).
 
-    For a single value the half width is infinity.
+    For a single value, the half width is infinite.
 
     >>> [round(x, 3) for x in mean_interval(np.array([1.0, 2.0, 3.0, 4.0]))]
     [2.5, 2.054]
@@ -60,7 +60,10 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def loss_quantiles(losses: np.ndarray) -> np.ndarray:
-    """Returns the quantiles BANDS of losses [R, steps] over replicas: [5, steps]. NaN counts as infinity."""
+    """Returns the quantiles BANDS over the replicas of losses [R, steps], as [5, steps].
+
+    A loss that is not finite counts as the largest float32.
+    """
     blocks = [_quantiles(losses[:, i : i + COLUMNS]) for i in range(0, losses.shape[1], COLUMNS)]
     return np.concatenate(blocks, axis=1)
 

@@ -1,4 +1,4 @@
-"""Parameter tables and formatted numbers."""
+"""Parameter tables and formatted numbers as text, and blocks of text in Markdown pages."""
 
 import math
 import re
@@ -19,19 +19,19 @@ from seqjax.types import Arrays, Params
 class Layer(NamedTuple):
     """A row of the parameter table."""
 
-    name: str
-    kind: str
-    output_shape: tuple[int | None, ...]  # None for the batch axis, as in Keras; a parameter's own shape
-    params: int
+    name: str  # name of a submodule or parameter
+    kind: str  # type of the submodule, 'parameter', or 'parameters' for several that form one row
+    output_shape: tuple[int | None, ...]  # None for the batch axis, as in Keras; for a parameter its own shape
+    params: int  # number of parameters
 
 
 def count_params(params: Params) -> int:
-    """Returns the number of parameters."""
+    """Returns the number of parameters: the sum of the sizes of all arrays, or shapes, in `params`."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
 def model_layers(model: nn.Module, inputs: Arrays) -> list[Layer]:
-    """Returns the model's direct submodules in the order of their calls, then its own parameters.
+    """Returns the rows of the parameter table: the model's direct submodules in call order, then its own parameters.
 
     Only shapes are evaluated. Every parameter is counted once. A submodule without `__call__`, such as an attention
     that is prepared once, has the output shape of the method that was called last.
@@ -60,14 +60,14 @@ def model_layers(model: nn.Module, inputs: Arrays) -> list[Layer]:
 
 
 def _parameter_row(name: str, value: Params) -> Layer:
-    """Returns the row of parameters that are in no submodule that was called."""
+    """Returns the table row of a parameter, or of a group of parameters, that belongs to no called submodule."""
     leaves = jax.tree.leaves(value)
     kind, shape = ('parameter', tuple(leaves[0].shape)) if len(leaves) == 1 else ('parameters', ())
     return Layer(name, kind, shape, count_params(value))
 
 
 def _kind(module: nn.Module) -> str:
-    """Returns the type of a module, with the type of the module that it wraps: RNN(LSTMCell)."""
+    """Returns the type name of a module, followed by that of the module that it wraps, if any: RNN(LSTMCell)."""
     inner = getattr(module, 'cell', None) or getattr(module, 'module', None)
     return f'{type(module).__name__}({type(inner).__name__})' if inner is not None else type(module).__name__
 
@@ -92,7 +92,7 @@ def format_table(layers: Sequence[Layer]) -> str:
 
 
 def format_decimals(x: float, decimals: int = 1) -> str:
-    """Returns a number with that many decimals, and 0.0 instead of -0.0.
+    """Returns a number as text with `decimals` decimals, and 0.0 instead of -0.0.
 
     >>> format_decimals(-0.04), format_decimals(0.25), format_decimals(0.7700233, 3)
     ('0.0', '0.2', '0.770')
@@ -101,7 +101,7 @@ def format_decimals(x: float, decimals: int = 1) -> str:
 
 
 def format_interval(values: np.ndarray, spec: str = '.4g', half_spec: str = '.2g') -> str:
-    """Returns the mean of [R] with its 95% confidence interval as text.
+    """Returns the mean of values [R] as text, with ± half the width of its 95% confidence interval unless R is 1.
 
     >>> format_interval(np.array([1.0, 2.0, 3.0, 4.0])), format_interval(np.array([0.5]), '.1%')
     ('2.5 ± 2.1', '50.0%')
@@ -111,16 +111,16 @@ def format_interval(values: np.ndarray, spec: str = '.4g', half_spec: str = '.2g
 
 
 def replace_block(page: Path, name: str, text: str) -> None:
-    """Replaces the text between `<!-- NAME -->` and `<!-- end of NAME -->` in a Markdown page.
+    """Replaces the text between `<!-- NAME -->` and `<!-- end of NAME -->` in a Markdown file by `text`.
 
     Raises:
-      UserError: the page cannot be read or written, or has no such block.
+      UserError: the page cannot be read or written, or does not have exactly one such block.
     """
     with files.reading(page):
         old = page.read_text(encoding='utf-8')
     start, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
     new, count = re.subn(f'(?s){start}.*?{end}', lambda _: f'{start}\n\n{text.strip()}\n\n{end}', old)
     if count != 1:
-        raise UserError(f'{page} has {count} blocks from {start} to {end}; it needs exactly one')
+        raise UserError(f'{page} has {count} blocks from {start} to {end}, but must have exactly one; correct the page')
     with files.writing(page):
         files.replace(page, lambda path: path.write_text(new, encoding='utf-8'))

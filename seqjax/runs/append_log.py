@@ -18,11 +18,11 @@ class LogOffset(NamedTuple):
 
 
 class AppendLog:
-    """A file that is only appended to. A checkpoint saves its offset, and a resumed run truncates it there.
+    """A file that is only appended to. A checkpoint stores the file's length, to which a resumed run truncates it.
 
     Args:
-      path: the file; None: nothing is written.
-      header: first line of the file.
+      path: the file; if None, nothing is written.
+      header: first line of the file, including the line end; empty for none.
     """
 
     def __init__(self, path: Path | None, header: str = ''):
@@ -30,20 +30,20 @@ class AppendLog:
         self.digest, self.length = hashlib.sha256(), 0
 
     def fault(self, offset: LogOffset) -> str | None:
-        """Returns the reason why the file is not valid up to the offset, or None if it is valid."""
+        """Returns the reason why the content before the offset is not as it was logged, or None if it is valid."""
         try:
             with files.open_file(self.path) as file:
                 content = file.read(offset.length)
         except OSError as error:
             return f'{self.path} cannot be read ({error.strerror})'
         if len(content) < offset.length:
-            return f'{self.path} has lost rows'
+            return f'{self.path} is shorter than at the checkpoint'
         if not content.startswith(self.header):
-            return f'{self.path} does not have the expected columns'
-        return None if hashlib.sha256(content).hexdigest() == offset.sha256 else f'{self.path} was changed'
+            return f'{self.path} does not have the expected first line'
+        return None if hashlib.sha256(content).hexdigest() == offset.sha256 else f'{self.path} was modified'
 
     def open(self, offset: LogOffset | None) -> bytes:
-        """Truncates the file to the offset (None: to its header), opens it for appending, and returns its rows."""
+        """Truncates the file to the offset (None: to the header), opens it, returns the content after the header."""
         if self.path is None:
             return b''
         self.close()
@@ -62,7 +62,7 @@ class AppendLog:
         return content[len(self.header) :]
 
     def append(self, data: bytes) -> None:
-        """Appends data to the file."""
+        """Appends data to the open file; does nothing if there is no path."""
         if self.path is None:
             return
         self.digest.update(data)
@@ -72,7 +72,7 @@ class AppendLog:
                 data = data[self.file.write(data) :]
 
     def offset(self) -> LogOffset:
-        """Flushes the file to disk and returns its end."""
+        """Flushes the file to disk and returns the offset of its end."""
         if self.path is not None and self.path.is_file():  # not a device
             with files.writing(self.path):
                 os.fsync(self.file.fileno())

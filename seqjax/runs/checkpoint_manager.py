@@ -1,10 +1,10 @@
 """The checkpoints of a run: written by Orbax in the background, with a checksum of every file, verified before use.
 
     checkpoints/500/state/      the whole TrainState, written by Orbax
-    checkpoints/500/about.json  the run's flags and versions, the offsets of its logs, its metrics, names and shapes
-    checkpoints/500/checksums   sha256 of all of these, in the format of sha256sum; written last
+    checkpoints/500/about.json  the run's flags and versions, the offsets of its logs, its metrics; shapes of arrays
+    checkpoints/500/checksums   sha256 of each of these files, in the format of sha256sum; written last
 
-A folder is renamed to its step once it is complete. `sha256sum -c checksums` verifies it as well.
+A folder has a temporary name until it is complete. `sha256sum -c checksums` verifies it as well.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from seqjax.runs import directory, manifest, multihost, orbax_io
 from seqjax.runs.manifest import CheckpointMetadata, CorruptCheckpointError
 from seqjax.types import TrainState
 
-STEP = '0|[1-9][0-9]*'  # name of a checkpoint's folder
+STEP = '0|[1-9][0-9]*'  # pattern of the name of a checkpoint's folder: the number of training steps
 DISK_MARGIN = 1.2  # free disk space that a save needs, relative to the bytes of its arrays
 
 
 def checkpoint_folders(folder: Path) -> Iterator[Path]:
-    """Yields the folders at or below `folder` that have checkpoints, in the order of their names.
+    """Yields each folder, at or below `folder`, that directly contains checkpoints, in the order of their names.
 
     Raises:
       UserError: a folder cannot be listed.
@@ -48,11 +48,11 @@ def checkpoint_folders(folder: Path) -> Iterator[Path]:
 
 def _refuse_unreadable(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
-        raise UserError(f'{error.filename} cannot be read: {error.strerror}') from error
+        raise UserError(f'{error.filename} cannot be read: {error.strerror}; check its permissions') from error
 
 
 def _prepare_folder(folder: Path, size: int) -> None:
-    """Creates an empty folder for arrays of `size` bytes; raises OSError if the disk has too little free space."""
+    """Creates an empty folder, replacing an old one; raises OSError if the disk has no space for `size` bytes."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if shutil.disk_usage(folder).free < DISK_MARGIN * size:
@@ -60,7 +60,7 @@ def _prepare_folder(folder: Path, size: int) -> None:
 
 
 def _move(path: Path, target: Path) -> None:
-    """Renames a folder, replacing the target."""
+    """Renames the folder `path` to `target`, after deleting the folder `target` if it exists."""
     if target.is_dir():
         shutil.rmtree(target)
     os.rename(path, target)
@@ -84,7 +84,7 @@ def parse_metric(keep_best: str) -> tuple[int, str]:
 
 
 class PendingSave(NamedTuple):
-    """A save in the background."""
+    """A save that runs in the background."""
 
     step: int
     future: Future[None]
@@ -94,16 +94,16 @@ class CheckpointManager:
     """Saves and restores the checkpoints of a replica group, in one folder.
 
     Args:
-      folder: created by the first save.
+      folder: folder of the checkpoints; the first save creates it.
       max_to_keep: number of newest checkpoints that are kept.
       keep_best: metric whose best checkpoint is kept as well, see `parse_metric`.
-      writes: whether the folder may be changed; False to read checkpoints only.
+      writes: True to delete unfinished saves of killed processes at the start; False to read checkpoints only.
     """
 
     def __init__(self, folder: Path, *, max_to_keep: int = 2, keep_best: str | None = None, writes: bool = True):
         self.folder, self.max_to_keep = folder, max_to_keep
         self.sign, self.keep_best = (1, None) if keep_best is None else parse_metric(keep_best)
-        self.last_step: int | None = None  # saved or restored last
+        self.last_step: int | None = None  # of the checkpoint that was saved or restored last
         self.orbax, self.thread, self.pending = None, None, None
         self.quiet = contextlib.ExitStack()  # silences Orbax from the start of a save to its end
         if writes and multihost.is_process0() and os.path.isdir(folder):
@@ -125,14 +125,18 @@ class CheckpointManager:
         return sorted(int(name) for name in names if re.fullmatch(STEP, name))
 
     def path(self, step: int) -> Path:
-        """Returns the folder of a checkpoint."""
+        """Returns the folder of the checkpoint of `step`."""
         return self.folder / str(step)
 
     def check(self, step: int) -> CheckpointMetadata:
-        """Verifies a checkpoint and returns its metadata; raises CorruptCheckpointError if it is corrupt."""
+        """Verifies the checksums and the step of a checkpoint, and returns its metadata.
+
+        Raises:
+          CorruptCheckpointError: a file is missing or corrupt, or the metadata have another step.
+        """
         metadata = manifest.verify_manifest(self.path(step))
         if metadata.step != step:
-            raise CorruptCheckpointError(f'it is the checkpoint of step {metadata.step:,}')
+            raise CorruptCheckpointError(f'its metadata have step {metadata.step:,} instead of {step:,}')
         return metadata
 
     def restore(
@@ -140,17 +144,17 @@ class CheckpointManager:
     ) -> tuple[TrainState, CheckpointMetadata] | None:
         """Restores the newest valid checkpoint; returns None if there is no checkpoint.
 
-        Corrupt checkpoints are skipped with a warning, and renamed to corrupt-STEP.
+        Newer checkpoints that are not valid are skipped with a warning, and renamed to corrupt-STEP.
 
         Args:
           like: the structure of the TrainState, with shapes and dtypes.
-          fault: returns another reason not to use a checkpoint, or None; may raise UserError.
+          fault: returns a reason, other than a checksum, not to use a checkpoint, or None; may raise UserError.
 
         Returns:
           The state as `orbax_io.read_state` reads it, and its metadata.
 
         Raises:
-          UserError: no checkpoint is valid.
+          UserError: there are checkpoints, but none is valid; or the newest valid one is of another model.
         """
         newest = multihost.broadcast_from_process0(partial(self._newest, fault))
         if newest is None:
@@ -160,7 +164,7 @@ class CheckpointManager:
         return orbax_io.read_state(self.path(metadata.step), metadata, like), metadata
 
     def _newest(self, fault: Callable[[CheckpointMetadata], str | None]) -> tuple[Any, ...] | None:
-        """Returns the metadata of the newest valid checkpoint, and renames the corrupt ones."""
+        """Returns the metadata of the newest valid checkpoint as a tuple, and renames newer, invalid ones."""
         skipped = {}
         for step in reversed(self.steps()):
             try:
@@ -178,14 +182,15 @@ class CheckpointManager:
             raise UserError(f'no checkpoint in {self.folder} is valid ({reasons}); use --overwrite to start again')
         for other, reason in skipped.items():
             errors.warn(
-                f'the checkpoint of step {other:,} in {self.folder} is skipped, and step {step:,} is restored: {reason}'
+                f'the checkpoint of step {other:,} in {self.folder} is not valid, and is renamed to corrupt-{other}; '
+                f'step {step:,} is restored instead: {reason}'
             )
             with files.writing(self.path(other)):
                 _move(self.path(other), self.folder / f'corrupt-{other}')
         return tuple(metadata)
 
     def save(self, state: TrainState, metadata: CheckpointMetadata) -> None:
-        """Starts a save in the background; returns as soon as the arrays are copied.
+        """Starts a save in the background, unless the step is saved already; returns when the arrays are copied.
 
         Raises:
           UserError: the files of this save, or of the one before, cannot be written.
@@ -207,7 +212,10 @@ class CheckpointManager:
             self.pending = PendingSave(metadata.step, self.thread.submit(self._finish, unfinished, metadata))
 
     def _finish(self, unfinished: Path, metadata: CheckpointMetadata) -> None:
-        """Waits for Orbax, writes the metadata and the manifest, and renames the folder; runs in the background."""
+        """Waits for Orbax, writes metadata and manifest, renames the folder, and deletes old checkpoints.
+
+        It runs in the background thread.
+        """
         self.orbax.wait_until_finished()
         if multihost.is_process0():
             (unfinished / directory.METADATA).write_text(
@@ -221,7 +229,7 @@ class CheckpointManager:
 
     @contextlib.contextmanager
     def _user_errors(self, step: int) -> Iterator[None]:
-        """Context manager that raises UserError instead of a file system error."""
+        """Context manager for the save of `step`: closes Orbax and raises UserError after a file system error."""
         try:
             yield
         except Exception as error:  # Orbax raises tensorstore's exceptions, of many types
@@ -233,12 +241,12 @@ class CheckpointManager:
                 orbax_io.discard(error)
             saved = 'nothing is saved yet' if self.last_step is None else f'step {self.last_step:,} is saved'
             raise UserError(
-                f'cannot save step {step:,} in {self.folder}: {reason} ({saved}); fix it and run the same command to '
-                'resume'
+                f'cannot save step {step:,} in {self.folder}: {reason} ({saved}); fix the cause and run the same '
+                'command to resume'
             ) from error
 
     def raise_if_failed(self) -> None:
-        """Raises UserError if the save in the background has failed."""
+        """Raises UserError if the save in the background has already failed; does not wait for it."""
         if self.pending is not None and self.pending.future.done():
             self.wait()
 
@@ -251,7 +259,7 @@ class CheckpointManager:
             self.quiet.close()
 
     def close(self) -> None:
-        """Waits for the save in the background, and ends its threads."""
+        """Waits for the save in the background, then closes Orbax and its threads; raises UserError if it failed."""
         with self.quiet:
             try:
                 self.wait()
@@ -259,7 +267,7 @@ class CheckpointManager:
                 self._close_orbax()
 
     def _close_orbax(self, has_failed: bool = False) -> None:
-        """Closes Orbax and its thread; the next save opens them again.
+        """Closes Orbax and the thread of saves; the next save opens them again.
 
         Args:
           has_failed: a save has failed, so file system errors of Orbax's other threads are ignored.
@@ -282,7 +290,7 @@ class CheckpointManager:
                 shutil.rmtree(gone)
 
     def best_step(self) -> int | None:
-        """Returns the step with the best value of the metric; None if no value is finite."""
+        """Returns the step of the checkpoint with the best value of metric `keep_best`; None if none has a value."""
         values = {step: value for step in self.steps() if (value := self._value(step)) is not None}
         return min(values, key=lambda step: self.sign * values[step]) if values else None
 

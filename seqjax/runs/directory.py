@@ -44,13 +44,13 @@ NON_SEMANTIC_FLAGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """The directory of a run. If the path is None, no file is written."""
+    """A run directory. If the path is None, no file is written."""
 
     path: Path | None
     experiment: str = ''  # name of the experiment
     names: Sequence[str] = FILES  # files of the run; other files are not touched
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # the run's flags
-    steps: str = 'steps'  # name of the flag with the number of steps, which may grow
+    steps: str = 'steps'  # flag of the number of training steps, which a later session may increase
 
     @property
     def writes(self) -> bool:
@@ -58,11 +58,11 @@ class Workdir:
         return self.path is not None and multihost.is_process0()
 
     def file(self, name: str) -> Path:
-        """Returns the path of a file."""
+        """Returns the path of the file `name` in the directory."""
         return self.path / name
 
     def has(self, name: str) -> bool:
-        """Returns False if the file does not exist."""
+        """Returns False if the file `name` does not exist, and True if it exists or cannot be checked."""
         try:
             os.lstat(self.file(name))
         except FileNotFoundError:
@@ -72,28 +72,28 @@ class Workdir:
         return True
 
     def append_log(self, place: str, name: str) -> AppendLog:
-        """Returns an append-only log in the folder `place` of the checkpoints."""
+        """Returns the append-only log checkpoints/PLACE/NAME; it is a no-op unless this process writes the files."""
         return AppendLog(self.path / CHECKPOINTS / place / name if self.writes else None)
 
     def metrics_log(self, header: str) -> AppendLog:
-        """Returns metrics.csv as an append-only log."""
+        """Returns metrics.csv as an append-only log; it is a no-op unless this process writes the files."""
         return AppendLog(self.path / METRICS if self.writes else None, header)
 
     def files(self) -> list[Path]:
-        """Returns the files of runs that exist in the directory, and the folder of checkpoints."""
+        """Returns the paths of the files `names` and of the folder of checkpoints, if they exist."""
         return [file for name in (*self.names, CHECKPOINTS) if os.path.lexists(file := self.file(name))]
 
     def listing(self) -> str:
-        """Returns a line with the directory and its files."""
+        """Returns a line of text with the directory and the files of the run."""
         names = sorted(file.name + (os.sep if file.is_dir() else '') for file in self.files())
         return f'results: {self.path}{os.sep} {" ".join(names)}'
 
     def reading(self) -> contextlib.AbstractContextManager[None]:
-        """Context manager that raises UserError if the summary of a finished run is invalid."""
+        """Context manager that raises UserError if values of summary.json are invalid; a no-op without a path."""
         return contextlib.nullcontext() if self.path is None else seqjax_files.reading(self.file(SUMMARY))
 
     def write(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Writes a file atomically, if this process writes the files."""
+        """Writes the file `name` atomically by `write`, a function of a path, if this process writes the files."""
         if self.writes:
             target = self.file(name)
             with seqjax_files.writing(target):
@@ -111,7 +111,7 @@ class Workdir:
         self.write(SUMMARY, write)
 
     def clear(self) -> None:
-        """Removes the files of runs."""
+        """Deletes the files `names` and the checkpoints; other files are kept."""
         for file in self.files():
             if file.is_dir() and not file.is_symlink():
                 shutil.rmtree(file)
@@ -119,7 +119,12 @@ class Workdir:
                 file.unlink()
 
     def check_same_run(self, experiment: str, settings: dict[str, Any]) -> None:
-        """Raises UserError if the directory's run, with these settings, differs in results from this one."""
+        """Raises UserError if the run in the directory is another experiment, or another flag changes its results.
+
+        Args:
+          experiment: name of the experiment of the run in the directory.
+          settings: flags of the run in the directory; NON_SEMANTIC_FLAGS and the number of steps may differ.
+        """
         if experiment != self.experiment:
             raise UserError(
                 f'{self.path} contains a run of {experiment}, and this is a run of {self.experiment}; '
@@ -137,7 +142,7 @@ class Workdir:
             )
 
     def check_steps(self, steps_taken: int) -> None:
-        """Raises UserError if the run has already taken more steps than it should have in total."""
+        """Raises UserError if the run in the directory has already taken more steps than the flag of steps allows."""
         steps = self.settings.get(self.steps)
         if steps is not None and steps < steps_taken:
             raise UserError(
@@ -192,7 +197,11 @@ def open_workdir(
 
 
 def _finished(workdir: Workdir) -> dict[str, Any] | None:
-    """Returns the summary of a finished run with the same settings; None if there are steps to train."""
+    """Returns the summary of a finished run with the same settings; None if there is none, or steps are left.
+
+    Raises:
+      UserError: the directory contains another run, or a run with more steps.
+    """
     if not workdir.files():
         return None
     if not workdir.file(SUMMARY).exists() and _has_checkpoints_of(workdir):
@@ -229,7 +238,7 @@ def _has_checkpoints_of(workdir: Workdir) -> bool:
 
 
 def read_summary(workdir: Workdir) -> dict[str, Any]:
-    """Returns summary.json; raises UserError if it is missing, corrupt or was changed."""
+    """Returns the content of summary.json; raises UserError if it is missing, corrupt or was changed."""
     try:
         summary = seqjax_files.read_json(workdir.file(SUMMARY))
         stored_checksum = summary.pop(CHECKSUM, None)
@@ -238,7 +247,7 @@ def read_summary(workdir: Workdir) -> dict[str, Any]:
             and isinstance(summary['finished'], bool)
             and isinstance(summary['experiment'], str)
         ):
-            raise ValueError('its flags, finished or experiment have another type')
+            raise ValueError('"flags", "finished" or "experiment" has the wrong type')
         if stored_checksum is not None and stored_checksum != checksum(summary):
             raise ValueError('it was changed or is corrupt: its checksum differs')
     except seqjax_files.DAMAGED as error:

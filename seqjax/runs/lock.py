@@ -1,4 +1,4 @@
-"""The lock of a run directory."""
+"""Lock of a run directory, which keeps other processes from writing to it."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # error
 
 
 def is_writable(folder: Path) -> bool:
-    """Returns True if a file can be created in the folder."""
+    """Returns True if a file can be created in the folder, False if it is read-only; raises other OSErrors."""
     probe = folder / f'.{os.getpid()}-probe'
     try:
         probe.write_bytes(b'')
@@ -33,7 +33,11 @@ def is_writable(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Context manager that holds the lock of a folder; the system releases it if the process dies."""
+    """Context manager that holds the lock of a folder, the file .lock; the system releases it if the process dies.
+
+    Raises:
+      UserError: another process holds the lock.
+    """
     path = folder / LOCK
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -56,7 +60,7 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def _acquire(handle: int, folder: Path) -> bool:
-    """Returns True if the lock was acquired, and False if the file system has none.
+    """Locks the open lock file `handle` without waiting; returns False if the system or file system has no locks.
 
     Raises:
       UserError: another process holds the lock.

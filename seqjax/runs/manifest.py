@@ -18,7 +18,7 @@ from seqjax.types import TrainState
 
 STATE, MANIFEST = 'state', 'checksums'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-LINE = re.compile(r'([0-9a-f]{64})  (.+)')  # a line of the manifest
+LINE = re.compile(r'([0-9a-f]{64})  (.+)')  # a line of the manifest: checksum and file
 FOOTER = '# {count} files; sha256 of the lines above: {sha256}\n'  # a comment to sha256sum
 
 
@@ -29,24 +29,24 @@ class CorruptCheckpointError(Exception):
 class CheckpointMetadata(NamedTuple):
     """Metadata of a checkpoint, saved as about.json."""
 
-    step: int
-    experiment: str
-    flags: Mapping[str, Any]
+    step: int  # number of training steps taken
+    experiment: str  # name of the experiment
+    flags: Mapping[str, Any]  # flags of the run
     logs: Mapping[str, LogOffset]  # offset of each append-only log
     metrics: Mapping[str, float | None]  # values at that step; None if not finite
-    leaves: Mapping[str, list[Any]]  # shape and dtype of each array of the TrainState
-    versions: Mapping[str, str]
+    leaves: Mapping[str, list[Any]]  # [shape, dtype] of each array of the TrainState, by name
+    versions: Mapping[str, str]  # versions of PACKAGES
     feed: Mapping[str, Any] | None = None  # state of the iterator of streamed data
 
 
 @functools.cache  # read from disk, and needed at every save
 def versions() -> dict[str, str]:
-    """Returns the installed version of each of PACKAGES."""
+    """Returns {package: installed version} for PACKAGES."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def describe(state: TrainState) -> dict[str, list[Any]]:
-    """Returns the shape and dtype of every array of a TrainState, by name.
+    """Returns {name: [shape, dtype]} for every array of a TrainState.
 
     Raises:
       UserError: two arrays have the same name, here or in Orbax, which joins keys with dots.
@@ -56,13 +56,13 @@ def describe(state: TrainState) -> dict[str, list[Any]]:
         name, other = '/'.join(keys), orbax_names.setdefault('.'.join(keys), '/'.join(keys))
         if name != other:
             raise UserError(
-                f'{other} and {name} have the same name in a checkpoint; rename the key that contains a "."'
+                f'the arrays {other} and {name} have the same name in a checkpoint; rename the key that contains a "."'
             )
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in parameters.flatten_with_names(state).items()}
 
 
 def to_orbax_tree(state: TrainState) -> dict[str, Any]:
-    """Returns the arrays that Orbax saves: PRNG keys as integers, None instead of empty arrays, which it rejects."""
+    """Returns the arrays that Orbax saves: PRNG keys as integers, and None for empty arrays, which Orbax rejects."""
 
     def leaf(x):
         return None if 0 in x.shape else jax.random.key_data(x) if parameters.is_key(x) else x
@@ -71,7 +71,7 @@ def to_orbax_tree(state: TrainState) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Writes the checksums of all files of a folder, and flushes the folder to disk."""
+    """Writes the manifest, the sha256 of every file in and below a folder, and flushes all of the files to disk."""
     files = sorted(path for path in folder.rglob('*') if path.is_file() and path.name != MANIFEST)
     lines = []
     for path in files:
@@ -110,7 +110,7 @@ def verify_manifest(folder: Path) -> CheckpointMetadata:
 
 
 def parse_metadata(content: Any) -> CheckpointMetadata:
-    """Returns the metadata of about.json's content; raises ValueError or TypeError if a value has another type."""
+    """Returns the metadata from the parsed about.json; raises TypeError or a similar error if a value is invalid."""
     metadata = CheckpointMetadata(
         **content | {'logs': {name: LogOffset(*offset) for name, offset in content['logs'].items()}}
     )
@@ -124,12 +124,12 @@ def parse_metadata(content: Any) -> CheckpointMetadata:
         )
         and all(x is None or type(x) in (int, float) for x in metadata.metrics.values())
     ):
-        raise TypeError('about.json has values of other types')
+        raise TypeError('about.json has a value of the wrong type')
     return metadata
 
 
 def _parse_checksums(text: str) -> dict[str, str]:
-    """Returns the sha256 of each file; raises ValueError if the manifest itself is corrupt."""
+    """Returns {file: sha256} from the text of a manifest; raises ValueError if the manifest itself is corrupt."""
     *lines, last = text.splitlines(keepends=True) or ['']
     above = ''.join(lines)
     if last != FOOTER.format(count=len(lines), sha256=hashlib.sha256(above.encode()).hexdigest()):
@@ -138,5 +138,5 @@ def _parse_checksums(text: str) -> dict[str, str]:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the type and the first 200 characters of an error."""
+    """Returns the type and message of an error as one line, shortened to 200 characters."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]

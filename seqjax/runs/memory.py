@@ -1,4 +1,4 @@
-"""Memory of a program, estimated from its jaxpr before XLA compiles it, and the memory of this machine."""
+"""Memory that a program needs, estimated from its jaxpr before XLA compiles it, and memory of this machine."""
 
 import contextlib
 import math
@@ -33,22 +33,22 @@ IN_PLACE = {'dynamic_update_slice', 'scatter', 'scatter-add'}  # the output over
 
 
 def check(settings: Mapping[str, Any], program: ClosedJaxpr) -> None:
-    """Raises UserError if a program needs more memory than this machine has."""
+    """Raises UserError if a process of `program` needs more memory than available; `settings` are the run's flags."""
     check_bytes(named_sizes(settings), peak_bytes(program) // jax.process_count())
 
 
 def check_bytes(sizes: str, needed: int) -> None:
-    """Raises UserError if `needed` bytes exceed the memory; `sizes` are the flags that determine it."""
+    """Raises UserError if `needed` bytes exceed the available memory; `sizes` are the flags that the message shows."""
     available = available_bytes()
     if needed > available:
         raise UserError(
-            f'{sizes} would need about {needed / 1e9:,.0f} GB of memory and this machine has {available / 1e9:,.0f}; '
-            'use smaller values'
+            f'{sizes} would need about {needed / 1e9:,.0f} GB of memory, and {available / 1e9:,.0f} GB are '
+            'available; use smaller values'
         )
 
 
 def named_sizes(settings: Mapping[str, Any]) -> str:
-    """Returns the integer settings that are sizes as flags, such as --length=5 --hidden=32."""
+    """Returns the integer settings that are sizes as text, such as --length=5 --hidden=32; `this run` if none is."""
     sizes = {name: x for name, x in settings.items() if type(x) is int and name not in NON_SIZE_FLAGS}
     return ' '.join(f'--{name}={x}' for name, x in sizes.items()) or 'this run'
 
@@ -63,16 +63,17 @@ def available_bytes() -> int:
 
 
 def peak_bytes(program: ClosedJaxpr) -> int:
-    """Returns the peak memory of a program in bytes, including arguments and results.
+    """Returns an estimate of the peak memory of a program in bytes, including arguments and results.
 
-    An array lives from the equation that makes it to the last one that reads it, and nothing but `FUSED` is fused.
+    The estimate assumes that an array lives from the equation that makes it to the last one that reads it, and
+    that XLA fuses only the operations `FUSED`.
     """
     inner = program.jaxpr
     return sum(_bytes(x) for x in (*inner.invars, *inner.constvars)) + _allocated(inner)
 
 
 def _allocated(jaxpr: Jaxpr) -> int:
-    """Returns the peak memory in bytes that a jaxpr allocates besides its arguments."""
+    """Returns an estimate of the peak memory in bytes that a jaxpr allocates, without its arguments."""
     last = {var: i for i, eqn in enumerate(jaxpr.eqns) for var in eqn.invars if not isinstance(var, Literal)}
     last |= {var: len(jaxpr.eqns) for var in jaxpr.outvars if not isinstance(var, Literal)}
     sizes: dict[Any, int] = {}

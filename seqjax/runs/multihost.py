@@ -21,7 +21,7 @@ OFF, AUTO = 'off', 'auto'
 
 
 class Address(NamedTuple):
-    """Address of a process of a run."""
+    """Address of one process of a distributed run."""
 
     coordinator: str  # HOST:PORT of process 0
     count: int  # number of processes
@@ -32,7 +32,7 @@ def parse(text: str) -> Address | None:
     """Returns the Address of HOST:PORT,COUNT,INDEX; None for 'off' and 'auto'.
 
     Raises:
-      ValueError: the text has another form.
+      ValueError: the text has another form, or the port or index is out of range.
 
     >>> parse('localhost:1234,2,0')
     Address(coordinator='localhost:1234', count=2, index=0)
@@ -46,16 +46,16 @@ def parse(text: str) -> Address | None:
 
 
 def start(text: str, heartbeat_timeout: int) -> None:
-    """Connects to the other processes; must be called before JAX is initialized.
+    """Connects to the other processes of a run; must be called before JAX is initialized; 'off' does nothing.
 
     Args:
-      text: see `parse`.
+      text: 'off', 'auto' to detect a cluster, or HOST:PORT,COUNT,INDEX, see `parse`.
       heartbeat_timeout: seconds without a heartbeat after which a process counts as dead, and all others end.
 
     Raises:
       ValueError: 'auto' detects no cluster.
       RuntimeError: the other processes cannot be reached.
-      OSError: the port is in use.
+      OSError: process 0 cannot listen at the port, because it is in use.
     """
     if text == OFF:
         return
@@ -76,7 +76,7 @@ def start(text: str, heartbeat_timeout: int) -> None:
 
 
 def stop() -> None:
-    """Disconnects from the other processes, which would otherwise treat this one as dead."""
+    """Disconnects from the other processes, if there are any; otherwise they would treat this process as dead."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
 
@@ -87,12 +87,15 @@ def is_multiprocess() -> bool:
 
 
 def is_process0() -> bool:
-    """Returns True for the process that writes and logs."""
+    """Returns True if this process is process 0, which writes and logs."""
     return jax.process_index() == 0
 
 
 def broadcast_from_process0(make: Callable[[], T]) -> T:
-    """Returns the result of `make` in process 0, or raises its exception; every process must call this."""
+    """Calls `make` in process 0 only, and returns its result, or raises its exception, in every process.
+
+    Every process must call this function; otherwise the others wait.
+    """
     if not is_multiprocess():
         return make()
     outcome: tuple[Any, Exception | None] = (None, None)
@@ -108,7 +111,7 @@ def broadcast_from_process0(make: Callable[[], T]) -> T:
 
 
 def _broadcast(data: bytes) -> bytes:
-    """Returns the bytes of process 0."""
+    """Returns the `data` of process 0 in every process."""
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     padded = np.zeros(length, np.uint8)
     if is_process0():

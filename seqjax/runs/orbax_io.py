@@ -34,7 +34,7 @@ LONGEST_WAIT = 2.0  # seconds to wait for the threads of a failed call, which ma
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[Any]:
-    """Yields `orbax.checkpoint`, and silences it inside the context: its errors reach the caller as exceptions.
+    """Context manager that imports and yields `orbax.checkpoint`, and drops its log messages, but no exceptions.
 
     The first import takes 0.2 s. A caller that handles an exception of Orbax calls `discard` before the context ends.
     """
@@ -57,7 +57,7 @@ def quiet_orbax() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _filtered(name: str, accept: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
-    """Drops the other records of a logger inside the context."""
+    """Context manager that drops the records of the logger `name` for which `accept` returns False."""
     logger = logging.getLogger(name)
     logger.addFilter(accept)
     try:
@@ -67,7 +67,7 @@ def _filtered(name: str, accept: Callable[[logging.LogRecord], bool]) -> Iterato
 
 
 def discard(error: BaseException) -> None:
-    """Ends the threads of a failed call of Orbax, and the tasks in the frames of its exception."""
+    """Cleans up after a failed call of Orbax: waits for its threads and writes, and frees the tasks of `error`."""
     import tensorstore
 
     deadline = time.monotonic() + LONGEST_WAIT
@@ -76,7 +76,7 @@ def discard(error: BaseException) -> None:
             threading.Thread.join(thread, max(0.0, deadline - time.monotonic()))
     writes = [x for x in gc.get_objects() if type(x) is tensorstore.Future]
     while writes:
-        with contextlib.suppress(Exception):  # errors of the write
+        with contextlib.suppress(Exception):  # an error of the write is ignored
             writes.pop().exception(timeout=max(0.0, deadline - time.monotonic()))
     chain: BaseException | None = error
     with warnings.catch_warnings(), _filtered('asyncio', lambda record: False):
@@ -88,12 +88,12 @@ def discard(error: BaseException) -> None:
 
 
 def warm_up() -> None:
-    """Imports Orbax in the background, while programs are compiled."""
+    """Starts to import Orbax in a background thread, and returns immediately."""
     threading.Thread(target=importlib.import_module, args=('orbax.checkpoint',), daemon=True).start()
 
 
 def read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """Returns all arrays of a verified checkpoint by name, with PRNG keys as integers.
+    """Returns all arrays of a verified checkpoint by name, such as params/head/kernel; PRNG keys are integers.
 
     Raises:
       UserError: this version of Orbax cannot read the checkpoint.
@@ -144,7 +144,7 @@ def read_state(folder: Path, metadata: CheckpointMetadata, like: TrainState) -> 
 
 
 def with_keys(state: TrainState, like: TrainState) -> TrainState:
-    """Returns a TrainState from `read_state` with PRNG keys instead of their integers; for compiled code."""
+    """Returns a TrainState of `read_state` with PRNG keys, as in `like`, instead of integers; can be compiled."""
 
     def leaf(x, want):
         return (

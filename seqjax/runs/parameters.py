@@ -30,7 +30,7 @@ MAX_DIFFERENCES = 5  # differences shown in a message
 
 
 def is_key(leaf: Any) -> bool:
-    """Returns True for an array of PRNG keys, which are saved as integers."""
+    """Returns True if an array consists of typed PRNG keys, which are saved as integers."""
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -52,7 +52,7 @@ def flatten_with_names(tree: Any) -> dict[str, Any]:
 
 
 def key_paths(tree: Any) -> Iterator[tuple[list[str], Any]]:
-    """Yields the keys, field names and indices that lead to each leaf of a tree, and the leaf."""
+    """Yields (path, leaf) for each leaf of a tree; the path is a list of keys, field names and indices as strings."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         keys = (getattr(part, kind) for part in path for kind in ('key', 'name', 'idx') if hasattr(part, kind))
         yield [str(key) for key in keys], leaf
@@ -62,7 +62,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     """Writes all arrays of a pytree to one file, atomically.
 
     Args:
-      path: the file; its folder is created.
+      path: the file, which is replaced if it exists; its folder is created.
       tree: arrays of JAX or NumPy, PRNG keys and Python numbers, in containers of any kind.
 
     Raises:
@@ -103,28 +103,33 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
 
 
 def _to_host(name: str, leaf: Any) -> np.ndarray:
-    """Returns a leaf as a little-endian NumPy array."""
+    """Returns a leaf as a little-endian NumPy array, PRNG keys as integers; raises UserError if it cannot be saved."""
     array = np.asarray(jax.random.key_data(leaf) if hasattr(leaf, 'dtype') and is_key(leaf) else leaf, order='C')
     if name == METADATA or array.dtype.name not in CODES:
-        reason = 'its name is reserved by safetensors' if name == METADATA else f'its dtype is {array.dtype}'
+        reason = (
+            'its name is reserved by safetensors; rename it'
+            if name == METADATA
+            else f'its dtype is {array.dtype}; convert it to a numeric dtype, such as float32'
+        )
         raise UserError(f'the array {name!r} cannot be saved: {reason}')
     return array.astype(array.dtype.newbyteorder('<'), copy=False)
 
 
 def _describe(leaf: Any) -> list[Any]:
-    """Returns the dtype and shape of a leaf, or the type of a Python number, as the manifest stores them."""
+    """Returns [dtype, shape] of a leaf as the manifest stores it; [type, []] for a Python number."""
     if not hasattr(leaf, 'dtype'):
         return [type(leaf).__name__, []]
     return [leaf.dtype.name if isinstance(leaf.dtype, np.dtype) else str(leaf.dtype), list(leaf.shape)]
 
 
 def load(path: str | os.PathLike[str], like: Any) -> Any:
-    """Reads a tree from a file that `save` wrote.
+    """Returns the tree of arrays in a file that `save` wrote.
 
     Args:
       path: the file.
-      like: a tree of the same structure with shapes and dtypes: arrays, or the result of `jax.eval_shape`. NumPy arrays
-        and Python numbers keep their type; an array gets the sharding of its counterpart.
+      like: a tree of the same structure with shapes and dtypes: arrays, or the result of `jax.eval_shape`. Each array
+        that is read has the type of its counterpart in `like`: NumPy array, Python number, or JAX array with the same
+        sharding.
 
     Returns:
       The tree, with every array bit for bit as it was saved.
@@ -144,15 +149,15 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
             differences.append(f'{name} is {dtype} {shape} and must be {want_dtype} {want_shape}')
     if differences:
         more = f', and {len(differences) - MAX_DIFFERENCES} more' if len(differences) > MAX_DIFFERENCES else ''
-        raise UserError(f'{path} does not have the expected arrays: {", ".join(differences[:MAX_DIFFERENCES])}{more}')
+        raise UserError(f'{path} does not have the arrays of `like`: {", ".join(differences[:MAX_DIFFERENCES])}{more}')
     return jax.tree.unflatten(jax.tree.structure(like), [_convert(arrays[name], leaf) for name, leaf in leaves.items()])
 
 
 def _fits(array: np.ndarray, stored: list[Any], expected: list[Any]) -> bool:
-    """Returns True if a saved leaf fits the expected one, each [dtype, shape].
+    """Returns True if a saved leaf, `stored`, can be loaded as the leaf `expected`; both are [dtype, shape].
 
-    A Python number also fits a scalar array of the same kind (bool, int, float, complex), and the reverse, if an
-    integer fits into the dtype.
+    They are equal, or one is a Python number and the other a scalar array of the same kind (bool, int, float, complex);
+    an integer must also fit into the expected dtype.
     """
     if stored == expected:
         return True
@@ -165,13 +170,16 @@ def _fits(array: np.ndarray, stored: list[Any], expected: list[Any]) -> bool:
 
 
 def _kind(dtype: str) -> str:
-    """Returns the kind of a dtype (b, i, f or c), or its name if it has another kind, such as PRNG keys."""
+    """Returns the kind of a dtype (b, i, f or c), or the name of a dtype of another kind, such as PRNG keys."""
     kinds = {'b': jnp.bool_, 'i': jnp.integer, 'f': jnp.floating, 'c': jnp.complexfloating}
     return next((kind for kind, base in kinds.items() if dtype in CODES and jnp.issubdtype(dtype, base)), dtype)
 
 
 def _convert(array: np.ndarray, like: Any) -> Any:
-    """Returns an array with the type of `like`: a NumPy array, a Python number, or a JAX array with its sharding."""
+    """Returns an array with the type of `like`: NumPy array, Python number, or JAX array with the sharding of `like`.
+
+    If JAX would reduce the precision of a dtype such as float64, the result is a NumPy array.
+    """
     if not hasattr(like, 'dtype'):
         return array.item()
     if not is_key(like):
@@ -181,13 +189,13 @@ def _convert(array: np.ndarray, like: Any) -> Any:
     if is_key(like):
         array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
     elif jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
-        return array  # a JAX array would have lower precision
+        return array  # `array` is still a NumPy array
     sharding = getattr(like, 'sharding', None) if getattr(like, 'committed', True) else None
     return jnp.asarray(array) if sharding is None else jax.device_put(array, sharding)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, list[Any]]]:
-    """Returns the arrays of a file by name, PRNG keys as integers, and the dtypes and shapes of the leaves."""
+    """Returns the arrays of a file by name, keys as integers, and [dtype, shape] by name; verifies all checksums."""
     try:
         with path.open('rb') as file:
             entries, manifest = _read_header(file)
@@ -201,13 +209,13 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, list[Any]]]:
                 arrays[name] = array.astype(dtype, copy=False)
             return arrays, {name: entry[:-1] for name, entry in manifest.items()}
     except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
+        raise UserError(f'{path} cannot be read: {error.strerror or error}; use another file') from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f'{path} is corrupt, or was not written by seqjax ({error})') from error
+        raise UserError(f'{path} is corrupt, or was not written by seqjax ({error}); use another file') from error
 
 
 def _read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the entries of the arrays and the manifest; raises ValueError or a similar error if they are invalid."""
+    """Returns {array: header entry} and the manifest; raises ValueError or a similar error if they are invalid."""
     size = os.fstat(file.fileno()).st_size
     count = int.from_bytes(file.read(8), 'little')
     if not 0 < count <= size - 8:

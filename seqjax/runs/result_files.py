@@ -16,7 +16,7 @@ from seqjax.runs.directory import Workdir
 
 
 def read_losses(workdir: Workdir, steps: int, num_seeds: int | None) -> np.ndarray:
-    """Returns the losses of a finished run, [steps] or [R, steps]."""
+    """Returns the losses of a finished run, [R, steps]; [steps] without replicas, that is if `num_seeds` is None."""
     if num_seeds is not None:
         return read_replicas(workdir, 'loss', (num_seeds, steps))
     path = workdir.file(directory.METRICS)
@@ -25,12 +25,12 @@ def read_losses(workdir: Workdir, steps: int, num_seeds: int | None) -> np.ndarr
 
 
 def read_replicas(workdir: Workdir, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads an array of replicas.npz."""
+    """Returns the array `name` of replicas.npz; raises UserError if it is missing or does not have `shape`."""
     return read_arrays(workdir.file(directory.REPLICAS), {name: (shape, None)})[name]
 
 
 def write_replicas(workdir: Workdir, **arrays: np.ndarray) -> None:
-    """Writes replicas.npz: arrays with a leading axis R."""
+    """Writes replicas.npz: arrays by name, each with a leading axis R (seeds)."""
     write_arrays(workdir, directory.REPLICAS, **arrays)
 
 
@@ -48,12 +48,12 @@ Expected = tuple[tuple[int | None, ...], Any]  # shape, None for an axis of any 
 
 
 def read_arrays(path: Path, expected: Mapping[str, Expected], others: bool = True) -> dict[str, np.ndarray]:
-    """Reads arrays of an .npz file, after checking the names, shapes, dtypes and sizes of all of them.
+    """Returns the arrays `expected` of an .npz file by name, after checking their names, shapes, dtypes and sizes.
 
     Args:
       path: the file.
       expected: shape and dtype by name.
-      others: whether the file may have other arrays.
+      others: True if the file may have other arrays, which are not read.
 
     Raises:
       UserError: the file cannot be read, or an array is missing or differs from `expected`.
@@ -61,7 +61,7 @@ def read_arrays(path: Path, expected: Mapping[str, Expected], others: bool = Tru
     with files.reading(path), files.open_file(path) as file, zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix('.npy'): info for info in archive.infolist()}
         if len(members) < len(archive.infolist()) or (not others and members.keys() - expected.keys()):
-            raise ValueError('it has arrays that do not belong to this run')
+            raise ValueError('it has unexpected or duplicate arrays')
         for name in expected:
             if name not in members:
                 raise ValueError(f'it belongs to another run: the array {name} is missing')
@@ -72,20 +72,22 @@ def read_arrays(path: Path, expected: Mapping[str, Expected], others: bool = Tru
 def _read_header(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, want_shape: tuple[int | None, ...], want_dtype: Any
 ) -> tuple[Any, ...]:
-    """Returns an array's header: header size, shape, order and dtype; raises ValueError if it is not as expected."""
+    """Returns an array's header size, shape, True for Fortran order, and dtype; raises ValueError if unexpected."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in read:
-            raise ValueError(f'the format version of {name} is not supported: {version}')
+            raise ValueError(f'the .npy format version of {name} is {version} and must be (1, 0) or (2, 0)')
         shape, is_fortran, dtype = read[version](file)
         begin = file.tell()
     same = len(shape) == len(want_shape) and all(y in (None, x) for x, y in zip(shape, want_shape, strict=True))
     if not same or (dtype != want_dtype if want_dtype is not None else dtype.kind not in 'iuf'):
         kind = 'numbers' if want_dtype is None else want_dtype
-        raise ValueError(f'it belongs to another run: {name} is {dtype} {shape} and must be {kind} {want_shape}')
+        raise ValueError(
+            f'it belongs to another run: {name} is {dtype} {shape} and must be {kind} of shape {want_shape}'
+        )
     if member.file_size != begin + math.prod(shape) * dtype.itemsize:
-        raise ValueError(f'{name} has {member.file_size:,} bytes, but its header has {shape} of {dtype}')
+        raise ValueError(f'{name} has {member.file_size:,} bytes, but its header has shape {shape} and dtype {dtype}')
     return begin, shape, is_fortran, dtype
 
 
@@ -98,7 +100,7 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: tuple
 
 
 def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV file with a header."""
+    """Writes the CSV file `name` of the run directory: a header with `columns`, then `rows`."""
 
     def write(path):
         with path.open('w', newline='', encoding='utf-8') as file:
@@ -108,5 +110,5 @@ def write_table(workdir: Workdir, name: str, columns: Sequence[str], rows: Itera
 
 
 def write_figure(workdir: Workdir, figure: Any, name: str = directory.CURVE) -> None:
-    """Writes a figure as a PNG file."""
+    """Writes a Matplotlib figure as the PNG file `name` of the run directory."""
     workdir.write(name, lambda path: figure.savefig(path, dpi=120))

@@ -13,7 +13,7 @@ EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
 class Terminated(SystemExit):
-    """Exception for SIGTERM; the message names what was saved."""
+    """Exception that ends a run after SIGTERM; `message` tells the user how to resume."""
 
     def __init__(self, message: str):
         super().__init__(EXIT_CODES[signal.SIGTERM])
@@ -21,7 +21,7 @@ class Terminated(SystemExit):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Exception for SIGINT; the message names what was saved."""
+    """Exception that ends a run after SIGINT; `message` tells the user how to resume."""
 
     def __init__(self, message: str):
         super().__init__(message)
@@ -29,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_code(stopped: Terminated | Interrupted) -> int:
-    """Returns the exit code for a stop exception."""
+    """Returns the exit code of the process after a stop exception: 75 for Terminated, 130 for Interrupted."""
     return EXIT_CODES[signal.SIGINT if isinstance(stopped, Interrupted) else signal.SIGTERM]
 
 
@@ -38,12 +38,12 @@ def name(number: int) -> str:
 
 
 def stop_exception(number: int, message: str) -> BaseException:
-    """Returns the exception that ends a run after a signal."""
+    """Returns the exception that ends a run after a signal: Interrupted for SIGINT, or else Terminated."""
     return (Interrupted if number == signal.SIGINT else Terminated)(message)
 
 
 def end_process(code: int) -> NoReturn:
-    """Ends the process immediately with an exit code; no other function does.
+    """Ends the process immediately with an exit code, without cleanup; no other function calls os._exit.
 
     A command that is done has nothing left to free, and shutting down the interpreter costs 0.1 to 0.3 s. In a signal
     handler, an exception could be caught by the interrupted code, such as an import.
@@ -52,15 +52,15 @@ def end_process(code: int) -> NoReturn:
 
 
 def exit_immediately(number: int, frame: Any) -> NoReturn:
-    """Handler that ends the process with the exit code of the signal."""
+    """Signal handler that ends the process immediately with the exit code of the signal."""
     end_process(EXIT_CODES[number])
 
 
 class ShutdownRequest:
-    """Signal handler that notes the first signal in `number`; the second one ends the process immediately.
+    """Signal handler that records the first signal in `number`; the second signal ends the process immediately.
 
     Args:
-      defer: note the first signal instead of raising an exception.
+      defer: True to only record the first signal; False to raise Terminated or Interrupted as well.
     """
 
     def __init__(self, defer: bool):
@@ -85,7 +85,7 @@ class ShutdownRequest:
 
 
 def restore_python_handlers() -> None:
-    """Restores Python's signal handlers after a library has replaced them with its own."""
+    """Installs the SIGTERM and SIGINT handlers of Python again, after a native library has replaced them."""
     if threading.current_thread() is threading.main_thread():
         for number in EXIT_CODES:
             signal.signal(number, signal.getsignal(number))
@@ -93,9 +93,10 @@ def restore_python_handlers() -> None:
 
 @contextlib.contextmanager
 def handle_signals(*, defer: bool) -> Iterator[ShutdownRequest]:
-    """Context manager that notes the first signal if `defer` is set, and otherwise raises an exception.
+    """Context manager that handles SIGTERM and SIGINT, and restores the previous handlers at the end.
 
-    Python handles signals in its main thread only; in other threads it does nothing.
+    The first signal is only recorded in the ShutdownRequest if `defer` is set; otherwise it raises Terminated or
+    Interrupted. Outside of the main thread, no handler is installed: Python handles signals in the main thread only.
     """
     handler = ShutdownRequest(defer)
     if threading.current_thread() is not threading.main_thread():

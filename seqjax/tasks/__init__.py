@@ -1,4 +1,4 @@
-"""Synthetic tasks, one file for each family."""
+"""Synthetic tasks, one module per family of tasks."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,9 @@
 """Adding and multiplication: experiments 4 and 5 of Hochreiter and Schmidhuber 1997.
 
-A sequence of pairs: a number, and a mark that is 1 at two places, -1 at both ends and 0 elsewhere. The target, at the
-end, is the sum or the product of the two marked numbers. The first mark is among the first ten pairs, and the second is
-another pair in the first half; so for length 100 the numbers have to be remembered for at least 50 steps.
+A time step is a pair of a number and a mark. The mark is 1 at the two marked steps, -1 at the first step (unless it is
+marked) and at the last, and 0 elsewhere. The target, after the last step, is 0.5 + (x + y) / 4 or the product x * y of
+the two marked numbers x and y. The first mark is in the first ten steps, and the second is at another step of the first
+half. So for length 100 the numbers have to be remembered for at least 50 steps.
 
     number   0.5  -0.2   0.7   0.1 ...  0.4 ... -0.3
     mark    -1     0     1     0   ...  1   ... -1      ->   0.5 + (0.7 + 0.4) / 4 = 0.775
@@ -18,16 +19,16 @@ from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SyntheticTask
 from seqjax.types import Batch, ModelSpec, Sequences
 
-TOLERANCE = 0.04  # absolute error of a correct answer, from the paper
-FIRST_MARK_PAIRS = 10  # the first mark is among this many pairs
-MIN_LENGTH = 2 * FIRST_MARK_PAIRS + 2  # both marks fit into the first half
+TOLERANCE = 0.04  # absolute error below which an output is correct, from the paper
+FIRST_MARK_PAIRS = 10  # the first mark is in the first so many steps
+MIN_LENGTH = 2 * FIRST_MARK_PAIRS + 2  # the first ten steps are in the first half
 
 
 def adding(length: int = 100, rule: Literal['add', 'multiply'] = 'add') -> SyntheticTask:
-    """Returns the task of adding or multiplying the two marked numbers of a sequence.
+    """Returns the task of adding or multiplying the two marked numbers of a sequence of (number, mark) pairs.
 
     Args:
-      length: length of the shortest sequences; the longest are a tenth longer.
+      length: length of the shortest sequences in time steps; the longest are a tenth longer.
       rule: add (numbers from -1 to 1) or multiply (numbers from 0 to 1).
 
     Raises:
@@ -41,7 +42,7 @@ def adding(length: int = 100, rule: Literal['add', 'multiply'] = 'add') -> Synth
     True
     """
     if length < MIN_LENGTH:
-        raise ValueError(f'length={length} must be at least {MIN_LENGTH}: both marks are in the first half')
+        raise ValueError(f'length={length} must be at least {MIN_LENGTH}, because both marks are in the first half')
     return SyntheticTask(
         name=f'{"adding" if rule == "add" else "multiplication"} of length {length}',
         sample=partial(_sample, length=length, rule=rule),
@@ -52,11 +53,11 @@ def adding(length: int = 100, rule: Literal['add', 'multiply'] = 'add') -> Synth
 
 
 def _variance(length: int, rule: str) -> float:
-    """Returns the variance of the targets, the loss of the best constant."""
+    """Returns the variance of the targets, which is the mean squared error of the best constant prediction."""
     at_first = 1 / FIRST_MARK_PAIRS + (1 - 1 / FIRST_MARK_PAIRS) / (
         length // 2 - 1
-    )  # probability that the very first pair is marked
-    if rule == 'add':  # the two numbers have mean 0 and variance 1/3; at the first pair it is 0
+    )  # probability that the first step is marked
+    if rule == 'add':  # numbers have mean 0 and variance 1/3; the number of a marked first step is 0
         return (2 - at_first) / 3 / 16
     mean, square = (1 - at_first) / 4 + at_first / 2, (1 - at_first) / 9 + at_first / 3
     return square - mean**2
@@ -71,7 +72,7 @@ def _sample(key: jax.Array, count: int, *, length: int, rule: str) -> Batch:
     first = jax.random.randint(keys[2], (count, 1), 0, FIRST_MARK_PAIRS)
     second = jax.random.randint(keys[3], (count, 1), 0, length // 2 - 1)  # skips the first mark
     second += second >= first
-    # As in the paper, the number of a marked first pair is the neutral element.
+    # As in the paper, the number of a marked first step is the neutral element: 0 for add, 1 for multiply.
     numbers = jnp.where((steps == 0) & ((first == 0) | (second == 0)), 0.0 if rule == 'add' else 1.0, numbers)
     numbers = jnp.where(steps < lengths, numbers, 0.0)
     x, y = (jnp.take_along_axis(numbers, place, 1) for place in (first, second))

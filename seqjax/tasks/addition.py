@@ -1,17 +1,18 @@
 """Addition of written numbers: the example addition_rnn of Keras, by Smerity and others, 2015.
 
-An encoder reads a question, by default from its last character, and a decoder writes the answer digit by digit, then
-the end token. Tokens are 0 for the end and for padding, 1 to 10 for the digits 0 to 9, and 11 for the plus sign:
+An encoder reads a question such as 12+345, by default from its last character to the first. A decoder writes the answer
+digit by digit, then the end token. Tokens are 0 for the end and for padding, 1 to 10 for the digits 0 to 9, and 11 for
+the plus sign:
 
     question  12+345      reversed  5 4 3 + 2 1      answer  3 5 7 end
 
 A number has 1 to 3 random digits; their count is drawn first, and leading zeros are dropped: 007 is written 7. The
-training set is finite, and no question is in it twice, nor as b+a for a+b. The original has 50,000 questions and uses a
-tenth of them for validation; here half of that tenth is for validation, and half for test. The original pads reversed
+set of questions is finite, and has no question twice, nor both a+b and b+a. The original has 50,000 questions, and uses
+a tenth of them for validation; here half of that tenth is for validation, and half for test. The original pads reversed
 questions on the left and answers on the right with spaces, and its decoder does not read its own answers.
 
-A decoder is trained with teacher forcing. An answer is correct if every token is the most probable one after the
-correct tokens before it, that is if greedy decoding finds the whole answer: `wrong` is 1 - exact match.
+The decoder is trained with teacher forcing. An answer is correct if every token is the most probable one after the
+correct tokens before it, that is if greedy decoding finds the whole answer. The metric `wrong` is 1 - exact match.
 """
 
 from functools import lru_cache, partial
@@ -24,20 +25,20 @@ from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import Examples, SuccessCriterion, SyntheticTask, task_defaults
 from seqjax.types import Batch, ModelSpec, Sequences
 
-SYMBOLS = ' 0123456789+'  # characters of the tokens; answers have no plus
-END = 0  # token for the end of an answer, and for padding
+SYMBOLS = ' 0123456789+'  # character of each token, a space for token 0; answers have no plus
+END = 0  # token at the end of an answer, and for padding
 PLUS = SYMBOLS.index('+')
-SEED = 0  # seed of the finite set of questions
+SEED = 0  # random seed of the finite set of questions, the same in all runs
 MAX_DIGITS = 9  # a sum has to fit into 32 bits
 
 
 @task_defaults(hidden=128, batch_size=32, steps=150_000, eval_every=1500, learning_rate=1e-3, num_seeds=1)
 def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> SyntheticTask:
-    """Returns the task of adding two written numbers.
+    """Returns the task of reading the text of an addition, such as 12+345, and writing the digits of the sum.
 
     Args:
-      digits: maximal number of digits of a number.
-      examples: total number of questions; a twentieth of them, rounded up, is for validation, and as many for test.
+      digits: maximal number of digits of each of the two numbers.
+      examples: total number of questions; a twentieth, rounded up, is for validation, as many are for test.
       reverse: read questions from the last character to the first.
 
     Raises:
@@ -51,9 +52,9 @@ def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> S
     (3, [1, 1, 1, 0, 0])
     """
     if not 1 <= digits <= MAX_DIGITS:
-        raise ValueError(f'digits={digits} must be from 1 to {MAX_DIGITS}: a sum has to fit into 32 bits')
+        raise ValueError(f'digits={digits} must be from 1 to {MAX_DIGITS}, because a sum has to fit into 32 bits')
     if examples < 3:
-        raise ValueError(f'examples={examples} must be at least 3: one each for training, validation and test')
+        raise ValueError(f'examples={examples} must be at least 3, one each for training, validation and test')
     most = 10**digits * (10**digits + 1) // 2
     if examples > most:
         raise ValueError(
@@ -75,7 +76,7 @@ def addition(digits: int = 3, examples: int = 50_000, reverse: bool = True) -> S
 
 
 def held_out(examples: int) -> int:
-    """Returns the number of validation questions, which is also the number of test questions.
+    """Returns the number of validation questions for a total of `examples`; there are as many test questions.
 
     >>> held_out(50_000), held_out(45)
     (2500, 3)
@@ -85,9 +86,9 @@ def held_out(examples: int) -> int:
 
 @lru_cache(maxsize=4)
 def questions(digits: int, count: int) -> np.ndarray:
-    """Returns different pairs of numbers [2, count], the same in every call; (a, b) and (b, a) count as one.
+    """Returns `count` different pairs of numbers, [2, count], the same in every call; never both (a, b) and (b, a).
 
-    They are drawn as in `sample`, and then shuffled.
+    Pairs have the distribution of `SyntheticTask.sample`, except that repeated ones are dropped; their order is random.
 
     >>> int(questions(1, 55).sum()), len({frozenset(pair) for pair in questions(1, 55).T.tolist()})
     (495, 55)
@@ -112,7 +113,7 @@ def _examples(digits: int, examples: int, reverse: bool) -> Examples:
 
 
 def _entropy(sums: np.ndarray) -> float:
-    """Returns the entropy of the tokens of the answers in nats, the loss of the best constant."""
+    """Returns the loss of the best constant: the entropy in nats of the token frequencies in the answers `sums` [N]."""
     counts = np.zeros(PLUS)
     counts[END] = len(sums)
     for power in range(len(str(sums.max()))):
@@ -127,9 +128,9 @@ def _sample(key: jax.Array, count: int, *, digits: int, reverse: bool) -> Batch:
     return _encode(*jax.random.randint(keys[1], (2, count), 0, most), digits, reverse)
 
 
-@partial(jax.jit, static_argnames=('digits', 'reverse'))  # for the finite set, on the host
+@partial(jax.jit, static_argnames=('digits', 'reverse'))  # for the finite set
 def _encode(a: jax.Array, b: jax.Array, digits: int, reverse: bool) -> Batch:
-    """Returns the questions and answers of the numbers a [N] and b [N]."""
+    """Returns the batch of the questions a+b and their answers, for numbers a [N] and b [N]."""
     (first, width), (second, second_width) = _digits(a, digits), _digits(b, digits)
     steps, lengths = jnp.arange(2 * digits + 1)[None], width + 1 + second_width
     places = lengths[:, None] - 1 - steps if reverse else steps
@@ -147,7 +148,7 @@ def _encode(a: jax.Array, b: jax.Array, digits: int, reverse: bool) -> Batch:
 
 
 def _digits(numbers: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
-    """Returns tokens [N, most] of the digits of numbers [N], from the left, and the numbers of digits [N]."""
+    """Returns tokens [N, most] of the digits of numbers [N], then END; and the digit count of each number [N]."""
     powers = 10 ** np.arange(most, dtype=np.int32)
     width = jnp.maximum((numbers[:, None] >= powers[None]).sum(1), 1)
     places = width[:, None] - 1 - jnp.arange(most)[None]

@@ -1,10 +1,11 @@
-"""Copy memory: remembering ten symbols over T blanks (Bai et al. 2018, after Hochreiter and Schmidhuber 1997).
+"""Copy memory: repeating ten symbols after a delay T (Bai et al. 2018, after Hochreiter and Schmidhuber 1997).
 
     read     3 1 4 1 5 8 2 6 5 3  0 0 ... 0  9 9 9 9 9 9 9 9 9 9 9
     answer   0 0 0 0 0 0 0 0 0 0  0 0 ... 0  0 3 1 4 1 5 8 2 6 5 3
 
-Ten symbols of 1 to 8, T - 1 blanks, and eleven marks; the first mark asks for the symbols. A sequence has T + 20 steps,
-with an answer at each. A memoryless model that knows the time step has a loss of 10 ln 8 / (T + 20).
+The input is ten symbols from 1 to 8, T - 1 blanks (0), and eleven marks (9); the first mark asks for the symbols. A
+sequence has T + 20 steps, with a target at each. A memoryless model that knows the time step has a loss of
+10 ln 8 / (T + 20).
 """
 
 import math
@@ -24,10 +25,10 @@ NUM_CLASSES = NUM_SYMBOLS + 2
 
 @task_defaults(batch_size=32, eval_every=50, steps=5000, clip_norm=1.0)
 def copy_memory(delay: int = 100) -> SyntheticTask:
-    """Returns the task of copying ten symbols after a delay.
+    """Returns the task of writing ten symbols again, in their order, after a delay.
 
     Args:
-      delay: T, the time steps between the last symbol and the first answer.
+      delay: T, number of time steps between the last symbol that is read and the first that is to be written.
 
     Raises:
       ValueError: `delay` is below 1.

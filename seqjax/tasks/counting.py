@@ -1,6 +1,6 @@
 """Counting: prediction of the next symbol of a^n b^n and of balanced brackets (Dyck languages).
 
-At every step a model predicts the next symbol, or the end. The next symbol is random, so the loss has a known floor.
+At every step a model predicts the next symbol, or the end. Some next symbols are random, so the loss has a floor.
 
     a^n b^n          a  a  a  b  b  b          after Gers and Schmidhuber 2001
     next symbol      a  a  b  b  b  end        certain from the first b on
@@ -9,16 +9,16 @@ At every step a model predicts the next symbol, or the end. The next symbol is r
     next symbol      [  ]  (  )  )  end        a closing bracket matches the last open one
 
 The entropy floor is the expected loss of the optimal predictor, in nats per predicted symbol: the entropy of a string
-less the entropy of its first symbol, which is not predicted, divided by the mean length.
+minus the entropy of its first symbol, which is not predicted, divided by the mean length.
 
-`excess` is the cross-entropy minus the cross-entropy of the optimal predictor on the same sequences, so that sampling
-noise cancels.
+The metric `excess` is the cross-entropy minus the cross-entropy of the optimal predictor on the same sequences, so that
+sampling noise cancels.
 
 A sequence is wrong if at any step the model assigns more than a tenth of the probability to symbols that cannot follow.
 All symbols that can follow count as correct, even beyond the lengths of training, except for an opening bracket at the
 maximal depth.
 
-There are few short strings (one a^n b^n of each length), so short test strings are also in the training data.
+There are few short strings (one a^n b^n of each length), so short test strings also occur in training.
 """
 
 import math
@@ -34,9 +34,9 @@ from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import LossFn, SuccessCriterion, SyntheticTask, task_defaults
 from seqjax.types import Batch, Mean, ModelSpec, Sequences
 
-MIN_LONGEST = 4  # strings of two symbols alone need no counting
+MIN_LONGEST = 4  # least value of `longest`, because strings of two symbols need no counting
 MAX_INVALID_PROBABILITY = 0.1  # total probability of symbols that cannot follow, at a correct step
-MAX_RELATIVE_EXCESS = 0.01  # success criterion: excess relative to the floor
+MAX_RELATIVE_EXCESS = 0.01  # success criterion: excess divided by the entropy floor
 EXCESS = 'excess'
 
 A, B, END = range(3)  # classes of a^n b^n
@@ -44,10 +44,13 @@ A, B, END = range(3)  # classes of a^n b^n
 
 @task_defaults(batch_size=64, steps=5000)
 def anbn(longest: int = 40) -> SyntheticTask:
-    """Returns the task of predicting a^n b^n, with n uniform from 1 to half of `longest`.
+    """Returns the task of predicting the next symbol of a^n b^n, with n uniform from 1 to half of `longest`.
 
     Args:
-      longest: maximal length of a string; the minimal length is 2.
+      longest: maximal length of a string, even and at least 4; the minimal length is 2.
+
+    Raises:
+      ValueError: `longest` is odd or below 4.
 
     >>> task = anbn(longest=8)
     >>> batch = task.sample(jax.random.key(4), 1)
@@ -72,18 +75,19 @@ def anbn(longest: int = 40) -> SyntheticTask:
 
 @task_defaults(hidden=64, batch_size=64, steps=10000)
 def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> SyntheticTask:
-    """Returns the task of predicting balanced brackets, uniform over even lengths and over the strings of a length.
+    """Returns the task of predicting the next symbol of balanced brackets.
 
-    The depth is a random walk from 0 to 0 that stays between 0 and `deepest`; the probability of an opening bracket is
-    proportional to the number of walks after it. The kind of an opening bracket is uniform.
+    Lengths are uniform over the even numbers from 2 to `longest`, and strings are uniform over those of a length. The
+    depth is a random walk from 0 to 0 that stays between 0 and `deepest`; the probability of an opening bracket is
+    proportional to the number of walks that continue after it. The kind of an opening bracket is uniform.
 
     Args:
       kinds: number of kinds of brackets.
-      longest: maximal length of a string; the minimal length is 2.
+      longest: maximal length of a string, even and at least 4; the minimal length is 2.
       deepest: maximal number of brackets that are open at once.
 
     Raises:
-      ValueError: `kinds` or `deepest` is below 1, `longest` is odd or below 4, or the sizes are too large.
+      ValueError: `kinds` or `deepest` is below 1, `longest` is odd or below 4, or they are too large.
 
     >>> batch = dyck(longest=12).sample(jax.random.key(3), 1)
     >>> length = int(batch.inputs.seq_lengths[0])
@@ -123,15 +127,15 @@ def _task(
     floor: float,
     counts: Sequence[float],
 ) -> SyntheticTask:
-    """Returns the task of a language.
+    """Returns the task of predicting the next symbol of the strings of a language, for `anbn` and `dyck`.
 
     Args:
       name: name of the task.
       draw: see `SyntheticTask.draw`.
-      ideal: symbols [N, T, F] -> classes that can follow each, bool [N, T, C], and their probabilities.
+      ideal: one-hot symbols [N, T, F] -> classes that can follow each symbol, bool [N, T, C], and their probabilities.
       longest: maximal length of a string.
-      floor: the entropy floor.
-      counts: mean number of targets of each class in a string.
+      floor: the entropy floor in nats per predicted symbol.
+      counts: mean number of times that each of the C classes is the target in a string.
     """
 
     total = sum(counts)
@@ -148,7 +152,7 @@ def _task(
 
 
 def _loss_fn(ideal: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> LossFn:
-    """Returns a loss function with cross-entropy, its excess, and the fraction of wrong sequences."""
+    """Returns a loss function with the metrics loss (cross-entropy), excess and wrong; see `_task` for `ideal`."""
 
     def loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
         follows, probabilities = ideal(Sequences(*batch.inputs).values)
@@ -167,24 +171,30 @@ def _loss_fn(ideal: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> LossF
 
 
 def _batch(symbols: jax.Array, lengths: jax.Array, end: int) -> Batch:
-    """Returns the batch of symbols [N, T], valid up to `lengths`, with the next symbols as targets, then `end`."""
+    """Returns the batch of one-hot symbols [N, T]; targets are the next symbols, and the class `end` at the last.
+
+    The first `lengths` [N] steps of each row are valid. `end` is also the number of different symbols.
+    """
     steps = jnp.arange(symbols.shape[1])[None]
     valid = steps < lengths[:, None]
     following = jnp.pad(symbols[:, 1:], ((0, 0), (0, 1)))
     targets = jnp.where(steps < lengths[:, None] - 1, following, jnp.where(valid, end, 0))
-    values = jax.nn.one_hot(jnp.where(valid, symbols, -1), end)  # -1 becomes zeros
+    values = jax.nn.one_hot(jnp.where(valid, symbols, -1), end)  # -1 becomes all zeros
     return Batch(Sequences(values, lengths), targets.astype(jnp.int32), valid)
 
 
 def _anbn(key: jax.Array, lengths: jax.Array, longest: int) -> Batch:
-    """Returns the one string of each length; odd lengths are reduced by one."""
+    """Returns the batch of the strings a^n b^n of these lengths [N]; odd lengths are reduced by one."""
     lengths = lengths // 2 * 2
     symbols = jnp.where(jnp.arange(longest)[None] < lengths[:, None] // 2, A, B)
     return _batch(symbols, lengths, END)
 
 
 def _anbn_ideal(values: jax.Array, *, most: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the optimal prediction: after k of at most N a, the first b has probability 1 / (N - k + 1)."""
+    """Returns the classes that can follow each symbol, and their probabilities; see `ideal` of `_task`.
+
+    After k a, of at most `most`, the first b has the probability 1 / (most - k + 1).
+    """
     a, b = jnp.moveaxis(values.cumsum(1), -1, 0)
     first = 1 / jnp.maximum(most - a + 1, 1)
     follows = jnp.stack([b == 0, b < a, b == a], -1)
@@ -194,10 +204,10 @@ def _anbn_ideal(values: jax.Array, *, most: int) -> tuple[jax.Array, jax.Array]:
 
 @lru_cache(maxsize=4)
 def _ways(longest: int, deepest: int) -> list[list[int]]:
-    """Returns [remaining steps, depth]: the number of walks that end at depth 0 and stay between 0 and `deepest`.
+    """Returns a table [remaining steps][depth] of the number of walks to depth 0 that stay between 0 and `deepest`.
 
     Raises:
-      ValueError: the table is too large, with numbers of up to `longest` bits.
+      ValueError: computing the table, with numbers of up to `longest` bits, would take too long.
     """
     synthetic.check_cost(longest * (deepest + 1) * (longest + 32) // 2, longest=longest, deepest=deepest)
     ways = [[1] + [0] * deepest]
@@ -208,7 +218,10 @@ def _ways(longest: int, deepest: int) -> list[list[int]]:
 
 
 def _openings(longest: int, deepest: int) -> np.ndarray:
-    """Returns [remaining steps, depth]: the probability of an opening bracket, with uniform walks; 0 without walks."""
+    """Returns a table [remaining steps, depth] of the probability that the next bracket opens; 0 if no walk exists.
+
+    All walks of `_ways` are equally likely.
+    """
     ways = _ways(longest, deepest)
     probabilities = [[0.0] * (deepest + 1)]
     for after, now in zip(ways, ways[1:], strict=False):
@@ -218,7 +231,7 @@ def _openings(longest: int, deepest: int) -> np.ndarray:
 
 
 def _dyck(key: jax.Array, lengths: jax.Array, longest: int, *, kinds: int, deepest: int) -> Batch:
-    """Draws strings of brackets; odd lengths are reduced by one."""
+    """Returns a batch of random strings of brackets of these lengths [N]; odd lengths are reduced by one."""
     lengths = lengths // 2 * 2
     table = jnp.asarray(_openings(longest, deepest))
     walk_key, kind_key = jax.random.split(key)
@@ -238,14 +251,16 @@ def _dyck(key: jax.Array, lengths: jax.Array, longest: int, *, kinds: int, deepe
 
 
 def _tops(opens: jax.Array, kind: jax.Array, depth: jax.Array, kinds: int, deepest: int) -> jax.Array:
-    """Returns the kind of the innermost open bracket after each step [N, T]; arbitrary if none is open.
+    """Returns the kind of the innermost open bracket after each step, [N, T]; arbitrary if none is open.
 
-    It is the last bracket that opened to the current depth.
+    The innermost open bracket is the last one that opened to the current depth.
 
     Args:
-      opens: bool, True at opening brackets.
-      kind: kinds of the opening brackets.
-      depth: depth after each step.
+      opens: [N, T] bool, True at opening brackets.
+      kind: [N, T], kind of each opening bracket; ignored at closing ones.
+      depth: [N, T], number of open brackets after each step.
+      kinds: number of kinds of brackets.
+      deepest: maximal depth.
     """
     reached = opens[..., None] & (depth[..., None] == jnp.arange(deepest + 1)[None, None])
     numbered = jnp.arange(opens.shape[1])[None] * kinds + kind  # increases over time; modulo `kinds` it is the kind
@@ -255,9 +270,10 @@ def _tops(opens: jax.Array, kind: jax.Array, depth: jax.Array, kinds: int, deepe
 
 @lru_cache(maxsize=4)
 def _chances(longest: int, deepest: int) -> np.ndarray:
-    """Returns the probabilities [symbols so far, depth, 3] that an opening bracket, a closing one, or the end is next.
+    """Returns the probabilities of an opening bracket, a closing one and the end: [symbols so far, depth, 3].
 
-    They include all lengths that are still possible, and all strings of each; 0 for depths that cannot be reached.
+    The length of the string is unknown: the probabilities average over all lengths that are still possible, and all
+    strings of each. They are 0 at depths that cannot be reached.
     """
     integer_ways = _ways(longest, deepest)  # [remaining steps, depth]
     # As floats of any size: each row divided by a power of two, which does not round.
@@ -279,7 +295,10 @@ def _chances(longest: int, deepest: int) -> np.ndarray:
 
 
 def _dyck_ideal(values: jax.Array, *, kinds: int, table: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Returns the optimal prediction, by the table of `_chances`."""
+    """Returns the classes that can follow each symbol, and their probabilities; see `ideal` of `_task`.
+
+    `table` is the result of `_chances`.
+    """
     deepest = table.shape[1] - 1
     symbols = values.argmax(-1)
     opens = symbols < kinds

@@ -1,11 +1,11 @@
-"""Echo: in a stream of random symbols, predict at each step the symbol of `delay` steps before.
+"""Echo: in a stream of random symbols, output at each step the symbol that was read `delay` steps before.
 
     symbols   5 0 2 2 7 1 3 ...
     answers   - - - 5 0 2 2 ...   for a delay of 3
 
-A memoryless model has a loss of ln(symbols) and an accuracy of 1 / symbols. The stream is read in windows, either in
-their order with the carry kept between them (truncated backpropagation: gradients do not cross windows), or each by
-itself, in a new order in every epoch.
+A memoryless model has a loss of ln 8 and an accuracy of 1/8. The series is cut into windows. They are read either in
+their order, with the carry kept between them (truncated backpropagation: gradients do not cross windows), or as
+independent sequences, in a new random order in every epoch.
 """
 
 from functools import partial
@@ -20,20 +20,22 @@ from seqjax.ops import windows
 from seqjax.ops.windows import StreamRows
 from seqjax.types import Batch, ModelSpec, Sequences, Task
 
-SYMBOLS = 8
-FEEDS = ('stream', 'shuffle')
+SYMBOLS = 8  # number of different symbols
+FEEDS = ('stream', 'shuffle')  # windows in order with the carry kept, or independent windows in random order
 
 
 class Windows(NamedTuple):
-    """Windows of a series, as independent rows."""
+    """The N windows of a series, as independent sequences of T steps."""
 
     symbols: np.ndarray  # [N, T]
     answers: np.ndarray  # [N, T]
-    key: jax.Array  # key of the orders of the epochs
+    key: jax.Array  # PRNG key that determines the order of the windows in every epoch
 
 
 def series(seed: int, length: int, delay: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws symbols and answers, both [length]; the first `delay` answers are 0 and should be masked.
+    """Returns random symbols and their answers, both [length]; answers[i] is symbols[i - delay].
+
+    The first `delay` answers are 0; callers should mask them.
 
     >>> symbols, answers = series(0, 9, delay=3)
     >>> symbols.tolist(), answers.tolist()
@@ -52,30 +54,33 @@ def echo(
     length: int = 16_384,
     seed: int = 0,
 ) -> Task:
-    """Returns the task with one kind of batches.
+    """Returns the echo task, with batches from a stream or from shuffled windows.
 
     Args:
-      feed: 'stream' or 'shuffle'.
+      feed: 'stream': the series as B parallel rows, window by window, with the carry kept; 'shuffle': independent
+        windows in random order, in which the first `delay` answers are masked.
       delay: time steps from a symbol to its echo.
-      window: T, the time steps of a batch.
-      batch_size: B.
-      length: length of the series.
-      seed: seed of the series and of the orders of its windows, shared by all replicas.
+      window: T, number of time steps in a batch.
+      batch_size: B, number of rows in a batch.
+      length: number of symbols in the series.
+      seed: random seed of the series and of the orders of its windows, the same for all replicas.
 
     Raises:
-      ValueError: an argument is invalid, or all answers would be masked.
+      ValueError: `feed` is unknown, `window` exceeds `length`, or `delay` is below 0 or so large that all answers would
+        be masked.
     """
     validation.check_choice('feed', feed, FEEDS)
     spec = ModelSpec('per_step', outputs=SYMBOLS, vocabulary=SYMBOLS, stateful=feed == 'stream')
     limit, name = (length, 'length') if feed == 'stream' else (window, 'window')
     if delay < 0 or delay >= limit or window > length:
         raise ValueError(
-            f'delay={delay} must be from 0 to below {name}={limit}, and window={window} at most length={length}'
+            f'delay={delay} must be at least 0 and below {name}={limit}, and window={window} must be at most '
+            f'length={length}'
         )
     symbols, answers = series(seed, length, delay)
     if feed == 'stream':
         data: Any = windows.stream_rows((symbols, answers, np.arange(length)), batch_size, window)
-        places = data.values[2]  # positions within the row, as the model does not see what is before the row
+        places = data.values[2]  # positions within a row, because the model does not read the symbols before the row
         data = data._replace(values=(*data.values[:2], places - places[:, :1]))
         return Task(losses.classification, partial(_stream, window, delay), data, spec=spec)
     divisible = length // window * window
@@ -85,14 +90,14 @@ def echo(
 
 
 def _stream(window: int, delay: int, rows: StreamRows, key: jax.Array, step: jax.Array) -> Batch:
-    """Returns the next window of every row."""
+    """Returns the batch of training step `step`: the next window of every row, with answers masked where unknown."""
     del key
     (symbols, answers, places), mask, resets = windows.stream_window(rows, step, window)
     return Batch(Sequences(symbols, mask=mask, resets=resets), answers, mask & (places >= delay))
 
 
 def _shuffle(batch_size: int, delay: int, data: Windows, key: jax.Array, step: jax.Array) -> Batch:
-    """Returns windows in the order of the epoch, without a carry between them."""
+    """Returns the batch of training step `step`: windows in the random order of its epoch, as independent rows."""
     del key
     count, window = data.symbols.shape
     rows, mask = windows.epoch_rows(data.key, step, count, batch_size)

@@ -1,14 +1,14 @@
 """Regular tasks: functions of strings that a finite automaton computes, after Delétang et al. 2022.
 
-"Neural Networks and the Chomsky Hierarchy" trains on strings of 1 to 40 symbols of uniform length, and tests the
-generalization to longer ones, which `SyntheticTask.draw` draws. The target is one class at the end.
+The paper, "Neural Networks and the Chomsky Hierarchy", trains on strings of 1 to 40 symbols, with uniform lengths, and
+tests the generalization to longer ones, which `SyntheticTask.draw` samples. The target is one class per string.
 
     parity               1 0 1 0 1 0 0          ->  1    the number of ones is odd
     even pairs           0 0 1 1 1 0            ->  0    one 01 and one 10, which is even
     modular arithmetic   0 * 1 + 4 * 3 - 2      ->  0    modulo 5; * binds more tightly than + and -
     cycle navigation     right left stay left left  ->  3    from position 0 of a cycle of 5
 
-There are few short strings (2 of one bit), so short test strings are also in the training data, as in the paper.
+There are few short strings (2 of one bit), so short test strings also occur in training, as in the paper.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SyntheticTask, task_defaults
 from seqjax.types import Batch, ModelSpec, Sequences
 
-OPERATORS = '+-*'  # the symbols after the numbers
-MOVES = ('left', 'stay', 'right')
+OPERATORS = '+-*'  # their classes follow those of the numbers
+MOVES = ('left', 'stay', 'right')  # move i changes the position by i - 1
 PADDINGS = ('right', 'left')
 
 Draw = Callable[[jax.Array, jax.Array, int], Batch]
@@ -33,10 +33,10 @@ Draw = Callable[[jax.Array, jax.Array, int], Batch]
 
 @task_defaults(batch_size=64, steps=10000)
 def parity(longest: int = 40, padding: Literal['right', 'left'] = 'right') -> SyntheticTask:
-    """Returns the task of computing the parity of the ones in a string of bits.
+    """Returns the task of computing the parity of a string of random bits: 1 if the number of ones is odd, else 0.
 
     Args:
-      longest: maximal number of bits of a string; the minimal number is 1.
+      longest: maximal length of a string in bits; the minimal length is 1.
       padding: side of the padding, right (after the string) or left (before it).
 
     Raises:
@@ -54,10 +54,10 @@ def parity(longest: int = 40, padding: Literal['right', 'left'] = 'right') -> Sy
 
 @task_defaults(batch_size=64, steps=5000)
 def even_pairs(longest: int = 40) -> SyntheticTask:
-    """Returns the task of computing the parity of the pairs 01 and 10: 1 if the first bit differs from the last.
+    """Returns the task of deciding if the number of pairs 01 and 10 is odd: 1 if the first and last bit differ, else 0.
 
     Args:
-      longest: maximal number of bits of a string; the minimal number is 1.
+      longest: maximal length of a string in bits, at least 2; the minimal length is 1.
 
     Raises:
       ValueError: `longest` is below 2.
@@ -74,17 +74,17 @@ def even_pairs(longest: int = 40) -> SyntheticTask:
 
 @task_defaults(hidden=64, batch_size=64, steps=20000, clip_norm=1.0)
 def modular_arithmetic(longest: int = 40, modulus: int = 5) -> SyntheticTask:
-    """Returns the task of evaluating expressions of numbers, +, - and * modulo `modulus`; * binds more tightly.
+    """Returns the task of evaluating random expressions of numbers, +, - and * modulo `modulus`; * binds more tightly.
 
-    Numbers and operators alternate, so lengths are odd, uniform up to `longest`. `draw` reduces even lengths by one, as
-    in the paper.
+    Numbers and operators alternate, so lengths are odd; they are uniform from 1 to `longest`. `SyntheticTask.draw`
+    reduces even lengths by one, as in the paper.
 
     Args:
-      longest: maximal number of symbols of a string; the minimal number is 1.
+      longest: maximal length of an expression in symbols; the minimal length is 1.
       modulus: modulus of the arithmetic; numbers are from 0 to modulus - 1.
 
     Raises:
-      ValueError: `longest` is below 1, `modulus` is below 2, or one is too large.
+      ValueError: `longest` is below 1, `modulus` is below 2, or they are too large.
 
     >>> batch = modular_arithmetic(longest=9).sample(jax.random.key(9), 1)
     >>> symbols = batch.inputs.values[0, : int(batch.inputs.seq_lengths[0])].argmax(-1)
@@ -101,14 +101,14 @@ def modular_arithmetic(longest: int = 40, modulus: int = 5) -> SyntheticTask:
 
 @task_defaults(hidden=64, batch_size=64, steps=20000)
 def cycle_navigation(longest: int = 40, cycle: int = 5) -> SyntheticTask:
-    """Returns the task of computing the position on a cycle after moves (left, stay, right) from position 0.
+    """Returns the task of computing the last position on a cycle after random moves (left, stay, right) from 0.
 
     Args:
-      longest: maximal number of moves of a string; the minimal number is 1.
+      longest: maximal number of moves in a sequence; the minimal number is 1.
       cycle: number of positions on the cycle.
 
     Raises:
-      ValueError: `longest` is below 1, `cycle` is below 2, or one is too large.
+      ValueError: `longest` is below 1, `cycle` is below 2, or they are too large.
 
     >>> batch = cycle_navigation(longest=6).sample(jax.random.key(4), 1)
     >>> symbols = batch.inputs.values[0, : int(batch.inputs.seq_lengths[0])].argmax(-1)
@@ -127,7 +127,16 @@ def _check(name: str, value: int, least: int) -> None:
 
 
 def _task(name: str, draw: Draw, longest: int, symbols: int, shares: Sequence[float], step: int = 1) -> SyntheticTask:
-    """Returns the task of strings with every `step`-th length from 1; `shares` are the frequencies of the classes."""
+    """Returns the task of classifying strings, with lengths 1, 1 + step, ... up to `longest`.
+
+    Args:
+      name: name of the task.
+      draw: see `SyntheticTask.draw`.
+      longest: maximal length of a string.
+      symbols: number of different symbols.
+      shares: frequency of each target class.
+      step: difference between two lengths.
+    """
 
     return SyntheticTask(
         name=name,
@@ -140,13 +149,13 @@ def _task(name: str, draw: Draw, longest: int, symbols: int, shares: Sequence[fl
 
 
 def _symbols(key: jax.Array, lengths: jax.Array, longest: int, kinds: int) -> tuple[jax.Array, jax.Array]:
-    """Draws symbols [N, T] uniformly; returns them and the mask of valid steps."""
+    """Returns random symbols from 0 to kinds - 1, and the mask of valid steps, both [N, longest]."""
     symbols = jax.random.randint(key, (lengths.shape[0], longest), 0, kinds)
     return symbols, jnp.arange(longest)[None] < lengths[:, None]
 
 
 def _batch(symbols: jax.Array, valid: jax.Array, lengths: jax.Array, kinds: int, targets: jax.Array) -> Batch:
-    values = jax.nn.one_hot(jnp.where(valid, symbols, -1), kinds)  # -1 becomes zeros
+    values = jax.nn.one_hot(jnp.where(valid, symbols, -1), kinds)  # -1 becomes all zeros
     return Batch(Sequences(values, lengths), targets.astype(jnp.int32), jnp.ones(len(values), bool))
 
 
@@ -186,12 +195,22 @@ def _arithmetic(key: jax.Array, lengths: jax.Array, longest: int, *, modulus: in
 
 
 def _value(numbers: jax.Array, before: jax.Array, valid: jax.Array, modulus: int) -> jax.Array:
-    """Evaluates numbers [N, K] with the operators before them, as a sum of products."""
+    """Returns the values [N], modulo `modulus`, of expressions of K numbers: sums of products.
+
+    Args:
+      numbers: [N, K].
+      before: [N, K], index in OPERATORS of the operator before each number; + before the first.
+      valid: [N, K] bool, False at padding.
+      modulus: modulus of the arithmetic.
+    """
     factors = jnp.where(valid, jnp.where(before == OPERATORS.index('-'), -numbers, numbers), 0) % modulus
     starts = (before != OPERATORS.index('*')) | ~valid
 
     def join(left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Joins two adjacent parts, each (product since the start of its last term, True if a term starts in it)."""
+        """Joins two adjacent parts of an expression, for a scan over its factors.
+
+        A part is (product since the start of its last term, True if a term starts in the part).
+        """
         (left_product, left_starts), (right_product, right_starts) = left, right
         product = jnp.where(right_starts, right_product, left_product * right_product % modulus)
         return product, left_starts | right_starts
@@ -203,13 +222,13 @@ def _value(numbers: jax.Array, before: jax.Array, valid: jax.Array, modulus: int
 
 @lru_cache(maxsize=4)
 def _arithmetic_shares(longest: int, modulus: int) -> list[float]:
-    """Returns the frequency of each value as the answer, over all odd lengths."""
+    """Returns the probability of each answer, 0 to modulus - 1, with uniform odd lengths up to `longest`."""
     synthetic.check_cost(longest // 2 * (5000 + modulus**3 // 20), longest=longest, modulus=modulus)
     numbers = np.arange(modulus)
     sums = (numbers[:, None] + numbers) % modulus
-    products = np.zeros((modulus, modulus))  # [term, the term times a number]
+    products = np.zeros((modulus, modulus))  # probability of [term, the term times a random number]
     np.add.at(products, (numbers[:, None], numbers[:, None] * numbers % modulus), 1 / modulus)
-    state = np.zeros((modulus, modulus))  # [sum of the terms before, the term so far]
+    state = np.zeros((modulus, modulus))  # probability of [sum of the terms before, the term so far]
     state[0] = 1 / modulus
     total, lengths = np.zeros(modulus), range(1, longest + 1, 2)
     for _ in lengths:
@@ -222,7 +241,7 @@ def _arithmetic_shares(longest: int, modulus: int) -> list[float]:
 
 @lru_cache(maxsize=4)
 def _navigation_shares(longest: int, cycle: int) -> list[float]:
-    """Returns the frequency of each position as the last, over all lengths."""
+    """Returns the probability that each position is the last, with uniform lengths up to `longest`."""
     synthetic.check_cost(longest * (5000 + cycle), longest=longest, cycle=cycle)
     places, total = np.zeros(cycle), np.zeros(cycle)
     places[0] = 1

@@ -1,17 +1,17 @@
-"""Reversal and sorting of a sequence of symbols, by an encoder and a decoder.
+"""Reversal and sorting of a sequence of symbols, for an encoder-decoder model.
 
-The decoder writes the symbols, then the end token. Lengths are uniform from 1 to the longest, and symbols are uniform.
-Reversal is a task of Grefenstette et al. 2015, "Learning to transduce with unbounded memory"; sorting is a task of
-Vinyals et al. 2016, "Order matters", here of symbols, which may be equal. With symbols 1 to 9, and 0 for the end and
-for padding:
+The encoder reads the sequence (the source); the decoder writes it reversed or sorted, then the end token. Lengths are
+uniform from 1 to the longest, and symbols are uniform. Reversal is a task of Grefenstette et al. 2015, "Learning to
+transduce with unbounded memory"; sorting is a task of Vinyals et al. 2016, "Order matters", here of symbols, which may
+be equal. With symbols 1 to 9, and 0 for the end and for padding:
 
     source      3 7 3 1 0 0
     reversal    1 3 7 3 0          sorting    1 3 3 7 0
 
-A decoder is trained with teacher forcing. An answer is correct if every token is the most probable one after the
-correct tokens before it, that is if greedy decoding finds the whole answer: `wrong` is 1 - exact match.
+The decoder is trained with teacher forcing. An answer is correct if every token is the most probable one after the
+correct tokens before it, that is if greedy decoding finds the whole answer. The metric `wrong` is 1 - exact match.
 
-There are few short sequences, so short test sequences are also in the training data.
+There are few short sequences, so short test sequences also occur in training.
 """
 
 import math
@@ -25,16 +25,19 @@ from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask, task_defaults
 from seqjax.types import Batch, ModelSpec, Sequences
 
-END = 0  # token for the end of an answer, and for padding; symbols are the tokens from 1
+END = 0  # token at the end of an answer, and for padding; symbols are the tokens from 1
 
 
 @task_defaults(hidden=64, batch_size=64)
 def reversal(longest: int = 10, symbols: int = 8) -> SyntheticTask:
-    """Returns the task of reversing a sequence of symbols.
+    """Returns the task of writing a sequence of random symbols in reverse order.
 
     Args:
       longest: maximal number of symbols of a sequence; the minimal number is 1.
       symbols: number of different symbols.
+
+    Raises:
+      ValueError: `longest` or `symbols` is below 1, or `longest` is too large.
 
     >>> batch = reversal(longest=6).sample(jax.random.key(6), 1)
     >>> source, answer = batch.inputs
@@ -49,11 +52,14 @@ def reversal(longest: int = 10, symbols: int = 8) -> SyntheticTask:
 
 @task_defaults(hidden=64, batch_size=64)
 def sorting(longest: int = 10, symbols: int = 8) -> SyntheticTask:
-    """Returns the task of sorting a sequence of symbols.
+    """Returns the task of writing a sequence of random symbols in ascending order.
 
     Args:
       longest: maximal number of symbols of a sequence; the minimal number is 1.
       symbols: number of different symbols.
+
+    Raises:
+      ValueError: `longest` or `symbols` is below 1, or `longest` is too large.
 
     >>> batch = sorting(longest=6).sample(jax.random.key(6), 1)
     >>> source, answer = batch.inputs
@@ -65,7 +71,15 @@ def sorting(longest: int = 10, symbols: int = 8) -> SyntheticTask:
 
 
 def _task(name: str, order: Callable, entropy: Callable[[int], float], longest: int, symbols: int) -> SyntheticTask:
-    """Returns the task of writing a sequence as `order` arranges it; entropy(length): nats of its answers."""
+    """Returns the task of writing a sequence of random symbols in the order of `order`.
+
+    Args:
+      name: name of the task.
+      order: (source [N, T], lengths [N]) -> symbols in the order of the answer [N, T].
+      entropy: length -> entropy in nats of an answer of that length.
+      longest: maximal number of symbols of a sequence.
+      symbols: number of different symbols.
+    """
     for what, number in (('longest', longest), ('symbols', symbols)):
         if number < 1:
             raise ValueError(f'{what}={number} must be at least 1')
@@ -82,7 +96,10 @@ def _task(name: str, order: Callable, entropy: Callable[[int], float], longest: 
 
 
 def _reference_losses(entropy: Callable[[int], float], longest: int, symbols: int) -> dict[str, float]:
-    """Returns losses in nats per token of the best constant, and of the optimal predictor without the source."""
+    """Returns the losses, in nats per token, of the best constant and of the optimal decoder without the source.
+
+    `entropy` maps a length to the entropy in nats of an answer of that length.
+    """
     tokens = 1 + (1 + longest) / 2  # mean number of tokens of an answer
     end = 1 / tokens  # frequency of the end token; symbols are uniform
     answer = math.log(longest) + sum(map(entropy, range(1, longest + 1))) / longest
@@ -94,7 +111,10 @@ def _reference_losses(entropy: Callable[[int], float], longest: int, symbols: in
 
 @lru_cache(maxsize=4096)
 def _entropy_of_counts(length: int, symbols: int) -> float:
-    """Returns the entropy of the symbol counts of a sequence in nats: its entropy minus the entropy of its order."""
+    """Returns the entropy in nats of the counts of each symbol in a random sequence, that is of the sorted sequence.
+
+    It is the entropy of the sequence minus that of its order, given the counts.
+    """
     if symbols == 1:
         return 0.0
     share, orders = 1 / symbols, math.lgamma(length + 1)

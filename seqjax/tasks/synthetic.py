@@ -1,7 +1,7 @@
 """Specification of a synthetic task, without a model: sampler, loss function, metrics, reference losses.
 
-The modules of `seqjax/tasks/` have functions that return a SyntheticTask. Their arguments are the flags of the task's
-command, and their docstrings the help texts.
+Other modules of `seqjax/tasks/` have functions that return a SyntheticTask. The arguments of such a function are flags
+of the command of the task, and its docstring has their help texts.
 """
 
 import math
@@ -16,22 +16,23 @@ from seqjax.types import Arrays, Batch, Mean, ModelSpec
 
 T = TypeVar('T', bound=Callable)
 LossFn = Callable[[Arrays, Batch], dict[str, Mean]]
-MAX_OPERATIONS = 10**9  # about 10 s of precomputation
-WRONG = 'wrong'  # metric of every loss function: the fraction of sequences with a wrong answer
+MAX_OPERATIONS = 10**9  # of the precomputation of a task; about 10 s
+WRONG = 'wrong'  # name of a metric of every loss function: the fraction of sequences with a wrong answer
 
 
 class SuccessCriterion(NamedTuple):
-    """Success criterion of a seed: the mean of a metric over the sequences of the last training steps."""
+    """Success criterion of a seed: the mean of a training metric since the previous evaluation is at most `at_most`."""
 
-    at_most: float = 0.0  # largest value of the metric for a solved task
-    metric: str = WRONG
+    at_most: float = 0.0  # largest mean that is a success
+    metric: str = WRONG  # name of a metric of the loss function
 
 
 def task_defaults(**defaults: Any) -> Callable[[T], T]:
-    """Decorates a function that returns a SyntheticTask with defaults of the flags of its command.
+    """Returns a decorator that stores default flag values of a task's command on the function that returns the task.
 
     Args:
-      defaults: values for fields of `ModelConfig`, `TrainConfig` and `RunConfig`; `eval_every` is at most --steps.
+      defaults: values by name, for fields of `ModelConfig`, `TrainConfig` and `RunConfig`; `eval_every` is reduced to
+        --steps if it is larger.
     """
 
     def decorate(make: T) -> T:
@@ -42,34 +43,37 @@ def task_defaults(**defaults: Any) -> Callable[[T], T]:
 
 
 class Examples(NamedTuple):
-    """Splits of a finite set of examples."""
+    """The three splits of a finite set of examples, each one batch of all of its examples."""
 
     train: Batch  # [N, ...]
-    validation: Batch  # [M, ...], to choose settings
+    validation: Batch  # [M, ...], to select settings
     test: Batch  # [M, ...], for reported results
 
 
 class SyntheticTask(NamedTuple):
-    """Specification of a task with randomly drawn sequences, for any model of its spec."""
+    """Specification of a task with random sequences, for any model that fits its `spec`."""
 
-    name: str  # name in a sentence: 'parity of 1 to 40 bits'
-    sample: Callable[[jax.Array, int], Batch]  # (key, count) -> leaves [count, ...]; pure, shapes depend only on count
-    loss_fn: LossFn  # returns 'loss', which training minimizes, and 'wrong'
+    name: str  # name for messages, such as 'parity of 1 to 40 bits'
+    sample: Callable[[jax.Array, int], Batch]  # (key, count) -> count random sequences; pure; only count sets shapes
+    loss_fn: LossFn  # (outputs, batch) -> Mean by name: 'loss', which training minimizes, 'wrong', and others
     spec: ModelSpec
-    reference_losses: Mapping[str, float] = {}  # by name: best constant, memoryless predictor, entropy floor
+    reference_losses: Mapping[str, float] = {}  # losses of simple or optimal predictors, by name, such as best constant
     success: SuccessCriterion = SuccessCriterion()
-    # Sampler with lengths: (key, lengths [count], longest) -> batch padded to `longest`, the only static argument.
+    # (key, lengths [count], longest) -> random sequences of these lengths, padded to `longest`, which is static;
+    # None if sequences of other lengths cannot be drawn.
     draw: Callable[[jax.Array, jax.Array, int], Batch] | None = None
-    examples: Callable[[], Examples] | None = None  # finite set of examples, instead of new sequences at every step
+    examples: Callable[[], Examples] | None = None  # returns the finite set of examples; None: new ones at every step
 
 
 def input_shapes(task: SyntheticTask) -> Arrays:
-    """Returns shapes and dtypes of the inputs of one sequence [1, ...], without drawing one."""
+    """Returns the shapes and dtypes of the inputs of a batch of one sequence, [1, ...], without drawing one."""
     return jax.eval_shape(lambda: task.sample(jax.random.key(0), 1)).inputs
 
 
 def check_cost(work: int, **sizes: int) -> None:
-    """Raises ValueError if the precomputation of a task of these sizes takes more than `MAX_OPERATIONS`.
+    """Raises ValueError if the precomputation of a task needs `work` > MAX_OPERATIONS operations.
+
+    `sizes` are the arguments that decide this, by name, for the message.
 
     >>> check_cost(10**12, longest=10**6)
     Traceback (most recent call last):
@@ -83,7 +87,9 @@ def check_cost(work: int, **sizes: int) -> None:
 
 
 def error_rate(correct: jax.Array, mask: jax.Array) -> Mean:
-    """Returns the fraction of sequences with a wrong answer at an unmasked element of correct, bool [B, ...].
+    """Returns the fraction of sequences with a False at any unmasked element of `correct`; both arguments [B, ...].
+
+    Sequences that are wholly masked do not count.
 
     >>> float(error_rate(jnp.array([[True, False], [True, True]]), jnp.array([[True, True], [True, False]])).compute())
     0.5
@@ -94,7 +100,10 @@ def error_rate(correct: jax.Array, mask: jax.Array) -> Mean:
 
 
 def classification(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
-    """Loss function with the cross-entropy; an answer is correct if its most probable class is the target."""
+    """Returns 'loss', the mean cross-entropy, and 'wrong', the fraction of sequences with a wrong answer.
+
+    A sequence is wrong if, at any unmasked step, the most probable class is not the target or a logit is not finite.
+    """
     correct = logits.argmax(-1) == batch.targets
     return {
         'loss': losses.cross_entropy(logits, batch.targets, batch.mask),
@@ -103,7 +112,10 @@ def classification(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
 
 
 def regression(tolerance: float) -> LossFn:
-    """Returns a loss function with the squared error; an answer is correct if its error is below `tolerance`."""
+    """Returns a loss function with 'loss', the mean squared error, and 'wrong', the fraction of wrong sequences.
+
+    A sequence is correct if the absolute error of every unmasked output is below `tolerance`.
+    """
 
     def loss_fn(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
         correct = jnp.abs(outputs.astype(jnp.float32) - batch.targets) < tolerance  # NaN is wrong
@@ -117,14 +129,17 @@ def regression(tolerance: float) -> LossFn:
 
 
 def uniform_lengths(key: jax.Array, count: int, shortest: int, longest: int) -> jax.Array:
-    """Draws lengths [count] uniformly from `shortest` to `longest`, both included."""
+    """Returns random lengths [count], uniform from `shortest` to `longest`, both included."""
     return jax.random.randint(key, (count,), shortest, longest + 1)
 
 
 def sampler_by_length(
     draw: Callable[[jax.Array, jax.Array, int], Batch], longest: int, *, shortest: int = 1, step: int = 1
 ) -> Callable[[jax.Array, int], Batch]:
-    """Returns the `sample` of a task with a `draw`, uniform over every `step`-th length, `shortest` to `longest`."""
+    """Returns the `sample` of a task, which calls `draw` with random lengths.
+
+    Lengths are uniform over shortest, shortest + step, ... up to `longest`.
+    """
 
     def sample(key: jax.Array, count: int) -> Batch:
         length_key, draw_key = jax.random.split(key)
@@ -135,7 +150,7 @@ def sampler_by_length(
 
 
 def entropy(shares: Iterable[float]) -> float:
-    """Returns the entropy in nats of class frequencies, the loss of the best constant.
+    """Returns the entropy in nats of class frequencies `shares`, which is the cross-entropy of the best constant.
 
     >>> round(entropy([0.5, 0.5, 0.0]), 4)
     0.6931

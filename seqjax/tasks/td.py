@@ -1,6 +1,6 @@
-"""The notebook's task: echo a sequence such as i / length, in three setups of inputs and outputs.
+"""The task of the notebook: output the values that are read, in three setups of inputs and targets.
 
-For length 5 the sequence is 0.0 0.2 0.4 0.6 0.8. It is the whole data set: every training step uses all of it.
+The values are i / length, for length 5: 0.0 0.2 0.4 0.6 0.8. They are the whole data set: every training step uses all.
 
     one_to_one     inputs [5, 1, 1]  targets [5, 1]     five sequences of one time step
     many_to_one    inputs [1, 5, 1]  targets [1, 5]     one sequence, all targets from the last output
@@ -18,7 +18,7 @@ from seqjax.nn import losses
 from seqjax.types import Batch, ModelSpec, Task
 
 SETUPS = ('one_to_one', 'many_to_one', 'many_to_many')
-UNROLL = 8  # unrolls T = 5 completely, a third faster under vmap
+UNROLL = 8  # time steps per loop iteration: unrolls T = 5 completely, which is a third faster under vmap
 
 
 def sequence(length: int) -> np.ndarray:
@@ -31,20 +31,20 @@ def sequence(length: int) -> np.ndarray:
 
 
 def td(setup: str, *, length: int = 5, numbers: Sequence[float] | None = None) -> Task:
-    """Returns the task of one setup.
+    """Returns the task of echoing a sequence of numbers in one setup; inputs and targets are the same numbers.
 
     Args:
-      setup: one of `SETUPS`.
-      length: length of the sequence i / length.
-      numbers: [length], another sequence to echo.
+      setup: one of SETUPS, which decides the shapes of inputs and targets, see the module.
+      length: number of values in the sequence.
+      numbers: the sequence, [length]; None for i / length.
 
     Raises:
-      ValueError: `setup` is unknown, or `numbers` has another length.
+      ValueError: `setup` is unknown, or the shape of `numbers` is not [length].
     """
     validation.check_choice('setup', setup, SETUPS)
     numbers = sequence(length) if numbers is None else np.asarray(numbers, np.float32)
     if numbers.shape != (length,):
-        raise ValueError(f'length={length} differs from the shape {numbers.shape} of numbers')
+        raise ValueError(f'numbers {numbers.shape} must have the shape ({length},), because length={length}')
     shape, targets = {
         'one_to_one': ((length, 1, 1), (length, 1)),
         'many_to_one': ((1, length, 1), (1, length)),
@@ -65,6 +65,6 @@ GLOROT = nn.initializers.glorot_uniform()  # Keras's default for Dense; Flax's i
 
 
 def whole_batch(data: Batch, key: jax.Array, step: jax.Array) -> Batch:
-    """Returns the whole data set, so that a training step is an epoch."""
+    """Returns the whole data set as the batch of every training step, so that a training step is an epoch."""
     del key, step
     return data

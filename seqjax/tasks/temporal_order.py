@@ -1,17 +1,18 @@
 """Temporal order: experiments 6a and 6b of Hochreiter and Schmidhuber 1997.
 
-A sequence starts with E and ends with B. Between them are random symbols a, b, c, d, except for two or three places
-with X or Y. The target, at the end, is the order of the X and Y, one of four or eight classes. For length 100:
+A sequence starts with E and ends with B. Between them are random symbols a, b, c, d, except for two or three relevant
+symbols, each X or Y. The target, after the last step, is the class of their order, one of four or eight. For length
+100, with time steps counted from 0:
 
     sequence  100 to 110 symbols
-    two       X or Y at one of 10 to 20, and of 50 to 60
-    three     X or Y at one of 10 to 20, of 33 to 43, and of 66 to 76
+    two       X or Y at one step of 10 to 20, and at one of 50 to 60
+    three     X or Y at one step of 10 to 20, at one of 33 to 43, and at one of 66 to 76
 
     E b d a c ... X ... a d c b ... Y ... c a b B   ->   1 (X, then Y)
 
-Only this order carries information. For length 100, two symbols are at least 30 steps apart, and the last of them is at
-least 40 steps before the target; three symbols are at least 13 and 23 steps apart. An answer is correct if each of
-the four or eight probabilities is within 0.3 of its target.
+Only this order carries information. For length 100, two relevant symbols are at least 30 steps apart, and the second is
+at least 39 steps before the last step; three are at least 13 and 23 steps apart. An answer is correct if each of the
+four or eight class probabilities differs by less than 0.3 from its target, 1 or 0.
 """
 
 import math
@@ -28,15 +29,15 @@ from seqjax.tasks.synthetic import SyntheticTask
 from seqjax.types import Batch, Mean, ModelSpec, Sequences
 
 SYMBOLS = 'EBabcdXY'
-TOLERANCE = 0.3  # error of each output of a correct answer, from the paper ("processed correctly")
-MIN_LENGTH = 10  # the ranges of the relevant symbols do not overlap
+TOLERANCE = 0.3  # absolute error below which a class probability is correct, from the paper ("processed correctly")
+MIN_LENGTH = 10  # so that the ranges of the relevant symbols do not overlap
 
 
 def temporal_order(length: int = 100, relevant: Literal['two', 'three'] = 'two') -> SyntheticTask:
-    """Returns the task of classifying the order of two or three relevant symbols.
+    """Returns the task of classifying the order of two or three symbols X or Y among irrelevant ones.
 
     Args:
-      length: length of the shortest sequences; all ranges are proportional to it.
+      length: length of the shortest sequences in time steps; the longest are a tenth longer.
       relevant: number of relevant symbols, two (experiment 6a) or three (6b).
 
     Raises:
@@ -48,7 +49,9 @@ def temporal_order(length: int = 100, relevant: Literal['two', 'three'] = 'two')
     ('EabcXadaccYddccaadcdcB', 1)
     """
     if length < MIN_LENGTH:
-        raise ValueError(f'length={length} must be at least {MIN_LENGTH}: ranges of relevant symbols must not overlap')
+        raise ValueError(
+            f'length={length} must be at least {MIN_LENGTH}, so that ranges of relevant symbols do not overlap'
+        )
     starts = [length // 10, length // 2] if relevant == 'two' else [length // 10, length // 3, length * 2 // 3]
     classes = 2 ** len(starts)
     return SyntheticTask(
@@ -61,7 +64,7 @@ def temporal_order(length: int = 100, relevant: Literal['two', 'three'] = 'two')
 
 
 def longest(length: int) -> int:
-    """Returns the length of the longest sequences.
+    """Returns the length of the longest sequences of a task with this `length`.
 
     >>> longest(100), longest(10)
     (110, 11)
@@ -90,7 +93,10 @@ def _sample(key: jax.Array, count: int, *, length: int, starts: list[int]) -> Ba
 
 
 def loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
-    """Returns 'loss', the cross-entropy, and 'wrong', the fraction of sequences with a wrong answer."""
+    """Returns 'loss', the mean cross-entropy, and 'wrong', the fraction of sequences with a wrong answer.
+
+    An answer is wrong if the probability of any class differs by TOLERANCE or more from its target, 1 or 0.
+    """
     errors = jnp.abs(nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(batch.targets, logits.shape[-1]))
     return {
         'loss': losses.cross_entropy(logits, batch.targets, batch.mask),

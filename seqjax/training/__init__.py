@@ -1,4 +1,4 @@
-"""Training: from a model, a task and an optimizer to the results of many seeds."""
+"""Training of a model on a task with an optimizer, for one seed or many: compilation, sessions, observers, results."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Compilation of a run: selection of devices, replica groups, and programs."""
+"""Compilation of a run: selects the devices and the size of replica groups, and compiles the programs."""
 
 import time
 from functools import partial
@@ -37,22 +37,22 @@ def compile_run(
     num_seeds: int | None = None,
     max_width: int = training_replicas.MAX_WIDTH,
 ) -> CompiledRun:
-    """Compiles the programs of a run.
+    """Selects the mesh, compiles the programs of a run, and moves the data of the task to the devices.
 
     Args:
-      model, task, tx: see `train`.
-      inputs: inputs of the predictions; None for no predictions.
-      steps, steps_per_call: see `train`.
+      model, task, tx: see `programs.train`.
+      inputs: inputs [B, ...] for which the trained model predicts; None compiles no prediction program.
+      steps, steps_per_call: see `programs.train`.
       workdir: run directory.
       checkpoints: when to save, and which checkpoints to keep.
-      devices: the mesh, see `sharding.select_mesh`.
-      stream: whether the task's data stay on the host.
-      num_seeds: R, the number of seeds, trained in groups of `replicas.group_width`; None: one seed.
+      devices: the mesh, such as 'data:4'; None selects it, see `sharding.select_mesh`.
+      stream: True keeps `task.data` on the host and streams batches to the device.
+      num_seeds: R, the number of seeds, trained in groups of `replicas.group_width`; None: one seed without axis R.
       max_width: maximal number of seeds in a group, see `replicas.max_width`.
 
     Raises:
-      UserError: the metric that selects the best checkpoint does not exist, the mesh is invalid, or the programs need
-        more memory than this machine has.
+      UserError: `checkpoints.keep_best` is not a metric of this run, the mesh is invalid, two arrays of the state would
+        have the same name in a checkpoint, or a program needs more memory than this machine has.
     """
     start, steps_per_call = time.perf_counter(), min(steps_per_call, steps)
     if workdir.path is not None:
@@ -78,7 +78,7 @@ def compile_run(
         shardings=shardings,
         inspect=partial(memory.check, workdir.settings),
     )
-    manifest.describe(programs.shapes[0])  # raises UserError for names that a checkpoint cannot have
+    manifest.describe(programs.shapes[0])  # raises UserError if two arrays would have the same name in a checkpoint
     _check_best(checkpoints.keep_best, programs)
     return CompiledRun(
         model,
@@ -98,7 +98,10 @@ def compile_run(
 
 
 def _put(tree: Arrays, sharding: jax.sharding.Sharding | None) -> Arrays:
-    """Returns the arrays with a sharding; PRNG keys cannot be moved to devices of other processes, integers can."""
+    """Returns the arrays on the devices of `sharding`; None: on the default device.
+
+    PRNG keys are moved as integers, because keys cannot be moved to devices of other processes.
+    """
 
     def leaf(x):
         if not parameters.is_key(x):
@@ -110,7 +113,11 @@ def _put(tree: Arrays, sharding: jax.sharding.Sharding | None) -> Arrays:
 
 
 def _select_mesh(model: nn.Module, task: Task, devices: str | None, replicas: int | None) -> MeshShardings | None:
-    """Selects the mesh, and prints it if there is a choice."""
+    """Returns the shardings on the selected mesh, None for one device; prints the selection if there was a choice.
+
+    Raises:
+      UserError: the mesh `devices`, the value of --mesh, is invalid for this run.
+    """
     rows = None if replicas else types.batch_shapes(task).mask.shape[0]
     pays = partial(sharding.data_parallel_pays, model, task)
     try:
@@ -126,4 +133,7 @@ def _select_mesh(model: nn.Module, task: Task, devices: str | None, replicas: in
 def _check_best(keep_best: str | None, programs: CompiledPrograms) -> None:
     names = chunk_result.metric_names(programs)
     if keep_best is not None and checkpoint_manager.parse_metric(keep_best)[1] not in names:
-        raise UserError(f'--keep_best={keep_best} is not a metric of this run; use one of {", ".join(names)}')
+        raise UserError(
+            f'--keep_best={keep_best} is not a metric of this run; use one of {", ".join(names)}, or max:NAME to keep '
+            'the highest'
+        )

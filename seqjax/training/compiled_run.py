@@ -1,4 +1,4 @@
-"""A compiled run, shared by all replica groups, and the start of their training sessions."""
+"""A compiled run, shared by all of its replica groups, and the context manager of their training sessions."""
 
 import contextlib
 import functools
@@ -26,10 +26,10 @@ from seqjax.types import Arrays, Task, TrainState
 
 
 class StateOverride(NamedTuple):
-    """Change of a TrainState before its first step."""
+    """Change of the initial TrainState of a replica group, before its first training step."""
 
-    change: Callable[[TrainState, Arrays], TrainState]  # the same function for all groups, so it is compiled once
-    values: Arrays  # second argument of `change` for one group
+    change: Callable[[TrainState, Arrays], TrainState]  # (state, values) -> state; the same function for all groups
+    values: Arrays  # second argument of `change` for one group, leaves [width, ...]
 
 
 class CompiledRun(NamedTuple):
@@ -39,24 +39,24 @@ class CompiledRun(NamedTuple):
     task: Task
     tx: optax.GradientTransformation
     programs: CompiledPrograms
-    steps: int
-    steps_per_call: int
+    steps: int  # last training step of the run
+    steps_per_call: int  # maximal number of training steps in a chunk
     workdir: Workdir
     checkpoints: CheckpointConfig
     shardings: MeshShardings | None  # None on one device
-    width: int | None  # replicas computed together, with padding; None for one seed
-    seconds: float  # compilation time
-    host_task: Task | None = None  # the task whose data are streamed from the host
-    allow_divergence: bool = False  # continue training if no loss of a group is finite
-    group_width: int | None = None  # replicas of a group; None for one seed
+    width: int | None  # replicas computed together, including padding replicas; None for one seed
+    seconds: float  # time that compilation took
+    host_task: Task | None = None  # the original task, if its batches are streamed from the host; None otherwise
+    allow_divergence: bool = False  # True: continue training a group even if none of its losses is finite
+    group_width: int | None = None  # seeds of a full group, without padding replicas; None for one seed
 
     @property
     def replicated(self) -> jax.sharding.Sharding | None:
-        """Sharding for arrays that the host reads."""
+        """Sharding that replicates an array on all devices, for arrays that the host reads; None on one device."""
         return None if self.shardings is None else self.shardings.replicated
 
     def groups(self, seeds: np.ndarray) -> Iterator[ReplicaGroup]:
-        """Yields the replica groups of all seeds; without replicas, each seed is a group."""
+        """Yields the replica groups of the seeds [R], `group_width` seeds each; a run of one seed has one group."""
         return replicas.replica_groups(seeds, self.group_width or 1)
 
     @contextlib.contextmanager
@@ -68,18 +68,20 @@ class CompiledRun(NamedTuple):
         subfolder: str = '',
         override: StateOverride | None = None,
     ) -> Iterator[TrainSession]:
-        """Context manager that restores a group of seeds and yields its training session.
+        """Context manager that yields the training session of a group, restored from its newest valid checkpoint.
 
-        A checkpoint is saved at the end; then the run stops if a signal was received.
+        When the context ends without an exception, a checkpoint is saved; then the run stops if a signal was received.
+        Without a checkpoint, training starts anew; without a run directory, nothing is saved.
 
         Args:
           group: the seeds, at most `width`.
           logs: append-only logs by name; each is truncated to its offset in the checkpoint.
-          subfolder: folder of the group within the run's folder of checkpoints.
-          override: change of the TrainState before the first step, such as other learning rates.
+          subfolder: folder for the checkpoints of the group, within the checkpoints folder of the run.
+          override: change of a new TrainState, such as other learning rates; not applied to a restored one.
 
         Raises:
-          UserError: no checkpoint is valid, the checkpoint is of another run, or it cannot be saved.
+          UserError: there are checkpoints but none is valid, they are of another run, more steps were taken than
+            `steps`, or a file cannot be written.
         """
         count = None if self.width is None else len(group.seeds)
         seeds = group.seeds[0] if count is None else replicas.pad_replicas(group.seeds, self.width)
@@ -133,7 +135,10 @@ class CompiledRun(NamedTuple):
         return None if self.shardings is None else self.shardings.state(self.programs.shapes[0])
 
     def unpadded(self, state: TrainState, count: int | None) -> TrainState:
-        """Drops padding replicas, so that a checkpoint does not depend on the group width."""
+        """Returns the state of the first `count` replicas, so that a checkpoint does not depend on the width.
+
+        Returns the state unchanged without padding replicas, or for one seed (`count` None).
+        """
         return state if count == self.width else _first_replicas(count, self.replicated)(state)
 
     def _unpadded_shapes(self, count: int | None) -> TrainState:
@@ -141,18 +146,22 @@ class CompiledRun(NamedTuple):
         return shapes if count == self.width else jax.eval_shape(_first_replicas(count, None), shapes)
 
     def _padded(self, state: TrainState) -> TrainState:
-        """Returns a restored state, padded and sharded."""
+        """Returns a restored state with padding replicas added, PRNG keys restored, and the shardings of the run."""
         if self.width is not None:
             state = jax.tree.map(lambda x: replicas.pad_replicas(x, self.width), state)
         shapes = self.programs.shapes[0]
         return jax.jit(lambda state: orbax_io.with_keys(state, shapes), out_shardings=self._state_shardings)(state)
 
     def to_host(self, tree: Any) -> Any:
-        """Copies arrays from devices, possibly of several processes, to the host."""
+        """Returns NumPy copies of the arrays of a tree, gathered from all devices and processes."""
         return jax.device_get(jax.jit(lambda x: x, out_shardings=self.replicated)(tree))
 
     def _fault(self, logs: Mapping[str, AppendLog], metadata: CheckpointMetadata) -> str | None:
-        """Reason why a valid checkpoint cannot be used for this run, or None."""
+        """Returns the reason why a log does not match the checkpoint, or None if all do.
+
+        Raises:
+          UserError: the checkpoint is of another run.
+        """
         self.workdir.check_same_run(metadata.experiment, metadata.flags)
         faults = [log.fault(metadata.logs[name]) for name, log in logs.items()]
         return next((fault for fault in faults if fault is not None), None)
@@ -166,9 +175,12 @@ def _first_replicas(count: int, sharding: jax.sharding.Sharding | None) -> Calla
 def _print_other_versions(metadata: CheckpointMetadata) -> None:
     installed = manifest.versions()
     others = [
-        f'{name} {metadata.versions[name]} ({installed[name]} is installed)'
+        f'{name} {metadata.versions.get(name, "(unknown version)")} ({installed[name]} is installed)'
         for name in installed
         if metadata.versions.get(name) != installed[name]
     ]
     if others:
-        print(f'Step {metadata.step:,} was saved with {", ".join(others)}: results may differ in the last bits.')
+        print(
+            f'The checkpoint of step {metadata.step:,} was saved with {", ".join(others)}: '
+            'results may differ in rounding.'
+        )

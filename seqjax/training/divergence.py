@@ -1,4 +1,4 @@
-"""Diagnosis of a loss that is not finite: the last finite state, and the largest gradient."""
+"""Diagnosis of a loss that is not finite: the last state with finite parameters, and the largest gradient there."""
 
 from typing import Any
 
@@ -14,15 +14,22 @@ from seqjax.types import Arrays, Metrics, Task, TrainState
 
 
 def first_divergence(loss: np.ndarray) -> int | None:
-    """Returns the first step of losses [n] that is not finite, or of [n, R] not finite for any replica; else None."""
+    """Returns the index of the first of losses [n] that is not finite, or None if all are.
+
+    For losses [n, R] it is the first step at which the losses of all replicas are not finite.
+    """
     finite = np.isfinite(loss) if loss.ndim == 1 else np.isfinite(loss).any(axis=1)
     return None if finite.all() else int(np.argmin(finite))
 
 
 def last_finite(run: Any, task: Task, state: TrainState, good: int) -> tuple[int, TrainState, dict[str, Metrics]]:
-    """Returns the most steps n <= `good` after which the parameters are finite, with the state and evaluations there.
+    """Retrains from `state` for the largest n <= `good` steps after which parameters are finite, or 0 steps if none.
 
-    The update before the first loss that is not finite may already have been too large.
+    The parameters may already be infinite or NaN after `good` steps, because a step computes its loss before its
+    update. With replicas, the parameters of one replica have to be finite.
+
+    Returns:
+      n, and the state and the split metrics after n steps.
     """
     for n in range(good, -1, -1):
         after, _, evals = run.programs.train_chunk(task.data, task.evals, state, n)
@@ -32,7 +39,7 @@ def last_finite(run: Any, task: Task, state: TrainState, good: int) -> tuple[int
 
 
 def _any_finite(run: Any, state: TrainState) -> bool:
-    """Returns True if all parameters are finite; with replicas, all parameters of at least one replica."""
+    """Returns True if all parameters of a state are finite; with replicas, if those of at least one replica are."""
 
     def finite(params):
         return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
@@ -42,9 +49,9 @@ def _any_finite(run: Any, state: TrainState) -> bool:
 
 
 def _largest_gradient(run: Any, task: Task, state: TrainState, count: int | None) -> tuple[str, float]:
-    """Returns the name of the parameter with the largest gradient at the next step, and that gradient.
+    """Returns the parameter whose gradient at the next step has the largest absolute element: its name, that element.
 
-    A gradient that is not finite counts as the largest.
+    NaN and infinity count as the largest. `count` is the number of seeds without padding; None for one seed.
     """
 
     def sizes(state):
@@ -58,29 +65,30 @@ def _largest_gradient(run: Any, task: Task, state: TrainState, count: int | None
 
 
 def without_padding(x: Arrays, count: int | None) -> Arrays:
-    """Returns [..., R] without the padding replicas; unchanged for a run of one seed."""
+    """Returns the first `count` replicas of x [..., R]; x unchanged if `count` is None (a run of one seed)."""
     return x if count is None else x[..., :count]
 
 
 def error(
     run: Any, task: Task, state: TrainState, metrics: Metrics, *, step: int, finite: int, good: int, count: int | None
 ) -> UserError:
-    """Returns the error for a loss that is not finite, in a chunk that follows `step` steps and has these metrics.
+    """Returns, without raising it, the error for a chunk with a loss that is not finite.
 
     Args:
       run: the `CompiledRun`.
       task: the task with the data of the chunk.
-      state: the last finite state.
-      metrics: metrics of the chunk.
-      step: number of steps before the chunk.
+      state: the state after `finite` steps of the chunk.
+      metrics: metrics of all steps of the chunk.
+      step: number of training steps before the chunk.
       finite: number of steps of the chunk after which the parameters are still finite.
-      good: number of steps of the chunk with a finite loss.
+      good: number of steps of the chunk before the first loss that is not finite.
       count: number of seeds in the group; None for one seed.
     """
     name, size = _largest_gradient(run, task, state, count)
-    value = without_padding(chunk_result.mean_values(metrics['loss']), count)[good].flat[0]
-    seeds = '' if count is None else f' of all {count} seeds'
+    values = without_padding(chunk_result.mean_values(metrics['loss']), count)[good]
+    seeds, words = '' if count is None else f' of all {count} seeds', ', '.join(sorted(set(map(str, values.flat))))
     return UserError(
-        f'the loss{seeds} is {value} at step {step + good + 1:,} of {run.steps:,}, and the largest gradient at step '
-        f'{step + finite + 1:,} is {size:.3g}, in {name}; use a smaller --learning_rate, or --clip_norm=1'
+        f'the loss{seeds} is not finite: {words} at step {step + good + 1:,} of {run.steps:,}; the largest absolute '
+        f'gradient at step {step + finite + 1:,} is {size:.3g}, in {name}; use a smaller --learning_rate, or '
+        '--clip_norm=1'
     )

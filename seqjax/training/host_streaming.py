@@ -1,7 +1,7 @@
 """Streaming of batches from the host, for data that do not fit into device memory.
 
-Batches are made on the host by grain, while the device computes earlier steps. Results do not change: a batch is the
-same function of the step as on the device.
+Threads of grain compute batches on the host while the device trains on earlier ones. Results do not change: the batch
+of a training step is the same as without streaming.
 """
 
 from typing import Any, NamedTuple
@@ -14,19 +14,19 @@ from seqjax import types
 from seqjax.types import Batch, Task
 
 NO_GRAIN = 'grain is not installed: pip install "seqjax[stream]"'
-NEXT = 'next_index'  # key in grain's state
-NUM_THREADS, PREFETCH = 2, 16  # threads that make batches, and batches made in advance
+NEXT = 'next_index'  # key of the index of the next batch in the state of grain's iterator
+NUM_THREADS, PREFETCH = 2, 16  # threads that compute batches; batches computed in advance
 
 
 class Chunk(NamedTuple):
-    """Data of a task on the device: the batches of a chunk of training steps."""
+    """Batches of a chunk of training steps: `Task.data` of a streamed task."""
 
-    first: Any  # [] int32: step of the first batch
-    batches: Batch  # leaves [chunk, B, ...]
+    first: Any  # [] int32, training step of the first batch, counted from 0
+    batches: Batch  # leaves [steps_per_call, B, ...]
 
 
 def streamed(task: Task, steps_per_call: int) -> Task:
-    """Returns the same task with a `Chunk` as its data."""
+    """Returns the task with the shapes of a `Chunk` as its data, and a `batch` function that reads from it."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((steps_per_call, *x.shape), x.dtype), types.batch_shapes(task))
     return task._replace(data=Chunk(jax.ShapeDtypeStruct((), jnp.int32), shapes), batch=_batch_of_chunk)
 
@@ -37,14 +37,19 @@ def _batch_of_chunk(data: Chunk, key: jax.Array, step: jax.Array) -> Batch:
 
 
 class StepSource:
-    """Data source for grain: the batch of a training step."""
+    """Data source for grain: item i is the batch of training step i, computed on the CPU.
+
+    Args:
+      task: its batches must not depend on the key.
+      steps: number of items.
+    """
 
     def __init__(self, task: Task, steps: int):
         host = jax.devices('cpu')[0]
         self.data, self.count = jax.device_put(task.data, host), steps
         self.batch = jax.jit(task.batch)
         with jax.default_device(host):
-            self.key = jax.random.key(0)  # unused: the batches of such a task depend on data and step only
+            self.key = jax.random.key(0)  # an argument of `batch` that such a task ignores
 
     def __len__(self) -> int:
         return self.count
@@ -54,14 +59,14 @@ class StepSource:
 
 
 class Feed:
-    """Iterator over the chunks of a run, from a given step.
+    """Streams the chunks of a run in order, from a given training step on; see `take`.
 
     Args:
       task: the task whose data stay on the host; its batches must not depend on the key.
-      steps: number of steps of the run.
-      steps_per_call: maximal number of steps of a chunk.
-      step: first step, counted from 0.
-      state: `state` of the feed of the run that is resumed; None if there was no feed.
+      steps: number of training steps of the run.
+      steps_per_call: maximal number of training steps in a chunk.
+      step: first training step, counted from 0.
+      state: `state` of the feed in the checkpoint that is resumed; None for a new run.
 
     Raises:
       ImportError: grain is not installed.
@@ -79,11 +84,16 @@ class Feed:
 
     @property
     def state(self) -> dict[str, Any]:
-        """State of grain's iterator: the index of the next batch."""
+        """State of grain's iterator, for a checkpoint; includes the index of the next batch."""
         return self.iterator.get_state()
 
     def take(self, first: int, count: int) -> Chunk:
-        """Returns the batches of `count` steps, padded to a full chunk with the last batch."""
+        """Returns the next `count` batches; copies of the last one fill the chunk up to `steps_per_call`.
+
+        Args:
+          first: training step of the first of these batches; stored, not used to seek.
+          count: number of batches, from 1 to `steps_per_call`.
+        """
         batches = [next(self.iterator) for _ in range(count)]
         batches += batches[-1:] * (self.steps_per_call - count)
         return Chunk(np.int32(first), jax.tree.map(lambda *xs: np.stack(xs), *batches))

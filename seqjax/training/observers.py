@@ -1,6 +1,7 @@
 """Observers of training: per-step losses, evaluations, early stopping, success criterion, predictions, progress.
 
-Each observer has one purpose, and collects its results from all replica groups. Its append-only log restores it.
+An observer collects results from all replica groups. When a group is resumed, the observer is restored from the
+append-only log that it wrote for this group. n: seeds of the current group.
 """
 
 from __future__ import annotations
@@ -22,38 +23,43 @@ from seqjax.training.session import TrainSession
 from seqjax.training.success_results import SeedResult
 from seqjax.types import Arrays, Mean, TrainState
 
-LOSSES = 'losses.f32'  # losses of a replica group, [steps, replicas]
-EVALUATIONS = 'evals.f32'  # metrics of a replica group, [evaluations, replicas, metrics]
-REACHED = 'reached.jsonl'  # successful seeds of a replica group
+LOSSES = 'losses.f32'  # log file: losses of a replica group, float32 [steps, n]
+EVALUATIONS = 'evals.f32'  # log file: metrics of a replica group, float32 [evaluations, n, metrics]
+REACHED = 'reached.jsonl'  # log file: test results of the successful seeds of a replica group
 
 
 class Observer:
-    """Base class of observers, which does nothing. See `train_seeds` for the order of calls."""
+    """Base class of observers; its methods do nothing. `seeds.train_seeds` calls them."""
 
     log_name: str | None = None  # file name of the append-only log; None for no log
-    should_stop = False  # whether the training of the group should stop
+    should_stop = False  # True to stop the training of the current group
 
     def open_log(self, run: CompiledRun, subfolder: str) -> AppendLog:
-        """Returns the log of a group, in the folder of its checkpoints."""
+        """Returns the append-only log of a group, in the folder of its checkpoints; unused if `log_name` is None."""
         return run.workdir.append_log(subfolder, self.log_name)
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
-        """Handles the start of a group; `restored` is the content of its log."""
+        """Called when training of a group starts or resumes; `restored` is the content of its log (empty if new)."""
 
     def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
-        """Handles a chunk, and returns the bytes to append to the log."""
+        """Called after every chunk; returns the bytes to append to the log, empty for none."""
         return b''
 
     def on_end(self, session: TrainSession) -> None:
-        """Handles the end of a group."""
+        """Called when training of a group has ended; not if it was interrupted by an exception."""
 
     def status(self) -> str:
-        """Returns the status for the progress bar."""
+        """Returns the text that the progress bar shows beside its counts."""
         return ''
 
 
 class StepLog(Observer):
-    """Logs the loss of every training step of one seed as a row of metrics.csv."""
+    """Logs every training step of a run of one seed as a row of metrics.csv: step, loss, learning rate.
+
+    Args:
+      steps: number of training steps of the run.
+      rates: learning rates of all steps, [steps].
+    """
 
     log_name = directory.METRICS
 
@@ -77,7 +83,13 @@ class StepLog(Observer):
 
 
 def format_rows(first: int, rates: np.ndarray, *columns: np.ndarray) -> str:
-    """Returns rows of metrics.csv: step (counted from 1), columns, learning rate; float32 values are exact."""
+    """Returns rows of metrics.csv as text: step, a value of each column, learning rate; no float32 digit is lost.
+
+    Args:
+      first: step of the first row.
+      rates: learning rates; those beyond the length of the columns are ignored.
+      columns: arrays of one length, such as losses.
+    """
     rows = zip(rates, *columns, strict=False)
     return ''.join(
         ','.join([str(first + i), *(f'{x:.9g}' for x in row), str(rate)]) + '\n' for i, (rate, *row) in enumerate(rows)
@@ -85,7 +97,12 @@ def format_rows(first: int, rates: np.ndarray, *columns: np.ndarray) -> str:
 
 
 class ReplicaStepLog(Observer):
-    """Logs the loss of every training step of every seed, [R, steps]."""
+    """Logs the loss of every training step of every seed; `losses` are [R, steps].
+
+    Args:
+      steps: number of training steps of the run.
+      num_seeds: R, the number of seeds of all groups.
+    """
 
     log_name = LOSSES
 
@@ -117,16 +134,22 @@ def finite_median(values: np.ndarray) -> float:
 
 
 class EvaluationLog(Observer):
-    """Logs the metrics of every seed at every evaluation: training since the previous evaluation, and splits."""
+    """Logs the metrics of every seed at every evaluation: training means since the previous one, then split metrics.
+
+    Args:
+      metrics: names of these metrics.
+      eval_every: training steps between evaluations; chunks must end at its multiples.
+      monitor: if set, metrics of seeds that it stopped at an earlier evaluation are NaN; must be a later observer.
+    """
 
     log_name = EVALUATIONS
 
     def __init__(self, metrics: list[str], eval_every: int, monitor: EarlyStoppingMonitor | None = None):
         self.metrics, self.eval_every, self.monitor = metrics, eval_every, monitor
-        self.latest: np.ndarray | None = None  # [n, metrics] float64 after a chunk with an evaluation
-        self.groups: list[np.ndarray] = []  # [n, evaluations, metrics] each
-        self.rows: list[np.ndarray] = []
-        self.sums: dict[str, Mean] = {}  # training metrics since the last evaluation
+        self.latest: np.ndarray | None = None  # [n, metrics] float64; None if the last chunk had no evaluation
+        self.groups: list[np.ndarray] = []  # metrics of each finished group, [n, evaluations, metrics]
+        self.rows: list[np.ndarray] = []  # metrics at each evaluation of the current group, [n, metrics]
+        self.sums: dict[str, Mean] = {}  # totals and counts of the training metrics since the last evaluation, [n]
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
         self.rows = list(np.frombuffer(restored, '<f4').reshape(-1, session.num_seeds, len(self.metrics)))
@@ -148,7 +171,7 @@ class EvaluationLog(Observer):
         self.groups.append(np.stack(self.rows, 1) if self.rows else empty)
 
     def values(self) -> np.ndarray:
-        """Returns [R, evaluations, metrics] of all groups, NaN after the last evaluation of a group."""
+        """Returns the metrics of all groups, [R, evaluations, metrics]; NaN after the last evaluation of a group."""
         longest = max(x.shape[1] for x in self.groups)
         return np.concatenate(
             [np.pad(x, [(0, 0), (0, longest - x.shape[1]), (0, 0)], constant_values=np.nan) for x in self.groups]
@@ -156,25 +179,28 @@ class EvaluationLog(Observer):
 
 
 def _add(before: Mapping[str, Mean], new: Mapping[str, Mean]) -> dict[str, Mean]:
-    """Adds the values of n steps, [n, R], to the sums before them, [R], in float64."""
+    """Returns the totals and counts `before` ([R], or {} for none) plus those of new steps ([steps, R]), in float64."""
     sums = {name: Mean(*(np.asarray(x, np.float64).sum(0) for x in mean)) for name, mean in new.items()}
     return {name: before[name].merge(mean) if before else mean for name, mean in sums.items()}
 
 
 def _mean(metric: Mean) -> np.ndarray:
-    """Returns total / count [R]; NaN if the count is 0."""
+    """Returns total / count [R] in float64; NaN where total and count are 0."""
     with np.errstate(invalid='ignore', divide='ignore'):
         return np.asarray(metric.total, np.float64) / np.asarray(metric.count, np.float64)
 
 
 class EarlyStoppingMonitor(Observer):
-    """Stops a group when all of its seeds have stopped early; keeps the best parameters of each."""
+    """Stops a group when all of its seeds have stopped early; keeps the best parameters of each seed.
+
+    `run.task.early_stopping` must not be None.
+    """
 
     def __init__(self, run: CompiledRun):
         self.run, self.config = run, run.task.early_stopping
-        self.stopped = np.empty(0, bool)  # [n]
-        self.values = np.empty(0, np.float32)  # [n], the best so far
-        self.groups: list = []  # BestParameters of each group, leaves [n, ...], on the host
+        self.stopped = np.empty(0, bool)  # [n], True for seeds that have stopped early
+        self.values = np.empty(0, np.float32)  # [n], lowest monitored metric of each seed so far
+        self.groups: list = []  # BestParameters of each finished group, leaves [n, ...], on the host
         config = self.config
         self._read = jax.jit(
             lambda state: (training_step.should_stop(config, state), state.best.value), out_shardings=run.replicated
@@ -193,7 +219,7 @@ class EarlyStoppingMonitor(Observer):
 
     def on_end(self, session: TrainSession) -> None:
         best = self.run.to_host(self.run.unpadded(session.state, session.num_seeds).best)
-        # Step 0: no evaluation had a finite value.
+        # At step 0 no evaluation was better than the initial value, so none was finite.
         self.groups.append(best._replace(value=np.where(best.step == 0, np.inf, best.value)))
 
     def status(self) -> str:
@@ -205,16 +231,18 @@ class EarlyStoppingMonitor(Observer):
 
 
 class SuccessMonitor(Observer):
-    """Tests each seed when it meets the success criterion, or at the end; stops a group when all of its seeds succeed.
+    """Tests each seed when it first meets the success criterion, or else at the end of training.
+
+    Stops a group when all of its seeds have met the criterion.
 
     Args:
       run: from `compile_run`.
-      evaluations: the log of evaluations, which must be an earlier observer.
-      criterion: the metric, and the largest mean at an evaluation that counts as success.
+      evaluations: log of the training metrics, which must be an earlier observer.
+      criterion: name of a training metric, and its largest mean since the previous evaluation that is a success.
       test: test(state of one seed, held_out) -> metrics by name.
       held_out: held-out sequences.
-      batch_size: number of sequences of a training step.
-      train_all_steps: train to the last step, and test at the end.
+      batch_size: number of sequences in a training step.
+      train_all_steps: True trains every group to the last step, and takes the test results from there.
       num_seeds: number of seeds of all groups.
     """
 
@@ -236,8 +264,8 @@ class SuccessMonitor(Observer):
         self.at_most = criterion.at_most
         self.held_out, self.batch_size = held_out, batch_size
         self.train_all_steps, self.num_seeds = train_all_steps, num_seeds
-        self.results: list[SeedResult] = []  # results of earlier groups
-        self.successes: dict[int, SeedResult] = {}  # results of the successful seeds of this group
+        self.results: list[SeedResult] = []  # results of finished groups
+        self.successes: dict[int, SeedResult] = {}  # seed -> result, for successful seeds of the current group
         self.should_stop = False
         self._test = jax.jit(
             lambda states, i, held_out: test(jax.tree.map(lambda x: x[i], states), held_out),
@@ -270,7 +298,10 @@ class SuccessMonitor(Observer):
         self.results += [self.successes[seed] for seed in session.group.seeds.tolist()]
 
     def run_test(self, session: TrainSession, i: int, states: TrainState, steps: int | None) -> SeedResult:
-        """Returns the result of seed i of a group, tested with the given states."""
+        """Tests seed i of a group with its state in `states`; returns its SeedResult.
+
+        `steps` is the number of training steps at which the seed met the criterion, or None if it did not.
+        """
         metrics = jax.device_get(self._test(states, i, self.held_out))
         values = {name: success_results.to_number(x) for name, x in metrics.items()}
         return SeedResult(int(session.group.seeds[i]), None if steps is None else steps * self.batch_size, values)
@@ -281,7 +312,7 @@ class SuccessMonitor(Observer):
 
 
 class Predictions(Observer):
-    """Predicts with the trained model of every seed; keeps the outputs, and the last state."""
+    """Predicts for `inputs` with the trained models; keeps the outputs of each group, and the last group's state."""
 
     def __init__(self, inputs: Arrays):
         self.inputs = inputs
@@ -295,12 +326,12 @@ class Predictions(Observer):
 
 
 class ProgressBar(Observer):
-    """Shows the progress of all groups; must be the last observer.
+    """Shows the progress of training over all groups; must be the last observer.
 
     Args:
       bar: from `seqjax.training.progress.progress`.
-      observer: observer whose status is shown.
-      label: returns the name of a group for messages; empty if it has all seeds.
+      observer: observer whose status is shown; None shows none.
+      label: returns the name of the group of a session for messages; empty if there is only one group.
     """
 
     def __init__(
@@ -310,7 +341,7 @@ class ProgressBar(Observer):
         label: Callable[[TrainSession], str] = lambda session: session.group.label,
     ):
         self.bar, self.observer, self.label = bar, observer or Observer(), label
-        self.resumed = False  # whether the run was resumed from a checkpoint
+        self.resumed = False  # True once a group was resumed from a checkpoint
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
         run = session.run

@@ -14,36 +14,41 @@ B1, B2 = 0.9, 0.999  # Kingma and Ba 2015, and the default of Keras, PyTorch and
 
 
 def schedule(name: str, learning_rate: float, decay_steps: int | None = None) -> float | optax.Schedule:
-    """Returns a constant learning rate, or a cosine decay to 0 over `decay_steps`.
+    """Returns the learning rate itself for 'constant', or for 'cosine' its cosine decay to 0 over `decay_steps` steps.
 
-    The schedule depends on `decay_steps` and not on the steps of the run, so that a run with more steps has the same
-    learning rates.
+    The decay does not depend on the number of steps of the run, so a run that is continued with more steps keeps its
+    learning rates; they are 0 after `decay_steps`.
 
     Raises:
-      ValueError: `name` is not a schedule, `decay_steps` is missing, or a constant schedule has `decay_steps`.
+      ValueError: `name` is not a schedule, 'cosine' has no `decay_steps`, or 'constant' has `decay_steps`.
     """
     if name not in seqjax_config.SCHEDULES:
         raise ValueError(f'schedule={name!r} must be one of {", ".join(seqjax_config.SCHEDULES)}')
     if (decay_steps is None) != (name == 'constant'):
-        raise ValueError(f'schedule={name} {"needs" if decay_steps is None else "does not use"} decay_steps')
+        raise ValueError(
+            f'schedule={name} '
+            f'{"needs decay_steps; set it" if decay_steps is None else "does not use decay_steps; remove it"}'
+        )
     return learning_rate if name == 'constant' else optax.cosine_decay_schedule(learning_rate, decay_steps)
 
 
 def rates_in_state(opt_state: optax.OptState) -> bool:
-    """Returns True if the learning rate is a number in the optimizer's state, and not a function of the step."""
+    """Returns True if the learning rate is a constant in the state of the optimizer, not a schedule of the step."""
     rates = optax.tree_utils.tree_get_all_with_path(opt_state, 'learning_rate')
     scheduled = optax.tree_utils.tree_get_all_with_path(opt_state, 'hyperparams_states')
     return len(rates) == 1 and not any('learning_rate' in states for _, states in scheduled)
 
 
 def with_rates(opt_state: optax.OptState, rates: Any) -> optax.OptState:
-    """Returns the optimizer's state with another learning rate, or with a learning rate for each replica [R]."""
+    """Returns the optimizer state with the constant learning rate replaced by `rates`: [], or one per replica [R]."""
     dtype = optax.tree_utils.tree_get(opt_state, 'learning_rate').dtype
     return optax.tree_utils.tree_set(opt_state, learning_rate=jnp.asarray(rates, dtype))
 
 
 def learning_rates(tx: optax.GradientTransformation, steps: np.ndarray) -> np.ndarray:
-    """Returns the learning rates of training steps [n], counted from 0, as float32; NaN if the optimizer has none.
+    """Returns the learning rates at training steps [n], counted from 0, as float32 [n].
+
+    All are NaN unless the state of the optimizer has exactly one learning rate.
 
     >>> learning_rates(adam(schedule('cosine', 0.5, 8), 1e-7), np.array([0, 4, 8])).round(6).tolist()
     [0.5, 0.25, 0.0]
@@ -67,7 +72,7 @@ def learning_rates(tx: optax.GradientTransformation, steps: np.ndarray) -> np.nd
 
 
 class OptimizerWithRate(optax.GradientTransformation):
-    """A gradient transformation with its learning rate, a number or a schedule."""
+    """Gradient transformation that also has its learning rate, a constant or a schedule, as an attribute."""
 
     learning_rate: float | optax.Schedule
 
@@ -78,7 +83,7 @@ def adam(
     clip_norm: float | None = None,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Returns the Adam optimizer with the epsilon of Keras, gradient clipping and decoupled weight decay.
+    """Returns Adam with epsilon as in Keras, optional gradient clipping and optional decoupled weight decay (AdamW).
 
     Keras adds epsilon to the square root of the second moment *before* the bias correction (the paper's
     "epsilon hat", section 2), optax after it. The two are the same when optax's is epsilon / sqrt(1 - B2^t) at
@@ -88,10 +93,10 @@ def adam(
     bfloat16 B2 = 0.999 would be 1, and in float16 epsilon 1e-8 would be 0. Updates have the dtypes of the gradients.
 
     Args:
-      learning_rate: a number or a schedule.
-      epsilon: added before the bias correction.
+      learning_rate: a constant or a schedule.
+      epsilon: added to the square root of the second moment before the bias correction.
       clip_norm: maximal global norm of the gradients; None for no clipping.
-      weight_decay: fraction of every parameter, times the learning rate, that each step subtracts.
+      weight_decay: every step subtracts weight_decay * learning rate * parameter from each parameter; 0 for none.
 
     References:
       Kingma and Ba 2015, Adam: a method for stochastic optimization.
@@ -114,13 +119,16 @@ def adam(
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Returns the optimizer of a run; raises ValueError if `schedule` and `decay_steps` contradict each other."""
+    """Returns the Adam optimizer of a configuration; raises ValueError if `schedule` and `decay_steps` do not fit."""
     rate = schedule(config.schedule, config.learning_rate, config.decay_steps)
     return adam(rate, config.adam_epsilon, config.clip_norm, config.weight_decay)
 
 
 def _in_widest_dtype(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Computes a transformation in the widest dtype of all floating parameters, and at least in float32."""
+    """Returns `tx`, computing in the widest dtype of all floating parameters and at least in float32.
+
+    The optimizer state has this dtype; the updates have the dtypes of the gradients.
+    """
 
     def widen(tree, params):
         dtype = jnp.result_type(jnp.float32, *(x.dtype for x in jax.tree.leaves(params) if _is_floating(x)))

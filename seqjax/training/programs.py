@@ -1,6 +1,6 @@
-"""The compiled programs of a run, for one seed or for replicas, and the training loop.
+"""The compiled programs of a run, for one seed or for replicas, and the training loop `train`.
 
-The loop is a generator that yields to the host between chunks of training steps.
+The loop is a generator that yields after every chunk, that is the training steps of one device call.
 """
 
 import contextlib
@@ -22,17 +22,18 @@ from seqjax.types import Arrays, Metrics, Task, TrainState
 
 TrainChunkFn = Callable[..., tuple[TrainState, Metrics, dict[str, Metrics]]]
 
-MAX_VMAP_SIZE = 65_536  # rows times elements of the largest weight, up to which replicas are computed by one `vmap`
+MAX_VMAP_SIZE = 65_536  # rows of a batch times size of the largest weight, up to which one `vmap` computes all replicas
 
 
 def make_train_chunk(
     model: nn.Module, task: Task, tx: optax.GradientTransformation, *, steps_per_call: int, replicas: bool = False
 ) -> TrainChunkFn:
-    """Returns a compiled train_chunk(data, evals, state, n) -> (state, metrics, evals), n <= `steps_per_call`.
+    """Returns a jitted train_chunk(data, evals, state, n) -> (state, metrics, split metrics).
 
-    n is an argument, so that a shorter last chunk needs no second compilation. The leaves of the metrics are
-    [steps_per_call], and the first n values are valid. With `replicas`, the state has a leading axis R, and the metrics
-    are [steps_per_call, R].
+    It takes n <= `steps_per_call` training steps, then evaluates all splits and updates the best parameters. n is an
+    argument, so that a shorter chunk needs no second compilation. The leaves of the training metrics are
+    [steps_per_call]; only the first n are valid. With `replicas`, the leaves of the state and of the split metrics have
+    a leading axis R, and those of the training metrics are [steps_per_call, R].
     """
     static = task._replace(data=(), evals={})
 
@@ -56,7 +57,7 @@ def make_train_chunk(
 
 
 def _replicated(task: Task, train_chunk: TrainChunkFn) -> TrainChunkFn:
-    """Returns `train_chunk` for many states, with the replicas sharded over the current mesh.
+    """Returns `train_chunk` for states with a leading axis R, with the replicas sharded over the current mesh.
 
     Small replicas are computed by one `vmap`, because an operation on all replicas costs little more than on one.
     Larger replicas are computed one after the other, because batched products of their matrices are slower.
@@ -79,7 +80,7 @@ def _replicated(task: Task, train_chunk: TrainChunkFn) -> TrainChunkFn:
 
 
 def steps_taken(state: TrainState) -> int:
-    """Returns the step count, which is the same for all replicas, so the local shard is enough."""
+    """Returns the number of training steps of a state; replicas have the same number, so one shard is read."""
     step = state.step
     return int(np.max(step.addressable_data(0) if isinstance(step, jax.Array) else step))
 
@@ -96,21 +97,24 @@ def train(
     extra_sync_every: Sequence[int] = (),
     data_fn: Callable[[int, int], Arrays] | None = None,
 ) -> Iterator[tuple[TrainState, Metrics, dict[str, Metrics]]]:
-    """Trains to step `steps`, and yields at every multiple of `steps_per_call` and at the end.
+    """Trains from the step of `state` to step `steps`; yields after every chunk.
+
+    A chunk ends at every multiple of `steps_per_call`, and at the last step.
 
     Args:
       model: called as model(batch.inputs).
-      task: data, loss, metrics and splits.
+      task: batches, loss and evaluation splits.
       tx: the optimizer.
       state: from `init_state`, or the last state of an earlier session.
-      steps: last step, counted from the start of the run.
+      steps: number of training steps since the start of the run, including earlier sessions, after which to end.
       steps_per_call: maximal number of training steps in a chunk.
-      train_chunk: from `make_train_chunk` for the same arguments; by default it is made here.
-      extra_sync_every: chunks also end at every multiple of these numbers of steps.
-      data_fn: data_fn(first_step, num_steps) returns the data for those steps; `task.data` by default.
+      train_chunk: from `make_train_chunk` with the same arguments; None makes it here.
+      extra_sync_every: chunks also end at the multiples of each of these numbers of steps.
+      data_fn: data_fn(first_step, num_steps) returns the data for the steps of a chunk; None uses `task.data`.
 
     Yields:
-      The state, the metrics of every step of the chunk (NumPy, [n] or [n, R]), and the metrics of every split.
+      The state after a chunk, the training metrics of each of its n steps (NumPy, leaves [n] or [n, R]), and the
+      metrics of every split after the chunk (NumPy).
     """
     if train_chunk is None:
         train_chunk = make_train_chunk(model, task, tx, steps_per_call=steps_per_call)
@@ -125,12 +129,12 @@ def train(
 
 
 class CompiledPrograms(NamedTuple):
-    """Programs of a run, compiled before its first step, so that compilation and training are timed separately."""
+    """Compiled programs of a run: initialization, training of a chunk, prediction; with replicas, of R seeds."""
 
-    init: Callable[..., TrainState]  # seed, uint32 -> TrainState
-    train_chunk: TrainChunkFn  # see make_train_chunk
-    predict: Callable[..., Arrays] | None  # (state, inputs) -> outputs
-    shapes: tuple[TrainState, Metrics, dict[str, Metrics]]  # of the outputs of `train_chunk`
+    init: Callable[..., TrainState]  # seed, uint32 [] or [R] -> TrainState
+    train_chunk: TrainChunkFn  # see `make_train_chunk`
+    predict: Callable[..., Arrays] | None  # (state, inputs) -> outputs [B, ...] or [R, B, ...]
+    shapes: tuple[TrainState, Metrics, dict[str, Metrics]]  # shapes and dtypes of what `train_chunk` returns
 
 
 def compile_programs(
@@ -144,15 +148,17 @@ def compile_programs(
     shardings: MeshShardings | None = None,
     inspect: Callable[[Any], None] = lambda program: None,
 ) -> CompiledPrograms:
-    """Compiles the programs of a run, for one seed or for `replicas` seeds together (leading axis R).
+    """Compiles the programs of a run before its first step, for one seed or for `replicas` seeds together.
+
+    Under jax_disable_jit, jax_debug_nans or jax_debug_infs, `init` and `train_chunk` are not compiled ahead of time.
 
     Args:
       model, task, tx: see `train`.
-      inputs: inputs of the predictions; None for no predictions.
-      steps_per_call: training steps of a chunk.
-      replicas: R, or None for one seed without that axis.
-      shardings: shardings of the state; arrays for the host are replicated. None: one device.
-      inspect: called with the jaxpr of each program before it is compiled; may raise an exception.
+      inputs: inputs [B, ...] of the predictions; None for no prediction program.
+      steps_per_call: maximal number of training steps in a chunk.
+      replicas: R, the length of the leading axis of the state; None for one seed without that axis.
+      shardings: shardings of the state, while data, metrics and outputs are replicated; None for one device.
+      inspect: called with the jaxprs of `train_chunk` and `predict` before they are compiled; may raise an exception.
     """
 
     def mapped(f, **axes):
@@ -191,7 +197,7 @@ def compile_programs(
 
 
 def _within(context: Callable[[], contextlib.AbstractContextManager[Any]], f: TrainChunkFn) -> TrainChunkFn:
-    """Returns f wrapped so that calls enter the context."""
+    """Returns f wrapped so that every call runs inside `context()`."""
 
     def call(*args):
         with context():

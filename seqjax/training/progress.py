@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, a few lines elsewhere, and a warning if the run takes days."""
+"""Progress of a run: a bar on a terminal, a few lines elsewhere, and a warning if the run takes more than a day."""
 
 import contextlib
 import sys
@@ -11,40 +11,48 @@ from typing import Any
 from seqjax import errors
 from seqjax.runs import multihost
 
-PLAIN_LINES = 10  # lines of progress without a terminal
-DAY = 86_400
-MIN_MEASURED = 5  # seconds after the first chunk before the speed is known
-MIN_FIRST_CHUNK = 30  # seconds of a first chunk for which compilation time is negligible
-WARNING_PERIOD = 60  # seconds from the start in which a long run is warned of, and at least so many chunks:
-WARNING_CHUNKS = 5
+PLAIN_LINES = 10  # maximal number of progress lines if stdout is not a terminal
+DAY = 86_400  # seconds
+MIN_MEASURED = 5  # seconds since the first chunk after which the speed is known
+MIN_FIRST_CHUNK = 30  # a first chunk of at least this many seconds suffices to measure the speed
+WARNING_PERIOD = 60  # a warning is possible during this many seconds of a session
+WARNING_CHUNKS = 5  # and during this many chunks, even if they take longer
 
-Draw = Callable[[int, int, str, str], None]  # units done, total, status, remaining time
+Draw = Callable[[int, int, str, str], None]  # (units done, total units, status, remaining time as text)
 
 
 class Progress:
-    """Progress in units of work, such as steps of all seeds, over groups that are trained one after the other."""
+    """Progress of training over replica groups that are trained one after the other.
+
+    Progress is counted in units of work, such as training steps summed over all seeds.
+
+    Args:
+      total: units of all groups.
+      unit: name of a unit, such as 'seed-step'.
+      draw: shows the progress.
+    """
 
     def __init__(self, total: int, unit: str, draw: Draw):
         self.total, self.unit, self.draw = total, unit, draw
-        self.finished_units = 0  # units of finished groups
-        self.session_units = 0  # units of this session
-        self.session_chunks = 0  # chunks of this session
+        self.finished_units = 0  # units of finished groups, including earlier sessions
+        self.session_units = 0  # units done in this session
+        self.session_chunks = 0  # chunks done in this session
         self.status = ''
         self.start = time.perf_counter()
-        self.first_chunk = (0.0, 0)  # time after the first chunk, and its units
+        self.first_chunk = (0.0, 0)  # time at the end of the first chunk of the session, and its units
         self.has_warned = False
         self.timer = threading.Timer(WARNING_PERIOD, self._print_warning)
-        self.resume_line: str | None = ''  # line about the resumed step; None after it was printed
+        self.resume_line: str | None = ''  # line about the resumed step, or empty; None after it was printed
 
     def begin(self, group: str, steps_taken: int, is_done: bool, folder: Path | None, steps_per_call: int = 0) -> None:
-        """Starts a group, and prints once from which step a run resumes.
+        """Starts a group; prints the step from which the run resumes, if it does, at the first unfinished group.
 
         Args:
           group: name of the group; empty if there is only one.
-          steps_taken: steps of earlier sessions.
-          is_done: whether the group has no steps left.
-          folder: run directory, or None.
-          steps_per_call: units before the first call of `show`.
+          steps_taken: training steps that the group has taken in earlier sessions.
+          is_done: True if the group has no steps left to train.
+          folder: run directory; None prints nothing.
+          steps_per_call: units of the first chunk; 0 for no warning before that chunk ends.
         """
         if not self.session_units and not is_done:
             self.start = time.perf_counter()
@@ -56,14 +64,14 @@ class Progress:
             self._print_resume_line()
 
     def _start_timer(self, steps_per_call: int) -> None:
-        """Starts a timer that warns after a minute without a chunk if at that speed the run takes more than a day."""
+        """Starts a timer that warns if the first chunk takes over a minute and, at that speed, the run over a day."""
         self.timer.cancel()
         least = WARNING_PERIOD * (self.total - self.finished_units) / max(steps_per_call, 1)
         if steps_per_call and least > DAY:
             self.timer = threading.Timer(
                 WARNING_PERIOD,
                 self._print_warning,
-                (f'the first steps take more than {WARNING_PERIOD} seconds: this run', 'least', least),
+                (f'the first steps take over {WARNING_PERIOD} s: this run, unless it stops early,', 'least', least),
             )
             self.timer.daemon = True
             self.timer.start()
@@ -74,7 +82,7 @@ class Progress:
         self.resume_line = None
 
     def show(self, done: int, new: int, status: str = '') -> None:
-        """Shows `done` units of this group, including `new` units since the last call."""
+        """Shows the progress after a chunk: `done` units of this group so far, of which `new` are from the chunk."""
         self.timer.cancel()
         self.session_units, self.session_chunks = self.session_units + new, self.session_chunks + 1
         self.status, now = status, time.perf_counter()
@@ -85,13 +93,13 @@ class Progress:
         self._warn_if_long(now, remaining)
 
     def end(self, done: int, planned: int) -> None:
-        """Ends a group after `done` of its `planned` units; the others are subtracted from the total."""
+        """Ends a group after `done` of its `planned` units; subtracts the units that are left out from the total."""
         self.finished_units += done
         self.total -= planned - done
         self._draw(0, time.perf_counter(), 0.0)
 
     def close(self) -> None:
-        """Prints from which step the run resumed if no step was left."""
+        """Prints the line about the resumed step if `begin` did not, because no group had steps left."""
         self._print_resume_line()
 
     def _draw(self, done: int, now: float, remaining: float) -> None:
@@ -101,12 +109,12 @@ class Progress:
         self.draw(self.finished_units + done, self.total, self.status + rate, remaining_time)
 
     def _speed(self, now: float) -> float:
-        """Returns units per second, without the first chunk if there are more."""
+        """Returns the units per second of this session; the first chunk is left out once there is a second."""
         start, units = self.first_chunk if self.session_chunks > 1 else (self.start, 0)
         return (self.session_units - units) / max(now - start, 1e-9)
 
     def _warn_if_long(self, now: float, remaining: float) -> None:
-        """Warns once, early in the run, if it takes more than a day."""
+        """Warns once, early in the session, if at the measured speed the rest of the run takes more than a day."""
         if self.session_chunks > 1:
             is_measured = now - self.first_chunk[0] >= MIN_MEASURED
         else:
@@ -117,7 +125,7 @@ class Progress:
             self._print_warning(f'at the measured speed of {speed}, the rest of this run', 'most', remaining)
 
     def _print_warning(self, subject: str, bound: str, seconds: float) -> None:
-        flag = next((name for name in ('epoch', 'step') if name in self.unit), None)  # the flag with the steps
+        flag = next((name for name in ('epoch', 'step') if name in self.unit), None)  # --steps or --epochs, by the unit
         if flag is None or self.has_warned or not multihost.is_process0():
             return
         self.has_warned = True
@@ -128,7 +136,7 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
-    """Returns a duration as text.
+    """Returns a duration in seconds as text: hours, minutes and seconds, or days and hours from one day on.
 
     >>> _duration(3725.4), _duration(90_000)
     ('1:02:05', '1 d 1 h')
@@ -140,7 +148,7 @@ def _duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def progress(total: int, unit: str) -> Iterator[Progress]:
-    """Context manager that shows progress: a bar on a terminal, and at most PLAIN_LINES lines elsewhere."""
+    """Context manager that yields a Progress, drawn as a bar on a terminal and as about PLAIN_LINES lines elsewhere."""
     with (_bar if sys.stdout.isatty() else _lines)(total, unit) as draw:
         shown = Progress(total, unit, draw)
         try:
@@ -152,7 +160,7 @@ def progress(total: int, unit: str) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def _lines(total: int, unit: str) -> Iterator[Draw]:
-    parts, last = 0, None  # PLAIN_LINES parts of the total; the last line
+    parts, last = 0, None  # tenths of the total shown so far; last (done, total) printed
     width = len(f'{total:,}')
 
     def draw(done, total, status, remaining):

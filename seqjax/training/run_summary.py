@@ -1,4 +1,4 @@
-"""Content of summary.json that all runs have: flags, versions, device, layers and losses."""
+"""Content of summary.json: flags, versions, device and layers of any run; losses of a run without early stopping."""
 
 import platform
 from collections.abc import Sequence
@@ -14,7 +14,13 @@ from seqjax.runs import manifest
 
 
 def new_summary(experiment: str, settings: dict[str, Any], layers: Sequence[Layer]) -> dict[str, Any]:
-    """Returns the summary of a run before its first step."""
+    """Returns the content of summary.json before the first step of a run, with finished = False.
+
+    Args:
+      experiment: name of the experiment.
+      settings: the flags of the run, with JSON types.
+      layers: layers of the model.
+    """
     device = jax.devices()[0]
     versions = {'seqjax': seqjax.__version__, 'python': platform.python_version()}
     return {
@@ -29,7 +35,10 @@ def new_summary(experiment: str, settings: dict[str, Any], layers: Sequence[Laye
 
 
 def loss_summary(losses: np.ndarray) -> dict[str, Any]:
-    """Returns the first and the last loss; with replicas [R, steps] their medians, and quantiles of the last."""
+    """Returns the first and last loss of losses [steps] for summary.json.
+
+    With losses [R, steps], these are medians over replicas, and quantiles of the last loss are added.
+    """
     if losses.ndim == 1:
         return {'first_loss': float(losses[0]), 'last_loss': float(losses[-1])}
     quantiles = statistics.loss_quantiles(losses[:, [0, -1]])

@@ -1,7 +1,7 @@
-"""Training of all seeds of a run, one replica group at a time.
+"""Training of all seeds of a run, one replica group after the other.
 
-`train_seeds` is the driver. Its users train with per-step losses, with early stopping, or until a success criterion is
-met.
+`train_seeds` is the driver. The other functions call it with observers that log the loss of every step, stop early, or
+stop when a success criterion is met.
 """
 
 import time
@@ -50,14 +50,15 @@ def train_seeds(
     subfolder: Callable[[ReplicaGroup], str] = str,
     override: Callable[[ReplicaGroup], StateOverride | None] = lambda group: None,
 ) -> None:
-    """Trains every seed to the last step, or until an observer stops its group; resumes each group from its checkpoint.
+    """Trains every group of seeds to the last step, or until an observer stops it; resumes it from its checkpoint.
 
     Args:
       run: from `compile_run`.
-      seeds: [R]; one seed without replicas.
-      observers: called in this order at the start of a group, after every chunk, and at the end of a group.
-      subfolder: returns the folder of a group's checkpoints and logs; not used for a run of one seed.
-      override: returns a change of the TrainState of a group before its first step, or None.
+      seeds: [R]; a single one for a run that was compiled without replicas.
+      observers: called in this order at the start of a group, after every chunk, and at the end of a group; results
+        are in their attributes.
+      subfolder: returns the folder of the checkpoints and logs of a group; not called for a run without replicas.
+      override: returns a change of the initial TrainState of a group, or None for no change.
 
     Raises:
       UserError: see `CompiledRun.session` and `TrainSession.train`.
@@ -94,7 +95,11 @@ def _train(
     label: Callable[[TrainSession], str] = lambda session: session.group.label,
     **kwargs: Any,
 ) -> bool:
-    """Trains with a progress bar that shows the status of one observer; returns True if the run was resumed."""
+    """Calls `train_seeds` with a progress bar that shows the status of `status_observer`.
+
+    Returns:
+      True if the run was resumed from a checkpoint.
+    """
     with progress.progress(len(seeds) * run.steps, unit) as bar:
         bar_observer = ProgressBar(bar, status_observer, label)
         train_seeds(run, seeds, [*observers, bar_observer], **kwargs)
@@ -102,30 +107,30 @@ def _train(
 
 
 class RunResult(NamedTuple):
-    """Losses of every step, and outputs of the trained models."""
+    """Losses of every training step, and outputs of the trained models."""
 
     losses: np.ndarray  # [steps], or [R, steps] with replicas
-    outputs: np.ndarray  # outputs of the trained model: [B, ...], or [R, B, ...]
-    state: TrainState  # last state; with replicas, of the last group
-    seconds: dict[str, float]  # time of this session: 'compile' and 'train'
-    resumed: bool = False  # whether the run was resumed from a checkpoint
+    outputs: np.ndarray  # outputs of the trained models: [B, ...], or [R, B, ...] with replicas
+    state: TrainState  # state after the last step; with replicas, that of the last group, with padding replicas
+    seconds: dict[str, float]  # seconds of this session, by name: 'compile' and 'train'
+    resumed: bool = False  # True if the run was resumed from a checkpoint
 
     def timing(self) -> str:
-        """Returns the compilation and training time as text."""
+        """Returns the compilation and training time of this session as text."""
         text = 'compiled in {compile:.2f} s, trained in {train:.2f} s'.format(**self.seconds)
         return f'{text} after resuming' if self.resumed else text
 
 
 def train_with_losses(run: CompiledRun, inputs: Arrays, seeds: np.ndarray, *, unit: str = 'epoch') -> RunResult:
-    """Trains seeds [R], or one seed without replicas, and logs the loss of every step in metrics.csv.
+    """Trains seeds to the last step, writes the loss of every step to metrics.csv, and predicts for `inputs`.
 
-    With replicas, metrics.csv has the median loss and the edges of its bands, and replicas that diverged are included.
+    With replicas, a row of metrics.csv has the quantiles of the loss over all seeds, including those that diverged.
 
     Args:
       run: from `compile_run`.
-      inputs: inputs of the predictions.
-      seeds: [R].
-      unit: name of a step in the progress bar.
+      inputs: inputs of the predictions, the same as in `compile_run`.
+      seeds: [R]; a single one for a run that was compiled without replicas.
+      unit: name of a training step in the progress bar.
 
     Raises:
       UserError: see `train_seeds`.
@@ -143,7 +148,7 @@ def train_with_losses(run: CompiledRun, inputs: Arrays, seeds: np.ndarray, *, un
 
 
 def _write_bands(workdir: Workdir, losses: np.ndarray, rates: np.ndarray) -> None:
-    """Writes metrics.csv of replicas, from losses [R, steps] and learning rates [steps]."""
+    """Writes metrics.csv: a row per step with quantiles of losses [R, steps] over replicas, and the learning rate."""
 
     def write(path: Path) -> None:
         names = ['step', 'loss', *(f'loss_q{q:g}' for q in statistics.BANDS if q != 0.5), 'learning_rate']
@@ -159,10 +164,10 @@ def _write_bands(workdir: Workdir, losses: np.ndarray, rates: np.ndarray) -> Non
 
 
 def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> FitResult:
-    """Trains every seed [R] of a task with early stopping, and returns the best parameters of each.
+    """Trains seeds [R] with early stopping; returns their evaluations, and the best parameters of each.
 
     Raises:
-      UserError: see `train_seeds`; or no evaluation had a finite value.
+      UserError: see `train_seeds`; or the monitored metric was not finite at any evaluation of any seed.
     """
     config, metrics = run.task.early_stopping, chunk_result.metric_names(run.programs)
     monitor = EarlyStoppingMonitor(run)
@@ -171,7 +176,7 @@ def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> FitResult:
     best = jax.tree.map(lambda *parts: np.concatenate(parts), *monitor.groups)
     if not np.isfinite(best.value).any():
         raise UserError(
-            f'{config.split} {config.metric} was not finite at any evaluation of {len(seeds)} seeds; use a smaller '
+            f'the {config.split} {config.metric} was not finite at any evaluation of {len(seeds)} seeds; use a smaller '
             '--learning_rate, or --clip_norm=1'
         )
     values = log.values()
@@ -179,15 +184,15 @@ def train_with_early_stopping(run: CompiledRun, seeds: np.ndarray) -> FitResult:
 
 
 def _rates(run: CompiledRun, eval_every: int, evaluations: int) -> np.ndarray:
-    """Returns the learning rate of the last step before each evaluation."""
+    """Returns the learning rate of the last training step before each evaluation, [evaluations]."""
     return optimizers.learning_rates(run.tx, eval_every * np.arange(1, evaluations + 1) - 1)
 
 
 class _LastStates(Observer):
-    """Keeps the parameters and variables of every seed after the last step, and the loss of the last chunk."""
+    """Keeps parameters and variables of every seed after the last step; shows the median loss of the last chunk."""
 
     def __init__(self) -> None:
-        self.groups: list[Any] = []
+        self.groups: list[Any] = []  # (params, variables) of each finished group, leaves [n, ...], on the host
         self.loss = float('nan')
 
     def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
@@ -204,9 +209,13 @@ class _LastStates(Observer):
 
 
 def retrain(run: CompiledRun, fit: FitResult) -> FitResult:
-    """Trains the same seeds again for all steps of a run whose training data include the validation split.
+    """Trains the seeds of `fit` again, from their initial parameters and for `run.steps` steps without early stopping.
 
-    The number of steps comes from early stopping on that split (Goodfellow, Bengio and Courville 2016, algorithm 7.2).
+    The training data of `run` should include the validation split, and its number of steps come from early stopping on
+    that split (Goodfellow, Bengio and Courville 2016, algorithm 7.2).
+
+    Returns:
+      `fit` with the parameters after the last step as its best ones; their metric is still that of `fit`.
 
     Raises:
       UserError: see `train_seeds`.
@@ -216,7 +225,7 @@ def retrain(run: CompiledRun, fit: FitResult) -> FitResult:
     def label(session: TrainSession) -> str:
         return ' '.join(['the retraining', *(['of', session.group.label] if session.group.label else [])])
 
-    # The folder's name has the steps, because the best number of steps may differ if a run is continued.
+    # The name of the folder includes the steps, which may differ when a run is continued with more steps.
     _train(
         run,
         fit.seeds,
@@ -237,7 +246,10 @@ def retrain(run: CompiledRun, fit: FitResult) -> FitResult:
 
 
 def batch_test(model: nn.Module, task: Task, batch_size: int) -> TestFn:
-    """Returns a test function: the mean of each metric over a batch [N, ...], `batch_size` sequences at a time."""
+    """Returns test(state, batch) -> mean of each metric of the task over a batch of N sequences.
+
+    The model computes `batch_size` sequences at a time.
+    """
 
     def test(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
         outputs = evaluation.predict(model, state, batch.inputs, batch_size=batch_size)
@@ -257,17 +269,19 @@ def train_until_solved(
     batch_size: int,
     train_all_steps: bool = False,
 ) -> SuccessResults:
-    """Trains every seed until a success criterion is met, and tests it on held-out sequences.
+    """Trains seeds until all of a group meet a success criterion, or to the last step, and tests each on held-out data.
+
+    A seed is tested when it first meets the criterion, or else after the last step.
 
     Args:
       run: from `compile_run`.
       seeds: [R].
-      criterion: the metric, and the largest mean over the steps since the last evaluation that counts as success.
-      eval_every: training steps between two evaluations.
+      criterion: name of a training metric, and its largest mean since the previous evaluation that is a success.
+      eval_every: training steps between evaluations.
       test: test(state of one seed, held_out) -> metrics by name.
       held_out: held-out sequences.
-      batch_size: number of sequences of a training step.
-      train_all_steps: train to the last step, and test at the end.
+      batch_size: number of sequences in a training step.
+      train_all_steps: True trains every group to the last step, and takes the test results from there.
 
     Raises:
       UserError: see `train_seeds`.

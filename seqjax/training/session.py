@@ -1,4 +1,4 @@
-"""A session of a run: chunks of training, with checkpoints and graceful shutdown between them."""
+"""A training session of a replica group: chunks of training steps, with checkpoints and graceful shutdown between."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,15 +18,15 @@ from seqjax.types import Arrays, Metrics, TrainState
 
 
 class CheckpointConfig(NamedTuple):
-    """Configuration of checkpoints."""
+    """Configuration of checkpoints: when to save, and which to keep."""
 
-    save_every: int  # training steps between checkpoints; there is one at the end as well
-    max_to_keep: int = 2  # number of newest checkpoints that are kept
-    keep_best: str | None = None  # metric whose best checkpoint is kept as well, see `CheckpointManager`
+    save_every: int  # training steps between checkpoints; another one is saved at the end
+    max_to_keep: int = 2  # number of newest checkpoints to keep
+    keep_best: str | None = None  # metric whose best checkpoint is also kept; lowest is best, with max:NAME highest
 
 
 class TrainSession:
-    """Training of one replica group between a restore and the next stop. See `CompiledRun.session`."""
+    """Training of one replica group from its start or restore to the next stop; made by `CompiledRun.session`."""
 
     def __init__(
         self,
@@ -44,20 +44,25 @@ class TrainSession:
         self.count = None if run.width is None else len(group.seeds)
         self.data_feed, self.task = data_feed, run.task
         self.state = state
-        self.step = step  # number of steps taken
-        self.restored = restored  # content of each log at the start
-        self.values: dict[str, float | None] = {}  # values of the metrics at the last step
+        self.step = step  # number of training steps taken, including earlier sessions
+        self.restored = restored  # content of each log, by name, at the start of the session
+        self.values: dict[str, float | None] = {}  # metrics by name after the last chunk; None if not finite
 
     @property
     def num_seeds(self) -> int:
-        """Number of seeds of the group."""
+        """Number of seeds of the group, without padding replicas."""
         return len(self.group.seeds)
 
     def train(self) -> Iterator[ChunkResult]:
-        """Trains to the last step, and yields every chunk, which the caller logs before the next checkpoint is saved.
+        """Trains to the last step of the run, and yields every chunk; saves checkpoints every `save_every` steps.
+
+        The caller must append a chunk to the logs before it requests the next one, because a checkpoint may follow.
 
         Raises:
-          UserError: the loss is not finite, for a group of every seed; the last finite state is saved.
+          UserError: the losses of all seeds of the group are not finite at some step, and `run.allow_divergence` is
+            False. The last state with finite parameters is saved before.
+          UserError: a checkpoint cannot be written.
+          BaseException: the exception of `signals.stop_exception`, if a signal was received.
         """
         run, save_every = self.run, self.run.checkpoints.save_every
         for state, metrics, evals in programs.train(
@@ -99,7 +104,7 @@ class TrainSession:
         return chunk
 
     def save(self) -> None:
-        """Starts to save the state of the session in the background."""
+        """Starts to save a checkpoint in the background; does nothing without a run directory."""
         if self.manager is None:
             return
         offsets = {name: log.offset() for name, log in self.logs.items()}
@@ -111,11 +116,11 @@ class TrainSession:
         self.manager.save(state, metadata)
 
     def _feed_state(self) -> dict[str, Any] | None:
-        """Returns the feed's state at the session's step; the feed itself may be ahead if a chunk had a NaN."""
+        """Returns the state of the data feed at `step`, or None; after a divergence the feed itself may be ahead."""
         return None if self.data_feed is None else {**self.data_feed.state, host_streaming.NEXT: self.step}
 
     def check_signals(self) -> None:
-        """Saves a checkpoint and stops the run if a signal was received."""
+        """Saves a checkpoint and raises the exception that stops the run, if a signal was received."""
         number = 0 if self.shutdown is None else multihost.allreduce_max(self.shutdown.number or 0)
         if not number:
             return
@@ -124,12 +129,17 @@ class TrainSession:
         name = signals.name(number)
         raise signals.stop_exception(
             number,
-            f'stopped by {name} after step {self.step:,} of {self.run.steps:,}, saved in {self.manager.folder}; run '
-            'the same command to resume',
+            f'stopped by {name} after step {self.step:,} of {self.run.steps:,}; its checkpoint is saved in '
+            f'{self.manager.folder}; run the same command to resume',
         )
 
     def _diverged(self, metrics: Metrics, good: int) -> Iterator[ChunkResult]:
-        """Saves the last finite state, yields the chunks up to the first loss that is not finite, and raises."""
+        """Saves the last state with finite parameters, yields the steps up to the first bad loss, and raises UserError.
+
+        Args:
+          metrics: training metrics of all steps of the chunk that diverged.
+          good: index of the first step of the chunk at which no seed of the group has a finite loss.
+        """
         first, task = self.step, self.task
         n, state, evals = divergence.last_finite(self.run, task, self.state, good)
         if n:

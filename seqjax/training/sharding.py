@@ -1,6 +1,6 @@
 """Shardings of all arrays of a run, on a mesh of devices with named axes, by `jax.sharding`.
 
-The axis 'data' shards the rows of a batch, or the replicas if there are any; 'model' shards the columns of the weights.
+The axis 'data' shards the rows of a batch, or the replicas if there are any; 'model' shards the last axis of weights.
 GSPMD adds the communication; results equal single-device results up to rounding. `seqjax.ops.row_sharding` shards a
 recurrence over the rows of its batch on this mesh.
 """
@@ -22,23 +22,24 @@ from seqjax.ops import row_sharding
 from seqjax.types import Batch, Metrics, Params, Task, TrainState, Variables
 
 DATA, MODEL = row_sharding.ROWS, 'model'
-# For sharding over CPU cores: minimal number of products with the largest weight, and maximal size of that weight.
+# Conditions for sharding over CPU cores by default: minimal number of multiplications with the largest weight in a
+# training step, and maximal number of elements of that weight.
 MIN_PRODUCTS, MAX_WEIGHT = 4_000_000, 1_200_000
 MIN_PER_DEVICE = 8  # minimal number of rows or replicas per device for which all devices are used by default
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Returns the axes of a mesh and their sizes.
+    """Returns the axes of a mesh and their sizes, from the text of --mesh.
 
     Raises:
-      ValueError: the text has another form.
+      ValueError: the text is not data:N or data:N,model:M with N and M from 1 to 999,999.
 
     >>> parse_mesh('data:4'), parse_mesh('data:4,model:2')
     ({'data': 4}, {'data': 4, 'model': 2})
     """
     match = re.fullmatch(rf'{DATA}:([1-9][0-9]{{0,5}})(?:,{MODEL}:([1-9][0-9]{{0,5}}))?', text, re.ASCII)
     if match is None:
-        raise ValueError(f'must be {DATA}:N or {DATA}:N,{MODEL}:M, such as {DATA}:4')
+        raise ValueError(f'must be {DATA}:N or {DATA}:N,{MODEL}:M with positive integers, such as {DATA}:4')
     return {DATA: int(match[1])} | ({} if match[2] is None else {MODEL: int(match[2])})
 
 
@@ -46,28 +47,32 @@ class MeshShardings(NamedTuple):
     """A mesh, and the sharding of every array of a run on it."""
 
     mesh: Mesh
-    replicas: bool  # whether 'data' has replicas instead of rows
+    replicas: bool  # True if 'data' shards replicas, False if it shards rows of batches
 
     @property
     def size(self) -> int:
-        """Number of shards of the batch, or of the replicas."""
+        """Number of shards of the rows of a batch, or of the replicas: the size of the mesh axis 'data'."""
         return self.mesh.shape[DATA]
 
     def on(self, *axes: str | None) -> NamedSharding:
-        """Returns the sharding of an array by mesh axes, one for each axis of the array."""
+        """Returns the sharding of an array; `axes` names the mesh axis of each array axis, None for not sharded."""
         return NamedSharding(self.mesh, P(*axes))
 
     @property
     def replicated(self) -> NamedSharding:
-        """Sharding for replicated arrays."""
+        """Sharding that replicates an array on all devices of the mesh."""
         return self.on()
 
     def in_effect(self) -> contextlib.AbstractContextManager[Any]:
-        """Returns a context manager in which programs must be traced, so that their rows or replicas are sharded."""
+        """Returns a context manager that sets the mesh; programs traced in it have sharded rows or replicas."""
         return jax.set_mesh(self.mesh)
 
     def state(self, shapes: TrainState) -> TrainState:
-        """Returns the sharding of every array of a TrainState: replicas or carries by 'data', weights by 'model'."""
+        """Returns the sharding of every array of a TrainState with these shapes.
+
+        With replicas, the leading axis R is sharded by 'data'. Otherwise rows of carries are sharded by 'data', and the
+        last axis of weights by 'model', if divisible.
+        """
         if self.replicas:
             return jax.tree.map(lambda _: self.on(DATA), shapes)
         weights = jax.tree.map(self._weight, shapes)
@@ -77,7 +82,7 @@ class MeshShardings(NamedTuple):
         return weights._replace(variables={**weights.variables, **carries})
 
     def _rows(self, x: Any) -> NamedSharding:
-        """Returns the sharding of rows, which are replicated if their number is not divisible."""
+        """Returns the sharding of an array by rows, axis 0; replicated if their number is not divisible by `size`."""
         return self.on(DATA) if x.shape[0] % self.size == 0 else self.replicated
 
     def _weight(self, x: Any) -> NamedSharding:
@@ -86,7 +91,7 @@ class MeshShardings(NamedTuple):
         return self.on(*[None] * (len(x.shape) - 1), MODEL) if divisible else self.replicated
 
     def task(self, task: Task) -> Task:
-        """Returns the task with the rows of its batches sharded; the same task if replicas are sharded instead."""
+        """Returns the task with the rows of its training batches sharded; unchanged if replicas are sharded instead."""
         if self.replicas:
             return task
 
@@ -100,20 +105,22 @@ class MeshShardings(NamedTuple):
 def select_mesh(
     requested: str | None, *, rows: int | None, replicas: int | None, pays: Callable[[int, int], bool] | None = None
 ) -> tuple[MeshShardings | None, str]:
-    """Selects the mesh of a run.
+    """Returns the shardings of a run on the requested mesh, or on a mesh selected by default, and a line for the user.
 
     Args:
-      requested: a mesh such as 'data:4'; None selects all devices or one, whichever is faster.
-      rows: B, sharded over the devices; not used with replicas.
-      replicas: R, sharded over the devices; None for no replicas.
+      requested: a mesh such as 'data:4'; None selects all devices or one, whichever should be faster.
+      rows: B, number of rows of a batch; not used with replicas.
+      replicas: R, number of replicas, which are sharded instead of rows; None for no replicas.
       pays: pays(min_products, max_weight) returns True if sharding a batch over CPU cores is faster; see
         `data_parallel_pays`.
 
     Returns:
-      The shardings, None for one device; and a line that describes the choice, empty if there is only one device.
+      The shardings, None for one device; and a line that describes the choice, empty if JAX has only one device and no
+      mesh is requested.
 
     Raises:
-      ValueError: there are fewer devices than the mesh has, or the rows are not divisible.
+      ValueError: `requested` is invalid, needs more devices than JAX has, has a model axis with replicas, does not
+        divide the rows, or leaves out devices of a run of several processes.
     """
     devices, subject = jax.devices(), f'{replicas} replicas' if replicas else f'a batch of {rows}'
     if requested is None:
@@ -122,14 +129,19 @@ def select_mesh(
         axes, line = parse_mesh(requested), f'{requested} of {_count_devices(devices)} for {subject}'
     count = math.prod(axes.values())
     if count > len(devices):
-        raise ValueError(f'needs {count} devices, and there are {_count_devices(devices)}; use a smaller mesh')
+        raise ValueError(f'needs {count} devices, but JAX has {_count_devices(devices)}; use a mesh of fewer devices')
     if replicas and axes.get(MODEL, 1) > 1:
-        raise ValueError(f'shards weights, which is not supported with --num_seeds; use {DATA}:{count}')
+        raise ValueError(f'shards weights, which is not supported with --num_seeds; use --mesh={DATA}:{count}')
     if requested is not None and not replicas and rows % axes[DATA]:
         remainder = rows % axes[DATA]
-        raise ValueError(f'needs a batch size divisible by {axes[DATA]}, and it is {rows} (remainder {remainder})')
+        raise ValueError(
+            f'needs a batch size divisible by {axes[DATA]}, but it is {rows} (remainder {remainder}); use another mesh '
+            'or batch size'
+        )
     if jax.process_count() > 1 and count < len(devices):
-        raise ValueError(f'must use all {len(devices)} devices of the {jax.process_count()} processes')
+        raise ValueError(
+            f'uses {count} of {len(devices)} devices, but must use all devices of the {jax.process_count()} processes'
+        )
     if count == 1:
         return None, line
     types = (AxisType.Auto,) * len(axes)
@@ -144,9 +156,11 @@ def _count_devices(devices: list[Any]) -> str:
 def _default(
     devices: list[Any], subject: str, rows: int | None, replicas: int | None, pays: Callable[[int, int], bool] | None
 ) -> tuple[Mapping[str, int], str]:
-    """Returns a mesh of all devices if that is faster than one device, and a line that describes the choice.
+    """Returns the axes of the default mesh, and a line that describes the choice, empty if there is only one device.
 
-    CPU cores share their memory, so whether sharding a batch over them is faster depends on the model.
+    The mesh has all devices in a run of several processes, or if each device gets at least MIN_PER_DEVICE replicas or
+    rows. For rows, it must also be faster on CPUs, whose cores share their memory (`pays`), and the number of rows must
+    be divisible on other devices. Otherwise the mesh has one device.
     """
     count = len(devices)
     if count == 1:
@@ -170,7 +184,10 @@ def batch_gradients(
     *,
     mean: bool = True,
 ) -> tuple[Params, Metrics, Variables]:
-    """Returns gradients of the mean loss (or of the total), metrics, and updated variables, without sharding."""
+    """Returns gradients of the loss, metrics, and updated variables of a training step, without sharding.
+
+    The loss is the mean over unmasked targets, or their total if `mean` is False.
+    """
 
     def loss_fn(params):
         # Models train if there is a 'dropout' key; other random numbers of a model come from the 'params' key.
@@ -185,9 +202,10 @@ def batch_gradients(
 
 
 def can_shard(model: nn.Module, task: Task, state: TrainState, batch: Batch, key: jax.Array) -> bool:
-    """Returns True if computing the rows of each device separately gives the same results as one device.
+    """Returns True if a batch can be split by rows over the devices of the current mesh with unchanged results.
 
-    That is not so if the model is stochastic (each device would draw for its own rows) or has statistics of all rows.
+    It cannot if there is only one shard, arrays of the batch differ in their number of rows, the model is stochastic
+    (each device would draw for its own rows), or it has variables other than carries, such as statistics of all rows.
     """
     rows = {x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(batch)}
     count = row_sharding.num_shards(min(rows))
@@ -199,17 +217,17 @@ def can_shard(model: nn.Module, task: Task, state: TrainState, batch: Batch, key
 def _is_stochastic(
     model: nn.Module, task: Task, params: Params, variables: Variables, batch: Batch, key: jax.Array
 ) -> bool:
-    """Returns True if the model uses random numbers in training; arguments may be `jax.ShapeDtypeStruct`."""
+    """Returns True if results of a training step depend on the key; arguments may be `jax.ShapeDtypeStruct`."""
     return row_sharding.output_depends_on(
         lambda key, *rest: batch_gradients(model, task, *rest, key), key, params, variables, batch
     )
 
 
 def data_parallel_pays(model: nn.Module, task: Task, min_products: int, max_weight: int) -> bool:
-    """Returns True if sharding a batch over the cores of a CPU is faster than one device with all of them.
+    """Returns True if sharding a batch over the cores of a CPU should be faster than one device with all of them.
 
-    A heuristic that computes nothing. The largest weight must take part in at least `min_products` multiplications (its
-    size times the time steps of all rows), because below that, dispatch overhead dominates. It must have at most
+    A heuristic that only traces the model. The largest weight must take part in at least `min_products` multiplications
+    (its size times the time steps of all rows), because below that, dispatch overhead dominates. It must have at most
     `max_weight` elements, because a weight that exceeds the caches of a core is better read once for all cores. The
     model must be deterministic, see `can_shard`.
     """
@@ -224,16 +242,17 @@ def data_parallel_pays(model: nn.Module, task: Task, min_products: int, max_weig
 
 
 def largest_size(tree: Any) -> int:
-    """Returns the size of the largest array of a tree."""
+    """Returns the number of elements of the largest array of a tree; 0 for a tree without arrays."""
     return max((x.size for x in jax.tree.leaves(tree)), default=0)
 
 
 def sharded_gradients(
     model: nn.Module, task: Task, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[Params, Metrics, Variables]:
-    """Computes `batch_gradients` with the rows of the batch and of the carries sharded over the devices.
+    """Returns gradients of the mean loss, metrics and updated carries, with the rows of the batch sharded over devices.
 
-    Totals are summed over devices at the end. Masked rows are appended if the number of rows is not divisible.
+    The devices compute gradients and totals of their own rows, which are summed at the end. Masked rows are appended if
+    the number of rows is not divisible by that of shards.
     """
     count = len(batch.mask)
     more = -count % row_sharding.num_shards(count)
@@ -254,7 +273,10 @@ def sharded_gradients(
 
 
 def shard_replicas(train_chunk: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns train_chunk(data, evals, state [R, ...], n) with the replicas sharded over the current mesh."""
+    """Returns train_chunk(data, evals, state [R, ...], n) with axis R sharded over the current mesh.
+
+    Returns `train_chunk` unchanged if there is no mesh, or only one shard.
+    """
     if row_sharding.num_shards(2**31) == 1:
         return train_chunk
     by_replica, by_step = P(DATA), P(None, DATA)

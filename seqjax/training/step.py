@@ -15,14 +15,15 @@ from seqjax import types
 from seqjax.training import sharding
 from seqjax.types import BestParameters, EarlyStopping, Metrics, Params, Task, TrainState, Variables
 
-INIT = 2**32 - 1  # folded into the key for the initial parameters; larger than any step, which is an int32
-INITIAL_BEST = float(np.finfo(np.float32).max)  # before the first evaluation; JAX_DEBUG_INFS forbids infinity
+INIT = 2**32 - 1  # folded into the key of the seed for the initial parameters; larger than any step, an int32
+INITIAL_BEST = float(np.finfo(np.float32).max)  # best metric before any evaluation; JAX_DEBUG_INFS forbids infinity
 
 
 def init_state(model: nn.Module, task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """Returns the training state before the first step, which depends on the key and the shapes of the data only.
+    """Returns the training state of one seed before its first step.
 
-    The model is called as model(batch.inputs). The key of a run is jax.random.key(seed).
+    It depends on the key and on the shapes of a batch, not on the data. The model is called as model(batch.inputs). The
+    key of a seed is jax.random.key(seed).
     """
     shapes = types.batch_shapes(task).inputs
 
@@ -43,7 +44,7 @@ def init_state(model: nn.Module, task: Task, tx: optax.GradientTransformation, k
 def train_step(
     model: nn.Module, task: Task, tx: optax.GradientTransformation, state: TrainState
 ) -> tuple[TrainState, Metrics]:
-    """Returns the state after one training step, and the metrics of the parameters before the update."""
+    """Returns the state after one training step, and the metrics of its batch, computed before the update."""
     grads, metrics, variables = gradients(model, task, state)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -51,7 +52,10 @@ def train_step(
 
 
 def gradients(model: nn.Module, task: Task, state: TrainState) -> tuple[Params, Metrics, Variables]:
-    """Returns gradients of the mean loss, metrics and updated variables for the next training step."""
+    """Returns gradients of the mean loss, metrics and updated variables of the next training step, without updating.
+
+    Rows of the batch are sharded over the devices of the current mesh if `sharding.can_shard` allows it.
+    """
     batch_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     batch = task.batch(task.data, batch_key, state.step)
     if sharding.can_shard(model, task, state, batch, model_key):
@@ -60,7 +64,7 @@ def gradients(model: nn.Module, task: Task, state: TrainState) -> tuple[Params, 
 
 
 def should_stop(config: EarlyStopping, state: TrainState) -> jax.Array:
-    """Returns True if the last `patience` evaluations brought no improvement; [], or [R] with replicas."""
+    """Returns True, per seed ([] or [R]), if the last `patience` evaluations did not improve the monitored metric."""
     return state.step - state.best.step >= _max_steps_without_improvement(config)
 
 
@@ -69,9 +73,15 @@ def _max_steps_without_improvement(config: EarlyStopping) -> int:
 
 
 def update_best(config: EarlyStopping, state: TrainState, evals: dict[str, Metrics]) -> TrainState:
-    """Returns the state after an evaluation, with updated best parameters.
+    """Returns the state with the current parameters as best ones, if their evaluation is the best so far.
 
-    Once `should_stop` is true, they are not updated: a stopped seed is trained until its replica group stops.
+    Returns the state unchanged if the step is not a multiple of `config.eval_every`, or the metric is not lower. A seed
+    that has stopped early is not updated either, although it is trained until its replica group stops.
+
+    Args:
+      config: monitored split and metric, and patience.
+      state: state of one seed after a chunk.
+      evals: metrics of every split for this state.
     """
     mean = evals[config.split][config.metric]
     value = mean.compute().astype(jnp.float32)

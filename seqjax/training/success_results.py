@@ -1,4 +1,4 @@
-"""Results of training until a success criterion is met: evaluations and tests of every seed, and their files."""
+"""Results of training until a success criterion is met: evaluations and tests of every seed, and evals.csv."""
 
 import csv
 import json
@@ -17,53 +17,59 @@ TABLE = 'evals.csv'
 
 
 class SeedResult(NamedTuple):
-    """Result of one seed."""
+    """Result of training one seed until a success criterion is met."""
 
     seed: int
-    sequences: int | None  # training sequences until the success criterion was met; None if it was not met
+    sequences: int | None  # number of training sequences until the criterion was met; None if it was not
     test: Mapping[str, float]  # metrics on held-out sequences, when the criterion was met or at the end
 
 
 class SuccessResults(NamedTuple):
-    """Results of all seeds of a run."""
+    """Results of training R seeds until a success criterion is met."""
 
-    seeds: list[SeedResult]
-    metrics: list[str]
-    evals: np.ndarray  # [R, evaluations, metrics]: means since the previous evaluation; NaN after the last
-    resumed: bool = False  # whether the run was resumed from a checkpoint
-    rates: np.ndarray = np.empty(0)  # [evaluations]: learning rate of the last step before each
+    seeds: list[SeedResult]  # one per seed
+    metrics: list[str]  # names of the training metrics
+    evals: np.ndarray  # [R, evaluations, metrics], means since the previous evaluation; NaN after training ended
+    resumed: bool = False  # True if the run was resumed from a checkpoint
+    rates: np.ndarray = np.empty(0)  # [evaluations], learning rate of the last step before each evaluation
 
 
 def to_number(x: np.ndarray | Mean) -> float:
-    """Returns a test metric as a number; NaN for a Mean with count 0."""
+    """Returns a test metric, a scalar or a Mean, as a float; NaN for a Mean with count 0."""
     if not isinstance(x, Mean):
         return float(x)
     return float(np.float32(x.total) / np.float32(x.count)) if x.count > 0 else math.nan
 
 
 def to_json(seed: SeedResult) -> dict[str, Any]:
-    """Returns a result with JSON types; a number that is not finite becomes null."""
+    """Returns the result of a seed as a dict with JSON types; a test metric that is not finite becomes None."""
     return seed._asdict() | {'test': {name: x if math.isfinite(x) else None for name, x in seed.test.items()}}
 
 
 def from_json(entry: Mapping[str, Any]) -> SeedResult:
-    """Returns the result of a JSON entry; the inverse of `to_json`."""
+    """Returns the result of a seed from the dict of `to_json`; None becomes NaN in test metrics."""
     values = {name: math.nan if x is None else float(x) for name, x in entry['test'].items()}
     return SeedResult(int(entry['seed']), None if entry['sequences'] is None else int(entry['sequences']), values)
 
 
 def to_lines(seeds: Sequence[SeedResult]) -> bytes:
-    """Returns results as lines of JSON."""
+    """Returns the results of seeds as UTF-8 text, one line of JSON per seed."""
     return ''.join(json.dumps(to_json(seed)) + '\n' for seed in seeds).encode()
 
 
 def parse_lines(lines: bytes) -> list[SeedResult]:
-    """Returns the results of lines of JSON; the inverse of `to_lines`."""
+    """Returns the results of seeds from the bytes of `to_lines`."""
     return [from_json(json.loads(line)) for line in lines.decode().splitlines()]
 
 
 def write_evals(folder: Workdir, results: SuccessResults, sequences: int) -> None:
-    """Writes evals.csv, a row for every seed and evaluation; `sequences` is the number between two evaluations."""
+    """Writes evals.csv: a row per seed and evaluation, with the training sequences so far, metrics and learning rate.
+
+    Args:
+      folder: run directory.
+      results: results of all seeds.
+      sequences: number of training sequences between two evaluations.
+    """
 
     def rows() -> Iterator[list[Any]]:
         for seed, evals in zip(results.seeds, results.evals, strict=True):
@@ -76,7 +82,16 @@ def write_evals(folder: Workdir, results: SuccessResults, sequences: int) -> Non
 
 
 def read_results(folder: Workdir, summary: Mapping[str, Any], sequences: int) -> SuccessResults:
-    """Reads the results of a finished run; raises UserError if they cannot be read."""
+    """Returns the results of a finished run from its summary and evals.csv, without learning rates.
+
+    Args:
+      folder: run directory.
+      summary: content of summary.json.
+      sequences: number of training sequences between two evaluations.
+
+    Raises:
+      UserError: the summary or evals.csv is invalid, or evals.csv is missing.
+    """
     with folder.reading():
         seeds, metrics = [from_json(entry) for entry in summary['seeds']], list(summary['metrics'])
     indices, path = {seed.seed: i for i, seed in enumerate(seeds)}, folder.file(TABLE)
@@ -85,11 +100,11 @@ def read_results(folder: Workdir, summary: Mapping[str, Any], sequences: int) ->
         columns = ['seed', 'sequences', *metrics]
         end = len(columns)
         if next(table, [])[:end] != columns:
-            raise ValueError('its columns do not match this run')
+            raise ValueError('its columns are not those of this run')
         rows = [(indices[int(row[0])], int(row[1]) // sequences - 1, list(map(float, row[2:end]))) for row in table]
         evals = np.full((len(seeds), max((row[1] for row in rows), default=-1) + 1, len(metrics)), np.nan, np.float32)
         for index, evaluation, values in rows:
             evals[index, evaluation] = values
         if np.isnan(evals).all((1, 2)).any():
-            raise ValueError('a seed has no row')
+            raise ValueError('a seed of the run has no row')
     return SuccessResults(seeds, metrics, evals)

@@ -245,7 +245,7 @@ def check(tmp_path_factory, content):
 
 @pytest.mark.parametrize(
     ('frequency', 'words'),
-    [('YS', '1 year'), ('MS', '1 month'), ('ME', '1 month'), ('QE', '3 month'), ('B', 'a weekday'), ('W', '7 day')]
+    [('YS', '1 year'), ('MS', '1 month'), ('ME', '1 month'), ('QE', '3 month'), ('B', '1 weekday'), ('W', '7 day')]
     + [('D', '1 day'), ('15min', '15 minute'), ('2h', '2 hour'), ('7s', '7 second'), ('250us', '250 microseconds')],
 )
 def test_dates_go_on_at_their_pace(frequency, words):

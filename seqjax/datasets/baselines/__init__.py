@@ -1,1 +1,1 @@
-"""Baselines, one module for each kind of dataset."""
+"""Baseline models, one module for each kind of dataset."""

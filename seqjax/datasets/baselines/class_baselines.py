@@ -10,7 +10,7 @@ MAX_ITERATIONS = 1000  # maximum number of iterations of the optimizer
 
 
 def most_frequent(labels: np.ndarray, count: int) -> np.ndarray:
-    """Returns the most frequent of labels [N], the lowest in a tie, `count` times: [count] int64.
+    """Returns `count` predictions [count] int64, each the most frequent of labels [N], the lowest in a tie.
 
     >>> most_frequent(np.array([2, 0, 2]), 2).tolist()
     [2, 2]
@@ -19,10 +19,10 @@ def most_frequent(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def summaries(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Returns for each series the C means, then the standard deviations, first and last values, [N, 4 C] float64.
+    """Returns features [N, 4 C] float64 of N series: C means, C standard deviations, C first and C last values.
 
-    `values` [S, C] are concatenated series, whose lengths [N] sum to S. NaN and infinite values are ignored; the four
-    statistics of a channel without other values are NaN.
+    `values` [S, C] are the concatenated series, whose lengths [N] sum to S. NaN and infinite values are ignored; if a
+    channel of a series has no other values, its four features are NaN.
 
     >>> summaries(np.array([[1.0], [np.nan], [3.0], [5.0]]), np.array([3, 1])).tolist()
     [[2.0, 1.0, 1.0, 3.0], [5.0, 0.0, 5.0, 5.0]]
@@ -32,7 +32,7 @@ def summaries(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _summary(channels: np.ndarray) -> np.ndarray:
-    """Returns the statistics [4 C] of channels [C, T]."""
+    """Returns the means, standard deviations, first and last values [4 C] of channels [C, T], see `summaries`."""
     statistics = np.full((4, len(channels)), np.nan)
     for place, channel in enumerate(channels):
         known = channel[np.isfinite(channel)].astype(np.float64)
@@ -42,10 +42,12 @@ def _summary(channels: np.ndarray) -> np.ndarray:
 
 
 def logistic(values: np.ndarray, labels: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-    """Returns labels of `inputs` [M, K] by logistic regression (L2, C = 1) on standardized features; NaN is the mean.
+    """Returns the labels [M] that a logistic regression (L2, C = 1) predicts for the features `inputs` [M, K].
 
-    It is fitted to values [N, K] and labels [N], at least two different ones. Raises UserError if scikit-learn is not
-    installed.
+    It is fitted to training features `values` [N, K] and labels [N], at least two different ones. Features are
+    standardized by the training features, and NaN is replaced by their mean.
+
+    Raises UserError if scikit-learn is not installed.
     """
     what = 'the logistic regression baseline'
     scaler = optional_packages.need('sklearn.preprocessing', what).StandardScaler()

@@ -1,7 +1,7 @@
 """Baselines for forecasting: last value, seasonal naive and autoregression.
 
-Each takes a series, NaN if a value is missing, and returns forecasts [origins, H] for the H steps after each origin,
-the index of the last value that is known.
+Each forecasts the H time steps after each of K origins: [K, H]. A series is [n], NaN if a value is missing. An origin
+is the index of the last known value.
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-BLOCK = 2**16  # rows in memory at a time
+BLOCK = 2**16  # maximum number of rows in memory at a time
 MAX_FIT_COST = 2e9  # maximum number of multiplications of all regressions: a few seconds
 
 
 def forward_fill(values: np.ndarray, lag: int = 1, start: float = 0.0) -> np.ndarray:
-    """Fills missing values [n, ...] with the value `lag` rows before, repeatedly; `start` if there is none.
+    """Returns values [n, ...] with NaN replaced by the latest known value a multiple of `lag` rows before, or `start`.
 
     >>> forward_fill(np.array([np.nan, 2.0, np.nan, 4.0]), start=7.0).tolist()
     [7.0, 2.0, 2.0, 4.0]
@@ -23,7 +23,7 @@ def forward_fill(values: np.ndarray, lag: int = 1, start: float = 0.0) -> np.nda
     if known.all():
         return values.copy()
     place = np.where(known, np.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1)), -1)
-    padded_length = -(-len(values) // lag) * lag  # a multiple of the season
+    padded_length = -(-len(values) // lag) * lag  # a multiple of the lag
     place = np.concatenate([place, np.full((padded_length - len(values), *values.shape[1:]), -1)])
     place = np.maximum.accumulate(place.reshape(-1, lag, *values.shape[1:]), 0).reshape(-1, *values.shape[1:])
     place = place[: len(values)]
@@ -31,9 +31,10 @@ def forward_fill(values: np.ndarray, lag: int = 1, start: float = 0.0) -> np.nda
 
 
 def seasonal_naive(values: np.ndarray, origins: np.ndarray, horizon: int, season: int = 1) -> np.ndarray:
-    """Returns the latest value that is known at an origin, a whole number of seasons before the target; 0 without one.
+    """Returns forecasts [K, horizon]: the latest value known at the origin, whole seasons before the forecast step.
 
-    Values [n], origins [K] -> [K, horizon]. With season=1, the forecast is the last value ("persistence").
+    It is 0 if there is none. `values` [n] are the series, `origins` [K] the indices of the last known values, and
+    `season` is a number of time steps; with season=1, the forecast is the last value ("persistence").
 
     >>> seasonal_naive(np.arange(5.0), np.array([3]), horizon=3, season=2).tolist()
     [[2.0, 3.0, 2.0]]
@@ -44,17 +45,18 @@ def seasonal_naive(values: np.ndarray, origins: np.ndarray, horizon: int, season
 
 
 class Autoregression(NamedTuple):
-    """x_t = intercept + weights . (x_{t-1}, ..., x_{t-p}) + noise."""
+    """Autoregressive model of order p: x_t = intercept + weights . (x_{t-1}, ..., x_{t-p}) + noise."""
 
     intercept: float
     weights: np.ndarray  # [p], weight of the latest value first
 
 
 def _triangle(values: np.ndarray, order: int, first: int) -> tuple[np.ndarray, int]:
-    """Returns R of the QR factors of rows (1, x_{t-1}, ..., x_{t-order}, x_t), t from `first`, and the number of rows.
+    """Returns the QR factor R [order + 2, order + 2] of a matrix, and the number of rows of the matrix.
 
-    Rows with a missing value are ignored. The factor is computed block by block, so a long series needs no matrix of
-    its length. It contains the regressions of all lower orders.
+    The rows of the matrix are (1, x_{t-1}, ..., x_{t-order}, x_t) for t = first, ..., n - 1; those with a missing value
+    are left out. It is factored block by block, so that it is never in memory as a whole. R also gives the regressions
+    of all lower orders.
     """
     triangle, count = np.zeros((0, order + 2)), 0
     for start in range(first, len(values), BLOCK):
@@ -69,23 +71,26 @@ def _triangle(values: np.ndarray, order: int, first: int) -> tuple[np.ndarray, i
 
 
 def fit(values: np.ndarray, order: int) -> Autoregression:
-    """Fits an autoregression by least squares with an intercept, conditional on the first `order` values.
+    """Returns an autoregression of a series [n], fitted by least squares, conditional on the first `order` values.
 
-    Rows with a missing value are ignored.
+    Time steps are ignored if their value or one of the `order` values before is missing.
 
-    Raises ValueError if the series [n] has fewer than 2 * order + 2 values.
+    Raises ValueError if the series has fewer than 2 * order + 2 values.
     """
     if len(values) < 2 * order + 2:
-        raise ValueError(f'order={order} needs at least {2 * order + 2} values, but the series has {len(values)}')
+        raise ValueError(
+            f'order={order} needs at least {2 * order + 2} values, but the series has {len(values)}; use a lower order'
+        )
     triangle, _ = _triangle(values, order, order)
     solution = np.linalg.lstsq(triangle[: order + 1, : order + 1], triangle[: order + 1, -1], rcond=None)[0]
     return Autoregression(float(solution[0]), solution[1:])
 
 
 def max_order(count: int, seasons: Sequence[int] = (), fits: int = 1) -> int:
-    """Returns the highest order that is tried for a series of `count` values.
+    """Returns the highest order of an autoregression to try for a series of `count` values.
 
-    It is 24, or one more than the longest season for which `fits` regressions are cheap; at most a tenth of `count`.
+    It is 24, or, if higher, one more than the longest season for which `fits` regressions are cheap; but at most a
+    tenth of `count`, and at least 1.
 
     >>> max_order(100), max_order(8000), max_order(8000, [24, 168]), max_order(1000, [24, 168])
     (10, 24, 169, 25)
@@ -97,8 +102,9 @@ def max_order(count: int, seasons: Sequence[int] = (), fits: int = 1) -> int:
 
 
 def best_order(values: np.ndarray, highest: int) -> int:
-    """Returns the order from 1 to `highest` with the lowest AIC (Akaike 1974), all fitted to the rows of the highest.
+    """Returns the order from 1 to `highest` with the lowest AIC (Akaike 1974) for a series.
 
+    All orders are fitted to the same n time steps: those that are known, with `highest` known values before them.
     AIC = n log(sum of squares / n) + 2 (order + 1), for Gaussian noise.
     """
     triangle, count = _triangle(values, highest, highest)
@@ -110,9 +116,10 @@ def best_order(values: np.ndarray, highest: int) -> int:
 
 
 def autoregressive(model: Autoregression, values: np.ndarray, origins: np.ndarray, horizon: int) -> np.ndarray:
-    """Returns forecasts [K, H] by repeated one-step forecasts; missing values are forward filled.
+    """Returns forecasts [K, H] of an autoregression; each step after the first uses the forecasts before it.
 
-    Before the start, the series is the mean of the process, or the first value if the process has none.
+    Missing values are forward filled. The values before the start of the series are taken to be the mean of the
+    process, or the first known value if the weights sum to 1, so that there is no mean.
     """
     weights, order = model.weights, len(model.weights)
     slack = 1 - weights.sum()

@@ -1,1 +1,1 @@
-"""Readers of files, a format each."""
+"""Readers of data files, one module for each file format, and their helper modules."""

@@ -1,4 +1,4 @@
-"""Date formats of columns, inferred from all of their dates."""
+"""Parsing of date columns. A format that is not known is inferred from all dates of the column."""
 
 import datetime
 import functools
@@ -12,20 +12,22 @@ from seqjax.datasets.readers import date_formats, dates, optional_packages
 from seqjax.datasets.readers.date_formats import DateFormat, Timestamp
 from seqjax.errors import UserError
 
-UNDECIDED = DateFormat()
+UNDECIDED = DateFormat()  # every field is inferred from the dates
 
 
 def parse(text: str, form: DateFormat, after: Timestamp | None = None, column: str = 'date') -> Timestamp:
-    """Parses a date of a column whose format is known, with the same result as when a file is read.
+    """Returns one date of a column whose format is known, parsed in the same way as in a file.
 
     Args:
-      text: the date.
+      text: the date; spaces around it are ignored.
       form: the format of the column.
-      after: the date before, which decides between two equal local times when the clock is set back.
-      column: the name of the column for messages.
+      after: the date of the row before. A local time that occurs twice, when the clock is set back, is the second
+        occurrence if the first is not after this date.
+      column: the name of the column, for messages.
 
     Raises:
-      UserError: the text does not fit the format.
+      UserError: the text is empty, does not fit the format, or is a time that its zone skips; or pandas is not
+        installed.
     """
     optional_packages.need('pandas', f'column {column!r}')
     reader = ColumnReader(lambda row: f'column {column!r}', form)
@@ -37,36 +39,37 @@ def parse(text: str, form: DateFormat, after: Timestamp | None = None, column: s
 
 
 class ColumnReader:
-    """Reads a column of dates chunk by chunk, in all formats that fit so far."""
+    """Reader of a date column, chunk by chunk. It keeps every format that fits all dates so far, until `finish`."""
 
     def __init__(self, where: Callable[[int], str], form: DateFormat):
-        self.where = where  # row number, counted from 1 -> file, row and column for messages
+        self.where = where  # row number, counted from 1 -> start of a message with file, row and column
         self.form = form
-        self.readings: dict[str, list[np.ndarray]] | None = None  # local times by format
-        self.offsets: list[np.ndarray] = []
+        # By format that fits so far: chunks of local times. None before the first chunk.
+        self.readings: dict[str, list[np.ndarray]] | None = None
+        self.offsets: list[np.ndarray] = []  # chunks of offsets from UTC in seconds; [] if the dates have none
 
     def add(self, first: int, column: Any) -> None:
-        """Reads a chunk of the column, a pandas Series that starts in row `first`.
+        """Adds a chunk of the column: a pandas Series of dates, numbers or texts that starts in row `first`.
 
-        Raises UserError if a date is missing, or fits no format that the rows before fit.
+        Raises UserError if a date is missing, or if no format fits it and all dates before it.
         """
         from pandas.api import types
 
         missing = column.isna().to_numpy(bool)
         if missing.any():
-            raise UserError(f'{self.where(first + int(missing.argmax()))}: the date is missing; add it')
+            raise UserError(f'{self.where(first + int(missing.argmax()))}: the date is missing; add a date')
         if types.is_datetime64_any_dtype(column):
             self._add_dates(first, column)
         else:
             self.add_texts(first, column.astype(str).tolist())
 
     def add_texts(self, first: int, texts: list[str]) -> None:
-        """Reads a chunk of the column as text."""
+        """Adds a chunk of dates as texts [n], which start in row `first`; raises the errors of `add`."""
         texts = [
             date_formats.NUMBER.sub(r'\1', text) if text.endswith('.0') else text for text in map(str.strip, texts)
         ]
         if '' in texts:
-            raise UserError(f'{self.where(first + texts.index(""))}: the date is missing; add it')
+            raise UserError(f'{self.where(first + texts.index(""))}: the date is missing; add a date')
         plain, offsets = self._split_offsets(first, texts)
         if self.readings is None:
             formats = candidates(plain[0]) if self.form.format is None else [self.form.format]
@@ -85,14 +88,15 @@ class ColumnReader:
             place = max(misfits)
             raise UserError(
                 f'{self.where(first + place)}: {texts[place][:80]!r} does not fit the date format '
-                f'{misfits[place]}{_example(misfits[place])}; write all dates in one format'
+                f'{misfits[place]}{_example(misfits[place])} of the column; write all its dates in this format, or '
+                'correct --date_format if it was passed'
             )
         self.readings = fitting
         if offsets is not None:
             self.offsets.append(offsets)
 
     def _add_dates(self, first: int, column: Any) -> None:
-        """Reads a chunk that has a date type in the file."""
+        """Adds a chunk of a column of date type, as in Parquet. Its time zone is used if `form` has none."""
         zone = column.dt.tz
         self._check_aware(first, np.array([zone is not None]), [str(column.iloc[0])])
         local = column.to_numpy() if zone is None else column.dt.tz_localize(None).to_numpy()
@@ -107,7 +111,11 @@ class ColumnReader:
                 self.form = self.form._replace(zone=name)
 
     def _split_offsets(self, first: int, texts: list[str]) -> tuple[list[str], np.ndarray | None]:
-        """Returns the texts [n] without offsets from UTC, and the offsets in seconds [n] if there are any."""
+        """Returns the texts [n] without offsets from UTC, and the offsets in seconds [n], or None if there are none.
+
+        The offset of a time since 1970 is 0. Quarters, weeks and formats without %z have none.
+        Raises UserError if an offset is invalid, or if only some of the dates have one.
+        """
         format = self.form.format
         if format in date_formats.EPOCHS:
             return texts, np.zeros(len(texts), np.int32)
@@ -127,14 +135,18 @@ class ColumnReader:
                 known[end] = _offset_seconds(end)
             if known[end] is None:
                 raise UserError(
-                    f'{self.where(first + place)}: the offset {end} from UTC of {texts[place][:80]!r} does not '
-                    'exist; correct it'
+                    f'{self.where(first + place)}: {texts[place][:80]!r} has the invalid offset {end} from UTC; use an '
+                    'offset of at most 23 hours, 59 minutes and 59 seconds'
                 )
         offsets = np.array([known[match[1]] for match in matches], np.int32)
         return [text[: match.start(1)].rstrip() for text, match in zip(texts, matches, strict=True)], offsets
 
     def _check_aware(self, first: int, has_offset: np.ndarray, texts: list[str]) -> None:
-        """Raises UserError if some dates have an offset from UTC and others do not."""
+        """Raises UserError if a date has an offset from UTC and the column has none, or the reverse.
+
+        `has_offset` [n] is True for each text with an offset. The first date of the column decides if its format does
+        not.
+        """
         if self.form.aware is None:
             self.form = self.form._replace(aware=bool(has_offset[0]))
         wrong = has_offset != self.form.aware
@@ -143,13 +155,17 @@ class ColumnReader:
             has, must = ('no', 'with') if self.form.aware else ('an', 'without')
             raise UserError(
                 f'{self.where(first + place)}: {texts[place][:80]!r} has {has} offset from UTC, unlike the '
-                f'dates before it or in training; write all dates {must} an offset'
+                f'dates before it, the training dates or --date_format; write all dates {must} an offset'
             )
 
     def finish(self, ids: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None, DateFormat]:
-        """Returns local times [n], offsets from UTC in seconds [n] or None, and the format.
+        """Returns the local times [n], their offsets from UTC in seconds [n] or None, and the format of the column.
 
-        `ids` [n] are the series of the rows. Raises UserError if two formats fit and differ, or the zone skips a time.
+        Call it once, after all chunks. If several formats fit and give different dates, it selects the one in which the
+        dates of every series increase. Dates with offsets are converted to the time zone of the format, if it has one.
+        `ids` [n] are the series ids of the rows, None for one series.
+
+        Raises UserError if several formats are left, or if a time does not exist in the time zone.
         """
         offsets = np.concatenate(self.offsets) if self.offsets else None
         self.offsets = []
@@ -181,11 +197,12 @@ class ColumnReader:
             for format, local in readings.items()
         ]
         raise UserError(
-            f'{self.where(row + 1)} and the rows below are ambiguous: {"; or ".join(examples)}; pass --date_format'
+            f'{self.where(row + 1)}: the dates from this row on are ambiguous: {"; or ".join(examples)}; pass one of '
+            'these flags'
         )
 
     def _check_existing(self, local: np.ndarray, zone: str) -> None:
-        """Raises UserError if a time does not exist in a zone; a date may be at a midnight that the zone skips."""
+        """Raises UserError if a zone skips a local time [n] other than midnight, when the clock is set forward."""
         skipped = (dates.in_zone(dates.instants(local, dates.offsets_in(local, zone)), zone)[0] != local) & (
             local != local.astype('datetime64[D]')
         )
@@ -193,12 +210,16 @@ class ColumnReader:
             row = int(skipped.argmax())
             time = date_formats.write(local[row : row + 1], None, DateFormat())[0]
             raise UserError(
-                f'{self.where(row + 1)} is {time}, which does not exist in --time_zone={zone}; correct the zone'
+                f'{self.where(row + 1)} is {time}, which --time_zone={zone} skips when the clock is set forward; '
+                'correct the time or the zone'
             )
 
 
 def other_reading(local: np.ndarray, format: str | None) -> tuple[str, np.ndarray] | None:
-    """Returns another format that fits all dates [n], and the dates in that format; None if there is no other.
+    """Returns the format that is easily mistaken for `format`, and the dates [n] reread in it; None if there is none.
+
+    It has day and month swapped, or is epoch_s for epoch_ms. There is none if it does not fit all dates. `local` [n]
+    are the dates as read in `format`.
 
     >>> other_reading(np.array(['2020-01-01', '2020-01-02'], 'datetime64[us]'), '%d/%m/%Y')
     ('%m/%d/%Y', array(['2020-01-01T00:00:00.000000', '2020-02-01T00:00:00.000000'],
@@ -219,7 +240,10 @@ def other_reading(local: np.ndarray, format: str | None) -> tuple[str, np.ndarra
 
 
 def candidates(text: str) -> list[str]:
-    """Returns the possible formats of a column that starts with `text`."""
+    """Returns the known formats that fit `text`, the first date of a column; [] if there are none.
+
+    If ISO, QUARTER or WEEK fits, strptime formats are not tried.
+    """
     one = [text]
     for word in (date_formats.ISO, date_formats.QUARTER, date_formats.WEEK):
         if not np.isnat(_local(one, word)).any():
@@ -229,7 +253,7 @@ def candidates(text: str) -> list[str]:
 
 @functools.cache
 def _formats() -> dict[str, list[str]]:
-    """Returns the strptime formats that are tried, by shape."""
+    """Returns lists of the known strptime formats, by the `_shape` of the texts that they fit."""
     days = [format for formats in date_formats.DAYS for format in formats]
     by_shape: dict[str, list[str]] = {}
     for format in days + [
@@ -240,7 +264,7 @@ def _formats() -> dict[str, list[str]]:
 
 
 def _shape(text: str) -> str:
-    """Replaces each number with 0, each word with x, and runs of spaces with one space.
+    """Returns the text with each number replaced by 0, each word by x, and each run of white space by one space.
 
     >>> _shape('2 Jan 2010  13:00')
     '0 x 0 0:0'
@@ -249,7 +273,7 @@ def _shape(text: str) -> str:
 
 
 def _local(texts: list[str], format: str) -> np.ndarray:
-    """Returns local times [n], NaT if a text does not fit the format."""
+    """Returns the local times [n] datetime64[us] of texts without offsets; NaT where a text does not fit the format."""
     import pandas
 
     if format in date_formats.EPOCHS:
@@ -273,13 +297,13 @@ def _local(texts: list[str], format: str) -> np.ndarray:
 
 
 def _first_month(text: str) -> str | None:
-    """Returns the first month of a quarter as YYYY-MM, or None."""
+    """Returns the first month of a quarter such as 2010-Q1 as YYYY-MM; None if the text is not a quarter."""
     match = date_formats.QUARTERS.fullmatch(text)
     return match and f'{match[1] or match[4]}-{3 * int(match[2] or match[3]) - 2:02}'
 
 
 def _offset_seconds(text: str) -> int | None:
-    """Returns the seconds of an offset such as +01:00; None if it is a day or more."""
+    """Returns an offset from UTC such as +01:00 in seconds, 0 for Z, UTC and GMT; None if invalid, such as +25:00."""
     if text[0] not in '+-':
         return 0
     digits = text[1:].replace(':', '').ljust(6, '0')
@@ -289,7 +313,7 @@ def _offset_seconds(text: str) -> int | None:
 
 
 def _rises(instants: np.ndarray, ids: np.ndarray | None) -> bool:
-    """Returns True if the dates of each series rise."""
+    """Returns True if the times [n] of each series strictly increase; `ids` [n] are series ids, None for one series."""
     if ids is None:
         return bool((instants[1:] > instants[:-1]).all())
     import pandas
@@ -301,17 +325,17 @@ def _rises(instants: np.ndarray, ids: np.ndarray | None) -> bool:
 
 
 def _example(format: str) -> str:
-    """Returns an example of a strptime format in parentheses."""
+    """Returns an example date in a strptime format, in parentheses; '' for other formats."""
     day = datetime.datetime(2024, 12, 31, 18, 30)
     return f' (such as {day.strftime(format)})' if '%' in format else ''
 
 
 def _no_format(text: str) -> str:
-    """Returns the end of a message about a first date that is in no known format."""
+    """Returns the end of a message about the first date of a column if it is in no known format."""
     digits = text.lstrip('-').partition('.')[0]
     epoch = {10: 'epoch_s', 9: 'epoch_s', 13: 'epoch_ms', 12: 'epoch_ms'}.get(len(digits)) if digits.isdigit() else None
-    remedy = f'--date_format={epoch} for time since 1970' if epoch else '--date_format'
+    remedy = f'--date_format={epoch} if it is the time since 1970' if epoch else 'the format as --date_format'
     return (
-        f'is not a date in a known format; pass {remedy}, write dates as YYYY-MM-DD, or leave out --date if '
-        'rows are only numbered'
+        f'is not a date in a known format; pass {remedy}, write the dates as YYYY-MM-DD, or leave out --date if '
+        'the column only numbers the rows'
     )

@@ -1,7 +1,7 @@
-"""Date formats: checks of flags, and output of dates.
+"""Date formats: checks of --date_format and --time_zone, and output of dates as text.
 
-A format is a strptime format, as in pandas and Python, or one of `WORDS`. pandas parses the dates after an offset
-from UTC at the end of a text has been removed. Dates keep their local time, see `seqjax.datasets.readers.dates`.
+A format is a strptime format, as in pandas and Python, or one of `WORDS`. An offset from UTC at the end of a text is
+removed before pandas parses the date. Dates are kept as local times, see `seqjax.datasets.readers.dates`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 ISO, QUARTER, WEEK = 'iso8601', 'quarter', 'week'
-EPOCHS = {'epoch_s': 10**6, 'epoch_ms': 10**3}  # microseconds in a unit of time since 1970-01-01 UTC
+EPOCHS = {'epoch_s': 10**6, 'epoch_ms': 10**3}  # microseconds per unit; dates are units since 1970-01-01 UTC
 WORDS = (ISO, QUARTER, WEEK, *EPOCHS)
-DIRECTIVES = 'YymdbBjHIMSfpaA%'  # directives of strptime; and %z at the end
-UNITS = ('D', 's', 'us')
+DIRECTIVES = 'YymdbBjHIMSfpaA%'  # strptime directives that --date_format accepts, besides %z at the end
+UNITS = ('D', 's', 'us')  # days, seconds, microseconds
 
 DAYS = [
     *(f'%d{s}%m{s}%Y %m{s}%d{s}%Y %d{s}%m{s}%y %m{s}%d{s}%y %y{s}%m{s}%d %m{s}%Y'.split() for s in '/.-'),
@@ -30,20 +30,20 @@ OFFSET = re.compile(r'(?:\d:\d\d|\dT\d\d).*?\s*(Z|UTC|GMT|[+-]\d\d(?::?\d\d){0,2
 QUARTERS = re.compile(r'(\d{4})[-/ ]?Q([1-4])|Q([1-4])[-/ ]?(\d{4})', re.ASCII | re.IGNORECASE)
 WEEKS = re.compile(r'(\d{4})-?W(\d\d)(?:-?([1-7]))?', re.ASCII)
 YEAR_FIRST = re.compile(r'\d{4}(?!\.\d$)', re.ASCII)  # excludes 2010.1, which may be October or a fraction
-NUMBER = re.compile(r'(\d{4,})\.0', re.ASCII)  # a whole number that was written as a fraction
+NUMBER = re.compile(r'(\d{4,})\.0', re.ASCII)  # a whole number that was written with a decimal, such as 2010.0
 
 
 class DateFormat(NamedTuple):
-    """Format of a column of dates; a run saves it for later files."""
+    """Format of a date column; a run saves it, to read later files in the same format."""
 
     format: str | None = None  # a strptime format without %z, or one of WORDS; None if undecided
-    zone: str | None = None  # time zone of the dates, such as Europe/Berlin
+    zone: str | None = None  # time zone of the dates, such as Europe/Berlin; None if unknown
     aware: bool | None = None  # True if each date has an offset from UTC; None if undecided
-    unit: str = 'D'  # first of UNITS in which all dates are whole
+    unit: str = 'D'  # the coarsest of UNITS in which all dates are whole numbers
 
     @classmethod
     def of_flags(cls, format: str | None, zone: str | None) -> DateFormat:
-        """Returns the format that --date_format and --time_zone describe."""
+        """Returns the format for the values of --date_format and --time_zone; None for a flag that was not passed."""
         if format is None or format == ISO:
             return cls(format, zone)
         return cls(format.removesuffix('%z').rstrip(), zone, format.endswith('%z') or format in EPOCHS)
@@ -53,10 +53,10 @@ class DateFormat(NamedTuple):
 
 
 class Timestamp(NamedTuple):
-    """Local time with its offset from UTC."""
+    """Local time and its offset from UTC, if known."""
 
     local: np.datetime64  # [us] local time
-    offset: int | None = None  # seconds ahead of UTC; None if no zone is known
+    offset: int | None = None  # seconds that local time is ahead of UTC; None if unknown
 
     @property
     def instant(self) -> np.datetime64:
@@ -65,7 +65,10 @@ class Timestamp(NamedTuple):
 
 
 def check_format(text: str) -> str:
-    """Returns the value of --date_format; raises ValueError if it is neither one of `WORDS` nor a strptime format."""
+    """Returns `text`, the value of --date_format, unchanged; raises ValueError if it is not a supported format.
+
+    The caller adds the flag and its value to the message.
+    """
     if text in WORDS:
         return text
     if '%' not in text:
@@ -73,20 +76,20 @@ def check_format(text: str) -> str:
     fields = re.findall(r'%(.?)', text.removesuffix('%z'), re.DOTALL)
     unknown = [field for field in fields if not field or field not in DIRECTIVES]
     if unknown:
-        hint = ' (pass --time_zone)' if 'Z' in unknown else ''
+        hint = ' (pass the zone as --time_zone)' if 'Z' in unknown else ''
         known = ' '.join(f'%{directive}' for directive in DIRECTIVES)
-        raise ValueError(f'must not have %{unknown[0]}{hint}; use the directives {known}, and %z at the end')
+        raise ValueError(f'must not have %{unknown[0]}{hint}; use only the directives {known}, and %z at the end')
     has = set(fields)
     wrong = {
-        'must have the year, %Y or %y, once': len(has & set('Yy')) != 1,
-        'must have each directive once': len(fields) - fields.count('%') != len(has - {'%'}),
-        'must have %p with %I': ('I' in has) != ('p' in has),
-        'must have one of %H and %I': {'H', 'I'} <= has,
-        'must have a month with %d': 'd' in has and not has & set('mbB'),
-        'must have one month': len(has & set('mbB')) > 1,
-        'must have %H or %I with %M': 'M' in has and not has & set('HI'),
-        'must have %M with %S': 'S' in has and 'M' not in has,
-        'must have %S with %f': 'f' in has and 'S' not in has,
+        'must have the year once, as %Y or %y': len(has & set('Yy')) != 1,
+        'must have each directive at most once': len(fields) - fields.count('%') != len(has - {'%'}),
+        'must have both %I and %p, or neither': ('I' in has) != ('p' in has),
+        'must not have both %H and %I': {'H', 'I'} <= has,
+        'must have a month, %m, %b or %B, if it has %d': 'd' in has and not has & set('mbB'),
+        'must have at most one of %m, %b and %B': len(has & set('mbB')) > 1,
+        'must have %H or %I if it has %M': 'M' in has and not has & set('HI'),
+        'must have %M if it has %S': 'S' in has and 'M' not in has,
+        'must have %S if it has %f': 'f' in has and 'S' not in has,
     }
     for sentence, refused in wrong.items():
         if refused:
@@ -95,7 +98,10 @@ def check_format(text: str) -> str:
 
 
 def check_zone(text: str) -> str:
-    """Returns the value of --time_zone; raises ValueError if it is not a time zone."""
+    """Returns `text`, the value of --time_zone, unchanged; raises ValueError if it is not the name of a time zone.
+
+    The caller adds the flag and its value to the message.
+    """
     if not is_zone(text):
         raise ValueError('must be the name of a time zone, such as Europe/Berlin or UTC')
     return text
@@ -110,7 +116,9 @@ def is_zone(text: str) -> bool:
 
 
 def write(local: np.ndarray, offsets: np.ndarray | None, form: DateFormat) -> list[str]:
-    """Returns dates [n] as text that `pandas.to_datetime` reads: YYYY-MM-DD if all are at midnight.
+    """Returns dates [n] as ISO 8601 text with a space between date and time, and offsets from UTC if `form.aware`.
+
+    The time is left out if all dates are at midnight, `form.unit` is 'D' and `form.aware` is not True.
 
     >>> local = np.array(['2020-01-31T12', '2020-02-01'], 'datetime64[us]')
     >>> write(local, np.array([3600, 7200]), DateFormat(aware=True))
@@ -124,14 +132,14 @@ def write(local: np.ndarray, offsets: np.ndarray | None, form: DateFormat) -> li
 
 
 def write_one(timestamp: Timestamp, form: DateFormat) -> str:
-    """Returns a date as text in the format of a run."""
+    """Returns one date as ISO 8601 text, see `write`."""
     return write(np.array([timestamp.local]), None if timestamp.offset is None else np.array([timestamp.offset]), form)[
         0
     ]
 
 
 def unit_of(local: np.ndarray) -> str:
-    """Returns the first of UNITS in which all dates are whole."""
+    """Returns the coarsest of UNITS in which all dates [n] are whole numbers: 'D', 's' or 'us'."""
     return next(unit for unit in UNITS if unit == 'us' or (local.astype(f'datetime64[{unit}]') == local).all())
 
 

@@ -1,8 +1,8 @@
 """Date arithmetic: frequency, gaps, following dates and time zones.
 
-A date is a local time, datetime64[us]. The calendar and a frequency of days or more use it. If the offset from UTC is
-known, in seconds, the order of rows and a frequency below a day use the time in UTC, which a change of the clock does
-not affect.
+A date is a local time, datetime64[us], with its offset from UTC in seconds if known. Frequencies of whole days or
+months use the local time. The order of rows and other frequencies use the time in UTC, if the offset is known, since a
+change of the clock does not affect it.
 """
 
 from typing import NamedTuple
@@ -15,12 +15,12 @@ UNITS = (('day', DAY), ('hour', 3_600_000_000), ('minute', 60_000_000), ('second
 
 
 def instants(local: np.ndarray, offsets: np.ndarray | None) -> np.ndarray:
-    """Returns the times in UTC [n] of local times; the local times if no offset is known."""
+    """Returns the times in UTC [n] of local times [n]; the local times if `offsets` (seconds [n]) is None."""
     return local if offsets is None else local - offsets.astype('timedelta64[s]')
 
 
 def in_zone(instants: np.ndarray, zone: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns local times [n] and offsets from UTC in seconds [n] of times in UTC."""
+    """Returns the local times [n] in a zone of times in UTC [n], and the offsets from UTC in seconds [n] int32."""
     import pandas
 
     local = (
@@ -30,9 +30,11 @@ def in_zone(instants: np.ndarray, zone: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def offsets_in(local: np.ndarray, zone: str, after: np.datetime64 | None = None) -> np.ndarray:
-    """Returns offsets from UTC in seconds [n] of local times in a zone, in order; `after` is the UTC time before.
+    """Returns the offsets from UTC in seconds [n] int32 of local times [n] in a time zone, in the order of time.
 
-    Of two equal local times when the clock is set back, the first is taken, if it is later than the time before.
+    A local time that occurs twice, when the clock is set back, is the first occurrence if that is later than the time
+    before it, otherwise the second. `after` is the UTC time before the first local time, if there is one. A local time
+    that the zone skips stands for the next time that exists.
     """
     import pandas
 
@@ -51,20 +53,20 @@ def offsets_in(local: np.ndarray, zone: str, after: np.datetime64 | None = None)
 
 
 def seconds(differences: np.ndarray) -> np.ndarray:
-    """Returns whole seconds [n], int32."""
+    """Returns time differences [n] in whole seconds, int32, rounded down."""
     return (differences // np.timedelta64(1, 's')).astype(np.int32)
 
 
 class Frequency(NamedTuple):
-    """Time between two rows, as most rows have it."""
+    """Most common time between a row and the next."""
 
     unit: str  # 'months', 'ends of months', 'weekdays' or 'microseconds'
-    count: int
+    count: int  # months, weekdays (1) or microseconds between two rows
 
     def words(self) -> str:
-        """Returns the frequency in words."""
+        """Returns the frequency as text, such as '3 month(s)' or '1 weekday'."""
         if self.unit == 'weekdays':
-            return 'a weekday'
+            return '1 weekday'
         if self.unit != 'microseconds':
             return f'{self.count // 12} year(s)' if self.count % 12 == 0 else f'{self.count} month(s)'
         for name, size in UNITS:
@@ -73,11 +75,11 @@ class Frequency(NamedTuple):
         return f'{self.count} microseconds'
 
     def days(self) -> float:
-        """Returns the approximate length in days."""
+        """Returns the approximate time between two rows in days; a month counts 30.44 days, a weekday 1 day."""
         return self.count * {'microseconds': 1 / DAY, 'weekdays': 1}.get(self.unit, 30.44)
 
     def after(self, date: np.datetime64, steps: int) -> np.ndarray:
-        """Returns the dates [steps] that follow a date."""
+        """Returns the next dates [steps] after a date at this frequency; a day that a month lacks is its last day."""
         ahead = np.arange(1, steps + 1)
         if self.unit == 'weekdays':
             day = date.astype('datetime64[D]')
@@ -94,7 +96,11 @@ class Frequency(NamedTuple):
 
 
 def infer_frequency(dates: np.ndarray, offsets: np.ndarray | None = None) -> Frequency:
-    """Returns the most common time between dates [n >= 2]."""
+    """Returns the most common time between successive dates, local times [n] with n >= 2.
+
+    It is in months if the dates are on the same day and time of different months, or on their last days; in weekdays if
+    more than 7 daily dates have no weekend. If it is not a whole number of days, it is computed from times in UTC.
+    """
     days, months = dates.astype('datetime64[D]'), dates.astype('datetime64[M]')
     steps = np.diff(months).astype(int)
     if (steps > 0).all():  # a row a month at most
@@ -113,7 +119,10 @@ def infer_frequency(dates: np.ndarray, offsets: np.ndarray | None = None) -> Fre
 def following(
     local: np.datetime64, offset: int | None, frequency: Frequency, steps: int, zone: str | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the local times [steps] that follow one, and their offsets from UTC by the rules of the zone."""
+    """Returns the next local times [steps] after `local`, and their offsets from UTC in seconds [steps] int32.
+
+    The offsets follow the rules of `zone`; without a zone, they equal `offset`. They are None if `offset` is None.
+    """
     if offset is None:
         return frequency.after(local, steps), None
     if zone is None:
@@ -126,12 +135,15 @@ def following(
 
 
 def _last_days(months: np.ndarray) -> np.ndarray:
-    """Returns the last day of each month."""
+    """Returns the last day [n] of each month [n]."""
     return (months + np.timedelta64(1, 'M')).astype('datetime64[D]') - np.timedelta64(1, 'D')
 
 
 def gaps(dates: np.ndarray, frequency: Frequency, offsets: np.ndarray | None = None) -> np.ndarray:
-    """Returns the indices of dates [n] whose next date breaks the frequency: by local time, or by UTC if fewer."""
+    """Returns the indices of dates [n] after which the time to the next date differs from the frequency.
+
+    A frequency in microseconds is compared in local time and in UTC, and the result with fewer indices is returned.
+    """
     if frequency.unit == 'weekdays':
         days = dates.astype('datetime64[D]')
         return np.flatnonzero(np.busday_count(days[:-1], days[1:]) != 1)

@@ -1,7 +1,9 @@
 """Images in the idx format of MNIST (LeCun et al. 1998), optionally gzipped, and scikit-learn's digits.
 
-images   00 00 08 03   N   height   width   then N * height * width bytes       big-endian numbers of 4 bytes
+images   00 00 08 03   N   height   width   then N * height * width bytes
 labels   00 00 08 01   N                    then N bytes
+
+N, height and width are big-endian integers of 4 bytes.
 """
 
 import gzip
@@ -21,7 +23,7 @@ from seqjax.datasets.readers import optional_packages
 from seqjax.datasets.readers.bounds import Bounds
 from seqjax.errors import UserError
 
-DIGITS = 'digits'  # the path that stands for scikit-learn's 1,797 images of 8 x 8 pixels
+DIGITS = 'digits'  # path that stands for scikit-learn's 1,797 images of 8 x 8 pixels
 BYTES = 8  # idx's code for unsigned bytes
 GZIP = b'\x1f\x8b'
 PIECE = 2**20  # bytes that are decompressed at a time
@@ -31,16 +33,18 @@ class Images(NamedTuple):
     """Images and their classes, if known."""
 
     values: np.ndarray  # [N, height, width] uint8
-    labels: np.ndarray | None  # [N] uint8
+    labels: np.ndarray | None  # [N] uint8 classes; None if unknown
 
 
 def read_images(path: str | Path, labels: str | Path | None = None, bounds: Bounds = readers_bounds.DEFAULT) -> Images:
-    """Reads images and labels from idx files, or scikit-learn's digits for the path 'digits'.
+    """Returns images and labels of idx files, or scikit-learn's digits for the path 'digits'.
 
-    Without `labels`, they are read from the file in the same folder with the name that MNIST gives it, if it exists.
+    Without `labels`, the label file is the one in the same folder that is named like in MNIST: train-labels-idx1-ubyte
+    for train-images-idx3-ubyte. If it does not exist, the labels are None.
 
     Raises:
-      UserError: a file is not an idx file of bytes, is truncated or too large, or has another number of items.
+      UserError: a file cannot be read, is not an idx file of bytes, is truncated or too large; the numbers of images
+        and labels differ; or scikit-learn is not installed.
     """
     if str(path) == DIGITS:
         digits = optional_packages.need('sklearn.datasets', f'--data={DIGITS}').load_digits()
@@ -59,9 +63,10 @@ def read_images(path: str | Path, labels: str | Path | None = None, bounds: Boun
 
 
 def sibling_file(path: Path, *words: str) -> Path | None:
-    """Returns the file in the same folder whose name results from replacing words, given as old, new, ...; or None.
+    """Returns the file in the same folder that is named like `path` with words replaced; None if there is none.
 
-    Case, a dot instead of a dash, and .gz make no difference; the file whose name differs least is taken.
+    `words` are pairs: old, new, ... The first must occur in the name. The file may differ from the new name in case,
+    dots for dashes, and .gz. Of several files, one with exactly the new name is preferred, then one equal but for .gz.
 
     >>> sibling_file(Path('no/such/train-images-idx3-ubyte'), 'train', 't10k') is None
     True
@@ -89,7 +94,10 @@ def _plain(name: str) -> str:
 
 
 def read_idx(path: Path, axes: int, bounds: Bounds = readers_bounds.DEFAULT) -> np.ndarray:
-    """Returns the array of an idx file, uint8 with `axes` axes; raises UserError if it is invalid or too large."""
+    """Returns the uint8 array, with `axes` axes, of an idx file or gzipped idx file; it cannot be written to.
+
+    Raises UserError if the file is invalid, has another type or number of axes, or is too large.
+    """
     with files.open_data(path) as file:
         gzipped = file.read(2) == GZIP
         file.seek(0)
@@ -100,7 +108,7 @@ def read_idx(path: Path, axes: int, bounds: Bounds = readers_bounds.DEFAULT) -> 
 
 
 def _values(path: Path, file: Any, axes: int, bounds: Bounds) -> np.ndarray:
-    """Reads the values after checking the header."""
+    """Returns the values of an open idx file, read after its header was checked; see `read_idx`."""
     size = 4 + 4 * axes
     head = file.read(size)
     if len(head) < 4 or head[:2] != b'\0\0':
@@ -109,9 +117,9 @@ def _values(path: Path, file: Any, axes: int, bounds: Bounds) -> np.ndarray:
             'use another file'
         )
     if head[2] != BYTES or head[3] != axes:
-        kind = 'images' if axes == 3 else 'labels'
+        kind = 'image' if axes == 3 else 'label'
         raise UserError(
-            f'{path} starts with {head[:4].hex(" ")}, but {kind} start with 00 00 08 0{axes} (bytes); use another file'
+            f'{path} starts with {head[:4].hex(" ")}, but {kind} files start with 00 00 08 0{axes}; use another file'
         )
     if len(head) < size:
         raise UserError(f'{path} ends within its header, after {len(head)} bytes; download it again')
@@ -129,7 +137,7 @@ def _values(path: Path, file: Any, axes: int, bounds: Bounds) -> np.ndarray:
     if has != count:
         many = f'{has:,}' if has < count or plain else f'more than {count:,}'
         raise UserError(
-            f'{path} has {many} bytes of values, but its header declares {sizes}, {count:,} bytes; download it again'
+            f'{path} has {many} bytes of values, but its header declares {sizes} = {count:,} bytes; download it again'
         )
     values = np.frombuffer(content, np.uint8).reshape(shape)
     values.flags.writeable = False
@@ -137,7 +145,7 @@ def _values(path: Path, file: Any, axes: int, bounds: Bounds) -> np.ndarray:
 
 
 def _read(file: Any, size: int) -> bytearray:
-    """Reads up to `size` bytes, and allocates memory only for bytes that exist."""
+    """Returns at most `size` bytes of a file, read in chunks so that memory is allocated only for bytes that exist."""
     content = bytearray()
     while len(content) < size and (piece := file.read(min(PIECE, size - len(content)))):
         content += piece

@@ -1,4 +1,4 @@
-"""Rows of a table that arrive as lines, in the columns of a file or of a header line."""
+"""Table rows that arrive one line at a time, as in online prediction, instead of in a file."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -15,62 +15,71 @@ REASONS = {  # messages of the csv module
 
 
 class LineReader:
-    """Splits lines into the values of named columns.
+    """Reader that splits lines into values of named columns.
 
-    Without a header line, a line has the columns `names` in order. A header line names the columns of the lines after
-    it, in any order.
+    Without a header line, the columns of a line are `names` in order. A header line names the columns of the lines
+    after it, in any order, and may come at any time.
     """
 
     def __init__(
         self, names: Sequence[str] | None, used: Sequence[str], separator: str, is_value: Callable[[str, str], bool]
     ):
-        """Selects the `used` columns of a file; `names` is None if a header line must come first.
+        """Initializes the reader.
 
-        `is_value` returns True if a word can be a value of a column; a header line has a word that cannot.
+        Args:
+          names: all columns of the training file in order; None if unknown, so that a header line must come first.
+          used: the columns whose values `read` returns.
+          separator: the character between the values of a line.
+          is_value: function (column, word) that returns True if the word can be a value of the column. It helps to
+            recognize header lines, see `_is_header`.
         """
         self.names, self.used, self.separator, self.is_value = names, used, separator, is_value
         self.started = False
 
     @property
     def single(self) -> bool:
-        """Returns True if a line is one value, so that an empty line is a missing value."""
+        """Returns True if lines have one column, so that an empty line is a missing value."""
         return self.names is not None and len(self.names) == 1
 
     def read(self, line: str) -> dict[str, str] | None:
-        """Returns the values of a line by column; None for a header line. Raises UserError if the line does not fit."""
+        """Returns the values of the used columns in a line, as text by column; None for a header line.
+
+        Raises UserError if the line cannot be split into one value for each column, or a header names a column twice.
+        """
         words = self._split(line)
         if self._is_header(words):
             self.names = [word.strip() for word in words]
             if len(set(self.names)) < len(self.names):
-                raise UserError('the header line names a column twice; rename all but one')
+                raise UserError(f'the header line {line[:80]!r} names a column twice; rename all but one')
             return None
         if self.names is None:
             raise UserError(
-                f'the run did not save the columns of its file; start with a header line, such as {self._example()}'
+                f'the columns of the training file are unknown; write a header line first, such as {self._example()}'
             )
         if len(words) != len(self.names):
             expected = f'{len(self.names)} are expected: {options.some(map(repr, self.names))}'
             raise UserError(
-                f'the line has {len(words)} values, but {expected}; start with a header line, such as '
-                f'{self._example()}, if it has other columns'
+                f'the line has {len(words)} values, but {expected}; write them all, or write a header line before it, '
+                f'such as {self._example()}, if its columns are others'
             )
         self.started = True
         values = dict(zip(self.names, words, strict=True))
         return {name: values[name] for name in self.used}
 
     def _split(self, line: str) -> list[str]:
-        """Returns the values of a line; an empty line has one value."""
+        """Returns the values of a line as text; [''] for an empty line."""
         try:
             rows = csv.reader([line], delimiter=self.separator, skipinitialspace=True, strict=True)
             return next(rows) or ['']
         except csv.Error as error:
             reason = next((reason for words, reason in REASONS.items() if words in str(error)), str(error))
-            raise UserError(f'the line cannot be split into values: {reason}') from error
+            raise UserError(f'the line {line[:80]!r} cannot be split into values: {reason}; correct it') from error
 
     def _is_header(self, words: Sequence[str]) -> bool:
-        """Returns True if a line has the names of all used columns, and they cannot be values.
+        """Returns True if the words of a line contain all used column names, and one of these cannot be a value.
 
-        If the names are numbers themselves, only a first line with the names of the file is a header.
+        If each of these names can be a value, such as '2020', only all column names of the file in order are a header,
+        and only before the first row.
         """
         words = [word.strip() for word in words]
         if not set(self.used) <= set(words):

@@ -1,4 +1,4 @@
-"""Numbers in text, with the same rules for columns of a table and for single words.
+"""Parsing of numbers in text, with the same rules for columns of a table and for single words.
 
 A point before exactly three digits is ambiguous: 1.473 is 1473 in a German file. Without flags the decimal sign of a
 column is '.', and the column is refused if both hold:
@@ -6,9 +6,9 @@ column is '.', and the column is refused if both hold:
 - every number with a point has one to three digits before it, the first not 0, and exactly three after it (1.473);
 - there are numbers without a point, too (950).
 
-A single 0.473, 1.5 or 1.4730 shows that the points of a column are decimal signs. A column in which every number has
-three decimals is read as it is. --decimal and --thousands decide for all columns of the file. Without --decimal,
-1.473 is refused in a later file if the column had no decimals in training, since its signs may be swapped.
+A single 0.473, 1.5 or 1.4730 shows that the points of a column are decimal signs. A column in which every number is
+like 1.473 is read with decimal points. --decimal and --thousands set the signs of all columns of the file. Without
+--decimal, 1.473 is refused in a later file if the column had no decimals in training, since it may be 1473.
 """
 
 import functools
@@ -25,25 +25,26 @@ from seqjax.errors import UserError
 
 MISSING = ('', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'null', 'NULL', 'None', '#N/A', '<NA>')  # words for a missing value
 DECIMAL = ('.', ',')
-THOUSANDS = {',': ',', '.': '.', "'": "'\u2019", 'space': ' \u00a0\u202f\u2009'}  # characters of each thousands sign
+THOUSANDS = {',': ',', '.': '.', "'": "'\u2019", 'space': ' \u00a0\u202f\u2009'}  # --thousands -> removed signs
 _REMOVED = {name: dict.fromkeys(map(ord, signs)) for name, signs in THOUSANDS.items()}
-WHOLE, GROUPED, CERTAIN = 'whole', 'grouped', 'certain'  # 950; 1.473; 0.5
+WHOLE, GROUPED, CERTAIN = 'whole', 'grouped', 'certain'  # kinds of numbers: 950; 1.473; 0.5
 
 
 class NumberFormat(NamedTuple):
-    """Format of the numbers in a column."""
+    """Decimal and thousands sign of the numbers in a column."""
 
     decimal: str = '.'
     thousands: str | None = None  # a key of THOUSANDS
-    # None if the decimal sign is certain. Otherwise what the column has held so far: WHOLE numbers, GROUPED ones, or
-    # '' if none. A number of the other kind is then ambiguous.
+    # None if the decimal sign is certain. Otherwise the kind of all numbers of the column so far: WHOLE, GROUPED, or ''
+    # if it has none. After WHOLE numbers, a GROUPED one is ambiguous, and the reverse.
     seen: str | None = None
 
 
 def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # noqa: B008
-    """Returns the number in a word, NaN if it stands for a missing value.
+    """Returns the number that a word stands for, NaN for a missing value.
 
-    Raises UserError if the word is not a finite number in this format, or is ambiguous; callers add row and column.
+    Raises UserError if the word is not a finite number in this format, or if its decimal sign is ambiguous; callers add
+    the row and the column to the message.
     """
     word = word.strip()
     if not _pattern(format.decimal, format.thousands).fullmatch(word):
@@ -56,12 +57,15 @@ def parse_number(word: str, format: NumberFormat = NumberFormat()) -> float:  # 
         word = word.translate(_REMOVED[format.thousands])
     value = float(word.replace(format.decimal, '.'))
     if math.isinf(value):
-        raise UserError(f'{word[:80]!r} is not finite')
+        raise UserError(f'{word[:80]!r} is too large for a 64-bit number')
     return value
 
 
 def parse_column(words: Sequence[str], format: NumberFormat = NumberFormat()) -> np.ndarray:  # noqa: B008
-    """Returns the numbers of a column [n] float64 as `parse_number` does; raises InvalidNumberError."""
+    """Returns the numbers [n] float64 that the words of a column stand for, see `parse_number`.
+
+    Raises InvalidNumberError for the first word that `parse_number` refuses.
+    """
     text = '\n'.join(words)
     if text.count('\n') == len(words) - 1 and not _other_line(format.decimal, format.thousands).search(text):
         for sign in THOUSANDS.get(format.thousands, ''):
@@ -80,7 +84,7 @@ def parse_column(words: Sequence[str], format: NumberFormat = NumberFormat()) ->
 
 
 class InvalidNumberError(UserError):
-    """A word of a column is not a number."""
+    """Error for a word of a column that `parse_number` refuses; it holds the word and its index, `place`."""
 
     def __init__(self, message: str, word: str, place: int):
         super().__init__(message)
@@ -97,7 +101,10 @@ def _is_missing(word: str) -> bool:
 
 
 def format_of(decimal: str | None, thousands: str | None) -> NumberFormat:
-    """Returns the format that --decimal and --thousands describe; the decimal sign is open without --decimal."""
+    """Returns the format for the values of --decimal and --thousands, None if not passed; UserError if they are equal.
+
+    Without --decimal, the decimal sign is '.', or ',' with --thousands='.', and is not certain (`seen` is '').
+    """
     if decimal is None:
         return NumberFormat(',' if thousands == '.' else '.', thousands, seen='')
     if decimal == thousands:
@@ -105,11 +112,12 @@ def format_of(decimal: str | None, thousands: str | None) -> NumberFormat:
     return NumberFormat(decimal, thousands)
 
 
+# All formats with different decimal and thousands signs.
 FORMATS = [NumberFormat(*signs) for signs in itertools.product(DECIMAL, (None, *THOUSANDS)) if len({*signs}) == 2]
 
 
 def flags(format: NumberFormat) -> str:
-    """Returns the flags that describe a format."""
+    """Returns the command-line flags that select a format, such as "--decimal=',' --thousands='.'"."""
     decimal = f"--decimal='{format.decimal}'"
     if format.thousands is None:
         return decimal
@@ -120,16 +128,16 @@ def flags(format: NumberFormat) -> str:
 
 
 def phrase(format: NumberFormat) -> str:
-    """Describes a format, in a sentence."""
+    """Returns words that name the decimal and the thousands sign of a format, for a message."""
     return f'the decimal sign {format.decimal!r} and ' + (
         'no thousands sign' if format.thousands is None else f'the thousands sign {format.thousands!r}'
     )
 
 
 def certain(values: np.ndarray) -> bool:
-    """Returns True if the values of a column, read with '.' as the decimal sign, prove that it is one.
+    """Returns True if the values [n] of a column, read with '.' as the decimal sign, prove that it is one.
 
-    They do if a fraction is below 1, above 1000, or has more than three decimals, unlike 1.473.
+    They do if the absolute value of a number that is not whole is below 1, above 1000, or has more than three decimals.
     """
     for start in range(0, len(values), 2**16):
         block = np.abs(values[start : start + 2**16])
@@ -152,7 +160,7 @@ _SWAPPED = str.maketrans('.,', ',.')
 
 
 def first_of_kinds(words: Sequence[str], decimal: str = '.') -> dict[str, int]:
-    """Returns the index of the first word of each kind."""
+    """Returns the index of the first word of each kind that occurs: WHOLE, GROUPED, CERTAIN."""
     text, places = '\n'.join(words), {}
     if decimal == ',':
         text = text.translate(_SWAPPED)
@@ -164,9 +172,9 @@ def first_of_kinds(words: Sequence[str], decimal: str = '.') -> dict[str, int]:
 
 
 def first_of_kinds_by_value(values: np.ndarray, digits: np.ndarray) -> dict[str, int]:
-    """Returns what `first_of_kinds` does for values without their text; zeros are of no kind.
+    """Returns the index of the first value of each kind, as `first_of_kinds`; zeros and missing values have no kind.
 
-    `digits` are the values with '.' removed, so that digits / values is 10 to the number of decimals.
+    `digits` [n] are the numbers `values` [n] parsed without their points: digits / values = 10 ** (their decimals).
     """
     values, digits = np.abs(values), np.abs(digits)
     with np.errstate(divide='ignore', invalid='ignore'):
@@ -177,8 +185,8 @@ def first_of_kinds_by_value(values: np.ndarray, digits: np.ndarray) -> dict[str,
 
 
 _AMBIGUOUS = {
-    WHOLE: 'numbers of this column had no decimals in training, and 1.473 may be 1473; write it as 1473 or as 1.4730',
-    GROUPED: 'all numbers of this column had three decimals in training, and 1.473 may be 1473; write it with decimals',
+    WHOLE: 'this column had no decimals in training, so a number like 1.473 may be 1473; write it as 1473 or 1.4730',
+    GROUPED: 'all numbers of this column were like 1.473 in training, which may be 1473; write it with decimals',
 }
 
 
@@ -189,7 +197,7 @@ def _pattern(decimal: str, thousands: str | None) -> re.Pattern[str]:
 
 @functools.cache
 def _other_line(decimal: str, thousands: str | None) -> re.Pattern[str]:
-    """Returns the pattern of a line that is neither a number nor empty."""
+    """Returns a pattern that finds a line that is neither empty nor a number with these signs."""
     return re.compile(rf'^(?!{_number(decimal, thousands)}$|$)', re.ASCII | re.MULTILINE)
 
 
@@ -204,7 +212,7 @@ def _number(decimal: str, thousands: str | None) -> str:
 
 
 def _reason(word: str, format: NumberFormat) -> str:
-    """Returns the end of a message about a word that is not a number, if the reason is known."""
+    """Returns the fix or reason, to end a message, for a word that is not a number; '' if it is unknown."""
     if re.fullmatch(r'\(.*\)', word):
         return '; write a negative number with a minus sign'
     if '%' in word:
@@ -220,5 +228,5 @@ def _reason(word: str, format: NumberFormat) -> str:
     if re.fullmatch(r'[+-]?inf(inity)?', word, re.IGNORECASE):
         return '; write a finite number'
     if re.fullmatch(r'[+-]?\d+', word.translate(_REMOVED.get(format.thousands, {}))):
-        return f', as its groups with --thousands={format.thousands} are not of three digits, or start with 0'
+        return f', since with --thousands={format.thousands} it must have groups of three digits and not start with 0'
     return ''

@@ -1,4 +1,4 @@
-"""Optional packages (the extra "data"), and files inside installed packages."""
+"""Optional packages, which the extra "data" installs, and paths of files inside installed packages."""
 
 import importlib
 import importlib.util
@@ -9,22 +9,25 @@ from typing import Any
 
 from seqjax.errors import UserError
 
-INSIDE = re.compile(r'([A-Za-z_]\w+):([^:\0]+)')  # PACKAGE:PATH; a single letter is a drive
+INSIDE = re.compile(r'([A-Za-z_]\w+):([^:\0]+)')  # PACKAGE:PATH; a single letter before the colon is a Windows drive
 
 
 def need(module: str, what: Any) -> ModuleType:
-    """Imports a module; raises UserError if it is not installed."""
+    """Imports and returns a module; raises UserError, which starts with `what` (a file), if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         root = module.partition('.')[0]
-        raise UserError(f"{what} needs {root}, which is not installed: pip install 'seqjax[data]'") from error
+        raise UserError(
+            f"{what} needs {root}, which is not installed; install it with pip install 'seqjax[data]'"
+        ) from error
 
 
 def locate(path: str) -> Path:
-    """Returns the path of a file, or of PACKAGE:PATH inside an installed package; an existing path has precedence.
+    """Returns the path of a file, where PACKAGE:PATH means the file PATH inside an installed package.
 
-    Nothing is imported. Raises UserError if the package or the file does not exist.
+    If `path` itself exists, it is returned. The package is not imported. Raises UserError if the package, or the file
+    in it, does not exist; a path without a package is not checked.
 
     >>> locate('seqjax:datasets/readers/optional_packages.py').name
     'optional_packages.py'
@@ -40,7 +43,8 @@ def locate(path: str) -> Path:
     places = list(spec.submodule_search_locations or ()) if spec else []
     if not places:
         raise UserError(
-            f'{path} does not exist, and the package {package} is not installed; correct the path, or install it'
+            f'{path} does not exist, and the package {package} is not installed; correct the path, or install '
+            'the package'
         )
     for place in places:
         if (Path(place) / inside).exists():

@@ -1,4 +1,4 @@
-"""Summary of the columns of a table: count, missing values, range and suspicious values."""
+"""Summary of the columns of numbers of a table: count, missing values, range, median and suspicious values."""
 
 import math
 from collections.abc import Iterator
@@ -9,24 +9,28 @@ import numpy as np
 from seqjax.datasets.readers.table_columns import Series
 from seqjax.datasets.readers.tables import SeriesTable
 
-MAX_COLUMNS, MAX_LINES = 20, 8  # maximum numbers of columns in the table and of lines about values
-OUTLIER_RANGES, STAND_IN_RANGES = 20, 3  # interquartile ranges from the quartiles to outliers and stand-ins
+MAX_COLUMNS, MAX_LINES = 20, 8  # maximum numbers of columns that are listed, and of lines about suspicious values
+OUTLIER_RANGES, STAND_IN_RANGES = 20, 3  # minimum distance from the quartiles, in interquartile ranges
 MIN_VALUES = 8  # minimum number of values for quartiles
 # Numbers that stand for a missing value in many files.
 STAND_INS = {-99, -999, -9999, -99999, -999.9, -999.99, -9999.9, -9999.99, 9999, 99999, 999999, 1e20, 1e30, 1e36}
 
 
 class SuspiciousValue(NamedTuple):
-    """A value that may be a mistake."""
+    """Suspicious value of a series, which may be a mistake, with similar values."""
 
-    row: int  # row of the file, the first with such a value
-    value: float
+    row: int  # number of the first row of the file with such a value, counted from 1
+    value: float  # value in this row
     count: int  # number of such values in the series
-    reason: str
+    reason: str  # reason for the suspicion, to end a message
 
 
 def lines(table: SeriesTable) -> list[str]:
-    """Returns lines with the count, missing values, minimum, median and maximum of columns, and suspicious values."""
+    """Returns lines with the count, missing values, minimum, median and maximum of each column, and suspicious values.
+
+    The first line has headings. Columns after the first 20 share a line. At most 8 suspicious values have lines; then
+    a line has the number of others.
+    """
     names = table.columns.numbers
     columns = [
         np.concatenate([one.values[:, place] for one in table.series]) for place in range(min(len(names), MAX_COLUMNS))
@@ -60,7 +64,11 @@ def _numbers(values: np.ndarray) -> list[str]:
 
 
 def suspicious_values(series: Series, place: int) -> Iterator[SuspiciousValue]:
-    """Yields the suspicious values of a column: stand-ins for missing values, totals and far outliers."""
+    """Yields the suspicious values in the column with index `place` of a series; none if it has fewer than 8 values.
+
+    These are stand-ins for missing values such as -999, a first or last row that is the sum of all other rows, and
+    outliers.
+    """
     known = ~np.isnan(series.values[:, place])
     values, rows = series.values[known, place], series.rows[known]
     if len(values) < MIN_VALUES:
@@ -77,19 +85,23 @@ def suspicious_values(series: Series, place: int) -> Iterator[SuspiciousValue]:
         low, high = _limits(values[plain], STAND_IN_RANGES)
         for number in np.unique(values[~plain]):
             if not low <= number <= high:
-                yield odd(values == number, 'such numbers often stand for a missing value')
+                yield odd(values == number, 'this number often stands for a missing value')
     total = float(values.sum())
     for end, neighbour in ((len(values) - 1, -2), (0, 1)):
         if values[end] not in (0, values[neighbour]) and math.isclose(values[end], total - values[end], rel_tol=1e-6):
-            yield odd(np.arange(len(values)) == end, 'the sum of all other rows')
+            yield odd(np.arange(len(values)) == end, 'it is the sum of all other rows')
     low, high = _limits(values[usual], OUTLIER_RANGES)
     flags = usual & ((values < low) | (values > high))
     if flags.any():
-        yield odd(flags, f'the quartiles are more than {OUTLIER_RANGES} interquartile ranges away')
+        yield odd(flags, f'an outlier, more than {OUTLIER_RANGES} interquartile ranges from the quartiles')
 
 
 def _limits(values: np.ndarray, ranges: float) -> tuple[float, float]:
-    """Returns the quartiles widened by `ranges` interquartile ranges; of the rarer values if most are equal."""
+    """Returns the range of usual values [n]: from the quartiles, `ranges` interquartile ranges farther down and up.
+
+    If both quartiles are equal, the range also covers the quartiles of the values that differ. If fewer than 8 differ,
+    the range is that one value for stand-ins, and unlimited for outliers.
+    """
     low, high = _quartiles(values)
     if low == high:
         rarer = values[values != low]

@@ -1,4 +1,4 @@
-"""Text and Parquet files as sources of rows."""
+"""Text and Parquet tables, read in chunks of rows as pandas frames."""
 
 import contextlib
 import re
@@ -14,19 +14,19 @@ from seqjax.datasets.readers.bounds import Bounds
 from seqjax.datasets.readers.numbers import NumberFormat
 from seqjax.errors import UserError
 
-CHUNK = 2**16  # rows that are parsed at a time
-TABS = ('.tsv', '.tab')
+CHUNK = 2**16  # maximum number of rows that are parsed at a time
+TABS = ('.tsv', '.tab')  # suffixes of files that are separated by tabs
 BYTE_ORDER = (b'\xff\xfe', b'\xfe\xff')  # byte order marks of UTF-16
-OTHERS = {'\t': 'tab', ';': ';', ',': ',', '|': '|'}  # separators, as --separator takes them
+OTHERS = {'\t': 'tab', ';': ';', ',': ',', '|': '|'}  # separator -> value of --separator
 
 
 class Columns(NamedTuple):
     """Columns to read from a file, by role."""
 
-    targets: Sequence[str] | None  # None for the only column of numbers without another role
-    covariates: Sequence[str] = ()
-    date: str | None = None
-    id: str | None = None  # column of the series' ids
+    targets: Sequence[str] | None  # columns to forecast; None for the only column of numbers without another role
+    covariates: Sequence[str] = ()  # columns that are inputs but not forecast
+    date: str | None = None  # column of dates
+    id: str | None = None  # column of series ids
 
     @property
     def numbers(self) -> list[str]:
@@ -42,24 +42,32 @@ class Columns(NamedTuple):
 
 
 def one_line(error: Exception) -> str:
-    """Returns the message of a library's error in one line."""
+    """Returns the message of an error as one line of at most 200 characters."""
     return ' '.join(str(error).split())[:200]
 
 
 def nearest_hint(word: str, words: Sequence[str]) -> str:
-    """Returns the end of a message about an unknown word: the nearest known word, or the known words."""
-    return options.nearest(word, words) or f'; there are {quoted_list(words)}'
+    """Returns the end of a message about an unknown word: the most similar of the known `words`, or a list of them."""
+    return options.nearest(word, words) or f'; the known names are {quoted_list(words)}'
 
 
 def quoted_list(words: Sequence[str]) -> str:
-    """Returns a few words, quoted, for a message."""
+    """Returns the first 20 words in quotes, separated by commas, and '...' if there are more."""
     return ', '.join(map(repr, words[:20])) + (', ...' if len(words) > 20 else '')
 
 
 class Text:
-    """A text file with a separator between columns."""
+    """Table in a text file, such as CSV.
 
-    typed = False
+    Args:
+      path: the file.
+      separator: the character between columns; in a .tsv or .tab file, a comma means a tab.
+      numbers: the format of numbers.
+      fixed: True if `numbers` is the format of training, which flags cannot change.
+      bounds: the limits of columns and bytes.
+    """
+
+    typed = False  # the file does not store types of columns
 
     def __init__(self, path: Path, separator: str, numbers: NumberFormat, fixed: bool, bounds: Bounds):
         _check_bytes(path)
@@ -73,7 +81,7 @@ class Text:
         self._check_separator()
 
     def check_size(self, columns: int) -> None:
-        """Does nothing: the values of a text file take at most a few times its bytes."""
+        """Does nothing: the size of the file was checked, and its values take at most a few times as many bytes."""
 
     def frames(
         self,
@@ -83,9 +91,14 @@ class Text:
         checked: bool = False,
         pointless: bool = False,
     ) -> Iterator[tuple[int, Any]]:
-        """Yields chunks of the columns: the number of the first row, and a pandas frame; `words` are read as text.
+        """Yields chunks of rows: the number of the first row, from 1, and a pandas frame of the columns `names`.
 
-        With `checked`, the file was read before, and no other column is parsed; with `pointless`, points are removed.
+        Args:
+          names: the columns.
+          words: those of the columns that are read as text instead of numbers.
+          rows: the maximum number of rows; None for all.
+          checked: True if the file was read before without errors, so that other columns need not be parsed.
+          pointless: True to read numbers without their points, 1.473 as 1473.
         """
         unique = [name or f' {place}' for place, name in enumerate(self.names)]
         # All columns are parsed: with a selection, pandas silently drops surplus values of a row.
@@ -115,7 +128,7 @@ class Text:
 
     @contextlib.contextmanager
     def _parsing(self) -> Iterator[None]:
-        """Turns errors of pandas into UserError."""
+        """Context manager that raises UserError for an error or a ParserWarning of pandas."""
         import pandas
 
         separated = f'with {OTHERS.get(self.separator, self.separator)!r} between columns'
@@ -133,10 +146,10 @@ class Text:
                 'quote values that contain the separator'
             ) from error
         except pandas.errors.EmptyDataError as error:
-            raise UserError(f'{self.path} starts with a blank line; write the column names there') from error
+            raise UserError(f'{self.path} starts with a blank line; write the column names in it') from error
         except (ValueError, OverflowError) as error:
             raise UserError(
-                f'{self.path} is not a table {separated} ({one_line(error)}); correct it, or pass --separator'
+                f'{self.path} is not a table {separated} ({one_line(error)}); correct the file or --separator'
             ) from error
 
     def _check_separator(self) -> None:
@@ -145,12 +158,12 @@ class Text:
         for sign, word in OTHERS.items():
             if sign in self.names[0] and sign != self.separator:
                 raise UserError(
-                    f'{self.path} has one column, {self.names[0][:80]!r}, with the separator '
+                    f'{self.path} has only one column, {self.names[0][:80]!r}, with the separator '
                     f'{OTHERS.get(self.separator, self.separator)!r}; pass --separator={word!r}'
                 )
 
     def _rows_before_blank_end(self) -> int | None:
-        """Returns the number of rows if the file ends in blank lines, which are not rows; otherwise None."""
+        """Returns the number of rows before the blank lines at the end of the file; None if there are none."""
         size, tail = self.path.stat().st_size, 2**16
         with self.path.open('rb') as file:
             file.seek(max(0, size - tail))
@@ -162,16 +175,16 @@ class Text:
         return self._count() - (ends - 1)
 
     def _count(self) -> int:
-        """Returns the number of rows in pandas' own reading of the first column."""
+        """Returns the number of rows that pandas reads, including blank lines."""
         with self._csv(header=0, usecols=[0], dtype=str, index_col=False, chunksize=CHUNK) as reader:
             return sum(len(frame) for frame in reader)
 
 
 class Parquet:
-    """A Parquet file."""
+    """Table in a Parquet file; the arguments are the same as for `Text`."""
 
     separator = ','  # separator of lines for online prediction
-    typed = True  # columns have types in the file
+    typed = True  # the file stores types of columns
 
     def __init__(self, path: Path, separator: str, numbers: NumberFormat, fixed: bool, bounds: Bounds):
         parquet, arrow = optional_packages.need('pyarrow.parquet', path), optional_packages.need('pyarrow', path)
@@ -185,12 +198,12 @@ class Parquet:
             self.names = list(self.file.schema_arrow.names)
 
     def check_size(self, columns: int) -> None:
-        """Raises UserError if the columns are too large in memory, however small they are in the file."""
+        """Raises UserError if `columns` columns of float64, decompressed, exceed the limit in bytes."""
         rows = self.file.metadata.num_rows
         self.bounds.check_bytes(self.path, 8 * columns * rows, f'has {rows:,} rows, and {columns} columns of them take')
 
     def frames(self, names: Sequence[str], *_: Any, rows: int | None = None, **__: Any) -> Iterator[tuple[int, Any]]:
-        """Yields chunks of the columns, see `Text.frames`; a Parquet file has types of its own."""
+        """Yields chunks of rows, see `Text.frames`; only `names` and `rows` have an effect: columns have types."""
         first = 1
         with self._parsing():
             for batch in self.file.iter_batches(batch_size=min(rows or CHUNK, CHUNK), columns=list(names)):
@@ -207,34 +220,34 @@ class Parquet:
         except UserError:
             raise
         except self.failures as error:
-            raise UserError(f'{self.path} cannot be read as parquet ({one_line(error)}); export it again') from error
+            raise UserError(f'{self.path} cannot be read as Parquet ({one_line(error)}); write it again') from error
 
 
 def _check_file(path: Path) -> None:
     try:
         with files.open_file(path) as file:
             if not file.read(1):
-                raise UserError(f'{path} is empty; use a file with a row of names and rows of numbers')
+                raise UserError(f'{path} is empty; use a file with a line of column names and rows of values')
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}; pass another --data') from error
 
 
 def _check_bytes(path: Path) -> None:
-    """Raises UserError if the start of a file is not UTF-8 text."""
+    """Raises UserError if a text file is empty or unreadable, or its first 64 KiB are UTF-16, binary or blank."""
     _check_file(path)
     with path.open('rb') as file:
         head = file.read(2**16)
     if head.startswith(BYTE_ORDER):
-        raise UserError(f'{path} is not UTF-8 but UTF-16, by its first two bytes; save it as UTF-8')
+        raise UserError(f'{path} is not UTF-8 but UTF-16, as its byte order mark shows; save it as UTF-8')
     if b'\0' in head:
         place = head.index(b'\0')
         raise UserError(f'{path} is binary: byte {place + 1} is 0; use a CSV or a .parquet file')
     if not head.removeprefix(b'\xef\xbb\xbf').strip():
-        raise UserError(f'{path} is blank; use a file with a row of names and rows of numbers')
+        raise UserError(f'{path} is blank; use a file with a line of column names and rows of values')
 
 
 def _count_columns(path: Path, separator: str) -> int:
-    """Returns the number of columns of a text by its first line, which may be of any length."""
+    """Returns the number of columns of a text file: 1 plus the separators outside quotes in its first line."""
     count, quoted = 1, False
     with path.open('rb') as file:
         while block := file.read(2**16):

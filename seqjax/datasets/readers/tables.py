@@ -22,14 +22,14 @@ from seqjax.errors import UserError
 
 
 class SeriesTable(NamedTuple):
-    """A table file after reading."""
+    """Content of a table file, split into series."""
 
-    columns: Columns  # with the targets set
+    columns: Columns  # columns that were read, with the default target filled in
     series: Sequence[Series]  # in the order of their first rows
-    dates: DateFormat = date_columns.UNDECIDED  # format of the date column, if there is one
+    dates: DateFormat = date_columns.UNDECIDED  # format of the date column, UNDECIDED without one
     names: Sequence[str] = ()  # names of all columns of the file, in order
-    separator: str = ','  # separator of the columns of a text file
-    formats: Mapping[str, NumberFormat] = MappingProxyType({})  # number format of each column
+    separator: str = ','  # separator of the columns of a text file; ',' for Parquet
+    formats: Mapping[str, NumberFormat] = MappingProxyType({})  # number format of each target and covariate
 
 
 def read(
@@ -44,21 +44,24 @@ def read(
     dates: DateFormat = date_columns.UNDECIDED,
     bounds: Bounds = Bounds(),  # noqa: B008
 ) -> SeriesTable:
-    """Reads the selected columns.
+    """Returns the selected columns of a table file, split into series by id.
 
     Args:
       path: a Parquet file if its name ends in .parquet, otherwise text.
-      columns: the columns to read; without a target, the only column of numbers.
-      separator: the separator of columns; in a .tsv file, a comma means a tab.
-      decimal, thousands: the signs of numbers in text; without `decimal`, ambiguous columns are refused.
-      formats: the formats of an earlier file, which this one must follow; instead of `decimal` and `thousands`.
+      columns: the columns to read; without targets, the target is the only column of numbers without another role.
+      separator: the separator of columns; in a .tsv or .tab file, a comma means a tab.
+      decimal, thousands: the decimal and the thousands sign of numbers in text. Without `decimal`, a column is refused
+        if its points may be either.
+      formats: the number format of each column in training, which this file must follow, instead of `decimal` and
+        `thousands`.
       mask: True if values may be missing.
-      dates: the format of the dates, as far as it is known.
+      dates: the format of the dates; fields that are None are inferred.
       bounds: the limits of columns and bytes.
 
     Raises:
-      UserError: the file is not a table; a column does not exist, or holds text or ambiguous numbers; a value is
-        infinite, or missing without `mask`; dates do not increase. The message names the row and the column.
+      UserError: the file is not a table, or has no rows; a column does not exist, or holds text or ambiguous numbers; a
+        value is infinite, or missing without `mask`; a date is invalid; the dates of a series do not increase; pandas
+        is not installed. A message about a value or date names its row.
     """
     optional_packages.need('pandas', path)
     format = next(iter(formats.values())) if formats else numbers.format_of(decimal, thousands)
@@ -73,7 +76,7 @@ def read(
     words = columns.words if format.thousands is None else columns.all
     parts = [Part(path, first, frame, columns, source, reader) for first, frame in source.frames(columns.all, words)]
     if not parts:
-        raise UserError(f'{path} has no rows below its column names; add some')
+        raise UserError(f'{path} has no rows below its column names; add rows')
     ids = None if columns.id is None else np.concatenate([part.ids for part in parts])
     days = offsets = None
     if columns.date is not None:

@@ -1,6 +1,6 @@
-"""Texts as tokens: characters, bytes or words of a file, or of all texts of a folder in the order of their names.
+"""Texts as token numbers: characters, bytes or words of a file, or of all .txt and .md files of a folder.
 
-A file is decoded in chunks, so that memory holds only its tokens, numbers of the smallest type.
+Files are decoded in chunks, so that memory holds the token numbers of a text but not the text itself.
 """
 
 import codecs
@@ -18,35 +18,39 @@ from seqjax.datasets.readers.bounds import Bounds
 from seqjax.errors import UserError
 
 KINDS = ('characters', 'bytes', 'words')
-SUFFIXES = ('.txt', '.md')  # suffixes of the texts in a folder
-PIECE = 2**20  # bytes that are decoded at a time
+SUFFIXES = ('.txt', '.md')  # suffixes of the files that are read from a folder
+PIECE = 2**20  # bytes that are read and decoded at a time
 CODES = 0x110000  # number of Unicode code points
-# A word or punctuation mark with a space before it, or other white space; joined, they are the text.
+# Up to 100 letters, digits and _, or one punctuation mark, each with a space before it if there is one; or one white
+# space character. All words joined are the text.
 WORD = re.compile(r' ?\w{1,100}| ?[^\w\s]|\s')
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-ESCAPES = {'\\': '\\\\', '\n': '\\n', '\r': '\\r', '\t': '\\t'}  # escapes of characters that would break a line
+ESCAPES = {'\\': '\\\\', '\n': '\\n', '\r': '\\r', '\t': '\\t'}  # character -> escape sequence; others see `escape`
 
-Training = Callable[[int], int]
+Training = Callable[[int], int]  # number of tokens of a text -> how many of them, from the start, are for training
 
 
 class Vocabulary(NamedTuple):
-    """The known tokens. The last token number stands for all unknown ones; bytes are all known."""
+    """Known tokens and their numbers. The last number is the unknown token, which replaces tokens that are not known.
+
+    A byte is its own number, and all bytes are known.
+    """
 
     kind: str  # one of KINDS
-    known: Sequence[str] = ()  # tokens in the order of their numbers; empty for bytes
+    known: Sequence[str] = ()  # known tokens in the order of their numbers, from 0; empty for bytes
 
     @property
     def size(self) -> int:
-        """Number of tokens V."""
+        """Number of token numbers V: known tokens plus the unknown token; 256 for bytes."""
         return 256 if self.kind == 'bytes' else len(self.known) + 1
 
     @property
     def unknown(self) -> int | None:
-        """Number of the token for unknown ones; None for bytes."""
+        """Number of the unknown token; None for bytes."""
         return None if self.kind == 'bytes' else len(self.known)
 
     def name(self, token: int) -> str:
-        """Returns the name of a token in a table: the number of a byte, or the text with \\n for the end of a line.
+        """Returns the text of a token number for tables: the number of a byte, the escaped token, or '<unknown>'.
 
         >>> vocabulary = Vocabulary('characters', '\\nab')
         >>> [vocabulary.name(token) for token in range(4)]
@@ -57,13 +61,13 @@ class Vocabulary(NamedTuple):
         return '<unknown>' if token == self.unknown else escape(self.known[token])
 
     def split(self, text: str) -> list[str | int]:
-        """Splits a text into tokens, known or not."""
+        """Returns the tokens of a text, known or not: its characters, its words, or the numbers of its UTF-8 bytes."""
         if self.kind == 'bytes':
             return list(text.encode())
         return list(text) if self.kind == 'characters' else WORD.findall(text)
 
     def encode(self, text: str) -> tuple[np.ndarray, list[str]]:
-        """Encodes a short text, such as a prompt: tokens [N], and the unknown ones."""
+        """Returns the token numbers [N] of a short text, such as a prompt, and its distinct tokens that are unknown."""
         if self.kind == 'bytes':
             return np.array(self.split(text), np.uint8), []
         numbers = {token: number for number, token in enumerate(self.known)}
@@ -72,25 +76,25 @@ class Vocabulary(NamedTuple):
         return np.array([numbers.get(token, self.unknown) for token in tokens], smallest(self.size)), missing
 
     def decode(self, tokens: np.ndarray) -> str:
-        """Returns the text of tokens [N]; '\\ufffd' for unknown ones, and for invalid bytes."""
+        """Returns the text of token numbers [N]; '\\ufffd' for each unknown token, and for bytes that are not UTF-8."""
         if self.kind == 'bytes':
             return bytes(tokens.tolist()).decode(errors='replace')
         return ''.join('\ufffd' if token == self.unknown else self.known[token] for token in tokens.tolist())
 
 
 class TextData(NamedTuple):
-    """Tokens of a text and their vocabulary."""
+    """Text after reading: its token numbers and their vocabulary."""
 
-    tokens: np.ndarray  # [N], smallest unsigned type
+    tokens: np.ndarray  # [N] token numbers, of the smallest unsigned integer type
     vocabulary: Vocabulary
-    files: int  # number of files
-    notes: Sequence[str]  # lines about changes to the text
-    missing: Sequence[str]  # first unknown tokens, in the order of the text
+    files: int  # number of files that were read
+    notes: Sequence[str]  # lines that tell how reading changed the text, such as its line ends
+    missing: Sequence[str]  # first 20 distinct unknown tokens, in the order of the text
     different: int  # number of distinct unknown tokens
 
 
 def escape(token: str) -> str:
-    """Escapes a token for a line of text.
+    """Returns a token with backslashes, line ends, tabs and other non-printable characters as escape sequences.
 
     >>> escape('a\\n'), escape('\\\\')
     ('a\\\\n', '\\\\\\\\')
@@ -99,7 +103,7 @@ def escape(token: str) -> str:
 
 
 def unescape(line: str) -> str:
-    """Inverts `escape`; other backslashes are unchanged."""
+    """Returns a line with the escape sequences of `escape` replaced by their characters; inverts `escape`."""
     if '\\' not in line:
         return line
 
@@ -113,7 +117,7 @@ def unescape(line: str) -> str:
 
 
 def smallest(size: int) -> type:
-    """Returns the smallest unsigned type for `size` tokens."""
+    """Returns the smallest unsigned integer type for the token numbers 0 to size - 1."""
     return np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.uint32
 
 
@@ -121,7 +125,10 @@ def smallest(size: int) -> type:
 
 
 def find_texts(path: Path) -> list[Path]:
-    """Returns the file, or all texts in a folder in the order of their names; raises UserError if there are none."""
+    """Returns [path] for a file, or the .txt and .md files in a folder and its subfolders, sorted by path.
+
+    Raises UserError if a folder cannot be read or has no such file. A file is not opened and may not exist.
+    """
     try:
         if not path.is_dir():
             return [path]
@@ -130,12 +137,12 @@ def find_texts(path: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f'{error.filename or path} cannot be read ({error.strerror}); pass another --data') from error
     if not texts:
-        raise UserError(f'{path} is a folder without texts ({" or ".join(SUFFIXES)}); pass a file')
+        raise UserError(f'{path} is a folder without {" or ".join(SUFFIXES)} files; pass a file or another folder')
     return texts
 
 
 def check_size(path: Path, bounds: Bounds) -> None:
-    """Raises UserError if the texts of a file or folder cannot be read, or are larger than allowed."""
+    """Raises UserError if a file, or a text of a folder, cannot be read, or if the total size exceeds `bounds`."""
     size = 0
     for file in find_texts(path):
         with seqjax_files.open_data(file) as opened:
@@ -148,16 +155,19 @@ def _refuse(error: OSError) -> None:
 
 
 def read_text(path: Path, kind: str, training: Training, *, size: int = 10_000) -> TextData:
-    """Reads a text, and builds its vocabulary from the training split alone.
+    """Returns the tokens of a text, with a vocabulary built from its training split alone.
 
     Args:
-      path: a file, or a folder with texts.
-      kind: one of KINDS. For characters and words, a byte order mark is dropped, and ends of lines become '\\n'.
-      training: function that returns the number of training tokens, the first ones, from the number of tokens.
-      size: maximum number of known words, the most frequent ones; ties are broken by first position.
+      path: a file, or a folder, whose .txt and .md files are joined.
+      kind: one of KINDS. For characters and words, a byte order mark is dropped, and each line end becomes '\\n'.
+      training: function that returns the number of tokens in the training split, the start of the text, given the
+        number of tokens of the text.
+      size: maximum number of known words: the most frequent ones of the training split, the earlier one in a tie. It
+        does not apply to characters and bytes.
 
     Raises:
-      UserError: the text is empty or not UTF-8, or its training split has one distinct token.
+      UserError: the text is empty, cannot be read, or is not UTF-8 (except for bytes), or the tokens of its training
+        split are all the same.
     """
     files = find_texts(path)
     text = {'characters': _new_characters, 'bytes': _all_bytes, 'words': _new_words}[kind](files, training, size)
@@ -165,12 +175,15 @@ def read_text(path: Path, kind: str, training: Training, *, size: int = 10_000) 
     tokens = text.tokens[: training(len(text.tokens))]
     if len(tokens) and (tokens == tokens[0]).all():
         token = text.vocabulary.name(int(tokens[0]))
-        raise UserError(f'{path} has only the token {token!r} in its training split; use another text')
+        raise UserError(f'{path} has only the token {token!r} in its training split; use a text with different tokens')
     return text
 
 
 def read_with_vocabulary(path: Path, vocabulary: Vocabulary) -> TextData:
-    """Reads a text with an existing vocabulary; raises UserError if it is empty or not UTF-8."""
+    """Returns the tokens of a text in an existing vocabulary.
+
+    Raises UserError if the text is empty, cannot be read, or is not UTF-8 (except for bytes).
+    """
     files = find_texts(path)
     if vocabulary.kind == 'bytes':
         text = _all_bytes(files)
@@ -194,13 +207,17 @@ def _pieces(file: Path) -> Iterator[bytes]:
 
 
 def decoded(file: Path, notes: set[str]) -> Iterator[str]:
-    """Yields the text of a file in chunks, and adds changes to `notes`. Raises UserError if it is not UTF-8."""
+    """Yields the text of a UTF-8 file in chunks, without its byte order mark and with '\\n' as the only line end.
+
+    Adds a line to `notes` for each of these two changes that it makes. Raises UserError if the file is not UTF-8 or has
+    a byte 0.
+    """
     decoder = codecs.getincrementaldecoder('utf-8')()
     lines, place = io.IncrementalNewlineDecoder(None, translate=True), 0
     for piece in _pieces(file):
         if place == 0:
             if piece.startswith(UTF16):
-                raise UserError(f'{file} is UTF-16, by its first two bytes; save it as UTF-8')
+                raise UserError(f'{file} is UTF-16, as its byte order mark shows; save it as UTF-8')
             if piece.startswith(codecs.BOM_UTF8):
                 notes.add('the byte order mark was dropped')
                 place, piece = 3, piece[3:]
@@ -212,16 +229,21 @@ def decoded(file: Path, notes: set[str]) -> Iterator[str]:
 
 
 def _decode(file: Path, decoder: codecs.IncrementalDecoder, piece: bytes, place: int, final: bool = False) -> str:
-    """Decodes the chunk that starts at byte `place`, with the rest of the chunk before."""
+    """Returns the text of the chunk `piece`, which starts at byte `place` of the file.
+
+    A character that is cut at the end of a chunk is returned with the next chunk.
+    """
     before = place - len(decoder.getstate()[0])
     zero = piece.find(b'\0')
     if zero >= 0:
-        raise UserError(f'{file} is not text: byte {place + zero:,} is 0; use a UTF-8 text, or --tokenizer=bytes')
+        raise UserError(
+            f'{file} is not text: counted from 0, byte {place + zero:,} is 0; use another text, or --tokenizer=bytes'
+        )
     try:
         return decoder.decode(piece, final)
     except UnicodeDecodeError as error:
         raise UserError(
-            f'{file} is not UTF-8: byte {before + error.start:,} is 0x{error.object[error.start]:02x}; '
+            f'{file} is not UTF-8: counted from 0, byte {before + error.start:,} is 0x{error.object[error.start]:02x}; '
             'save it as UTF-8, or use --tokenizer=bytes'
         ) from error
 
@@ -248,7 +270,7 @@ def _codes(text: str) -> np.ndarray:
 
 
 def _first_places(files: Sequence[Path]) -> tuple[dict[int, int], int, set[str]]:
-    """Returns the first position of each character code, the length of the text, and notes."""
+    """Returns a dict from code points of a text to first positions, its number of characters, and notes on reading."""
     seen, first, count, notes = np.zeros(CODES, bool), {}, 0, set()
     for text in _texts(files, notes):
         codes = _codes(text)
@@ -278,7 +300,7 @@ def _known_characters(
     for text in _texts(files, notes):
         codes = _codes(text)
         if place + len(codes) > count:
-            raise UserError(f'{files[0]} changed while it was read; run the command again')
+            raise UserError(f'{files[0]}: the text changed while it was read; run the command again')
         number.take(codes, out=tokens[place : place + len(codes)], mode='clip')
         place += len(codes)
     known = set(vocabulary.known)
@@ -290,7 +312,7 @@ def _known_characters(
 
 
 def _words(files: Sequence[Path], notes: set[str]) -> Iterator[list[str]]:
-    """Yields lists of words. The last word of a chunk may continue in the next."""
+    """Yields a list of words for each chunk; the last word moves to the next list, since it may continue there."""
     rest = ''
     for text in _texts(files, notes):
         words = WORD.findall(rest + text)
@@ -300,7 +322,7 @@ def _words(files: Sequence[Path], notes: set[str]) -> Iterator[list[str]]:
 
 
 class _Numbers(dict):
-    """Numbers of words in the order in which they occur."""
+    """Dict from words to numbers. A new word gets the next number, in the order of first occurrence."""
 
     def __missing__(self, word: str) -> int:
         self[word] = number = len(self)
@@ -308,7 +330,7 @@ class _Numbers(dict):
 
 
 def _count_words(files: Sequence[Path]) -> tuple[list[np.ndarray], list[str], set[str]]:
-    """Returns the text in chunks of word numbers, the words, and notes."""
+    """Returns the text as chunks of word numbers [n] uint32, the words by number, and notes on reading."""
     numbers, notes = _Numbers(), set()
     parts = [np.fromiter(map(numbers.__getitem__, words), np.uint32, len(words)) for words in _words(files, notes)]
     return parts, list(numbers), notes

@@ -26,24 +26,24 @@ from seqjax.datasets.readers.bounds import Bounds
 from seqjax.errors import UserError
 
 COPIES = 8  # copies of a line in memory while it is read
-PIECE = 2**20  # characters that are parsed at a time
+PIECE = 2**20  # maximum number of characters that are parsed at a time, about
 UNKNOWN = -1  # label of a series without a class
 MISSING = '?'  # word for a missing value or class
-SHOWN, SHOWN_CLASSES = 40, 10  # maximum numbers of characters and of classes in a message
+SHOWN, SHOWN_CLASSES = 40, 10  # maximum numbers of characters of a word, and of classes, in a message
 QUOTED = re.compile(r'(?:"[^"\s]+\s[^"]*"|\'[^\'\s]+\s[^\']*\')(?!\S)')  # a name with spaces
 
 
 class LabelledSeries(NamedTuple):
-    """Concatenated series and their classes."""
+    """Time series, concatenated, and their classes."""
 
     values: np.ndarray  # [S, C] float32: C channels, S the steps of all series; NaN where missing
-    lengths: np.ndarray  # [N] int64, each at least 1
+    lengths: np.ndarray  # [N] int64 numbers of steps, each at least 1
     labels: np.ndarray  # [N] int32: indices of `classes`, or UNKNOWN
-    classes: tuple[str, ...]  # as the header declares them; empty without classes
+    classes: tuple[str, ...]  # names of the classes in the order of the header; empty without classes
 
 
 def read_series(path: Path, bounds: Bounds = readers_bounds.DEFAULT) -> LabelledSeries:
-    """Reads a .ts file; raises UserError with the line if it is invalid or too large."""
+    """Returns the series of a .ts file; raises UserError, with the line at fault, if it is invalid or too large."""
     # Invalid UTF-8 is allowed in comments and refused elsewhere.
     with files.open_data(path, 'r', encoding='utf-8-sig', errors='surrogateescape') as file:
         bounds.check_bytes(path, os.fstat(file.fileno()).st_size)
@@ -51,7 +51,10 @@ def read_series(path: Path, bounds: Bounds = readers_bounds.DEFAULT) -> Labelled
 
 
 def _lines(path: Path, file: TextIO, bounds: Bounds) -> Iterator[tuple[int, str]]:
-    """Yields lines with their numbers; reading one takes several times its size."""
+    """Yields each line with its number, counted from 1.
+
+    Raises UserError if a line is longer than the limit in bytes divided by `COPIES`.
+    """
     for number in itertools.count(1):
         line = file.readline(bounds.bytes // COPIES + 1)
         if not line:
@@ -74,26 +77,29 @@ def _read(path: Path, lines: Iterator[tuple[int, str]], bounds: Bounds) -> Label
         channels = channels or len(words)
         if len(words) != channels:
             raise UserError(
-                f'{where} has {len(words)} channels{" before its class" if classes else ""} instead of {channels}; '
-                'correct the line'
+                f'{where} has {len(words)} channels{" before its class" if classes else ""} instead of {channels}, as '
+                'in @dimensions or the first series; correct the line'
             )
         steps = _steps(where, words)
         values += steps.tobytes()
-        bounds.check_bytes(where, len(values), 'and those before it have')
+        bounds.check_bytes(where, len(values), 'and the lines before it have')
         lengths.append(len(steps))
         labels.append(label)
     if not lengths:
-        raise UserError(f'{path} has no series after @data; the file may be truncated')
+        raise UserError(f'{path} has no series after @data; use a complete file')
     flat = np.frombuffer(values, np.float32).reshape(-1, channels)
     return LabelledSeries(flat, np.array(lengths), np.array(labels, np.int32), classes)
 
 
 def _content(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Yields lines that are neither empty nor comments; raises UserError if one is not text."""
+    """Yields the number and the stripped text of each line that is neither empty nor a comment (# or %).
+
+    Raises UserError if a line has a byte 0, or is not UTF-8 and not a comment.
+    """
     for number, line in lines:
         line = line.strip()
         if '\0' in line:
-            raise UserError(f'{path}, line {number}: a byte is 0; save the file as UTF-8')
+            raise UserError(f'{path}, line {number} is not text: a byte is 0; save the file as UTF-8')
         if not line or line.startswith(('#', '%')):
             continue
         if not line.isascii() and any('\udc80' <= c <= '\udcff' for c in line):
@@ -102,13 +108,17 @@ def _content(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int
 
 
 def _head(path: Path, lines: Iterator[tuple[int, str]]) -> tuple[tuple[str, ...], int | None]:
-    """Returns the classes, and the number of channels if it is declared; `lines` then continues after @data."""
+    """Returns the classes and the number of channels that the header declares, () and None if it declares none.
+
+    `lines` then continues after @data.
+    """
     tags: dict[str, list[str]] = {}
     for number, line in _content(path, lines):
         tag, *words = line.split()
         if not tag.startswith('@'):
             raise UserError(
-                f'{path}, line {number}: {_shown(tag)} before @data is not a tag; use a .ts file with a header'
+                f'{path}, line {number}: {_shown(tag)} before @data is not a tag, such as @classLabel; use a .ts file '
+                'with a header'
             )
         if tag.lower() == '@data':
             return _classes(path, tags), _channels(path, tags)
@@ -118,26 +128,27 @@ def _head(path: Path, lines: Iterator[tuple[int, str]]) -> tuple[tuple[str, ...]
 
 def _classes(path: Path, tags: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     if _flag(path, tags, '@targetlabel'):
-        raise UserError(f'{path} is for regression: its @targetLabel is a number; classification needs @classLabel')
+        raise UserError(f'{path} is for regression, with @targetLabel true; use a file with @classLabel true')
     if _flag(path, tags, '@timestamps'):
         raise UserError(f'{path} has time stamps, which are not supported; write only values, and @timeStamps false')
     if '@classlabel' not in tags and '@targetlabel' not in tags:
         raise UserError(
-            f"{path} has no line @classLabel before @data; write '@classLabel false' if there are no classes"
+            f"{path} has no line @classLabel before @data; add '@classLabel true' with the classes, or "
+            "'@classLabel false' if there are none"
         )
     if not _flag(path, tags, '@classlabel'):
         return ()
     words = re.findall(rf'{QUOTED.pattern}|\S+', ' '.join(tags['@classlabel'][1:]))
     if not words:
-        raise UserError(f'{path} has @classLabel true without classes; add them, separated by spaces')
+        raise UserError(f'{path} has @classLabel true without classes; add the classes after it, separated by spaces')
     return tuple(dict.fromkeys(map(_unquoted, words)))
 
 
 def matching(*declared: Sequence[str]) -> Callable[[str], str]:
-    """Returns the key for comparing class names, given the lists of names that it must keep apart.
+    """Returns a function from a class name to a key; names with equal keys are the same class.
 
-    Composed and decomposed Unicode forms are the same name, and so are upper and lower case, unless two names of one
-    list differ by that alone.
+    The key ignores upper and lower case and Unicode composition, unless two names of a list in `declared` would become
+    equal. Then it ignores Unicode composition only, or nothing.
 
     >>> [matching(names)('A') for names in (['A', 'b'], ['A', 'a', 'b'])]
     ['a', 'A']
@@ -157,7 +168,7 @@ def _folded(name: str) -> str:
 
 
 def _unquoted(word: str) -> str:
-    """Returns a name with spaces without its quotes; in other words, quotes are part of the name."""
+    """Returns a quoted word without its quotes if it contains spaces; otherwise the unchanged word."""
     return word[1:-1] if QUOTED.fullmatch(word) else word
 
 
@@ -171,7 +182,7 @@ def _channels(path: Path, tags: Mapping[str, Sequence[str]]) -> int | None:
 
 
 def _flag(path: Path, tags: Mapping[str, Sequence[str]], tag: str) -> bool:
-    """Returns True if a tag is true; False without the tag."""
+    """Returns True if the header sets a tag to true; False if to false or not at all; raises UserError otherwise."""
     if tag not in tags:
         return False
     word = ''.join(tags[tag][:1]).lower()
@@ -189,20 +200,20 @@ def _label(where: str, word: str, classes: Sequence[str], places: Mapping[str, i
     raise UserError(
         f'{where} ends with {_shown(word)}, which is not a class of @classLabel '
         f'({", ".join(map(_shown, classes[:SHOWN_CLASSES]))}{", ..." if len(classes) > SHOWN_CLASSES else ""}); '
-        'correct the line'
+        'correct the line, or add the class'
     )
 
 
 def _steps(where: str, words: Sequence[str]) -> np.ndarray:
-    """Returns the steps of a series [T, C] float32 from the text of its channels."""
+    """Returns the steps of a series [T, C] float32, NaN where missing, from the texts [C] of its channels."""
     for channel, word in enumerate(words, 1):
         if not word.strip():
-            raise UserError(f'{where} has no value in channel {channel}; add at least one')
+            raise UserError(f'{where} has no value in channel {channel}; add a value, or ?')
     sizes = [word.count(',') + 1 for word in words]
     for channel, size in enumerate(sizes, 1):
         if size != sizes[0]:
             raise UserError(
-                f'{where} has {size} steps in channel {channel} but {sizes[0]} in channel 1; correct the line'
+                f'{where} has {size} steps in channel {channel} but {sizes[0]} in channel 1; make them equal'
             )
     try:
         if sum(map(len, words)) <= PIECE:
@@ -220,7 +231,7 @@ def _steps(where: str, words: Sequence[str]) -> np.ndarray:
 
 
 def _pieces(word: str) -> Iterator[str]:
-    """Splits long text at commas, since NumPy takes many times its size."""
+    """Yields parts of a text, split at commas about every `PIECE` characters; NumPy takes many times their size."""
     start = 0
     while start < len(word):
         stop = word.find(',', start + PIECE)
@@ -232,7 +243,7 @@ def _pieces(word: str) -> Iterator[str]:
 
 
 def _numbers(words: Sequence[str]) -> np.ndarray:
-    """Parses lines of numbers -> [lines, steps] float32; raises ValueError if a value is not a number."""
+    """Returns the numbers of texts of equal length [texts, steps] float32; raises ValueError if a value is not one."""
     plain = [word.replace(MISSING, 'nan') for word in words]
     if not all(plain):
         raise ValueError
@@ -240,7 +251,7 @@ def _numbers(words: Sequence[str]) -> np.ndarray:
 
 
 def _no_number(words: Sequence[str]) -> str:
-    """Returns the end of a message with the first word that is not a number, and its position."""
+    """Returns the end of a message with the first value that is not a number, its step and its channel."""
 
     def bad(text: str) -> bool:
         try:
@@ -260,8 +271,11 @@ def _no_number(words: Sequence[str]) -> str:
                 half = len(values) // 2
                 first = bad(','.join(values[:half]))
                 values, step = (values[:half], step) if first else (values[half:], step + half)
-            return f'has {_shown(values[0])} at step {step} of channel {channel}, which is not a number; correct it'
-    return 'has a value that is not a number; correct it'
+            return (
+                f'has {_shown(values[0])} at step {step} of channel {channel}, which is not a number; correct it, or '
+                'write ? for a missing value'
+            )
+    return 'has a value that is not a number; correct it, or write ? for a missing value'
 
 
 def _shown(word: str) -> str:

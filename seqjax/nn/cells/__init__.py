@@ -1,1 +1,1 @@
-"""Recurrent cells, a file a family."""
+"""Recurrent cells: simple, GRU, LSTM and linear, one module per family, and their base classes."""

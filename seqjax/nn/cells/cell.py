@@ -1,8 +1,8 @@
-"""Base classes of recurrent cells: one time step, (carry, x_t) -> (carry, y_t), by `flax.linen.RNNCellBase`.
+"""Base classes of recurrent cells, which map (carry, inputs of one time step) to (new carry, outputs) as in Flax.
 
-Kernels and biases concatenate the gates. The LSTM's are (i, f, g, o), as in Keras and PyTorch: input gate, forget gate,
-candidate (c in Keras, g in PyTorch), output gate. The GRU's are (z, r, n), as in Keras and ONNX: update gate, reset
-gate, candidate; PyTorch has r before z.
+Kernels and biases concatenate the gates. The gates of the LSTM are (i, f, g, o), as in Keras and PyTorch: input gate,
+forget gate, candidate (c in Keras, g in PyTorch), output gate. The gates of the GRU are (z, r, n), as in Keras and
+ONNX: update gate, reset gate, candidate; PyTorch has r before z.
 
 Dropout is active in training, that is with the random stream 'dropout': `seqjax.nn.RNN` draws the masks of a sequence
 once (`draw_dropout_masks`), and passes them to every step.
@@ -26,42 +26,42 @@ from seqjax.options import NamedOptions
 
 
 class HiddenCarry(NamedTuple):
-    """Carry of a cell whose output is its whole state."""
+    """Carry of a cell whose only state, h, is also its output."""
 
     h: jax.Array  # [B, H]
 
 
 class RecurrentOutput(NamedTuple):
-    """Carry and outputs of a cell over all steps."""
+    """Result of running a cell over all time steps."""
 
     last: Any  # carry after the last step
     outputs: Any  # [T, *B, ...]
-    carries: Any  # [T, *B, ...], carry after each step; None without `history`
+    carries: Any  # [T, *B, ...], carry after each step; None unless requested by `history`
 
 
 class DropoutMasks(NamedTuple):
-    """Dropout masks of a sequence, and the key of the masks that are drawn at every step."""
+    """Dropout masks for all steps of a sequence, and the PRNG key from which the masks of single steps are drawn."""
 
-    key: jax.Array  # key of the sequence; of the step after `at`
-    hidden: jax.Array | None  # [B, H] factor on the hidden state in every product
-    kernel: jax.Array | None  # [H, nH] factor on the recurrent kernel, the same for all rows
+    key: jax.Array  # PRNG key of the sequence, or of a step in the result of `at`
+    hidden: jax.Array | None  # [B, H] factor on the hidden state in the products h U; None: no such dropout
+    kernel: jax.Array | None  # [H, nH] factor on the recurrent kernel, for all rows; None: no DropConnect
 
     def at(self, step: jax.Array) -> DropoutMasks:
-        """Returns the masks with the key of one step, which depends only on the sequence's key and the step's index."""
+        """Returns the masks with the PRNG key of time step `step`, derived from the sequence's key and this index."""
         return self._replace(key=jax.random.fold_in(self.key, step))
 
 
 class Cell(NamedOptions, nn.RNNCellBase):
-    """Base class of the cells: parameters, their checks and their precision.
+    """Base class of all cells: kernel and bias of the inputs, checks of options and shapes, and dtypes.
 
     The parameters are `kernel` [F, nH] and `bias` [nH] for n gates; subclasses add others. Products, gates and
-    outputs have `dtype`, by default the promoted dtype of inputs and parameters; the carry has `param_dtype` at every
-    step.
+    outputs have `dtype`, by default the promoted dtype of inputs and parameters; the carry has `param_dtype` (linear
+    cells: at least float32) at every step.
     """
 
     features: int  # H
-    kernel_init: Initializer | None = None
-    bias_init: Initializer | None = None  # may be a `GateBias`
+    kernel_init: Initializer | None = None  # None: the cell's default
+    bias_init: Initializer | None = None  # None: the cell's default; may be a `GateBias`
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -74,7 +74,7 @@ class Cell(NamedOptions, nn.RNNCellBase):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Roles of the gates (`initializers.KEEP`, `WRITE`, `UPDATE` or ''), in their order."""
+        """Roles of the gates in the order of the kernel: `initializers.KEEP`, `WRITE`, `UPDATE` or ''."""
         raise NotImplementedError
 
     @property
@@ -83,7 +83,7 @@ class Cell(NamedOptions, nn.RNNCellBase):
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
-        """Returns zeros for inputs of `input_shape` [B, F]; `rng` is not used."""
+        """Returns a carry of zeros, h [B, H], for inputs of shape `input_shape` [B, F]; `rng` is not used."""
         del rng
         return HiddenCarry(jnp.zeros((*input_shape[:-1], self.features), self._carry_dtype))
 
@@ -92,7 +92,7 @@ class Cell(NamedOptions, nn.RNNCellBase):
         return self.param_dtype
 
     def _input_weights(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns kernel and bias; raises ValueError if inputs do not fit them."""
+        """Returns the parameters kernel [F, nH] and bias [nH]; raises ValueError if inputs [B, F] have another F."""
         self._check_inputs(inputs)
         shape = (inputs.shape[-1], len(self.roles) * self.features)
         bias_init = self.bias_init or self._default_bias()
@@ -118,25 +118,25 @@ class Cell(NamedOptions, nn.RNNCellBase):
         for part, width in zip(carry, widths, strict=True):
             want = (*inputs.shape[:-1], width)
             validation.check_shape(
-                'the carry', part.shape, want, f'the batch axes of inputs {inputs.shape} and the features'
+                'the carry', part.shape, want, f'the batch axes of inputs {inputs.shape} and the state size'
             )
 
 
 def check_count(name: str, value: Any, meaning: str) -> None:
-    """Raises ValueError if the value is not an integer of at least 1."""
+    """Raises ValueError if `value` is not an integer of at least 1; `meaning` says in the message what it counts."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f'{name}={value!r} must be an integer of at least 1: {meaning}')
 
 
 def check_rate(name: str, value: Any, meaning: str, below_one: bool = False) -> None:
-    """Raises ValueError if the value is not a number from 0 to 1, or to below 1."""
+    """Raises ValueError if `value` is not a number from 0 to 1 (below 1 if `below_one`); `meaning` ends the message."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not 0 <= value <= 1 or (below_one and value == 1):
         raise ValueError(f'{name}={value!r} must be a number from 0 {meaning}')
 
 
 def row(bias: jax.Array, like: jax.Array) -> jax.Array:
-    """Expands a bias [n] to as many axes as `like` [*B, n]."""
+    """Returns a bias [n] with axes of length 1 in front, as many axes as `like` [*B, n] has."""
     return bias.reshape((1,) * (like.ndim - 1) + bias.shape)
 
 
@@ -144,16 +144,16 @@ DROPOUT_MASK_SCHEDULES = ('sequence', 'step')
 
 
 class RecurrentCell(Cell):
-    """Base class of cells with a recurrent kernel; parameter `recurrent_kernel` [H, nH] (U).
+    """Base class of cells with a recurrent kernel, the parameter `recurrent_kernel` [H, nH] (U).
 
-    In training only:
-      recurrent_dropout: fraction that is dropped. With `recurrent_dropout_mask='sequence'` one mask per sequence on the
-        hidden state in every product h U (Gal and Ghahramani 2016, equation 7, tied weights); with 'step' one mask per
-        step on the candidate, so that memory is not lost (Semeniuta et al. 2016, equation 9).
+    Regularization, active in training, that is with a random stream 'dropout':
+      recurrent_dropout: dropped fraction; with `recurrent_dropout_mask='sequence'` of the hidden state in every product
+        h U, one mask per row for all steps (Gal and Ghahramani 2016, equation 7, tied weights); with 'step' of the
+        candidate, a new mask at every step, so that memory is not lost (Semeniuta et al. 2016, equation 9).
       drop_connect: fraction of the recurrent kernel that is dropped, one mask for the whole batch and all steps (Merity
         et al. 2018).
-      zoneout_h: fraction of hidden units that keep their value, drawn at every step (Krueger et al. 2017, section 3.2);
-        its expectation without the stream 'dropout'. (`zoneout_c` of the LSTM: the same for the cell state.)
+      zoneout_h: fraction of hidden units that keep their value, drawn at every step (Krueger et al. 2017, section 3.2).
+        Without the stream 'dropout', h is the expectation. (`zoneout_c` of the LSTM: the same for the cell state.)
 
     With `layer_norm` the products x W and h U are normalized over all gates together before they are added (Ba et al.
     2016); scales are parameters, and so are shifts that are not redundant with the bias.
@@ -163,25 +163,29 @@ class RecurrentCell(Cell):
     recurrent_kernel_init: Initializer | None = None
     layer_norm: bool = False
     recurrent_dropout: float = 0.0
-    recurrent_dropout_mask: str = 'sequence'
+    recurrent_dropout_mask: str = 'sequence'  # or 'step'
     drop_connect: float = 0.0
     zoneout_h: float = 0.0
 
     def __post_init__(self) -> None:
         validation.check_choice('init_scheme', self.init_scheme, initializers.SCHEMES)
         if self.init_scheme != 'keras' and None not in (self.kernel_init, self.recurrent_kernel_init, self.bias_init):
-            raise ValueError(f'init_scheme={self.init_scheme!r} has no effect if all initializers are given')
+            raise ValueError(
+                f'init_scheme={self.init_scheme!r} has no effect if kernel_init, recurrent_kernel_init and bias_init '
+                'are all passed; remove it'
+            )
         for name in ('recurrent_dropout', 'drop_connect'):
-            check_rate(name, getattr(self, name), 'to below 1: the fraction that is dropped', below_one=True)
+            check_rate(name, getattr(self, name), 'to below 1: the fraction dropped in training', below_one=True)
         check_rate('zoneout_h', self.zoneout_h, 'to 1: the fraction of units that keep their value')
         validation.check_choice('recurrent_dropout_mask', self.recurrent_dropout_mask, DROPOUT_MASK_SCHEDULES)
         if self.recurrent_dropout_mask != 'sequence' and not self.recurrent_dropout:
             raise ValueError(
-                f'recurrent_dropout_mask={self.recurrent_dropout_mask!r} has no effect with recurrent_dropout=0'
+                f'recurrent_dropout_mask={self.recurrent_dropout_mask!r} has no effect with recurrent_dropout=0; '
+                'remove it, or set recurrent_dropout'
             )
         super().__post_init__()
         if self.layer_norm and self.features == 1:
-            raise ValueError('layer_norm=True needs features of at least 2: one number minus its mean is 0')
+            raise ValueError('layer_norm=True needs features of at least 2, not 1: one number minus its mean is 0')
 
     @property
     def _hidden_size(self) -> int:
@@ -195,16 +199,16 @@ class RecurrentCell(Cell):
         return self._scheme.kernel
 
     def _default_bias(self) -> Initializer:
-        """Returns the initializer of a single bias: the sum of the scheme's two biases."""
+        """Returns the default initializer of a single bias, the sum of the two biases of the scheme."""
         return initializers.sum_of(self._scheme.bias, self._scheme.recurrent_bias)
 
     @property
     def is_stochastic(self) -> bool:
-        """True if training differs from evaluation."""
+        """True if a rate of dropout or zoneout is above 0, so that training differs from evaluation."""
         return any((self.recurrent_dropout, self.drop_connect, self.zoneout_h))
 
     def draw_dropout_masks(self, batch: tuple[int, ...]) -> DropoutMasks | None:
-        """Draws the masks of a sequence of rows [*B] from the stream 'dropout'; None for a cell without dropout."""
+        """Draws the dropout masks of sequences with batch axes `batch`; None if the cell is not stochastic."""
         if not self.is_stochastic:
             return None
         step, hidden, kernel = jax.random.split(self.make_rng('dropout'), 3)
@@ -217,13 +221,16 @@ class RecurrentCell(Cell):
         )
 
     def _dropout_mask(self, key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-        """Draws factors that are 0 with probability `rate`, else 1 / (1 - rate)."""
+        """Draws an array of factors that are 0 with probability `rate`, else 1 / (1 - rate)."""
         return jax.random.bernoulli(key, 1 - rate, shape).astype(self.param_dtype) / (1 - rate)
 
     def _call_masks(
         self, dropout_masks: DropoutMasks | None, deterministic: bool | None, inputs: jax.Array
     ) -> DropoutMasks | None:
-        """Returns the masks of a call: the passed masks, or newly drawn ones; None if deterministic."""
+        """Returns the masks of a call: the passed ones, or if they are None newly drawn ones; None if deterministic.
+
+        `deterministic` None stands for True in a call without a random stream 'dropout'.
+        """
         if deterministic is None:
             deterministic = not self.has_rng('dropout')
         if deterministic:
@@ -233,7 +240,7 @@ class RecurrentCell(Cell):
     def _products(
         self, inputs: jax.Array, h: jax.Array, dropout_masks: DropoutMasks | None
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Returns x W [*B, nH], h [*B, H] and U [H, nH] with their masks, and b [*1, nH]; in the dtype of a step."""
+        """Returns x W [*B, nH], h [*B, H] and U [H, nH] after dropout, and b [1, ..., nH], all in one dtype."""
         kernel, bias = self._input_weights(inputs)
         init = self.recurrent_kernel_init or self._scheme.recurrent_kernel
         shape = (self._hidden_size, kernel.shape[-1])
@@ -248,14 +255,14 @@ class RecurrentCell(Cell):
         return inputs @ kernel, h, recurrent_kernel, row(bias, inputs)
 
     def _has_standard_step(self, cell: type[RecurrentCell]) -> bool:
-        """Returns True if a step is the step of `cell`, not of a subclass, without variants other than DropConnect."""
+        """Returns True if `__call__` is that of `cell`, without layer_norm, recurrent_dropout and zoneout_h."""
         variants = (self.layer_norm, self.recurrent_dropout, self.zoneout_h)
         return type(self).__call__ is cell.__call__ and not any(variants)
 
     def _fused_weights(self, inputs: jax.Array, h: jax.Array, dropout_masks: DropoutMasks | None) -> list[jax.Array]:
-        """Returns the inputs and the weights `fused_weight_names`, in the dtype of the computation.
+        """Returns inputs and the parameters `fused_weight_names`, with DropConnect, in the dtype of the computation.
 
-        The weights must exist: a layer initializes them by a sequential scan.
+        The parameters must exist: a layer initializes them by a sequential scan.
         """
         self._check_inputs(inputs)
         weights = {name: self.get_variable('params', name) for name in self.fused_weight_names}
@@ -264,7 +271,10 @@ class RecurrentCell(Cell):
         return promote_dtype(inputs, *weights.values(), h, dtype=self.dtype)[:-1]
 
     def _norm(self, name: str, x: jax.Array, *, shift: bool = False) -> jax.Array:
-        """Normalizes x over its last axis if the cell has layer normalization."""
+        """Returns x normalized over its last axis by the layer `name`, or x unchanged without `layer_norm`.
+
+        The layer has a learned scale, and with `shift` a learned shift.
+        """
         if not self.layer_norm:
             return x
         norm = nn.LayerNorm(1e-5, name=name, use_bias=shift, param_dtype=self.param_dtype)
@@ -279,7 +289,10 @@ class RecurrentCell(Cell):
     def _zoneout(
         self, rate: float, new: jax.Array, old: jax.Array, dropout_masks: DropoutMasks | None, part: int
     ) -> jax.Array:
-        """Returns `new` in the dtype of `old`, and `old` for units that are zoned out."""
+        """Returns `new`, but `old` for a random fraction `rate` of the units, in the dtype of `old`.
+
+        Without dropout masks it returns the expectation, rate * old + (1 - rate) * new.
+        """
         new = new.astype(old.dtype)
         if not rate:
             return new

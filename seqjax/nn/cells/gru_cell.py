@@ -29,7 +29,7 @@ class GRUCell(RecurrentCell):
     bias of ONNX only adds to the first. The default initializers are Keras's.
 
     Variants as in `RecurrentCell`. With `layer_norm` the gates z and r are normalized together, and n separately (Ba et
-    al. 2016, equations 26 to 28, with biases). Masks of a step (Semeniuta et al. 2016) apply to n.
+    al. 2016, equations 26 to 28, with biases). With `recurrent_dropout_mask='step'` the masks apply to n.
     """
 
     reset_after: bool = True
@@ -52,7 +52,7 @@ class GRUCell(RecurrentCell):
         dropout_masks: DropoutMasks | None = None,
         deterministic: bool | None = None,
     ) -> tuple[HiddenCarry, jax.Array]:
-        """Computes a step: carry of [B, H], inputs [B, F] -> new carry, outputs [B, H]."""
+        """Runs one time step: carry h [B, H], inputs [B, F] -> (new carry, outputs [B, H])."""
         (h,) = carry = cell.hidden_carry(carry)
         self._check_carry(carry, inputs, self.features)
         dropout_masks, act = self._call_masks(dropout_masks, deterministic, inputs), self.recurrent_activation
@@ -84,7 +84,7 @@ class GRUCell(RecurrentCell):
 
     @property
     def fused(self) -> bool:
-        """True if `run_fused` computes this cell: no variants other than DropConnect."""
+        """True if `run_fused` supports the cell: `reset_after`, tanh, sigmoid, and no variant except DropConnect."""
         kinds = (self.activation, self.recurrent_activation)
         return (
             self.reset_after and kinds == (activations.TANH, activations.SIGMOID) and self._has_standard_step(GRUCell)
@@ -100,7 +100,7 @@ class GRUCell(RecurrentCell):
         reset_carry: Any,
         **options: Any,
     ) -> RecurrentOutput:
-        """Runs all steps of inputs [T, B, F] by `seqjax.ops.gru.gru` with `options`."""
+        """Runs all time steps of inputs [T, B, F] by `seqjax.ops.gru.gru`, which also gets `options`."""
         h, reset_carry = cell.hidden_carry(carry).h, None if reset_carry is None else cell.hidden_carry(reset_carry).h
         inputs, *weights = self._fused_weights(inputs, h, dropout_masks)
         last, outputs = gru.gru(inputs, h, *weights, reset_carry=reset_carry, **options)

@@ -1,7 +1,7 @@
 """Cells with a linear recurrence h' = a * h + b, where a and b depend only on the inputs.
 
 All steps can be computed by `jax.lax.associative_scan` (Blelloch 1990; Martin and Cundy 2018), see `parallel` of
-`seqjax.nn.rnn.RNN`; step by step they are cells like all others.
+`seqjax.nn.rnn.RNN`; they can also run step by step, like all other cells.
 """
 
 import math
@@ -22,24 +22,24 @@ Affine = tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]
 
 
 class ComplexCarry(NamedTuple):
-    """Complex state as two real arrays, for code that needs real arrays (optimizers, files)."""
+    """Carry of a complex state as two real arrays, for code that supports no complex arrays."""
 
     real: jax.Array  # [B, H]
     imag: jax.Array  # [B, H]
 
 
 class LinearCell(Cell):
-    """Base class of linear cells: a subclass defines only `affine`."""
+    """Base class of cells with a linear recurrence h' = a * h + b; subclasses define `affine`."""
 
     def affine(self, inputs: jax.Array) -> Affine:
-        """Returns a and b [*B, H] of h' = a * h + b for inputs [*B, F], and a function h' [*B, H] -> outputs [*B, O].
+        """Returns (a, b, read) for inputs [*B, F]: h' = a * h + b, and read maps h' [*B, H] to outputs [*B, O].
 
-        Called with [B, F] for a step, and with [T, B, F] for a parallel scan.
+        a and b are [*B, H] or broadcast to it. Inputs are [B, F] for a step, and [T, B, F] for a parallel scan.
         """
         raise NotImplementedError
 
     def __call__(self, carry: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
-        """Computes a step: carry of [B, H], inputs [B, F] -> new carry, outputs [B, O]."""
+        """Runs one time step: carry with state [B, H], inputs [B, F] -> (new carry, outputs [B, O])."""
         state = self.state(carry)
         self._check_carry((state,), inputs, self.features)
         decay, update, read = self.affine(inputs)
@@ -48,21 +48,21 @@ class LinearCell(Cell):
 
     @property
     def _carry_dtype(self) -> Any:
-        """Dtype of the state, at least float32: rounding errors of half precision would accumulate over time."""
+        """Dtype of the carry, at least float32: rounding errors of half precision would accumulate over time."""
         return jnp.promote_types(self.param_dtype, jnp.float32)
 
     @nn.nowrap
     def state(self, carry: Any) -> jax.Array:
-        """Returns the carry as one array."""
+        """Returns the state in a carry as one array [*B, H]."""
         return carry[0] if isinstance(carry, tuple) else carry
 
     @nn.nowrap
     def carry(self, state: jax.Array) -> Any:
-        """Returns the carry of a state that is one array."""
+        """Returns a state [*B, H] as a carry, the inverse of `state`."""
         return HiddenCarry(state)
 
     def _gates(self, inputs: jax.Array) -> tuple[list[jax.Array], Any]:
-        """Returns x W + b for each gate, in the dtype of the state or wider, and the dtype of the outputs."""
+        """Returns (list of x W + b [*B, H] per gate, in the dtype of the carry or wider; dtype of the outputs)."""
         inputs, kernel, bias = promote_dtype(inputs, *self._input_weights(inputs), dtype=self.dtype)
         z = inputs @ kernel + cell.row(bias, inputs)
         return jnp.split(self._widen(z), len(self.roles), axis=-1), z.dtype
@@ -81,7 +81,7 @@ class MinGRUCell(LinearCell):
     log-space version (appendix B), whose states are positive.
     """
 
-    activation: str | Activation = activations.IDENTITY  # or 'positive'
+    activation: str | Activation = activations.IDENTITY  # of n; 'positive': see above
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class MinLSTMCell(LinearCell):
     log-space version (appendix B).
     """
 
-    activation: str | Activation = activations.IDENTITY  # or 'positive'
+    activation: str | Activation = activations.IDENTITY  # of n; 'positive': see above
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -131,19 +131,22 @@ class LRUCell(LinearCell):
     """
 
     outputs: int | None = None  # O; H by default
-    r_min: float = 0.0
-    r_max: float = 1.0
-    max_phase: float = 2 * math.pi
+    r_min: float = 0.0  # smallest initial |lambda|
+    r_max: float = 1.0  # largest initial |lambda|
+    max_phase: float = 2 * math.pi  # largest initial phase of lambda
 
     def __post_init__(self) -> None:
         if self.outputs is not None:
             cell.check_count('outputs', self.outputs, 'the size of the output of a step')
         if not 0 <= self.r_min < self.r_max <= 1:
-            raise ValueError(f'r_min={self.r_min} and r_max={self.r_max} must be 0 <= r_min < r_max <= 1')
+            raise ValueError(f'r_min={self.r_min} and r_max={self.r_max} must satisfy 0 <= r_min < r_max <= 1')
         if not 0 < self.max_phase <= 2 * math.pi:
-            raise ValueError(f'max_phase={self.max_phase} must be above 0 and at most 2 pi')
+            raise ValueError(f'max_phase={self.max_phase} must be above 0 and at most 2 pi, an angle in radians')
         if self.bias_init is not None:
-            raise ValueError('bias_init is not supported by LRUCell, which has no bias')
+            raise ValueError(
+                'bias_init is not supported by LRUCell, which has no bias; use bias_init=None (in a model '
+                'configuration forget_bias_init=default)'
+            )
         super().__post_init__()
 
     @nn.compact
@@ -180,7 +183,7 @@ class LRUCell(LinearCell):
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> ComplexCarry:
-        """Returns zeros for inputs of `input_shape` [B, F], in float32 or wider; `rng` is not used."""
+        """Returns a carry of zeros [B, H], at least float32, for inputs of shape [B, F]; `rng` is not used."""
         del rng
         return ComplexCarry(*(jnp.zeros((*input_shape[:-1], self.features), self._carry_dtype) for _ in range(2)))
 
@@ -225,7 +228,7 @@ class RGLRUCell(LinearCell):
         return jnp.exp(log_a), scale * (i * u), lambda h: h.astype(dtype)
 
 
-TINY = 1e-12
+TINY = 1e-12  # largest 1 - a^2 whose square root is taken as 0
 
 
 def _decay_init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:

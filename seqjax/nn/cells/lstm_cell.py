@@ -18,10 +18,10 @@ from seqjax.ops.lstm_scan import LSTMWeights
 
 
 class LSTMCarry(NamedTuple):
-    """Carry of an LSTM, in Flax's order."""
+    """Carry of an LSTM: cell state and hidden state, in the order of Flax."""
 
     c: jax.Array  # [B, H] cell state
-    h: jax.Array  # [B, H] hidden state, the output of the step before; [B, P] with projection
+    h: jax.Array  # [B, H] hidden state, also the output of a step; [B, P] with `projection`
 
 
 class LSTMCell(RecurrentCell):
@@ -33,36 +33,36 @@ class LSTMCell(RecurrentCell):
         h'      = o * activation(c')
 
     Parameters: `kernel` [F, 4H] (W), `recurrent_kernel` [H, 4H] (U), `bias` [4H] (b), that is
-    4 ((F + 1) H + H^2) numbers. The default initializers are Keras's. `bias` is the sum of PyTorch's two biases,
-    which move twice as far under plain gradient descent.
+    4 ((F + 1) H + H^2) numbers. The default initializers are Keras's. `bias` is the sum of PyTorch's two biases;
+    that sum moves twice as far in a step of plain gradient descent.
 
     Variants:
       forget: 'gate'; or 'coupled', f = 1 - i (Greff et al. 2017, CIFG); or 'none', f = 1, the cell of 1997
         (section 4; its squashing functions ranged from -2 to 2 and from -1 to 1). The last two have only the gates i,
         g, o, three quarters of the weights.
-      peepholes: `peephole` [3H] (i, f, o), each gate also reads its cell: i and f the old c, o the new one (Gers et al.
-        2002). They are initialized to 0.
-      layer_norm: Ba et al. 2016, equations 20 to 22: c' is also normalized before the last activation.
+      peepholes: each gate also reads c of the same unit, with the weights `peephole` [3H] (i, f, o): i and f the old c,
+        o the new one (Gers et al. 2002). The weights are initialized to 0.
+      layer_norm: as in `RecurrentCell`, and c' is normalized before the last activation (Ba et al. 2016, eq. 20 to 22).
       projection: P, the size of h' = (o * activation(c')) R with `projection_kernel` [H, P] (Sak et al. 2014; PyTorch's
         `proj_size`); U is [P, 4H].
       recurrent_dropout, drop_connect, zoneout_h, zoneout_c: see `RecurrentCell`.
 
-    The gates are sown in the collection 'intermediates', by their names.
+    The gates are sown in the collection 'intermediates' as i, f, g and o.
     """
 
     activation: str | Activation = activations.TANH  # a key of ACTIVATIONS, or a function
     recurrent_activation: str | Activation = activations.SIGMOID  # of the gates i, f, o
-    forget: str = 'gate'
+    forget: str = 'gate'  # a key of FORGET
     peepholes: bool = False
-    peephole_init: Initializer | None = None
-    projection: int | None = None
+    peephole_init: Initializer | None = None  # None: zeros
+    projection: int | None = None  # P; None: no projection
     zoneout_c: float = 0.0
 
     def __post_init__(self) -> None:
         validation.check_choice('forget', self.forget, FORGET)
-        cells_cell.check_rate('zoneout_c', self.zoneout_c, 'to 1: the fraction of cells that keep their value')
+        cells_cell.check_rate('zoneout_c', self.zoneout_c, 'to 1: the fraction of units of c that keep their value')
         if self.peephole_init is not None and not self.peepholes:
-            raise ValueError('peephole_init needs peepholes=True')
+            raise ValueError('peephole_init has no effect without peepholes=True; remove it, or set peepholes=True')
         if self.projection is not None:
             cells_cell.check_count('projection', self.projection, 'the size of the projected hidden state')
         super().__post_init__()
@@ -94,7 +94,7 @@ class LSTMCell(RecurrentCell):
         dropout_masks: DropoutMasks | None = None,
         deterministic: bool | None = None,
     ) -> tuple[LSTMCarry, jax.Array]:
-        """Computes a step: carry of c and h [B, H], inputs [B, F] -> new carry, outputs [B, H]; projected h: [B, P]."""
+        """Runs one time step: carry (c, h), inputs [B, F] -> (new carry, new h); h is [B, P] with a projection."""
         c, h = carry = LSTMCarry(*carry)
         self._check_carry(carry, inputs, self.features, self._hidden_size)
         dropout_masks, act = self._call_masks(dropout_masks, deterministic, inputs), self.recurrent_activation
@@ -125,7 +125,7 @@ class LSTMCell(RecurrentCell):
 
     @property
     def fused(self) -> bool:
-        """True if `run_fused` computes this cell: no variants other than DropConnect."""
+        """True if `run_fused` supports the cell: tanh, sigmoid, and no variants other than DropConnect."""
         kinds = (self.forget, self.activation, self.recurrent_activation)
         standard = kinds == ('gate', activations.TANH, activations.SIGMOID)
         variants = (self.peepholes, self.projection is not None, self.zoneout_c)
@@ -140,7 +140,7 @@ class LSTMCell(RecurrentCell):
         history: bool,
         **options: Any,
     ) -> RecurrentOutput:
-        """Runs all steps of inputs [T, B, F] by `seqjax.ops.lstm.lstm` with `options`."""
+        """Runs all time steps of inputs [T, B, F] by `seqjax.ops.lstm.lstm`, which also gets `options`."""
         carry = LSTMCarry(*carry)
         inputs, *weights = self._fused_weights(inputs, carry.h, dropout_masks)
         last, outputs, cells = lstm.lstm(inputs, carry, *weights, history=history, **options)
@@ -151,7 +151,7 @@ class LSTMCell(RecurrentCell):
         return dict(zip(names, jnp.split(x, len(names), axis=-1), strict=True))
 
     def _peepholes(self, z: jax.Array) -> dict[str, jax.Array]:
-        """Returns the peephole weights [*1, H] of each gate; empty without peepholes."""
+        """Returns {gate: peephole weights [1, ..., H]}; empty without `peepholes`."""
         if not self.peepholes:
             return {}
         names = 'ifo' if self.forget == 'gate' else 'io'
@@ -167,13 +167,14 @@ class LSTMCell(RecurrentCell):
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> LSTMCarry:
-        """Returns zeros for inputs of `input_shape` [B, F]; `rng` is not used."""
+        """Returns a carry of zeros, c [B, H] and h, for inputs of shape `input_shape` [B, F]; `rng` is not used."""
         del rng
         return LSTMCarry(
             *(jnp.zeros((*input_shape[:-1], width), self.param_dtype) for width in (self.features, self._hidden_size))
         )
 
 
+# Roles of the gates for each value of `forget`.
 FORGET = {
     'gate': initializers.LSTM_ROLES,  # i, f, g, o
     'coupled': (initializers.UPDATE, '', ''),  # i, g, o

@@ -16,7 +16,7 @@ class SimpleRNNCell(RecurrentCell):
     The default initializers are Keras's.
 
     Variants as in `RecurrentCell`. With `layer_norm` the sum x W + h U is normalized (Ba et al. 2016, equation 4).
-    Masks of a step (Semeniuta et al. 2016) apply to h in h U.
+    With `recurrent_dropout_mask='step'` the masks apply to h in h U.
     """
 
     activation: str | Activation = activations.TANH  # a key of ACTIVATIONS, or a function
@@ -34,7 +34,7 @@ class SimpleRNNCell(RecurrentCell):
         dropout_masks: DropoutMasks | None = None,
         deterministic: bool | None = None,
     ) -> tuple[HiddenCarry, jax.Array]:
-        """Computes a step: carry of [B, H], inputs [B, F] -> new carry, outputs [B, H]."""
+        """Runs one time step: carry h [B, H], inputs [B, F] -> (new carry, outputs [B, H])."""
         (h,) = carry = cell.hidden_carry(carry)
         self._check_carry(carry, inputs, self.features)
         dropout_masks = self._call_masks(dropout_masks, deterministic, inputs)
