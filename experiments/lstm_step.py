@@ -1,10 +1,11 @@
-"""Print every number that an LSTM computes in a time step: pre-activations, gates and states.
+"""Print every number that an LSTM computes in each time step: pre-activations, gates and states.
 
     python -m experiments.lstm_step --x=0.2
     python -m experiments.lstm_step --x=0.0,0.2,0.4 --hidden=3 --seed=7
     python -m experiments.lstm_step --x=0.0,0.2,0.4 --workdir=runs/td/many_to_many
 
-The weights are the initial weights of --seed, or with --workdir the trained weights of a run of experiments.td.
+The weights are the initial weights of --seed, or with --workdir the trained weights of a run of experiments.td without
+--num_seeds.
 """
 
 from __future__ import annotations

@@ -245,7 +245,10 @@ def _conclusion_of_one(summary: dict[str, Any], targets: np.ndarray, seed: int) 
 
 
 def _format_numbers(sequence: np.ndarray) -> str:
-    """Returns the first MAX_SHOWN numbers of a sequence as text, with one to four decimals: 0.0 0.25 0.5."""
+    """Returns the first MAX_SHOWN numbers of a sequence as text: 0.0 0.25 0.5 ... (12 numbers).
+
+    Numbers are rounded to four decimals and six significant digits. The count follows only if some are left out.
+    """
     words = []
     for x in sequence[:MAX_SHOWN]:
         short, long = text_tables.format_decimals(x), f'{round(float(x), 4):g}'

@@ -103,7 +103,11 @@ class TrainConfig:
     )
     weight_decay: float = option(0.0, 'decoupled weight decay (AdamW), multiplied by the learning rate', FRACTION)
     schedule: str = option('constant', 'learning rate schedule; cosine needs --decay_steps', choices=SCHEDULES)
-    decay_steps: int | None = option(None, 'training steps until --schedule=cosine reaches 0', (1, None))
+    decay_steps: int | None = option(
+        None,
+        'training steps until the learning rate of --schedule=cosine, which needs this flag, reaches 0 and stays there',
+        (1, None),
+    )
     clip_norm: float | None = option(
         None, 'maximal global norm of the gradients, for gradient clipping (default: no clipping)', POSITIVE
     )

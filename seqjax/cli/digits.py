@@ -105,12 +105,16 @@ class Digits(DatasetExperiment):
         return sequential_images.stream(preprocessing)
 
 
-def _read(path: str, labels: str | None, bounds: Bounds) -> tuple[str, Images]:
-    """Reads idx files or scikit-learn's digits; returns the name of the file, and its images with labels if known."""
+def _read(path: str, labels: str | None, bounds: Bounds, prefix: str = '') -> tuple[str, Images]:
+    """Reads idx files or scikit-learn's digits; returns the name of the file, and its images with labels if known.
+
+    `prefix` precedes the names of the flags in messages: 'test_' for the test file.
+    """
     if path == readers_images.DIGITS:
         if labels is not None:
             raise UserError(
-                f'--labels={labels} cannot be used with --data={readers_images.DIGITS}, which has labels; remove it'
+                f'--{prefix}labels={labels} cannot be used with --{prefix}data={readers_images.DIGITS}, which has '
+                f'labels; remove --{prefix}labels'
             )
         return readers_images.DIGITS, readers_images.read_images(readers_images.DIGITS)
     file = optional_packages.locate(path)
@@ -125,7 +129,7 @@ def _read_test(settings: Mapping[str, Any]) -> tuple[str, Images] | None:
     if path is None and settings['data'] != readers_images.DIGITS:
         path = readers_images.sibling_file(Path(optional_packages.locate(settings['data'])), 'train', 't10k')
     if path is not None:
-        return _read(str(path), labels, dataset_experiment.bounds_of(settings))
+        return _read(str(path), labels, dataset_experiment.bounds_of(settings), 'test_')
     if labels is not None:
         raise UserError(f'--test_labels={labels} needs --test_data; pass the file of the test images as --test_data')
     return None

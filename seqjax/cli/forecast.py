@@ -136,8 +136,8 @@ class Forecast(DatasetExperiment):
         ),
         'skip_short': Flag(
             BoolParser(),
-            'skip series (of --id) that are too short or constant, in training and predictions; by default they are an '
-            'error',
+            'exclude series (of --id) that are too short or constant from training, and then from predictions until '
+            'the run is trained again; by default they are an error',
         ),
     }
     own_defaults = {
@@ -308,10 +308,11 @@ def _splits(name: str, table: SeriesTable, options: Mapping[str, Any]) -> list[S
 def split_series(name: str, series: Series, options: Mapping[str, Any], form: DateFormat) -> Split:
     """Returns the indices of the first validation and test rows of a series.
 
-    They are set by --validation_from and --test_from or, without these, by the fractions.
+    They are set by --validation_from and --test_from or, without these, by the fractions, whose splits may be empty.
 
     Raises:
-      UnusableSeriesError: the series does not have both rows, or the validation row is not before the test row.
+      UserError: a flag is not a date, or has an offset from UTC and the dates of the series have none.
+      UnusableSeriesError: a flag selects no row or the first one, or the validation row is not before the test row.
     """
     count = len(series.rows)
     if options['validation_from'] is None:
@@ -333,8 +334,8 @@ def _row(name: str, series: Series, flag: str, text: str, form: DateFormat) -> i
     offset from UTC is a local time of the file.
 
     Raises:
-      UserError: `text` is not a date.
-      UnusableSeriesError: there is no such row, or it is the first one.
+      UserError: `text` is not a date, or has an offset from UTC and the dates of the file have none.
+      UnusableSeriesError: there is no such row, it is the first one, or, without dates, `text` is not a number.
     """
     count = len(series.rows)
     if series.dates is None:

@@ -120,9 +120,10 @@ class ForecastStream:
         stamp = date_columns.parse(words[name], self.dates, before, name)
         if before is not None and stamp.instant <= before.instant:
             last = date_formats.write_one(before, self.dates)
+            series = '' if self.series is None else f' in series {self.series!r}'
             raise UserError(
-                f'column {name!r} holds {words[name]!r}, which is not after {last}, the date of the row before; sort '
-                'the rows by date'
+                f'column {name!r} holds {words[name]!r}, which is not after {last}, the date of the row before{series};'
+                ' sort the rows by date'
             )
         return stamp
 

@@ -84,7 +84,8 @@ class Lengths(TaskExperiment):
             raise UserError(
                 f'--task={self.name} has no sampler by length (`draw`); use a task that has one, such as parity'
             )
-        size = max(padded([flags['max_test_length'] or LENGTH_FACTOR * training_length(task)]))
+        max_test_length = flags['max_test_length'] or LENGTH_FACTOR * training_length(task)
+        size = max(padded([max_test_length]))
         size_flags |= {'max_test_length': flags['max_test_length'], 'sequences_per_length': count}
         steps = 1 if task.spec.output == 'last' else size
         needed = count * (size * (2 + flags['hidden']) + 3 * steps * task.spec.outputs)
@@ -92,7 +93,7 @@ class Lengths(TaskExperiment):
         try:
             sampler = jax.make_jaxpr(lambda: task.draw(jax.random.key(0), jnp.full(count, size), size))()
         except (ValueError, OverflowError) as error:
-            raise UserError(f'--max_test_length={flags["max_test_length"] or size}: {error}') from error
+            raise UserError(f'--max_test_length={max_test_length}: {error}') from error
         return numbers + needed + memory.peak_bytes(sampler) // 4, size_flags
 
     def test(

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax import config, files
+from seqjax import config, files, options
 from seqjax.cli import dataset_experiment, dataset_test, flag_tables, registry, task_setup
 from seqjax.cli.command import Command
 from seqjax.cli.dataset_experiment import DatasetExperiment, Sampling, TrainedModel
@@ -41,7 +41,7 @@ NAME = 'predict'
 ALL = 'all'
 
 FLAGS = {
-    'workdir': Flag(PathParser(), 'run directory of a finished run on a dataset'),
+    'workdir': Flag(PathParser(), 'run directory of a finished run on a dataset (required)'),
     'data': Flag(
         PathParser('file'),
         'file to predict, in the format of the training file; or PACKAGE:PATH, a file of an installed package',
@@ -179,8 +179,8 @@ def _models(
     seeds, best = fit_results.read_models(path, like, settings.train.num_seeds)
     if not np.array_equal(seeds, np.arange(len(seeds)) + settings.train.seed):
         raise UserError(
-            f'{path} has the seeds {seeds.tolist()[:5]} ..., which must be consecutive from {settings.train.seed}; '
-            'repeat the training command with --overwrite'
+            f'{path} has the seeds {options.some(map(str, seeds.tolist()), 5)}, which must be consecutive from '
+            f'{settings.train.seed}; repeat the training command with --overwrite'
         )
     return seeds, best
 

@@ -294,9 +294,10 @@ def _label(names: Sequence[str], setting: Sequence[Any]) -> str:
 
 
 def _lines(names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, Any]) -> Iterator[str]:
-    """Yields the printed table of --metric at the last step, a line for each setting.
+    """Yields the printed table of --metric at the last step: a heading, and a line for each setting.
 
-    A line has the fraction of seeds if every value is 0 or 1, and else the median over seeds, with its 95% CI.
+    If all values of all settings and steps are 0 or 1, a line has the fraction of seeds with 1 and its 95% CI, else the
+    median over seeds with its 95% CI (below 6 seeds, the range) and the number of diverged seeds.
     """
     end = max(row.step for row in rows)
     labels = {setting: _label(names, setting) for setting in dict.fromkeys(row.setting for row in rows)}
@@ -326,8 +327,9 @@ def _is_fraction(rows: Sequence[SweepRow]) -> bool:
 
 
 def _plot(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], settings: dict[str, Any]) -> None:
-    """Writes curve.png: --metric (median over seeds, or fraction of seeds, with 95% CI) against training steps."""
+    """Writes curve.png: --metric (median over seeds, or fraction of seeds, with 95% CI or range) against steps."""
     statistic = 'fraction' if _is_fraction(rows) else 'median'
+    is_range = statistic == 'median' and settings['num_seeds'] < statistics.MIN_MEDIAN_COUNT
 
     def draw(axes: Any) -> None:
         axis, all_settings = axes[0], list(dict.fromkeys(row.setting for row in rows))
@@ -337,7 +339,7 @@ def _plot(folder: Workdir, names: Sequence[str], rows: Sequence[SweepRow], setti
         positive = all(row.value > 0 for row in rows if np.isfinite(row.value))
         axis.set(
             xlabel='training step',
-            ylabel=f'{settings["metric"]}, {statistic} with 95% CI',
+            ylabel=f'{settings["metric"]}, {statistic} with {"range" if is_range else "95% CI"}',
             yscale='log' if positive else 'linear',
         )
         if len(all_settings) <= 12:

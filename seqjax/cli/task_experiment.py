@@ -238,7 +238,11 @@ class TaskExperiment:
             print(f'  ... {len(outcome.seeds) - MAX_ROWS:,} more')
 
     def conclusion(self, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
-        """Returns the last line of the output: the number of successful seeds, and the mean test error rate."""
+        """Returns the last line of the output: the number of successful seeds and their mean error rate.
+
+        The error rate is on held-out data, which --split selects: validation or test. Without a successful seed, the
+        mean is over all seeds.
+        """
         successful = [seed for seed in outcome.seeds if seed.sequences is not None]
         wrong = [seed.test[synthetic.WRONG] for seed in (successful or outcome.seeds)]
         which = 'successful seeds' if successful else 'all seeds'

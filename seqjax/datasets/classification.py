@@ -185,7 +185,8 @@ def parse_numbers(line: str, count: int) -> np.ndarray:
         return np.loadtxt([line.replace('?', 'nan') or '-'], np.float32, delimiter=',', comments=None, ndmin=1)
     except ValueError as error:
         raise UserError(
-            f'{line[:80]!r} has an empty value or one that is not a number; write numbers, separated by commas'
+            f'{line[:80]!r} has an empty value or one that is not a number; write numbers separated by commas, and ? '
+            'for a missing one'
         ) from error
 
 

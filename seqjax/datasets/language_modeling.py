@@ -291,8 +291,8 @@ def sample(
 ) -> jax.Array:
     """Returns sampled tokens [samples, length] int32 that continue a prompt of P >= 1 tokens, [P].
 
-    With p the probability of a token by the model, it is sampled with probability p^(1 / temperature), normalized. Near
-    temperature 0, the most probable token is chosen. The token `never` is not sampled; None allows all tokens.
+    A token to which the model gives probability p is sampled with a probability proportional to p^(1 / temperature).
+    The temperature must be above 0, which is not checked. The token `never` is not sampled; None allows all tokens.
     """
 
     def read(tokens, carry):

@@ -1,7 +1,7 @@
 """Scans of a cell over time: sequential, fused, parallel, and in rematerialized segments."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -99,20 +99,28 @@ def parallel_scan(cell: Any, carry: Carry, steps: SequenceInputs, options: ScanO
     if steps.valid is not None:
         decay = masking.select(steps.valid, decay, jnp.ones_like(decay))
         update = masking.zero(update, steps.valid)
+    resets: tuple[jax.Array, ...] = ()
     if steps.resets is not None:  # the state before a reset is dropped, not multiplied by 0: it may be infinite
         update = masking.select(steps.resets, decay * reset_carry[None] + update, update)
-        decay = masking.zero(decay, ~steps.resets)
+        decay, resets = masking.zero(decay, ~steps.resets), (steps.resets,)
     if shape[0]:
         first = -1 if options.reverse else 0
-        update = update.at[first].add(decay[first] * state)
-    _, states = jax.lax.associative_scan(_compose, (decay, update), reverse=options.reverse)
+        initial = masking.zero(state, ~steps.resets[first]) if resets else state
+        update = update.at[first].add(decay[first] * initial)
+    _, states, *_ = jax.lax.associative_scan(_compose, (decay, update, *resets), reverse=options.reverse)
     last = state if not shape[0] else states[0 if options.reverse else -1]
     return RecurrentOutput(cell.carry(last), read(states), cell.carry(states) if options.history else None)
 
 
-def _compose(first: Any, second: Any) -> Any:
-    """Returns (a, b) of the map h -> a h + b that applies `first` (a, b) and then `second` (a, b)."""
-    return first[0] * second[0], first[1] * second[0] + second[1]
+def _compose(first: Sequence[jax.Array], second: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Returns (a, b) of the map h -> a h + b that applies `first` (a, b) and then `second` (a, b).
+
+    With resets, the maps are (a, b, reset), where `reset` is True if the map drops h, and then a = 0.
+    """
+    if len(second) == 2:
+        return first[0] * second[0], first[1] * second[0] + second[1]
+    update = masking.zero(first[1], ~second[2])
+    return first[0] * second[0], update * second[0] + second[1], first[2] | second[2]
 
 
 def segmented_scan(

@@ -39,7 +39,7 @@ def new_figure(columns: int, title: str, width: float = 5.6) -> tuple[Any, Any]:
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     # Fixed margins in inches: matplotlib's automatic layout draws everything three times.
-    figure.subplots_adjust(0.75 / width, 0.6 / height, 1 - 0.15 / width, 1 - 0.9 / height, wspace=0.18)
+    figure.subplots_adjust(0.75 / width, 0.6 / height, 1 - 0.3 / width, 1 - 0.9 / height, wspace=0.18)
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for axis in axes:
         axis.grid(True, alpha=0.25)

@@ -200,7 +200,8 @@ def _finished(workdir: Workdir) -> dict[str, Any] | None:
     """Returns the summary of a finished run with the same settings; None if there is none, or steps are left.
 
     Raises:
-      UserError: the directory contains another run, or a run with more steps.
+      UserError: the directory contains another run, or a finished one with more steps; or its summary.json is corrupt,
+        or missing although there are other files of a run and no readable checkpoint.
     """
     if not workdir.files():
         return None

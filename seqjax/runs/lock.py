@@ -35,6 +35,8 @@ def is_writable(folder: Path) -> bool:
 def hold(folder: Path) -> Iterator[None]:
     """Context manager that holds the lock of a folder, the file .lock; the system releases it if the process dies.
 
+    Holds no lock if the system has none (no fcntl), or, with a warning, if the file system has none.
+
     Raises:
       UserError: another process holds the lock.
     """

@@ -21,7 +21,7 @@ OFF, AUTO = 'off', 'auto'
 
 
 class Address(NamedTuple):
-    """Address of one process of a distributed run."""
+    """Place of one process in a distributed run."""
 
     coordinator: str  # HOST:PORT of process 0
     count: int  # number of processes

@@ -34,9 +34,11 @@ LONGEST_WAIT = 2.0  # seconds to wait for the threads of a failed call, which ma
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[Any]:
-    """Context manager that imports and yields `orbax.checkpoint`, and drops its log messages, but no exceptions.
+    """Context manager that imports and yields `orbax.checkpoint`, and drops its log messages.
 
-    The first import takes 0.2 s. A caller that handles an exception of Orbax calls `discard` before the context ends.
+    The first import takes 0.2 s. Unraisable errors 'Event loop is closed' of a failed call are dropped as well; all
+    other exceptions propagate. A caller that handles one calls `discard(error)`, which waits for the call's threads and
+    writes, before the context ends.
     """
     import orbax.checkpoint as ocp
 

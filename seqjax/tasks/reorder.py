@@ -96,8 +96,9 @@ def _task(name: str, order: Callable, entropy: Callable[[int], float], longest: 
 
 
 def _reference_losses(entropy: Callable[[int], float], longest: int, symbols: int) -> dict[str, float]:
-    """Returns the losses, in nats per token, of the best constant and of the optimal decoder without the source.
+    """Returns the losses, in nats per token, of two references that do not read the source.
 
+    They are the best constant distribution over tokens, and the optimal decoder, which knows the earlier tokens.
     `entropy` maps a length to the entropy in nats of an answer of that length.
     """
     tokens = 1 + (1 + longest) / 2  # mean number of tokens of an answer

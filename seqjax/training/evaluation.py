@@ -27,9 +27,11 @@ def predict(model: nn.Module, state: TrainState, inputs: Arrays, *, batch_size: 
     carry.
 
     Raises:
-      ValueError: the arrays of `inputs` differ in N, or `batch_size` is below 1.
+      ValueError: `inputs` has no arrays, its arrays differ in N, or `batch_size` is below 1.
     """
     counts = sorted({len(x) for x in jax.tree.leaves(inputs)})
+    if not counts:
+        raise ValueError('inputs has no arrays; pass at least one')
     if len(counts) != 1:
         raise ValueError(f'all arrays of inputs must have the same length on axis 0, and they have {counts}')
     if batch_size < 1:

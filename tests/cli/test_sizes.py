@@ -221,6 +221,15 @@ def test_a_program_that_exceeds_the_memory_is_refused_before_it_is_compiled(monk
         echo.run(window=2000, steps=1, plot=False)
 
 
+def test_a_program_for_a_gpu_is_not_compared_with_the_memory_of_the_machine(monkeypatch):
+    monkeypatch.setattr(memory, 'available_bytes', lambda: 10)
+    program = jax.make_jaxpr(jnp.sort)(jnp.zeros(100))
+    with pytest.raises(UserError, match='--hidden=3'):
+        memory.check({'hidden': 3}, program)
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    memory.check({'hidden': 3}, program)
+
+
 def test_a_container_with_less_memory_than_the_machine(tmp_path, monkeypatch):
     most = memory.available_bytes()
     limit = tmp_path / 'memory.max'

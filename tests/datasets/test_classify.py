@@ -139,7 +139,7 @@ def test_of_many_classes_the_commonest_mistakes_are_told():
     guess[[4, 5, 8]] = 7
     assert classification.confusion(guess, labels, [f'c{i}' for i in range(30)])[1:] == [
         '  c2 predicted as c7: 2',
-        '  c4 as c7: 1',
+        '  c4 predicted as c7: 1',
     ]
 
 

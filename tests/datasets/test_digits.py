@@ -226,6 +226,7 @@ def test_rows_that_come_one_at_a_time_end_where_the_whole_image_does(trained, mo
     [
         (['--data=none'], 'none'),
         (['--data=digits', '--labels=x'], '--data=digits'),
+        (['--data=digits', '--test_data=digits', '--test_labels=x'], '--test_labels=x cannot be used with --test_data'),
         (['--data=x', '--test_labels=x'], '--test_data'),
         (['--data=x'], '--labels'),
         (['--data=x', '--labels=x'], '00 00 08 01'),

@@ -86,6 +86,9 @@ FAULTS = {
     'no @classLabel': (HEAD.replace('@classLabel true left Right\n', '') + ROW, '@classLabel'),
     'no classes in it': (HEAD.replace(' left Right', '') + ROW, 'x.ts'),
     'no true or false': (HEAD.replace('true', 'yes') + ROW, "@classlabel 'yes'"),
+    'no number after @dimension': (HEAD.replace('@dimensions 2', '@dimension') + ROW, "@dimension ''"),
+    'no number after @dimensions': (HEAD.replace('@dimensions 2', '@dimensions') + ROW, "@dimensions ''"),
+    'two channels in a univariate file': ('@univariate true\n@classLabel false\n@data\n1:2\n', '@univariate or'),
     'no channels': (HEAD.replace('@dimensions 2', '@dimensions 0') + ROW, "@dimensions '0'"),
     'very long word': (HEAD + 'x' * 10_000 + ':1:left', "has '" + 'x' * 40 + "...' at step 1"),
 }

@@ -45,6 +45,36 @@ def test_a_reset_begins_a_fresh_run(name, reverse, learned):
     assert np.abs(got - run(x, resets=np.zeros_like(resets), initial_carry=first)).max() > 1e-2
 
 
+def run_from(start, x, parallel, resets, **options):
+    """Returns the outputs of a minGRU whose initial state is `start` in every unit."""
+    layer, variables, _ = started('mingru', parallel=parallel)
+    first = jax.tree.map(lambda leaf: np.full(leaf.shape, start, np.float32), own_carry('mingru'))
+    return layer.apply(variables, x, resets=resets, initial_carry=first, keep_order=True, **options)
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+@pytest.mark.parametrize('parallel', [False, True])
+def test_an_infinite_state_ends_at_a_reset(parallel, reverse):
+    resets = np.zeros((B, T), bool)
+    resets[:, 3] = True
+    finite, infinite = (run_from(start, draw(B, T, F), parallel, resets, reverse=reverse) for start in (1, np.inf))
+    before, after = (slice(3, None), slice(3)) if reverse else (slice(3), slice(3, None))
+    np.testing.assert_array_equal(infinite[:, after], finite[:, after])
+    assert not np.isfinite(infinite[:, before]).any()
+
+
+@pytest.mark.parametrize('parallel', [False, True])
+def test_an_infinite_carry_that_is_reset_at_once_leaves_finite_gradients(parallel):
+    resets = np.zeros((B, T), bool)
+    resets[:, 0] = True
+    want, got = (
+        jax.value_and_grad(lambda x, start=start: run_from(start, x, parallel, resets).sum())(draw(B, T, F))
+        for start in (1, np.inf)
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert np.isfinite(got[1]).all()
+
+
 @pytest.mark.parametrize('reverse', [False, True])
 def test_no_gradient_crosses_a_reset(reverse):
     """Outputs on either side of step 3 depend on inputs of their own side alone, and only one side on the carry."""

@@ -125,7 +125,7 @@ def test_one_argument_chooses_the_form_of_whatever_stands_around():
         (lambda: rnn.RNN(LSTMCell(H), parallel=True), 'parallel=True.*LSTMCell'),
         (lambda: rnn.RNN(nn.GRUCell(H), parallel=True), 'GRUCell'),
         (lambda: rnn.RNN(MinGRUCell(H), parallel=True, unroll=2), 'parallel=True'),
-        (lambda: rnn.RNN(MinGRUCell(H), parallel=True, split_rngs={}), 'unroll, variable_axes'),
+        (lambda: rnn.RNN(MinGRUCell(H), parallel=True, split_rngs={}), 'unroll above 1, variable_axes'),
     ],
 )
 def test_what_cannot_be_taken_all_at_once_is_refused(layer, message):

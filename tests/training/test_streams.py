@@ -198,10 +198,17 @@ def test_S03_ten_rows_in_batches_of_any_size_are_ten_predictions(batch_size):
     reference.assert_close(got, want, 1e-6)
 
 
-@pytest.mark.parametrize(('inputs', 'size'), [((np.ones((3, 2)), np.ones(4)), 2), (np.ones((3, 2)), 0)])
-def test_inputs_that_cannot_be_cut_into_batches_are_refused(inputs, size):
+@pytest.mark.parametrize(
+    ('inputs', 'size', 'words'),
+    [
+        ((np.ones((3, 2)), np.ones(4)), 2, r'inputs .*\[3, 4\]'),
+        (np.ones((3, 2)), 0, 'batch_size=0'),
+        ({}, 2, 'inputs has no arrays'),
+    ],
+)
+def test_inputs_that_cannot_be_cut_into_batches_are_refused(inputs, size, words):
     state = training.init_state(nn.Dense(1), fixed_task(), TX, jax.random.key(0))
-    with pytest.raises(ValueError, match='inputs'):
+    with pytest.raises(ValueError, match=words):
         training.predict(nn.Dense(1), state, inputs, batch_size=size)
 
 

@@ -240,9 +240,9 @@ def other_reading(local: np.ndarray, format: str | None) -> tuple[str, np.ndarra
 
 
 def candidates(text: str) -> list[str]:
-    """Returns the known formats that fit `text`, the first date of a column; [] if there are none.
+    """Returns the known formats that fit `text`, the first date of a column without its offset from UTC; [] if none.
 
-    If ISO, QUARTER or WEEK fits, strptime formats are not tried.
+    If ISO, QUARTER or WEEK fits, it is the only one returned, and strptime formats are not tried.
     """
     one = [text]
     for word in (date_formats.ISO, date_formats.QUARTER, date_formats.WEEK):

@@ -157,7 +157,9 @@ def _check_matrix(data: memoryview, order: str, unpacked: _Unpacked) -> None:
     flags = int(np.frombuffer(parts[0][1], order + 'u4')[0])
     kind, count = flags & 0xFF, 4 + 2 * (flags & 0xFF == SPARSE) + bool(flags & COMPLEX)
     if kind in NUMERIC and (len(parts) != count or not {part for part, _ in parts} <= set(NUMBERS)):
-        raise ValueError('a matrix of numbers has a wrong number or type of elements')
+        raise ValueError(
+            f'a matrix of numbers has {len(parts)} data elements instead of {count}, or one of them is not numeric'
+        )
     least = 8 if kind in OF_MATRICES else 1  # bytes of an item
     if kind in FULL and math.prod(np.frombuffer(parts[1][1], order + 'i4').tolist()) * least > len(data):
         raise ValueError('a matrix declares more values than it has')  # SciPy would allocate the memory

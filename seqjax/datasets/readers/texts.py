@@ -1,4 +1,4 @@
-"""Texts as token numbers: characters, bytes or words of a file, or of all .txt and .md files of a folder.
+"""Texts as token numbers: characters, bytes or words of a file, or of all .txt and .md files below a folder.
 
 Files are decoded in chunks, so that memory holds the token numbers of a text but not the text itself.
 """

@@ -78,7 +78,7 @@ def _read(path: Path, lines: Iterator[tuple[int, str]], bounds: Bounds) -> Label
         if len(words) != channels:
             raise UserError(
                 f'{where} has {len(words)} channels{" before its class" if classes else ""} instead of {channels}, as '
-                'in @dimensions or the first series; correct the line'
+                'in @dimensions, @univariate or the first series; correct the line'
             )
         steps = _steps(where, words)
         values += steps.tobytes()
@@ -173,12 +173,13 @@ def _unquoted(word: str) -> str:
 
 
 def _channels(path: Path, tags: Mapping[str, Sequence[str]]) -> int | None:
-    words = tags.get('@dimensions') or tags.get('@dimension')
-    if words is None:
+    tag = next((tag for tag in ('@dimensions', '@dimension') if tag in tags), None)
+    if tag is None:
         return 1 if _flag(path, tags, '@univariate') else None
-    if not (words[0].isascii() and words[0].isdigit() and len(words[0]) < 10 and int(words[0])):
-        raise UserError(f'{path} has @dimensions {_shown(words[0])}; use a positive integer')
-    return int(words[0])
+    word = ''.join(tags[tag][:1])
+    if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word)):
+        raise UserError(f'{path} has {tag} {_shown(word)}; use a positive integer')
+    return int(word)
 
 
 def _flag(path: Path, tags: Mapping[str, Sequence[str]], tag: str) -> bool:

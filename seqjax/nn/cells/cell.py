@@ -129,7 +129,10 @@ def check_count(name: str, value: Any, meaning: str) -> None:
 
 
 def check_rate(name: str, value: Any, meaning: str, below_one: bool = False) -> None:
-    """Raises ValueError if `value` is not a number from 0 to 1 (below 1 if `below_one`); `meaning` ends the message."""
+    """Raises ValueError if `value` is not a number from 0 to 1 (below 1 if `below_one`).
+
+    The message is 'NAME=VALUE must be a number from 0 MEANING', so `meaning` starts with 'to 1: ' or 'to below 1: '.
+    """
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not 0 <= value <= 1 or (below_one and value == 1):
         raise ValueError(f'{name}={value!r} must be a number from 0 {meaning}')

@@ -29,7 +29,10 @@ class ComplexCarry(NamedTuple):
 
 
 class LinearCell(Cell):
-    """Base class of cells with a linear recurrence h' = a * h + b; subclasses define `affine`."""
+    """Base class of cells with a linear recurrence h' = a * h + b.
+
+    Subclasses define `affine`, which returns (a, b, read); `read` maps h' to the outputs of the step.
+    """
 
     def affine(self, inputs: jax.Array) -> Affine:
         """Returns (a, b, read) for inputs [*B, F]: h' = a * h + b, and read maps h' [*B, H] to outputs [*B, O].
