@@ -91,12 +91,21 @@ def read(path: Path) -> Claim | None:
     if 'Claim' not in fields:
         return None
     missing = [name for name in (*FIELDS, 'Command') if name not in fields]
-    if missing or fields['Measure'] not in MEASURES:
-        if missing:
-            raise UserError(f'{path} has no line `# {missing[0]}:` in its header; add it')
+    if missing:
+        raise UserError(f'{path} has no line `# {missing[0]}:` in its header; add it')
+    if fields['Measure'] not in MEASURES:
         raise UserError(f'{path} has `Measure: {fields["Measure"]}` in its header; use one of {", ".join(MEASURES)}')
-    module = re.match(r'(?:python -m experiments\.|seqjax )(\w+) ', fields['Command'])[1]
-    return Claim(path.stem, module, *(fields[name] for name in FIELDS[:3]), shlex.split(fields['Quick']))
+    command = re.match(r'(?:python -m experiments\.|seqjax )(\w+) ', fields['Command'])
+    if command is None:
+        raise UserError(
+            f'{path} has `Command: {fields["Command"]}` in its header; use `python -m experiments.NAME` or '
+            '`seqjax NAME`, followed by flags'
+        )
+    try:
+        quick = shlex.split(fields['Quick'])
+    except ValueError as error:
+        raise UserError(f'{path} has `Quick: {fields["Quick"]}` in its header; correct its quotes ({error})') from error
+    return Claim(path.stem, command[1], *(fields[name] for name in FIELDS[:3]), quick)
 
 
 def all_claims() -> dict[str, Claim]:
@@ -200,9 +209,11 @@ def run(
                 f'--names={name} is not a claim; use one of {", ".join(claims)}{options.nearest(name, claims)}'
             )
     page = settings.pop('page')
-    if page is not None and (settings['names'] or quick):
-        raise UserError(f'--page={page} needs the full version of all claims; omit --names and --quick')
-    wanted, place = settings.pop('names') or list(claims), settings['workdir'] or default_folder(quick)
+    if page is not None:
+        if settings['names'] or settings['quick']:
+            raise UserError(f'--page={page} needs the full version of all claims; omit --names and --quick')
+        text_tables.replaced_block(files.expand('page', page), NAME, '')  # raises UserError before the claims run
+    wanted, place = settings.pop('names') or list(claims), settings['workdir'] or default_folder(settings['quick'])
     settings |= {'workdir': place}  # without the names, which may differ from call to call
     with directory.open_workdir(settings, NAME, names=(directory.SUMMARY, TABLE, TEXT)) as (folder, _):
         folder.write_summary({'experiment': NAME, 'finished': True, 'flags': settings})

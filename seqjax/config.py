@@ -136,7 +136,10 @@ class RunConfig:
         'data:N,model:M to shard the weights over M devices as well (default: all devices, where that is faster)',
     )
     checkpoint_every: int = option(
-        1000, 'training steps between checkpoints; a last one is saved at the end', (1, None)
+        1000,
+        'training steps between checkpoints, which some commands round up to a multiple of --eval_every; a last one is '
+        'saved at the end',
+        (1, None),
     )
     max_to_keep: int = option(2, 'number of latest checkpoints to keep', (1, None))
     keep_best: str | None = option(

@@ -3,8 +3,10 @@
     seqjax checkpoint --workdir=runs/td/many_to_many
     seqjax checkpoint --workdir=runs/td/many_to_many --export=weights.npz
 
-`numpy.load` reads the exported file: arrays by name, such as params/rnn/cell/kernel. For a run with --num_seeds, the
-first axis of every array is the seed.
+An export has the parameters at the step of the checkpoint. The results of a run with early stopping are those of its
+best parameters, which are in its models.npz, and with --full_state also in the export. `numpy.load` reads an export:
+arrays by name, such as params/rnn/cell/kernel. If the run has --num_seeds, set or by default, the first axis of every
+array is the seed.
 """
 
 import contextlib
@@ -36,7 +38,10 @@ FLAGS = {
         'with --refit',
     ),
     'step': Flag(IntParser(0), 'training step of the checkpoint to export; by default the newest valid one'),
-    'export': Flag(PathParser('file'), '.npz file to export the trained parameters to; by default nothing is exported'),
+    'export': Flag(
+        PathParser('file'),
+        '.npz file for the parameters at the step of the checkpoint; by default nothing is exported',
+    ),
     'full_state': Flag(
         BoolParser(), 'with --export, also export the optimizer state, the step, the random key and the best parameters'
     ),

@@ -146,7 +146,7 @@ class Command:
     """Command of the command line: a function, and the flags that become its arguments.
 
     A module of seqjax/cli that defines a `COMMAND` is run as `seqjax NAME`; one of experiments/ or benchmarks/, in a
-    clone of the repository, as `python -m experiments.NAME`. NAME is the name of the module.
+    clone of the repository, as `python -m experiments.NAME`. NAME is the module's name.
     """
 
     name: str  # name of its module

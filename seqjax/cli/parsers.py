@@ -196,7 +196,10 @@ class CharacterParser(Parser):
             or argument.isalnum()
             or argument in '"\r\n\0'
         ):
-            raise ValueError('must be one ASCII punctuation character other than a double quote, or the word tab')
+            raise ValueError(
+                'must be one ASCII character other than a letter, a digit, a double quote, a line break or NUL, or the '
+                'word tab'
+            )
         return argument
 
 

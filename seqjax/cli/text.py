@@ -61,7 +61,9 @@ class Language(DatasetExperiment):
         ),
         'test_fraction': Flag(PositiveFractionParser(), 'fraction of the text in the test split, the end of the text'),
         'max_eval_tokens': Flag(
-            IntParser(2), 'maximal number of tokens of the validation split, and also of the test split'
+            IntParser(2),
+            'maximal number of tokens of the validation split, and also of the test split; tokens beyond it are added '
+            'to the training split',
         ),
         'ngram_order': Flag(
             IntParser(1, 20), 'order n of the n-gram baseline, which predicts a token from the n - 1 tokens before it'

@@ -317,11 +317,12 @@ def summarize(
     for step in np.unique(np.geomspace(1, horizon, 12).round().astype(int)):
         step_errors = {name: values[:, step - 1] for name, values in errors_by_name.items()}
         scores = [
-            (np.sqrt(np.nanmean(values**2)), np.nanmean(np.abs(values)))
+            ''  # no error is known
+            if np.isnan(values).all()
+            else f'{np.sqrt(np.nanmean(values**2)):.4g}  {np.nanmean(np.abs(values)):.4g}'
             for values in step_errors.values()
-            if not np.isnan(values).all()
         ]
-        lines.append(f'{step:>7}' + ''.join(f'{f"{root:.4g}  {mean:.4g}":>24}' for root, mean in scores))
+        lines.append((f'{step:>7}' + ''.join(f'{score:>24}' for score in scores)).rstrip())
     if preprocessing['likelihood'] != 'point':
         fractions = ', '.join(
             f'{name} intervals: {fraction:.1%}'

@@ -20,11 +20,12 @@ from seqjax.datasets import (
     forecast_preprocessing,
     forecast_report,
     forecast_seasons,
+    forecast_series,
     schemas,
 )
 from seqjax.datasets.dataset import Dataset, ItemScores, MetricSpec, PredictionInputs
 from seqjax.datasets.forecast_batching import EvalRows, Forecasts, OriginRanges, Split
-from seqjax.datasets.forecast_preprocessing import PreparedSeries, UnusableSeriesError
+from seqjax.datasets.forecast_preprocessing import PreparedSeries
 from seqjax.datasets.forecast_report import BaselineFn
 from seqjax.datasets.readers import date_columns, dates, summary
 from seqjax.datasets.readers.dates import Frequency
@@ -33,7 +34,6 @@ from seqjax.datasets.readers.tables import SeriesTable
 from seqjax.errors import UserError
 
 MIN_STEPS_PER_EPOCH = 25  # minimum of steps_per_epoch, since an evaluation costs more than a training step
-MIN_TRAINING_ROWS = 4  # minimum number of training rows of a series
 FREQUENCY_RATIO = 4.0  # times between rows that differ by more than this factor have different frequencies
 
 
@@ -62,7 +62,7 @@ def dataset(
       UserError: a series is too short or constant and not skipped, a split has no target value, or a flag does not fit
         the file. The message names the series, column or flag.
     """
-    table, splits, scales, left_out = _usable_series(name, table, splits, preprocessing, order)
+    table, splits, scales, left_out = forecast_series.usable_series(name, table, splits, preprocessing, order)
     preprocessing = preprocessing | {'scales': scales, 'left_out': list(left_out)}
     preprocessing = _fit_preprocessing(name, table, splits, preprocessing)
     prepared_series = [forecast_preprocessing.prepare_series(name, series, preprocessing) for series in table.series]
@@ -81,11 +81,12 @@ def dataset(
     test_rows = forecast_batching.select_rows(eval_rows(lengths), origins['test'])
     test_rows = forecast_batching.pad_to_tile(test_rows)
     baselines = functools.cache(partial(forecast_report.baselines, prepared_series, preprocessing, splits, order))
-    _check_targets(name, prepared_series, origins, horizon)
+    forecast_series.check_targets(name, prepared_series, origins, horizon)
 
     return Dataset(
         name=name,
-        description=forecast_report.describe(table, preprocessing, prepared_series, splits) + _left_out_lines(left_out),
+        description=forecast_report.describe(table, preprocessing, prepared_series, splits)
+        + forecast_series.left_out_lines(left_out),
         spec=forecast_heads.spec(preprocessing),
         postprocess=forecast_heads.postprocess(preprocessing),
         preprocessing=preprocessing,
@@ -296,44 +297,6 @@ def _check_dates(name: str, series: Sequence[Series], preprocessing: Mapping[str
         )
 
 
-def _usable_series(
-    name: str, table: SeriesTable, splits: Sequence[Split], preprocessing: Mapping[str, Any], order: int | None
-) -> tuple[SeriesTable, list[Split], dict[str, Any], dict[str | None, str]]:
-    """Returns the table and splits of the usable series, their scales, and the excluded series with the reasons.
-
-    Raises UserError if a series is too short or constant, unless --skip_short is set and another series is usable.
-    """
-    usable, scales, left_out = [], {}, {}
-    for series, split in zip(table.series, splits, strict=True):
-        try:
-            _check_lengths(name, series, split, preprocessing, order)
-            scales[series.name or ''] = forecast_preprocessing.fit_scale(
-                name, series, table.columns.numbers, split.validation
-            )
-            usable.append((series, split))
-        except UnusableSeriesError as error:
-            if len(table.series) == 1:
-                raise
-            left_out[series.name] = str(error).removeprefix(f'{name}: ')
-    if left_out and not (usable and preprocessing['skip_short']):
-        skip_hint = '; or pass --skip_short to exclude them' if usable else ''
-        raise UserError(
-            f'{name}: {len(left_out):,} of {len(table.series):,} series are too short or constant, '
-            f'{options.some(map(repr, left_out), 5)}; the first: {next(iter(left_out.values()))}{skip_hint}'
-        )
-    return table._replace(series=[series for series, _ in usable]), [split for _, split in usable], scales, left_out
-
-
-def _left_out_lines(left_out: Mapping[str | None, str]) -> list[str]:
-    if not left_out:
-        return []
-    count = len(left_out)
-    return [
-        f'excluded by --skip_short, as too short or constant: {count:,} series, {options.some(map(repr, left_out), 5)}',
-        *list(left_out.values())[:3],
-    ]
-
-
 def _fit_preprocessing(
     name: str, table: SeriesTable, splits: Sequence[Split], preprocessing: dict[str, Any]
 ) -> dict[str, Any]:
@@ -382,49 +345,6 @@ def _seasons(
         )
     fitted = {'seasons': seasons, 'seasons_too_long': sorted(candidates - set(seasons)), 'season': season}
     return fitted | {'lag': season if preprocessing['lag'] == 'season' else preprocessing['lag']}
-
-
-def _check_lengths(
-    name: str, series: Series, split: Split, preprocessing: Mapping[str, Any], order: int | None
-) -> None:
-    """Raises UnusableSeriesError if a split of a series has too few rows for the settings, or for training at all."""
-    where, rows = f'{name}{series.phrase.replace(" of", ":", 1)}', max(split.validation, 0)
-    if rows < MIN_TRAINING_ROWS:
-        raise UnusableSeriesError(
-            f'{where} has {rows} training rows and needs {MIN_TRAINING_ROWS}; add rows, or start validation later'
-        )
-    if rows < preprocessing['window'] + 1:
-        raise UnusableSeriesError(
-            f'{where} has {rows} training rows, but --window={preprocessing["window"]} needs '
-            f'{preprocessing["window"] + 1}; use a smaller --window'
-        )
-    if preprocessing['seasons'] and min(preprocessing['seasons']) >= rows:
-        raise UnusableSeriesError(
-            f'{where} has {rows} training rows, but --season={min(preprocessing["seasons"])} needs more than '
-            f'{min(preprocessing["seasons"])}; use a shorter season'
-        )
-    if order and 2 * order + 2 > rows:
-        raise UnusableSeriesError(
-            f'{where} has {rows} training rows, but --ar_order={order} needs {2 * order + 2}; use a lower --ar_order'
-        )
-    for split_name, count in (('validation', split.test - split.validation), ('test', len(series.rows) - split.test)):
-        if count < preprocessing['horizon']:
-            raise UnusableSeriesError(
-                f'{where} has {max(count, 0)} {split_name} rows, fewer than --horizon={preprocessing["horizon"]}; '
-                f'use a shorter --horizon, or a larger {split_name} split'
-            )
-
-
-def _check_targets(
-    name: str, prepared_series: Sequence[PreparedSeries], origins: Mapping[str, OriginRanges], horizon: int
-) -> None:
-    """Raises UserError if all targets of a split are missing, in all series; the splits are the keys of `origins`."""
-    for split_name, ranges in origins.items():
-        if not any(
-            prepared.valid[first + 1 : stop + horizon].any()
-            for prepared, (first, stop) in zip(prepared_series, ranges, strict=True)
-        ):
-            raise UserError(f'{name} has only missing target values in its {split_name} split; choose other splits')
 
 
 def _first_steps(prepared: PreparedSeries, stop: int) -> PreparedSeries:

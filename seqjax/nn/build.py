@@ -37,7 +37,7 @@ def build_model(spec: ModelSpec, config: ModelConfig, inputs: Arrays | None = No
     if config.dropout and config.layers == 1:
         raise ValueError(
             f'dropout={config.dropout} has no effect with layers=1, as it acts between layers; use layers=2 or more, '
-            'or input_dropout or output_dropout instead'
+            'or remove it'
         )
     if config.bidirectional and spec.causal:
         raise ValueError(

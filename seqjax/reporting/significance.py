@@ -43,7 +43,8 @@ def improvement(metric: MetricSpec, ours: list[ItemScores], theirs: ItemScores, 
     counts = np.asarray(theirs.counts, np.float64)
     if any(not np.array_equal(items.counts, theirs.counts) for items in ours):
         raise ValueError(
-            'the items of the model and of the baseline have different counts; pass scores of the same items in order'
+            'the items of the model and of the baseline differ in number, or in their counts of values; pass scores of '
+            'the same items in the same order'
         )
     totals = np.stack([np.asarray(items.totals, np.float64) for items in (*ours, theirs)])  # [R + 1, N]
     signs = 1 if metric.higher_is_better else -1

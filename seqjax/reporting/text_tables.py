@@ -110,17 +110,30 @@ def format_interval(values: np.ndarray, spec: str = '.4g', half_spec: str = '.2g
     return f'{mean:{spec}}' if math.isinf(half_width) else f'{mean:{spec}} ± {half_width:{half_spec}}'
 
 
-def replace_block(page: Path, name: str, text: str) -> None:
-    """Replaces the text between `<!-- NAME -->` and `<!-- end of NAME -->` in a Markdown file by `text`.
+def replaced_block(page: Path, name: str, text: str) -> str:
+    """Returns a Markdown file with `text` between `<!-- NAME -->` and `<!-- end of NAME -->`.
 
     Raises:
-      UserError: the page cannot be read or written, or does not have exactly one such block.
+      UserError: the page cannot be read, or does not have exactly one such block.
     """
-    with files.reading(page):
-        old = page.read_text(encoding='utf-8')
+    try:
+        with files.open_data(page, 'r', encoding='utf-8') as file:
+            old = file.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f'{page} is not UTF-8 text ({error.reason}); use another file') from error
     start, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
     new, count = re.subn(f'(?s){start}.*?{end}', lambda _: f'{start}\n\n{text.strip()}\n\n{end}', old)
     if count != 1:
         raise UserError(f'{page} has {count} blocks from {start} to {end}, but must have exactly one; correct the page')
+    return new
+
+
+def replace_block(page: Path, name: str, text: str) -> None:
+    """Replaces the block of a Markdown file that `replaced_block` describes.
+
+    Raises:
+      UserError: as `replaced_block`, or the page cannot be written.
+    """
+    new = replaced_block(page, name, text)
     with files.writing(page):
         files.replace(page, lambda path: path.write_text(new, encoding='utf-8'))

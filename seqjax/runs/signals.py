@@ -96,7 +96,8 @@ def handle_signals(*, defer: bool) -> Iterator[ShutdownRequest]:
     """Context manager that handles SIGTERM and SIGINT, and restores the previous handlers at the end.
 
     The first signal is only recorded in the ShutdownRequest if `defer` is set; otherwise it raises Terminated or
-    Interrupted. Outside of the main thread, no handler is installed: Python handles signals in the main thread only.
+    Interrupted. A second signal ends the process immediately, without cleanup. Outside of the main thread, no handler
+    is installed: Python handles signals in the main thread only.
     """
     handler = ShutdownRequest(defer)
     if threading.current_thread() is not threading.main_thread():

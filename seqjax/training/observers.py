@@ -35,7 +35,10 @@ class Observer:
     should_stop = False  # True to stop the training of the current group
 
     def open_log(self, run: CompiledRun, subfolder: str) -> AppendLog:
-        """Returns the append-only log of a group, in the folder of its checkpoints; unused if `log_name` is None."""
+        """Returns the append-only log of a group, in the folder of its checkpoints.
+
+        It is not called if `log_name` is None.
+        """
         return run.workdir.append_log(subfolder, self.log_name)
 
     def on_start(self, session: TrainSession, restored: bytes) -> None:
@@ -347,9 +350,7 @@ class ProgressBar(Observer):
         run = session.run
         self.resumed |= session.step > 0
         done = self.observer.should_stop or session.step == run.steps
-        self.bar.begin(
-            self.label(session), session.step, done, run.workdir.path, run.steps_per_call * session.num_seeds
-        )
+        self.bar.begin(self.label(session), session.step, done, run.workdir.path, run.steps_per_call, session.num_seeds)
 
     def on_chunk(self, session: TrainSession, chunk: ChunkResult) -> bytes:
         count = session.num_seeds

@@ -44,7 +44,15 @@ class Progress:
         self.timer = threading.Timer(WARNING_PERIOD, self._print_warning)
         self.resume_line: str | None = ''  # line about the resumed step, or empty; None after it was printed
 
-    def begin(self, group: str, steps_taken: int, is_done: bool, folder: Path | None, steps_per_call: int = 0) -> None:
+    def begin(
+        self,
+        group: str,
+        steps_taken: int,
+        is_done: bool,
+        folder: Path | None,
+        steps_per_call: int = 0,
+        num_seeds: int = 1,
+    ) -> None:
         """Starts a group; prints the step from which the run resumes, if it does, at the first unfinished group.
 
         Args:
@@ -52,22 +60,28 @@ class Progress:
           steps_taken: training steps that the group has taken in earlier sessions.
           is_done: True if the group has no steps left to train.
           folder: run directory; None prints nothing.
-          steps_per_call: units of the first chunk; 0 for no warning before that chunk ends.
+          steps_per_call: training steps of the first chunk; 0 for no warning before that chunk ends.
+          num_seeds: units of a training step: the number of seeds in the group.
         """
         if not self.session_units and not is_done:
             self.start = time.perf_counter()
-            self._start_timer(steps_per_call)
+            self._start_timer(steps_taken * num_seeds, steps_per_call * num_seeds)
         if folder is None or self.resume_line is None or not (steps_taken or self.resume_line):
             return
         self.resume_line = f'Resuming from step {steps_taken:,}{group and f" of {group}"} ({folder})'
         if not is_done:
             self._print_resume_line()
 
-    def _start_timer(self, steps_per_call: int) -> None:
-        """Starts a timer that warns if the first chunk takes over a minute and, at that speed, the run over a day."""
+    def _start_timer(self, done: int, chunk: int) -> None:
+        """Starts a timer that warns if the first chunk takes over a minute and, at that speed, the rest over a day.
+
+        Args:
+          done: units of the group that were done in earlier sessions.
+          chunk: units of the first chunk; 0 for no warning.
+        """
         self.timer.cancel()
-        least = WARNING_PERIOD * (self.total - self.finished_units) / max(steps_per_call, 1)
-        if steps_per_call and least > DAY:
+        least = WARNING_PERIOD * (self.total - self.finished_units - done) / max(chunk, 1)
+        if chunk and least > DAY:
             self.timer = threading.Timer(
                 WARNING_PERIOD,
                 self._print_warning,

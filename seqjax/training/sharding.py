@@ -39,7 +39,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     """
     match = re.fullmatch(rf'{DATA}:([1-9][0-9]{{0,5}})(?:,{MODEL}:([1-9][0-9]{{0,5}}))?', text, re.ASCII)
     if match is None:
-        raise ValueError(f'must be {DATA}:N or {DATA}:N,{MODEL}:M with positive integers, such as {DATA}:4')
+        raise ValueError(f'must be {DATA}:N or {DATA}:N,{MODEL}:M with N and M from 1 to 999,999, such as {DATA}:4')
     return {DATA: int(match[1])} | ({} if match[2] is None else {MODEL: int(match[2])})
 
 

@@ -1,6 +1,7 @@
 """Forecasting: what a model is given, what its answers mean, and that nothing later reaches what is earlier."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -297,6 +298,17 @@ def test_the_intervals_of_a_right_gaussian_hold_their_share():
     )
     for name, share in forecast_report.coverage(told, parts_of(made, table)).items():
         assert abs(share - float(name.rstrip('%')) / 100) < 0.02
+
+
+def test_a_method_without_known_errors_at_a_step_keeps_its_column(monkeypatch):
+    """Of three methods at two steps, the second forecasts nothing two steps ahead."""
+    errors = {'model': [1.0, 2.0], 'second': [3.0, np.nan], 'third': [5.0, 6.0]}
+    told = {name: [SimpleNamespace(series=0, errors=np.reshape(x, (1, 2, 1)))] for name, x in errors.items()}
+    monkeypatch.setattr(forecast_report, 'errors', lambda forecast, *_: forecast.errors)
+    options = {'original_units': True, 'horizon': 2, 'likelihood': 'point'}
+    _, header, one, two = forecast_report.summarize(told, [None], options)
+    assert one.split() == ['1', '1', '1', '3', '3', '5', '5'] and two.split() == ['2', '2', '2', '6', '6']
+    assert len(header) == len(one) == len(two)
 
 
 def test_quantiles_are_told_in_rising_order():

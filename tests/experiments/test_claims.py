@@ -77,14 +77,27 @@ def test_a_header_is_read_with_its_continuations(tmp_path):
     assert claims.read(flagfile(tmp_path, text.replace('Claim', 'Not'))) is None
     with pytest.raises(UserError, match='Published'):
         claims.read(flagfile(tmp_path, text.replace('Published', 'Other')))
-    with pytest.raises(UserError, match='Measure speed'):
+    with pytest.raises(UserError, match='Measure: speed'):
         claims.read(flagfile(tmp_path, text.replace('loss', 'speed')))
+    with pytest.raises(UserError, match='Command: run adding'):
+        claims.read(flagfile(tmp_path, text.replace('python -m experiments.', 'run ')))
+    with pytest.raises(UserError, match='Quick: --a=1'):
+        claims.read(flagfile(tmp_path, text.replace("3'", '3')))
 
 
 def test_an_unknown_claim_is_refused(capsys, monkeypatch):
     monkeypatch.setattr(compilation_cache, 'enable_cache', lambda _: None)
     assert claims.main(['--names=parit']) == 2
     assert '--names=parit' in capsys.readouterr().err
+
+
+def test_a_page_without_the_table_is_refused_before_any_claim_runs(tmp_path):
+    page = tmp_path / 'page.md'
+    page.write_text('<!-- claims -->\n')
+    for path in (page, tmp_path / 'none.md'):
+        with pytest.raises(UserError, match=path.name):
+            claims.run(page=str(path), workdir=str(tmp_path / 'w'))
+    assert not (tmp_path / 'w').exists()
 
 
 def test_every_flagfile_of_a_study_is_accepted():

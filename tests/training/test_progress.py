@@ -137,6 +137,21 @@ def test_a_first_chunk_of_over_a_minute_is_measured_while_it_runs(steps_per_call
     assert ('6.9 days' in capsys.readouterr().err) == warned
 
 
+@pytest.mark.parametrize(('steps_taken', 'warning'), [(0, '6.9 days'), (5000, '3.5 days'), (9000, '')])
+def test_the_first_chunk_of_a_resumed_group_is_measured_for_the_steps_to_come(
+    steps_taken, warning, monkeypatch, capsys
+):
+    """10 seeds, 10,000 steps of each, one step a minute."""
+    monkeypatch.setattr(progress, 'WARNING_PERIOD', 0.02)
+    monkeypatch.setattr(progress, 'DAY', 0.02 * 1440)
+    with progress.progress(100_000, 'seed-step') as shown:
+        shown.begin('', steps_taken, False, None, 1, 10)
+        time.sleep(0.1)
+        shown.show((steps_taken + 1) * 10, 10)
+    err = capsys.readouterr().err
+    assert warning in err and bool(err) == bool(warning)
+
+
 def test_a_run_that_ends_before_its_first_chunk_does_not_warn_later(monkeypatch, capsys):
     monkeypatch.setattr(progress, 'WARNING_PERIOD', 0.02)
     monkeypatch.setattr(progress, 'DAY', 0.02)

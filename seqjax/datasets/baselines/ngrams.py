@@ -22,7 +22,10 @@ CHUNK = 2**20  # maximum number of tokens that are looked up at a time
 
 
 class NGramOrder(NamedTuple):
-    """Statistics of the n-grams of one n. A key is a hash of the context with the token in its last bits."""
+    """Discounted frequencies of the n-grams of one n, and the backoff weights of their contexts.
+
+    A key is a hash of the context with the token in its last bits.
+    """
 
     keys: np.ndarray  # [G] uint64, ascending: n-grams, grouped by context
     discounted: np.ndarray  # [G]: max(c(h w) - D, 0) / c(h .) of each n-gram

@@ -158,8 +158,9 @@ class RecurrentCell(Cell):
       zoneout_h: fraction of hidden units that keep their value, drawn at every step (Krueger et al. 2017, section 3.2).
         Without the stream 'dropout', h is the expectation. (`zoneout_c` of the LSTM: the same for the cell state.)
 
-    With `layer_norm` the products x W and h U are normalized over all gates together before they are added (Ba et al.
-    2016); scales are parameters, and so are shifts that are not redundant with the bias.
+    With `layer_norm` the products x W and h U are normalized before the bias is added (Ba et al. 2016): in the LSTM
+    each product over all gates together, in the GRU n separately from z and r, in the simple RNN the sum x W + h U.
+    Scales are parameters, and so are shifts that are not redundant with the bias.
     """
 
     init_scheme: str = 'keras'  # a key of SCHEMES, for weights without an initializer
