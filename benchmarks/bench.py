@@ -98,12 +98,17 @@ def _growth(steps: Sequence[int], rows: Sequence[int], units: Sequence[int], see
     }
 
 
-SELECTED = (  # cell, backend, and a case for which it is selected on CPUs
-    ('lstm', 'small', Case(1, 1000, 1, 32)),
-    ('lstm', 'narrow', Case(15, 114, 8, 28)),
+SELECTED = (  # cell, backend, and a case for which it is selected on CPUs, with or without the native kernels
+    ('lstm', 'native', Case(1, 1000, 1, 32)),
+    ('lstm', 'native', Case(15, 114, 8, 28)),
+    ('lstm', 'native', Case(32, 100, 64, 128)),
+    ('lstm', 'native', Case(32, 128, 64, 1024)),
+    ('lstm', 'rows', Case(15, 114, 8, 28)),
     ('lstm', 'rows', Case(32, 100, 64, 128)),
     ('lstm', 'rows', Case(4, 4096, 8, 64)),  # recomputes pre-activations
     ('lstm', 'columns', Case(32, 128, 64, 1024)),
+    ('gru', 'native', Case(32, 100, 64, 128)),
+    ('gru', 'native', Case(64, 64, 128, 512)),
     ('gru', 'rows', Case(32, 100, 64, 128)),
     ('gru', 'rows', Case(64, 64, 128, 512)),
 )

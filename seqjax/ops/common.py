@@ -14,6 +14,7 @@ from jax import lax
 
 from seqjax import validation
 from seqjax.ops import masking, row_sharding
+from seqjax.ops.native import library
 
 
 class StepInputs(NamedTuple):
@@ -62,7 +63,7 @@ def check_weights(weights: Any, shapes: dict[str, tuple[int, ...]], dtype: Any, 
 
 def run_backend(
     backends: Mapping[str, Callable[..., Any]],
-    select_backend: Callable[[int, int, int, str], str],
+    select_backend: Callable[[int, int, int, str, bool], str],
     backend: str,
     steps: StepInputs,
     carry: Any,
@@ -81,13 +82,24 @@ def run_backend(
     (count, rows, _), hidden = steps.inputs.shape, weights.recurrent_kernel.shape[0]
     devices = row_sharding.num_shards(rows)
     rows_per_device = -(-rows // devices)
+    platform = jax.default_backend()
     if backend == 'auto' or not is_static(count, rows) or not count:
-        backend = select_backend(count, rows_per_device, hidden, jax.default_backend())
+        native = library.supports(platform, steps.inputs, carry) and (devices > 1 or not row_sharding.is_automatic())
+        backend = select_backend(count, rows_per_device, hidden, platform, native)
+    elif backend == 'native' and not library.supports(platform, steps.inputs, carry):
+        raise ValueError(
+            f"backend='native' needs a CPU and float32 or float64 for inputs and carry ({steps.inputs.dtype} on "
+            f'{platform} here){library.reason(steps.inputs.dtype.name)}'
+        )
     if backend == 'plain':
         options['unroll'] = (unroll if is_static(count) else 1) or select_unroll(count, rows_per_device * hidden)
+    if backend == 'native':
+        options['reverse'] = reverse
     run = row_sharding.shard_over_rows(partial(backends[backend], **options), devices)
-    last, *others = run(flip(steps) if reverse else steps, carry, weights, reset_carry)
-    return last, *(flip(others) if reverse else others)
+    if not reverse or backend == 'native':
+        return tuple(run(steps, carry, weights, reset_carry))
+    last, *others = run(flip(steps), carry, weights, reset_carry)
+    return last, *flip(others)
 
 
 def check_backend(backend: str, backends: Mapping[str, Callable[..., Any]], unroll: int | None) -> None:

@@ -14,6 +14,7 @@ of the matrix is zeros; saving pre-activations instead of gates; the feature-maj
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from jax import lax
 from seqjax import validation
 from seqjax.ops import common, linear_map, masking
 from seqjax.ops.common import BackwardLayout, StepInputs
+from seqjax.ops.native import recurrent
 
 
 class GRUWeights(NamedTuple):
@@ -74,7 +76,8 @@ def gru(
       The last h [B, H] and the outputs [T, B, H].
 
     >>> x, h, bias = jnp.ones((7, 2, 3)), jnp.zeros((2, 5)), jnp.zeros(15)
-
+    >>> run = gru(x, h, jnp.ones((3, 15)), jnp.ones((5, 15)), bias, bias, seq_lengths=jnp.array([7, 4]))
+    >>> run.outputs.shape, bool((run.outputs[3, 1] == run.last[1]).all())
     ((7, 2, 5), True)
     """
     common.check_backend(backend, BACKENDS, unroll)
@@ -86,19 +89,25 @@ def gru(
     return GRUOutput(*common.run_backend(BACKENDS, select_backend, backend, steps, h, weights, reset_carry, **options))
 
 
-def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
-    """Returns the fastest backend for T, B (on one device) and H.
+def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu', native: bool = False) -> str:
+    """Returns the fastest backend; arguments as in `seqjax.ops.lstm.select_backend`.
 
-    T = 0, or T or B symbolic                 plain
+    The first line that applies:
+
+    T = 0, or T or B symbolic, or a TPU       plain
+    `native`, B H up to 512, T up to 8        plain, all steps unrolled
+    `native`                                  native
     B H up to 64, or B = 1 and H up to 512    plain: launching a step takes longer than computing it
     else                                      rows
 
-    Measured on CPUs, and also used for GPUs; TPUs use plain.
+    Measured on CPUs, and also used for GPUs.
     """
-    if platform == 'tpu' or not common.is_static(steps, rows):
+    if platform == 'tpu' or not common.is_static(steps, rows) or not steps:
         return 'plain'
-    small = rows * hidden <= (PLAIN_MAX_UNITS if rows == 1 else PLAIN_MAX_SIZE)
-    return 'plain' if small or not steps else 'rows'
+    if native:
+        unrolled = steps <= common.UNROLL_MAX_STEPS and rows * hidden <= common.UNROLL_MAX_SIZE
+        return 'plain' if unrolled else 'native'
+    return 'plain' if rows * hidden <= (PLAIN_MAX_UNITS if rows == 1 else PLAIN_MAX_SIZE) else 'rows'
 
 
 PLAIN_MAX_SIZE = 64  # largest B H for 'plain', with B above 1
@@ -172,7 +181,7 @@ class _GRULayout(BackwardLayout):
         )
 
     def as_weights(self, gradients: tuple[jax.Array, jax.Array], hidden: int) -> GRUWeights:
-        """Returns the result of `weights`, summed over chunks, as `GRUWeights` with gates z, r, n."""
+        """Converts the gradients from `weights`, already summed over chunks, to `GRUWeights` with gates z, r, n."""
         of_x, of_h = jnp.roll(gradients[0], -hidden, axis=1), gradients[1]
         return GRUWeights(of_x[:-1], of_h[:-1], of_x[-1], of_h[-1])
 
@@ -305,4 +314,8 @@ def _backward_step(
     return backward_step
 
 
-BACKENDS: dict[str, Callable[..., GRUOutput]] = {'plain': _plain, 'rows': _fast}
+BACKENDS: dict[str, Callable[..., GRUOutput]] = {
+    'plain': _plain,
+    'native': partial(recurrent.run, recurrent.GRU, _plain, GRUOutput),
+    'rows': _fast,
+}

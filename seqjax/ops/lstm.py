@@ -1,11 +1,12 @@
 """The LSTM over time as a function of arrays, `lstm`, with several backends.
 
 `BACKENDS` maps names to backends, and `select_backend` chooses one; `./run.sh bench` measures them.
-`lstm_scan.plain` scans the equations of `LSTMCell`; `lstm_backward.fast` computes the same numbers with a custom
-backward pass, in one of the memory layouts of `lstm_layouts`.
+`lstm_scan.plain` scans the equations of `LSTMCell`. `native.recurrent.run` computes the same numbers by kernels in C++
+on a CPU; `lstm_backward.fast` in JAX with a custom backward pass, in one of the memory layouts of `lstm_layouts`.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 from seqjax import validation
 from seqjax.ops import common, lstm_backward, lstm_scan
 from seqjax.ops.common import StepInputs
-from seqjax.ops.lstm_layouts import BatchMajor, BatchMajorGates, FeatureMajor
+from seqjax.ops.lstm_layouts import BatchMajor, FeatureMajor
 from seqjax.ops.lstm_scan import LSTMOutput, LSTMState, LSTMWeights
+from seqjax.ops.native import recurrent
 
 
 def lstm(
@@ -62,7 +64,8 @@ def lstm(
       The last (c, h), the outputs h [T, B, H], and with `history` c after each step [T, B, H], else None.
 
     >>> x, zeros, bias = jnp.ones((7, 2, 3)), jnp.zeros((2, 5)), jnp.zeros(20)
-
+    >>> run = lstm(x, (zeros, zeros), jnp.ones((3, 20)), jnp.ones((5, 20)), bias, seq_lengths=jnp.array([7, 4]))
+    >>> run.outputs.shape, bool((run.outputs[3, 1] == run.last.h[1]).all())
     ((7, 2, 5), True)
     """
     common.check_backend(backend, BACKENDS, unroll)
@@ -80,20 +83,24 @@ def lstm(
     )
 
 
-def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu') -> str:
-    """Returns the fastest backend for T, B (on one device) and H.
+def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu', native: bool = False) -> str:
+    """Returns the fastest backend.
 
     The first line that applies:
 
-    T = 0, or T or B symbolic      plain
-    B H up to 512, T up to 8       plain, all steps unrolled
-    B = 1, H up to 128             small
-    H up to 32                     narrow
-    H at least 900, B at least 8   columns
-    else                           rows
+    T = 0, or T or B symbolic                     plain
+    B H up to 512, T up to 8                      plain, all steps unrolled
+    `native`                                      native
+    a GPU, H up to 512                            ahead
+    a GPU, or H at least 900 and B at least 8     columns
+    else                                          rows
 
-    Measured on CPUs. On GPUs (measured on an H200) ahead for H up to 512, else columns, replaces small, narrow, columns
-    and rows. Other platforms, such as TPUs, which are not measured yet, use plain.
+    Measured on CPUs, and for GPUs on an H200. Other platforms, such as TPUs, which are not measured yet, use plain.
+
+    Args:
+      steps, rows, hidden: T, B (on one device) and H.
+      platform: 'cpu', 'gpu' or another platform of JAX.
+      native: True if the native kernels can be used, see `seqjax.ops.native.library.supports`.
     """
     if (
         not common.is_static(steps, rows)
@@ -102,17 +109,13 @@ def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu') ->
         or (steps <= common.UNROLL_MAX_STEPS and rows * hidden <= common.UNROLL_MAX_SIZE)
     ):
         return 'plain'
+    if native:
+        return 'native'
     if platform == 'gpu':
         return 'ahead' if hidden <= GPU_AHEAD_MAX_UNITS else 'columns'
-    if rows == 1 and hidden <= SINGLE_ROW_MAX_UNITS:
-        return 'small'
-    if hidden <= NARROW_MAX_UNITS:
-        return 'narrow'
     return 'columns' if hidden >= COLUMNS_MIN_UNITS and rows >= COLUMNS_MIN_ROWS else 'rows'
 
 
-SINGLE_ROW_MAX_UNITS = 128  # largest H for 'small', with B = 1
-NARROW_MAX_UNITS = 32  # largest H for 'narrow'
 COLUMNS_MIN_UNITS = 900  # smallest H for 'columns'
 COLUMNS_MIN_ROWS = 8  # smallest B for 'columns': products of fewer rows are computed row by row
 GPU_AHEAD_MAX_UNITS = 512  # largest H for 'ahead', on a GPU
@@ -137,9 +140,8 @@ def _check(steps: StepInputs, carry: LSTMState, weights: LSTMWeights, reset_carr
 
 BACKENDS: dict[str, Callable[..., LSTMOutput]] = {
     'plain': lstm_scan.plain,
+    'native': partial(recurrent.run, recurrent.LSTM, lstm_scan.plain, LSTMOutput),
     'ahead': lstm_scan.ahead,
-    'rows': lstm_backward.with_layout(lstm_backward.fast, BatchMajor()),
-    'narrow': lstm_backward.with_layout(lstm_backward.fast, BatchMajorGates()),
-    'columns': lstm_backward.with_layout(lstm_backward.fast, FeatureMajor()),
-    'small': lstm_backward.with_layout(lstm_backward.small, BatchMajor()),
+    'rows': lstm_backward.with_layout(BatchMajor()),
+    'columns': lstm_backward.with_layout(FeatureMajor()),
 }

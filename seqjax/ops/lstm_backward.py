@@ -78,21 +78,14 @@ def _fast_jvp(
 
 
 def _tangents(static_args: LSTMStaticArgs, residuals: LSTMResiduals, tangents: tuple[Any, ...]) -> LSTMOutput:
-    """Returns the tangents of the result for those of (inputs, carry, weights, reset_carry), by `_plain_jvp`."""
-    steps = residuals.steps._replace(inputs=jnp.swapaxes(residuals.steps.inputs, 0, 1))
-    states = (residuals.carry, residuals.weights, residuals.reset_carry)
-    return _plain_jvp(steps, states, tangents, static_args.history)[1]
-
-
-def _plain_jvp(
-    steps: StepInputs, states: tuple[Any, ...], tangents: tuple[Any, ...], history: bool, unroll: int = 1
-) -> tuple[LSTMOutput, LSTMOutput]:
-    """Returns the result of `plain`, and its tangents for tangents of (inputs, carry, weights, reset_carry)."""
+    """Returns the tangents of the result for those of (inputs, carry, weights, reset_carry), by `plain`."""
+    steps = residuals.steps
 
     def plain(inputs, *states):
-        return lstm_scan.plain(steps._replace(inputs=inputs), *states, history=history, unroll=unroll)
+        return lstm_scan.plain(steps._replace(inputs=inputs), *states, history=static_args.history)
 
-    return jax.jvp(plain, (steps.inputs, *states), tangents)
+    primals = (jnp.swapaxes(steps.inputs, 0, 1), residuals.carry, residuals.weights, residuals.reset_carry)
+    return jax.jvp(plain, primals, tangents)[1]
 
 
 def _backward(static_args: LSTMStaticArgs, residuals: LSTMResiduals, gradients: LSTMOutput) -> tuple[Any, ...]:
@@ -174,32 +167,11 @@ def _backward_step(
     return backward_step
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def small(
-    static_args: LSTMStaticArgs, steps: StepInputs, carry: LSTMState, weights: LSTMWeights, reset_carry: LSTMState
-) -> LSTMOutput:
-    """Runs the LSTM with steps so small that only the number of operations determines the time.
-
-    The forward pass alone has the fewest operations in `BatchMajor`. With derivatives, both passes together have the
-    fewest if JAX derives them from the plain loop, partly unrolled.
-    """
-    return _forward(static_args._replace(recompute=True), steps, carry, weights, reset_carry)[0]
-
-
-@small.defjvp
-def _small_jvp(
-    static_args: LSTMStaticArgs, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[LSTMOutput, LSTMOutput]:
-    return _plain_jvp(
-        primals[0], primals[1:], (tangents[0].inputs, *tangents[1:]), static_args.history, common.UNROLL_FACTOR
-    )
-
-
-def with_layout(run: Callable[..., LSTMOutput], layout: Any) -> Callable[..., LSTMOutput]:
-    """Returns `run`, which is `fast` or `small`, as a backend that uses the memory layout `layout`."""
+def with_layout(layout: Any) -> Callable[..., LSTMOutput]:
+    """Returns `fast` as a backend that uses the memory layout `layout`."""
 
     def backend(steps, carry, *others, history=False):
         recompute = layout.should_recompute(*steps.inputs.shape[:2], carry.h.shape[-1])
-        return run(LSTMStaticArgs(layout, history, recompute), steps, carry, *others)
+        return fast(LSTMStaticArgs(layout, history, recompute), steps, carry, *others)
 
     return backend

@@ -1,4 +1,4 @@
-"""Memory layouts of the fused LSTM: batch-major, batch-major with saved gates, feature-major."""
+"""Memory layouts of the fused LSTM: batch-major and feature-major."""
 
 import math
 from typing import Any, NamedTuple
@@ -57,30 +57,12 @@ class BatchMajor(BackwardLayout):
         )
 
     def as_weights(self, gradients: jax.Array, hidden: int) -> LSTMWeights:
-        """Returns the result of `weights`, summed over chunks, as `LSTMWeights`."""
+        """Returns `gradients`, the sum over all chunks of the results of `weights`, as `LSTMWeights`; `hidden` is H."""
         return LSTMWeights(gradients[hidden:-1], gradients[:hidden], gradients[-1])
 
     def inputs(self, buffer: jax.Array, kernel: jax.Array) -> jax.Array:
         """Returns the input gradients [B, n, F] of a chunk."""
         return buffer @ kernel.T
-
-
-class BatchMajorGates(BatchMajor):
-    """Batch-major layout that saves the gates: XLA can then vectorize backward steps with few units.
-
-    Both tanh and sigmoid are computed for every pre-activation, and the one that is not needed is dropped. This is
-    faster than concatenating four parts.
-    """
-
-    def should_recompute(self, steps: int, rows: int, hidden: int) -> bool:
-        return False
-
-    def save(self, preactivations: jax.Array) -> jax.Array:
-        is_g = jnp.arange(preactivations.shape[-1]) // (preactivations.shape[-1] // 4) == 2
-        return jnp.where(is_g[None], jnp.tanh(preactivations), jax.nn.sigmoid(preactivations))
-
-    def gates(self, residuals: jax.Array) -> list[jax.Array]:
-        return jnp.split(residuals, 4, axis=self.axis)
 
 
 class FeatureMajor:

@@ -101,7 +101,7 @@ def activate_gates(z: jax.Array, axis: int) -> list[jax.Array]:
 class LSTMStaticArgs(NamedTuple):
     """Arguments of the fused LSTM that are constants of the compiled code."""
 
-    layout: Any  # BatchMajor(), BatchMajorGates() or FeatureMajor()
+    layout: Any  # BatchMajor() or FeatureMajor()
     history: bool  # True to return c after each step
     recompute: bool  # True to recompute pre-activations in the backward pass
 

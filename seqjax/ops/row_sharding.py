@@ -34,6 +34,13 @@ def num_shards(rows: int) -> int:
     return count if isinstance(rows, int) and rows >= count else 1  # no symbolic dimension of `jax.export`
 
 
+def is_automatic() -> bool:
+    """Returns True if a mesh in effect has an axis over which GSPMD shards arrays, outside of a `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return any(size > 1 and kind == AxisType.Auto for size, kind in axes)
+
+
 def output_depends_on(f: Callable[..., Any], x: Any, *others: Any) -> bool:
     """Returns True if f(x, *others) depends on any leaf of x; only shapes and dtypes of the arguments matter.
 

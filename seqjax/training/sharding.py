@@ -9,6 +9,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from seqjax import types as seqjax_types
 from seqjax.ops import row_sharding
+from seqjax.ops.native import recurrent
 from seqjax.types import Batch, Metrics, Params, Task, TrainState, Variables
 
 DATA, MODEL = row_sharding.ROWS, 'model'
@@ -229,7 +231,7 @@ def data_parallel_pays(model: nn.Module, task: Task, min_products: int, max_weig
     A heuristic that only traces the model. The largest weight must take part in at least `min_products` multiplications
     (its size times the time steps of all rows), because below that, dispatch overhead dominates. It must have at most
     `max_weight` elements, because a weight that exceeds the caches of a core is better read once for all cores. The
-    model must be deterministic, see `can_shard`.
+    model must be deterministic, see `can_shard`. The native kernels use all cores of one device, and are faster so.
     """
     key, batch = jax.eval_shape(lambda: jax.random.key(0)), seqjax_types.batch_shapes(task)
     variables = dict(jax.eval_shape(model.init, key, batch.inputs))
@@ -237,6 +239,9 @@ def data_parallel_pays(model: nn.Module, task: Task, min_products: int, max_weig
     steps = max((math.prod(x.shape[:2]) for x in jax.tree.leaves(batch.inputs)), default=0)
     largest = largest_size(params)
     if steps * largest < min_products or largest > max_weight:
+        return False
+    step = partial(batch_gradients, model, task)
+    if recurrent.is_called_by(step, params, variables, batch, key):
         return False
     return not _is_stochastic(model, task, params, variables, batch, key)
 

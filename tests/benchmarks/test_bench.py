@@ -284,12 +284,12 @@ def test_backends_are_measured_beside_the_plain_one_and_all_of_a_cpu_are(monkeyp
     assert of_lstm | {'plain', 'ahead'} == set(lstm.BACKENDS)  # which is for GPUs
     for cell, name, case in bench.SELECTED:
         ops = {'lstm': lstm, 'gru': gru}[cell]
-        assert ops.select_backend(case.steps, case.batch, case.units) == name
-    small = [('gru', 'rows', SMALL), ('lstm', 'small', SMALL)]
+        assert ops.select_backend(case.steps, case.batch, case.units, native=name == 'native') == name
+    small = [('gru', 'rows', SMALL), ('lstm', 'columns', SMALL)]
     monkeypatch.setattr(bench, 'QUICK', bench.QUICK._replace(backends=small))
     bench.run(quick=True, parts=['backends'], peers=[scores.FLAX], workdir=str(tmp_path / 'w'), plot=False)
     text = (tmp_path / 'w' / bench.TEXT).read_text(encoding='utf-8')
-    assert f'| gru | {SMALL} | forward | rows |' in text and f'| lstm | {SMALL} | training | small |' in text
+    assert f'| gru | {SMALL} | forward | rows |' in text and f'| lstm | {SMALL} | training | columns |' in text
 
 
 def test_a_library_that_is_missing_is_told(monkeypatch, capsys):

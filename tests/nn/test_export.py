@@ -63,7 +63,7 @@ def test_a_layer_with_symbolic_sizes_gives_the_numbers_of_the_concrete_call(name
 
 
 @pytest.mark.representative(every=2)
-@pytest.mark.parametrize('backend', ['plain', 'narrow'])
+@pytest.mark.parametrize('backend', ['plain', 'rows'])
 def test_gradients_and_an_initial_carry_with_symbolic_sizes(backend):
     layer = rnn.RNN(LSTMCell(H), backend=backend)
     variables = layer.init(jax.random.key(0), X)

@@ -55,7 +55,7 @@ def test_a_mistyped_option_is_refused_with_the_function_and_the_nearest_option(m
         (lambda: LSTMCell(3, activation='rellu'), "activation='rellu'.*'relu'"),
         (lambda: GRUCell(3, recurrent_activation='sigmod'), "recurrent_activation='sigmod'.*'sigmoid'"),
         (lambda: MinGRUCell(3, activation=1.0), 'activation=1.0'),
-        (lambda: nn_rnn.RNN(LSTMCell(3), backend='narow'), "backend='narow'.*'narrow'"),
+        (lambda: nn_rnn.RNN(LSTMCell(3), backend='colums'), "backend='colums'.*'columns'"),
         (lambda: models.recurrent('lsmt', 3), "cell='lsmt'.*'lstm'"),
     ],
 )

@@ -12,6 +12,7 @@ from seqjax.nn.cells.gru_cell import GRUCell
 from seqjax.nn.cells.lstm_cell import LSTMCell
 from seqjax.nn.wrappers import Bidirectional
 from seqjax.ops import gru, lstm
+from tests.helpers import backends
 from tests.helpers.reference import assert_close, assert_near
 
 T, B, F, H = 3, 2, 2, 3
@@ -94,7 +95,11 @@ def transformed(gates, backend, transform):
     ('gates', 'backend', 'transform'),
     [
         *((gates, 'rows', transform) for gates in (4, 3) for transform in TRANSFORMS),
-        *((4, backend, how) for backend in ('narrow', 'columns', 'small') for how in ('jvp of jit', 'grad of vmap')),
+        *(
+            (4, name, how)
+            for name in backends.available(('columns', 'native'))
+            for how in ('jvp of jit', 'grad of vmap')
+        ),
     ],
 )
 def test_a_transformed_backend_equals_the_transformed_plain_recurrence(x64, gates, backend, transform):

@@ -18,10 +18,11 @@ from seqjax.nn import rnn
 from seqjax.nn.cells.gru_cell import GRUCell
 from seqjax.ops import gru
 from seqjax.ops.gru import GRUOutput, GRUWeights
-from tests.helpers import reference
+from tests.helpers import backends, reference
 from tests.helpers.reference import assert_near
 
-FAST = sorted(set(gru.BACKENDS) - {'plain'})
+FAST = sorted(set(backends.available(gru.BACKENDS)) - {'plain'})
+ANY_DTYPE = sorted(set(FAST) - {'native'})
 CHUNK = gru.LAYOUT.chunk
 WEIGHTS = GRUWeights._fields
 
@@ -129,7 +130,7 @@ def test_in_float64_a_backend_is_the_plain_recurrence_to_ten_digits(x64, backend
     assert_near(values_and_gradients(x, backend=backend, **options), want, 1e-10)
 
 
-@pytest.mark.parametrize('backend', ['plain', *FAST])
+@pytest.mark.parametrize('backend', ['plain', *ANY_DTYPE])
 def test_half_precision_is_near_and_h_keeps_its_dtype(backend):
     x, options = make(4, 20, 4, 3, 5, everything=True)
     half = {name: v.astype(jnp.bfloat16) if name in ('inputs', *WEIGHTS) else v for name, v in x.items()}
@@ -240,7 +241,7 @@ def test_what_does_not_fit_is_refused_by_name(change, message):
         gru.gru(**good | change)
 
 
-@pytest.mark.parametrize('backend', ['auto', *gru.BACKENDS])
+@pytest.mark.parametrize('backend', ['auto', *backends.available(gru.BACKENDS)])
 def test_a_long_sequence_is_no_larger_a_program(backend):
     def equations(count):
         x = jax.eval_shape(lambda: problem(jax.random.key(0), count, 2, 1, 300))
@@ -268,11 +269,13 @@ def test_a_backend_of_its_own_needs_less_memory(optimized, backend):
         (9, 2, 33, 'rows'),
         (9, 1, 512, 'plain'),
         (9, 1, 513, 'rows'),
-        (9, 0, 99, 'plain'),
+        (9, 2, 99, 'rows'),
     ],
 )
 def test_a_backend_is_chosen_by_size(steps, rows, hidden, want):
     assert gru.select_backend(steps, rows, hidden) == want
+    assert gru.select_backend(steps, rows, hidden, native=True) == ('native' if steps else 'plain')
+    assert gru.select_backend(8, 1, 512, native=True) == 'plain'
 
 
 # --- layers ----------------------------------------------------------------------------------------
@@ -286,7 +289,7 @@ class Stepwise(GRUCell):
 
 
 @pytest.mark.representative(by=lambda backend, dropped, batch: [backend, batch, (backend == 'rows', dropped)])
-@pytest.mark.parametrize('backend', ['auto', *gru.BACKENDS])
+@pytest.mark.parametrize('backend', ['auto', *backends.available(gru.BACKENDS)])
 @pytest.mark.parametrize('dropped', [0.0, 0.4])
 @pytest.mark.parametrize('batch', [(3,), (), (2, 3)])
 def test_a_layer_gives_what_its_steps_give(backend, dropped, batch):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import echo
+from seqjax.ops.native import library
 from seqjax.training import sharding
 from tests.runs.test_multihost import RUN, losses
 
@@ -168,7 +169,7 @@ def test_by_default_all_devices_are_used_where_each_has_enough_to_do(platform, c
     assert sharding._default([Device(platform)] * count, 'a batch', rows, replicas, pays) == want
 
 
-def test_cores_divide_what_is_work_and_neither_too_wide_nor_drawn():
+def test_cores_divide_what_is_work_and_neither_too_wide_nor_drawn(monkeypatch):
     def worth(work, widest, **options):
         flags = {**echo.EXPERIMENT.defaults, 'batch_size': 8, 'window': 10, 'hidden': 4, **options}
         return sharding.data_parallel_pays(
@@ -176,6 +177,9 @@ def test_cores_divide_what_is_work_and_neither_too_wide_nor_drawn():
         )
 
     largest = 4 * 4 * 4  # the recurrent kernel of the LSTM, beside one input
+    if library.load('float32').key is not None:  # the kernels use all cores of one device
+        assert not worth(8 * 10 * largest, largest, cell='lstm')
+    monkeypatch.setenv(library.VARIABLE, library.OFF)
     assert worth(8 * 10 * largest, largest, cell='lstm')
     assert not worth(8 * 10 * largest + 1, largest, cell='lstm')
     assert not worth(8 * 10 * largest, largest - 1, cell='lstm')

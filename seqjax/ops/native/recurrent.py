@@ -1,0 +1,233 @@
+"""The backends 'native' of `seqjax.ops.lstm` and `seqjax.ops.gru`: kernels in C++ for CPUs.
+
+Both passes are one custom call each. The weights are packed once per call; a tile of rows and units keeps its sums in
+registers, computes the gates there, and writes h, c and, for the backward pass, the gates. The backward pass computes
+the gradients of the pre-activations and of the weights; a product of XLA makes the gradients of the inputs.
+
+Forward mode and second derivatives are those of the plain recurrence.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType
+
+from seqjax.ops import common, linear_map
+from seqjax.ops.common import StepInputs
+from seqjax.ops.native import library
+
+LSTM, GRU = 0, 1  # values of `Cell` in recurrent.h
+GATES = 6  # index of the gates among the arguments of the backward call, which overwrites them
+
+
+class StaticArgs(NamedTuple):
+    """Static arguments of a recurrence."""
+
+    cell: int  # LSTM or GRU
+    plain: Callable[..., Any]  # the plain recurrence: (steps, carry, weights, reset_carry) -> output
+    output: type  # LSTMOutput or GRUOutput
+    reverse: bool
+    history: bool  # True to return c after each step
+
+
+class Saved(NamedTuple):
+    """Values that the forward pass saves for the backward pass."""
+
+    outputs: jax.Array  # [T, B, H]: h after each step
+    cells: jax.Array  # [T, B, H]: c after each step; empty for a GRU
+    gates: jax.Array  # [T, B, 4H]: i, f, g, o; or z, r, n, h U_n + d_n
+
+
+def is_called_by(f: Callable[..., Any], *arguments: Any) -> bool:
+    """Returns True if f(*arguments) calls the native kernels; shapes and dtypes of the arguments are enough."""
+    return f'{library.PREFIX}_forward' in str(jax.make_jaxpr(f)(*arguments))
+
+
+def run(
+    cell: int,
+    plain: Callable[..., Any],
+    output: type,
+    steps: StepInputs,
+    carry: Any,
+    weights: Any,
+    reset_carry: Any,
+    *,
+    reverse: bool = False,
+    history: bool = False,
+) -> Any:
+    """Computes the plain recurrence by the native kernels.
+
+    Args:
+      cell: LSTM or GRU.
+      plain: the plain recurrence: (steps, carry, weights, reset_carry) -> output.
+      output: LSTMOutput or GRUOutput.
+      steps: inputs [T, B, F] and flags [T, B], in the order of time also with `reverse`.
+      carry, reset_carry: (c, h) for an LSTM, h for a GRU, each [B, H].
+      weights: LSTMWeights or GRUWeights.
+      reverse: process the last step first.
+      history: return c after each step.
+    """
+    return _run(StaticArgs(cell, plain, output, reverse, history), steps, carry, weights, reset_carry)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _run(static: StaticArgs, steps: StepInputs, carry: Any, weights: Any, reset_carry: Any) -> Any:
+    return _call_forward(static, steps, carry, weights, reset_carry, save=False)[0]
+
+
+@_run.defjvp
+def _run_jvp(static: StaticArgs, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    output, saved = _forward(static, *primals)
+    arguments = (tangents[0].inputs, *tangents[1:])
+    call, transpose = partial(_tangents, static), partial(_transpose, static)
+    return output, linear_map.linear_map(call, transpose, (primals, saved), arguments, like=output)
+
+
+def _tangents(static: StaticArgs, residuals: tuple[Any, Saved], tangents: tuple[Any, ...]) -> Any:
+    """Returns the tangents of the output, by forward mode of the plain recurrence."""
+    (steps, *states), _ = residuals
+    return jax.jvp(partial(_plain, static, steps), (steps.inputs, *states), tangents)[1]
+
+
+def _plain(static: StaticArgs, steps: StepInputs, inputs: jax.Array, *states: Any) -> Any:
+    """Computes the plain recurrence of the inputs, with the flags of `steps`."""
+    steps, options = steps._replace(inputs=inputs), {'history': True} if static.history else {}
+    if not static.reverse:
+        return static.plain(steps, *states, **options)
+    last, *others = static.plain(common.flip(steps), *states, **options)
+    return static.output(last, *common.flip(others))
+
+
+# The forward pass and the backward pass are differentiated only for second derivatives, by the plain recurrence. What
+# is saved needs no tangents then: the rule of `_backward` does not use them.
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _forward(static: StaticArgs, steps: StepInputs, carry: Any, weights: Any, reset_carry: Any) -> tuple[Any, Saved]:
+    return _call_forward(static, steps, carry, weights, reset_carry, save=True)
+
+
+@_forward.defjvp
+def _forward_jvp(static: StaticArgs, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    output, saved = _forward(static, *primals)
+    steps, *states = primals
+    tangents = (tangents[0].inputs, *tangents[1:])
+    return (output, saved), (
+        jax.jvp(partial(_plain, static, steps), (steps.inputs, *states), tangents)[1],
+        jax.tree.map(jnp.zeros_like, saved),
+    )
+
+
+def _transpose(static: StaticArgs, residuals: tuple[Any, Saved], gradients: Any) -> tuple[Any, ...]:
+    return _backward(static, *residuals, gradients)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _backward(static: StaticArgs, primals: tuple[Any, ...], saved: Saved, gradients: Any) -> tuple[Any, ...]:
+    """Returns the gradients of inputs, carry, weights and reset_carry from those of the output."""
+    steps, _, weights, _ = primals
+    dz, carry_gradients, weight_gradients, reset_gradients = _call_backward(static, primals, saved, gradients)
+    kernel = weights.kernel
+    if static.cell == GRU:  # the gradients of n, z, r stand before the one of h U_n + d_n, which has no part of inputs
+        hidden = kernel.shape[1] // 3
+        kernel = jnp.pad(jnp.roll(kernel, hidden, axis=1), [(0, 0), (0, hidden)])
+    return jnp.einsum('tbg,fg->tbf', dz, kernel), carry_gradients, weight_gradients, reset_gradients
+
+
+@_backward.defjvp
+def _backward_jvp(static: StaticArgs, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    (arguments, saved, gradients), (argument_tangents, _, gradient_tangents) = primals, tangents
+    steps, *states = arguments
+
+    def plain_backward(inputs, states, gradients):
+        return jax.vjp(partial(_plain, static, steps), inputs, *states)[1](gradients)
+
+    tangents = (argument_tangents[0].inputs, list(argument_tangents[1:]), gradient_tangents)
+    _, out = jax.jvp(plain_backward, (steps.inputs, states, gradients), tangents)
+    return _backward(static, arguments, saved, gradients), out
+
+
+def _call(call: str, static: StaticArgs, arguments: tuple[Any, ...], out: tuple[Any, ...], **options: Any) -> list[Any]:
+    name = f'{library.PREFIX}_{call}_{library.load(arguments[0].dtype.name).key}'
+    shapes = [jax.ShapeDtypeStruct(shape, arguments[0].dtype) for shape in out]
+    function = jax.ffi.ffi_call(name, shapes, vmap_method='expand_dims', **options)
+    return function(
+        *arguments, cell=np.int32(static.cell), reverse=static.reverse, shards=np.int32(_shards_on_this_host())
+    )
+
+
+def _shards_on_this_host() -> int:
+    """Returns the number of devices of this process that run the same call at the same time, in a `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1
+    for size, type_ in zip(mesh.axis_sizes, mesh.axis_types, strict=True):
+        shards *= size if type_ == AxisType.Manual else 1
+    return min(shards, jax.local_device_count())
+
+
+def _flags(steps: StepInputs) -> tuple[jax.Array, jax.Array]:
+    """Returns the flags of valid steps and of resets, empty arrays instead of None."""
+    empty = jnp.zeros(0, bool)
+    return empty if steps.valid is None else steps.valid, empty if steps.resets is None else steps.resets
+
+
+def _call_forward(
+    static: StaticArgs, steps: StepInputs, carry: Any, weights: Any, reset_carry: Any, *, save: bool
+) -> tuple[Any, Saved]:
+    empty, (count, rows, _) = jnp.zeros(0, steps.inputs.dtype), steps.inputs.shape
+    hidden = weights.recurrent_kernel.shape[0]
+    state, by_step = (rows, hidden), (count, rows, hidden)
+    gates = (count, rows, 4 * hidden) if save else (0,)
+    if static.cell == LSTM:
+        c, h = carry
+        recurrent_bias = empty
+        reset_c, reset_h = (empty, empty) if steps.resets is None else reset_carry
+        cells = by_step if save or static.history else (0,)
+        out = (by_step, state, state, cells, gates)
+    else:
+        c, h = empty, carry
+        recurrent_bias = weights.recurrent_bias
+        reset_c, reset_h = empty, empty if steps.resets is None else reset_carry
+        out = (by_step, state, (0,), (0,), gates)
+    arguments = (steps.inputs, h, c, weights.kernel, weights.recurrent_kernel, weights.bias, recurrent_bias)
+    arguments += (reset_h, reset_c, *_flags(steps))
+    outputs, last_h, last_c, cells, gates = _call('forward', static, arguments, out)
+    if static.cell == LSTM:
+        result = static.output(type(carry)(last_c, last_h), outputs, cells if static.history else None)
+    else:
+        result = static.output(last_h, outputs)
+    return result, Saved(outputs, cells, gates)
+
+
+def _call_backward(
+    static: StaticArgs, primals: tuple[Any, ...], saved: Saved, gradients: Any
+) -> tuple[jax.Array, Any, Any, Any]:
+    """Returns the gradients of the pre-activations [T, B, 4H], of the carry, of the weights, and of reset_carry."""
+    (steps, carry, weights, reset_carry), (outputs, cells, gates) = primals, saved
+    empty, resets = jnp.zeros(0, outputs.dtype), steps.resets is not None
+    state, none = outputs.shape[1:], (0,)
+    reset_state = state if resets else none
+    if static.cell == LSTM:
+        (c, h), (reset_c, reset_h) = carry, reset_carry if resets else (empty, empty)
+        carry_gradients = (gradients.cells if static.history else empty, gradients.last.h, gradients.last.c)
+        out = (gates.shape, state, state, reset_state, reset_state)
+    else:
+        (c, h), (reset_c, reset_h) = (empty, carry), (empty, reset_carry if resets else empty)
+        carry_gradients = (empty, gradients.last, empty)
+        out = (gates.shape, state, none, reset_state, none)
+    out += (*(x.shape for x in weights), *[none] * (4 - len(weights)))
+    arguments = (steps.inputs, weights.recurrent_kernel, h, c, outputs, cells, gates, reset_h, reset_c, *_flags(steps))
+    arguments += (gradients.outputs, *carry_gradients)
+    dz, dh, dc, dreset_h, dreset_c, *dweights = _call(
+        'backward', static, arguments, out, input_output_aliases={GATES: 0}
+    )
+    weight_gradients = type(weights)(*dweights[: len(weights)])
+    if static.cell == GRU:
+        return dz, dh, weight_gradients, dreset_h if resets else jnp.zeros_like(reset_carry)
+    carry_type = type(carry)
+    reset_gradients = carry_type(dreset_c, dreset_h) if resets else jax.tree.map(jnp.zeros_like, reset_carry)
+    return dz, carry_type(dc, dh), weight_gradients, reset_gradients
