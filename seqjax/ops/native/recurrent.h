@@ -292,19 +292,23 @@ class WeightGradients {
 
   void pack_columns(long begin, long end, long row, long row_end, bool recurrent, long width) {
     const long rows = (end - begin) * (row_end - row);
-    long place = 0;
+    sources.clear();
     for (long step = begin; step < end; ++step) {
       const long t = p.place(step), before = step ? p.place(step - 1) : 0;
       const R* old_h = step ? p.y + before * p.B * p.H : p.h0;
-      for (long b = row; b < row_end; ++b, ++place) {
+      for (long b = row; b < row_end; ++b) {
         const long flag = t * p.B + b;
-        const R* from = !recurrent ? p.x + flag * p.F : (p.resets && p.resets[flag] ? p.reset_h : old_h) + b * p.H;
         const bool masked = p.valid && !p.valid[flag];  // its input may be NaN, which times 0 is NaN
-        R* out = packed.data + place;
-        for (long c = 0; c < width; ++c, out += rows) *out = masked ? R(0) : from[c];
-        *out = 1;
+        const R* h = (p.resets && p.resets[flag] ? p.reset_h : old_h) + b * p.H;
+        sources.push_back(masked ? nullptr : recurrent ? h : p.x + flag * p.F);
       }
     }
+    constexpr long kBlock = 16;  // rows and columns that are transposed together, in the first cache
+    for (long c = 0; c < width; c += kBlock)
+      for (long r = 0; r < rows; r += kBlock)
+        for (long k = r; k < std::min(rows, r + kBlock); ++k)
+          for (long j = c; j < std::min(width, c + kBlock); ++j) packed.data[j * rows + k] = sources[k] ? sources[k][j] : R(0);
+    std::fill_n(packed.data + width * rows, rows, R(1));
   }
 
   void pack_dz(long begin, long end, long row, long row_end, int block, long v, int count) {
@@ -337,6 +341,7 @@ class WeightGradients {
   const Backward<R>& p;
   const long columns;
   Buffer<R> packed, packed_dz;
+  std::vector<const R*> sources;  // rows of inputs or old h; nullptr for masked steps
 };
 
 template <typename R, Cell C>
@@ -386,7 +391,7 @@ class BackwardPass {
   }
 
  private:
-  static constexpr long kGradientRows = 256;  // rows of a product for the gradients of the weights
+  static constexpr long kGradientRows = 512;  // rows of a product for the gradients of the weights
 
   static int panel_width(long rows) { return fits(static_cast<int>(std::min<long>(rows, 6)), 8) ? 8 : 4; }
 
