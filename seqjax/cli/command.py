@@ -23,6 +23,7 @@ from seqjax.cli.app import BROKEN_PIPE, USER_ERROR
 from seqjax.cli.flag_tables import FlagTable
 from seqjax.cli.parsers import BoolParser
 from seqjax.errors import UserError
+from seqjax.ops.native import library
 from seqjax.runs import multihost, signals
 from seqjax.runs.signals import Interrupted, Terminated
 from seqjax.training import sharding
@@ -106,6 +107,21 @@ def use_cores(mesh: str | None, processes_text: str) -> None:
         count = min(count, MAX_CPU_DEVICES)
     with contextlib.suppress(RuntimeError):  # JAX is initialized: its devices cannot change
         jax.config.update('jax_num_cpu_devices', count)
+
+
+def select_native(choice: str | None) -> None:
+    """Sets the use of the native kernels for this process, see `seqjax.ops.native.library`; None keeps it.
+
+    Raises:
+      UserError: the environment variable is invalid, or the kernels are required and cannot be built.
+    """
+    if choice is not None:
+        os.environ[library.VARIABLE] = choice
+    try:
+        if os.environ.get(library.VARIABLE, library.AUTO) != library.AUTO:
+            library.load('float32')
+    except (ValueError, RuntimeError) as error:
+        raise UserError(str(error)) from error
 
 
 def init_distributed(text: str, heartbeat_timeout: int) -> None:
@@ -234,6 +250,7 @@ def main(command: Command, argv: list[str] | None, invocation: str) -> int:
         values = command.complete(parsed)
         distributed = {name: values.pop(name) for name in flag_tables.DISTRIBUTED_DEFAULTS if name in values}
         compilation_cache.enable_cache(values.pop('compilation_cache'))
+        select_native(values.pop('native'))
         with signals.handle_signals(defer=False):
             if distributed:
                 use_cores(values['mesh'], distributed['distributed'])

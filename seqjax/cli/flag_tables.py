@@ -31,6 +31,7 @@ from seqjax.cli.parsers import (
 )
 from seqjax.config import RunConfig, TrainConfig
 from seqjax.errors import UserError
+from seqjax.ops.native import library
 from seqjax.runs import memory, multihost
 from seqjax.training.session import CheckpointConfig
 
@@ -130,6 +131,12 @@ CACHE_FLAGS = {
         CacheParser(),
         'folder of the persistent compilation cache, or off (default: JAX_COMPILATION_CACHE_DIR, or seqjax/jax in the '
         'user cache, XDG_CACHE_HOME or ~/.cache, limited to 1 GB)',
+        'process',
+    ),
+    'native': Flag(
+        ChoiceParser(*library.CHOICES),
+        'native kernels of the LSTM and the GRU on a CPU: if a C++ compiler can build them, off, or require them '
+        f'(default: {library.VARIABLE}, or {library.AUTO})',
         'process',
     ),
 }

@@ -42,7 +42,7 @@ std::vector<double> reference(const Forward<R>& p) {
       for (long j = 0; j < G * H; ++j) {
         of_x[j] = p.bias[j];
         of_h[j] = C == kGru ? p.recurrent_bias[j] : 0;
-        for (long k = 0; k < F; ++k) of_x[j] += double(p.x[(t * B + b) * F + k]) * p.kernel[k * G * H + j];
+        for (long k = 0; k < F; ++k) of_x[j] += double(p.x[p.at(t, b) * F + k]) * p.kernel[k * G * H + j];
         for (long k = 0; k < H; ++k) of_h[j] += h[k] * p.recurrent[k * G * H + j];
       }
       if (!p.valid || p.valid[t * B + b]) {
@@ -58,7 +58,7 @@ std::vector<double> reference(const Forward<R>& p) {
         }
         h = next;
       }
-      for (long u = 0; u < H; ++u) y[(t * B + b) * H + u] = h[u];
+      for (long u = 0; u < H; ++u) y[p.at(t, b) * H + u] = h[u];
     }
   }
   return y;

@@ -218,6 +218,22 @@ def test_the_variable_decides(monkeypatch):
     assert library.load('float32').key is None and not library.supports('cpu', jnp.zeros(1))
 
 
+@pytest.mark.parametrize('how', ['flag', 'variable'])
+def test_a_command_that_cannot_build_required_kernels_ends_with_one_sentence(tmp_path, how):
+    env = os.environ | {'PATH': str(tmp_path), 'CXX': '', 'XDG_CACHE_HOME': str(tmp_path), 'PYTHONPATH': str(ROOT)}
+    env |= {library.VARIABLE: library.REQUIRE} if how == 'variable' else {}
+    flags = ['--native=require'] if how == 'flag' else []
+    done = subprocess.run(
+        [sys.executable, '-m', 'experiments.td', '--epochs=1', f'--workdir={tmp_path}/w', *flags],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and 'no C++ compiler' in done.stderr and 'Traceback' not in done.stderr
+
+
 def test_a_gpu_never_sees_them():
     assert not library.supports('gpu', jnp.zeros(1)) and not library.supports('tpu', jnp.zeros(1))
     assert not library.supports('cpu', jnp.zeros(1), jnp.zeros(1, jnp.bfloat16))

@@ -26,7 +26,7 @@ void accumulate(R* z, long z_stride, const R* const* rows, long K, const R* weig
   const R* x[M];
   for (int m = 0; m < M; ++m) x[m] = rows[m];
   for (long k = 0; k < K; ++k, weights += G * N, ahead += 64 / sizeof(R)) {
-    __builtin_prefetch(ahead);
+    __builtin_prefetch(ahead, 0, 2);
     V w[G];
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) w[g] = load<R>(weights + g * N, N);

@@ -53,7 +53,7 @@ struct Call {
     lengths.assign(dims.begin(), dims.end() - 3);
     for (auto n : lengths) count *= n;
     const size_t axes = lengths.size();
-    sizes = {dims[axes], dims[axes + 1], features, dims[axes + 2], reverse};
+    sizes = {dims[axes + 1], dims[axes], features, dims[axes + 2], reverse};
   }
 
   template <typename R, typename B>

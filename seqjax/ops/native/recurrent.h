@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <utility>
 
 #include "product.h"
 #include "team.h"
@@ -22,7 +23,13 @@ struct Sizes {
   long T, B, F, H;
   bool reverse;
   long place(long step) const { return reverse ? T - 1 - step : step; }  // of a step, in the order of processing
+  long at(long t, long row) const { return row * T + t; }                  // index into arrays [B, T, ...]
+  long kept(long t, long row) const { return t * B + row; }                // index into arrays [T, B, ...]
 };
+
+// Inputs, outputs and gradients of outputs are [B, T, ...], so that a layer whose batch is the first axis copies nothing.
+// All that only the passes read is [T, B, ...]: rows that are T H numbers apart can share the lines of a cache. For the
+// same reason h of the step before is read from a small array of its own.
 
 template <typename R>
 struct Forward : Sizes {
@@ -89,7 +96,8 @@ class ForwardPass {
         panels(vectors, by_rows ? 1 : team_size, panel_width(by_rows ? (p.B + team_size - 1) / team_size : p.B)),
         kernel(vectors * G::kCount * N * p.F),
         recurrent(vectors * G::kCount * N * p.H),
-        bias(vectors * kSums * N) {}
+        bias(vectors * kSums * N),
+        state(2 * p.B * p.H) {}
 
   void run(int index, int size, Barrier& barrier) {
     const size_t count = panels.panels.size();
@@ -103,25 +111,28 @@ class ForwardPass {
     long width = 0;
     for (size_t i = first; i < last; ++i) width += panels.panels[i].count * kSums * N;
     const long rows = row_end - row;
-    Buffer<R> projected(project ? block * rows * width : 0), local(rows * kMaxVectors * N);
+    Buffer<R> projected(project ? block * rows * width : 0), local(rows * kMaxVectors * N), x(project ? 0 : rows * p.F);
     for (long begin = 0; begin < p.T; begin += block) {
       const long end = std::min(p.T, begin + block);
       if (project) project_inputs(begin, end, row, row_end, first, last, width, projected.data);
       for (long step = begin; step < end; ++step) {
         R* z = projected.data + (step - begin) * rows * width;
+        for (long r = 0; r < (project ? 0 : rows); ++r)
+          std::copy_n(p.x + p.at(p.place(step), row + r) * p.F, p.F, x.data + r * p.F);
         for (size_t i = first; i < last; ++i) {
           const Panel panel = panels.panels[i];
           if (project) {
-            panel_step(step, row, row_end, panel, z, width, true);
+            panel_step(step, row, row_end, panel, nullptr, z, width);
             z += panel.count * kSums * N;
           } else {
-            panel_step(step, row, row_end, panel, local.data, panel.count * kSums * N, false);
+            panel_step(step, row, row_end, panel, x.data, local.data, panel.count * kSums * N);
           }
         }
         if (!by_rows) barrier.wait(size);
       }
     }
-    finish(index, row, row_end);
+    if (by_rows || index == 0)
+      std::copy_n(state.data + ((p.T & 1) * p.B + row) * p.H, rows * p.H, p.last_h + row * p.H);
   }
 
  private:
@@ -154,9 +165,9 @@ class ForwardPass {
       }
   }
 
-  void fill_bias(Panel panel, int m, R* z, long stride) {
+  void fill_bias(Panel panel, long rows, R* z, long stride) {
     const R* b = bias.data + panel.first * kSums * N;
-    for (int i = 0; i < m; ++i) std::memcpy(z + i * stride, b, panel.count * kSums * N * sizeof(R));
+    for (long i = 0; i < rows; ++i) std::memcpy(z + i * stride, b, panel.count * kSums * N * sizeof(R));
   }
 
   void add_inputs(Panel panel, int m, const R* const* rows, R* z, long stride) {
@@ -174,7 +185,7 @@ class ForwardPass {
         const R* x[kMaxRows];
         for (int k = 0; k < m; ++k) {
           const long step = begin + (r + k) / rows;
-          x[k] = p.x + (p.place(step) * p.B + row + (r + k) % rows) * p.F;
+          x[k] = p.x + p.at(p.place(step), row + (r + k) % rows) * p.F;
         }
         fill_bias(panel, m, z + r * width, width);
         add_inputs(panel, m, x, z + r * width, width);
@@ -183,73 +194,69 @@ class ForwardPass {
     }
   }
 
-  // Computes one step of some rows and units. z [rows, stride] has the part of the inputs if `is_projected`.
-  void panel_step(long step, long row, long row_end, Panel panel, R* z, long stride, bool is_projected) {
-    const long t = p.place(step), before = step ? p.place(step - 1) : 0;
-    const R* old_h = step ? p.y + before * p.B * p.H : p.h0;
-    const R* old_c = !step ? p.c0 : p.cells ? p.cells + before * p.B * p.H : p.last_c;
+  // Computes one step of some rows and units. z [rows, stride] has the part of the inputs if x [rows, F] is nullptr.
+  void panel_step(long step, long row, long row_end, Panel panel, const R* x, R* z, long stride) {
+    const long t = p.place(step);
+    const R *old_h = step ? state.data + (step & 1) * p.B * p.H : p.h0, *old_c = step ? p.last_c : p.c0;
+    R* new_h = state.data + (~step & 1) * p.B * p.H;
     const uint8_t* valid = p.valid ? p.valid + t * p.B : nullptr;
     const uint8_t* resets = p.resets ? p.resets + t * p.B : nullptr;
-    const auto x = [&](long r) { return p.x + (t * p.B + r) * p.F; };
     const auto h = [&](long r) { return (resets && resets[r] ? p.reset_h : old_h) + r * p.H; };
     const int width = panel.count * G::kCount;
     const long place = panel.first * G::kCount * N;
-    if (!is_projected) {
-      fill_bias(panel, static_cast<int>(row_end - row), z, stride);
-      multiply<R>(row, row_end, width, p.F, x, kernel.data + place * p.F, z, stride, valid);
+    if (x) {
+      fill_bias(panel, row_end - row, z, stride);
+      const auto inputs = [&](long r) { return x + (r - row) * p.F; };
+      multiply<R>(row, row_end, width, p.F, inputs, kernel.data + place * p.F, z, stride, valid);
     }
     R* of_h = z + G::kRecurrentFirst * panel.count * N;
     multiply<R>(row, row_end, width, p.H, h, recurrent.data + place * p.H, of_h, stride, valid);
     for (long r = row; r < row_end; ++r, z += stride)
       for (int v = 0; v < panel.count; ++v) {
-        const long unit = (panel.first + v) * N, out = (t * p.B + r) * p.H + unit;
+        const long unit = (panel.first + v) * N, here = r * p.H + unit, kept = p.kept(t, r);
         const int n = static_cast<int>(std::min<long>(N, p.H - unit));
-        R* gates = p.gates ? p.gates + (t * p.B + r) * 4 * p.H + unit : nullptr;
-        const R* c = C == kGru ? nullptr : (resets && resets[r] ? p.reset_c : old_c) + r * p.H + unit;
-        R* c_out = C == kGru ? nullptr : p.cells ? p.cells + out : p.last_c + r * p.H + unit;
-        unit_step(z + v * N, panel.count * N, h(r) + unit, c, valid && !valid[r], p.y + out, c_out, gates, n);
+        R* gates = p.gates ? p.gates + kept * 4 * p.H + unit : nullptr;
+        const R* c = C == kGru ? nullptr : (resets && resets[r] ? p.reset_c : old_c) + here;
+        const auto [h_value, c_value] =
+            unit_step(z + v * N, panel.count * N, h(r) + unit, c, valid && !valid[r], gates, n);
+        store<R>(new_h + here, h_value, n);
+        store<R>(p.y + p.at(t, r) * p.H + unit, h_value, n);
+        if (C == kLstm) store<R>(p.last_c + here, c_value, n);
+        if (C == kLstm && p.cells) store<R>(p.cells + kept * p.H + unit, c_value, n);
       }
   }
 
-  // Computes one vector of units of one row. z has the sums, `next` numbers apart.
-  void unit_step(const R* z, long next, const R* h, const R* c, bool masked, R* h_out, R* c_out, R* gates, int n) {
+  // Returns h and c of one vector of units of one row. z has the sums, `next` numbers apart.
+  std::pair<Vec<R>, Vec<R>> unit_step(const R* z, long next, const R* h, const R* c, bool masked, R* gates, int n) {
     using V = Vec<R>;
+    const V old_h = load<R>(h, n), old_c = C == kLstm ? load<R>(c, n) : V{};
     if (masked) {
-      store<R>(h_out, load<R>(h, n), n);
-      if (C == kLstm) store<R>(c_out, load<R>(c, n), n);
       if (gates)
         for (int j = 0; j < 4; ++j) store<R>(gates + j * p.H, V{}, n);
-      return;
+      return {old_h, old_c};
     }
     const V a = load<R>(z, N), b = load<R>(z + next, N), d = load<R>(z + 2 * next, N), e = load<R>(z + 3 * next, N);
-    V saved[4];
+    V saved[4], new_h, new_c{};
     if constexpr (C == kLstm) {
       const V i = sigmoid<R>(a), f = sigmoid<R>(b), g = tanh<R>(d), o = sigmoid<R>(e);
-      const V new_c = f * load<R>(c, n) + i * g;
-      store<R>(c_out, new_c, n);
-      store<R>(h_out, o * tanh<R>(new_c), n);
+      new_c = f * old_c + i * g;
+      new_h = o * tanh<R>(new_c);
       saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
     } else {
       const V update = sigmoid<R>(b), reset = sigmoid<R>(d), candidate = tanh<R>(a + reset * e);
-      store<R>(h_out, update * load<R>(h, n) + (R(1) - update) * candidate, n);
+      new_h = update * old_h + (R(1) - update) * candidate;
       saved[0] = update, saved[1] = reset, saved[2] = candidate, saved[3] = e;
     }
     if (gates)
       for (int j = 0; j < 4; ++j) store<R>(gates + j * p.H, saved[j], n);
-  }
-
-  void finish(int index, long row, long row_end) {
-    if (!by_rows && index) return;
-    const long t = p.place(p.T - 1) * p.B + row, bytes = (row_end - row) * p.H * sizeof(R);
-    std::memcpy(p.last_h + row * p.H, p.y + t * p.H, bytes);
-    if (C == kLstm && p.cells) std::memcpy(p.last_c + row * p.H, p.cells + t * p.H, bytes);
+    return {new_h, new_c};
   }
 
   const Forward<R>& p;
   const bool by_rows;
   const long vectors;
   const Panels panels;
-  Buffer<R> kernel, recurrent, bias;
+  Buffer<R> kernel, recurrent, bias, state;  // state: h of two steps
 };
 
 // Adds a^T dz of some rows to the gradients of the weights of a range of units.
@@ -295,12 +302,13 @@ class WeightGradients {
     sources.clear();
     for (long step = begin; step < end; ++step) {
       const long t = p.place(step), before = step ? p.place(step - 1) : 0;
-      const R* old_h = step ? p.y + before * p.B * p.H : p.h0;
       for (long b = row; b < row_end; ++b) {
         const long flag = t * p.B + b;
         const bool masked = p.valid && !p.valid[flag];  // its input may be NaN, which times 0 is NaN
-        const R* h = (p.resets && p.resets[flag] ? p.reset_h : old_h) + b * p.H;
-        sources.push_back(masked ? nullptr : recurrent ? h : p.x + flag * p.F);
+        const R* h = p.resets && p.resets[flag] ? p.reset_h + b * p.H
+                     : step                     ? p.y + p.at(before, b) * p.H
+                                                : p.h0 + b * p.H;
+        sources.push_back(masked ? nullptr : recurrent ? h : p.x + p.at(t, b) * p.F);
       }
     }
     constexpr long kBlock = 16;  // rows and columns that are transposed together, in the first cache
@@ -317,7 +325,7 @@ class WeightGradients {
       for (long b = row; b < row_end; ++b)
         for (int i = 0; i < count; ++i, out += N) {
           const long unit = (v + i) * N;
-          const R* from = p.dz + ((p.place(step) * p.B + b) * 4 + block) * p.H + unit;
+          const R* from = p.dz + (p.kept(p.place(step), b) * 4 + block) * p.H + unit;
           store<R>(out, load<R>(from, static_cast<int>(std::min<long>(N, p.H - unit))), N);
         }
   }
@@ -439,7 +447,7 @@ class BackwardPass {
     units([&](long r, long unit, int n, R* sum) {
       store<R>(sum, skips ? load<R>((is_last ? p.dlast_h : p.dh0) + r * p.H + unit, n) : Vec<R>{}, N);
     });
-    const auto dz = [&](long r) { return p.dz + ((next * p.B + r) * 4 + G::kRecurrentFirst) * p.H; };
+    const auto dz = [&](long r) { return p.dz + (p.kept(next, r) * 4 + G::kRecurrentFirst) * p.H; };
     if (!is_last)
       multiply<R>(row, row_end, panel.count, K, dz, recurrent.data + panel.first * N * K, dh, width, nullptr);
     units([&](long r, long unit, int n, const R* sum) {
@@ -449,7 +457,7 @@ class BackwardPass {
 
   void unit_step(long step, long t, long row, long unit, int n, bool is_last, bool next_resets, Vec<R> dh) {
     using V = Vec<R>;
-    const long place = row * p.H + unit, cell = t * p.B * p.H + place;
+    const long place = row * p.H + unit, kept = p.kept(t, row);
     V dc{};
     if (C == kLstm) dc = load<R>((is_last ? p.dlast_c : p.dc0) + place, n);
     if (next_resets) {
@@ -465,40 +473,40 @@ class BackwardPass {
       if (C == kLstm) store<R>(p.dc0 + place, dc, n);
       return;
     }
-    dh += load<R>(p.dy + cell, n);
-    if (C == kLstm && p.dcells) dc += load<R>(p.dcells + cell, n);
-    const long flag = t * p.B + row;
-    R* out = p.dz + flag * 4 * p.H + unit;
-    if (p.valid && !p.valid[flag]) {
-      for (int j = 0; j < 4; ++j) store<R>(out + j * p.H, V{}, n);
+    dh += load<R>(p.dy + p.at(t, row) * p.H + unit, n);
+    if (C == kLstm && p.dcells) dc += load<R>(p.dcells + kept * p.H + unit, n);
+    R* out = p.dz + kept * 4 * p.H + unit;
+    const auto put = [&](int gate, V value) { store<R>(out + gate * p.H, value, n); };
+    if (p.valid && !p.valid[kept]) {
+      for (int j = 0; j < 4; ++j) put(j, V{});
       store<R>(p.dh0 + place, dh, n);
       if (C == kLstm) store<R>(p.dc0 + place, dc, n);
       return;
     }
-    const R* saved = p.gates + flag * 4 * p.H + unit;
+    const R* saved = p.gates + kept * 4 * p.H + unit;
     const V a = load<R>(saved, n), b = load<R>(saved + p.H, n), d = load<R>(saved + 2 * p.H, n),
             e = load<R>(saved + 3 * p.H, n);
-    const bool reset = p.resets && p.resets[flag];
-    const long before = step ? p.place(step - 1) * p.B * p.H + place : place;
+    const bool reset = p.resets && p.resets[kept];
+    const long before = step ? p.place(step - 1) : 0;
     if constexpr (C == kLstm) {
       const V &i = a, &f = b, &g = d, &o = e;
-      const V old_c = load<R>(reset ? p.reset_c + place : (step ? p.cells : p.c0) + before, n);
-      const V squashed = tanh<R>(load<R>(p.cells + cell, n));
+      const V old_c = load<R>(reset ? p.reset_c + place : step ? p.cells + p.kept(before, row) * p.H + unit : p.c0 + place, n);
+      const V squashed = tanh<R>(load<R>(p.cells + kept * p.H + unit, n));
       dc += dh * o * (R(1) - squashed * squashed);
-      store<R>(out, dc * g * i * (R(1) - i), n);
-      store<R>(out + p.H, dc * old_c * f * (R(1) - f), n);
-      store<R>(out + 2 * p.H, dc * i * (R(1) - g * g), n);
-      store<R>(out + 3 * p.H, dh * squashed * o * (R(1) - o), n);
+      put(0, dc * g * i * (R(1) - i));
+      put(1, dc * old_c * f * (R(1) - f));
+      put(2, dc * i * (R(1) - g * g));
+      put(3, dh * squashed * o * (R(1) - o));
       store<R>(p.dc0 + place, dc * f, n);
       if (p.valid) store<R>(p.dh0 + place, V{}, n);
     } else {
       const V &update = a, &gate = b, &candidate = d, &inner = e;
-      const V old_h = load<R>(reset ? p.reset_h + place : (step ? p.y : p.h0) + before, n);
+      const V old_h = load<R>(reset ? p.reset_h + place : step ? p.y + p.at(before, row) * p.H + unit : p.h0 + place, n);
       const V dn = dh * (R(1) - update) * (R(1) - candidate * candidate);
-      store<R>(out, dn, n);
-      store<R>(out + p.H, dh * (old_h - candidate) * update * (R(1) - update), n);
-      store<R>(out + 2 * p.H, dn * inner * gate * (R(1) - gate), n);
-      store<R>(out + 3 * p.H, dn * gate, n);
+      put(0, dn);
+      put(1, dh * (old_h - candidate) * update * (R(1) - update));
+      put(2, dn * inner * gate * (R(1) - gate));
+      put(3, dn * gate);
       store<R>(p.dh0 + place, dh * update, n);
     }
   }

@@ -37,7 +37,7 @@ class StaticArgs(NamedTuple):
 class Saved(NamedTuple):
     """Values that the forward pass saves for the backward pass."""
 
-    outputs: jax.Array  # [T, B, H]: h after each step
+    outputs: jax.Array  # [B, T, H]: h after each step
     cells: jax.Array  # [T, B, H]: c after each step; empty for a GRU
     gates: jax.Array  # [T, B, 4H]: i, f, g, o; or z, r, n, h U_n + d_n
 
@@ -180,26 +180,35 @@ def _call_forward(
 ) -> tuple[Any, Saved]:
     empty, (count, rows, _) = jnp.zeros(0, steps.inputs.dtype), steps.inputs.shape
     hidden = weights.recurrent_kernel.shape[0]
-    state, by_step = (rows, hidden), (count, rows, hidden)
+    state, by_step = (rows, hidden), (rows, count, hidden)
     gates = (count, rows, 4 * hidden) if save else (0,)
     if static.cell == LSTM:
         c, h = carry
         recurrent_bias = empty
         reset_c, reset_h = (empty, empty) if steps.resets is None else reset_carry
-        cells = by_step if save or static.history else (0,)
+        cells = (count, rows, hidden) if save or static.history else (0,)
         out = (by_step, state, state, cells, gates)
     else:
         c, h = empty, carry
         recurrent_bias = weights.recurrent_bias
         reset_c, reset_h = empty, empty if steps.resets is None else reset_carry
         out = (by_step, state, (0,), (0,), gates)
-    arguments = (steps.inputs, h, c, weights.kernel, weights.recurrent_kernel, weights.bias, recurrent_bias)
+    arguments = (
+        jnp.swapaxes(steps.inputs, 0, 1),
+        h,
+        c,
+        weights.kernel,
+        weights.recurrent_kernel,
+        weights.bias,
+        recurrent_bias,
+    )
     arguments += (reset_h, reset_c, *_flags(steps))
     outputs, last_h, last_c, cells, gates = _call('forward', static, arguments, out)
     if static.cell == LSTM:
-        result = static.output(type(carry)(last_c, last_h), outputs, cells if static.history else None)
+        history = cells if static.history else None
+        result = static.output(type(carry)(last_c, last_h), jnp.swapaxes(outputs, 0, 1), history)
     else:
-        result = static.output(last_h, outputs)
+        result = static.output(last_h, jnp.swapaxes(outputs, 0, 1))
     return result, Saved(outputs, cells, gates)
 
 
@@ -209,7 +218,7 @@ def _call_backward(
     """Returns the gradients of the pre-activations [T, B, 4H], of the carry, of the weights, and of reset_carry."""
     (steps, carry, weights, reset_carry), (outputs, cells, gates) = primals, saved
     empty, resets = jnp.zeros(0, outputs.dtype), steps.resets is not None
-    state, none = outputs.shape[1:], (0,)
+    state, none = (outputs.shape[0], outputs.shape[2]), (0,)
     reset_state = state if resets else none
     if static.cell == LSTM:
         (c, h), (reset_c, reset_h) = carry, reset_carry if resets else (empty, empty)
@@ -220,8 +229,9 @@ def _call_backward(
         carry_gradients = (empty, gradients.last, empty)
         out = (gates.shape, state, none, reset_state, none)
     out += (*(x.shape for x in weights), *[none] * (4 - len(weights)))
-    arguments = (steps.inputs, weights.recurrent_kernel, h, c, outputs, cells, gates, reset_h, reset_c, *_flags(steps))
-    arguments += (gradients.outputs, *carry_gradients)
+    x, dy = jnp.swapaxes(steps.inputs, 0, 1), jnp.swapaxes(gradients.outputs, 0, 1)
+    arguments = (x, weights.recurrent_kernel, h, c, outputs, cells, gates, reset_h, reset_c, *_flags(steps))
+    arguments += (dy, *carry_gradients)
     dz, dh, dc, dreset_h, dreset_c, *dweights = _call(
         'backward', static, arguments, out, input_output_aliases={GATES: 0}
     )
