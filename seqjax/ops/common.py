@@ -84,8 +84,10 @@ def run_backend(
     rows_per_device = -(-rows // devices)
     platform = jax.default_backend()
     if backend == 'auto' or not is_static(count, rows) or not count:
-        native = library.supports(platform, steps.inputs, carry) and (devices > 1 or not row_sharding.is_automatic())
+        native = platform == 'cpu' and (devices > 1 or not row_sharding.is_automatic())
         backend = select_backend(count, rows_per_device, hidden, platform, native)
+        if backend == 'native' and not library.supports(platform, steps.inputs, carry):  # which may compile the kernels
+            backend = select_backend(count, rows_per_device, hidden, platform, False)
     elif backend == 'native' and not library.supports(platform, steps.inputs, carry):
         raise ValueError(
             f"backend='native' needs a CPU and float32 or float64 for inputs and carry ({steps.inputs.dtype} on "

@@ -257,7 +257,7 @@ def test_a_run_looks_at_the_text_and_beats_the_shares_of_its_characters(finished
     assert '17 characters' in told and told.count('0.00%') >= 2
     assert 'é' not in told and 'bits per character' in told and 'unigram' in told
     assert result.gains['unigram'].mean > 0.3 and result.gains['unigram'].significant
-    assert result.summary_lines[0].endswith('of 233')
+    assert result.summary_lines[0].endswith('of 233 characters')
     preprocessing = json.loads((folder / 'summary.json').read_text())['preprocessing']
     assert preprocessing['known'] == ''.join(sorted(set(SONG))) and preprocessing['window'] == 16
 
