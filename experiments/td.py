@@ -77,7 +77,7 @@ class TdExperiment(FixedStepsExperiment):
     STEPS, measured, panels = 'epochs', 'exact', 2
 
     def complete(self, flags: dict[str, Any]) -> dict[str, Any]:
-        """Returns the flags with the default --epochs of the setup, and --length set to that of --sequence, if any."""
+        """Returns the flags with the setup's default --epochs, and --length set to the length of --sequence, if any."""
         length, numbers = flags['length'], flags['sequence']
         if numbers is not None and length not in (self.defaults['length'], len(numbers)):
             raise UserError(
@@ -161,7 +161,7 @@ class TdExperiment(FixedStepsExperiment):
         return f'{self.own(settings).setup}: echo {_format_numbers(self.targets(settings))}'
 
     def show(self, run: FinishedRun) -> None:
-        """Prints targets and predictions; with replicas, those of the first seed, and the fraction of correct seeds."""
+        """Prints targets and predictions; with replicas, for the first seed, and the fraction of correct seeds."""
         targets, predictions = self.targets(run.settings), np.asarray(run.predictions)
         has_replicas = predictions.ndim == 2
         print('target  prediction' + (' (first seed)  correct seeds' if has_replicas else ''))

@@ -55,7 +55,7 @@ SPECIAL_FILES = ((stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket'), (stat.S
 def open_file(path: Path, mode: str = 'rb', **options: Any) -> Any:
     """Opens a regular file for reading; refuses pipes, sockets and devices, which could block.
 
-    `mode` and `options` are those of the built-in `open`.
+    `mode` and `options` are arguments of the built-in `open`.
 
     Raises:
       OSError: the path cannot be opened, or is not a regular file; its `strerror` gives the reason.

@@ -10,7 +10,7 @@ from typing import Any
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Returns `__getattr__`, `__dir__` and `__all__` for a package whose public names are imported on first use.
 
-    The public names are those of the `from ... import` lines under `if TYPE_CHECKING:` in the `__init__.py` of the
+    The public names are the names in the `from ... import` lines under `if TYPE_CHECKING:` in the `__init__.py` of the
     package, where type checkers and editors find them.
 
     Args:

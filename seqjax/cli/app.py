@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     """Prints the list of commands, or the error that the first word of `argv` is not a command; runs no command.
 
     Args:
-      argv: arguments without the program's name; by default those of this process.
+      argv: arguments without the program's name; by default the arguments of this process.
 
     Returns:
       The exit code: 0 after the list, 141 if the reader closed the pipe, 2 for an unknown command.

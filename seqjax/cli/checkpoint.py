@@ -3,7 +3,7 @@
     seqjax checkpoint --workdir=runs/td/many_to_many
     seqjax checkpoint --workdir=runs/td/many_to_many --export=weights.npz
 
-An export has the parameters at the step of the checkpoint. The results of a run with early stopping are those of its
+An export has the parameters at the step of the checkpoint. The results of a run with early stopping are from its
 best parameters, which are in its models.npz, and with --full_state also in the export. `numpy.load` reads an export:
 arrays by name, such as params/rnn/cell/kernel. If the run has --num_seeds, set or by default, the first axis of every
 array is the seed.
@@ -178,7 +178,7 @@ def _export(target: Path, checkpoints: dict[Path, list[CheckpointRow]], settings
 
 
 def _select(folder: Path, rows: list[CheckpointRow], step: int | None) -> CheckpointRow:
-    """Returns the newest valid checkpoint in `rows`, or that of `step` if set; raises UserError if there is none."""
+    """Returns the newest valid checkpoint in `rows`, or the one at `step` if set; raises UserError if there is none."""
     valid = [row for row in rows if row.metadata is not None and step in (None, row.metadata.step)]
     if not valid:
         names = ', '.join(row.path.name for row in rows if row.metadata is not None) or 'none'

@@ -3,8 +3,8 @@
     seqjax compare --tasks=adding,temporal_order --cells=lstm,gru,mingru --num_seeds=10
     seqjax compare --tasks=adding --cells=lstm,gru --max_params=5000 --length=50
 
-The command has the flags of the model and of training, and those that all tasks share. A flag that is not set has the
-default of each task. If --tasks is a command for a dataset, such as forecast, the flags are those of that command. A
+The command has the flags of the model and of training, and all that the tasks share. A flag that is not set has the
+default of each task. If --tasks is a command for a dataset, such as forecast, the flags are the command's flags. A
 comparison that was stopped resumes when it is rerun.
 """
 
@@ -217,7 +217,7 @@ def table_lines(results: Sequence[tuple[Entry, SuccessResults]]) -> Iterator[str
 
 
 def difference_lines(results: Sequence[tuple[Entry, SuccessResults]]) -> Iterator[str]:
-    """Yields text lines: test loss and error rate of each cell minus those of the first cell on the same task.
+    """Yields text lines: test loss and error rate of each cell minus the values of the first cell on the same task.
 
     Differences are means over seeds. They are paired by seed: both cells had the same training sequences.
     """

@@ -12,7 +12,7 @@ from seqjax.errors import UserError
 
 OFF = 'off'
 MAX_BYTES = 10**9  # limit of the default cache folder; the least recently used programs beyond it are deleted
-SWEPT, DAY = '.swept', 86_400  # file whose time is that of the last sweep; seconds between two sweeps
+SWEPT, DAY = '.swept', 86_400  # file whose time is the time of the last sweep; seconds between two sweeps
 PROBE = b'\0' * 4096  # written to check that the disk is not full
 
 

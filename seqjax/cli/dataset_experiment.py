@@ -104,14 +104,14 @@ class DatasetExperiment:
     """Base class of experiments on datasets.
 
     Subclasses override the methods before `__init__`, which raise UserError if a file or a flag is invalid. In their
-    arguments, `settings.options` are the flags in no configuration of `seqjax.config`, such as those of `OWN`, and
+    arguments, `settings.options` are the flags in no configuration of `seqjax.config`, such as the flags in `OWN`, and
     `preprocessing` is the `Dataset.preprocessing` of the run.
     """
 
     STEPS = STEPS
     name: str  # name of the command, of its module and of its folder in runs/
     OWN: Mapping[str, Flag]  # flags of the subclass
-    own_defaults: Mapping[str, Any]  # defaults of `OWN`, and those that replace defaults of common flags
+    own_defaults: Mapping[str, Any]  # defaults of `OWN`, and new defaults of common flags
 
     def dataset(self, settings: Settings) -> Dataset:
         """Reads --data, and returns it split, preprocessed and batched."""
@@ -138,7 +138,7 @@ class DatasetExperiment:
         """Reads inputs to predict: all of the file `path`, or its 'validation' or 'test' split.
 
         Raises:
-          UserError: the file is invalid, or its labels or columns are not those of the training file.
+          UserError: the file is invalid, or its labels or columns differ from the training file.
         """
         raise NotImplementedError
 
@@ -258,7 +258,7 @@ class DatasetExperiment:
     ) -> CellResult:
         """Returns the test results of one cell: trains, tests and writes them, or reads them from `summary`.
 
-        `summary` is that of the finished run in the folder; None if the run is not finished.
+        `summary` belongs to the finished run in the folder; None if the run is not finished.
         """
         data = dataset_test.fingerprint(dataset)
         if summary is not None:

@@ -64,7 +64,7 @@ def table_lines(metric: MetricSpec, results: Sequence[CellResult]) -> list[str]:
 
 
 def difference_lines(metric: MetricSpec, results: Sequence[CellResult]) -> list[str]:
-    """Returns text lines: test metric of each other cell minus that of the first, paired by seed; [] for one cell."""
+    """Returns text lines: test metric of each other cell minus the first cell's, paired by seed; [] for one cell."""
     first, lines = results[0], []
     for result in results[1:]:
         difference = result.values - first.values

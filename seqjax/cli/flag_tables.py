@@ -61,7 +61,7 @@ PARSERS = {  # parsers of the fields whose type, bounds and choices do not deter
 def flags_of(*configs: type, without: Iterable[str] = ()) -> dict[str, Flag]:
     """Returns {name: Flag} for the fields of configuration classes, except those in `without`.
 
-    The flags of ModelConfig, TrainConfig and RunConfig have a heading in --help; those of another class have none.
+    The flags of ModelConfig, TrainConfig and RunConfig have a heading in --help; flags of another class have none.
     """
     table = {}
     for config in configs:

@@ -18,7 +18,7 @@ class Settings:
     model: ModelConfig
     train: TrainConfig
     run: RunConfig
-    options: Mapping[str, Any]  # flags that are in none of these configurations, such as those of the task or dataset
+    options: Mapping[str, Any]  # flags that are in none of these configurations, such as flags of the task or dataset
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> Settings:

@@ -4,7 +4,7 @@
     seqjax sweep --experiment=td --epochs=65 --eval_every=5 --grid=learning_rate:1e-3,0.01,0.1 --metric=exact
     seqjax sweep --experiment=echo --grid=cell:lstm,gru --grid=delay:2,4,8
 
-The command has the flags of the experiment, except those that a sweep replaces, such as --steps_per_call. Settings that
+The command has the flags of the experiment, except flags that a sweep replaces, such as --steps_per_call. Settings that
 differ only in their learning rate share a compiled program and run together if --schedule=constant; the others run one
 after the other. A sweep that was stopped resumes when its command is run again.
 """
@@ -256,7 +256,7 @@ class SharedProgram(NamedTuple):
 class MetricLog(Observer):
     """Log of all metrics at every evaluation; `groups` has an array [evaluations, metrics, n] for each replica group.
 
-    Training metrics are those of the last training step before the evaluation.
+    Training metrics belong to the last training step before the evaluation.
 
     Args:
       num_metrics: number of metrics, including the metric of `metric_fn`.

@@ -47,7 +47,7 @@ class TaskExperiment:
     Args:
       make: function that returns the task; its arguments become flags.
       name: name of the experiment and of its folder in runs/; by default the name of `make`.
-      **defaults: default values of flags; they replace those of `seqjax.tasks.synthetic.task_defaults` and of the
+      **defaults: default values of flags, instead of the values of `seqjax.tasks.synthetic.task_defaults` and of the
         configurations.
     """
 

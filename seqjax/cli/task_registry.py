@@ -113,7 +113,7 @@ def task_command(
         return find_experiment(default if task is None else task).run(**values)
 
     def table(argv: Sequence[str]) -> FlagTable:
-        """Returns --task and the flags of the task on the command line; those of the default task if it is invalid."""
+        """Returns --task and the flags of the task on the command line, or of the default task if it is invalid."""
         try:
             experiment = find_experiment(command_line.peek(argv, 'task', default))
         except ValueError:  # reported when the command runs

@@ -78,7 +78,7 @@ def compile_seeds(
 
 
 def make_training_task(task: SyntheticTask, settings: Settings) -> Task:
-    """Returns the training task, whose batches are sampled anew at every training step.
+    """Returns the training task, whose batches are newly sampled at every training step.
 
     If the task has a finite set of examples, batches are its training examples, in a new random order in every epoch.
     """

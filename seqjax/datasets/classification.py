@@ -128,7 +128,7 @@ def batches(read: Callable[[np.ndarray], Arrays], labels: np.ndarray) -> Batch:
 
 
 def flatten_batches(predictions: Arrays, count: int) -> np.ndarray:
-    """Returns the logits of all examples, [count, O], from those of batches [M, B, O]; drops the padding at the end."""
+    """Returns the logits of all examples, [count, O], from logits of batches [M, B, O]; drops padding at the end."""
     logits = np.asarray(predictions)
     return logits.reshape(-1, logits.shape[-1])[:count]
 

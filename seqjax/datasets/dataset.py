@@ -104,5 +104,5 @@ class OnlinePredictor(NamedTuple):
     values: Callable[[np.ndarray, np.ndarray], Sequence[Any]]  # (outputs [O], parsed line) -> a value per column
     restart: Callable[[], None] = lambda: None  # called after all sequences have ended
     series: Callable[[], Any] = lambda: None  # () -> key of the sequence of the last line; each key has its own carry
-    rows: int = 1  # copies of the parsed line in a batch, so that rounding is that of batches of a file
+    rows: int = 1  # copies of the parsed line in a batch, so that numbers are rounded as in batches of a file
     takes_empty: bool = False  # True if `parse` gets empty lines too; otherwise they end all sequences

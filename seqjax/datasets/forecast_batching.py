@@ -22,7 +22,7 @@ OriginRanges = Sequence[tuple[int, int]]  # (first, stop) of each series: its or
 
 
 class ForecastTargets(NamedTuple):
-    """Scaled targets of the rows of a batch; those of the forecast at step t are at steps t + 1 to t + H."""
+    """Scaled targets of the rows of a batch; targets of the forecast at step t are at steps t + 1 to t + H."""
 
     values: jax.Array  # [B, T + H, C]; 0 if missing
     valid: jax.Array  # [B, T + H, C] bool; False if a value is missing

@@ -1,6 +1,6 @@
 """Output heads of forecasting models, and their losses: point, Gaussian and quantile forecasts.
 
-The key 'likelihood' of the preprocessing is the head. Axes are those of `seqjax.datasets.forecasting`.
+The key 'likelihood' of the preprocessing is the head. Axes are as in `seqjax.datasets.forecasting`.
 """
 
 import math
@@ -81,7 +81,7 @@ def quantiles(outputs: jax.Array, head: str) -> jax.Array:
 def loss_fn(preprocessing: Mapping[str, Any]) -> LossFn:
     """Returns a loss function with two means over known targets, scaled like the training split.
 
-    'loss' is the loss of the head. 'squared_error' is that of its point forecasts: points, means or medians.
+    'loss' is the loss of the head. 'squared_error' belongs to its point forecasts: points, means or medians.
     """
 
     def compute_losses(outputs: jax.Array, batch: Batch) -> dict[str, Mean]:

@@ -56,7 +56,7 @@ def channels(preprocessing: Mapping[str, Any]) -> list[str]:
 
 
 def columns_of(preprocessing: Mapping[str, Any]) -> Columns:
-    """Returns the columns that a run reads from a file to predict: those of its training file."""
+    """Returns the columns that a run reads from a file to predict: the columns of its training file."""
     return Columns(preprocessing['targets'], preprocessing['covariates'], preprocessing['date'], preprocessing['id'])
 
 

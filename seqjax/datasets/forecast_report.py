@@ -34,7 +34,7 @@ def actual(prepared: PreparedSeries, origins: np.ndarray, horizon: int) -> np.nd
 def errors(forecast: Forecasts, prepared: PreparedSeries, original_units: bool) -> np.ndarray:
     """Returns forecast - true value, [k, H, C]; NaN where the true value is unknown.
 
-    The unit is that of the file if `original_units`, otherwise the standard deviation of the training split.
+    The unit is the file's if `original_units`, otherwise the standard deviation of the training split.
     """
     differences = forecast.points - actual(prepared, forecast.origins, forecast.forecasts.shape[1])
     return differences if original_units else differences / prepared.scale[1]
@@ -168,7 +168,7 @@ def describe(
 
 
 def _season_lines(preprocessing: Mapping[str, Any]) -> list[str]:
-    """Returns lines about the seasons of the seasonal naive baselines, the best one, and those that are too long."""
+    """Returns lines about the seasons of the seasonal naive baselines, the best one, and seasons that are too long."""
     lines = []
     if preprocessing['seasons']:
         seasons = options.some([str(season) for season in preprocessing['seasons']])
@@ -235,7 +235,7 @@ def _split_line(
 def interval_columns(preprocessing: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     """Returns the names of the columns of interval bounds, and indices into the last axis of forecasts.
 
-    The indices are that of the median, then one for each bound. For point forecasts, returns ([], [0]).
+    The first index is the median's, then one for each bound. For point forecasts, returns ([], [0]).
     """
     if preprocessing['likelihood'] == 'point':
         return [], [0]

@@ -260,7 +260,7 @@ def prediction_inputs(
 
 
 def known_series(name: str, table: SeriesTable, preprocessing: Mapping[str, Any]) -> tuple[list[Series], list[str]]:
-    """Returns the series of a file without those that training excluded, and the names of the excluded ones.
+    """Returns the series of a file without the series that training excluded, and the names of the excluded ones.
 
     Raises UserError if training excluded all of them.
     """
@@ -303,7 +303,7 @@ def _fit_preprocessing(
     """Returns `preprocessing` with the keys added that depend on the file.
 
     These are targets, number formats, original_units and the keys of `_seasons`; frequency, date format and calendar
-    cycles are those of the longest series.
+    cycles belong to the longest series.
     """
     columns = table.columns
     longest = max(table.series, key=lambda series: len(series.rows))

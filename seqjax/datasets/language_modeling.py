@@ -5,7 +5,7 @@ backpropagation through time. The last tokens of the text are the validation and
 well, and each row starts without context.
 
 All tokens outside the vocabulary are replaced by one unknown token, which is scored like any other. Its bits do not
-tell which token it stands for, so with unknown tokens the bits are fewer than lossless compression would need.
+give the token that it stands for, so with unknown tokens the bits are fewer than lossless compression would need.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Recursive forecasts of several steps, by a one-step model that reads its own forecasts.
 
-Axes are those of `seqjax.datasets.forecasting`.
+Axes are as in `seqjax.datasets.forecasting`.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ MAX_LOG_DEVIATION = 6.9077  # bound of the log of a scaled standard deviation, w
 
 
 class RecursiveInputs(NamedTuple):
-    """Inputs of a model with recursive forecasts: those of T origins, and of the H - 1 steps after the last origin."""
+    """Inputs of a model with recursive forecasts: inputs of T origins, and of the H - 1 steps after the last origin."""
 
     values: jax.Array  # [B, T + H - 1, F]; after an origin, only the calendar features are read
     past: jax.Array | None  # [B, lag - 1 + T, C] or None, see `seqjax.datasets.forecast_batching.ForecastTargets`

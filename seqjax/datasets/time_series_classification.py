@@ -172,7 +172,7 @@ def _joined(first: LabelledSeries, second: LabelledSeries) -> LabelledSeries:
 
 
 def _labelled(name: str, series: LabelledSeries) -> LabelledSeries:
-    """Returns the series with `classes` reduced to those that occur, and labels that index them.
+    """Returns the series with `classes` reduced to the classes that occur, and labels that index them.
 
     Raises UserError if a series has no class, or all have the same.
     """

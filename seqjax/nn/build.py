@@ -87,7 +87,7 @@ def _cell_options(spec: ModelSpec, config: ModelConfig) -> dict[str, Any]:
 
 def _build_sequence_model(spec: ModelSpec, config: ModelConfig, options: dict[str, Any]) -> nn.Module:
     """Builds a sequence model; raises ValueError if an option of decoders is not at its default."""
-    _check_unused(config, DECODER_OPTIONS, 'needs an encoder-decoder model, not that of this task; remove it')
+    _check_unused(config, DECODER_OPTIONS, 'needs an encoder-decoder model, which this task has not; remove it')
     options |= {name: getattr(config, name) for name in (*SEQUENCE_MODEL_OPTIONS, 'parallel')}
     options |= {name: getattr(spec, name) for name in ('vocabulary', 'stateful', 'head_init', 'unroll')}
     return models.sequence_model(spec.output, spec.outputs, **options)

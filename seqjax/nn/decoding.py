@@ -70,7 +70,7 @@ def sample(
     """Samples each token with probability proportional to p^(1 / temperature); otherwise like `greedy`.
 
     Scores are sums of log-probabilities at temperature 1, whatever the temperature. With a temperature near 0 the
-    samples equal those of `greedy`. A temperature not above 0 raises ValueError; in compiled code, which cannot raise,
+    samples equal `greedy`'s. A temperature not above 0 raises ValueError; in compiled code, which cannot raise,
     the scores are then NaN.
     """
     _check_number('temperature', temperature, above=True)
@@ -147,7 +147,7 @@ def _select_beams(
     """Returns the state after a step, with the W best of the W * K continuations of each row.
 
     `log_p` and `tokens` [B, W, K] are log-probabilities and tokens of the continuations, `carry` is the carry after the
-    step. Of equally ranked continuations that of the better hypothesis comes first, then the more probable token.
+    step. Of equally ranked continuations, the one of the better hypothesis comes first, then the more probable token.
     """
     (batch, width), count = state.last.shape, log_p.shape[-1]
     scores = state.decoded.scores[..., None] + log_p

@@ -82,7 +82,7 @@ def sum_of(*inits: Initializer) -> Initializer:
 class GateBias:
     """Base class of initializers of a bias [nH] by the roles of the n gates; subclasses define `keep`.
 
-    Called like any other initializer; `roles` are those of the LSTM by default. Gates with role '' have bias 0. A call
+    Called like any other initializer; `roles` are the LSTM's by default. Gates with role '' have bias 0. A call
     raises ValueError if no gate has the role KEEP or UPDATE.
     """
 

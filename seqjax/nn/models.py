@@ -102,7 +102,7 @@ class _Model(NamedOptions, nn.Module):
     def _read(self, inputs: Arrays, options: dict[str, Any]) -> tuple[Any, Any, jax.Array | None]:
         """Runs all modules before the head; returns (carry, outputs of the recurrent layer, mask of valid steps).
 
-        `options` are options of the recurrent layer's call, of which those that are None are left out. The carry is
+        `options` are options of the recurrent layer's call, without the options that are None. The carry is
         None unless `return_carry` is True; the mask is None without lengths and mask.
         """
         values, valid, resets = embed_inputs(inputs, self.embed)

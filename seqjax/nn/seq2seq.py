@@ -178,7 +178,7 @@ class EncoderDecoder(NamedOptions, nn.Module):
         return self._advance(memory, carry, token.astype(jnp.int32), None)
 
     def _check_carry(self, parts: tuple[Any, ...], values: jax.Array) -> None:
-        """Raises ValueError if the carry of the encoder differs from that of the cells in structure, shape or dtype."""
+        """Raises ValueError if the carry of the encoder differs from the cells' carry in structure, shape or dtype."""
         key, shape = jax.random.key(0), (values.shape[0], values.shape[-1])
         got = jax.eval_shape(lambda: parts)
         want = jax.eval_shape(lambda: tuple(cell.initialize_carry(key, shape) for cell in self.cells))

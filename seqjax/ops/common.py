@@ -47,7 +47,7 @@ def as_steps(inputs: jax.Array, seq_lengths: Any, mask: Any, resets: Any) -> Ste
 
 
 def check_floats(name: str, dtype: Any) -> None:
-    """Raises ValueError if `dtype`, that of the array `name`, is not floating-point: integers have no gradient."""
+    """Raises ValueError if `dtype`, the dtype of the array `name`, is not floating-point: integers have no gradient."""
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f'{name} has dtype {dtype} and must have a floating-point dtype')
 

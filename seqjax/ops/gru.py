@@ -115,7 +115,7 @@ PLAIN_MAX_UNITS = 512  # largest H for 'plain', with B = 1
 
 
 def _check(steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: jax.Array) -> None:
-    """Raises ValueError if an array has a wrong shape or dtype; H is that of h, F and the dtype those of the inputs."""
+    """Raises ValueError if an array has a wrong shape or dtype; H is taken from h, F and the dtype from the inputs."""
     _, rows, features = steps.inputs.shape
     common.check_floats('inputs', steps.inputs.dtype)
     common.check_floats('h', h.dtype)
@@ -165,7 +165,7 @@ def _plain(
 class _GRULayout(BackwardLayout):
     """Batch-major layout [B, 4H] of the gradients of the pre-activations of n, z and r, and of h U_n + d_n.
 
-    The first three parts are the gradients of x W + b, the last three those of h U + d, so that no part is copied.
+    The first three parts are the gradients of x W + b, the last three of h U + d, so that no part is copied.
     """
 
     def weights(self, buffer: jax.Array, inputs: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -255,7 +255,7 @@ def _fast_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[GRUO
 
 
 def _tangents(residuals: _Residuals, tangents: tuple[Any, ...]) -> GRUOutput:
-    """Returns the tangents of the result for those of (inputs, h, weights, reset_carry), by `jax.jvp` of `_plain`."""
+    """Returns the tangents of the result for tangents of (inputs, h, weights, reset_carry), by `_plain`."""
 
     def plain(inputs, *others):
         return _plain(residuals.steps._replace(inputs=inputs), *others)

@@ -122,7 +122,7 @@ GPU_AHEAD_MAX_UNITS = 512  # largest H for 'ahead', on a GPU
 
 
 def _check(steps: StepInputs, carry: LSTMState, weights: LSTMWeights, reset_carry: LSTMState) -> None:
-    """Raises ValueError if an array has a wrong shape or dtype; H is that of carry.h, F that of the inputs."""
+    """Raises ValueError if an array has a wrong shape or dtype; H is taken from carry.h, F from the inputs."""
     (_, rows, features), dtype = steps.inputs.shape, steps.inputs.dtype
     common.check_floats('inputs', dtype)
     hidden = carry.h.shape[-1] if carry.h.ndim else 0

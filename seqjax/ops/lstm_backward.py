@@ -78,7 +78,7 @@ def _fast_jvp(
 
 
 def _tangents(static_args: LSTMStaticArgs, residuals: LSTMResiduals, tangents: tuple[Any, ...]) -> LSTMOutput:
-    """Returns the tangents of the result for those of (inputs, carry, weights, reset_carry), by `plain`."""
+    """Returns the tangents of the result, by `plain`, for tangents of (inputs, carry, weights, reset_carry)."""
     steps = residuals.steps
 
     def plain(inputs, *states):

@@ -112,12 +112,12 @@ def expand(mask: jax.Array, ndim: int) -> jax.Array:
 
 
 def select(mask: jax.Array, x: Any, y: Any) -> Any:
-    """Returns x where the mask is True, else y; x and y are trees of arrays whose first axes are those of the mask."""
+    """Returns x where the mask is True, else y; x and y are trees of arrays whose first axes are the mask's."""
     return jax.tree.map(lambda x, y: jnp.where(expand(mask, x.ndim), x, y), x, y)
 
 
 def zero(x: Any, mask: jax.Array) -> Any:
-    """Returns x with 0 where the mask is False; x is a tree of arrays whose first axes are those of the mask."""
+    """Returns x with 0 where the mask is False; x is a tree of arrays whose first axes are the mask's."""
     return jax.tree.map(lambda x: jnp.where(expand(mask, x.ndim), x, jnp.zeros((), x.dtype)), x)
 
 

@@ -162,7 +162,7 @@ def _mixed(x: jax.Array) -> jax.Array:
 def epoch_rows(key: jax.Array, step: jax.Array, count: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
     """Returns the indices of the rows that training step `step` reads; each epoch reads all rows in a new random order.
 
-    The rows are those of a finite set of `count` rows; `step` counts from 0. The key, the same at every step,
+    The rows are taken from a finite set of `count` rows; `step` counts from 0. The key, the same at every step,
     determines the orders. Returns (indices [B], mask [B]); the mask is False at the padding of an epoch's last batch.
     """
     if batch_size < 1:

@@ -67,7 +67,7 @@ def _parameter_row(name: str, value: Params) -> Layer:
 
 
 def _kind(module: nn.Module) -> str:
-    """Returns the type name of a module, followed by that of the module that it wraps, if any: RNN(LSTMCell)."""
+    """Returns the type name of a module, followed by the type of the module that it wraps, if any: RNN(LSTMCell)."""
     inner = getattr(module, 'cell', None) or getattr(module, 'module', None)
     return f'{type(module).__name__}({type(inner).__name__})' if inner is not None else type(module).__name__
 

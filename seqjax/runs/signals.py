@@ -13,7 +13,7 @@ EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
 class Terminated(SystemExit):
-    """Exception that ends a run after SIGTERM; `message` tells the user how to resume."""
+    """Exception that ends a run after SIGTERM; `message` has the command that resumes it."""
 
     def __init__(self, message: str):
         super().__init__(EXIT_CODES[signal.SIGTERM])
@@ -21,7 +21,7 @@ class Terminated(SystemExit):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Exception that ends a run after SIGINT; `message` tells the user how to resume."""
+    """Exception that ends a run after SIGINT; `message` has the command that resumes it."""
 
     def __init__(self, message: str):
         super().__init__(message)

@@ -77,7 +77,7 @@ def anbn(longest: int = 40) -> SyntheticTask:
 def dyck(kinds: int = 2, longest: int = 40, deepest: int = 10) -> SyntheticTask:
     """Returns the task of predicting the next symbol of balanced brackets.
 
-    Lengths are uniform over the even numbers from 2 to `longest`, and strings are uniform over those of a length. The
+    Lengths are uniform over the even numbers from 2 to `longest`, and strings are uniform within a length. The
     depth is a random walk from 0 to 0 that stays between 0 and `deepest`; the probability of an opening bracket is
     proportional to the number of walks that continue after it. The kind of an opening bracket is uniform.
 

@@ -8,7 +8,7 @@ keys (tokens 1 to 9), 9 values (tokens 10 to 18) and filler 0, with the tokens o
     answer                          18      12
 
 As in the paper, a query is at an even distance 2 (i - 1) from the end of the pairs, with a probability proportional to
-i^-0.99, and the pairs draw their places in turn: most queries are early, and that of the first pair tends to be the
+i^-0.99, and the pairs draw their places in turn: most queries are early, and the first pair's query tends to be the
 earliest. The paper has 4,095 keys and 4,096 values, and queries every pair; filler is 0 in all its published
 experiments. Nothing after a query reveals its answer, so a model may be bidirectional.
 """

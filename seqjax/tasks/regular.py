@@ -24,7 +24,7 @@ from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SyntheticTask, task_defaults
 from seqjax.types import Batch, ModelSpec, Sequences
 
-OPERATORS = '+-*'  # their classes follow those of the numbers
+OPERATORS = '+-*'  # their classes follow the classes of the numbers
 MOVES = ('left', 'stay', 'right')  # move i changes the position by i - 1
 PADDINGS = ('right', 'left')
 

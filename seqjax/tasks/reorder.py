@@ -114,7 +114,7 @@ def _reference_losses(entropy: Callable[[int], float], longest: int, symbols: in
 def _entropy_of_counts(length: int, symbols: int) -> float:
     """Returns the entropy in nats of the counts of each symbol in a random sequence, that is of the sorted sequence.
 
-    It is the entropy of the sequence minus that of its order, given the counts.
+    It is the entropy of the sequence minus the entropy of its order, given the counts.
     """
     if symbols == 1:
         return 0.0

@@ -1,4 +1,4 @@
-"""The result of a chunk of training steps (those of one device call), and values computed from its metrics."""
+"""The result of a chunk of training steps, one device call, and values computed from its metrics."""
 
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ def eval_values(chunk: ChunkResult) -> list[np.ndarray]:
 def latest_values(chunk: ChunkResult) -> np.ndarray:
     """Returns training metrics at the last step of a chunk, then the split metrics after it: [metrics] or [metrics, R].
 
-    The order is that of `metric_names`.
+    The order follows `metric_names`.
     """
     return np.stack([*(mean_values(mean)[-1] for mean in chunk.metrics.values()), *eval_values(chunk)])
 

@@ -71,7 +71,7 @@ class CompiledRun(NamedTuple):
         """Context manager that yields the training session of a group, restored from its newest valid checkpoint.
 
         When the context ends without an exception, a checkpoint is saved; then the run stops if a signal was received.
-        Without a checkpoint, training starts anew; without a run directory, nothing is saved.
+        Without a checkpoint, training starts at step 0; without a run directory, nothing is saved.
 
         Args:
           group: the seeds, at most `width`.

@@ -39,7 +39,7 @@ def last_finite(run: Any, task: Task, state: TrainState, good: int) -> tuple[int
 
 
 def _any_finite(run: Any, state: TrainState) -> bool:
-    """Returns True if all parameters of a state are finite; with replicas, if those of at least one replica are."""
+    """Returns True if all parameters of a state are finite; with replicas, if the parameters of at least one are."""
 
     def finite(params):
         return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()

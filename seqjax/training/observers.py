@@ -182,7 +182,7 @@ class EvaluationLog(Observer):
 
 
 def _add(before: Mapping[str, Mean], new: Mapping[str, Mean]) -> dict[str, Mean]:
-    """Returns the totals and counts `before` ([R], or {} for none) plus those of new steps ([steps, R]), in float64."""
+    """Returns the totals and counts `before` ([R]; {} for none) plus the sums over new steps [steps, R], in float64."""
     sums = {name: Mean(*(np.asarray(x, np.float64).sum(0) for x in mean)) for name, mean in new.items()}
     return {name: before[name].merge(mean) if before else mean for name, mean in sums.items()}
 

@@ -33,7 +33,7 @@ def make_train_chunk(
     It takes n <= `steps_per_call` training steps, then evaluates all splits and updates the best parameters. n is an
     argument, so that a shorter chunk needs no second compilation. The leaves of the training metrics are
     [steps_per_call]; only the first n are valid. With `replicas`, the leaves of the state and of the split metrics have
-    a leading axis R, and those of the training metrics are [steps_per_call, R].
+    a leading axis R, and training metrics are [steps_per_call, R].
     """
     static = task._replace(data=(), evals={})
 

@@ -96,7 +96,7 @@ class Progress:
         self.resume_line = None
 
     def show(self, done: int, new: int, status: str = '') -> None:
-        """Shows the progress after a chunk: `done` units of this group so far, of which `new` are from the chunk."""
+        """Shows the progress after a chunk: `done` units of this group so far, `new` of them from the chunk."""
         self.timer.cancel()
         self.session_units, self.session_chunks = self.session_units + new, self.session_chunks + 1
         self.status, now = status, time.perf_counter()

@@ -111,7 +111,7 @@ class RunResult(NamedTuple):
 
     losses: np.ndarray  # [steps], or [R, steps] with replicas
     outputs: np.ndarray  # outputs of the trained models: [B, ...], or [R, B, ...] with replicas
-    state: TrainState  # state after the last step; with replicas, that of the last group, with padding replicas
+    state: TrainState  # state after the last step; with replicas, the state of the last group, with padding replicas
     seconds: dict[str, float]  # seconds of this session, by name: 'compile' and 'train'
     resumed: bool = False  # True if the run was resumed from a checkpoint
 
@@ -124,7 +124,7 @@ class RunResult(NamedTuple):
 def train_with_losses(run: CompiledRun, inputs: Arrays, seeds: np.ndarray, *, unit: str = 'epoch') -> RunResult:
     """Trains seeds to the last step, writes the loss of every step to metrics.csv, and predicts for `inputs`.
 
-    With replicas, a row of metrics.csv has the quantiles of the loss over all seeds, including those that diverged.
+    With replicas, a row of metrics.csv has the quantiles of the loss over all seeds, including diverged ones.
 
     Args:
       run: from `compile_run`.
@@ -215,7 +215,7 @@ def retrain(run: CompiledRun, fit: FitResult) -> FitResult:
     that split (Goodfellow, Bengio and Courville 2016, algorithm 7.2).
 
     Returns:
-      `fit` with the parameters after the last step as its best ones; their metric is still that of `fit`.
+      `fit` with the parameters after the last step as its best ones; their metric is still the metric of `fit`.
 
     Raises:
       UserError: see `train_seeds`.

@@ -257,7 +257,7 @@ def sharded_gradients(
     """Returns gradients of the mean loss, metrics and updated carries, with the rows of the batch sharded over devices.
 
     The devices compute gradients and totals of their own rows, which are summed at the end. Masked rows are appended if
-    the number of rows is not divisible by that of shards.
+    the number of rows is not divisible by the number of shards.
     """
     count = len(batch.mask)
     more = -count % row_sharding.num_shards(count)

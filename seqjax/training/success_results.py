@@ -100,7 +100,7 @@ def read_results(folder: Workdir, summary: Mapping[str, Any], sequences: int) ->
         columns = ['seed', 'sequences', *metrics]
         end = len(columns)
         if next(table, [])[:end] != columns:
-            raise ValueError('its columns are not those of this run')
+            raise ValueError('its columns differ from the columns of this run')
         rows = [(indices[int(row[0])], int(row[1]) // sequences - 1, list(map(float, row[2:end]))) for row in table]
         evals = np.full((len(seeds), max((row[1] for row in rows), default=-1) + 1, len(metrics)), np.nan, np.float32)
         for index, evaluation, values in rows:

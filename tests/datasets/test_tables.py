@@ -155,7 +155,7 @@ REFUSED = {
     'unsorted': (
         'day,a\n2020-01-02,1\n2020-01-01,2\n',
         {'date': 'day'},
-        'row 2: the date 2020-01-01 is before that of row 1',
+        'row 2: the date 2020-01-01 is before the date of row 1',
     ),
 }
 

@@ -104,7 +104,7 @@ def max_order(count: int, seasons: Sequence[int] = (), fits: int = 1) -> int:
 def best_order(values: np.ndarray, highest: int) -> int:
     """Returns the order from 1 to `highest` with the lowest AIC (Akaike 1974) for a series.
 
-    All orders are fitted to the same n time steps: those that are known, with `highest` known values before them.
+    All orders are fitted to the same n time steps, which are known, with `highest` known values before them.
     AIC = n log(sum of squares / n) + 2 (order + 1), for Gaussian noise.
     """
     triangle, count = _triangle(values, highest, highest)

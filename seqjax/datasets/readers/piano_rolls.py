@@ -26,7 +26,7 @@ Pieces = list[np.ndarray]  # each [T, 88] uint8: 1 where a note sounds, otherwis
 
 
 def read_rolls(path: str, splits: Collection[str] = (), bounds: Bounds = readers_bounds.DEFAULT) -> dict[str, Pieces]:
-    """Returns the pieces of a .mat file by split: those of `splits`, or by default those in the file.
+    """Returns the pieces of a .mat file by split: the splits in `splits`, or by default all in the file.
 
     The file has the variables `traindata`, `validdata` and `testdata`, each a cell array of pieces [T, 88] of 0 and 1.
     A column is a key of the piano, MIDI numbers 21 to 108, and a row is a frame.

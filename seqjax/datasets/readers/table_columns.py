@@ -98,7 +98,7 @@ def only_number(source: Text | Parquet, columns: Columns) -> str:
 def _is_number(column: Any, source: Text | Parquet) -> bool:
     """Returns True if the values of a column are numbers, or text that is numbers in one format or missing.
 
-    The format is that of `source`, or any of FORMATS if no flags set it. A column of missing text is not numbers.
+    The format is the one in `source`, or any of FORMATS if no flags set it. A column of missing text is not numbers.
     """
     from pandas.api import types
 
@@ -177,7 +177,7 @@ def _hint(source: Text | Parquet, names: Sequence[str], error: InvalidNumberErro
 
 
 def _readable(source: Text | Parquet, names: Sequence[str], formats: Sequence[NumberFormat]) -> Sequence[NumberFormat]:
-    """Returns those of `formats` in which every word of the columns `names` is a number or missing.
+    """Returns the formats among `formats` in which every word of the columns `names` is a number or missing.
 
     A format with a thousands sign is left out if the same format without it fits, too.
     """
@@ -318,7 +318,7 @@ def refuse_missing(path: Path, values: np.ndarray, names: Sequence[str]) -> None
 
 
 def check_dates(path: Path, series: Series, columns: Columns, form: DateFormat) -> None:
-    """Raises UserError if a date is not after that of the row before, in a series that has dates."""
+    """Raises UserError if a date is not after the date of the row before, in a series that has dates."""
     if series.dates is None or len(series.dates) < 2:
         return
     steps = np.diff(series.instants)
@@ -338,6 +338,6 @@ def check_dates(path: Path, series: Series, columns: Columns, form: DateFormat) 
             f'{path}: rows {above} and {row}{series.phrase} have the same date {after}; remove one of the rows{remedy}'
         )
     raise UserError(
-        f'{path}, row {row}{series.phrase}: the date {after} is before that of row {above}, {before}; sort the rows '
-        f'by date{remedy}'
+        f'{path}, row {row}{series.phrase}: the date {after} is before the date of row {above}, {before}; sort the '
+        f'rows by date{remedy}'
     )

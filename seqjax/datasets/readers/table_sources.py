@@ -95,7 +95,7 @@ class Text:
 
         Args:
           names: the columns.
-          words: those of the columns that are read as text instead of numbers.
+          words: words of the columns that are read as text instead of numbers.
           rows: the maximum number of rows; None for all.
           checked: True if the file was read before without errors, so that other columns need not be parsed.
           pointless: True to read numbers without their points, 1.473 as 1473.

@@ -88,7 +88,7 @@ class TextData(NamedTuple):
     tokens: np.ndarray  # [N] token numbers, of the smallest unsigned integer type
     vocabulary: Vocabulary
     files: int  # number of files that were read
-    notes: Sequence[str]  # lines that tell how reading changed the text, such as its line ends
+    notes: Sequence[str]  # lines about how reading changed the text, such as its line ends
     missing: Sequence[str]  # first 20 distinct unknown tokens, in the order of the text
     different: int  # number of distinct unknown tokens
 

@@ -123,7 +123,7 @@ class Cell(NamedOptions, nn.RNNCellBase):
 
 
 def check_count(name: str, value: Any, meaning: str) -> None:
-    """Raises ValueError if `value` is not an integer of at least 1; `meaning` says in the message what it counts."""
+    """Raises ValueError if `value` is not an integer of at least 1; `meaning` states in the message what it counts."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f'{name}={value!r} must be an integer of at least 1: {meaning}')
 
@@ -259,7 +259,7 @@ class RecurrentCell(Cell):
         return inputs @ kernel, h, recurrent_kernel, row(bias, inputs)
 
     def _has_standard_step(self, cell: type[RecurrentCell]) -> bool:
-        """Returns True if `__call__` is that of `cell`, without layer_norm, recurrent_dropout and zoneout_h."""
+        """Returns True if `__call__` is the method of `cell`, without layer_norm, recurrent_dropout and zoneout_h."""
         variants = (self.layer_norm, self.recurrent_dropout, self.zoneout_h)
         return type(self).__call__ is cell.__call__ and not any(variants)
 

@@ -86,7 +86,7 @@ def _load(dtype: str) -> Library:
 
 
 def find_compiler() -> tuple[str, ...] | None:
-    """Returns the command of the C++ compiler: CXX, or the first of `COMPILERS`, or that of the package ziglang."""
+    """Returns the command of the C++ compiler: CXX, or the first of `COMPILERS`, or ziglang's."""
     for name in filter(None, (os.environ.get('CXX'), *COMPILERS)):
         path = shutil.which(name)
         if path is not None:

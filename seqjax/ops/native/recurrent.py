@@ -4,7 +4,7 @@ Both passes are one custom call each. The weights are packed once per call; a ti
 registers, computes the gates there, and writes h, c and, for the backward pass, the gates. The backward pass computes
 the gradients of the pre-activations and of the weights; a product of XLA makes the gradients of the inputs.
 
-Forward mode and second derivatives are those of the plain recurrence.
+Forward mode and second derivatives come from the plain recurrence.
 """
 
 from collections.abc import Callable
@@ -128,7 +128,7 @@ def _transpose(static: StaticArgs, residuals: tuple[Any, Saved], gradients: Any)
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _backward(static: StaticArgs, primals: tuple[Any, ...], saved: Saved, gradients: Any) -> tuple[Any, ...]:
-    """Returns the gradients of inputs, carry, weights and reset_carry from those of the output."""
+    """Returns the gradients of inputs, carry, weights and reset_carry from gradients of the output."""
     steps, _, weights, _ = primals
     dz, carry_gradients, weight_gradients, reset_gradients = _call_backward(static, primals, saved, gradients)
     kernel = weights.kernel
