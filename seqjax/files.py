@@ -100,6 +100,18 @@ def expand(flag: str, path: str) -> Path:
         raise UserError(f'--{flag}={path}: no such user or home directory; use another path') from error
 
 
+def user_cache(name: str) -> Path:
+    """Returns the folder seqjax/NAME in XDG_CACHE_HOME, or in ~/.cache if that is not set or not absolute.
+
+    The XDG base directory specification 0.8 says that a relative XDG_CACHE_HOME is ignored.
+
+    Raises:
+      RuntimeError: the user's home is needed and unknown.
+    """
+    path = os.environ.get('XDG_CACHE_HOME', '')
+    return (Path(path) if os.path.isabs(path) else Path.home() / '.cache') / 'seqjax' / name
+
+
 def replace(target: Path, write: Callable[[Path], Any]) -> None:
     """Creates or replaces the file `target` atomically.
 

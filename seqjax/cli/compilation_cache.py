@@ -34,7 +34,7 @@ def enable_cache(path: str | None = None) -> None:
         _cache_short_compilations()
         return
     try:
-        folder = _user_cache() if path is None else files.expand('compilation_cache', path).absolute()
+        folder = files.user_cache('jax') if path is None else files.expand('compilation_cache', path).absolute()
         _check_writable(folder)
         if path is None:
             _sweep(folder)
@@ -59,15 +59,6 @@ def _cache_short_compilations() -> None:
     """Makes JAX also cache programs that compile in less than a second, unless the environment sets another limit."""
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-
-
-def _user_cache() -> Path:
-    """Returns the folder seqjax/jax in XDG_CACHE_HOME, or in ~/.cache if that is not set or not absolute.
-
-    The XDG base directory specification 0.8 says that a relative XDG_CACHE_HOME is ignored.
-    """
-    path = os.environ.get('XDG_CACHE_HOME', '')
-    return (Path(path) if os.path.isabs(path) else Path.home() / '.cache') / 'seqjax' / 'jax'
 
 
 def _check_writable(folder: Path) -> None:

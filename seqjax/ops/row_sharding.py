@@ -5,6 +5,7 @@ device processes its rows over all steps, and sums over rows are reduced once, a
 defines the mesh and the shardings of all other arrays.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import ClosedJaxpr
 from jax.interpreters import partial_eval
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -36,20 +38,29 @@ def num_shards(rows: int) -> int:
 
 def is_automatic() -> bool:
     """Returns True if a mesh in effect has an axis over which GSPMD shards arrays, outside of a `shard_map`."""
+    return any(size > 1 for size in _axis_sizes(AxisType.Auto))
+
+
+def shards_on_this_host() -> int:
+    """Returns the number of devices of this process that run the same call at the same time, in a `shard_map`."""
+    return min(math.prod(_axis_sizes(AxisType.Manual)), jax.local_device_count())
+
+
+def _axis_sizes(kind: AxisType) -> list[int]:
+    """Returns the sizes of the axes of this type of the mesh in effect."""
     mesh = jax.sharding.get_abstract_mesh()
-    axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-    return any(size > 1 and kind == AxisType.Auto for size, kind in axes)
+    return [size for size, type_ in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if type_ == kind]
 
 
-def output_depends_on(f: Callable[..., Any], x: Any, *others: Any) -> bool:
-    """Returns True if f(x, *others) depends on any leaf of x; only shapes and dtypes of the arguments matter.
+def used_inputs(jaxpr: ClosedJaxpr) -> list[bool]:
+    """Returns for each input of a traced function whether an output depends on it.
 
-    >>> output_depends_on(lambda x, y: x * y, 1.0, 2.0), output_depends_on(lambda x, y: y**2, 1.0, 2.0)
-    (True, False)
+    >>> used_inputs(jax.make_jaxpr(lambda x, y: x * y)(1.0, 2.0))
+    [True, True]
+    >>> used_inputs(jax.make_jaxpr(lambda x, y: y**2)(1.0, 2.0))
+    [False, True]
     """
-    jaxpr = jax.make_jaxpr(f)(x, *others).jaxpr
-    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return any(used[: len(jax.tree.leaves(x))])
+    return partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))[1]
 
 
 def shard_over_rows(run: Callable[..., Any], shards: int) -> Callable[..., Any]:

@@ -9,12 +9,12 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -213,16 +213,19 @@ def can_shard(model: nn.Module, task: Task, state: TrainState, batch: Batch, key
     count = row_sharding.num_shards(min(rows))
     if count == 1 or len(rows) > 1 or seqjax_types.without_carry(state.variables):
         return False
-    return not _is_stochastic(model, task, state.params, state.variables, batch, key)
+    return not _is_stochastic(_trace(model, task, state.params, state.variables, batch, key))
 
 
-def _is_stochastic(
+def _trace(
     model: nn.Module, task: Task, params: Params, variables: Variables, batch: Batch, key: jax.Array
-) -> bool:
-    """Returns True if results of a training step depend on the key; arguments may be `jax.ShapeDtypeStruct`."""
-    return row_sharding.output_depends_on(
-        lambda key, *rest: batch_gradients(model, task, *rest, key), key, params, variables, batch
-    )
+) -> ClosedJaxpr:
+    """Returns `batch_gradients` traced with the key as first input; arguments may be `jax.ShapeDtypeStruct`."""
+    return jax.make_jaxpr(lambda key, *rest: batch_gradients(model, task, *rest, key))(key, params, variables, batch)
+
+
+def _is_stochastic(step: ClosedJaxpr) -> bool:
+    """Returns True if results of a training step, see `_trace`, depend on the key."""
+    return row_sharding.used_inputs(step)[0]
 
 
 def data_parallel_pays(model: nn.Module, task: Task, min_products: int, max_weight: int) -> bool:
@@ -240,10 +243,8 @@ def data_parallel_pays(model: nn.Module, task: Task, min_products: int, max_weig
     largest = largest_size(params)
     if steps * largest < min_products or largest > max_weight:
         return False
-    step = partial(batch_gradients, model, task)
-    if recurrent.is_called_by(step, params, variables, batch, key):
-        return False
-    return not _is_stochastic(model, task, params, variables, batch, key)
+    step = _trace(model, task, params, variables, batch, key)
+    return not recurrent.is_called_by(step) and not _is_stochastic(step)
 
 
 def largest_size(tree: Any) -> int:

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import jaxlib
 
+from seqjax import files
+
 VARIABLE = 'SEQJAX_NATIVE'
 AUTO, OFF, REQUIRE = CHOICES = ('auto', 'off', 'require')
 COMPILERS = ('c++', 'g++', 'clang++')  # tried in this order, after the environment variable CXX
@@ -27,6 +29,7 @@ SOURCES = ('recurrent.cc', 'recurrent.h', 'product.h', 'team.h', 'simd.h')
 FLAGS = ('-O2', '-std=c++17', '-shared', '-fPIC', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast')
 PREFIX, CALLS = 'seqjax', ('forward', 'backward')  # names of the custom calls
 REALS = {'float32': 'float', 'float64': 'double'}  # types in C++
+FOLDER = 'native'  # in the user's cache
 TIMEOUT = 300  # seconds for the compiler
 LOADED: list[str] = []  # dtypes whose kernels this process has loaded
 
@@ -98,12 +101,6 @@ def find_compiler() -> tuple[str, ...] | None:
     return (sys.executable, '-m', 'ziglang', 'c++')
 
 
-def cache_folder() -> Path:
-    """Returns the folder seqjax/native in XDG_CACHE_HOME, or in ~/.cache if that is not set or not absolute."""
-    path = os.environ.get('XDG_CACHE_HOME', '')
-    return (Path(path) if os.path.isabs(path) else Path.home() / '.cache') / 'seqjax' / 'native'
-
-
 def _key(compiler: tuple[str, ...], dtype: str) -> str:
     """Returns a hash of all that the compiled file depends on: dtype, sources, flags, compiler, CPU and jaxlib."""
     status = os.stat(os.path.realpath(compiler[0]))
@@ -130,7 +127,7 @@ def _find(key: str) -> Path | None:
 
     Loading a truncated file would end the process.
     """
-    for path in cache_folder().glob(f'recurrent-{key}-*.so'):
+    for path in files.user_cache(FOLDER).glob(f'recurrent-{key}-*.so'):
         if path.stem.endswith(_content_hash(path)):
             return path
     return None
@@ -142,7 +139,7 @@ def _content_hash(path: Path) -> str:
 
 def _build(compiler: tuple[str, ...], key: str, dtype: str) -> Path:
     """Compiles the kernels; the file appears complete or not at all."""
-    start, folder = time.perf_counter(), cache_folder()
+    start, folder = time.perf_counter(), files.user_cache(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     source = Path(__file__).parent / SOURCES[0]
     with tempfile.TemporaryDirectory(dir=folder) as temporary:

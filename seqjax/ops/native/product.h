@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "simd.h"
@@ -129,6 +130,12 @@ struct Panels {
     }
     begin.push_back(panels.size());
   }
+
+  // The panels [first, last) of one of `size` threads: of its range, or an equal share if there is one range for all.
+  std::pair<size_t, size_t> share(size_t index, size_t size) const {
+    if (begin.size() == size + 1) return {begin[index], begin[index + 1]};
+    return {panels.size() * index / size, panels.size() * (index + 1) / size};
+  }
 };
 
 // Packs columns of weights [K, stride] for a panel: [K, gates, count, N], gate j starting at column offsets[j].
@@ -139,7 +146,7 @@ void pack(const R* weights, long K, long stride, long units, const long* offsets
     for (int j = 0; j < gates; ++j)
       for (int p = 0; p < panel.count; ++p, out += N) {
         const long unit = (panel.first + p) * N;
-        store<R>(out, load<R>(weights + offsets[j] + unit, static_cast<int>(std::min<long>(N, units - unit))), N);
+        store<R>(out, load<R>(weights + offsets[j] + unit, lanes<R>(units, unit)), N);
       }
 }
 

@@ -102,65 +102,34 @@ void run_all(ffi::ThreadPool& pool, int cores, int cell, long count, const Sizes
   }
 }
 
-template <typename R>
-void forward(ffi::ThreadPool& pool, int cores, int cell, bool reverse, const ffi::AnyBuffer* in, ffi::Result<ffi::AnyBuffer>* out) {
-  const Call call(*out[0], in[0].dimensions().back(), reverse);
-  const Sizes& s = call.sizes;
-  if (call.count == 0 || s.T == 0 || s.B == 0 || s.H == 0) return;
-  auto x = call.bind<const R>(in[0]), h0 = call.bind<const R>(in[1]), c0 = call.bind<const R>(in[2]),
-       kernel = call.bind<const R>(in[3]), recurrent = call.bind<const R>(in[4]), bias = call.bind<const R>(in[5]),
-       recurrent_bias = call.bind<const R>(in[6]), reset_h = call.bind<const R>(in[7]), reset_c = call.bind<const R>(in[8]);
-  auto valid = call.bind<const uint8_t>(in[9]), resets = call.bind<const uint8_t>(in[10]);
-  auto y = call.bind<R>(*out[0]), last_h = call.bind<R>(*out[1]), last_c = call.bind<R>(*out[2]),
-       cells = call.bind<R>(*out[3]), gates = call.bind<R>(*out[4]);
-  const double weights = double(s.F + s.H) * s.H * (cell == kLstm ? 4 : 3);
-  run_all<ForwardPass, R>(pool, cores, cell, call.count, s, weights, [&](long i) {
-    return Forward<R>{{s},      x(i),       h0(i),    c0(i),    kernel(i), recurrent(i), bias(i), recurrent_bias(i),
-                      reset_h(i), reset_c(i), valid(i), resets(i), y(i),     last_h(i),    last_c(i), cells(i), gates(i)};
-  });
-}
-
-template <typename R>
-void backward(ffi::ThreadPool& pool, int cores, int cell, bool reverse, const ffi::AnyBuffer* in, ffi::Result<ffi::AnyBuffer>* out) {
-  const Call call(in[4], in[0].dimensions().back(), reverse);
-  const Sizes& s = call.sizes;
-  auto x = call.bind<const R>(in[0]), recurrent = call.bind<const R>(in[1]), h0 = call.bind<const R>(in[2]),
-       c0 = call.bind<const R>(in[3]), y = call.bind<const R>(in[4]), cells = call.bind<const R>(in[5]),
-       gates = call.bind<const R>(in[6]), reset_h = call.bind<const R>(in[7]), reset_c = call.bind<const R>(in[8]);
-  auto valid = call.bind<const uint8_t>(in[9]), resets = call.bind<const uint8_t>(in[10]);
-  auto dy = call.bind<const R>(in[11]), dcells = call.bind<const R>(in[12]), dlast_h = call.bind<const R>(in[13]),
-       dlast_c = call.bind<const R>(in[14]);
-  auto dz = call.bind<R>(*out[0]), dh0 = call.bind<R>(*out[1]), dc0 = call.bind<R>(*out[2]), dreset_h = call.bind<R>(*out[3]),
-       dreset_c = call.bind<R>(*out[4]), dkernel = call.bind<R>(*out[5]), drecurrent = call.bind<R>(*out[6]),
-       dbias = call.bind<R>(*out[7]), drecurrent_bias = call.bind<R>(*out[8]);
-  if (s.T == 0 || s.B == 0 || s.H == 0) {  // the gradients of the weights are 0, and there are no others
-    for (int i = 5; i < 9; ++i) std::memset(out[i]->untyped_data(), 0, out[i]->size_bytes());
-    return;
-  }
-  const double weights = double(s.H) * s.H * (cell == kLstm ? 4 : 3);
-  run_all<BackwardPass, R>(pool, cores, cell, call.count, s, weights, [&](long i) {
-    const Backward<R> p{{s},      x(i),  recurrent(i), h0(i),      c0(i),      y(i),  cells(i), gates(i), reset_h(i),  reset_c(i),  valid(i),
-                        resets(i), dy(i), dcells(i),    dlast_h(i), dlast_c(i), dz(i), dh0(i),   dc0(i),   dreset_h(i), dreset_c(i), dkernel(i),
-                        drecurrent(i), dbias(i), drecurrent_bias(i)};
-    if (p.dreset_h) std::memset(p.dreset_h, 0, s.B * s.H * sizeof(R));
-    if (p.dreset_c) std::memset(p.dreset_c, 0, s.B * s.H * sizeof(R));
-    return p;
-  });
-}
+using R = SEQJAX_REAL;
+using Array = ffi::AnyBuffer;
+using Out = ffi::Result<ffi::AnyBuffer>;
 
 int team_limit(ffi::ThreadPool& pool, int32_t shards) {
   return std::max<int>(1, static_cast<int>(pool.num_threads()) / std::max(1, shards));
 }
 
-using Array = ffi::AnyBuffer;
-using Out = ffi::Result<ffi::AnyBuffer>;
-
 ffi::Error forward_call(ffi::ThreadPool pool, int32_t cell, bool reverse, int32_t shards, Array x, Array h0, Array c0,
                         Array kernel, Array recurrent, Array bias, Array recurrent_bias, Array reset_h, Array reset_c,
                         Array valid, Array resets, Out y, Out last_h, Out last_c, Out cells, Out gates) {
-  const Array in[] = {x, h0, c0, kernel, recurrent, bias, recurrent_bias, reset_h, reset_c, valid, resets};
-  Out out[] = {y, last_h, last_c, cells, gates};
-  forward<SEQJAX_REAL>(pool, team_limit(pool, shards), cell, reverse, in, out);
+  const Call call(*y, x.dimensions().back(), reverse);
+  const Sizes& s = call.sizes;
+  if (call.count == 0 || s.T == 0 || s.B == 0 || s.H == 0) return ffi::Error::Success();
+  const auto in = [&](const Array& array) { return call.bind<const R>(array); };
+  const auto flags = [&](const Array& array) { return call.bind<const uint8_t>(array); };
+  const auto out = [&](Out& array) { return call.bind<R>(*array); };
+  const double weights = double(s.F + s.H) * s.H * (cell == kLstm ? 4 : 3);
+  run_all<ForwardPass, R>(
+      pool, team_limit(pool, shards), cell, call.count, s, weights,
+      [&s, x = in(x), h0 = in(h0), c0 = in(c0), kernel = in(kernel), recurrent = in(recurrent), bias = in(bias),
+       recurrent_bias = in(recurrent_bias), reset_h = in(reset_h), reset_c = in(reset_c), valid = flags(valid),
+       resets = flags(resets), y = out(y), last_h = out(last_h), last_c = out(last_c), cells = out(cells),
+       gates = out(gates)](long i) {
+        return Forward<R>{{s},        x(i),      h0(i),     c0(i),      kernel(i),      recurrent(i),
+                          bias(i),    recurrent_bias(i),    reset_h(i), reset_c(i),     valid(i),
+                          resets(i),  y(i),      last_h(i), last_c(i),  cells(i),       gates(i)};
+      });
   return ffi::Error::Success();
 }
 
@@ -168,10 +137,33 @@ ffi::Error backward_call(ffi::ThreadPool pool, int32_t cell, bool reverse, int32
                          Array h0, Array c0, Array y, Array cells, Array gates, Array reset_h, Array reset_c, Array valid,
                          Array resets, Array dy, Array dcells, Array dlast_h, Array dlast_c, Out dz, Out dh0, Out dc0,
                          Out dreset_h, Out dreset_c, Out dkernel, Out drecurrent, Out dbias, Out drecurrent_bias) {
-  const Array in[] = {x,     recurrent, h0,     c0, y,      cells,   gates,  reset_h,
-                      reset_c, valid,     resets, dy, dcells, dlast_h, dlast_c};
-  Out out[] = {dz, dh0, dc0, dreset_h, dreset_c, dkernel, drecurrent, dbias, drecurrent_bias};
-  backward<SEQJAX_REAL>(pool, team_limit(pool, shards), cell, reverse, in, out);
+  const Call call(y, x.dimensions().back(), reverse);
+  const Sizes& s = call.sizes;
+  if (s.T == 0 || s.B == 0 || s.H == 0) {  // the gradients of the weights are 0, and there are no others
+    for (Out* array : {&dkernel, &drecurrent, &dbias, &drecurrent_bias})
+      std::memset((*array)->untyped_data(), 0, (*array)->size_bytes());
+    return ffi::Error::Success();
+  }
+  const auto in = [&](const Array& array) { return call.bind<const R>(array); };
+  const auto flags = [&](const Array& array) { return call.bind<const uint8_t>(array); };
+  const auto out = [&](Out& array) { return call.bind<R>(*array); };
+  const double weights = double(s.H) * s.H * (cell == kLstm ? 4 : 3);
+  run_all<BackwardPass, R>(
+      pool, team_limit(pool, shards), cell, call.count, s, weights,
+      [&s, x = in(x), recurrent = in(recurrent), h0 = in(h0), c0 = in(c0), y = in(y), cells = in(cells),
+       gates = in(gates), reset_h = in(reset_h), reset_c = in(reset_c), valid = flags(valid), resets = flags(resets),
+       dy = in(dy), dcells = in(dcells), dlast_h = in(dlast_h), dlast_c = in(dlast_c), dz = out(dz), dh0 = out(dh0),
+       dc0 = out(dc0), dreset_h = out(dreset_h), dreset_c = out(dreset_c), dkernel = out(dkernel),
+       drecurrent = out(drecurrent), dbias = out(dbias), drecurrent_bias = out(drecurrent_bias)](long i) {
+        const Backward<R> p{{s},        x(i),        recurrent(i), h0(i),         c0(i),   y(i),
+                            cells(i),   gates(i),    reset_h(i),   reset_c(i),    valid(i), resets(i),
+                            dy(i),      dcells(i),   dlast_h(i),   dlast_c(i),    dz(i),   dh0(i),
+                            dc0(i),     dreset_h(i), dreset_c(i),  dkernel(i),    drecurrent(i),
+                            dbias(i),   drecurrent_bias(i)};
+        if (p.dreset_h) std::memset(p.dreset_h, 0, s.B * s.H * sizeof(R));
+        if (p.dreset_c) std::memset(p.dreset_c, 0, s.B * s.H * sizeof(R));
+        return p;
+      });
   return ffi::Error::Success();
 }
 

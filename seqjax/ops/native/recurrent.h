@@ -100,11 +100,12 @@ class ForwardPass {
         state(2 * p.B * p.H) {}
 
   void run(int index, int size, Barrier& barrier) {
-    const size_t count = panels.panels.size();
-    size_t first = by_rows ? 0 : panels.begin[index], last = by_rows ? count : panels.begin[index + 1];
-    for (size_t i = by_rows ? count * index / size : first; i < (by_rows ? count * (index + 1) / size : last); ++i)
-      pack_panel(panels.panels[i]);
-    if (by_rows) barrier.wait(size);
+    auto [first, last] = panels.share(index, size);
+    for (size_t i = first; i < last; ++i) pack_panel(panels.panels[i]);
+    if (by_rows) {
+      barrier.wait(size);
+      first = 0, last = panels.panels.size();
+    }
     const long row = by_rows ? p.B * index / size : 0, row_end = by_rows ? p.B * (index + 1) / size : p.B;
     const bool project = row_end - row < kFewRows && p.F >= 8 && p.T >= 4;
     const long block = project ? std::max<long>(1, kProjectedRows / std::max<long>(1, row_end - row)) : p.T;
@@ -151,7 +152,7 @@ class ForwardPass {
     for (int j = 0; j < kSums; ++j)
       for (int v = 0; v < panel.count; ++v, b += N) {
         const long unit = (panel.first + v) * N;
-        const int n = static_cast<int>(std::min<long>(N, p.H - unit));
+        const int n = lanes<R>(p.H, unit);
         const R *in = p.bias + unit, *of = p.recurrent_bias + unit;
         Vec<R> sum;
         if constexpr (C == kLstm) {
@@ -170,26 +171,21 @@ class ForwardPass {
     for (long i = 0; i < rows; ++i) std::memcpy(z + i * stride, b, panel.count * kSums * N * sizeof(R));
   }
 
-  void add_inputs(Panel panel, int m, const R* const* rows, R* z, long stride) {
-    const int width = panel.count * G::kCount;
+  // Adds x W of the rows [begin, end) to z.
+  template <typename X>
+  void add_inputs(long begin, long end, Panel panel, X x, R* z, long stride, const uint8_t* valid) {
     const R* weights = kernel.data + panel.first * G::kCount * N * p.F;
-    select_tile<R>(m, width)(z, stride, rows, p.F, weights, weights);
+    multiply<R>(begin, end, panel.count * G::kCount, p.F, x, weights, z, stride, valid);
   }
 
   // Computes x W + b of the steps [begin, end) for a few rows, whose steps then fill the tiles.
   void project_inputs(long begin, long end, long row, long row_end, size_t first, size_t last, long width, R* z) {
     const long rows = row_end - row;
+    const auto x = [&](long r) { return p.x + p.at(p.place(begin + r / rows), row + r % rows) * p.F; };
     for (size_t i = first; i < last; ++i) {
       const Panel panel = panels.panels[i];
-      for_tiles(0, (end - begin) * rows, max_rows(panel.count * G::kCount), [&](long r, int m) {
-        const R* x[kMaxRows];
-        for (int k = 0; k < m; ++k) {
-          const long step = begin + (r + k) / rows;
-          x[k] = p.x + p.at(p.place(step), row + (r + k) % rows) * p.F;
-        }
-        fill_bias(panel, m, z + r * width, width);
-        add_inputs(panel, m, x, z + r * width, width);
-      });
+      fill_bias(panel, (end - begin) * rows, z, width);
+      add_inputs(0, (end - begin) * rows, panel, x, z, width, nullptr);
       z += panel.count * kSums * N;
     }
   }
@@ -202,19 +198,17 @@ class ForwardPass {
     const uint8_t* valid = p.valid ? p.valid + t * p.B : nullptr;
     const uint8_t* resets = p.resets ? p.resets + t * p.B : nullptr;
     const auto h = [&](long r) { return (resets && resets[r] ? p.reset_h : old_h) + r * p.H; };
-    const int width = panel.count * G::kCount;
-    const long place = panel.first * G::kCount * N;
     if (x) {
       fill_bias(panel, row_end - row, z, stride);
-      const auto inputs = [&](long r) { return x + (r - row) * p.F; };
-      multiply<R>(row, row_end, width, p.F, inputs, kernel.data + place * p.F, z, stride, valid);
+      add_inputs(row, row_end, panel, [&](long r) { return x + (r - row) * p.F; }, z, stride, valid);
     }
+    const R* weights = recurrent.data + panel.first * G::kCount * N * p.H;
     R* of_h = z + G::kRecurrentFirst * panel.count * N;
-    multiply<R>(row, row_end, width, p.H, h, recurrent.data + place * p.H, of_h, stride, valid);
+    multiply<R>(row, row_end, panel.count * G::kCount, p.H, h, weights, of_h, stride, valid);
     for (long r = row; r < row_end; ++r, z += stride)
       for (int v = 0; v < panel.count; ++v) {
         const long unit = (panel.first + v) * N, here = r * p.H + unit, kept = p.kept(t, r);
-        const int n = static_cast<int>(std::min<long>(N, p.H - unit));
+        const int n = lanes<R>(p.H, unit);
         R* gates = p.gates ? p.gates + kept * 4 * p.H + unit : nullptr;
         const R* c = C == kGru ? nullptr : (resets && resets[r] ? p.reset_c : old_c) + here;
         const auto [h_value, c_value] =
@@ -271,7 +265,7 @@ class WeightGradients {
 
  public:
   WeightGradients(const Backward<R>& problem, long rows)
-      : p(problem), columns(std::max(p.F, p.H) + 1), packed(columns * rows), packed_dz(rows * kWidth * N) {}
+      : p(problem), packed((std::max(p.F, p.H) + 1) * rows), packed_dz(rows * kWidth * N) {}
 
   // Adds the rows [row, row_end) of the steps [begin, end) for the vectors [first, last) of units. `is_first` overwrites.
   void add(long begin, long end, long row, long row_end, long first, long last, bool is_first) {
@@ -303,7 +297,7 @@ class WeightGradients {
     for (long step = begin; step < end; ++step) {
       const long t = p.place(step), before = step ? p.place(step - 1) : 0;
       for (long b = row; b < row_end; ++b) {
-        const long flag = t * p.B + b;
+        const long flag = p.kept(t, b);
         const bool masked = p.valid && !p.valid[flag];  // its input may be NaN, which times 0 is NaN
         const R* h = p.resets && p.resets[flag] ? p.reset_h + b * p.H
                      : step                     ? p.y + p.at(before, b) * p.H
@@ -326,7 +320,7 @@ class WeightGradients {
         for (int i = 0; i < count; ++i, out += N) {
           const long unit = (v + i) * N;
           const R* from = p.dz + (p.kept(p.place(step), b) * 4 + block) * p.H + unit;
-          store<R>(out, load<R>(from, static_cast<int>(std::min<long>(N, p.H - unit))), N);
+          store<R>(out, load<R>(from, lanes<R>(p.H, unit)), N);
         }
   }
 
@@ -339,7 +333,7 @@ class WeightGradients {
       R* out = (c + i < width ? gradients + (c + i) * G::kCount * p.H : bias) + gate * p.H;
       for (int j = 0; j < count; ++j) {
         const long unit = (v + j) * N;
-        const int n = static_cast<int>(std::min<long>(N, p.H - unit));
+        const int n = lanes<R>(p.H, unit);
         const Vec<R> sum = load<R>(sums + (i * count + j) * N, N);
         store<R>(out + unit, is_first ? sum : load<R>(out + unit, n) + sum, n);
       }
@@ -347,7 +341,6 @@ class WeightGradients {
   }
 
   const Backward<R>& p;
-  const long columns;
   Buffer<R> packed, packed_dz;
   std::vector<const R*> sources;  // rows of inputs or old h; nullptr for masked steps
 };
@@ -369,15 +362,12 @@ class BackwardPass {
         partial(parts > 1 ? parts * weights : 0) {}
 
   void run(int index, int size, Barrier& barrier) {
-    const size_t count = panels.panels.size();
-    const bool by_rows = parts > 1;
-    const size_t first = by_rows ? count * index / size : panels.begin[index];
-    const size_t last = by_rows ? count * (index + 1) / size : panels.begin[index + 1];
+    const auto [first, last] = panels.share(index, size);
     for (size_t i = first; i < last; ++i) {
       const Panel panel = panels.panels[i];
       pack_transposed(p.recurrent, K, p.H, panel, recurrent.data + panel.first * N * K);
     }
-    if (!by_rows) {
+    if (parts == 1) {
       run_rows(p, 0, p.B, first, last, [&] { barrier.wait(size); });
       return;
     }
@@ -389,7 +379,7 @@ class BackwardPass {
       own.drecurrent = own.dkernel + p.F * K;
       own.dbias = own.drecurrent + p.H * K;
       own.drecurrent_bias = own.dbias + K;
-      run_rows(own, p.B * part / parts, p.B * (part + 1) / parts, 0, count, [] {});
+      run_rows(own, p.B * part / parts, p.B * (part + 1) / parts, 0, panels.panels.size(), [] {});
     }
     barrier.wait(size);
     add_parts(0, p.F * K, p.dkernel, index, size);
@@ -441,7 +431,7 @@ class BackwardPass {
       for (long r = row; r < row_end; ++r)
         for (int v = 0; v < panel.count; ++v) {
           const long unit = (panel.first + v) * N;
-          f(r, unit, static_cast<int>(std::min<long>(N, p.H - unit)), dh + (r - row) * width + v * N);
+          f(r, unit, lanes<R>(p.H, unit), dh + (r - row) * width + v * N);
         }
     };
     units([&](long r, long unit, int n, R* sum) {

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
+from jax.extend.core import ClosedJaxpr
 
-from seqjax.ops import common, linear_map
+from seqjax.ops import common, linear_map, row_sharding
 from seqjax.ops.common import StepInputs
 from seqjax.ops.native import library
 
@@ -42,9 +42,9 @@ class Saved(NamedTuple):
     gates: jax.Array  # [T, B, 4H]: i, f, g, o; or z, r, n, h U_n + d_n
 
 
-def is_called_by(f: Callable[..., Any], *arguments: Any) -> bool:
-    """Returns True if f(*arguments) calls the native kernels; shapes and dtypes of the arguments are enough."""
-    return f'{library.PREFIX}_forward' in str(jax.make_jaxpr(f)(*arguments))
+def is_called_by(jaxpr: ClosedJaxpr) -> bool:
+    """Returns True if a traced function calls the native kernels."""
+    return f'{library.PREFIX}_forward' in str(jaxpr)
 
 
 def run(
@@ -83,7 +83,7 @@ def _run(static: StaticArgs, steps: StepInputs, carry: Any, weights: Any, reset_
 def _run_jvp(static: StaticArgs, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     output, saved = _forward(static, *primals)
     arguments = (tangents[0].inputs, *tangents[1:])
-    call, transpose = partial(_tangents, static), partial(_transpose, static)
+    call, transpose = partial(_tangents, static), partial(_backward, static)
     return output, linear_map.linear_map(call, transpose, (primals, saved), arguments, like=output)
 
 
@@ -114,23 +114,15 @@ def _forward(static: StaticArgs, steps: StepInputs, carry: Any, weights: Any, re
 @_forward.defjvp
 def _forward_jvp(static: StaticArgs, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     output, saved = _forward(static, *primals)
-    steps, *states = primals
-    tangents = (tangents[0].inputs, *tangents[1:])
-    return (output, saved), (
-        jax.jvp(partial(_plain, static, steps), (steps.inputs, *states), tangents)[1],
-        jax.tree.map(jnp.zeros_like, saved),
-    )
-
-
-def _transpose(static: StaticArgs, residuals: tuple[Any, Saved], gradients: Any) -> tuple[Any, ...]:
-    return _backward(static, *residuals, gradients)
+    output_tangents = _tangents(static, (primals, saved), (tangents[0].inputs, *tangents[1:]))
+    return (output, saved), (output_tangents, jax.tree.map(jnp.zeros_like, saved))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _backward(static: StaticArgs, primals: tuple[Any, ...], saved: Saved, gradients: Any) -> tuple[Any, ...]:
+def _backward(static: StaticArgs, residuals: tuple[Any, Saved], gradients: Any) -> tuple[Any, ...]:
     """Returns the gradients of inputs, carry, weights and reset_carry from gradients of the output."""
-    steps, _, weights, _ = primals
-    dz, carry_gradients, weight_gradients, reset_gradients = _call_backward(static, primals, saved, gradients)
+    (_, _, weights, _), _ = residuals
+    dz, carry_gradients, weight_gradients, reset_gradients = _call_backward(static, *residuals, gradients)
     kernel = weights.kernel
     if static.cell == GRU:  # the gradients of n, z, r stand before the one of h U_n + d_n, which has no part of inputs
         hidden = kernel.shape[1] // 3
@@ -140,71 +132,49 @@ def _backward(static: StaticArgs, primals: tuple[Any, ...], saved: Saved, gradie
 
 @_backward.defjvp
 def _backward_jvp(static: StaticArgs, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    (arguments, saved, gradients), (argument_tangents, _, gradient_tangents) = primals, tangents
-    steps, *states = arguments
+    (residuals, gradients), ((argument_tangents, _), gradient_tangents) = primals, tangents
+    (steps, *states), _ = residuals
 
     def plain_backward(inputs, states, gradients):
         return jax.vjp(partial(_plain, static, steps), inputs, *states)[1](gradients)
 
     tangents = (argument_tangents[0].inputs, list(argument_tangents[1:]), gradient_tangents)
     _, out = jax.jvp(plain_backward, (steps.inputs, states, gradients), tangents)
-    return _backward(static, arguments, saved, gradients), out
+    return _backward(static, residuals, gradients), out
 
 
 def _call(call: str, static: StaticArgs, arguments: tuple[Any, ...], out: tuple[Any, ...], **options: Any) -> list[Any]:
     name = f'{library.PREFIX}_{call}_{library.load(arguments[0].dtype.name).key}'
     shapes = [jax.ShapeDtypeStruct(shape, arguments[0].dtype) for shape in out]
     function = jax.ffi.ffi_call(name, shapes, vmap_method='expand_dims', **options)
-    return function(
-        *arguments, cell=np.int32(static.cell), reverse=static.reverse, shards=np.int32(_shards_on_this_host())
-    )
+    shards = row_sharding.shards_on_this_host()
+    return function(*arguments, cell=np.int32(static.cell), reverse=static.reverse, shards=np.int32(shards))
 
 
-def _shards_on_this_host() -> int:
-    """Returns the number of devices of this process that run the same call at the same time, in a `shard_map`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    shards = 1
-    for size, type_ in zip(mesh.axis_sizes, mesh.axis_types, strict=True):
-        shards *= size if type_ == AxisType.Manual else 1
-    return min(shards, jax.local_device_count())
-
-
-def _flags(steps: StepInputs) -> tuple[jax.Array, jax.Array]:
-    """Returns the flags of valid steps and of resets, empty arrays instead of None."""
-    empty = jnp.zeros(0, bool)
-    return empty if steps.valid is None else steps.valid, empty if steps.resets is None else steps.resets
+def _states(static: StaticArgs, steps: StepInputs, carry: Any, reset_carry: Any) -> tuple[tuple[Any, ...], ...]:
+    """Returns (h, c) of the carry, and (reset h, reset c, valid, resets); empty arrays for what there is not."""
+    empty, none = jnp.zeros(0, steps.inputs.dtype), jnp.zeros(0, bool)
+    c, h = carry if static.cell == LSTM else (empty, carry)
+    reset_c, reset_h = reset_carry if static.cell == LSTM else (empty, reset_carry)
+    if steps.resets is None:
+        reset_c, reset_h = empty, empty
+    flags = (none if flag is None else flag for flag in (steps.valid, steps.resets))
+    return (h, c), (reset_h, reset_c, *flags)
 
 
 def _call_forward(
     static: StaticArgs, steps: StepInputs, carry: Any, weights: Any, reset_carry: Any, *, save: bool
 ) -> tuple[Any, Saved]:
-    empty, (count, rows, _) = jnp.zeros(0, steps.inputs.dtype), steps.inputs.shape
-    hidden = weights.recurrent_kernel.shape[0]
-    state, by_step = (rows, hidden), (rows, count, hidden)
-    gates = (count, rows, 4 * hidden) if save else (0,)
-    if static.cell == LSTM:
-        c, h = carry
-        recurrent_bias = empty
-        reset_c, reset_h = (empty, empty) if steps.resets is None else reset_carry
-        cells = (count, rows, hidden) if save or static.history else (0,)
-        out = (by_step, state, state, cells, gates)
-    else:
-        c, h = empty, carry
-        recurrent_bias = weights.recurrent_bias
-        reset_c, reset_h = empty, empty if steps.resets is None else reset_carry
-        out = (by_step, state, (0,), (0,), gates)
-    arguments = (
-        jnp.swapaxes(steps.inputs, 0, 1),
-        h,
-        c,
-        weights.kernel,
-        weights.recurrent_kernel,
-        weights.bias,
-        recurrent_bias,
-    )
-    arguments += (reset_h, reset_c, *_flags(steps))
+    (count, rows, _), hidden, lstm = steps.inputs.shape, weights.recurrent_kernel.shape[0], static.cell == LSTM
+    by_row, by_step, none = (rows, hidden), (count, rows, hidden), (0,)
+    cells = by_step if lstm and (save or static.history) else none
+    gates = (count, rows, 4 * hidden) if save else none
+    out = ((rows, count, hidden), by_row, by_row if lstm else none, cells, gates)
+    state, others = _states(static, steps, carry, reset_carry)
+    biases = (weights.bias, jnp.zeros(0, steps.inputs.dtype) if lstm else weights.recurrent_bias)
+    arguments = (jnp.swapaxes(steps.inputs, 0, 1), *state, weights.kernel, weights.recurrent_kernel, *biases, *others)
     outputs, last_h, last_c, cells, gates = _call('forward', static, arguments, out)
-    if static.cell == LSTM:
+    if lstm:
         history = cells if static.history else None
         result = static.output(type(carry)(last_c, last_h), jnp.swapaxes(outputs, 0, 1), history)
     else:
@@ -216,27 +186,22 @@ def _call_backward(
     static: StaticArgs, primals: tuple[Any, ...], saved: Saved, gradients: Any
 ) -> tuple[jax.Array, Any, Any, Any]:
     """Returns the gradients of the pre-activations [T, B, 4H], of the carry, of the weights, and of reset_carry."""
-    (steps, carry, weights, reset_carry), (outputs, cells, gates) = primals, saved
-    empty, resets = jnp.zeros(0, outputs.dtype), steps.resets is not None
-    state, none = (outputs.shape[0], outputs.shape[2]), (0,)
-    reset_state = state if resets else none
-    if static.cell == LSTM:
-        (c, h), (reset_c, reset_h) = carry, reset_carry if resets else (empty, empty)
-        carry_gradients = (gradients.cells if static.history else empty, gradients.last.h, gradients.last.c)
-        out = (gates.shape, state, state, reset_state, reset_state)
-    else:
-        (c, h), (reset_c, reset_h) = (empty, carry), (empty, reset_carry if resets else empty)
-        carry_gradients = (empty, gradients.last, empty)
-        out = (gates.shape, state, none, reset_state, none)
+    (steps, carry, weights, reset_carry), (outputs, _, gates) = primals, saved
+    empty, none, lstm, resets = jnp.zeros(0, outputs.dtype), (0,), static.cell == LSTM, steps.resets is not None
+    by_row = (outputs.shape[0], outputs.shape[2])
+    reset = by_row if resets else none
+    out = (gates.shape, by_row, by_row if lstm else none, reset, reset if lstm else none)
     out += (*(x.shape for x in weights), *[none] * (4 - len(weights)))
+    state, others = _states(static, steps, carry, reset_carry)
+    last = (gradients.last.h, gradients.last.c) if lstm else (gradients.last, empty)
+    dcells = gradients.cells if static.history else empty
     x, dy = jnp.swapaxes(steps.inputs, 0, 1), jnp.swapaxes(gradients.outputs, 0, 1)
-    arguments = (x, weights.recurrent_kernel, h, c, outputs, cells, gates, reset_h, reset_c, *_flags(steps))
-    arguments += (dy, *carry_gradients)
+    arguments = (x, weights.recurrent_kernel, *state, *saved, *others, dy, dcells, *last)
     dz, dh, dc, dreset_h, dreset_c, *dweights = _call(
         'backward', static, arguments, out, input_output_aliases={GATES: 0}
     )
     weight_gradients = type(weights)(*dweights[: len(weights)])
-    if static.cell == GRU:
+    if not lstm:
         return dz, dh, weight_gradients, dreset_h if resets else jnp.zeros_like(reset_carry)
     carry_type = type(carry)
     reset_gradients = carry_type(dreset_c, dreset_h) if resets else jax.tree.map(jnp.zeros_like, reset_carry)

@@ -60,6 +60,12 @@ inline Vec<R> broadcast(R x) {
   return x - Vec<R>{};  // x + 0 would not be x for -0, and would be computed
 }
 
+// Number of units in the vector that starts at `unit`.
+template <typename R>
+inline int lanes(long units, long unit) {
+  return static_cast<int>(units - unit < Simd<R>::N ? units - unit : Simd<R>::N);
+}
+
 // Loads the first n numbers at p; the others are 0.
 template <typename R>
 inline Vec<R> load(const R* p, int n) {
