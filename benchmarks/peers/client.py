@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,21 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 class Client:
-    """A worker process; a context manager that ends it."""
+    """A worker process; a context manager that ends it.
 
-    def __init__(self, peer: str, changes: Mapping[str, str]):
+    Args:
+      peer: the library, a key of `worker.PEERS`.
+      changes: environment variables.
+      cores: CPU cores on which the process runs, with all its threads; None for the cores of this process.
+    """
+
+    def __init__(self, peer: str, changes: Mapping[str, str], cores: Set[int] | None = None):
         self.peer, self.errors = peer, tempfile.TemporaryFile('w+')  # noqa: SIM115
+        code = f'from benchmarks.peers import worker; worker.main({peer!r})'
+        if cores is not None:  # before an import starts a thread
+            code = f'import os; os.sched_setaffinity(0, {sorted(cores)}); {code}'
         self.process = subprocess.Popen(
-            [sys.executable, '-c', f'from benchmarks.peers import worker; worker.main({peer!r})'],
+            [sys.executable, '-c', code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -51,8 +60,7 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
+        self.end()
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:  # the worker is in a long call
@@ -60,6 +68,11 @@ class Client:
             self.process.wait()
         self.process.stdout.close()
         self.errors.close()
+
+    def end(self) -> None:
+        """Ends the process without waiting for its end, so that several may end at the same time."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """Sends a request and returns the reply, after which the worker is idle.

@@ -1,4 +1,4 @@
-"""Workloads in Flax Linen: its RNN with the faster of its LSTM cells, under `jax.jit`."""
+"""Workloads in Flax Linen: its RNN with its GRU cell or the faster of its LSTM cells, under `jax.jit`."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.peers import cases
 from benchmarks.peers.cases import Case
 from benchmarks.peers.jaxes import JaxLayer, JaxPeer, Work
 from seqjax.tasks import td
 
-GATES = 'ifgo'
+CELLS = {cases.LSTM: nn.OptimizedLSTMCell, cases.GRU: nn.GRUCell}
+GATES = {cases.LSTM: 'ifgo', cases.GRU: 'zrn'}
+BIASED = {cases.LSTM: 'h', cases.GRU: 'i'}  # part with the biases: recurrent or input; n of the GRU has both
 
 
 class Flax(JaxPeer):
     """Flax Linen."""
 
     def layer(self, case: Case, weights: Mapping[str, np.ndarray]) -> JaxLayer:
-        cell = nn.OptimizedLSTMCell(case.units)
+        cell = CELLS[case.cell](case.units)
         rnn = nn.RNN(cell)
         return JaxLayer(
-            params={'cell': from_shared(weights)},
+            params={'cell': from_shared(weights, case.cell)},
             apply=lambda params, inputs: rnn.apply({'params': params}, inputs),
             step=lambda params, carry, inputs: cell.apply({'params': params['cell']}, carry, inputs),
             carry=cell.initialize_carry(jax.random.key(0), (case.batch, case.features)),
-            shared=lambda params: to_shared(params['cell']),
+            shared=lambda params: to_shared(params['cell'], case.cell),
         )
 
     def replicas(self, count: int, epochs: int) -> Work:
@@ -68,20 +71,30 @@ class Notebook(nn.Module):
         return nn.Dense(1)(nn.RNN(nn.OptimizedLSTMCell(5))(inputs))
 
 
-def from_shared(weights: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Returns Flax's parameters: a kernel for each gate, and the bias in the recurrent part."""
-    blocks = {name: np.split(array, 4, axis=-1) for name, array in weights.items()}
-    inner = {f'i{gate}': {'kernel': blocks['kernel'][n]} for n, gate in enumerate(GATES)}
-    outer = {
-        f'h{gate}': {'kernel': blocks['recurrent_kernel'][n], 'bias': blocks['bias'][n]} for n, gate in enumerate(GATES)
+def from_shared(weights: Mapping[str, np.ndarray], cell: str) -> dict[str, dict[str, np.ndarray]]:
+    """Returns Flax's parameters: a kernel for each gate, and one bias for each gate, for n of the GRU two."""
+    gates = GATES[cell]
+    blocks = {name: dict(zip(gates, np.split(x, len(gates), axis=-1), strict=True)) for name, x in weights.items()}
+    sides = {'i': blocks['kernel'], 'h': blocks['recurrent_kernel']}
+    params = {f'{side}{gate}': {'kernel': kernels[gate]} for side, kernels in sides.items() for gate in gates}
+    for gate, bias in blocks['bias'].items():
+        params[f'{BIASED[cell]}{gate}']['bias'] = bias
+    if cell == cases.GRU:  # the recurrent biases of z and r are 0
+        params['hn']['bias'] = blocks['recurrent_bias']['n']
+    return params
+
+
+def to_shared(params: Mapping[str, Mapping[str, jax.Array]], cell: str) -> dict[str, jax.Array]:
+    """Returns Flax's gradients in the shapes of `cases.Arrays.weights`."""
+
+    def joined(name, *layers):
+        return jnp.concatenate([params[layer][name] for layer in layers], axis=-1)
+
+    shared = {
+        'kernel': joined('kernel', *(f'i{gate}' for gate in GATES[cell])),
+        'recurrent_kernel': joined('kernel', *(f'h{gate}' for gate in GATES[cell])),
+        'bias': joined('bias', *(f'{BIASED[cell]}{gate}' for gate in GATES[cell])),
     }
-    return inner | outer
-
-
-def to_shared(params: Mapping[str, Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
-    """Returns Flax's parameters in the shapes of `cases.Arrays.weights`."""
-
-    def joined(side, name):
-        return jnp.concatenate([params[f'{side}{gate}'][name] for gate in GATES], axis=-1)
-
-    return {'kernel': joined('i', 'kernel'), 'recurrent_kernel': joined('h', 'kernel'), 'bias': joined('h', 'bias')}
+    if cell == cases.GRU:  # z and r have one bias, whose gradient is the gradient of both of ours
+        shared['recurrent_bias'] = joined('bias', 'iz', 'ir', 'hn')
+    return shared

@@ -26,7 +26,7 @@ class Work(NamedTuple):
 
 
 class JaxLayer(NamedTuple):
-    """An LSTM layer as pure functions of a library's own parameters."""
+    """A layer as pure functions of a library's own parameters."""
 
     params: Any
     apply: Callable[[Any, jax.Array], jax.Array]  # params, inputs [B, T, F] -> outputs [B, T, H]
@@ -57,7 +57,7 @@ class JaxPeer:
         arguments = jax.device_put((layer.params, arrays.inputs, arrays.targets))
         return jax.jit(jax.value_and_grad(loss)).lower(*arguments), arguments
 
-    def forward(self, *sizes: int) -> Work:
+    def forward(self, *sizes: Any) -> Work:
         """Returns the forward pass of a case."""
         case = Case(*sizes)
         arrays = cases.arrays(case)
@@ -70,7 +70,7 @@ class JaxPeer:
         layer = self.layer(case, arrays.weights)
         return layer, *self.lowered(case, layer, arrays)
 
-    def training(self, *sizes: int) -> Work:
+    def training(self, *sizes: Any) -> Work:
         """Returns loss and gradients of the weights, for the mean squared error over all time steps of a case."""
         layer, lowered, arguments = self._training(Case(*sizes))
         program = lowered.compile()
@@ -83,7 +83,7 @@ class JaxPeer:
         memory = devices * program.memory_analysis().temp_size_in_bytes
         return Work(lambda: jax.block_until_ready(program(*arguments)), results, memory)
 
-    def streaming(self, *sizes: int) -> Work:
+    def streaming(self, *sizes: Any) -> Work:
         """Returns one time step of a stream; each call continues with the carry of the one before."""
         case = Case(*sizes)
         arrays = cases.arrays(case)
@@ -102,7 +102,7 @@ class JaxPeer:
 
         return Work(call, results)
 
-    def compiling(self, *sizes: int) -> Work:
+    def compiling(self, *sizes: Any) -> Work:
         """Returns the work before the first training step of a case: arrays, tracing and compilation."""
 
         def call():

@@ -21,7 +21,6 @@ from seqjax.nn import losses as nn_losses
 from seqjax.nn import models
 from seqjax.nn import rnn as nn_rnn
 from seqjax.nn.build import build_model
-from seqjax.nn.cells.lstm_cell import LSTMCell
 from seqjax.tasks import td
 from seqjax.training import compile_programs, optimizers, sharding
 from seqjax.training import replicas as training_replicas
@@ -57,7 +56,8 @@ class Placement(NamedTuple):
 def _task(case: Case, arrays: Arrays) -> tuple[nn.Module, Task]:
     """Returns the layer as a model, and the task with the mean squared error over all time steps."""
     data = Batch(arrays.inputs, arrays.targets, np.ones((case.batch, case.steps), bool))
-    return nn_rnn.RNN(LSTMCell(case.units)), Task(nn_losses.mean_squared_error, lambda data, key, step: data, data)
+    model = nn_rnn.RNN(models.CELLS[case.cell](case.units))
+    return model, Task(nn_losses.mean_squared_error, lambda data, key, step: data, data)
 
 
 class Ours(JaxPeer):
@@ -67,7 +67,7 @@ class Ours(JaxPeer):
         command.use_cores(None, 'off')
 
     def layer(self, case: Case, weights: Mapping[str, np.ndarray]) -> JaxLayer:
-        cell = LSTMCell(case.units)
+        cell = models.CELLS[case.cell](case.units)
         rnn = nn_rnn.RNN(cell)
         return JaxLayer(
             params={'cell': dict(weights)},
@@ -98,10 +98,10 @@ class Ours(JaxPeer):
         with placement.tracing:
             return jax.jit(loss_and_gradients).lower(*arguments), arguments
 
-    def backend(self, what: str, cell: str, name: str, *sizes: int) -> Work:
+    def backend(self, what: str, name: str, *sizes: Any) -> Work:
         """Returns a forward pass or training step with a given backend, on one device."""
         case = Case(*sizes)
-        arrays, rnn = cases.arrays(case), nn_rnn.RNN(models.CELLS[cell](case.units), backend=name)
+        arrays, rnn = cases.arrays(case), nn_rnn.RNN(models.CELLS[case.cell](case.units), backend=name)
         variables = rnn.init(jax.random.key(cases.SEED), arrays.inputs[:1, :1])
         layer = JaxLayer(variables, rnn.apply, step=None, carry=None, shared=None)
         lower = super().lowered_forward if what == cases.FORWARD else super().lowered

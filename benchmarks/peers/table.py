@@ -11,7 +11,7 @@ from benchmarks.peers import cases, scores
 from benchmarks.peers.scores import Ratio, Timings
 from seqjax.reporting import plots
 
-NAMES = {scores.OURS: 'seqjax', scores.TORCH: 'PyTorch', scores.FLAX: 'Flax', scores.KERAS: 'Keras'}
+LIBRARIES = (scores.TORCH, scores.FLAX, scores.KERAS)
 Memory = Mapping[tuple[str, str], int]
 
 
@@ -19,7 +19,14 @@ def markdown(timings: Timings, memory: Memory, machine: str, origin: str) -> str
     """Returns all tables, the checks, and the rows in which we are slower."""
     parts = [
         f'{machine} {origin}',
-        _seconds(timings, (*scores.LAYER, cases.STREAMING), 'Time of one LSTM layer, B x T x F x H'),
+        _seconds(timings, (*scores.LAYER, cases.STREAMING), 'Time of one layer, B x T x F x H'),
+        _seconds(timings, tuple(scores.ONE_CORE), 'Time of one layer in processes on one core, B x T x F x H'),
+        _seconds(
+            timings,
+            scores.LAYER,
+            'Time of one layer without the native kernels (SEQJAX_NATIVE=off), B x T x F x H',
+            scores.NATIVE_OFF,
+        ),
         _memory(memory),
         _seconds(timings, (scores.REPLICAS,), "Replicas: seeds x epochs of the notebook's many-to-many run"),
         _seconds(timings, (scores.WARM, scores.COLD), "The notebook's many-to-one run, a whole process"),
@@ -38,21 +45,21 @@ def _lines(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> st
     return '\n'.join([f'{title}:', '', *(f'| {line} |' for line in lines)])
 
 
-def _seconds(timings: Timings, whats: Sequence[str], title: str) -> str:
-    """Returns a table with our time, and its ratios to the peers and to the matrix products, for each row."""
-    rows, rate = timings.rows(*whats), timings.rate()
-    peers = [
-        peer for peer in (scores.TORCH, scores.FLAX, scores.KERAS) if any(timings.ratio(*row, peer) for row in rows)
-    ]
-    limits = rate is not None and whats[0] in scores.LAYER
-    head = ['', 'what', 'seqjax', *(f'/ {NAMES[peer]}' for peer in peers)]
-    head += ['/ matrix products alone'] * limits + ["PyTorch's best"] * (scores.TORCH in peers)
+def _seconds(timings: Timings, whats: Sequence[str], title: str, ours: str = scores.OURS) -> str:
+    """Returns a table with the time of `ours`, and its ratios to others and to the matrix products, for each row."""
+    rows, rate = [row for row in timings.rows(*whats) if ours in timings.peers(*row)], timings.rate()
+    others = [peer for peer in (scores.OURS, *LIBRARIES) if peer != ours]
+    peers = [peer for peer in others if any(timings.ratio(*row, peer, ours) for row in rows)]
+    limits = rate is not None and whats[0] in scores.LAYER and ours == scores.OURS
+    settings = scores.TORCH in peers and ours == scores.OURS
+    head = ['', 'what', scores.NAMES[ours], *(f'/ {scores.NAMES[peer]}' for peer in peers)]
+    head += ['/ matrix products alone'] * limits + ["PyTorch's best"] * settings
     lines = []
     for row, what in rows:
-        ours = timings.median(row, what, scores.OURS)
-        line = [row, what, span(ours), *(_ratio(timings.ratio(row, what, peer)) for peer in peers)]
-        line += [f'{ours / scores.least_seconds(row, what, rate):,.1f}'] if limits else []
-        lines.append(line + [timings.setting(row, what, scores.TORCH)] * (scores.TORCH in peers))
+        seconds = timings.median(row, what, ours)
+        line = [row, what, span(seconds), *(_ratio(timings.ratio(row, what, peer, ours)) for peer in peers)]
+        line += [f'{seconds / scores.least_seconds(row, what, rate):,.1f}'] if limits else []
+        lines.append(line + [timings.setting(row, what, scores.TORCH)] * settings)
     text = _lines(title, head, lines)
     if limits and text:
         text += f'\n\nA matrix product alone reaches {rate / 1e9:,.0f} GFLOP/s.'
@@ -69,7 +76,7 @@ def _memory(memory: Memory) -> str:
     lines = [
         [row, *(f'{memory[row, peer] / 1e6:,.3g}' if (row, peer) in memory else '' for peer in peers)] for row in rows
     ]
-    return _lines('Temporaries of the training step, MB', ['', *(NAMES[peer] for peer in peers)], lines)
+    return _lines('Temporaries of the training step, MB', ['', *(scores.NAMES[peer] for peer in peers)], lines)
 
 
 def _backends(timings: Timings) -> str:
@@ -101,10 +108,10 @@ def _verdict(timings: Timings, memory: Memory) -> str:
     aims = scores.aims(timings)
     if aims:
         lines.append(f"- aims for the training step, relative to PyTorch's time: {'; '.join(aims)}")
-    for peer in (scores.TORCH, scores.FLAX, scores.KERAS):
+    for peer in (*LIBRARIES, scores.NATIVE_OFF):
         slower = scores.losses(timings, peer)
         if slower:
-            lines.append(f'- slower than {NAMES[peer]}: {"; ".join(slower)}')
+            lines.append(f'- slower than {scores.NAMES[peer]}: {"; ".join(slower)}')
     return '\n'.join(lines)
 
 
@@ -130,7 +137,8 @@ def draw(timings: Timings) -> Any:
       ImportError: matplotlib is not installed.
     """
     figure, (left, middle, right) = plots.new_figure(3, "Time of seqjax relative to others', and its growth")
-    figure.subplots_adjust(left=0.07, wspace=0.32)
+    figure.set_figheight(max(figure.get_figheight(), 0.3 * len(timings.rows(cases.FORWARD))))
+    figure.subplots_adjust(left=0.085, wspace=0.34)
     _draw_ratios(left, timings, cases.FORWARD)
     _draw_ratios(middle, timings, cases.TRAINING)
     _draw_growth(right, timings)
@@ -147,8 +155,12 @@ def _draw_ratios(axis: Any, timings: Timings, what: str) -> None:
         if points:
             ys, (lows, medians, highs) = [y for y, _ in points], np.array([ratio for _, ratio in points]).T
             axis.hlines(ys, lows, highs, color=color, lw=2, alpha=0.5)
-            axis.plot(medians, ys, 'o', color=color, markersize=4, label=NAMES[peer])
+            axis.plot(medians, ys, 'o', color=color, markersize=4, label=scores.NAMES[peer])
     axis.axvline(1, color=plots.GREY, lw=1, ls=':')
+    cells = [cases.parse(row).cell for row in rows]
+    for i in range(1, len(rows)):
+        if cells[i] != cells[i - 1]:
+            axis.axhline(i - 0.5, color=plots.GREY, lw=0.5)
     axis.set(xlabel=f'{what}: our time / theirs', ylim=(len(rows) - 0.4, -0.6))
     axis.set_xscale('log', base=2)
     axis.xaxis.set_major_formatter('{x:g}')

@@ -1,9 +1,9 @@
 """Worker process that runs the workloads of a library: reads JSON requests and writes JSON replies, one per line.
 
-    {"do": "prepare", "name": "a", "what": "training", "sizes": [5, 5, 1, 5]}  -> {"temporaries": 12345}
-    {"do": "measure", "name": "a", "seconds": 0.2, "threads": null}                -> {"seconds": 0.000123}
-    {"do": "save", "name": "a", "path": "/tmp/a.npz"}                              -> {}
-    {"do": "forget"}                                                               -> {}
+    {"do": "prepare", "name": "a", "what": "training", "sizes": [5, 5, 1, 5, "gru"], "path": "/tmp/a.npz"}
+                                                                       -> {"temporaries": 12345}
+    {"do": "measure", "name": "a", "seconds": 0.2, "threads": null}    -> {"seconds": 0.000123}
+    {"do": "forget"}                                                   -> {}
 
 The process ends with its input. Between requests it is idle, so that other workers are not slowed down.
 """
@@ -23,6 +23,7 @@ import numpy as np
 
 PEERS = {
     'ours': ('benchmarks.peers.ours', 'Ours'),
+    'native_off': ('benchmarks.peers.ours', 'Ours'),
     'flax': ('benchmarks.peers.flaxes', 'Flax'),
     'keras': ('benchmarks.peers.kerases', 'Keras'),
     'torch': ('benchmarks.peers.torches', 'Torch'),
@@ -35,10 +36,13 @@ class Worker:
     def __init__(self, peer: Any):
         self.peer, self.works = peer, {}
 
-    def prepare(self, name: str, what: str, sizes: list[int]) -> dict[str, Any]:
-        """Compiles a workload and runs it once."""
+    def prepare(self, name: str, what: str, sizes: list[Any], path: str | None = None) -> dict[str, Any]:
+        """Compiles a workload and runs it once; with `path`, an .npz file, writes its results."""
         self.works[name] = work = getattr(self.peer, what)(*sizes)
-        work.call()
+        if path is None:
+            work.call()
+        else:
+            np.savez(path, **{key: np.asarray(value) for key, value in work.results().items()})
         gc.collect()
         gc.freeze()  # so that garbage collection in `measure` is fast
         return {'temporaries': work.temporaries}
@@ -53,11 +57,6 @@ class Worker:
             return {'seconds': statistics.median(timed(self.works[name].call, seconds))}
         finally:
             gc.enable()
-
-    def save(self, name: str, path: str) -> dict[str, Any]:
-        """Writes the results of a workload to an .npz file."""
-        np.savez(path, **{name: np.asarray(value) for name, value in self.works[name].results().items()})
-        return {}
 
     def forget(self) -> dict[str, Any]:
         """Frees all workloads."""
@@ -97,7 +96,7 @@ def main(name: str) -> None:
     replies = take_output()
     module, kind = PEERS[name]
     worker = Worker(getattr(importlib.import_module(module), kind)())
-    requests = {method: getattr(worker, method) for method in ('prepare', 'measure', 'save', 'forget')}
+    requests = {method: getattr(worker, method) for method in ('prepare', 'measure', 'forget')}
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(requests[request.pop('do')](**request)), file=replies, flush=True)

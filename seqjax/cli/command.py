@@ -113,15 +113,17 @@ def select_native(choice: str | None) -> None:
     """Sets the use of the native kernels for this process, see `seqjax.ops.native.library`; None keeps it.
 
     Raises:
-      UserError: the environment variable is invalid, or the kernels are required and cannot be built.
+      UserError: the environment variable is invalid.
+      UnavailableError: the kernels are required and cannot be built; JAX is not initialized to see if this is a CPU.
     """
     if choice is not None:
         os.environ[library.VARIABLE] = choice
     try:
-        if os.environ.get(library.VARIABLE, library.AUTO) != library.AUTO:
-            library.load('float32')
-    except (ValueError, RuntimeError) as error:
+        required = library.setting() == library.REQUIRE
+    except ValueError as error:
         raise UserError(str(error)) from error
+    if required:
+        library.load('float32')
 
 
 def init_distributed(text: str, heartbeat_timeout: int) -> None:
@@ -188,7 +190,7 @@ class Command:
     def full_table(self, argv: Sequence[str]) -> FlagTable:
         """Returns `table_for(argv)` plus the flags that exist on the command line only.
 
-        These are --compilation_cache and, for a command with --mesh, --distributed and --heartbeat_timeout.
+        These are --compilation_cache, --native and, for a command with --mesh, --distributed and --heartbeat_timeout.
         """
         table, defaults = self.table_for(argv)
         if 'mesh' in table:
@@ -250,8 +252,8 @@ def main(command: Command, argv: list[str] | None, invocation: str) -> int:
         values = command.complete(parsed)
         distributed = {name: values.pop(name) for name in flag_tables.DISTRIBUTED_DEFAULTS if name in values}
         compilation_cache.enable_cache(values.pop('compilation_cache'))
-        select_native(values.pop('native'))
         with signals.handle_signals(defer=False):
+            select_native(values.pop('native'))
             if distributed:
                 use_cores(values['mesh'], distributed['distributed'])
                 init_distributed(distributed['distributed'], distributed['heartbeat_timeout'])
@@ -260,7 +262,7 @@ def main(command: Command, argv: list[str] | None, invocation: str) -> int:
             command.run(**values)
             sys.stdout.flush()
             multihost.stop()
-    except UserError as error:
+    except (UserError, library.UnavailableError) as error:
         sys.stdout.flush()
         print(f'{name}: {command_line.one_line(str(error))}', file=sys.stderr)
         return USER_ERROR

@@ -284,7 +284,7 @@ class DatasetExperiment:
         seconds = None if fit.resumed else time.perf_counter() - start
         models_sha256 = files.sha256(folder.file(fit_results.MODELS)) if folder.writes else None
         end = {'seconds': seconds, 'result': dataset_report.to_json(result), 'models': models_sha256}
-        folder.write_summary(summary | {'finished': True} | end)
+        folder.write_summary(run_summary.finished_summary(summary, end))
         return result
 
     def _fit(self, dataset: Dataset, model: nn.Module, settings: Settings, folder: Workdir) -> tuple[FitResult, int]:

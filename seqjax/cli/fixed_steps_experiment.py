@@ -226,8 +226,9 @@ class FixedStepsExperiment(abc.ABC):
             result_files.write_replicas(folder, loss=record.losses, **arrays)
         print(record.timing() + '\n')
         seconds = None if record.resumed else record.seconds
-        summary |= {'finished': True, 'seconds': seconds, **run_summary.loss_summary(record.losses)}
-        summary |= self.outcome(record.losses, record.outputs, settings)
+        results = {'seconds': seconds, **run_summary.loss_summary(record.losses)}
+        results |= self.outcome(record.losses, record.outputs, settings)
+        summary = run_summary.finished_summary(summary, results)
         folder.write_summary(summary)
         return FinishedRun(settings, summary, record.losses, predictions, record.state)
 

@@ -168,7 +168,7 @@ def _train(sweep: Sweep, folder: Workdir) -> list[SweepRow]:
     names = [name for name, _ in settings['grid']]
     lines = ([*row.setting, row.seed, row.step, row.metric, float(row.value)] for row in rows)
     result_files.write_table(folder, TABLE, [*names, *SweepRow._fields[1:]], lines)
-    folder.write_summary(summary | {'finished': True})
+    folder.write_summary(run_summary.finished_summary(summary, {}))
     return rows
 
 

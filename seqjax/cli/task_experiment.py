@@ -192,7 +192,7 @@ class TaskExperiment:
             'metrics': outcome.metrics,
             'seeds': [success_results.to_json(seed) for seed in outcome.seeds],
         }
-        folder.write_summary(summary | {'finished': True} | end)
+        folder.write_summary(run_summary.finished_summary(summary, end))
         return outcome
 
     def train(

@@ -91,7 +91,7 @@ def run_backend(
     elif backend == 'native' and not library.supports(platform, steps.inputs, carry):
         raise ValueError(
             f"backend='native' needs a CPU and float32 or float64 for inputs and carry ({steps.inputs.dtype} on "
-            f'{platform} here){library.reason(steps.inputs.dtype.name)}'
+            f'{platform} here){library.reason(platform, steps.inputs.dtype.name)}'
         )
     if backend == 'plain':
         options['unroll'] = (unroll if is_static(count) else 1) or select_unroll(count, rows_per_device * hidden)
@@ -126,6 +126,23 @@ def select_unroll(steps: int, size: int) -> int:
         return 1
     return steps if steps <= UNROLL_MAX_STEPS else UNROLL_FACTOR
 
+
+def native_pays(steps: int, rows: int, hidden: int) -> bool:
+    """Returns True if the native kernels are faster than the plain recurrence over T steps of B rows with H units.
+
+    They pack the weights once per call, which takes as long as a few steps; one step of up to two rows packs nothing.
+    """
+    if steps == 1 and rows <= NATIVE_STREAMING_ROWS:
+        return hidden >= NATIVE_STREAMING_MIN_UNITS
+    if steps <= UNROLL_MAX_STEPS and rows * hidden <= UNROLL_MAX_SIZE:
+        return False
+    return steps > NATIVE_FEW_STEPS or steps * rows * hidden > NATIVE_MIN_SIZE
+
+
+NATIVE_STREAMING_ROWS = 2  # most rows of a single step without packed weights, `kMaxRows` in native/forward.h
+NATIVE_STREAMING_MIN_UNITS = 384  # least H for which such a step is faster than in XLA
+NATIVE_FEW_STEPS = 4  # most steps for which packing the weights pays only from T B H = NATIVE_MIN_SIZE on
+NATIVE_MIN_SIZE = 8192
 
 UNROLL_MAX_SIZE = 512  # largest state, in numbers, of a loop that is unrolled
 UNROLL_MAX_STEPS = 8  # most time steps of a loop that is unrolled completely

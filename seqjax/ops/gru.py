@@ -1,11 +1,13 @@
 """The GRU over time as a function of arrays, `gru`, with two backends.
 
-`_plain` scans the equations of `GRUCell` with `reset_after`, and JAX differentiates it. `_fast` computes the same
+`_plain` scans the equations of `GRUCell`, and JAX differentiates it. `_fast` computes the same
 numbers with a custom backward pass, which
 
 - carries only the gradient of h from step to step, so that a step needs one product instead of five;
 - takes the gradients of the weights from chunks of steps, as `seqjax.ops.lstm_backward` does;
 - reads h, z, r, n and h U_n + d_n of each step, 5 H numbers per row, saved in addition to the outputs.
+
+It has no version for `reset_after=False`.
 
 Alternatives that were measured and are no faster: one product of [h, x, 1] for all pre-activations, in which a quarter
 of the matrix is zeros; saving pre-activations instead of gates; the feature-major layout, which the LSTM gains from.
@@ -14,7 +16,6 @@ of the matrix is zeros; saving pre-activations instead of gates; the feature-maj
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ class GRUWeights(NamedTuple):
     kernel: jax.Array  # [F, 3H]
     recurrent_kernel: jax.Array  # [H, 3H]
     bias: jax.Array  # [3H]
-    recurrent_bias: jax.Array  # [3H]
+    recurrent_bias: jax.Array | None  # [3H]; None without `reset_after`
 
 
 class GRUOutput(NamedTuple):
@@ -49,17 +50,18 @@ def gru(
     kernel: jax.Array,
     recurrent_kernel: jax.Array,
     bias: jax.Array,
-    recurrent_bias: jax.Array,
+    recurrent_bias: jax.Array | None,
     *,
     seq_lengths: jax.Array | None = None,
     mask: jax.Array | None = None,
     resets: jax.Array | None = None,
     reset_carry: jax.Array | None = None,
+    reset_after: bool = True,
     reverse: bool = False,
     unroll: int | None = None,
     backend: str = 'auto',
 ) -> GRUOutput:
-    """Runs a GRU, `seqjax.nn.GRUCell` with `reset_after`, tanh and sigmoid, over all time steps of the inputs.
+    """Runs a GRU, `seqjax.nn.GRUCell` with tanh and sigmoid, over all time steps of the inputs.
 
     Gradients, masks, resets, backends and sharding are as in `seqjax.ops.lstm.lstm`; the state is h.
 
@@ -68,9 +70,10 @@ def gru(
       h: initial state [B, H]; its dtype is the dtype of the state at every step.
       kernel: [F, 3H], gates z, r, n side by side, in the dtype of the inputs, like the other weights.
       recurrent_kernel, bias: [H, 3H] and [3H].
-      recurrent_bias: [3H], added to h U; for n before the product with r.
+      recurrent_bias: [3H], added to h U; for n before the product with r. None without `reset_after`.
       seq_lengths, mask, resets, reverse, unroll, backend: see `seqjax.ops.lstm.lstm`.
       reset_carry: [B, H], the value of h after a reset; zeros by default.
+      reset_after: multiply r with h U_n + d_n; if False, with h before the product, and there is no backend 'rows'.
 
     Returns:
       The last h [B, H] and the outputs [T, B, H].
@@ -80,13 +83,17 @@ def gru(
     >>> run.outputs.shape, bool((run.outputs[3, 1] == run.last[1]).all())
     ((7, 2, 5), True)
     """
-    common.check_backend(backend, BACKENDS, unroll)
+    backends = BACKENDS if reset_after else {name: BACKENDS[name] for name in ('plain', 'native')}
+    common.check_backend(backend, backends, unroll)
+    if reset_after == (recurrent_bias is None):
+        raise ValueError(f'recurrent_bias is {recurrent_bias}: pass an array with reset_after=True, else None')
     weights = GRUWeights(kernel, recurrent_kernel, bias, recurrent_bias)
     reset_carry = jnp.zeros_like(h) if reset_carry is None else reset_carry
     steps = common.as_steps(inputs, seq_lengths, mask, resets)
     _check(steps, h, weights, reset_carry)
     options = {'unroll': unroll, 'reverse': reverse}
-    return GRUOutput(*common.run_backend(BACKENDS, select_backend, backend, steps, h, weights, reset_carry, **options))
+    select = select_backend if reset_after else _select_reset_before
+    return GRUOutput(*common.run_backend(backends, select, backend, steps, h, weights, reset_carry, **options))
 
 
 def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu', native: bool = False) -> str:
@@ -95,8 +102,8 @@ def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu', na
     The first line that applies:
 
     T = 0, or T or B symbolic, or a TPU       plain
-    `native`, B H up to 512, T up to 8        plain, all steps unrolled
-    `native`                                  native
+    `native`, see `common.native_pays`        native
+    `native`                                  plain
     B H up to 64, or B = 1 and H up to 512    plain: launching a step takes longer than computing it
     else                                      rows
 
@@ -105,9 +112,14 @@ def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu', na
     if platform == 'tpu' or not common.is_static(steps, rows) or not steps:
         return 'plain'
     if native:
-        unrolled = steps <= common.UNROLL_MAX_STEPS and rows * hidden <= common.UNROLL_MAX_SIZE
-        return 'plain' if unrolled else 'native'
+        return 'native' if common.native_pays(steps, rows, hidden) else 'plain'
     return 'plain' if rows * hidden <= (PLAIN_MAX_UNITS if rows == 1 else PLAIN_MAX_SIZE) else 'rows'
+
+
+def _select_reset_before(*arguments: Any) -> str:
+    """Returns the fastest backend without `reset_after`; arguments as for `select_backend`."""
+    backend = select_backend(*arguments)
+    return 'plain' if backend == 'rows' else backend
 
 
 PLAIN_MAX_SIZE = 64  # largest B H for 'plain', with B above 1
@@ -124,8 +136,9 @@ def _check(steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: ja
         'kernel': (features, 3 * hidden),
         'recurrent_kernel': (hidden, 3 * hidden),
         'bias': (3 * hidden,),
-        'recurrent_bias': (3 * hidden,),
     }
+    if weights.recurrent_bias is not None:
+        shapes['recurrent_bias'] = (3 * hidden,)
     why = f'for inputs {steps.inputs.shape} and h with {hidden} units'
     common.check_weights(weights, shapes, steps.inputs.dtype, why)
     for name, state in (('h', h), ('reset_carry', reset_carry)):
@@ -141,16 +154,21 @@ def _plain(
     steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: jax.Array, *, unroll: int = 1
 ) -> GRUOutput:
     """Runs the equations of the GRU by `lax.scan`; the reference implementation, differentiated by JAX."""
-    dtype = steps.inputs.dtype
+    dtype, matrix = steps.inputs.dtype, weights.recurrent_kernel
+    gates, candidate = jnp.split(matrix, [2 * h.shape[-1]], axis=-1)
 
     def step(h, x):
         if x.resets is not None:
             h = masking.select(x.resets, reset_carry, h)
         of_x = jnp.split(x.inputs @ weights.kernel + weights.bias[None], 3, axis=-1)
-        of_h = jnp.split(h.astype(dtype) @ weights.recurrent_kernel + weights.recurrent_bias[None], 3, axis=-1)
+        if weights.recurrent_bias is None:
+            of_h = jnp.split(h.astype(dtype) @ gates, 2, axis=-1)
+        else:
+            of_h = jnp.split(h.astype(dtype) @ matrix + weights.recurrent_bias[None], 3, axis=-1)
         z = jax.nn.sigmoid(of_x[0] + of_h[0])
         r = jax.nn.sigmoid(of_x[1] + of_h[1])
-        n = jnp.tanh(of_x[2] + r * of_h[2])
+        inner = (r * h).astype(dtype) @ candidate if weights.recurrent_bias is None else r * of_h[2]
+        n = jnp.tanh(of_x[2] + inner)
         new = (z * h + (1 - z) * n).astype(h.dtype)
         if x.valid is not None:
             new = masking.select(x.valid, new, h)
@@ -314,8 +332,13 @@ def _backward_step(
     return backward_step
 
 
+def _native(steps: StepInputs, h: jax.Array, weights: GRUWeights, reset_carry: jax.Array, **options: Any) -> GRUOutput:
+    cell = recurrent.GRU_RESET_BEFORE if weights.recurrent_bias is None else recurrent.GRU
+    return recurrent.run(cell, _plain, GRUOutput, steps, h, weights, reset_carry, **options)
+
+
 BACKENDS: dict[str, Callable[..., GRUOutput]] = {
     'plain': _plain,
-    'native': partial(recurrent.run, recurrent.GRU, _plain, GRUOutput),
+    'native': _native,
     'rows': _fast,
 }

@@ -89,8 +89,8 @@ def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu', na
     The first line that applies:
 
     T = 0, or T or B symbolic                     plain
-    B H up to 512, T up to 8                      plain, all steps unrolled
-    `native`                                      native
+    `native`, see `common.native_pays`            native
+    `native`, or B H up to 512 and T up to 8      plain
     a GPU, H up to 512                            ahead
     a GPU, or H at least 900 and B at least 8     columns
     else                                          rows
@@ -102,15 +102,12 @@ def select_backend(steps: int, rows: int, hidden: int, platform: str = 'cpu', na
       platform: 'cpu', 'gpu' or another platform of JAX.
       native: True if the native kernels can be used, see `seqjax.ops.native.library.supports`.
     """
-    if (
-        not common.is_static(steps, rows)
-        or not steps
-        or platform not in ('cpu', 'gpu')
-        or (steps <= common.UNROLL_MAX_STEPS and rows * hidden <= common.UNROLL_MAX_SIZE)
-    ):
+    if not common.is_static(steps, rows) or not steps or platform not in ('cpu', 'gpu'):
         return 'plain'
     if native:
-        return 'native'
+        return 'native' if common.native_pays(steps, rows, hidden) else 'plain'
+    if steps <= common.UNROLL_MAX_STEPS and rows * hidden <= common.UNROLL_MAX_SIZE:
+        return 'plain'
     if platform == 'gpu':
         return 'ahead' if hidden <= GPU_AHEAD_MAX_UNITS else 'columns'
     return 'columns' if hidden >= COLUMNS_MIN_UNITS and rows >= COLUMNS_MIN_ROWS else 'rows'

@@ -12,7 +12,6 @@ from typing import Any
 
 from seqjax import files as seqjax_files
 from seqjax.errors import UserError
-from seqjax.ops.native import library
 from seqjax.runs import lock, multihost
 from seqjax.runs.append_log import AppendLog
 
@@ -101,8 +100,8 @@ class Workdir:
                 seqjax_files.replace(target, write)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Writes summary.json with its checksum, and with the dtypes of the native kernels that the run has used."""
-        summary = json.loads(json.dumps(summary | {'native_kernels': library.LOADED}, allow_nan=False))
+        """Writes summary.json with its checksum."""
+        summary = json.loads(json.dumps(summary, allow_nan=False))
         summary.pop(CHECKSUM, None)
 
         def write(path):

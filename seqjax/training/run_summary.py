@@ -1,13 +1,14 @@
 """Content of summary.json: flags, versions, device and layers of any run; losses of a run without early stopping."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 import seqjax
+from seqjax.ops.native import library
 from seqjax.reporting import statistics
 from seqjax.reporting.text_tables import Layer
 from seqjax.runs import manifest
@@ -32,6 +33,14 @@ def new_summary(experiment: str, settings: dict[str, Any], layers: Sequence[Laye
         'layers': [layer._asdict() for layer in layers],
         'params': sum(layer.params for layer in layers),
     }
+
+
+def finished_summary(summary: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of summary.json after the last step of a run, from `new_summary` and the results.
+
+    It lists the dtypes whose native kernels this process has used.
+    """
+    return {**summary, 'finished': True, 'native_kernels': sorted(library.USED), **results}
 
 
 def loss_summary(losses: np.ndarray) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """The benchmark: all libraries do the same work, and made-up times come to the verdicts that they must."""
 
 import csv
+import os
 
 import jax
 import numpy as np
 import pytest
 
 from benchmarks import bench
-from benchmarks.peers import cases, client, scores, table, worker
+from benchmarks.peers import bench_config, cases, client, machine, measure, scores, table, worker
 from benchmarks.peers.cases import Case
 from benchmarks.peers.client import Client
 from benchmarks.peers.flaxes import Flax
@@ -19,6 +20,7 @@ from seqjax.errors import UserError
 from seqjax.ops import gru, lstm
 
 SMALL = Case(3, 4, 2, 5)
+CELLS = (cases.LSTM, cases.GRU)
 
 
 # --- the work --------------------------------------------------------------------------------------
@@ -35,16 +37,17 @@ def peer(request):
     return Flax()
 
 
+@pytest.mark.parametrize('cell', CELLS)
 @pytest.mark.parametrize('what', [cases.FORWARD, cases.TRAINING, cases.STREAMING])
-def test_a_peer_does_our_work(what, peer):
+def test_a_peer_does_our_work(what, cell, peer):
     """From the same weights: outputs of all steps; loss and gradients of all weights; the second step of a stream."""
-    sizes = SMALL._replace(steps=1) if what == cases.STREAMING else SMALL
+    sizes = SMALL._replace(steps=1 if what == cases.STREAMING else SMALL.steps, cell=cell)
     with jax.numpy_rank_promotion('allow'):
         ours, theirs = (getattr(one, what)(*sizes) for one in (Ours(), peer))
         ours.call(), theirs.call()
         found = [{name: np.asarray(x) for name, x in work.results().items()} for work in (ours, theirs)]
     assert found[0].keys() == found[1].keys()
-    assert len(found[0]) == (4 if what == cases.TRAINING else 1)
+    assert len(found[0]) == (1 + len(cases.arrays(sizes).weights) if what == cases.TRAINING else 1)
     for name, x in found[0].items():
         assert x.shape == found[1][name].shape
         np.testing.assert_allclose(x, found[1][name], rtol=1e-4, atol=1e-5, err_msg=name)
@@ -71,9 +74,10 @@ def test_replicas_are_trained(peer):
     assert (losses[1] < losses[0]).all() and (losses[2] < losses[1]).all()
 
 
-def test_a_training_step_knows_its_memory():
+@pytest.mark.parametrize('cell', CELLS)
+def test_a_training_step_knows_its_memory(cell):
     """The temporaries grow with the steps that the backward pass needs again."""
-    few, many = (Ours().training(*SMALL._replace(steps=steps)).temporaries for steps in (4, 400))
+    few, many = (Ours().training(*SMALL._replace(steps=steps, cell=cell)).temporaries for steps in (4, 400))
     assert 0 < few < many
 
 
@@ -85,19 +89,30 @@ def test_a_case_repeats_its_arrays():
         'recurrent_kernel': ((5, 20), np.float32),
         'bias': ((20,), np.float32),
     }
+    weights = cases.arrays(SMALL._replace(cell=cases.GRU)).weights
+    assert [x.shape for x in weights.values()] == [(2, 15), (5, 15), (15,), (15,)]
+    assert not weights['recurrent_bias'][:10].any() and weights['recurrent_bias'][10:].all()  # only n has both in Flax
 
 
 def test_random_rows_are_within_their_ranges_and_limits():
     """The same for the same seed, others for another."""
     rows = cases.draw(np.random.default_rng(7), 200, cases.FLOPS)
-    for values, (low, high) in zip(np.array(rows).T, cases.RANGES, strict=True):
+    for values, (low, high) in zip(np.array([row.sizes for row in rows]).T, cases.RANGES, strict=True):
         assert low <= values.min() < 3 * low and high / 3 < values.max() <= high
     assert all(row.flops(cases.TRAINING) <= cases.FLOPS and row.flax_bytes() <= cases.BYTES for row in rows)
     assert rows == cases.draw(np.random.default_rng(7), 200, cases.FLOPS)
     assert rows != cases.draw(np.random.default_rng(8), 200, cases.FLOPS)
+    grus = cases.draw(np.random.default_rng(7), 20, cases.FLOPS, cases.GRU)
+    assert {row.cell for row in rows} == {cases.LSTM} and {row.cell for row in grus} == {cases.GRU}
+
+
+def test_a_row_is_read_as_it_is_written():
+    for case in (SMALL, SMALL._replace(cell=cases.GRU)):
+        assert cases.parse(str(case)) == case and cases.sizes(str(case)) == case.sizes == (3, 4, 2, 5)
 
 
 def test_flops_are_those_of_the_matrix_products():
+    assert Case(2, 3, 5, 7, cases.GRU).flops(cases.FORWARD) == 2 * 2 * 3 * (5 + 7) * 21
     assert Case(2, 3, 5, 7).flops(cases.FORWARD) == 2 * 2 * 3 * (5 + 7) * 28
     assert Case(2, 3, 5, 7).flops(cases.TRAINING) == 3 * Case(2, 3, 5, 7).flops(cases.FORWARD)
 
@@ -116,6 +131,16 @@ def test_a_worker_that_fails_is_told_with_its_last_words():
     told = "flax ended with exit code 1 .*KeyError: 'nothing'.*--peers"
     with Client(scores.FLAX, {}) as one, pytest.raises(UserError, match=told):
         one.ask('measure', name='nothing', seconds=0, threads=None)
+
+
+@pytest.mark.skipif(not machine.PINS, reason='a process cannot be restricted to some cores on this system')
+def test_a_worker_runs_on_its_cores_with_all_its_threads():
+    core = max(os.sched_getaffinity(0))
+    with Client(scores.OURS, {}, {core}) as one:
+        one.ask('prepare', name='a', what=cases.FORWARD, sizes=list(SMALL))
+        threads = os.listdir(f'/proc/{one.process.pid}/task')
+        assert len(threads) > 1 and {tuple(os.sched_getaffinity(int(thread))) for thread in threads} == {(core,)}
+    assert core in os.sched_getaffinity(0)
 
 
 def test_a_process_to_be_measured_is_told_nothing_of_ours(monkeypatch):
@@ -166,25 +191,43 @@ def test_one_disturbed_round_hides_nothing():
 
 def test_without_peers_nothing_is_judged():
     times = Timings(timed({scores.OURS: [1, 1, 1]}))
-    assert [gate.holds for gate in scores.checks(times, {(ROW, scores.OURS): 1})] == [None] * 4
-    assert [gate.holds for gate in scores.checks(times, {})] == [None] * 4
+    assert [gate.holds for gate in scores.checks(times, {(ROW, scores.OURS): 1})] == [None] * 5
+    assert [gate.holds for gate in scores.checks(times, {})] == [None] * 5
 
 
-@pytest.mark.parametrize(('shares', 'holds'), [([0.6, 0.6, 2.0], True), ([0.6, 0.7, 0.7], False)])
-def test_the_median_row_is_held_against_flax(shares, holds):
-    times = [
-        timed({scores.OURS: [share], scores.FLAX: [1]}, row)
-        for share, row in zip(shares, map(str, cases.ROWS), strict=False)
-    ]
-    gate = scores.faster_than_flax(Timings(sum(times, [])))
-    assert gate.holds is holds and len(gate.failing) == (0 if holds else 2)
+@pytest.mark.parametrize('rows', [cases.ROWS, cases.GRU_ROWS], ids=CELLS)
+@pytest.mark.parametrize(
+    ('peer', 'what', 'goal'),
+    [
+        (scores.TORCH, cases.FORWARD, 0.75),
+        (scores.TORCH, cases.TRAINING, 0.80),
+        (scores.FLAX, cases.FORWARD, 0.50),
+        (scores.FLAX, cases.TRAINING, 0.40),
+    ],
+)
+def test_the_median_row_is_held_against_its_goal(rows, peer, what, goal):
+    for offset, holds in ((0, True), (0.01, False)):
+        shares = (goal - 0.1, goal + offset, 2.0)
+        times = [
+            timed({scores.OURS: [share], peer: [1]}, str(row), what) for share, row in zip(shares, rows, strict=False)
+        ]
+        gate = scores.faster_than(Timings(sum(times, [])), peer)
+        assert gate.holds is holds and len(gate.failing) == (0 if holds else 2)
+        assert f'; {rows[0].cell} {what}: {goal + offset:.2f}' in gate.text
+
+
+def test_many_fast_rows_of_one_cell_hide_no_slow_rows_of_the_other():
+    times = [timed({scores.OURS: [0.1], scores.TORCH: [1]}, str(row)) for row in cases.ROWS]
+    slow = timed({scores.OURS: [0.9], scores.TORCH: [1]}, str(cases.GRU_ROWS[0]))
+    gate = scores.faster_than(Timings(sum(times, slow)), scores.TORCH)
+    assert gate.holds is False and gate.failing == ('gru 32x100x64x128 training 0.90',)
 
 
 def test_a_fast_forward_pass_hides_no_slow_training_step():
     times = timed({scores.OURS: [0.1], scores.FLAX: [1]}, what=cases.FORWARD) + timed(
         {scores.OURS: [0.9], scores.FLAX: [1]}
     )
-    gate = scores.faster_than_flax(Timings(times))
+    gate = scores.faster_than(Timings(times), scores.FLAX)
     assert gate.holds is False and gate.failing == (f'{ROW} training 0.90',)
 
 
@@ -206,7 +249,7 @@ def growth(power, what, row, constant=0.0):
 
 @pytest.mark.parametrize(('power', 'holds'), [(0.9, False), (1.0, True), (1.1, False)])
 def test_growth_must_be_linear_over_steps_and_over_replicas(power, holds):
-    steps, replicas = growth(power, 'growth over T', '4x{}x8x64'), growth(1.0, 'growth over replicas', '{}x20')
+    steps, replicas = growth(power, 'growth over T', 'lstm 4x{}x8x64'), growth(1.0, 'growth over replicas', '{}x20')
     gate = scores.linear(Timings(steps + replicas))
     assert gate.holds is holds and gate.failing == (() if holds else (f'growth over T {power:.3f}',))
     assert scores.linear(Timings(steps)).holds is (None if holds else False)  # the other half was not measured
@@ -234,6 +277,8 @@ def test_the_tables_say_what_was_measured_and_where_we_lose():
             Timing('1000', scores.PRODUCT, scores.OURS, '', 1, 2e9 / rate),
             *timed({scores.OURS: [1, 1, 1], scores.TORCH: [0.5, 0.5, 0.8], scores.FLAX: [4, 4, 4]}),
             *timed({scores.OURS: [0.1], scores.FLAX: [0.2]}, '1000x20', scores.REPLICAS),
+            *timed({scores.OURS: [1], scores.TORCH: [2], scores.NATIVE_OFF: [4]}, 'gru 3x4x2x5', cases.FORWARD),
+            *timed({scores.OURS: [3], scores.TORCH: [2]}, 'gru 3x4x2x5', 'training on one core'),
             *timed({scores.PLAIN: [2, 2], 'rows': [1, 1]}, 'gru 3x4x2x5', 'training by a backend'),
             *growth(1.0, 'growth over T', '4x{}x8x64'),
         ]
@@ -246,8 +291,12 @@ def test_the_tables_say_what_was_measured_and_where_we_lose():
     assert f'| {ROW} | 1 | 2.5 |' in lines
     assert '| 1000x20 | replicas | 100 ms | 0.50 (0.50 to 0.50) |' in lines
     assert '| gru | 3x4x2x5 | training | rows | 1 s | 0.50 (0.50 to 0.50) |' in lines
+    assert '| gru 3x4x2x5 | training on one core | 3 s | 1.50 (1.50 to 1.50) |  |' in lines
+    assert '|  | what | seqjax without native kernels | / seqjax | / PyTorch |' in lines
+    assert '| gru 3x4x2x5 | forward | 4 s | 4.00 (4.00 to 4.00) | 2.00 (2.00 to 2.00) |' in lines
     assert any(line.startswith('| growth over T | 16 to 16,384 | 16 µs to 16.4 ms | 1.000 |') for line in lines)
     assert f'{ROW} training 2.00 (1.62 to 2.00)' in text
+    assert 'slower than seqjax without' not in text
     assert f'{ROW} 2.00 of 0.85' in text
     assert 'slower than Flax' not in text and 'Keras' not in text
 
@@ -255,50 +304,69 @@ def test_the_tables_say_what_was_measured_and_where_we_lose():
 # --- the command -----------------------------------------------------------------------------------
 
 
-def test_a_small_run_from_end_to_end(tmp_path, capsys):
-    """One row beside Flax: its files, its table, and the same folder shown again."""
-    how = {'quick': True, 'rows': ['2x3x1x4'], 'peers': [scores.FLAX], 'parts': ['rows'], 'rounds': 2, 'seed': 3}
+def test_a_small_run_from_end_to_end(tmp_path, capsys, monkeypatch):
+    """A row of each cell beside Flax and ourselves without native kernels: files, tables, the same folder again."""
+    rows = ['lstm 2x3x1x4', 'gru 2x3x1x4']
+    how = {'quick': True, 'rows': [rows[0].removeprefix('lstm '), rows[1]], 'rounds': 2, 'seed': 3}
+    how |= {'peers': [scores.FLAX, scores.NATIVE_OFF], 'parts': ['rows', 'one_core']}
+    monkeypatch.setattr(bench_config, 'QUICK', bench_config.QUICK._replace(one_core=[SMALL]))
     gates = bench.run(workdir=str(tmp_path / 'w'), **how)
     said = capsys.readouterr().out
-    assert [gate.holds for gate in gates][::3] == [None, None] and gates[1].holds is not None
+    assert [gate.holds is None for gate in gates] == [True, True, False, False, True]
     assert {file.name for file in (tmp_path / 'w').iterdir()} == set(bench.FILES)
     with (tmp_path / 'w' / bench.TIMINGS).open(newline='') as lines:
-        rows = list(csv.DictReader(lines))
-    counts = {(row['row'], row['what'], row['peer'], row['round']) for row in rows if row['what'] != scores.PRODUCT}
-    assert counts == {
-        ('2x3x1x4', what, peer, n)
-        for what in (cases.FORWARD, cases.TRAINING)
-        for peer in (scores.OURS, scores.FLAX)
-        for n in '12'
-    }
-    assert all(float(row['seconds']) > 0 for row in rows)
+        timings = list(csv.DictReader(lines))
+    counts = {(row['row'], row['what'], row['peer'], row['round']) for row in timings if row['what'] != scores.PRODUCT}
+    peers = (scores.OURS, scores.FLAX, scores.NATIVE_OFF)
+    workloads = {(row, what, peers) for row in rows for what in scores.LAYER}
+    if machine.PINS:
+        workloads |= {(str(SMALL), what, (scores.OURS,)) for what in scores.ONE_CORE}
+    expected = {(row, what, peer, n) for row, what, peers in workloads for peer in peers for n in '12'}
+    assert counts == expected
+    assert all(float(row['seconds']) > 0 for row in timings)
     text = (tmp_path / 'w' / bench.TEXT).read_text(encoding='utf-8')
     assert text in said and '--seed=3' in said
     assert bench.run(workdir=str(tmp_path / 'w'), **how) == []
     assert text in capsys.readouterr().out
 
 
+def test_the_native_kernels_are_off_in_one_process_only(monkeypatch):
+    """Nor does a setting of the pilot reach the other libraries."""
+    started = []
+    monkeypatch.setattr(measure.Bench, 'client', lambda self, peer, changes, one_core: started.append((peer, changes)))
+    settings = {'peers': list(bench.PEERS), 'rounds': None}
+    with measure.Bench(settings, bench_config.QUICK, None, np.random.default_rng(0)) as measured:
+        measured.candidates([scores.OURS, *bench.PEERS], cases.FORWARD)
+        assert {peer for peer, changes in started if 'SEQJAX_NATIVE' in changes} == {scores.NATIVE_OFF}
+        assert dict(started)[scores.NATIVE_OFF] == {'SEQJAX_NATIVE': 'off', **dict(started)[scores.OURS]}
+        threads = {c.threads for c in measured.candidates([scores.TORCH], 'forward on one core')}
+        assert threads == {1}
+
+
 @pytest.mark.slow
 def test_backends_are_measured_beside_the_plain_one_and_all_of_a_cpu_are(monkeypatch, tmp_path):
-    of_lstm = {name for cell, name, _ in bench.SELECTED if cell == 'lstm'}
+    of_lstm = {name for name, case in bench_config.SELECTED if case.cell == cases.LSTM}
     assert of_lstm | {'plain', 'ahead'} == set(lstm.BACKENDS)  # which is for GPUs
-    for cell, name, case in bench.SELECTED:
-        ops = {'lstm': lstm, 'gru': gru}[cell]
+    for name, case in bench_config.SELECTED:
+        ops = {cases.LSTM: lstm, cases.GRU: gru}[case.cell]
         assert ops.select_backend(case.steps, case.batch, case.units, native=name == 'native') == name
-    small = [('gru', 'rows', SMALL), ('lstm', 'columns', SMALL)]
-    monkeypatch.setattr(bench, 'QUICK', bench.QUICK._replace(backends=small))
+    small = [('rows', SMALL._replace(cell=cases.GRU)), ('columns', SMALL)]
+    monkeypatch.setattr(bench_config, 'QUICK', bench_config.QUICK._replace(backends=small))
     bench.run(quick=True, parts=['backends'], peers=[scores.FLAX], workdir=str(tmp_path / 'w'), plot=False)
     text = (tmp_path / 'w' / bench.TEXT).read_text(encoding='utf-8')
-    assert f'| gru | {SMALL} | forward | rows |' in text and f'| lstm | {SMALL} | training | columns |' in text
+    assert '| gru | 3x4x2x5 | forward | rows |' in text and '| lstm | 3x4x2x5 | training | columns |' in text
 
 
 def test_a_library_that_is_missing_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(bench.importlib.util, 'find_spec', lambda name: None if name == scores.TORCH else name)
-    assert bench.installed([scores.TORCH, scores.FLAX]) == [scores.FLAX]
+    monkeypatch.setattr(machine.importlib.util, 'find_spec', lambda name: scores.FLAX if name == scores.FLAX else None)
+    peers = [scores.TORCH, scores.FLAX, scores.NATIVE_OFF]
+    assert machine.installed(peers) == [scores.FLAX, scores.NATIVE_OFF]
     assert 'PyTorch' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('size', ['5x5x1', '5x5x1x0', '5x5x1x5x5', 'axbxcxd', '05x5x1x5', 5])
+@pytest.mark.parametrize(
+    'size', ['5x5x1', '5x5x1x0', '5x5x1x5x5', 'axbxcxd', '05x5x1x5', 5, 'rnn 5x5x1x5', 'gru  5x5x1x5', 'gru5x5x1x5']
+)
 def test_a_row_that_is_none_is_refused(size):
     with pytest.raises(UserError, match=str(size)):
         bench.run(rows=[size])
@@ -306,10 +374,14 @@ def test_a_row_that_is_none_is_refused(size):
 
 def test_both_versions_have_all_parts():
     """Each curve has at least two points to fit its exponent to, and the quick version the same kinds of rows."""
-    for extent in (bench.FULL, bench.QUICK):
-        assert list(extent.growth) == list(scores.GROWTH) and len(extent.rows) == 6
+    for extent in (bench_config.FULL, bench_config.QUICK):
+        assert list(extent.growth) == list(scores.GROWTH) and extent.random.keys() == cases.GATES.keys()
+        assert {row.cell for row in extent.rows} == {row.cell for row in extent.streams} == set(CELLS)
         for what, curve in extent.growth.items():
             sizes = np.array([size[scores.GROWTH[what]] for size in curve], float)
             assert len(scores.upper(sizes, sizes)[0]) >= 2 and (np.diff(sizes) > 0).all(), what
-    assert bench.FULL.growth['growth over T'][-1].steps == bench.FULL.growth[scores.COMPILING][-1].steps == 16_384
-    assert [row._replace(steps=1) for row in bench.QUICK.rows] == [row._replace(steps=1) for row in cases.ROWS]
+    curves = bench_config.FULL.growth
+    assert curves['growth over T'][-1].steps == curves[scores.COMPILING][-1].steps == 16_384
+    assert bench_config.FULL.rows == cases.ROWS + cases.GRU_ROWS and len(bench_config.FULL.rows) == 10
+    small = [cases.ROWS[0], *cases.ROWS[-2:], cases.GRU_ROWS[0], cases.GRU_ROWS[-1]]
+    assert list(bench_config.QUICK.rows) == [cases.quick(row) for row in small]

@@ -18,8 +18,10 @@ from seqjax.cli import command as cli_command
 from seqjax.cli import command_line, registry
 from seqjax.cli.dataset_experiment import DatasetExperiment
 from seqjax.cli.settings import Settings
+from seqjax.ops.native import library
 from seqjax.runs.directory import Workdir
 from seqjax.training import seeds
+from tests.helpers import backends
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = ['--epochs=12', '--steps_per_call=5', '--noplot']
@@ -249,6 +251,27 @@ def test_an_unfinished_run_goes_on(in_tmp, capsys):
         now = json.loads(path.read_text())
         other = {'seconds': 0, 'flags': 0, 'sha256': ''}
         assert {**now, **other} == {**held, **other}
+
+
+@pytest.mark.skipif(not backends.available(['native']), reason='no C++ compiler')
+def test_a_run_goes_on_with_and_without_the_native_kernels(in_tmp, monkeypatch):
+    monkeypatch.setenv(library.VARIABLE, library.REQUIRE)
+    flags = ['--setup=many_to_many', '--hidden=70', '--length=12', '--epochs=12', '--checkpoint_every=5', '--noplot']
+    assert td.main([*flags, '--max_to_keep=9', '--workdir=w', '--native=require']) == 0
+    folder = in_tmp / 'w'
+    assert json.loads((folder / 'summary.json').read_text())['native_kernels'] == ['float32']
+    whole = (folder / 'metrics.csv').read_bytes()
+
+    def losses(native):
+        held = json.loads((folder / 'summary.json').read_text())
+        Workdir(folder).write_summary({**held, 'finished': False})
+        for step in ('10', '12'):
+            shutil.rmtree(folder / 'checkpoints' / step)
+        assert td.main([*flags, '--max_to_keep=9', '--workdir=w', f'--native={native}']) == 0
+        return np.genfromtxt(folder / 'metrics.csv', delimiter=',', skip_header=1)
+
+    np.testing.assert_allclose(losses(library.OFF), losses(library.REQUIRE), rtol=1e-5)
+    assert (folder / 'metrics.csv').read_bytes() == whole
 
 
 def test_a_run_whose_summary_is_lost_is_finished_from_its_checkpoints(in_tmp, capsys):

@@ -6,7 +6,8 @@
 #include <thread>
 #include <vector>
 
-#include "recurrent.h"
+#include "backward.h"
+#include "forward.h"
 
 using namespace seqjax;
 
@@ -45,6 +46,11 @@ std::vector<double> reference(const Forward<R>& p) {
         for (long k = 0; k < F; ++k) of_x[j] += double(p.x[p.at(t, b) * F + k]) * p.kernel[k * G * H + j];
         for (long k = 0; k < H; ++k) of_h[j] += h[k] * p.recurrent[k * G * H + j];
       }
+      for (long u = 0; u < (C == kGruResetBefore ? H : 0); ++u) {
+        of_h[2 * H + u] = 0;
+        for (long k = 0; k < H; ++k)
+          of_h[2 * H + u] += sigmoid_of(of_x[H + k] + of_h[H + k]) * h[k] * p.recurrent[k * G * H + 2 * H + u];
+      }
       if (!p.valid || p.valid[t * B + b]) {
         for (long u = 0; u < H; ++u) {
           const auto z = [&](long gate) { return of_x[gate * H + u] + of_h[gate * H + u]; };
@@ -53,7 +59,8 @@ std::vector<double> reference(const Forward<R>& p) {
             next[u] = sigmoid_of(z(3)) * std::tanh(c[u]);
           } else {
             const double update = sigmoid_of(z(0));
-            next[u] = update * h[u] + (1 - update) * std::tanh(of_x[2 * H + u] + sigmoid_of(z(1)) * of_h[2 * H + u]);
+            const double reset = C == kGru ? sigmoid_of(z(1)) : 1;
+            next[u] = update * h[u] + (1 - update) * std::tanh(of_x[2 * H + u] + reset * of_h[2 * H + u]);
           }
         }
         h = next;
@@ -72,6 +79,27 @@ void run(const Problem& p, Division division, int size) {
   for (int i = 1; i < size; ++i) threads.emplace_back([&, i] { pass.run(i, size, barrier); });
   pass.run(0, size, barrier);
   for (auto& thread : threads) thread.join();
+}
+
+struct TwoThreads {  // a pool
+  int num_threads() const { return 2; }
+  template <typename F>
+  void Schedule(F f) { threads.emplace_back(f); }
+  ~TwoThreads() {
+    for (auto& thread : threads) thread.join();
+  }
+  std::vector<std::thread> threads;
+};
+
+// h after one step with weights that are not packed, by two threads.
+template <typename R, Cell C>
+std::vector<R> single_step(Forward<R> p) {
+  std::vector<R> y(p.B * p.H), last_h(p.B * p.H), last_c(p.B * p.H), gates(p.B * 4 * p.H);
+  p.T = 1, p.y = y.data(), p.last_h = last_h.data(), p.last_c = last_c.data(), p.cells = nullptr, p.gates = gates.data();
+  TwoThreads pool;
+  SingleStep<R, C>(p, 500'000).run(pool, 2);
+  if (last_h != y) y.clear();
+  return y;
 }
 
 template <typename R, Cell C>
@@ -93,13 +121,19 @@ bool check(double tolerance) {
     const Sizes sizes{T, B, F, H, reverse};
     const bool lstm = C == kLstm;
     const Forward<R> p{sizes, x.data(), h0.data(), lstm ? c0.data() : nullptr, kernel.data(), recurrent.data(), bias.data(),
-                       lstm ? nullptr : recurrent_bias.data(), reset_h.data(), reset_c.data(), masked ? valid.data() : nullptr,
+                       C == kGru ? recurrent_bias.data() : nullptr, reset_h.data(), reset_c.data(), masked ? valid.data() : nullptr,
                        reset ? resets.data() : nullptr, y.data(), last_h.data(), last_c.data(), lstm ? cells.data() : nullptr, gates.data()};
     const int threads = way ? 2 : 1, size = way == 3 ? 1 : threads;
     const Division division{way >= 2 && B >= 2, threads};
     run<ForwardPass<R, C>>(p, division, size);
     const auto want = reference<R, C>(p);
     for (size_t i = 0; i < y.size(); ++i) good = good && std::abs(y[i] - want[i]) <= tolerance;
+    Forward<R> first = p;
+    first.T = 1;
+    const auto single = single_step<R, C>(p), same = single_step<R, C>(p);
+    const auto one = reference<R, C>(first);
+    good = good && single == same && single.size() == one.size();
+    for (size_t i = 0; good && i < one.size(); ++i) good = std::abs(single[i] - one[i]) <= tolerance;
     std::vector<R> dh0(B * H), dc0(B * H), dreset_h(B * H), dreset_c(B * H), dkernel(F * G * H), drecurrent(H * G * H),
         dbias(G * H), drecurrent_bias(G * H);
     const Backward<R> q{sizes, x.data(), recurrent.data(), h0.data(), c0.data(), y.data(), cells.data(), gates.data(), reset_h.data(),
@@ -122,6 +156,7 @@ int main(int count, char** arguments) {
   for (int i = 0; i < rounds; ++i) {
     good = check<float, kLstm>(1e-5) && check<double, kLstm>(1e-13) && good;
     good = check<float, kGru>(1e-5) && check<double, kGru>(1e-13) && good;
+    good = check<float, kGruResetBefore>(1e-5) && check<double, kGruResetBefore>(1e-13) && good;
   }
   std::printf("%s with vectors of %d bytes\n", good ? "equal" : "different", SEQJAX_VECTOR_BYTES);
   return good ? 0 : 1;

@@ -45,9 +45,11 @@ def problem(key, count, rows, features, hidden, dtype=jnp.float32):
     return x
 
 
-def call(x, **options):
-    reset_carry = x['reset_carry'] if options.get('resets') is not None else None
-    return gru.gru(x['inputs'], x['h'], *(x[name] for name in WEIGHTS), reset_carry=reset_carry, **options)
+def call(x, *, reset_after=True, **options):
+    options |= {'reset_carry': x['reset_carry'] if options.get('resets') is not None else None}
+    kernel, recurrent_kernel, bias, recurrent_bias = (x[name] for name in WEIGHTS)
+    weights = (kernel, recurrent_kernel, bias, recurrent_bias if reset_after else None)
+    return gru.gru(x['inputs'], x['h'], *weights, reset_after=reset_after, **options)
 
 
 def values_and_gradients(x, **options):
@@ -84,7 +86,7 @@ def make(seed, *shape, dtype=jnp.float32, everything=False):
 # --- values and gradients --------------------------------------------------------------------------
 
 
-def loop(x, seq_lengths=None, mask=None, resets=None, reverse=False):
+def loop(x, seq_lengths=None, mask=None, resets=None, reverse=False, reset_after=True):
     """The equations in float64, one step and one row after the other."""
     x = {name: np.asarray(value, np.float64) for name, value in x.items()}
     (count, rows, _), h = x['inputs'].shape, x['h'].copy()
@@ -95,17 +97,20 @@ def loop(x, seq_lengths=None, mask=None, resets=None, reverse=False):
                 h[b] = x['reset_carry'][b]
             if (mask is None or mask[t, b]) and (seq_lengths is None or t < seq_lengths[b]):
                 of_x = np.split(x['inputs'][t, b] @ x['kernel'] + x['bias'], 3)
-                of_h = np.split(h[b] @ x['recurrent_kernel'] + x['recurrent_bias'], 3)
+                of_h = np.split(h[b] @ x['recurrent_kernel'] + reset_after * x['recurrent_bias'], 3)
                 z, r = (reference.sigmoid(of_x[i] + of_h[i]) for i in (0, 1))
-                h[b] = z * h[b] + (1 - z) * np.tanh(of_x[2] + r * of_h[2])
+                inner = r * of_h[2] if reset_after else (r * h[b]) @ np.split(x['recurrent_kernel'], 3, axis=1)[2]
+                h[b] = z * h[b] + (1 - z) * np.tanh(of_x[2] + inner)
             outputs[t, b] = h[b]
     return GRUOutput(h, outputs)
 
 
 @pytest.mark.representative(every=2)
+@pytest.mark.parametrize('reset_after', [True, False])
 @pytest.mark.parametrize('seed', range(4))
-def test_the_plain_recurrence_equals_a_loop_over_the_equations(x64, seed):
+def test_the_plain_recurrence_equals_a_loop_over_the_equations(x64, seed, reset_after):
     x, options = make(seed, 7, 4, 3, 5, dtype=jnp.float64, everything=seed == 0)
+    options['reset_after'] = reset_after
     assert_near(jax.jit(lambda x: call(x, backend='plain', **options))(x), loop(x, **options), 1e-13)
 
 
@@ -232,6 +237,9 @@ def test_many_at_once_are_each_by_itself(backend, what):
         ({'resets': jnp.ones((3, 2))}, 'resets.*float32'),
         ({'unroll': 0}, 'unroll=0'),
         ({'backend': 'columns'}, "backend='columns'"),
+        ({'reset_after': False}, 'recurrent_bias is .*reset_after'),
+        ({'recurrent_bias': None}, 'recurrent_bias is None.*reset_after'),
+        ({'recurrent_bias': None, 'reset_after': False, 'backend': 'rows'}, "backend='rows'"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(change, message):
@@ -276,6 +284,12 @@ def test_a_backend_is_chosen_by_size(steps, rows, hidden, want):
     assert gru.select_backend(steps, rows, hidden) == want
     assert gru.select_backend(steps, rows, hidden, native=True) == ('native' if steps else 'plain')
     assert gru.select_backend(8, 1, 512, native=True) == 'plain'
+    assert gru.select_backend(4, 4, 512, native=True) == 'plain'
+    assert gru.select_backend(4, 4, 513, native=True) == 'native'
+    assert gru.select_backend(1, 2, 384, native=True) == 'native'
+    assert gru.select_backend(1, 3, 384, native=True) == gru.select_backend(1, 2, 383, native=True) == 'plain'
+    assert gru._select_reset_before(steps, rows, hidden, 'cpu', False) == 'plain'
+    assert gru._select_reset_before(99, rows, hidden, 'cpu', True) == 'native'
 
 
 # --- layers ----------------------------------------------------------------------------------------
@@ -288,15 +302,23 @@ class Stepwise(GRUCell):
         return super().__call__(carry, inputs, **how)
 
 
-@pytest.mark.representative(by=lambda backend, dropped, batch: [backend, batch, (backend == 'rows', dropped)])
-@pytest.mark.parametrize('backend', ['auto', *backends.available(gru.BACKENDS)])
+@pytest.mark.representative(by=lambda backend, dropped, batch, reset_after: [(backend, reset_after), batch, dropped])
+@pytest.mark.parametrize(
+    ('backend', 'reset_after'),
+    [
+        (name, after)
+        for name in ['auto', *backends.available(gru.BACKENDS)]
+        for after in (True, False)
+        if after or name != 'rows'
+    ],
+)
 @pytest.mark.parametrize('dropped', [0.0, 0.4])
 @pytest.mark.parametrize('batch', [(3,), (), (2, 3)])
-def test_a_layer_gives_what_its_steps_give(backend, dropped, batch):
+def test_a_layer_gives_what_its_steps_give(backend, reset_after, dropped, batch):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(*batch, 19, 2)), jnp.float32)
     flags = {name: jnp.asarray(rng.random((*batch, 19)) < share) for name, share in (('mask', 0.8), ('resets', 0.2))}
-    one, other = (cell(5, drop_connect=dropped) for cell in (GRUCell, Stepwise))
+    one, other = (cell(5, drop_connect=dropped, reset_after=reset_after) for cell in (GRUCell, Stepwise))
     how = {'learn_initial_carry': True, 'reverse': True, 'keep_order': True}
     fused, stepwise = rnn.RNN(one, backend=backend, **how), rnn.RNN(other, **how)
     weights = fused.init(jax.random.key(1), x)
@@ -317,7 +339,6 @@ def test_a_layer_gives_what_its_steps_give(backend, dropped, batch):
 @pytest.mark.parametrize(
     'options',
     [
-        {'reset_after': False},
         {'layer_norm': True},
         {'recurrent_dropout': 0.1},
         {'zoneout_h': 0.1},

@@ -21,6 +21,7 @@ from tests.helpers import backends
 from tests.helpers.reference import assert_near
 
 needs_kernels = pytest.mark.skipif(not backends.available(['native']), reason='no C++ compiler')
+CELLS = ['lstm', 'gru', 'gru_reset_before']
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -31,12 +32,13 @@ def run(cell, x, flags, backend, reverse=False):
         weights = (x['kernel'], x['recurrent_kernel'], x['bias'])
         return lstm.lstm(x['inputs'], carry, *weights, **flags, reverse=reverse, history=True, backend=backend)
     flags = flags | ({'reset_carry': x['reset_h']} if 'resets' in flags else {})
-    weights = (x['kernel'], x['recurrent_kernel'], x['bias'], x['recurrent_bias'])
-    return gru.gru(x['inputs'], x['h'], *weights, **flags, reverse=reverse, backend=backend)
+    after = cell == 'gru'
+    weights = (x['kernel'], x['recurrent_kernel'], x['bias'], x['recurrent_bias'] if after else None)
+    return gru.gru(x['inputs'], x['h'], *weights, **flags, reset_after=after, reverse=reverse, backend=backend)
 
 
 def problem(cell, steps, rows, features, hidden, dtype=np.float64, seed=0):
-    rng, count = np.random.default_rng(seed), {'lstm': 4, 'gru': 3}[cell]
+    rng, count = np.random.default_rng(seed), 4 if cell == 'lstm' else 3
     shapes = {
         'inputs': (steps, rows, features),
         'kernel': (features, count * hidden),
@@ -61,8 +63,8 @@ def values_and_gradients(cell, x, flags, backend, reverse=False):
 
 
 @needs_kernels
-@pytest.mark.parametrize('cell', ['lstm', 'gru'])
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize('cell', CELLS)
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.integers(1, 40),
     rows=st.integers(0, 70),
@@ -79,7 +81,7 @@ def test_any_shape_equals_the_plain_recurrence(x64, cell, steps, rows, features,
 
 
 @needs_kernels
-@pytest.mark.parametrize('cell', ['lstm', 'gru'])
+@pytest.mark.parametrize('cell', CELLS)
 @pytest.mark.parametrize(('rows', 'hidden'), [(40, 48), (9, 300), (1, 33)])  # rows divided, units divided, few rows
 def test_sizes_that_use_several_threads(cell, rows, hidden):
     x, flags = problem(cell, 50, rows, 20, hidden, np.float32)
@@ -91,7 +93,16 @@ def test_sizes_that_use_several_threads(cell, rows, hidden):
 
 
 @needs_kernels
-@pytest.mark.parametrize('cell', ['lstm', 'gru'])
+@pytest.mark.parametrize('cell', CELLS)
+@pytest.mark.parametrize(('steps', 'rows', 'hidden'), [(1, 1, 300), (1, 11, 33), (3, 4, 70)])
+def test_few_steps_read_the_weights_without_packing_them(x64, cell, steps, rows, hidden):
+    x, flags = problem(cell, steps, rows, 19, hidden)
+    want = values_and_gradients(cell, x, flags, 'plain')
+    assert_near(values_and_gradients(cell, x, flags, 'native'), want, 1e-11)
+
+
+@needs_kernels
+@pytest.mark.parametrize('cell', CELLS)
 @pytest.mark.parametrize('value', [np.nan, np.inf, -1e30])
 def test_masked_inputs_reach_nothing(cell, value):
     x, flags = problem(cell, 12, 5, 3, 20, np.float32)
@@ -110,7 +121,7 @@ def test_large_and_missing_numbers_are_those_of_the_plain_recurrence():
 
 
 @needs_kernels
-@pytest.mark.parametrize('cell', ['lstm', 'gru'])
+@pytest.mark.parametrize('cell', CELLS)
 def test_mapped_and_shared_arrays(x64, cell):
     x, flags = problem(cell, 7, 4, 3, 18)
     many = {name: jnp.stack([v, 2 * v, -v]) for name, v in x.items() if name in ('kernel', 'h')}
@@ -134,7 +145,7 @@ def test_other_dtypes_are_refused_by_name_and_run_by_default(dtype):
 
 
 @needs_kernels
-@pytest.mark.parametrize('cell', [LSTMCell(40), GRUCell(40)])
+@pytest.mark.parametrize('cell', [LSTMCell(40), GRUCell(40), GRUCell(40, reset_after=False)])
 def test_layers_use_the_kernels(cell):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 20, 6)), jnp.float32)
     layer = wrappers.Stack([rnn.RNN(cell), wrappers.Bidirectional(rnn.RNN(cell.copy()), rnn.RNN(cell.copy()))])

@@ -80,15 +80,16 @@ class GRUCell(RecurrentCell):
         )
         return HiddenCarry(new), new.astype(xw.dtype)
 
-    fused_weight_names = GRUWeights._fields  # the weights of `run_fused`, which must exist
+    @property
+    def fused_weight_names(self) -> tuple[str, ...]:
+        """Names of the weights of `run_fused`, which must exist."""
+        return GRUWeights._fields if self.reset_after else GRUWeights._fields[:-1]
 
     @property
     def fused(self) -> bool:
-        """True if `run_fused` supports the cell: `reset_after`, tanh, sigmoid, and no variant except DropConnect."""
+        """True if `run_fused` supports the cell: tanh, sigmoid, and no variant except `reset_after` and DropConnect."""
         kinds = (self.activation, self.recurrent_activation)
-        return (
-            self.reset_after and kinds == (activations.TANH, activations.SIGMOID) and self._has_standard_step(GRUCell)
-        )
+        return kinds == (activations.TANH, activations.SIGMOID) and self._has_standard_step(GRUCell)
 
     def run_fused(
         self,
@@ -102,8 +103,10 @@ class GRUCell(RecurrentCell):
     ) -> RecurrentOutput:
         """Runs all time steps of inputs [T, B, F] by `seqjax.ops.gru.gru`, which also gets `options`."""
         h, reset_carry = cell.hidden_carry(carry).h, None if reset_carry is None else cell.hidden_carry(reset_carry).h
-        inputs, *weights = self._fused_weights(inputs, h, dropout_masks)
-        last, outputs = gru.gru(inputs, h, *weights, reset_carry=reset_carry, **options)
+        inputs, kernel, recurrent_kernel, bias, *recurrent_bias = self._fused_weights(inputs, h, dropout_masks)
+        weights = (kernel, recurrent_kernel, bias, recurrent_bias[0] if self.reset_after else None)
+        options |= {'reset_carry': reset_carry, 'reset_after': self.reset_after}
+        last, outputs = gru.gru(inputs, h, *weights, **options)
         return RecurrentOutput(HiddenCarry(last), outputs, HiddenCarry(outputs.astype(h.dtype)) if history else None)
 
     def _recurrent_bias(self, xw: jax.Array) -> jax.Array:

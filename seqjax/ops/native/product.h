@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -105,6 +106,45 @@ void multiply(long begin, long end, int width, long K, F row, const R* weights, 
   }
 }
 
+// Adds rows[m][0..K) times weights [K, stride] to z[m][0..columns), for M rows; z has room for whole vectors. The weights
+// are not packed: kRows rows of them are read together, so that z is read and written once for each.
+template <typename R, int M>
+void accumulate_unpacked(R* z, long z_stride, const R* const* rows, long K, const R* weights, long stride, long columns) {
+  constexpr int N = Simd<R>::N, kRows = M <= 2 ? 8 : 4;
+  const auto add = [&](auto count, long k) {
+    constexpr int kCount = decltype(count)::value;
+    const R* w = weights + k * stride;
+    for (long c = 0; c < columns; c += N) {
+      const int n = lanes<R>(columns, c);
+      Vec<R> sums[M];
+      for (int m = 0; m < M; ++m) sums[m] = load<R>(z + m * z_stride + c, N);
+#pragma GCC unroll 8
+      for (int i = 0; i < kCount; ++i) {
+        const Vec<R> weight = load<R>(w + i * stride + c, n);
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) sums[m] += rows[m][k + i] * weight;
+      }
+      for (int m = 0; m < M; ++m) store<R>(z + m * z_stride + c, sums[m], N);
+    }
+  };
+  long k = 0;
+  for (; k + kRows <= K; k += kRows) add(std::integral_constant<int, kRows>{}, k);
+  for (; k < K; ++k) add(std::integral_constant<int, 1>{}, k);
+}
+
+// Adds rows times columns of weights [K, stride] that are not packed to z [rows, z_stride].
+template <typename R, typename F>
+void multiply_unpacked(long begin, long end, long columns, long K, F row, const R* weights, long stride, R* z, long z_stride) {
+  using Function = void (*)(R*, long, const R* const*, long, const R*, long, long);
+  constexpr Function kFunctions[] = {accumulate_unpacked<R, 1>, accumulate_unpacked<R, 2>, accumulate_unpacked<R, 3>,
+                                     accumulate_unpacked<R, 4>};
+  for_tiles(begin, end, 4, [&](long r, int m) {
+    const R* rows[4];
+    for (int i = 0; i < m; ++i) rows[i] = row(r + i);
+    kFunctions[m - 1](z + (r - begin) * z_stride, z_stride, rows, K, weights, stride, columns);
+  });
+}
+
 // Consecutive vectors of units whose weights are packed side by side: [K, gates, count, N].
 struct Panel {
   long first;  // index of the first vector
@@ -150,16 +190,16 @@ void pack(const R* weights, long K, long stride, long units, const long* offsets
       }
 }
 
-// Packs rows of weights [units, K] for a panel, transposed: [K, count, N].
+// Packs K columns of rows of weights [units, stride] for a panel, transposed: [K, count, N].
 template <typename R>
-void pack_transposed(const R* weights, long K, long units, Panel panel, R* out) {
+void pack_transposed(const R* weights, long K, long stride, long units, Panel panel, R* out) {
   constexpr int N = Simd<R>::N;
   constexpr long kBlock = 16;
   const long width = panel.count * N;
   for (long begin = 0; begin < K; begin += kBlock)
     for (long n = 0; n < width; ++n) {
       const long unit = panel.first * N + n, end = std::min(K, begin + kBlock);
-      for (long k = begin; k < end; ++k) out[k * width + n] = unit < units ? weights[unit * K + k] : R(0);
+      for (long k = begin; k < end; ++k) out[k * width + n] = unit < units ? weights[unit * stride + k] : R(0);
     }
 }
 

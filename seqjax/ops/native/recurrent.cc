@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <optional>
 
+#include "backward.h"
+#include "forward.h"
+
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -62,25 +65,36 @@ struct Call {
   }
 };
 
+// Runs a forward pass by `SingleStep`, where that is faster, and returns whether it did.
+template <Cell C, typename R>
+bool run_single_step(ffi::ThreadPool& pool, int threads, const Forward<R>& p, double weights) {
+  if (p.T != 1 || p.B > SingleStep<R, C>::kMaxRows) return false;
+  SingleStep<R, C>(p, weights).run(pool, threads);
+  return true;
+}
+template <Cell C, typename R>
+bool run_single_step(ffi::ThreadPool&, int, const Backward<R>&, double) {
+  return false;
+}
+
 // Runs `Pass` for each of the mapped problems: the problems, or the work of each one, divided among threads.
 template <template <typename, Cell> class Pass, typename R, typename F>
 void run_all(ffi::ThreadPool& pool, int cores, int cell, long count, const Sizes& s, double weights, F problem) {
   const double multiplications = weights * s.T * s.B;
-  const double patience = 2e-5 + 1e-12 * multiplications * count;  // a few percent of the time of the work
-  auto run = [&](auto tag) {
+  const double patience = 2e-5 + 1e-12 * multiplications;  // a few percent of the time of the work
+  const auto run = [&](auto tag) {
     constexpr Cell C = decltype(tag)::value;
+    const int wanted = static_cast<int>(std::min<double>(cores, std::max(1.0, count * multiplications / kWorkPerThread)));
     if (count > 1) {
-      const int wanted = static_cast<int>(std::min<double>(cores, std::max(1.0, count * multiplications / kWorkPerThread)));
-      run_team(pool, wanted, patience, [&](int index, int size, Barrier&) {
+      run_chunks(pool, wanted, count, [&](long i) {
+        const auto p = problem(i);
         Barrier alone;
-        for (long i = count * index / size; i < count * (index + 1) / size; ++i) {
-          const auto p = problem(i);
-          Pass<R, C>(p, {false, 1}, 1).run(0, 1, alone);
-        }
+        if (!run_single_step<C>(pool, 1, p, weights)) Pass<R, C>(p, {false, 1}, 1).run(0, 1, alone);
       });
       return;
     }
     const auto p = problem(0);
+    if (run_single_step<C>(pool, wanted, p, weights)) return;
     const long vectors = (s.H + Simd<R>::N - 1) / Simd<R>::N;
     const Division division = divide(s.T, s.B, vectors, weights * sizeof(R), multiplications, cores);
     std::optional<Pass<R, C>> pass;
@@ -97,8 +111,10 @@ void run_all(ffi::ThreadPool& pool, int cores, int cell, long count, const Sizes
   };
   if (cell == kLstm) {
     run(std::integral_constant<Cell, kLstm>{});
-  } else {
+  } else if (cell == kGru) {
     run(std::integral_constant<Cell, kGru>{});
+  } else {
+    run(std::integral_constant<Cell, kGruResetBefore>{});
   }
 }
 

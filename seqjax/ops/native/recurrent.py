@@ -20,14 +20,14 @@ from seqjax.ops import common, linear_map, row_sharding
 from seqjax.ops.common import StepInputs
 from seqjax.ops.native import library
 
-LSTM, GRU = 0, 1  # values of `Cell` in recurrent.h
+LSTM, GRU, GRU_RESET_BEFORE = 0, 1, 2  # values of `Cell` in recurrent.h
 GATES = 6  # index of the gates among the arguments of the backward call, which overwrites them
 
 
 class StaticArgs(NamedTuple):
     """Static arguments of a recurrence."""
 
-    cell: int  # LSTM or GRU
+    cell: int  # LSTM, GRU or GRU_RESET_BEFORE
     plain: Callable[..., Any]  # the plain recurrence: (steps, carry, weights, reset_carry) -> output
     output: type  # LSTMOutput or GRUOutput
     reverse: bool
@@ -39,7 +39,7 @@ class Saved(NamedTuple):
 
     outputs: jax.Array  # [B, T, H]: h after each step
     cells: jax.Array  # [T, B, H]: c after each step; empty for a GRU
-    gates: jax.Array  # [T, B, 4H]: i, f, g, o; or z, r, n, h U_n + d_n
+    gates: jax.Array  # [T, B, 4H]: i, f, g, o; or z, r, n, and h U_n + d_n, or r * h without `reset_after`
 
 
 def is_called_by(jaxpr: ClosedJaxpr) -> bool:
@@ -62,7 +62,7 @@ def run(
     """Computes the plain recurrence by the native kernels.
 
     Args:
-      cell: LSTM or GRU.
+      cell: LSTM, GRU, or GRU_RESET_BEFORE: without `reset_after`.
       plain: the plain recurrence: (steps, carry, weights, reset_carry) -> output.
       output: LSTMOutput or GRUOutput.
       steps: inputs [T, B, F] and flags [T, B], in the order of time also with `reverse`.
@@ -124,7 +124,7 @@ def _backward(static: StaticArgs, residuals: tuple[Any, Saved], gradients: Any) 
     (_, _, weights, _), _ = residuals
     dz, carry_gradients, weight_gradients, reset_gradients = _call_backward(static, *residuals, gradients)
     kernel = weights.kernel
-    if static.cell == GRU:  # the gradients of n, z, r stand before the one of h U_n + d_n, which has no part of inputs
+    if static.cell != LSTM:  # the gradients of n, z, r stand before a part that does not depend on the inputs
         hidden = kernel.shape[1] // 3
         kernel = jnp.pad(jnp.roll(kernel, hidden, axis=1), [(0, 0), (0, hidden)])
     return jnp.einsum('tbg,fg->tbf', dz, kernel), carry_gradients, weight_gradients, reset_gradients
@@ -171,7 +171,7 @@ def _call_forward(
     gates = (count, rows, 4 * hidden) if save else none
     out = ((rows, count, hidden), by_row, by_row if lstm else none, cells, gates)
     state, others = _states(static, steps, carry, reset_carry)
-    biases = (weights.bias, jnp.zeros(0, steps.inputs.dtype) if lstm else weights.recurrent_bias)
+    biases = (weights.bias, weights.recurrent_bias if static.cell == GRU else jnp.zeros(0, steps.inputs.dtype))
     arguments = (jnp.swapaxes(steps.inputs, 0, 1), *state, weights.kernel, weights.recurrent_kernel, *biases, *others)
     outputs, last_h, last_c, cells, gates = _call('forward', static, arguments, out)
     if lstm:
@@ -191,7 +191,7 @@ def _call_backward(
     by_row = (outputs.shape[0], outputs.shape[2])
     reset = by_row if resets else none
     out = (gates.shape, by_row, by_row if lstm else none, reset, reset if lstm else none)
-    out += (*(x.shape for x in weights), *[none] * (4 - len(weights)))
+    out += (*(none if x is None else x.shape for x in weights), *[none] * (4 - len(weights)))
     state, others = _states(static, steps, carry, reset_carry)
     last = (gradients.last.h, gradients.last.c) if lstm else (gradients.last, empty)
     dcells = gradients.cells if static.history else empty
@@ -200,7 +200,8 @@ def _call_backward(
     dz, dh, dc, dreset_h, dreset_c, *dweights = _call(
         'backward', static, arguments, out, input_output_aliases={GATES: 0}
     )
-    weight_gradients = type(weights)(*dweights[: len(weights)])
+    dweights = [None if x is None else dx for x, dx in zip(weights, dweights, strict=False)]
+    weight_gradients = type(weights)(*dweights)
     if not lstm:
         return dz, dh, weight_gradients, dreset_h if resets else jnp.zeros_like(reset_carry)
     carry_type = type(carry)

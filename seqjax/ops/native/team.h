@@ -81,4 +81,24 @@ void run_team(Pool& pool, int wanted, double patience, F f) {
   busy_threads().fetch_sub(1 + helpers);
 }
 
+// Calls f(i) for i of [0, count), in any order, in up to `wanted` threads, this one included, which waits for none to start.
+template <typename Pool, typename F>
+void run_chunks(Pool& pool, int wanted, long count, F f) {
+  const int others = busy_threads().fetch_add(1);
+  const long free = std::min<long>(pool.num_threads() - others, count);
+  const int helpers = std::max(0, static_cast<int>(std::min<long>(wanted, free)) - 1);
+  struct Shared {
+    std::atomic<long> next{0}, finished{0};
+  };
+  auto shared = std::make_shared<Shared>();
+  busy_threads().fetch_add(helpers);
+  const auto work = [&f, count](Shared& s) {  // f is there as long as a number is left
+    for (long i; (i = s.next.fetch_add(1)) < count; s.finished.fetch_add(1, std::memory_order_release)) f(i);
+  };
+  for (int i = 0; i < helpers; ++i) pool.Schedule([shared, work] { work(*shared); });
+  work(*shared);
+  spin_until([&] { return shared->finished.load(std::memory_order_acquire) == count; });
+  busy_threads().fetch_sub(1 + helpers);
+}
+
 }  // namespace seqjax
