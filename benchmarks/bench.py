@@ -1,7 +1,7 @@
 """Measure time and memory of seqjax, PyTorch, Flax and Keras in one run on one machine.
 
     python -m benchmarks.bench               # under 25 minutes on two cores; ./run.sh bench does the same
-    python -m benchmarks.bench --quick       # small versions, under two minutes
+    python -m benchmarks.bench --quick       # small versions, in two to three minutes
     python -m benchmarks.bench --parts=rows --rows='32x100x64x128,gru 32x100x64x128'
 
 The parts are:
@@ -72,7 +72,7 @@ class SizeParser(flags.ArgumentParser):
 
 
 FLAGS = {
-    'quick': Flag(BoolParser(), 'small versions, in two minutes'),
+    'quick': Flag(BoolParser(), 'small versions, in two to three minutes'),
     'seed': Flag(
         IntParser(0, 2**32 - 1), 'seed of the random rows and of the order in a round; random by default, and printed'
     ),

@@ -69,10 +69,16 @@ class Ours(JaxPeer):
     def layer(self, case: Case, weights: Mapping[str, np.ndarray]) -> JaxLayer:
         cell = models.CELLS[case.cell](case.units)
         rnn = nn_rnn.RNN(cell)
+
+        def step(params, carry, inputs):
+            options = {'initial_carry': carry, 'return_carry': True}
+            carry, outputs = rnn.apply({'params': params}, inputs[:, None], **options)
+            return carry, outputs[:, 0]
+
         return JaxLayer(
             params={'cell': dict(weights)},
             apply=lambda params, inputs: rnn.apply({'params': params}, inputs),
-            step=lambda params, carry, inputs: cell.apply({'params': params['cell']}, carry, inputs),
+            step=step,
             carry=cell.initialize_carry(None, (case.batch, case.features)),
             shared=lambda params: params['cell'],
         )

@@ -138,7 +138,7 @@ def draw(timings: Timings) -> Any:
     """
     figure, (left, middle, right) = plots.new_figure(3, "Time of seqjax relative to others', and its growth")
     figure.set_figheight(max(figure.get_figheight(), 0.3 * len(timings.rows(cases.FORWARD))))
-    figure.subplots_adjust(left=0.085, wspace=0.34)
+    figure.subplots_adjust(left=0.085, top=1 - 0.6 / figure.get_figheight(), wspace=0.34)
     _draw_ratios(left, timings, cases.FORWARD)
     _draw_ratios(middle, timings, cases.TRAINING)
     _draw_growth(right, timings)
@@ -147,6 +147,8 @@ def draw(timings: Timings) -> Any:
 
 def _draw_ratios(axis: Any, timings: Timings, what: str) -> None:
     """Draws the ratio to each peer with its quartiles, for every row; left of 1 we are faster."""
+    from matplotlib import ticker
+
     rows = [row for row, _ in timings.rows(what)]
     colors = {scores.TORCH: plots.ORANGE, scores.FLAX: plots.BLUE, scores.KERAS: plots.GREY}
     for n, (peer, color) in enumerate(colors.items()):
@@ -163,7 +165,8 @@ def _draw_ratios(axis: Any, timings: Timings, what: str) -> None:
             axis.axhline(i - 0.5, color=plots.GREY, lw=0.5)
     axis.set(xlabel=f'{what}: our time / theirs', ylim=(len(rows) - 0.4, -0.6))
     axis.set_xscale('log', base=2)
-    axis.xaxis.set_major_formatter('{x:g}')
+    axis.xaxis.set_major_locator(ticker.LogLocator(base=2, numticks=8))
+    axis.xaxis.set_major_formatter(lambda x, _: f'{x:g}' if x >= 1 else f'1/{1 / x:g}')
     axis.set_yticks(range(len(rows)), rows, fontsize=7)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=9)
