@@ -143,7 +143,8 @@ def run(**values: Any) -> list[Any]:
             return entry, experiment.outcome(task, run_settings, inner, summary)
 
     def show(folder: Workdir, results: Sequence[tuple[Entry, SuccessResults]]) -> None:
-        print('\n'.join(['', *table_lines(results), '', *difference_lines(results)]))
+        num_items = {entry.task: _num_items(entry) for entry, _ in results}
+        print('\n'.join(['', *table_lines(results, num_items), '', *difference_lines(results, num_items)]))
         if settings['plot']:
             _plot(folder, results)
 
@@ -199,39 +200,50 @@ def _largest_hidden(experiment: TaskExperiment, settings: dict[str, Any], params
 # --- tables and figure ---------------------------------------------------------------------------------
 
 
-def table_lines(results: Sequence[tuple[Entry, SuccessResults]]) -> Iterator[str]:
+def table_lines(
+    results: Sequence[tuple[Entry, SuccessResults]], num_items: Mapping[str, int] | None = None
+) -> Iterator[str]:
     """Yields the lines of a text table: for each cell on each task, successful seeds, test loss and error rate.
 
-    Loss and error rate are means over the seeds whose test loss is finite, with 95% confidence intervals.
+    Loss and error rate are means over the seeds whose test loss is finite, with 95% confidence intervals. The interval
+    of the error rate includes the sampling error of the test sequences, if `num_items` has their number by task.
     """
     seeds = len(results[0][1].seeds)
     yield f'Mean of {seeds} seeds with 95% CI\n'
-    yield f'{"task":<20}{"cell":<9}{"units":>6}{"params":>9}{"success":>9}{"loss":>24}{"wrong":>20}'
+    yield f'{"task":<20}{"cell":<9}{"units":>6}{"params":>9}{"success":>9}{"loss":>24}{"wrong":>28}'
     for entry, outcome in results:
         successes = sum(seed.sequences is not None for seed in outcome.seeds)
         (loss, wrong), failed = _finite(values_of(outcome))
+        interval = statistics.bounded_mean_interval(wrong, items=(num_items or {}).get(entry.task))
         yield (
             f'{entry.task:<20}{entry.cell:<9}{entry.hidden:>6}{entry.params:>9,}{f"{successes}/{seeds}":>9}'
-            f'{text_tables.format_interval(loss):>24}{text_tables.format_interval(wrong, ".2%", ".2%"):>20}{failed}'
+            f'{text_tables.format_interval(loss):>24}{text_tables.format_bounded(interval, ".2%"):>28}{failed}'
         )
 
 
-def difference_lines(results: Sequence[tuple[Entry, SuccessResults]]) -> Iterator[str]:
+def difference_lines(
+    results: Sequence[tuple[Entry, SuccessResults]], num_items: Mapping[str, int] | None = None
+) -> Iterator[str]:
     """Yields text lines: test loss and error rate of each cell minus the values of the first cell on the same task.
 
-    Differences are means over seeds. They are paired by seed: both cells had the same training sequences.
+    Differences are means over seeds. They are paired by seed: both cells had the same training sequences. The interval
+    of the error rate includes the sampling error of the test sequences, if `num_items` has their number by task.
     """
     yield 'Differences A - B over the same seeds, mean with 95% CI (negative: A is better than B)\n'
     for entry, outcome in results:
         first = next((e, o) for e, o in results if e.task == entry.task)
         if first[0].cell == entry.cell:
             continue
-        (loss, wrong), failed = _finite(values_of(outcome) - values_of(first[1]))
-        is_significant = any(abs(mean) > half for mean, half in map(statistics.mean_interval, (loss, wrong)))
+        (loss, *ours), (other_loss, *theirs) = values_of(outcome), values_of(first[1])
+        (difference, wrong, other_wrong), failed = _finite(np.stack([loss - other_loss, *ours, *theirs]))
+        mean, half = statistics.mean_interval(difference)
+        items = (num_items or {}).get(entry.task)
+        lower, _, upper = interval = statistics.share_difference_interval(wrong, other_wrong, items=items)
+        is_significant = abs(mean) > half or lower > 0 or upper < 0
         yield (
             f'{entry.task:<20}{f"{entry.cell} - {first[0].cell}":<20}'
-            f'loss {text_tables.format_interval(loss, "+.4g")}   '
-            f'wrong {text_tables.format_interval(wrong, "+.2%", ".2%")}'
+            f'loss {text_tables.format_interval(difference, "+.4g")}   '
+            f'wrong {text_tables.format_bounded(interval, "+.2%")}'
             f'{"" if is_significant else "   (not statistically significant)"}{failed}'
         )
 
@@ -241,14 +253,19 @@ def values_of(outcome: SuccessResults) -> np.ndarray:
     return np.array([[seed.test[name] for seed in outcome.seeds] for name in ('loss', synthetic.WRONG)])
 
 
-def _finite(values: np.ndarray) -> tuple[np.ndarray, str]:
-    """Returns the columns of losses and error rates [2, R] with a finite loss, and a text that counts the others.
+def _num_items(entry: Entry) -> int:
+    """Returns the number of test sequences of a run."""
+    return task_report.num_held_out(entry.experiment.synthetic_task(entry.settings.options), entry.settings)
 
-    If no loss is finite, the values are NaN [2, 1]. The text is empty if all losses are finite.
+
+def _finite(values: np.ndarray) -> tuple[np.ndarray, str]:
+    """Returns the columns of values [N, R] with a finite loss, which is row 0, and a text that counts the others.
+
+    If no loss is finite, the values are NaN [N, 1]. The text is empty if all losses are finite.
     """
     finite = np.isfinite(values[0])
     failed = '' if finite.all() else f'   {(~finite).sum()} diverged'
-    return values[:, finite] if finite.any() else np.full((2, 1), np.nan), failed
+    return values[:, finite] if finite.any() else np.full((len(values), 1), np.nan), failed
 
 
 def _plot(folder: Workdir, results: Sequence[tuple[Entry, SuccessResults]]) -> None:

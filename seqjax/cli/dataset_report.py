@@ -31,6 +31,7 @@ class CellResult(NamedTuple):
     chosen: int  # seed with the lowest validation loss, used for predictions
     summary_lines: Sequence[str]  # text about the test predictions of that seed, such as a confusion matrix
     baseline: str | None = None  # name of the baseline that is best on validation; None in results of earlier versions
+    num_items: int | None = None  # number of items of the test split; None in results of earlier versions
 
 
 def to_json(result: CellResult) -> dict[str, Any]:
@@ -54,24 +55,46 @@ def from_json(values: Mapping[str, Any]) -> CellResult:
 def table_lines(metric: MetricSpec, results: Sequence[CellResult]) -> list[str]:
     """Returns the lines of a text table: for each cell, parameters and mean test metric with CI; then the baselines."""
     seeds, unit = len(results[0].values), f' ({metric.unit})' if metric.unit else ''
+    width = max(28, *(len(name) + 2 for name in (*map(_title, results), *results[0].baselines)))
     lines = [f'Test split: mean of {seeds} seed{"s" if seeds > 1 else ""} with 95% CI\n']
-    lines.append(f'{"":<28}{"parameters":>12}{metric.name + unit:>30}')
+    lines.append(f'{"":<{width}}{"parameters":>12}{metric.name + unit:>30}')
     for result in results:
-        value = text_tables.format_interval(result.values, metric.format_spec, metric.format_spec)
-        lines.append(f'{_title(result):<28}{result.params:>12,}{value:>30}')
-    lines += [f'{name:<28}{"":>12}{value:>30{metric.format_spec}}' for name, value in results[0].baselines.items()]
+        value = _mean_text(metric, result)
+        lines.append(f'{_title(result):<{width}}{result.params:>12,}{value:>30}')
+    baselines = results[0].baselines.items()
+    lines += [f'{name:<{width}}{"":>12}{value:>30{metric.format_spec}}' for name, value in baselines]
     return lines
+
+
+def _is_share(metric: MetricSpec) -> bool:
+    """Returns True if a metric is a share of the items, from 0 to 1, which is printed in percent."""
+    return metric.format_spec.endswith('%')
+
+
+def _mean_text(metric: MetricSpec, result: CellResult) -> str:
+    """Returns the mean test metric over seeds as text with its 95% CI; of a share, with the items' sampling error."""
+    if not _is_share(metric):
+        return text_tables.format_interval(result.values, metric.format_spec, metric.format_spec)
+    interval = statistics.bounded_mean_interval(result.values, items=result.num_items)
+    return text_tables.format_bounded(interval, metric.format_spec)
 
 
 def difference_lines(metric: MetricSpec, results: Sequence[CellResult]) -> list[str]:
     """Returns text lines: test metric of each other cell minus the first cell's, paired by seed; [] for one cell."""
     first, lines = results[0], []
     for result in results[1:]:
-        difference = result.values - first.values
-        mean, half = statistics.mean_interval(difference)
-        note = '' if abs(mean) > half else '   (not statistically significant)'
-        interval = text_tables.format_interval(difference, '+' + metric.format_spec, metric.format_spec)
-        lines.append(f'{result.cell} - {first.cell:<20}{metric.name} {interval}{note}')
+        difference, spec = result.values - first.values, '+' + metric.format_spec
+        if _is_share(metric):
+            lower, _, upper = interval = statistics.share_difference_interval(
+                result.values, first.values, items=result.num_items
+            )
+            is_significant, text = lower > 0 or upper < 0, text_tables.format_bounded(interval, spec)
+        else:
+            mean, half = statistics.mean_interval(difference)
+            is_significant = abs(mean) > half
+            text = text_tables.format_interval(difference, spec, metric.format_spec)
+        note = '' if is_significant else '   (not statistically significant)'
+        lines.append(f'{result.cell} - {first.cell:<20}{metric.name} {text}{note}')
     sign = 'positive' if metric.higher_is_better else 'negative'
     return [f'Differences A - B over the same seeds ({sign}: A is better than B)', *lines] if lines else []
 

@@ -5,6 +5,8 @@
 
 The command has the flags of the task, except --train_all_steps: every seed is trained for all --steps, and its final
 parameters are tested.
+
+Accuracy is the fraction of correct sequences, or of correct symbols for a task with the metric `wrong_symbols`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,9 +31,10 @@ from seqjax.tasks.synthetic import SyntheticTask
 from seqjax.training import evaluation
 from seqjax.training.seeds import TestFn
 from seqjax.training.success_results import SeedResult, SuccessResults
-from seqjax.types import Mean, Task, TrainState
+from seqjax.types import Mean, Sequences, Task, TrainState
 
 WITHIN, BEYOND = 'within', 'beyond'  # prefixes of metrics: lengths up to the longest training length, and longer
+WRONG_SYMBOLS = 'wrong_symbols'  # metric of a task that is tested instead of the fraction of wrong sequences
 LENGTH_FACTOR = 10  # default of --max_test_length, as a multiple of the longest training length
 SOLVED = 0.99  # minimal accuracy, at every length beyond training, of a seed that generalizes
 OWN = {
@@ -110,7 +113,8 @@ class Lengths(TaskExperiment):
             batch = task.draw(
                 jax.random.fold_in(key, length), jnp.full(settings.options['sequences_per_length'], length), size
             )
-            return training_task.loss(evaluation.apply(model, state, batch.inputs), batch)[synthetic.WRONG]
+            metrics = training_task.loss(evaluation.apply(model, state, batch.inputs), batch)
+            return metrics.get(WRONG_SYMBOLS, metrics[synthetic.WRONG])
 
         def test(state: TrainState, key: jax.Array) -> dict[str, Mean]:
             values = {}
@@ -125,25 +129,32 @@ class Lengths(TaskExperiment):
         return test, key
 
     def show(self, outcome: SuccessResults, settings: Settings) -> None:
-        """Prints the mean, maximal and minimal accuracy over seeds at up to nine of the test lengths."""
+        """Prints the mean accuracy over seeds, its 95% CI, and the extremes at up to nine of the test lengths."""
         lengths, accuracies = curves(outcome.seeds)
         columns = np.unique(np.linspace(0, len(lengths) - 1, 9).round().astype(int))
-        print(f'{"length":>10}' + ''.join(f'{lengths[i]:>8}' for i in columns))
-        rows = {'mean': accuracies.mean(0), 'best seed': accuracies.max(0), 'worst seed': accuracies.min(0)}
+        print(f'{"length":>11}' + ''.join(f'{lengths[i]:>8}' for i in columns))
+        items = settings.options['sequences_per_length']
+        intervals = [statistics.bounded_mean_interval(accuracies[:, i], items=items) for i in columns]
+        low, means, high = np.array(intervals).T
+        rows = {'mean': means, '95% CI low': low, '95% CI high': high}
+        rows |= {'best seed': accuracies.max(0)[columns], 'worst seed': accuracies.min(0)[columns]}
         for name, values in rows.items():
-            print(f'{name:>10}' + ''.join(f'{values[i]:>8.1%}' for i in columns))
+            print(f'{name:>11}' + ''.join(f'{value:>8.1%}' for value in values))
 
     def conclusion(self, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
         """Returns the last line of the output: the accuracy at the test lengths beyond the training lengths."""
         lengths, accuracies = curves(outcome.seeds, BEYOND)
         means, solved, count = accuracies.mean(1), count_solved(accuracies), len(accuracies)
         low, high = statistics.wilson_interval(solved, count)
-        mean = text_tables.format_interval(means, '.1%', '.1%')
+        items = len(lengths) * settings.options['sequences_per_length']
+        mean = text_tables.format_bounded(statistics.bounded_mean_interval(means, items=items))
+        longest = statistics.bounded_mean_interval(solved_up_to(*curves(outcome.seeds)), high=lengths[-1])
         return (
             f'{task.name}, {settings.model.title}, trained on lengths up to {training_length(task)}: accuracy '
             f'at lengths {lengths[0]} to {lengths[-1]} is {mean} (mean over seeds) and {means.max():.1%} (best seed); '
             f'{solved} of {count} seeds ({solved / count:.1%}, 95% CI {low:.1%} to {high:.1%}) reach {SOLVED:.0%} at '
-            'every one of these lengths.'
+            f'every one of these lengths. From the shortest length, seeds reach {SOLVED:.0%} at every length up to '
+            f'{text_tables.format_bounded(longest, ".0f")} (mean over seeds).'
         )
 
     def plot(self, folder: Workdir, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
@@ -167,9 +178,28 @@ def training_length(task: SyntheticTask) -> int:
 
 
 def select_lengths(task: SyntheticTask, settings: Settings) -> list[int]:
-    """Returns the test lengths, ascending: evenly spaced ones, the longest training length, and that length plus 1."""
+    """Returns the test lengths, ascending: evenly spaced ones, the longest training length, and that length plus 1.
+
+    A length that no sequence of the task has is replaced by the length that the task draws instead, such as an odd
+    length of a^n b^n by the even one below it. Length 0 is left out.
+    """
     spaced = np.linspace(1, settings.options['max_test_length'], settings.options['num_lengths']).round().astype(int)
-    return sorted({*spaced.tolist(), training_length(task), training_length(task) + 1})
+    lengths = np.array([*spaced, training_length(task), training_length(task) + 1])
+    return sorted({*drawn_lengths(task, lengths).tolist()} - {0})
+
+
+def drawn_lengths(task: SyntheticTask, lengths: np.ndarray) -> np.ndarray:
+    """Returns the lengths [L] of the sequences that the task draws for `lengths` [L]; the same if it declares none."""
+    size = max(padded(lengths.tolist()))
+
+    @jax.jit  # removes the computation of the sequences
+    def drawn(lengths: jax.Array) -> list[jax.Array]:
+        inputs = task.draw(jax.random.key(0), lengths, size).inputs
+        parts = jax.tree.leaves(inputs, is_leaf=lambda x: isinstance(x, Sequences))
+        return [part.seq_lengths for part in parts if isinstance(part, Sequences) and part.seq_lengths is not None]
+
+    declared = drawn(jnp.asarray(lengths))
+    return np.asarray(declared[0]) if declared else lengths
 
 
 def padded(lengths: Sequence[int]) -> dict[int, list[int]]:
@@ -198,6 +228,18 @@ def curves(seeds: Sequence[SeedResult], *ranges: str) -> tuple[np.ndarray, np.nd
 def count_solved(accuracies: np.ndarray) -> int:
     """Returns the number of seeds whose accuracy is at least SOLVED at every length, from accuracies [R, L]."""
     return int((accuracies.min(1) >= SOLVED).sum())
+
+
+def solved_up_to(lengths: np.ndarray, accuracies: np.ndarray) -> np.ndarray:
+    """Returns the longest length [R] up to which each seed has an accuracy of SOLVED at every tested length.
+
+    It is 0 if a seed is below SOLVED at the shortest length. The arguments are the results of `curves`.
+
+    >>> solved_up_to(np.array([2, 4, 6]), np.array([[1.0, 1.0, 1.0], [1.0, 0.5, 1.0], [0.9, 1.0, 1.0]])).tolist()
+    [6, 2, 0]
+    """
+    counts = np.cumprod(accuracies >= SOLVED, axis=1).sum(1)
+    return np.concatenate([[0], lengths])[counts]
 
 
 COMMAND = task_registry.task_command('lengths', __doc__, default='parity', wrap=Lengths)

@@ -241,16 +241,21 @@ class TaskExperiment:
         """Returns the last line of the output: the number of successful seeds and their mean error rate.
 
         The error rate is on held-out data, which --split selects: validation or test. Without a successful seed, the
-        mean is over all seeds.
+        mean is over all seeds. Successful seeds that do not meet the success criterion on held-out data are counted.
         """
-        successful = [seed for seed in outcome.seeds if seed.sequences is not None]
-        wrong = [seed.test[synthetic.WRONG] for seed in (successful or outcome.seeds)]
-        which = 'successful seeds' if successful else 'all seeds'
-        count = 'held-out examples' if task.examples is not None else f'{task_setup.NUM_EVAL_SEQUENCES:,} new sequences'
-        return (
-            f'{task.name}, {settings.model.title}: {task_report.success_summary(task, outcome, settings)}. '
-            f'Mean error rate of {which} on {count} ({settings.train.split}): {np.mean(wrong):.2%}.'
-        )
+        summary = task_report.success_summary(task, outcome, settings)
+        error_rate = task_report.error_rate_text(task, outcome, settings)
+        text = f'{task.name}, {settings.model.title}: {summary}. {error_rate}'
+        criterion = task_report.success_criterion(task, settings)
+        values = [seed.test[criterion.metric] for seed in success_results.disagreements(outcome.seeds, criterion)]
+        if values:
+            successful = sum(seed.sequences is not None for seed in outcome.seeds)
+            spec = '.2%' if criterion.metric == synthetic.WRONG else '.4g'
+            text += (
+                f' {len(values)} of {successful} successful seeds do not meet the criterion there: '
+                f'{criterion.metric} up to {max(values):{spec}}.'
+            )
+        return text
 
     def plot(self, folder: Workdir, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:
         """Writes curve.png: the metric of the success criterion for each seed, and the fraction of successful seeds."""

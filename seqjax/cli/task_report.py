@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from seqjax.cli import task_setup
 from seqjax.cli.settings import Settings
 from seqjax.reporting import plots, statistics, text_tables
 from seqjax.tasks import synthetic
@@ -28,7 +29,10 @@ def criterion_text(criterion: SuccessCriterion) -> str:
 
 
 def success_summary(task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
-    """Returns a sentence: number of successful seeds, success criterion, and training sequences that they needed."""
+    """Returns a sentence: number of successful seeds, success criterion, and training sequences that they needed.
+
+    If a seed failed, the sentence has the median over all seeds, because the mean over the others would be too low.
+    """
     sequences, count = [seed.sequences for seed in outcome.seeds if seed.sequences is not None], len(outcome.seeds)
     low, high = statistics.wilson_interval(len(sequences), count)
     train = settings.train
@@ -38,10 +42,31 @@ def success_summary(task: SyntheticTask, outcome: SuccessResults, settings: Sett
         f'succeeded within {maximum:,} sequences ({criterion_text(success_criterion(task, settings))} '
         f'over {window:,} sequences)'
     )
-    if sequences:
-        mean = text_tables.format_interval(np.array(sequences, float), ',.0f', ',.0f')
-        text += f', after {min(sequences):,} to {max(sequences):,} (mean {mean})'
-    return text
+    if not sequences:
+        return text
+    text += f', after {min(sequences):,} to {max(sequences):,}'
+    if len(sequences) < count:
+        needed = np.array([np.inf if seed.sequences is None else seed.sequences for seed in outcome.seeds])
+        median = statistics.censored_median(needed)
+        return f'{text}; median over all seeds {text_tables.format_censored(median, maximum)}'
+    return f'{text} (mean {text_tables.format_interval(np.array(sequences, float), ",.0f", ",.0f")})'
+
+
+def num_held_out(task: SyntheticTask, settings: Settings) -> int:
+    """Returns the number of held-out sequences, of validation or test, on which a run is tested."""
+    if task.examples is None:
+        return task_setup.NUM_EVAL_SEQUENCES
+    return len(task_setup.held_out_batch(task, settings.train.split).mask)
+
+
+def error_rate_text(task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
+    """Returns a sentence: mean error rate of the successful seeds, or of all if none is, on held-out sequences."""
+    successful = [seed for seed in outcome.seeds if seed.sequences is not None]
+    wrong = np.array([seed.test[synthetic.WRONG] for seed in (successful or outcome.seeds)])
+    which, count = 'successful seeds' if successful else 'all seeds', num_held_out(task, settings)
+    sequences = 'held-out examples' if task.examples is not None else 'new sequences'
+    interval = text_tables.format_bounded(statistics.bounded_mean_interval(wrong, items=count), '.2%')
+    return f'Mean error rate of {which} on {count:,} {sequences} ({settings.train.split}): {interval}.'
 
 
 def metric_label(metric: str) -> str:

@@ -29,7 +29,12 @@ def improvement(metric: MetricSpec, ours: list[ItemScores], theirs: ItemScores, 
 
     Both the seeds and the items are random samples. The interval has the variance of both: of the mean over seeds, by
     Student's t, and of the items, by a paired bootstrap of the mean over seeds (Efron and Tibshirani 1993, chapter
-    8.4). With one seed it has the variance of the items only; with one item its half width is infinite.
+    8.4). The bootstrap's standard deviation is too small for few items, and has an error of its own; it is therefore
+    multiplied by sqrt(N / (N - 1)) and by the quantile of Student's t with N - 1 degrees of freedom. If items have
+    different counts, N is their effective number (Kish 1965). The half widths of seeds and items are added in
+    quadrature, which covers at least 95% for normal errors (Banerjee 1960).
+
+    With one seed the interval has the variance of the items only; with one item its half width is infinite.
 
     Args:
       metric: metric that is compared.
@@ -51,12 +56,21 @@ def improvement(metric: MetricSpec, ours: list[ItemScores], theirs: ItemScores, 
     values = metric.value(totals.sum(1), counts.sum())
     differences = signs * (values[:-1] - values[-1])
     resampled = np.concatenate(list(_resample(metric, totals, counts, np.random.default_rng(seed))), axis=1)
-    # The variance of a single item cannot be estimated.
-    item_error = (
-        statistics.Z95 * np.std(signs * (resampled[:-1].mean(0) - resampled[-1])) if len(counts) > 1 else math.inf
-    )
+    item_error, count = math.inf, effective_count(counts)
+    if count > 1.01:  # the variance of a single item cannot be estimated
+        deviation = np.std(resampled[:-1].mean(0) - resampled[-1])
+        item_error = statistics.t_quantile(count - 1) * (count / (count - 1)) ** 0.5 * deviation
     mean, seed_error = statistics.mean_interval(differences)
     return Improvement(mean, math.hypot(item_error, seed_error if len(ours) > 1 else 0.0))
+
+
+def effective_count(counts: np.ndarray) -> float:
+    """Returns the number of items with equal counts that have the same variance as items with `counts` [N].
+
+    >>> effective_count(np.array([11, 11, 11, 11])), round(effective_count(np.array([11, 11, 11, 5])), 2)
+    (4.0, 3.72)
+    """
+    return float(counts.sum() ** 2 / (counts**2).sum())
 
 
 def _resample(metric: MetricSpec, totals: np.ndarray, counts: np.ndarray, rng: np.random.Generator):

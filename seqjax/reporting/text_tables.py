@@ -110,6 +110,47 @@ def format_interval(values: np.ndarray, spec: str = '.4g', half_spec: str = '.2g
     return f'{mean:{spec}}' if math.isinf(half_width) else f'{mean:{spec}} ± {half_width:{half_spec}}'
 
 
+MAX_MORE_DECIMALS = 3  # most decimals that a percentage gets more than its format specification
+
+
+def format_bounded(interval: statistics.Interval, spec: str = '.1%') -> str:
+    """Returns an estimate with the edges of its 95% confidence interval as text; only the estimate if it is NaN.
+
+    A percentage gets more decimals if the edges are equal otherwise.
+
+    >>> format_bounded((0.9892, 0.9968, 1.0)), format_bounded((0.99993, 0.99998, 1.0))
+    ('99.7% (98.9% to 100.0%)', '100.00% (99.99% to 100.00%)')
+    """
+    lower, middle, upper = interval
+    if math.isnan(middle):
+        return f'{middle:{spec}}'
+    head, point, decimals = spec.removesuffix('%').rpartition('.')
+    more = MAX_MORE_DECIMALS if spec.endswith('%') and point else 0
+    specs = [spec, *(f'{head}.{int(decimals) + i}%' for i in range(1, more + 1))]
+    spec = next((spec for spec in specs if f'{lower:{spec}}' != f'{upper:{spec}}'), spec)
+    return f'{middle:{spec}} ({lower:{spec}} to {upper:{spec}})'
+
+
+def format_censored(median: statistics.CensoredMedian, limit: float, spec: str = ',.0f') -> str:
+    """Returns the median of values up to `limit` as text, with its 95% confidence interval and the number of failures.
+
+    For few values, whose interval is their range, the text has the range.
+
+    >>> format_censored(statistics.CensoredMedian(18_000, 21_000, np.inf, 3, 10), 100_000)
+    '21,000 (95% CI 18,000 to over 100,000), 3 of 10 failed'
+    >>> format_censored(statistics.CensoredMedian(np.inf, np.inf, np.inf, 10, 10), 100_000)
+    'over 100,000, 10 of 10 failed'
+    """
+
+    def text(x: float) -> str:
+        return f'{x:{spec}}' if math.isfinite(x) else f'over {limit:{spec}}'
+
+    name = '95% CI' if median.count >= statistics.MIN_MEDIAN_COUNT else 'range'
+    has_edges = median.count > 1 and math.isfinite(median.lower)
+    edges = f' ({name} {text(median.lower)} to {text(median.upper)})' if has_edges else ''
+    return text(median.median) + edges + (f', {median.failures} of {median.count} failed' if median.failures else '')
+
+
 def replaced_block(page: Path, name: str, text: str) -> str:
     """Returns a Markdown file with `text` between `<!-- NAME -->` and `<!-- end of NAME -->`.
 

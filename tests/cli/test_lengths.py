@@ -34,11 +34,8 @@ def test_a_length_is_tested_on_fresh_sequences_of_that_length(task):
     for state, _, _ in training.train(model, built, tx, state, steps=4, steps_per_call=2):
         pass
     tested, right = lengths.curves(outcome.seeds)
-    # Of one symbol there is no a^n b^n.
-    assert tested.tolist() == lengths.select_lengths(problem, settings)[task == 'anbn' :] and right.shape == (
-        2,
-        len(tested),
-    )
+    assert tested.tolist() == lengths.select_lengths(problem, settings) and right.shape == (2, len(tested))
+    assert task != 'anbn' or not (tested % 2).any()
     draw = jax.jit(problem.draw, static_argnums=2)
     wrong = jax.jit(lambda x: problem.loss_fn(training.apply(model, state, x.inputs), x)['wrong'].compute())
     for length, found in zip(tested.tolist(), right[1], strict=True):
@@ -80,7 +77,7 @@ def test_the_last_line_is_about_lengths_beyond_those_trained_on():
         SuccessResults(seeds, ['loss', 'wrong'], np.zeros((2, 1, 2))),
         settings,
     )
-    assert all(part in said for part in ('5 to 8', '99.2% ± ', '99.5%', '1 of 2'))
+    assert all(part in said for part in ('5 to 8', '99.2% (', '99.5%', '1 of 2'))
 
 
 @pytest.mark.slow
