@@ -14,7 +14,15 @@ import numpy as np
 import optax
 
 from seqjax.datasets.baselines import class_baselines
-from seqjax.datasets.dataset import ConfusionMatrix, Dataset, ItemScores, MetricSpec, PredictionInputs, Table
+from seqjax.datasets.dataset import (
+    ConfusionMatrix,
+    Dataset,
+    ItemScores,
+    MetricSpec,
+    PredictionInputs,
+    Table,
+    fit_splits,
+)
 from seqjax.errors import UserError
 from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import LossFn
@@ -193,13 +201,18 @@ def parse_numbers(line: str, count: int) -> np.ndarray:
 # --- baselines and metrics -------------------------------------------------------------------------
 
 
+def _fit_values(split: str, values: Callable[[str], np.ndarray]) -> np.ndarray:
+    """Returns the values, concatenated, of the splits on which the baselines of `split` are fitted."""
+    return np.concatenate([values(name) for name in fit_splits(split)])
+
+
 def baselines(
     name: str, features: Callable[[str], np.ndarray], labels: Callable[[str], np.ndarray]
 ) -> dict[str, Callable[[str], np.ndarray]]:
     """Returns two baselines by name: 'most frequent class', and a logistic regression that is called `name`.
 
-    A baseline is a function from 'validation' or 'test' to the predicted class indices [N] of that split. For
-    'validation' it is fitted on the training split, for 'test' on the training and validation splits.
+    A baseline is a function from 'validation' or 'test' to the predicted class indices [N] of that split. It is fitted
+    on the splits `fit_splits`.
 
     Args:
       name: name of the logistic regression.
@@ -207,20 +220,36 @@ def baselines(
       labels: function from a split name to class indices [N].
     """
 
-    def training_values(split: str, values: Callable[[str], np.ndarray]) -> np.ndarray:
-        return np.concatenate(
-            [values(name) for name in (['train'] if split == 'validation' else ['train', 'validation'])]
-        )
-
     def most_frequent(split: str) -> np.ndarray:
-        return class_baselines.most_frequent(training_values(split, labels), len(labels(split)))
+        return class_baselines.most_frequent(_fit_values(split, labels), len(labels(split)))
 
     def logistic(split: str) -> np.ndarray:
-        return class_baselines.logistic(
-            training_values(split, features), training_values(split, labels), features(split)
-        )
+        return class_baselines.logistic(_fit_values(split, features), _fit_values(split, labels), features(split))
 
     return {'most frequent class': most_frequent, name: logistic}
+
+
+def svm_baseline(
+    name: str, features: Callable[[str], np.ndarray], labels: Callable[[str], np.ndarray], standardize: bool
+) -> tuple[dict[str, Callable[[str], np.ndarray]], list[str]]:
+    """Returns a support vector machine as the baseline {`name`: function}, and printed lines about it.
+
+    Its C is the one that is best on validation, the lowest in a tie. If there are too many examples, there is no
+    baseline, but a line that says so. The arguments are as in `baselines`; for `standardize` see `class_baselines.svm`.
+    """
+    count, size = len(_fit_values('test', labels)), features('validation').shape[1]
+    if not class_baselines.svm_is_cheap(count, size):
+        return {}, [f'no {name} baseline, since it is slow for {count:,} examples of {size:,} features']
+
+    @functools.cache
+    def predict(split: str, cost: float) -> np.ndarray:
+        fitted = _fit_values(split, features), _fit_values(split, labels)
+        return class_baselines.svm(*fitted, features(split), cost, standardize)
+
+    def right(cost: float) -> int:
+        return int((predict('validation', cost) == labels('validation')).sum())
+
+    return {name: lambda split: predict(split, max(class_baselines.SVM_COSTS, key=right))}, []
 
 
 def make_dataset(

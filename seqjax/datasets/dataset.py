@@ -24,6 +24,15 @@ class ItemScores(NamedTuple):
     counts: np.ndarray  # [N] number of values in each item
 
 
+def fit_splits(split: str) -> tuple[str, ...]:
+    """Returns the names of the splits on which every baseline is fitted before it is scored on `split`.
+
+    >>> fit_splits('validation'), fit_splits('test')
+    (('train',), ('train', 'validation'))
+    """
+    return ('train',) if split == 'validation' else ('train', 'validation')
+
+
 class MetricSpec(NamedTuple):
     """Specification of the metric by which a model and the baselines are compared."""
 
@@ -90,7 +99,7 @@ class Dataset(NamedTuple):
     test: PredictionInputs  # test split, predicted once, after training
     metric: MetricSpec
     items: Callable[[Arrays], ItemScores]  # predictions of the test split, leaves [M, B, ...] -> their item scores
-    baselines: Mapping[str, Callable[[str], ItemScores]]  # by name: 'validation' or 'test' -> item scores
+    baselines: Mapping[str, Callable[[str], ItemScores]]  # by name: split -> item scores, see fit_splits
     summary: Callable[[Arrays], Sequence[str]] = lambda predictions: ()  # test predictions -> printed lines
     train_plus_validation: Callable[[], Arrays] | None = None  # () -> both splits as `data`, for --refit
     figure_data: Callable[[Arrays], ConfusionMatrix | ForecastCurve] | None = None  # test predictions -> plotted data

@@ -1,19 +1,18 @@
-"""Reports on forecasts: errors by steps ahead, interval coverage, baselines, tables and the data of a plot.
+"""Reports on forecasts: errors by steps ahead, interval coverage, tables and the data of a plot.
 
 Axes in addition to those in `seqjax`: C target columns, H forecast horizon in steps, k origins (the last rows read).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from seqjax import config, options
 from seqjax.datasets import forecast_preprocessing
-from seqjax.datasets.baselines import forecast_baselines
 from seqjax.datasets.dataset import ForecastCurve, ItemScores, Table
-from seqjax.datasets.forecast_batching import Forecasts, OriginRanges, Split
+from seqjax.datasets.forecast_batching import Forecasts, Split
 from seqjax.datasets.forecast_preprocessing import PreparedSeries
 from seqjax.datasets.readers import date_formats, dates, summary
 from seqjax.datasets.readers.date_formats import DateFormat
@@ -63,71 +62,6 @@ def items(
         counts.append(np.add.reduceat((~np.isnan(squared)).sum((1, 2)), places))
     totals, counts = np.concatenate(totals), np.concatenate(counts)
     return ItemScores(totals[counts > 0], counts[counts > 0])
-
-
-# --- baselines -------------------------------------------------------------------------------------
-
-BaselineFn = Callable[[OriginRanges], list[Forecasts]]
-
-
-def baselines(
-    prepared_series: Sequence[PreparedSeries],
-    preprocessing: Mapping[str, Any],
-    splits: Sequence[Split],
-    order: int | None,
-    split_name: str,
-) -> dict[str, BaselineFn]:
-    """Returns the baselines by name: persistence, seasonal naive for each season, and autoregression.
-
-    A baseline is a function from origin ranges to Forecasts of each series. The autoregression is fitted on all rows
-    before the split `split_name`, 'validation' or 'test'. If `order` is None, each series and target has the order with
-    the lowest AIC on the training split.
-    """
-    horizon, seasons = preprocessing['horizon'], preprocessing['seasons']
-    scaled = [
-        (prepared.series.values[:, : prepared.values.shape[1]] - prepared.scale[0]) / prepared.scale[1]
-        for prepared in prepared_series
-    ]
-    models, orders = [], []
-    for prepared, values, split in zip(prepared_series, scaled, splits, strict=True):
-        end, columns = split.validation, range(values.shape[1])
-        highest = forecast_baselines.max_order(end, seasons, len(prepared_series) * values.shape[1])
-        series_orders = [order or forecast_baselines.best_order(values[:end, i], highest) for i in columns]
-        stop = end if split_name == 'validation' else split.test
-        models.append(
-            [forecast_baselines.fit(values[:stop, i], p) for i, p in zip(columns, series_orders, strict=True)]
-        )
-        orders += series_orders
-
-    def baseline(forecast: Callable[[int, int, np.ndarray], np.ndarray]) -> BaselineFn:
-        """Returns the baseline of a function (series index, target index, origins [k]) -> scaled forecasts [k, H]."""
-
-        def forecast_ranges(origin_ranges: OriginRanges) -> list[Forecasts]:
-            return [of_series(series, np.arange(*span)) for series, span in enumerate(origin_ranges)]
-
-        def of_series(series: int, origins: np.ndarray) -> Forecasts:
-            values = np.stack([forecast(series, place, origins) for place in range(scaled[series].shape[1])], -1)
-            mean, deviation = prepared_series[series].scale
-            return Forecasts(series, origins, (values * deviation + mean)[..., None])
-
-        return forecast_ranges
-
-    by_name = {
-        'persistence': baseline(
-            lambda i, j, origins: forecast_baselines.seasonal_naive(scaled[i][:, j], origins, horizon)
-        )
-    }
-    for season in seasons:
-        by_name[f'{season} steps before'] = baseline(
-            lambda i, j, origins, season=season: forecast_baselines.seasonal_naive(
-                scaled[i][:, j], origins, horizon, season
-            )
-        )
-    low, high = min(orders), max(orders)
-    by_name[f'AR({low})' if low == high else f'AR({low} to {high})'] = baseline(
-        lambda i, j, origins: forecast_baselines.autoregressive(models[i][j], scaled[i][:, j], origins, horizon)
-    )
-    return by_name
 
 
 # --- descriptions and tables -----------------------------------------------------------------------
@@ -308,7 +242,8 @@ def summarize(
     original_units, horizon = preprocessing['original_units'], preprocessing['horizon']
     unit = 'the units of the file' if original_units else 'standard deviations of the training split (training SD)'
     lines = [f'RMSE and mean absolute error on the test split by steps ahead, in {unit}']
-    lines.append(f'{"ahead":>7}' + ''.join(f'{name:>24}' for name in forecasts))
+    width = max(24, 3 + max(map(len, forecasts)))
+    lines.append(f'{"ahead":>7}' + ''.join(f'{name:>{width}}' for name in forecasts))
     errors_by_name = {
         name: [errors(forecast, prepared_series[forecast.series], original_units) for forecast in series_forecasts]
         for name, series_forecasts in forecasts.items()
@@ -322,7 +257,7 @@ def summarize(
             else f'{np.sqrt(np.nanmean(values**2)):.4g}  {np.nanmean(np.abs(values)):.4g}'
             for values in step_errors.values()
         ]
-        lines.append((f'{step:>7}' + ''.join(f'{score:>24}' for score in scores)).rstrip())
+        lines.append((f'{step:>7}' + ''.join(f'{score:>{width}}' for score in scores)).rstrip())
     if preprocessing['likelihood'] != 'point':
         fractions = ', '.join(
             f'{name} intervals: {fraction:.1%}'

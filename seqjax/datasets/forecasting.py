@@ -23,10 +23,11 @@ from seqjax.datasets import (
     forecast_series,
     schemas,
 )
+from seqjax.datasets.baselines import series_baselines
+from seqjax.datasets.baselines.series_baselines import BaselineFn
 from seqjax.datasets.dataset import Dataset, ItemScores, MetricSpec, PredictionInputs
 from seqjax.datasets.forecast_batching import EvalRows, Forecasts, OriginRanges, Split
 from seqjax.datasets.forecast_preprocessing import PreparedSeries
-from seqjax.datasets.forecast_report import BaselineFn
 from seqjax.datasets.readers import date_columns, dates, summary
 from seqjax.datasets.readers.dates import Frequency
 from seqjax.datasets.readers.table_columns import Series
@@ -80,7 +81,7 @@ def dataset(
     validation_rows = forecast_batching.select_rows(validation_rows, origins['validation'])
     test_rows = forecast_batching.select_rows(eval_rows(lengths), origins['test'])
     test_rows = forecast_batching.pad_to_tile(test_rows)
-    baselines = functools.cache(partial(forecast_report.baselines, prepared_series, preprocessing, splits, order))
+    baselines = functools.cache(partial(series_baselines.baselines, prepared_series, preprocessing, splits, order))
     forecast_series.check_targets(name, prepared_series, origins, horizon)
 
     return Dataset(

@@ -10,7 +10,6 @@ give the token that it stands for, so with unknown tokens the bits are fewer tha
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -213,7 +212,8 @@ def dataset(
       title: name of the text in messages.
       batch_size, window: B, the rows that training reads in parallel, and T, the time steps of a batch.
       ngram_order: order of the n-gram baseline.
-      max_ngram_tokens: maximum number of training tokens on which the n-gram baselines are fitted, the last ones.
+      max_ngram_tokens: maximum number of tokens of the training split on which the n-gram baselines are fitted, the
+        last ones. For the test, they are fitted on these and on all tokens of the validation split.
       preprocessing: see Dataset.
 
     Raises:
@@ -224,15 +224,13 @@ def dataset(
     begin, end = bounds.split('test')
     test = scoring_inputs(tokens[begin:end], window, begin, unit=unit, token_name=token_name)
     mask = test.batches.mask
-    ngram_tokens = tokens[max(0, bounds.training - max_ngram_tokens) : bounds.training]
 
     def baseline(order: int) -> Callable[[str], ItemScores]:
-        model = functools.cache(lambda: ngrams.fit(ngram_tokens, order, size))
-
         def item_scores(split: str) -> ItemScores:
             begin, end = bounds.split(split)
             before = begin - max(0, begin - order)  # n-grams may read tokens before the split
-            bits = model().bits(tokens[begin - before : end], before + 1)
+            model = ngrams.fit(tokens[max(0, bounds.training - max_ngram_tokens) : begin], order, size)
+            bits = model.bits(tokens[begin - before : end], before + 1)
             return items(to_batches(bits, window), to_batches(np.ones(len(bits), bool), window))
 
         return item_scores

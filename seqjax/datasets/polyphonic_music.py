@@ -25,7 +25,15 @@ import optax
 
 from seqjax import config
 from seqjax.datasets.baselines import note_baselines
-from seqjax.datasets.dataset import Dataset, ItemScores, MetricSpec, OnlinePredictor, PredictionInputs, Table
+from seqjax.datasets.dataset import (
+    Dataset,
+    ItemScores,
+    MetricSpec,
+    OnlinePredictor,
+    PredictionInputs,
+    Table,
+    fit_splits,
+)
 from seqjax.datasets.readers import piano_rolls
 from seqjax.datasets.readers.piano_rolls import Pieces
 from seqjax.errors import UserError
@@ -71,7 +79,7 @@ def dataset(
     validation, test = (PackedPieces.pack(splits[split], steps) for split in config.SPLITS)
 
     def items(forecast, split):
-        return forecast(splits['train'], splits[split])
+        return forecast([piece for name in fit_splits(split) for piece in splits[name]], splits[split])
 
     return Dataset(
         name=name,

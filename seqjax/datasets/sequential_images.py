@@ -77,12 +77,15 @@ def dataset(
             'order': jax.random.key(seed),
         }
 
+    baselines = classification.baselines('logistic regression of the pixels', pixels, labels.__getitem__)
+    svm, svm_lines = classification.svm_baseline('RBF SVM of the pixels', pixels, labels.__getitem__, standardize=False)
     return classification.make_dataset(
         preprocessing['classes'],
         labels,
-        classification.baselines('logistic regression of the pixels', pixels, labels.__getitem__),
+        baselines | svm,
         name=name,
-        description=_describe(train, validation, test_images, counts, test[0] if test else None, preprocessing),
+        description=_describe(train, validation, test_images, counts, test[0] if test else None, preprocessing)
+        + svm_lines,
         spec=spec(preprocessing),
         postprocess=classification.postprocess,
         preprocessing=preprocessing,

@@ -5,6 +5,7 @@ constant in the training split is set to 0 everywhere. With missing='mask', a mi
 scaling, and each channel has an indicator, which is 1 where its value is missing or infinite.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,18 +62,14 @@ def dataset(
         _check_missing(file_name, file_series, missing)
     splits = split(name, series, test, test_fraction, validation_fraction)
     preprocessing = _fit_preprocessing(name, series, splits.train, missing)
-    labels = {'validation': splits.validation.labels, 'test': splits.test.labels}
-
-    def summaries(split: str) -> np.ndarray:
-        split_series = getattr(splits, split)
-        return class_baselines.summaries(split_series.values, split_series.lengths)
+    baselines, baseline_lines = _baselines(splits, preprocessing)
 
     return classification.make_dataset(
         preprocessing['classes'],
-        labels,
-        classification.baselines('logistic regression', summaries, lambda split: getattr(splits, split).labels),
+        {'validation': splits.validation.labels, 'test': splits.test.labels},
+        baselines,
         name=name,
-        description=_describe(series, splits, test[0] if test else None, preprocessing),
+        description=_describe(series, splits, test[0] if test else None, preprocessing) + baseline_lines,
         spec=spec(preprocessing),
         postprocess=classification.postprocess,
         preprocessing=preprocessing,
@@ -86,6 +83,34 @@ def dataset(
             _batches(splits.test, preprocessing), splits.test.labels, preprocessing['classes']
         ),
     )
+
+
+def _baselines(
+    splits: Splits, preprocessing: Preprocessing
+) -> tuple[dict[str, Callable[[str], np.ndarray]], list[str]]:
+    """Returns baselines by name, and printed lines about them; see `classification.baselines` and `svm_baseline`.
+
+    The support vector machine reads all scaled values if all series have the same length, otherwise `summaries`.
+    """
+
+    @functools.cache
+    def summaries(split: str) -> np.ndarray:
+        split_series = getattr(splits, split)
+        return class_baselines.summaries(split_series.values, split_series.lengths)
+
+    def values(split: str) -> np.ndarray:
+        split_series = getattr(splits, split)
+        return scaled(split_series.values, preprocessing).reshape(len(split_series.lengths), -1)
+
+    def labels(split: str) -> np.ndarray:
+        return getattr(splits, split).labels
+
+    baselines = classification.baselines('logistic regression', summaries, labels)
+    if len(np.unique(np.concatenate([split_series.lengths for split_series in splits]))) == 1:
+        svm, lines = classification.svm_baseline('RBF SVM of all values', values, labels, standardize=False)
+    else:
+        svm, lines = classification.svm_baseline('RBF SVM', summaries, labels, standardize=True)
+    return baselines | svm, lines
 
 
 SCHEMA = {

@@ -34,6 +34,16 @@ def test_sunspots_are_forecast_as_well_as_is_known():
     )  # by statsmodels' AIC, too
 
 
+def test_square_roots_forecast_sunspots_better():
+    """The mean of a square is more than the square of a mean: 15.44 without the variance."""
+    sunspots = pytest.importorskip('statsmodels.datasets', reason='has the sunspots').sunspots
+    values = sunspots.load_pandas().data['SUNACTIVITY'].to_numpy()
+    model, origins = forecast_baselines.fit(np.sqrt(values[:221]), 9), np.arange(220, 308)
+    told = forecast_baselines.autoregressive_squares(model, np.sqrt(values), origins, 1)[:, 0]
+    assert round(rmse(told, values[221:]), 2) == 15.21
+    assert round(rmse(told - model.variance, values[221:]), 2) == 15.44
+
+
 @pytest.mark.parametrize('order', [1, 2, 7])
 def test_autoregression_is_that_of_statsmodels(series, order):
     autoreg = pytest.importorskip('statsmodels.tsa.ar_model', reason='is the reference').AutoReg
@@ -42,6 +52,9 @@ def test_autoregression_is_that_of_statsmodels(series, order):
     np.testing.assert_allclose(
         forecast_baselines.autoregressive(mine, series, np.array([399]), 12)[0], theirs.forecast(12), rtol=1e-8
     )
+    assert mine.variance == pytest.approx(theirs.sigma2, rel=1e-8)
+    variances = theirs.get_prediction(400, 411).var_pred_mean
+    np.testing.assert_allclose(forecast_baselines.error_variances(mine, 12), variances, rtol=1e-8)
 
 
 def test_the_order_is_that_of_statsmodels(series):
@@ -120,3 +133,23 @@ def test_values_are_carried_by_column():
 def test_too_few_values_are_refused():
     with pytest.raises(ValueError, match='order=3'):
         forecast_baselines.fit(np.arange(7.0), 3)
+
+
+@pytest.mark.parametrize('horizon', [1, 4])
+def test_squares_of_forecast_roots_have_the_mean_of_many_paths(horizon):
+    model = Autoregression(1.0, np.array([0.6, 0.2]), variance=0.3)
+    roots, rng = np.array([4.0, 6.0, 5.0]), np.random.default_rng(0)
+    paths = np.tile(roots, (200_000, 1))
+    for _ in range(horizon):
+        step = 1 + 0.6 * paths[:, -1] + 0.2 * paths[:, -2] + np.sqrt(0.3) * rng.normal(size=len(paths))
+        paths = np.concatenate([paths, step[:, None]], 1)
+    told = forecast_baselines.autoregressive_squares(model, roots, np.array([2]), horizon)
+    np.testing.assert_allclose(told[0], (paths[:, 3:] ** 2).mean(0), rtol=2e-3)
+
+
+def test_a_negative_root_is_none_and_an_unstable_model_stays_finite():
+    model = Autoregression(-9.0, np.array([0.5]), variance=0.25)
+    assert forecast_baselines.autoregressive_squares(model, np.array([4.0]), np.array([0]), 1).tolist() == [[0.25]]
+    model = Autoregression(0.0, np.array([1.5]), variance=1.0)
+    told = forecast_baselines.autoregressive_squares(model, np.array([4.0]), np.array([0]), 1500)
+    assert np.isfinite(told).all() and (np.diff(told[0]) >= 0).all()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from seqjax.cli import classify, predict
 from seqjax.datasets import classification, time_series_classification
+from seqjax.datasets.baselines import class_baselines
 from seqjax.datasets.readers import ts_format
 from seqjax.datasets.readers.ts_format import LabelledSeries
 from seqjax.errors import UserError
@@ -351,6 +352,29 @@ def test_baselines_know_all_but_the_part_they_are_asked_about():
             items = baseline(split)
             assert items.totals.shape == (count,) and (items.counts == 1).all() and set(items.totals) <= {0, 1}
         assert data.baselines['most frequent class'](split).totals.sum() == count / 2
+
+
+def test_an_svm_reads_summaries_of_different_lengths_and_all_values_of_one_length():
+    svc = pytest.importorskip('sklearn.svm', reason='is the reference').SVC
+    data, series = make(draw()), draw()
+    assert list(data.baselines) == ['most frequent class', 'logistic regression', 'RBF SVM']
+    even = LabelledSeries(series.values[:200], np.full(40, 5), series.labels, series.classes)
+    data = make(even)
+    found = data.baselines['RBF SVM of all values']
+    splits = time_series_classification.split('x.ts', even, None, 0.25, 0.25)
+    mean, deviation = splits.train.values.mean(0), splits.train.values.std(0)
+    features = [((part.values - mean) / deviation).reshape(len(part.labels), -1) for part in splits]
+
+    def right(cost, split):
+        fitted = slice(1 if split == 1 else 2)
+        machine = svc(C=cost).fit(
+            np.concatenate(features[fitted]), np.concatenate([part.labels for part in splits[fitted]])
+        )
+        return (machine.predict(features[split]) == splits[split].labels).astype(float).tolist()
+
+    best = max(class_baselines.SVM_COSTS, key=lambda cost: sum(right(cost, 1)))
+    assert found('validation').totals.tolist() == right(best, 1)
+    assert found('test').totals.tolist() == right(best, 2)
 
 
 def test_items_and_words_about_the_test():

@@ -14,6 +14,7 @@ import pytest
 from seqjax.cli import digits, predict
 from seqjax.cli.settings import Settings
 from seqjax.datasets import sequential_images
+from seqjax.datasets.baselines import class_baselines
 from seqjax.datasets.readers.images import Images
 from tests.helpers.kinds import refused, same
 
@@ -153,6 +154,40 @@ def test_baselines_see_the_pixels():
     assert data.baselines['logistic regression of the pixels']('test').totals.mean() == 1
     for split in ('validation', 'test'):
         assert 0.2 <= data.baselines['most frequent class'](split).totals.mean() <= 0.8
+
+
+def hard(count=90):
+    """Images whose class is a noisy product of two pixels."""
+    rng = np.random.RandomState(4)
+    values = rng.randint(0, 201, (count, 4, 5)).astype(np.uint8)
+    first, second = values[:, 0, 0] / 100 - 1, values[:, 3, 4] / 100 - 1
+    return Images(values, np.where(first * second + 0.1 * rng.normal(size=count) > 0, 7, 3).astype(np.uint8))
+
+
+def test_an_svm_has_the_best_cost_on_validation_and_learns_from_validation_before_the_test():
+    svc = pytest.importorskip('sklearn.svm', reason='is the reference').SVC
+    images = hard()
+    pixels, labels = images.values.reshape(90, -1).astype(float), (images.labels == 7).astype(int)
+    train, validation, both, test = slice(60), slice(60, 80), slice(80), slice(80, 90)
+
+    def right(cost, fitted, scored):
+        machine = svc(C=cost).fit(pixels[fitted], labels[fitted])
+        return (machine.predict(pixels[scored]) == labels[scored]).astype(float)
+
+    totals = {cost: right(cost, train, validation).sum() for cost in class_baselines.SVM_COSTS}
+    best = max(totals, key=totals.get)
+    assert best != class_baselines.SVM_COSTS[0] and totals[best] > totals[class_baselines.SVM_COSTS[0]]
+    found = make(images).baselines['RBF SVM of the pixels']
+    assert found('validation').totals.tolist() == right(best, train, validation).tolist()
+    assert found('test').totals.tolist() == right(best, both, test).tolist() != right(best, train, test).tolist()
+
+
+def test_an_svm_that_would_be_slow_is_left_out_with_a_line(monkeypatch):
+    monkeypatch.setattr(class_baselines, 'MAX_SVM_WORK', 40**2 * 50)
+    for count, cheap in ((50, True), (51, False)):
+        data = make(draw(count), test_count=10)
+        assert ('RBF SVM of the pixels' in data.baselines) == cheap
+        assert any('RBF SVM' in line and f'{count - 10} examples' in line for line in data.description) != cheap
 
 
 # --- both doors ------------------------------------------------------------------------------------

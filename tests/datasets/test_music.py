@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from seqjax.cli import dataset_test, flag_tables, music
 from seqjax.cli.settings import Settings
 from seqjax.datasets import polyphonic_music
+from seqjax.datasets.baselines import note_baselines
 from seqjax.datasets.polyphonic_music import PackedPieces
 from seqjax.errors import UserError
 from seqjax.nn import models
@@ -175,6 +176,18 @@ def test_baselines_have_the_items_of_the_test(parts, trained):
     for forecast in data.baselines.values():
         assert forecast('test').counts.tolist() == data.items(answer(data.test.batches)).counts.tolist()
         assert forecast('validation').counts.tolist() == [3, 8]
+
+
+@pytest.mark.parametrize(
+    ('name', 'baseline'), [('note frequencies', note_baselines.marginal), ('Markov chain', note_baselines.markov)]
+)
+def test_baselines_learn_from_validation_before_the_test(parts, name, baseline):
+    found = dataset(parts).baselines[name]
+    expected = baseline(parts['train'], parts['validation'])
+    np.testing.assert_array_equal(found('validation').totals, expected.totals)
+    expected = baseline([*parts['train'], *parts['validation']], parts['test'])
+    np.testing.assert_array_equal(found('test').totals, expected.totals)
+    assert (expected.totals != baseline(parts['train'], parts['test']).totals).all()
 
 
 def rows_of(prediction_inputs, answer):

@@ -154,8 +154,9 @@ def test_baselines_are_scored_on_the_tokens_of_the_model_and_may_look_back(split
     tokens = np.random.default_rng(1).permutation(tokens)
     found = dataset(tokens, bounds, ngram_order=3, max_ngram_tokens=250)
     begin, end = bounds.split(split)
+    fitted = tokens[50:300] if split == 'validation' else tokens[50:340]
     for name, order in (('unigram', 1), ('Kneser-Ney 3-gram', 3)):
-        bits = ngrams.fit(tokens[50:300], order, V).bits(tokens[:end], begin + 1)
+        bits = ngrams.fit(fitted, order, V).bits(tokens[:end], begin + 1)
         mask = {'validation': found.validation, 'test': found.test.batches}[split].mask
         items = found.baselines[name](split)
         assert items.totals.sum() == pytest.approx(bits.sum())

@@ -1,12 +1,16 @@
-"""Baselines for classification: the most frequent class, and logistic regression."""
+"""Baselines for classification: the most frequent class, logistic regression, and a support vector machine (SVM)."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 
 from seqjax.datasets.readers import optional_packages
 
-MAX_ITERATIONS = 1000  # maximum number of iterations of the optimizer
+MAX_ITERATIONS = 1000  # maximum number of iterations of the optimizer of the logistic regression
+SVM_COSTS = (1.0, 10.0, 100.0)  # values of the parameter C of the SVM from which validation selects
+MAX_SVM_ITERATIONS = 100_000  # maximum number of iterations of the optimizer of the SVM
+MAX_SVM_WORK = 1e9  # maximum examples^2 x features (50 or more) of the SVM: about 2 seconds for each fit on a CPU core
 
 
 def most_frequent(labels: np.ndarray, count: int) -> np.ndarray:
@@ -52,8 +56,49 @@ def logistic(values: np.ndarray, labels: np.ndarray, inputs: np.ndarray) -> np.n
     what = 'the logistic regression baseline'
     scaler = optional_packages.need('sklearn.preprocessing', what).StandardScaler()
     regression = optional_packages.need('sklearn.linear_model', what).LogisticRegression(max_iter=MAX_ITERATIONS)
+    return _fit_predict(regression, scaler, values, labels, inputs)
+
+
+def svm(
+    values: np.ndarray, labels: np.ndarray, inputs: np.ndarray, cost: float = 1.0, standardize: bool = True
+) -> np.ndarray:
+    """Returns the labels [M] that a support vector machine predicts for the features `inputs` [M, K].
+
+    Its kernel is exp(-|x - y|^2 / (K v)), with the variance v of all training features together. Each pair of classes
+    has its own machine, and the class with the most votes is predicted.
+
+    Args:
+      values, labels: training features [N, K] and labels [N], at least two different ones.
+      inputs: features [M, K].
+      cost: the parameter C; lower values regularize more.
+      standardize: True to standardize each feature as in `logistic`; False for features in one unit, such as pixels.
+
+    Raises:
+      UserError: scikit-learn is not installed.
+    """
+    what = 'the RBF SVM baseline'
+    scaler = optional_packages.need('sklearn.preprocessing', what).StandardScaler(
+        with_mean=standardize, with_std=standardize
+    )
+    machine = optional_packages.need('sklearn.svm', what).SVC(
+        C=cost, kernel='rbf', gamma='scale', max_iter=MAX_SVM_ITERATIONS
+    )
+    return _fit_predict(machine, scaler, values, labels, inputs)
+
+
+def svm_is_cheap(count: int, features: int) -> bool:
+    """Returns True if an SVM can be fitted to `count` examples in seconds; its time grows with their square.
+
+    >>> svm_is_cheap(1500, 64), svm_is_cheap(60_000, 784)
+    (True, False)
+    """
+    return count**2 * max(features, 50) <= MAX_SVM_WORK
+
+
+def _fit_predict(model: Any, scaler: Any, values: np.ndarray, labels: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """Returns the predictions [M] of a scikit-learn model for `inputs` [M, K], after `scaler`; NaN becomes 0."""
     with warnings.catch_warnings():
-        # Huge values such as 1e38 overflow; a regression that has not converged is still a baseline.
+        # Huge values such as 1e38 overflow; a model that has not converged is still a baseline.
         warnings.simplefilter('ignore')
         known = np.nan_to_num(scaler.fit_transform(values))
-        return regression.fit(known, labels).predict(np.nan_to_num(scaler.transform(inputs)))
+        return model.fit(known, labels).predict(np.nan_to_num(scaler.transform(inputs)))

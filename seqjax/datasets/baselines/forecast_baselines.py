@@ -1,4 +1,4 @@
-"""Baselines for forecasting: last value, seasonal naive and autoregression.
+"""Baselines for forecasting: last value, seasonal naive, and autoregression of values or of square roots.
 
 Each forecasts the H time steps after each of K origins: [K, H]. A series is [n], NaN if a value is missing. An origin
 is the index of the last known value.
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 BLOCK = 2**16  # maximum number of rows in memory at a time
+MAX_ROOT = 1e30  # bound of forecast square roots, so that unstable autoregressions do not overflow
 MAX_FIT_COST = 2e9  # maximum number of multiplications of all regressions: a few seconds
 
 
@@ -49,6 +50,7 @@ class Autoregression(NamedTuple):
 
     intercept: float
     weights: np.ndarray  # [p], weight of the latest value first
+    variance: float = 0.0  # of the noise: the mean of the squared residuals
 
 
 def _triangle(values: np.ndarray, order: int, first: int) -> tuple[np.ndarray, int]:
@@ -81,9 +83,11 @@ def fit(values: np.ndarray, order: int) -> Autoregression:
         raise ValueError(
             f'order={order} needs at least {2 * order + 2} values, but the series has {len(values)}; use a lower order'
         )
-    triangle, _ = _triangle(values, order, order)
+    triangle, count = _triangle(values, order, order)
     solution = np.linalg.lstsq(triangle[: order + 1, : order + 1], triangle[: order + 1, -1], rcond=None)[0]
-    return Autoregression(float(solution[0]), solution[1:])
+    # R and the matrix have the same squared residuals.
+    residuals = triangle[:, -1] - triangle[:, :-1] @ solution
+    return Autoregression(float(solution[0]), solution[1:], float(residuals @ residuals) / max(count, 1))
 
 
 def max_order(count: int, seasons: Sequence[int] = (), fits: int = 1) -> int:
@@ -134,3 +138,30 @@ def autoregressive(model: Autoregression, values: np.ndarray, origins: np.ndarra
             forecasts[part, step] = model.intercept + lags @ weights
             lags = np.concatenate([forecasts[part, step, None], lags[:, :-1]], 1)
     return forecasts
+
+
+def autoregressive_squares(model: Autoregression, roots: np.ndarray, origins: np.ndarray, horizon: int) -> np.ndarray:
+    """Returns forecasts [K, H] of the squares of a series, from an autoregression of the series `roots` [n].
+
+    A square root makes the noise of counts nearly independent of their size (Bartlett 1936). The forecast is the mean
+    of a square, m^2 + v, where m is the forecast of the root, at least 0, and v the variance of its error.
+    """
+    means = np.clip(autoregressive(model, roots, origins, horizon), 0, MAX_ROOT)
+    return means**2 + error_variances(model, horizon)
+
+
+def error_variances(model: Autoregression, horizon: int) -> np.ndarray:
+    """Returns the variances [H] of the errors of forecasts 1 to H steps ahead that are due to the noise.
+
+    They are variance * (psi_0^2 + ... + psi_{h-1}^2), where psi_j is the response to a unit of noise j steps before:
+    psi_0 = 1, psi_j = weights . (psi_{j-1}, psi_{j-2}, ...) (Box and Jenkins 1970, section 5.1).
+
+    >>> error_variances(Autoregression(0.0, np.array([0.5]), variance=2.0), 3).tolist()
+    [2.0, 2.5, 2.625]
+    """
+    order = len(model.weights)
+    psi = np.zeros(order + horizon)  # after `order` zeros
+    psi[order] = 1
+    for j in range(order + 1, order + horizon):
+        psi[j] = np.clip(model.weights @ psi[j - order : j][::-1], -MAX_ROOT, MAX_ROOT)
+    return model.variance * np.cumsum(psi[order:] ** 2)

@@ -1,7 +1,7 @@
 """Baselines for piano rolls: the frequency of each note, and a Markov chain for each note.
 
-Both give each note a probability in frames 2 to T of a piece [T, N] of 0 and 1. They count frames of the training
-pieces, and add half a frame with the note and half a frame without it (Jeffreys' prior), so that no probability is 0.
+Both give each note a probability in frames 2 to T of a piece [T, N] of 0 and 1. They count frames of the pieces
+`train`, and add half a frame with the note and half a frame without it (Jeffreys' prior), so that no probability is 0.
 """
 
 from collections.abc import Callable, Sequence
