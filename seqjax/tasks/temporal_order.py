@@ -10,9 +10,9 @@ symbols, each X or Y. The target, after the last step, is the class of their ord
 
     E b d a c ... X ... a d c b ... Y ... c a b B   ->   1 (X, then Y)
 
-Only this order carries information. For length 100, two relevant symbols are at least 30 steps apart, and the second is
-at least 39 steps before the last step; three are at least 13 and 23 steps apart. An answer is correct if each of the
-four or eight class probabilities differs by less than 0.3 from its target, 1 or 0.
+Only this order carries information. For length 100, two relevant symbols are at least 30 steps apart; three are at
+least 13 and 23 steps apart, and the third is at least 23 steps before the last step (the 24th from the end). An answer
+is correct if each of the four or eight class probabilities differs by less than 0.3 from its target, 1 or 0.
 """
 
 import math
