@@ -4,7 +4,7 @@
 #   ./run.sh                     the three experiments, 100 seeds each (flags that follow reach all three)
 #   ./run.sh COMMAND [flags]     seqjax COMMAND [flags], or python -m experiments.COMMAND [flags]
 #   ./run.sh soak --kills=100    kills runs at random moments, and compares how they end
-#   ./run.sh claims              published results, run again: under two hours (--quick: two minutes)
+#   ./run.sh claims              published results, run again: some hours (--quick: minutes)
 #   ./run.sh bench               time and memory compared with PyTorch, Flax and Keras: 25 minutes (--quick: three)
 #   ./run.sh test [arguments]    the tests (arguments go to pytest); --all: also those marked slow
 #   ./run.sh versions            the tests under the oldest and the newest versions, on every Python from 3.11 to 3.13

@@ -3,46 +3,58 @@
     python -m experiments.claims                        # all of them; ./run.sh claims does the same
     python -m experiments.claims --names=parity,anbn
     python -m experiments.claims --quick                # small versions, in minutes
+    python -m experiments.claims --names=parity --seed=5000         # on other seeds
+    python -m experiments.claims --search=experiments/flags/search  # tries settings on validation sequences
 
-A claim is a flagfile of experiments/flags/ whose header has the lines `Claim`, `Published`, `Measure`, `Quick` and
-`Command`. A run that was stopped is resumed, and a finished run is not repeated.
+A claim is a flagfile of experiments/flags/ whose header has the lines `Source`, `Claim`, `Published`, `Measure`,
+`Command` and `Quick`; a line `Ours` says what is not from the source. If it has a line `Search`, the search log
+experiments/flags/search/NAME.csv has the results for a grid of settings, on validation sequences and seeds from 0.
+Results are reported for seeds from 1000 on. A run that was stopped is resumed, and a finished run is not repeated.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from experiments import claim_results
+from experiments.claim_results import MEASURES, ClaimRow, ClaimRun
 from seqjax import files, options
 from seqjax.cli import command as cli_command
-from seqjax.cli import command_line, flag_tables, lengths, registry
+from seqjax.cli import command_line, flag_tables, registry
 from seqjax.cli.command import Command
 from seqjax.cli.flag_tables import Flag, FlagTable
-from seqjax.cli.parsers import BoolParser, ListParser, NameParser, PathParser
+from seqjax.cli.parsers import BoolParser, GridParser, IntParser, ListParser, NameParser, PathParser
 from seqjax.errors import UserError
 from seqjax.reporting import text_tables
 from seqjax.runs import directory, result_files
-from seqjax.tasks import synthetic
-from seqjax.training import success_results
-from seqjax.training.success_results import SeedResult
 
 NAME, TABLE, TEXT = 'claims', 'claims.csv', 'claims.md'
-FIELDS = ('Claim', 'Published', 'Measure', 'Quick')
+SOURCES = 'sources'  # block of a page with the sources' and our settings
+SEARCH, SEARCH_SEED = 'search', 0  # folder of the search logs in experiments/flags, and the first seed of a search
+FIELDS = ('Claim', 'Published', 'Measure', 'Source')
 FLAGS = {
     'names': Flag(ListParser(NameParser()), 'names of the flagfiles of the claims to run; all claims by default'),
     'quick': Flag(BoolParser(), 'run the small version of each claim (`Quick` in its header), in minutes'),
+    'seed': Flag(IntParser(0, 2**32 - 1), "first seed of every claim (default: the flagfile's own)"),
+    'search': Flag(
+        PathParser(),
+        'folder for search logs: instead of the claims, run the grid of each (`Search` in its header) on validation '
+        'sequences and seeds from 0, and write NAME.csv to this folder',
+    ),
     'workdir': flag_tables.SHARED['workdir'],
     'overwrite': flag_tables.SHARED['overwrite'],
     'page': Flag(
         PathParser('file'),
-        'Markdown page whose table of claims is replaced, such as docs/results.md; needs all claims, without --quick',
+        'Markdown page whose tables of claims are replaced, such as docs/results.md; needs all claims, with their own '
+        'seeds and without --quick',
     ),
 }
 
@@ -55,20 +67,24 @@ class Claim(NamedTuple):
     claim: str  # source and setting
     published: str  # published result
     measure: str  # key of MEASURES
+    source: str  # task, criterion, model and training of the source
+    ours: str  # what is from the source and what is ours; empty if the header does not say so
     quick: list[str]  # flags of the small version
+    search: list[str]  # --grid and other flags of the search; empty if there is no search
 
+    @property
+    def command(self) -> str:
+        """Command line that runs the claim."""
+        return f'{registry.invocation(self.module)} --flagfile={self.name}'
 
-class ClaimRow(NamedTuple):
-    """A row of the table of claims."""
-
-    claim: str
-    published: str
-    ours: str  # mean and 95% confidence interval over seeds
-    successful_seeds: str  # number of seeds that met the success criterion
-    sequences: str  # maximal number of training sequences of a seed
-    minutes: str  # time of the run; `interrupted` if it was resumed
-    device: str
-    flagfile: str
+    def grid(self) -> tuple[dict[str, list[str]], list[str]]:
+        """Returns the values of the varied flags by name, and the other flags, of `search`."""
+        grids = [word for word in self.search if word.startswith('--grid=')]
+        try:
+            axes = dict(GridParser().parse(word.removeprefix('--grid=')) for word in grids)
+        except ValueError as error:
+            raise UserError(f'{self.name}.flags has {" ".join(grids)} in its header, which {error}') from error
+        return axes, [word for word in self.search if word not in grids]
 
 
 # --- flagfiles -------------------------------------------------------------------------------------
@@ -80,17 +96,10 @@ def read(path: Path) -> Claim | None:
     Raises:
       UserError: a line of the header is missing or invalid.
     """
-    lines = [line[1:] for line in path.read_text(encoding='utf-8').splitlines() if line.startswith('#')]
-    fields: dict[str, str] = {}
-    for line in lines:
-        match = re.match(r' ([A-Z][a-z]+): +(.*)', line)
-        if match:
-            fields[match[1]] = match[2]
-        elif fields and line.startswith('           '):
-            fields[next(reversed(fields))] += ' ' + line.strip()
+    fields = _header(path)
     if 'Claim' not in fields:
         return None
-    missing = [name for name in (*FIELDS, 'Command') if name not in fields]
+    missing = [name for name in (*FIELDS, 'Command', 'Quick') if name not in fields]
     if missing:
         raise UserError(f'{path} has no line `# {missing[0]}:` in its header; add it')
     if fields['Measure'] not in MEASURES:
@@ -101,11 +110,28 @@ def read(path: Path) -> Claim | None:
             f'{path} has `Command: {fields["Command"]}` in its header; use `python -m experiments.NAME` or '
             '`seqjax NAME`, followed by flags'
         )
+    quick, search = (_words(path, name, fields.get(name, '')) for name in ('Quick', 'Search'))
+    return Claim(path.stem, command[1], *(fields[name] for name in FIELDS), fields.get('Ours', ''), quick, search)
+
+
+def _header(path: Path) -> dict[str, str]:
+    """Returns the lines `# NAME: TEXT` of the header of a flagfile by name, with their continuations."""
+    fields: dict[str, str] = {}
+    for line in path.read_text(encoding='utf-8').splitlines():
+        match = re.match(r'# ([A-Z][a-z]+): +(.*)', line)
+        if match:
+            fields[match[1]] = match[2]
+        elif fields and line.startswith('#           '):
+            fields[next(reversed(fields))] += ' ' + line[1:].strip()
+    return fields
+
+
+def _words(path: Path, name: str, text: str) -> list[str]:
+    """Returns the flags of the line `name` of a header as a list."""
     try:
-        quick = shlex.split(fields['Quick'])
+        return shlex.split(text)
     except ValueError as error:
-        raise UserError(f'{path} has `Quick: {fields["Quick"]}` in its header; correct its quotes ({error})') from error
-    return Claim(path.stem, command[1], *(fields[name] for name in FIELDS[:3]), quick)
+        raise UserError(f'{path} has `{name}: {text}` in its header; correct its quotes ({error})') from error
 
 
 def all_claims() -> dict[str, Claim]:
@@ -114,72 +140,40 @@ def all_claims() -> dict[str, Claim]:
     return {claim.name: claim for claim in claims if claim is not None}
 
 
-# --- results ---------------------------------------------------------------------------------------
+# --- search ----------------------------------------------------------------------------------------
 
 
-def _sequences(seeds: Sequence[SeedResult]) -> str:
-    needed = np.array([seed.sequences for seed in seeds if seed.sequences is not None], float)
-    wrong = np.mean([seed.test[synthetic.WRONG] for seed in seeds])
-    if not len(needed):
-        return f'no seed; {wrong:.2%} wrong'
-    return f'{text_tables.format_interval(needed, ",.0f", ",.0f")} sequences; {wrong:.2%} wrong'
+def search(claim: Claim, folder: Path, settings: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Runs a claim with every setting of its grid on validation sequences, and yields the rows of its search log.
+
+    The columns are those of sweep.csv: flags of the grid, seed, step (of the test), metric and value. The metric
+    `sequences` is the number of training sequences until success, infinite for a seed that failed.
+
+    Args:
+      claim: a claim with `search` flags.
+      folder: parent of the run directories.
+      settings: flags of the command.
+    """
+    grid, flags = claim.grid()
+    for setting in itertools.product(*grid.values()):
+        words = [f'--{name}={value}' for name, value in zip(grid, setting, strict=True)]
+        print(f'\n--- {claim.name}: {" ".join(words)} ---\n', flush=True)
+        place = folder / '_'.join(word.removeprefix('--') for word in words)
+        own = [*flags, *(claim.quick if settings['quick'] else []), *words, '--split=validation']
+        run = ClaimRun.of(_run_one(claim, place, settings, [f'--seed={SEARCH_SEED}', *own]))
+        for seed in run.seeds:
+            step = run.flags['steps']
+            if seed.sequences is not None and not run.flags['train_all_steps']:
+                step = seed.sequences // run.flags['batch_size']
+            needed = math.inf if seed.sequences is None else seed.sequences
+            for metric, value in {'sequences': needed, **claim_results.held_out_metrics(seed)}.items():
+                yield [*setting, seed.seed, step, metric, float(value)]
 
 
-def _loss(seeds: Sequence[SeedResult]) -> str:
-    return f'loss {text_tables.format_interval(np.array([seed.test["loss"] for seed in seeds]))}'
-
-
-def _excess(seeds: Sequence[SeedResult]) -> str:
-    """Returns text with the mean of excess loss / entropy floor, where the floor is loss - excess loss."""
-    ratios = [seed.test['excess'] / (seed.test['loss'] - seed.test['excess']) for seed in seeds]
-    return f'{text_tables.format_interval(np.array(ratios), ".2%", ".2%")} above the floor'
-
-
-def _exact(seeds: Sequence[SeedResult]) -> str:
-    accuracies = 1 - np.array([seed.test[synthetic.WRONG] for seed in seeds])
-    return f'{text_tables.format_interval(accuracies, ".2%", ".2%")} correct'
-
-
-def _lengths(seeds: Sequence[SeedResult]) -> str:
-    """Returns text with the mean and best accuracy at all lengths beyond training, see `seqjax.cli.lengths`."""
-    _, accuracies = lengths.curves(seeds, lengths.BEYOND)
-    mean, solved = text_tables.format_interval(accuracies.mean(1), '.1%', '.1%'), lengths.count_solved(accuracies)
-    return f'mean {mean}, best {accuracies.mean(1).max():.1%}; {solved} of {len(seeds)} at {lengths.SOLVED:.0%}'
-
-
-MEASURES: dict[str, Callable[[Sequence[SeedResult]], str]] = {
-    'sequences': _sequences,
-    'loss': _loss,
-    'excess': _excess,
-    'exact': _exact,
-    'lengths': _lengths,
-}
-
-
-def row_of(claim: Claim, summary: Mapping[str, Any]) -> ClaimRow:
-    """Returns the row of the table for a claim, from the summary of its finished run."""
-    seeds, flags = [success_results.from_json(entry) for entry in summary['seeds']], summary['flags']
-    successful = sum(seed.sequences is not None for seed in seeds)
-    max_sequences = flags['steps'] * flags['batch_size']
-    seconds = summary['seconds']
-    return ClaimRow(
-        claim=claim.claim,
-        published=claim.published,
-        ours=MEASURES[claim.measure](seeds),
-        successful_seeds=f'{successful} of {len(seeds)}',
-        sequences=f'at most {max_sequences:,}' if claim.measure == 'sequences' else f'{max_sequences:,}',
-        minutes='interrupted' if seconds is None else f'{seconds / 60:.1f}',
-        device=summary['device'],
-        flagfile=claim.name,
-    )
-
-
-def markdown(rows: Sequence[ClaimRow]) -> Iterator[str]:
-    """Yields the lines of a Markdown table with a row for each claim, as in docs/results.md."""
-    yield '| claim | published | seqjax, mean over seeds ± 95% CI | successful seeds | sequences | minutes | device |'
-    yield '|---|---|---|---|---|---|---|'
-    for row in rows:
-        yield '| ' + ' | '.join((f'{row.claim} (`{row.flagfile}`)', *row[1:-1])) + ' |'
+def search_log(name: str) -> str:
+    """Returns a Markdown link from a page of docs/ to the search log of a claim; an empty text if there is none."""
+    path = command_line.flagfile_folder() / SEARCH / f'{name}.csv'
+    return f'[{name}.csv](../experiments/flags/{SEARCH}/{name}.csv)' if path.exists() else ''
 
 
 # --- the command -----------------------------------------------------------------------------------
@@ -189,55 +183,91 @@ def run(
     *,
     names: list[str] | None = None,
     quick: bool = False,
+    seed: int | None = None,
+    search: str | None = None,
     workdir: str | None = None,
     overwrite: bool = False,
     page: str | None = None,
 ) -> list[ClaimRow]:
-    """Runs claims, prints a table of published and reproduced results, and writes it to claims.csv and claims.md.
+    """Runs claims, prints tables of published and reproduced results, and writes them to claims.csv and claims.md.
 
-    Without `workdir`, results are written to runs/claims, or to runs/claims_quick if `quick` is set.
+    Without `workdir`, results are written to runs/claims, or to runs/claims_quick, runs/claims_seed_5000 and so on.
+    With `search`, only search logs are written, and the result is an empty list.
 
     Raises:
       UserError (a ValueError): an argument is invalid, a claim does not exist, or its run fails.
     """
-    defaults = cli_command.default_values(run)
-    settings = flag_tables.check(FLAGS, locals(), defaults)
+    settings = flag_tables.check(FLAGS, locals(), cli_command.default_values(run))
     claims = all_claims()
     for name in settings['names'] or ():
         if name not in claims:
             raise UserError(
                 f'--names={name} is not a claim; use one of {", ".join(claims)}{options.nearest(name, claims)}'
             )
+    for other in ('seed', 'page') if settings['search'] is not None else ():
+        if settings[other] is not None:
+            raise UserError(f'--{other}={settings[other]} has no effect with --search; omit one of them')
     page = settings.pop('page')
     if page is not None:
-        if settings['names'] or settings['quick']:
-            raise UserError(f'--page={page} needs the full version of all claims; omit --names and --quick')
-        text_tables.replaced_block(files.expand('page', page), NAME, '')  # raises UserError before the claims run
-    wanted, place = settings.pop('names') or list(claims), settings['workdir'] or default_folder(settings['quick'])
-    settings |= {'workdir': place}  # without the names, which may differ from call to call
+        if settings['names'] or settings['quick'] or settings['seed'] is not None:
+            raise UserError(f'--page={page} needs the full version of all claims; omit --names, --quick and --seed')
+        for block in (NAME, SOURCES):
+            text_tables.replaced_block(files.expand('page', page), block, '')  # raises UserError before the claims run
+    wanted = [claims[name] for name in settings.pop('names') or claims]  # names may differ from call to call
+    settings['workdir'] = settings['workdir'] or default_folder(settings)
+    if settings['search'] is not None:
+        _write_search_logs(wanted, settings)
+        return []
+    return _run_claims(wanted, settings, page)
+
+
+def default_folder(settings: Mapping[str, Any]) -> str:
+    parts = ['quick'] * settings['quick'] + ['search'] * (settings['search'] is not None)
+    parts += [] if settings['seed'] is None else [f'seed_{settings["seed"]}']
+    return os.path.join('runs', '_'.join([NAME, *parts]))
+
+
+def _run_claims(claims: Sequence[Claim], settings: Mapping[str, Any], page: str | None) -> list[ClaimRow]:
+    """Runs claims, prints and writes their tables, and returns their rows."""
     with directory.open_workdir(settings, NAME, names=(directory.SUMMARY, TABLE, TEXT)) as (folder, _):
         folder.write_summary({'experiment': NAME, 'finished': True, 'flags': settings})
         rows = []
-        for name in wanted:
-            print(f'\n--- {name}: {claims[name].claim} ---\n', flush=True)
-            rows.append(row_of(claims[name], _run_one(claims[name], folder.path / name, settings)))
-        text = '\n'.join(markdown(rows)) + '\n'
+        seed = [] if settings['seed'] is None else [f'--seed={settings["seed"]}']
+        for claim in claims:
+            print(f'\n--- {claim.name}: {claim.claim} ---\n', flush=True)
+            flags = [*(claim.quick if settings['quick'] else []), *seed]
+            summary = _run_one(claim, folder.path / claim.name, settings, flags)
+            rows.append(claim_results.row_of(claim, summary, search_log(claim.name)))
+        text = '\n'.join(claim_results.markdown(rows)) + '\n'
         folder.write(TEXT, lambda path: path.write_text(text, encoding='utf-8'))
         result_files.write_table(folder, TABLE, ClaimRow._fields, rows)
         if page is not None:
             text_tables.replace_block(files.expand('page', page), NAME, text)
+            text_tables.replace_block(files.expand('page', page), SOURCES, '\n'.join(claim_results.sources(claims)))
         print(f'\n{text}\n{folder.listing()}')
     return rows
 
 
-def default_folder(quick: bool) -> str:
-    return os.path.join('runs', NAME + ('_quick' if quick else ''))
+def _write_search_logs(claims: Sequence[Claim], settings: Mapping[str, Any]) -> None:
+    """Writes NAME.csv to the folder --search for every claim with a `Search` line in its header."""
+    target, folder = files.expand('search', settings['search']), files.expand('workdir', settings['workdir'])
+    with files.writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+    for claim in claims:
+        if claim.search:
+            rows = list(search(claim, folder / claim.name, settings))
+            columns = [*claim.grid()[0], 'seed', 'step', 'metric', 'value']
+            result_files.write_table(directory.Workdir(target), f'{claim.name}.csv', columns, rows)
+            print(f'\nsearch log: {target / claim.name}.csv')
 
 
-def _run_one(claim: Claim, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs a claim in the directory `folder`, unless its run there is finished, and returns the summary."""
-    argv = [f'--flagfile={command_line.flagfile_folder() / claim.name}.flags', f'--workdir={folder}']
-    argv += [*claim.quick] if settings['quick'] else []
+def _run_one(claim: Claim, folder: Path, settings: Mapping[str, Any], flags: Sequence[str]) -> dict[str, Any]:
+    """Runs a claim with further flags in the directory `folder`, unless its run there is finished.
+
+    Returns:
+      The content of summary.json.
+    """
+    argv = [f'--flagfile={command_line.flagfile_folder() / claim.name}.flags', *flags, f'--workdir={folder}']
     argv += ['--overwrite'] if settings['overwrite'] else []
     command = registry.find(claim.module)
     command.run(**command.parse(argv))

@@ -90,7 +90,8 @@ class TrainConfig:
     train_all_steps: bool = option(False, 'train all --steps, even if the task is solved earlier')
     split: str = option(
         'validation',
-        'held-out split of the final evaluation: validation to choose settings, test for reported results',
+        'held-out split of the final evaluation: validation to choose settings, test for reported results; it changes '
+        'only the sequences of that evaluation, the training of a seed is the same',
         choices=SPLITS,
     )
     patience: int = option(

@@ -11,6 +11,7 @@ import numpy as np
 from seqjax import files
 from seqjax.runs import result_files
 from seqjax.runs.directory import Workdir
+from seqjax.tasks.synthetic import SuccessCriterion
 from seqjax.types import Mean
 
 TABLE = 'evals.csv'
@@ -39,6 +40,21 @@ def to_number(x: np.ndarray | Mean) -> float:
     if not isinstance(x, Mean):
         return float(x)
     return float(np.float32(x.total) / np.float32(x.count)) if x.count > 0 else math.nan
+
+
+def disagreements(seeds: Sequence[SeedResult], criterion: SuccessCriterion) -> list[SeedResult]:
+    """Returns the seeds that met the success criterion in training, but do not meet it on held-out sequences.
+
+    The criterion is a mean over training sequences, of which each is computed before its update. If the loss rises in
+    the last updates, the tested parameters are worse than that mean.
+
+    >>> spike, solved = SeedResult(114, 8000, {'wrong': 0.2}), SeedResult(115, 8000, {'wrong': 0.0})
+    >>> failed = SeedResult(116, None, {'wrong': 0.9})
+    >>> [seed.seed for seed in disagreements([spike, solved, failed], SuccessCriterion())]
+    [114]
+    """
+    successful = [seed for seed in seeds if seed.sequences is not None]
+    return [seed for seed in successful if not seed.test[criterion.metric] <= criterion.at_most]  # NaN does not meet it
 
 
 def to_json(seed: SeedResult) -> dict[str, Any]:
