@@ -373,6 +373,7 @@ def _test(
         int(fit.seeds[best_index]),
         list(dataset.summary(best_answers)),
         significance.best_name(dataset.metric, dataset_test.validation_values(dataset)),
+        len(items[0].totals),
     )
     result_files.write_table(folder, dataset_report.PREDICTIONS, *dataset.test.table(best_answers))
     if settings.run.plot:

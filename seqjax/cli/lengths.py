@@ -151,10 +151,10 @@ class Lengths(TaskExperiment):
         longest = statistics.bounded_mean_interval(solved_up_to(*curves(outcome.seeds)), high=lengths[-1])
         return (
             f'{task.name}, {settings.model.title}, trained on lengths up to {training_length(task)}: accuracy '
-            f'at lengths {lengths[0]} to {lengths[-1]} is {mean} (mean over seeds) and {means.max():.1%} (best seed); '
-            f'{solved} of {count} seeds ({solved / count:.1%}, 95% CI {low:.1%} to {high:.1%}) reach {SOLVED:.0%} at '
-            f'every one of these lengths. From the shortest length, seeds reach {SOLVED:.0%} at every length up to '
-            f'{text_tables.format_bounded(longest, ".0f")} (mean over seeds).'
+            f'at lengths {lengths[0]} to {lengths[-1]} is {mean} as a mean over seeds and {means.max():.1%} for the '
+            f'best seed; {solved} of {count} seeds ({solved / count:.1%}, 95% CI {low:.1%} to {high:.1%}) reach '
+            f'{SOLVED:.0%} at every one of these lengths. From the shortest length, seeds reach {SOLVED:.0%} at every '
+            f'length up to {text_tables.format_bounded(longest, ".0f")} as a mean over seeds.'
         )
 
     def plot(self, folder: Workdir, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:

@@ -46,7 +46,7 @@ def median_interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 class CensoredMedian(NamedTuple):
-    """Median of values of which some are only known to be above a limit, with its 95% confidence interval."""
+    """Median, with its 95% confidence interval, of values that may only be known to be above a limit."""
 
     lower: float  # edges and median are infinite where they are above the limit
     median: float
@@ -118,9 +118,9 @@ def bounded_mean_interval(
     """Returns (lower edge, mean, upper edge) of the 95% confidence interval of the mean of values [R] in [low, high].
 
     The interval is a BCa bootstrap (Efron 1987), with a confidence level that is expanded for few values (Hesterberg
-    2015); for fewer than MIN_BOOTSTRAP_COUNT values, it is Student's t. If all values are equal, it is
-    Wilson's interval of the proportion (mean - low) / (high - low) of R. The edges are within [low, high]. The same
-    values always have the same interval, in any order. If a value is NaN, all three numbers are NaN.
+    2015); for fewer than MIN_BOOTSTRAP_COUNT values, it is Student's t. If all values are equal, it is Wilson's
+    interval of the proportion (mean - low) / (high - low) of R. The edges are within [low, high]. The same values
+    always have the same interval, in any order. If a value is NaN, all three numbers are NaN.
 
     Args:
       values: a score of each seed, such as a share of correct answers.
@@ -154,9 +154,9 @@ def bounded_mean_interval(
 def share_difference_interval(ours: np.ndarray, theirs: np.ndarray, items: int | None = None) -> Interval:
     """Returns the 95% confidence interval, with the mean, of ours [R] - theirs [R]: shares from 0 to 1, paired by seed.
 
-    The interval is that of a bounded mean. If all differences are equal, the intervals of both means are combined as of
-    independent ones (Newcombe 1998, method 10). `items` are as in `bounded_mean_interval`; the errors of both means on
-    the items are combined as independent, which is wider than necessary if both models fail on the same items.
+    The interval is that of a bounded mean. If all differences are equal, the intervals of both means are combined as if
+    they were independent (Newcombe 1998, method 10). `items` are as in `bounded_mean_interval`; the errors of both
+    means on the items are combined in the same way, which is too wide if both models fail on the same items.
 
     >>> [round(x, 4) for x in share_difference_interval(np.ones(10), np.ones(10))]
     [-0.2775, 0.0, 0.2775]
