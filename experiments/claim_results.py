@@ -65,7 +65,7 @@ def _sequences(run: ClaimRun) -> str:
 
     A failed seed is above the maximal number of sequences; the mean counts it as the maximum.
     """
-    needed = np.array([np.inf if seed.sequences is None else seed.sequences for seed in run.seeds])
+    needed = success_results.sequences_needed(run.seeds)
     median, limit = statistics.censored_median(needed), run.max_sequences
     mean = f'mean {"over " if median.failures else ""}{np.minimum(needed, limit).mean():,.0f}'
     wrong = np.array([seed.test[synthetic.WRONG] for seed in run.seeds])
@@ -125,12 +125,7 @@ def held_out_metrics(seed: SeedResult) -> dict[str, float]:
 def disagreements(run: ClaimRun) -> str:
     """Returns text with the number of seeds that met the criterion but not on the test, and their largest value."""
     seeds = [seed._replace(test=held_out_metrics(seed)) for seed in run.seeds]
-    successful = sum(seed.sequences is not None for seed in seeds)
-    values = [seed.test[run.criterion.metric] for seed in success_results.disagreements(seeds, run.criterion)]
-    if not values:
-        return f'0 of {successful}'
-    spec = '.2%' if run.criterion.metric == synthetic.WRONG else '.4g'
-    return f'{len(values)} of {successful}, {run.criterion.metric} up to {max(values):{spec}}'
+    return task_report.disagreement_text(seeds, run.criterion, ',')
 
 
 # --- the table -------------------------------------------------------------------------------------
@@ -139,7 +134,7 @@ def disagreements(run: ClaimRun) -> str:
 def row_of(claim: Any, summary: Mapping[str, Any], search_log: str) -> ClaimRow:
     """Returns the row of the table for a claim, from the summary of its finished run; see `ClaimRow.search_log`."""
     run, seconds = ClaimRun.of(summary), summary['seconds']
-    failed = sum(seed.sequences is None for seed in run.seeds)
+    failed = len(run.seeds) - len(success_results.successful(run.seeds))
     return ClaimRow(
         claim=claim.claim,
         published=claim.published,

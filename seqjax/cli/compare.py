@@ -36,6 +36,7 @@ from seqjax.reporting import plots, statistics, text_tables
 from seqjax.runs import directory, result_files
 from seqjax.runs.directory import Workdir
 from seqjax.tasks import synthetic
+from seqjax.training import success_results
 from seqjax.training.success_results import SuccessResults
 
 NAME, TABLE = 'compare', 'compare.csv'
@@ -212,7 +213,7 @@ def table_lines(
     yield f'Mean of {seeds} seeds with 95% CI\n'
     yield f'{"task":<20}{"cell":<9}{"units":>6}{"params":>9}{"success":>9}{"loss":>24}{"wrong":>28}'
     for entry, outcome in results:
-        successes = sum(seed.sequences is not None for seed in outcome.seeds)
+        successes = len(success_results.successful(outcome.seeds))
         (loss, wrong), failed = _finite(values_of(outcome))
         interval = statistics.bounded_mean_interval(wrong, items=(num_items or {}).get(entry.task))
         yield (
@@ -238,8 +239,8 @@ def difference_lines(
         (difference, wrong, other_wrong), failed = _finite(np.stack([loss - other_loss, *ours, *theirs]))
         mean, half = statistics.mean_interval(difference)
         items = (num_items or {}).get(entry.task)
-        lower, _, upper = interval = statistics.share_difference_interval(wrong, other_wrong, items=items)
-        is_significant = abs(mean) > half or lower > 0 or upper < 0
+        interval = statistics.share_difference_interval(wrong, other_wrong, items=items)
+        is_significant = abs(mean) > half or statistics.excludes_zero(interval)
         yield (
             f'{entry.task:<20}{f"{entry.cell} - {first[0].cell}":<20}'
             f'loss {text_tables.format_interval(difference, "+.4g")}   '

@@ -85,10 +85,8 @@ def difference_lines(metric: MetricSpec, results: Sequence[CellResult]) -> list[
     for result in results[1:]:
         difference, spec = result.values - first.values, '+' + metric.format_spec
         if _is_share(metric):
-            lower, _, upper = interval = statistics.share_difference_interval(
-                result.values, first.values, items=result.num_items
-            )
-            is_significant, text = lower > 0 or upper < 0, text_tables.format_bounded(interval, spec)
+            interval = statistics.share_difference_interval(result.values, first.values, items=result.num_items)
+            is_significant, text = statistics.excludes_zero(interval), text_tables.format_bounded(interval, spec)
         else:
             mean, half = statistics.mean_interval(difference)
             is_significant = abs(mean) > half

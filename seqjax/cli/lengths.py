@@ -34,7 +34,6 @@ from seqjax.training.success_results import SeedResult, SuccessResults
 from seqjax.types import Mean, Sequences, Task, TrainState
 
 WITHIN, BEYOND = 'within', 'beyond'  # prefixes of metrics: lengths up to the longest training length, and longer
-WRONG_SYMBOLS = 'wrong_symbols'  # metric of a task that is tested instead of the fraction of wrong sequences
 LENGTH_FACTOR = 10  # default of --max_test_length, as a multiple of the longest training length
 SOLVED = 0.99  # minimal accuracy, at every length beyond training, of a seed that generalizes
 OWN = {
@@ -114,7 +113,7 @@ class Lengths(TaskExperiment):
                 jax.random.fold_in(key, length), jnp.full(settings.options['sequences_per_length'], length), size
             )
             metrics = training_task.loss(evaluation.apply(model, state, batch.inputs), batch)
-            return metrics.get(WRONG_SYMBOLS, metrics[synthetic.WRONG])
+            return metrics.get(synthetic.WRONG_SYMBOLS, metrics[synthetic.WRONG])
 
         def test(state: TrainState, key: jax.Array) -> dict[str, Mean]:
             values = {}

@@ -247,14 +247,9 @@ class TaskExperiment:
         error_rate = task_report.error_rate_text(task, outcome, settings)
         text = f'{task.name}, {settings.model.title}: {summary}. {error_rate}'
         criterion = task_report.success_criterion(task, settings)
-        values = [seed.test[criterion.metric] for seed in success_results.disagreements(outcome.seeds, criterion)]
-        if values:
-            successful = sum(seed.sequences is not None for seed in outcome.seeds)
-            spec = '.2%' if criterion.metric == synthetic.WRONG else '.4g'
-            text += (
-                f' {len(values)} of {successful} successful seeds do not meet the criterion there: '
-                f'{criterion.metric} up to {max(values):{spec}}.'
-            )
+        if success_results.disagreements(outcome.seeds, criterion):
+            phrase = ' successful seeds do not meet the criterion there:'
+            text += f' {task_report.disagreement_text(outcome.seeds, criterion, phrase)}.'
         return text
 
     def plot(self, folder: Workdir, task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> None:

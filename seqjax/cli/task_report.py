@@ -1,5 +1,6 @@
 """Conclusion and figure of a run on a synthetic task."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from seqjax.cli.settings import Settings
 from seqjax.reporting import plots, statistics, text_tables
 from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask
-from seqjax.training.success_results import SuccessResults
+from seqjax.training import success_results
+from seqjax.training.success_results import SeedResult, SuccessResults
 
 
 def success_criterion(task: SyntheticTask, settings: Settings) -> SuccessCriterion:
@@ -33,7 +35,7 @@ def success_summary(task: SyntheticTask, outcome: SuccessResults, settings: Sett
 
     If a seed failed, the sentence has the median over all seeds, because the mean over the others would be too low.
     """
-    sequences, count = [seed.sequences for seed in outcome.seeds if seed.sequences is not None], len(outcome.seeds)
+    sequences, count = [seed.sequences for seed in success_results.successful(outcome.seeds)], len(outcome.seeds)
     low, high = statistics.wilson_interval(len(sequences), count)
     train = settings.train
     window, maximum = train.eval_every * train.batch_size, train.steps * train.batch_size
@@ -46,10 +48,26 @@ def success_summary(task: SyntheticTask, outcome: SuccessResults, settings: Sett
         return text
     text += f', after {min(sequences):,} to {max(sequences):,}'
     if len(sequences) < count:
-        needed = np.array([np.inf if seed.sequences is None else seed.sequences for seed in outcome.seeds])
-        median = statistics.censored_median(needed)
+        median = statistics.censored_median(success_results.sequences_needed(outcome.seeds))
         return f'{text}; median over all seeds {text_tables.format_censored(median, maximum)}'
     return f'{text} (mean {text_tables.format_interval(np.array(sequences, float), ",.0f", ",.0f")})'
+
+
+def disagreement_text(seeds: Sequence[SeedResult], criterion: SuccessCriterion, phrase: str = '') -> str:
+    """Returns text: number of the successful seeds whose test does not meet the criterion, and their largest value.
+
+    `phrase` follows the numbers. The value is left out if all tests meet the criterion.
+
+    >>> spike, solved = SeedResult(114, 8000, {'wrong': 0.2}), SeedResult(115, 8000, {'wrong': 0.0})
+    >>> disagreement_text([spike, solved], SuccessCriterion(), ' seeds fail:')
+    '1 of 2 seeds fail: wrong up to 20.00%'
+    """
+    values = [seed.test[criterion.metric] for seed in success_results.disagreements(seeds, criterion)]
+    text = f'{len(values)} of {len(success_results.successful(seeds))}'
+    if not values:
+        return text
+    spec = '.2%' if criterion.metric == synthetic.WRONG else '.4g'
+    return f'{text}{phrase} {criterion.metric} up to {max(values):{spec}}'
 
 
 def num_held_out(task: SyntheticTask, settings: Settings) -> int:
@@ -61,7 +79,7 @@ def num_held_out(task: SyntheticTask, settings: Settings) -> int:
 
 def error_rate_text(task: SyntheticTask, outcome: SuccessResults, settings: Settings) -> str:
     """Returns a sentence: mean error rate of the successful seeds, or of all if none is, on held-out sequences."""
-    successful = [seed for seed in outcome.seeds if seed.sequences is not None]
+    successful = success_results.successful(outcome.seeds)
     wrong = np.array([seed.test[synthetic.WRONG] for seed in (successful or outcome.seeds)])
     which, count = 'successful seeds' if successful else 'all seeds', num_held_out(task, settings)
     sequences = 'held-out examples' if task.examples is not None else 'new sequences'
@@ -94,7 +112,7 @@ def draw_metric(axis: Any, task: SyntheticTask, outcome: SuccessResults, setting
 def draw_success(axis: Any, outcome: SuccessResults, settings: Settings) -> None:
     """Draws the fraction of successful seeds against training sequences."""
     end = settings.train.eval_every * settings.train.batch_size * outcome.evals.shape[1]
-    sequences = sorted(seed.sequences for seed in outcome.seeds if seed.sequences is not None)
+    sequences = sorted(seed.sequences for seed in success_results.successful(outcome.seeds))
     fractions = np.arange(len(sequences) + 1) / len(outcome.seeds)
     axis.step([0, *sequences, end], [*fractions, fractions[-1]], where='post', color=plots.BLUE)
     axis.set(xlabel='training sequences', ylabel='fraction of successful seeds', ylim=(0, 1.02))

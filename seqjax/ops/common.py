@@ -139,7 +139,7 @@ def native_pays(steps: int, rows: int, hidden: int) -> bool:
     return steps > NATIVE_FEW_STEPS or steps * rows * hidden > NATIVE_MIN_SIZE
 
 
-NATIVE_STREAMING_ROWS = 2  # most rows of a single step without packed weights, `kMaxRows` in native/forward.h
+NATIVE_STREAMING_ROWS = 2  # most rows of a single step without packed weights, `kMaxUnpackedRows` in native/product.h
 NATIVE_STREAMING_MIN_UNITS = 384  # least H for which such a step is faster than in XLA
 NATIVE_FEW_STEPS = 4  # most steps for which packing the weights pays only from T B H = NATIVE_MIN_SIZE on
 NATIVE_MIN_SIZE = 8192

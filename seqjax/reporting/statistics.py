@@ -93,6 +93,11 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     return float(np.mean(values)), float(t_quantile(count - 1) * error)
 
 
+def excludes_zero(interval: Interval) -> bool:
+    """Returns True if 0 is outside the interval, so that the estimate differs significantly from it."""
+    return interval[0] > 0 or interval[2] < 0
+
+
 def combine_intervals(*intervals: Interval) -> Interval:
     """Returns the interval of an estimate with several independent errors, from an interval for each of the errors.
 

@@ -22,8 +22,6 @@ from seqjax.tasks import synthetic
 from seqjax.tasks.synthetic import SuccessCriterion, SyntheticTask, task_defaults
 from seqjax.types import Batch, Mean, ModelSpec, Sequences
 
-WRONG_SYMBOLS = 'wrong_symbols'  # metric that `seqjax lengths` tests instead of 'wrong', see `seqjax.cli.lengths`
-
 
 @task_defaults(hidden=64, batch_size=64, eval_every=100, steps=10_000)
 def reverse_string(longest: int = 40, symbols: int = 2) -> SyntheticTask:
@@ -60,10 +58,9 @@ def reverse_string(longest: int = 40, symbols: int = 2) -> SyntheticTask:
 
 def _loss_fn(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
     """Returns the metrics of `synthetic.classification`, and the fraction of wrong symbols."""
-    correct = (logits.argmax(-1) == batch.targets) & jnp.isfinite(logits).all(-1)
-    counts = batch.mask.sum(dtype=jnp.float32)
-    wrong = Mean((~correct & batch.mask).sum(dtype=jnp.float32), counts)
-    return {**synthetic.classification(logits, batch), WRONG_SYMBOLS: wrong}
+    wrong = ~synthetic.is_correct(logits, batch) & batch.mask
+    share = Mean(wrong.sum(dtype=jnp.float32), batch.mask.sum(dtype=jnp.float32))
+    return {**synthetic.classification(logits, batch), synthetic.WRONG_SYMBOLS: share}
 
 
 def _draw(key: jax.Array, lengths: jax.Array, longest: int, *, symbols: int) -> Batch:

@@ -17,6 +17,7 @@ from seqjax.types import Arrays, Batch, Mean, ModelSpec
 T = TypeVar('T', bound=Callable)
 LossFn = Callable[[Arrays, Batch], dict[str, Mean]]
 MAX_OPERATIONS = 10**9  # of the precomputation of a task; about 10 s
+WRONG_SYMBOLS = 'wrong_symbols'  # name of a metric of some, which `seqjax lengths` tests instead of WRONG
 WRONG = 'wrong'  # name of a metric of every loss function: the fraction of sequences with a wrong answer
 
 
@@ -104,11 +105,15 @@ def classification(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
 
     A sequence is wrong if, at any unmasked step, the most probable class is not the target or a logit is not finite.
     """
-    correct = logits.argmax(-1) == batch.targets
     return {
         'loss': losses.cross_entropy(logits, batch.targets, batch.mask),
-        WRONG: error_rate(correct & jnp.isfinite(logits).all(-1), batch.mask),
+        WRONG: error_rate(is_correct(logits, batch), batch.mask),
     }
+
+
+def is_correct(logits: jax.Array, batch: Batch) -> jax.Array:
+    """Returns True where the most probable class of finite logits [..., O] is the target, bool [...]."""
+    return (logits.argmax(-1) == batch.targets) & jnp.isfinite(logits).all(-1)
 
 
 def regression(tolerance: float) -> LossFn:

@@ -310,7 +310,7 @@ class SuccessMonitor(Observer):
         return SeedResult(int(session.group.seeds[i]), None if steps is None else steps * self.batch_size, values)
 
     def status(self) -> str:
-        before = sum(seed.sequences is not None for seed in self.results)
+        before = len(success_results.successful(self.results))
         return f'{before + len(self.successes)} of {self.num_seeds} seeds successful'
 
 

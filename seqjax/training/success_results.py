@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,16 @@ def to_number(x: np.ndarray | Mean) -> float:
     return float(np.float32(x.total) / np.float32(x.count)) if x.count > 0 else math.nan
 
 
+def successful(seeds: Iterable[SeedResult]) -> list[SeedResult]:
+    """Returns the seeds that met the success criterion in training."""
+    return [seed for seed in seeds if seed.sequences is not None]
+
+
+def sequences_needed(seeds: Sequence[SeedResult]) -> np.ndarray:
+    """Returns the training sequences [R] until each seed met the success criterion; infinity if it did not."""
+    return np.array([math.inf if seed.sequences is None else seed.sequences for seed in seeds])
+
+
 def disagreements(seeds: Sequence[SeedResult], criterion: SuccessCriterion) -> list[SeedResult]:
     """Returns the seeds that met the success criterion in training, but do not meet it on held-out sequences.
 
@@ -53,8 +63,8 @@ def disagreements(seeds: Sequence[SeedResult], criterion: SuccessCriterion) -> l
     >>> [seed.seed for seed in disagreements([spike, solved, failed], SuccessCriterion())]
     [114]
     """
-    successful = [seed for seed in seeds if seed.sequences is not None]
-    return [seed for seed in successful if not seed.test[criterion.metric] <= criterion.at_most]  # NaN does not meet it
+    # NaN does not meet it.
+    return [seed for seed in successful(seeds) if not seed.test[criterion.metric] <= criterion.at_most]
 
 
 def to_json(seed: SeedResult) -> dict[str, Any]:

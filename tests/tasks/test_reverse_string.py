@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from experiments import reverse_string as experiment
-from seqjax.cli import lengths as lengths_command
 from seqjax.tasks import reverse_string, synthetic
 from tests.helpers.drawing import compiled
 
@@ -62,11 +61,11 @@ def test_wrong_symbols_are_counted_one_by_one_and_wrong_strings_once():
     logits = np.where(np.arange(2) == np.asarray(batch.targets)[..., None], 9.0, 0.0)
     logits[~np.asarray(batch.mask)] = np.nan
     metrics = problem.loss_fn(jnp.asarray(logits), batch)
-    assert metrics[synthetic.WRONG] == (0, 3) and metrics[lengths_command.WRONG_SYMBOLS] == (0, 11)
+    assert metrics[synthetic.WRONG] == (0, 3) and metrics[synthetic.WRONG_SYMBOLS] == (0, 11)
     logits[1, 7:9] = 9 - logits[1, 7:9]
     logits[2, 2, 0] = np.nan
     metrics = problem.loss_fn(jnp.asarray(logits), batch)
-    assert metrics[synthetic.WRONG] == (2, 3) and metrics[lengths_command.WRONG_SYMBOLS] == (3, 11)
+    assert metrics[synthetic.WRONG] == (2, 3) and metrics[synthetic.WRONG_SYMBOLS] == (3, 11)
 
 
 @pytest.mark.parametrize(('options', 'words'), [({'longest': 0}, 'longest=0'), ({'symbols': 1}, 'symbols=1')])

@@ -62,11 +62,6 @@ class ForwardSteps {
     return sum;
   }
 
-  void fill_bias(Panel panel, long rows, R* z, long stride) {
-    const R* b = bias.data + panel.first * kSums * N;
-    for (long i = 0; i < rows; ++i) std::memcpy(z + i * stride, b, panel.count * kSums * N * sizeof(R));
-  }
-
   // Replaces the sums of z and r by their gates, and computes r * h.
   void apply_reset(const Step& now, long row, long row_end, Panel panel, R* z, long stride) {
     for (long r = row; r < row_end; ++r, z += stride)
@@ -275,8 +270,6 @@ class SingleStep : ForwardSteps<R, C> {
   using Base::bias, Base::gated, Base::kTwoProducts, Base::N, Base::p, Base::vectors;
 
  public:
-  static constexpr long kMaxRows = 2;  // with more rows, products of packed weights are faster
-
   SingleStep(const Forward<R>& problem, double weights)
       : Base(problem),
         stride(vectors * kSums * N),

@@ -12,6 +12,7 @@ namespace seqjax {
 
 constexpr int kMaxRows = 6;     // rows of a tile
 constexpr int kMaxVectors = 8;  // vectors of a tile's row
+constexpr int kMaxUnpackedRows = 2;  // with more rows, products of packed weights are faster
 constexpr long kFirstCacheBytes = 24 << 10;
 
 // Adds rows[m][0..K) times weights [K, G vectors] to z[m][0..G vectors), for M rows. `ahead` is weights that are needed
@@ -110,7 +111,7 @@ void multiply(long begin, long end, int width, long K, F row, const R* weights, 
 // are not packed: kRows rows of them are read together, so that z is read and written once for each.
 template <typename R, int M>
 void accumulate_unpacked(R* z, long z_stride, const R* const* rows, long K, const R* weights, long stride, long columns) {
-  constexpr int N = Simd<R>::N, kRows = M <= 2 ? 8 : 4;
+  constexpr int N = Simd<R>::N, kRows = 8;
   const auto add = [&](auto count, long k) {
     constexpr int kCount = decltype(count)::value;
     const R* w = weights + k * stride;
@@ -121,7 +122,7 @@ void accumulate_unpacked(R* z, long z_stride, const R* const* rows, long K, cons
 #pragma GCC unroll 8
       for (int i = 0; i < kCount; ++i) {
         const Vec<R> weight = load<R>(w + i * stride + c, n);
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int m = 0; m < M; ++m) sums[m] += rows[m][k + i] * weight;
       }
       for (int m = 0; m < M; ++m) store<R>(z + m * z_stride + c, sums[m], N);
@@ -136,10 +137,9 @@ void accumulate_unpacked(R* z, long z_stride, const R* const* rows, long K, cons
 template <typename R, typename F>
 void multiply_unpacked(long begin, long end, long columns, long K, F row, const R* weights, long stride, R* z, long z_stride) {
   using Function = void (*)(R*, long, const R* const*, long, const R*, long, long);
-  constexpr Function kFunctions[] = {accumulate_unpacked<R, 1>, accumulate_unpacked<R, 2>, accumulate_unpacked<R, 3>,
-                                     accumulate_unpacked<R, 4>};
-  for_tiles(begin, end, 4, [&](long r, int m) {
-    const R* rows[4];
+  constexpr Function kFunctions[kMaxUnpackedRows] = {accumulate_unpacked<R, 1>, accumulate_unpacked<R, 2>};
+  for_tiles(begin, end, kMaxUnpackedRows, [&](long r, int m) {
+    const R* rows[kMaxUnpackedRows];
     for (int i = 0; i < m; ++i) rows[i] = row(r + i);
     kFunctions[m - 1](z + (r - begin) * z_stride, z_stride, rows, K, weights, stride, columns);
   });

@@ -68,7 +68,7 @@ struct Call {
 // Runs a forward pass by `SingleStep`, where that is faster, and returns whether it did.
 template <Cell C, typename R>
 bool run_single_step(ffi::ThreadPool& pool, int threads, const Forward<R>& p, double weights) {
-  if (p.T != 1 || p.B > SingleStep<R, C>::kMaxRows) return false;
+  if (p.T != 1 || p.B > kMaxUnpackedRows) return false;
   SingleStep<R, C>(p, weights).run(pool, threads);
   return true;
 }

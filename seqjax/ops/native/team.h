@@ -46,23 +46,33 @@ inline std::atomic<int>& busy_threads() {
   return count;
 }
 
+// Counts this thread and up to `wanted` - 1 helpers from the pool as busy, as long as it lives.
+struct Helpers {
+  template <typename Pool>
+  Helpers(Pool& pool, long wanted) {
+    const long free = static_cast<long>(pool.num_threads()) - busy_threads().fetch_add(1);
+    count = static_cast<int>(std::max(0L, std::min(wanted, free) - 1));
+    busy_threads().fetch_add(count);
+  }
+  ~Helpers() { busy_threads().fetch_sub(1 + count); }
+  Helpers(const Helpers&) = delete;
+  int count;
+};
+
 // Runs f(index, size, barrier) in up to `wanted` threads, this one included.
 //
 // Tasks of a pool may start late, for example if all its threads are busy: the team is closed after `patience` seconds, and
 // tasks that start later return at once. So no thread ever waits for one that has not started.
 template <typename Pool, typename F>
 void run_team(Pool& pool, int wanted, double patience, F f) {
-  const int cores = static_cast<int>(pool.num_threads());
-  const int others = busy_threads().fetch_add(1);
-  const int helpers = std::max(0, std::min(wanted, cores - others) - 1);
+  const Helpers helpers(pool, wanted);
   struct Shared {
     std::atomic<int> members{1}, size{0}, finished{0};
     Barrier barrier;
   };
   auto shared = std::make_shared<Shared>();
-  busy_threads().fetch_add(helpers);
   constexpr int kClosed = 1 << 20;
-  for (int i = 0; i < helpers; ++i)
+  for (int i = 0; i < helpers.count; ++i)
     pool.Schedule([shared, &f] {
       const int index = shared->members.fetch_add(1);
       if (index >= kClosed) return;
@@ -71,34 +81,29 @@ void run_team(Pool& pool, int wanted, double patience, F f) {
       shared->finished.fetch_add(1, std::memory_order_release);
     });
   const auto start = std::chrono::steady_clock::now();
-  while (shared->members.load() <= helpers &&
+  while (shared->members.load() <= helpers.count &&
          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < patience)
     pause();
   const int size = shared->members.fetch_add(kClosed);
   shared->size.store(size, std::memory_order_release);
   f(0, size, shared->barrier);
   spin_until([&] { return shared->finished.load(std::memory_order_acquire) == size - 1; });
-  busy_threads().fetch_sub(1 + helpers);
 }
 
 // Calls f(i) for i of [0, count), in any order, in up to `wanted` threads, this one included, which waits for none to start.
 template <typename Pool, typename F>
 void run_chunks(Pool& pool, int wanted, long count, F f) {
-  const int others = busy_threads().fetch_add(1);
-  const long free = std::min<long>(pool.num_threads() - others, count);
-  const int helpers = std::max(0, static_cast<int>(std::min<long>(wanted, free)) - 1);
+  const Helpers helpers(pool, std::min<long>(wanted, count));
   struct Shared {
     std::atomic<long> next{0}, finished{0};
   };
   auto shared = std::make_shared<Shared>();
-  busy_threads().fetch_add(helpers);
   const auto work = [&f, count](Shared& s) {  // f is there as long as a number is left
     for (long i; (i = s.next.fetch_add(1)) < count; s.finished.fetch_add(1, std::memory_order_release)) f(i);
   };
-  for (int i = 0; i < helpers; ++i) pool.Schedule([shared, work] { work(*shared); });
+  for (int i = 0; i < helpers.count; ++i) pool.Schedule([shared, work] { work(*shared); });
   work(*shared);
   spin_until([&] { return shared->finished.load(std::memory_order_acquire) == count; });
-  busy_threads().fetch_sub(1 + helpers);
 }
 
 }  // namespace seqjax
